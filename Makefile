@@ -1,0 +1,78 @@
+# The verbs of everyday work. On a fresh Debian machine, as root: `make demo` and `make test`.
+#
+#   make demo     the whole life of a file system, on real data, in half a minute
+#   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
+#   make lint     ruff and mypy
+#   make bench    benchmarks/, see benchmarks/README.md;  BENCH='-k register' picks some
+#   make fuzz     each fuzzer for FUZZ_SECONDS (30)
+#   make wheel    dist/*.whl
+#   make clean    what was built; .venv stays
+#
+# PYTHON=... names the interpreter for .venv. TESTS='tests/flows -k docs' runs some tests only.
+
+SHELL := /bin/bash
+PYTHON ?=
+TESTS ?=
+BENCH ?=
+FUZZ_SECONDS ?= 30
+export PYTHON
+
+python := .venv/bin/python
+sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
+compiled := $(filter-out src/%.py,$(sources))
+
+.PHONY: demo test lint bench fuzz wheel clean system-demo system-test system-fuzz
+.NOTPARALLEL:
+
+demo: system-demo build/.built
+	@$(python) examples/demo.py
+
+test: system-test build/.built-strict
+	@.ci/tests $(TESTS)
+
+lint: system-demo .venv/.requirements
+	@$(python) -m ruff check .
+	@$(python) -m mypy src
+
+bench: system-test build/.built
+	@$(python) -m pytest benchmarks -o python_files='bench_*.py' -p no:cacheprovider $(BENCH)
+
+fuzz: system-fuzz build/.built
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' .ci/fuzz
+
+wheel: system-demo .venv/.requirements
+	@$(python) -m pip wheel -q --no-deps --no-build-isolation -w dist .
+	@ls -l dist/*.whl
+
+clean:
+	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+	find src -name '*.so' -delete
+
+system-demo:
+	@.ci/prepare system demo
+
+system-test:
+	@.ci/prepare system test
+
+system-fuzz:
+	@.ci/prepare system fuzz
+
+# PYTHON=... may ask for another interpreter than the one .venv was made from.
+.venv/.requirements: pyproject.toml .ci/prepare $(if $(PYTHON),FORCE)
+	@.ci/prepare python
+	@cmp -s build/log/requirements.txt $@ || cp build/log/requirements.txt $@
+	@$(if $(PYTHON),,touch $@)
+
+# An editable install: a changed Python file needs no build, a changed C or Cython file does.
+build/.built: .venv/.requirements $(compiled)
+	@.ci/prepare build
+	@touch $@
+
+# The same with every compiler warning an error; from nothing, so that no file escapes.
+build/.built-strict: .venv/.requirements $(compiled)
+	@find build -mindepth 1 -maxdepth 1 ! -name log ! -name corpus -exec rm -rf {} +
+	@LAYERSTORE_WERROR=1 .ci/prepare build
+	@touch build/.built $@
+
+FORCE:

@@ -1,0 +1,103 @@
+"""Differences between trees. Binding of lay_changes and of the two tree verbs the drivers need.
+
+See _changes.pyi for what is promised. A Changes never changes, so any number of threads may read it.
+"""
+cimport lay
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+
+import os
+
+cdef extern from "Python.h":
+    str PyUnicode_DecodeFSDefaultAndSize(const char *s, Py_ssize_t size)
+
+
+cdef class Changes:
+    cdef lay.lay_changes *c
+
+    def __init__(self):
+        raise TypeError("a Changes is made by compare_trees or compare_overlay")
+
+    def __dealloc__(self):
+        cdef lay.lay_changes *c = self.c
+        if c != NULL:
+            with nogil:
+                lay.lay_changes_free(c)
+
+    def __len__(self):
+        return lay.lay_changes_count(self.c)
+
+    def _capsule(self):
+        """For export_changes, while it keeps this object."""
+        return PyCapsule_New(self.c, "layerstore.changes", NULL)
+
+    def to_list(self, change_type, kinds):
+        cdef const char *path = NULL
+        cdef size_t i, n = 0
+        cdef int kind
+        cdef tuple kind_of = tuple(kinds)
+        cdef list made = []
+        new = tuple.__new__
+        for i in range(lay.lay_changes_count(self.c)):
+            kind = lay.lay_changes_at(self.c, i, &path, &n)
+            made.append(new(change_type, (PyUnicode_DecodeFSDefaultAndSize(path, <Py_ssize_t>n), kind_of[kind])))
+        return made
+
+
+cdef Changes owned(lay.lay_changes *c):
+    cdef Changes changes = Changes.__new__(Changes)
+    changes.c = c
+    return changes
+
+
+def compare_trees(int new_fd, int old_fd=-1):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_changes *c = NULL
+    with nogil:
+        code = lay.lay_changes_trees(&c, new_fd, old_fd, &err)
+    lay.check(code, &err)
+    return owned(c)
+
+
+def compare_overlay(int upper_fd, lower_fds, bint userxattr=False):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_changes *c = NULL
+    cdef unsigned flags = lay.LAY_CHANGES_USERXATTR if userxattr else 0
+    cdef size_t i, n = len(lower_fds)
+    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
+    if fds == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            fds[i] = lower_fds[i]
+        with nogil:
+            code = lay.lay_changes_overlay(&c, upper_fd, fds, n, flags, &err)
+    finally:
+        free(fds)
+    lay.check(code, &err)
+    return owned(c)
+
+
+def tree_size(int root_fd):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef int64_t size = 0
+    with nogil:
+        code = lay.lay_tree_size(root_fd, &size, &err)
+    lay.check(code, &err)
+    return size
+
+
+def remove_tree(int parent_fd, name):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef bytes encoded = os.fsencode(name)
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    cdef const char *p = encoded
+    with nogil:
+        code = lay.lay_tree_remove(parent_fd, p, &err)
+    lay.check(code, &err)

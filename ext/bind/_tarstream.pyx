@@ -1,0 +1,211 @@
+"""Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check.
+
+See _tarstream.pyi for what is promised. read() makes its bytes object once and has C fill it; what is
+too large to be asked for at once is read in parts, with a look at signals between them.
+"""
+cimport lay
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.stdint cimport int64_t, uint8_t
+
+cdef extern from "Python.h":
+    str PyUnicode_DecodeFSDefault(const char *s)
+
+EXPORT_OVERLAY = <int>lay.LAY_EXPORT_OVERLAY
+EXPORT_USERXATTR = <int>lay.LAY_EXPORT_USERXATTR
+
+cdef enum:
+    PART = 16 << 20
+    MAX_BYTES = 256 << 20
+    MAX_MS = 100
+
+
+cdef const uint8_t *diff_id_bytes(bytes diff_id) except? NULL:
+    """32 bytes of it, alive as long as the object; NULL for None."""
+    if diff_id is None:
+        return NULL
+    if len(diff_id) != 32:
+        raise ValueError(f"a DiffID has 32 bytes, not {len(diff_id)}")
+    return <const uint8_t *><const char *>diff_id
+
+
+cdef class Source:
+    cdef lay.Handle handle
+
+    def __init__(self):
+        raise TypeError("a Source is made by assemble, export_tree or export_changes")
+
+    def __dealloc__(self):
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        if s != NULL:
+            with nogil:
+                lay.lay_source_free(s)
+
+    def _capsule(self):
+        """For Apply.pump_source, while it keeps this object."""
+        return PyCapsule_New(&self.handle, "layerstore.source", NULL)
+
+    cdef size_t fill(self, char *p, size_t n) except? <size_t>-1:
+        """Up to n bytes to p, in parts; fewer only at the end."""
+        cdef lay.lay_error err
+        cdef lay.lay_code code
+        cdef size_t have = 0, got = 1, part
+        lay.enter(&self.handle)
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        try:
+            while have < n and got > 0:
+                part = min(n - have, <size_t>PART)
+                with nogil:
+                    code = lay.lay_source_read(s, p + have, part, &got, &err)
+                lay.check(code, &err)
+                have += got
+                PyErr_CheckSignals()
+        finally:
+            lay.give(&self.handle)
+        return have
+
+    cdef bytes read_part(self, size_t n):
+        cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
+        cdef char *p = PyBytes_AsString(data)
+        cdef size_t got = self.fill(p, n)
+        return data if got == n else PyBytes_FromStringAndSize(p, <Py_ssize_t>got)
+
+    def read(self, n):
+        cdef list parts = []
+        left = n if n >= 0 else None
+        while True:
+            want = PART if left is None else min(left, PART)
+            part = self.read_part(want)
+            if left is not None:
+                left -= want
+            if not parts and (left == 0 or len(part) < want):
+                return part
+            parts.append(part)
+            if left == 0 or len(part) < want:
+                return b"".join(parts)
+
+    def readinto(self, buffer):
+        cdef Py_buffer view
+        PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+        try:
+            return self.fill(<char *>view.buf, <size_t>view.len)
+        finally:
+            PyBuffer_Release(&view)
+
+    def copy_to_fd(self, int fd, int64_t max_bytes=MAX_BYTES, int max_ms=MAX_MS):
+        cdef lay.lay_error err
+        cdef lay.lay_code code
+        cdef int64_t written = 0
+        cdef int end = 0
+        lay.enter(&self.handle)
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        with nogil:
+            code = lay.lay_source_copy(s, fd, max_bytes, max_ms, &written, &end, &err)
+        lay.give(&self.handle)
+        lay.check(code, &err)
+        return end != 0, written
+
+    def size(self):
+        cdef lay.lay_error err
+        cdef lay.lay_code code
+        cdef int64_t size = 0
+        lay.enter(&self.handle)
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        with nogil:
+            code = lay.lay_source_size(s, &size, &err)
+        lay.give(&self.handle)
+        lay.check(code, &err)
+        return size
+
+    def seek(self, int64_t offset):
+        cdef lay.lay_error err
+        cdef lay.lay_code code
+        lay.enter(&self.handle)
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        with nogil:
+            code = lay.lay_source_seek(s, offset, &err)
+        lay.give(&self.handle)
+        lay.check(code, &err)
+
+    def tell(self):
+        lay.enter(&self.handle)
+        cdef int64_t position = lay.lay_source_tell(<lay.lay_source *>self.handle.c)
+        lay.give(&self.handle)
+        return position
+
+    def close(self):
+        if not lay.take(&self.handle):
+            raise RuntimeError("in use by another thread")
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        self.handle.c = NULL
+        if s != NULL:
+            with nogil:
+                lay.lay_source_free(s)
+        lay.give(&self.handle)
+
+
+cdef Source owned(lay.lay_source *s):
+    cdef Source source = Source.__new__(Source)
+    source.handle.c = s
+    return source
+
+
+def assemble(int record_fd, int root_fd, bytes diff_id=None):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_source *s = NULL
+    cdef const uint8_t *expected = diff_id_bytes(diff_id)
+    with nogil:
+        code = lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err)
+    lay.check(code, &err)
+    return owned(s)
+
+
+def export_tree(int root_fd, unsigned flags=0):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_source *s = NULL
+    with nogil:
+        code = lay.lay_export_tree_open(&s, root_fd, flags, &err)
+    lay.check(code, &err)
+    return owned(s)
+
+
+def export_changes(int root_fd, changes):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_source *s = NULL
+    capsule = changes._capsule()
+    cdef const lay.lay_changes *c = <const lay.lay_changes *>PyCapsule_GetPointer(capsule, "layerstore.changes")
+    with nogil:
+        code = lay.lay_export_changes_open(&s, root_fd, c, &err)
+    lay.check(code, &err)
+    return owned(s)
+
+
+def check(int record_fd, int root_fd, bytes diff_id):
+    cdef lay.lay_error err, problem
+    cdef lay.lay_code code
+    cdef lay.lay_check *c = NULL
+    cdef const uint8_t *expected = diff_id_bytes(diff_id)
+    cdef int kind = 0, end = 0
+    cdef list found = []
+    names = {lay.LAY_PROBLEM_CONTENT: "content", lay.LAY_PROBLEM_MISSING: "missing", lay.LAY_PROBLEM_RECORD: "metadata"}
+    with nogil:
+        code = lay.lay_check_open(&c, record_fd, root_fd, expected, &err)
+    lay.check(code, &err)
+    try:
+        while not end:
+            with nogil:
+                code = lay.lay_check_next(c, MAX_MS, &kind, &end, &problem, &err)
+            lay.check(code, &err)
+            if kind != lay.LAY_PROBLEM_NONE:
+                path = PyUnicode_DecodeFSDefault(problem.path)
+                found.append((names[kind], path, problem.text.decode("utf-8", "replace")))
+            PyErr_CheckSignals()
+    finally:
+        with nogil:
+            lay.lay_check_free(c)
+    return found

@@ -1,0 +1,105 @@
+# lay.pxd - lay.h for Cython; check(), the one way from a lay_error to an exception; and who may use a handle.
+#
+# Whatever is lay_'s is called without the GIL and raises nothing itself. A Handle is shown to the
+# sibling modules in a PyCapsule, as they share no types in the limited API.
+from libc.stdint cimport int64_t, uint8_t
+
+cdef extern from "lay.h" nogil:
+    ctypedef enum lay_code:
+        LAY_OK
+    ctypedef struct lay_error:
+        lay_code code
+        int sys_errno
+        int64_t offset
+        char *path
+        char *text
+
+    const char *lay_build_sha256() noexcept
+    const char *lay_build_crc64() noexcept
+    const char *lay_build_gzip() noexcept
+    const char *lay_build_zstd() noexcept
+
+    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN
+    ctypedef struct lay_apply_options:
+        int root_fd
+        int record_fd
+        int scratch_fd
+        int reread_fd
+        int64_t reread_offset
+        int spool_fd
+        int workers
+        unsigned flags
+    ctypedef struct lay_applied:
+        uint8_t diff_id[32]
+        int64_t tar_size
+        int64_t size
+        int64_t entries
+    ctypedef struct lay_apply
+    lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_error *err) noexcept
+    lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
+    lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
+    lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err) noexcept
+    int64_t lay_apply_taken(const lay_apply *a) noexcept
+    int lay_apply_sated(lay_apply *a) noexcept
+    lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
+    void lay_apply_free(lay_apply *a) noexcept
+
+    ctypedef struct lay_source
+    lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err) noexcept
+    lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err) noexcept
+    lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err) noexcept
+    lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err) noexcept
+    int64_t lay_source_tell(const lay_source *s) noexcept
+    void lay_source_free(lay_source *s) noexcept
+    lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
+    unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR
+    lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
+
+    unsigned LAY_CHANGES_USERXATTR
+    ctypedef struct lay_changes
+    lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err) noexcept
+    lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
+    size_t lay_changes_count(const lay_changes *c) noexcept
+    int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len) noexcept
+    void lay_changes_free(lay_changes *c) noexcept
+    lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err) noexcept
+
+    int LAY_PROBLEM_NONE, LAY_PROBLEM_CONTENT, LAY_PROBLEM_MISSING, LAY_PROBLEM_RECORD
+    ctypedef struct lay_check
+    lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
+    lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err) noexcept
+    void lay_check_free(lay_check *c) noexcept
+
+    lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
+    lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err) noexcept
+
+
+cdef inline int check(lay_code code, lay_error *err) except -1:
+    if code == LAY_OK:
+        return 0
+    from layerstore.errors import from_core
+    raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"))
+
+
+# One user at a time, told by an atomic flag, so that it also holds where there is no GIL.
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    typedef struct lay_handle { void *c; atomic_int busy; } lay_handle;
+    static inline int lay_handle_take(lay_handle *h) { int idle = 0; return atomic_compare_exchange_strong(&h->busy, &idle, 1); }
+    static inline void lay_handle_give(lay_handle *h) { atomic_store(&h->busy, 0); }
+    """
+    ctypedef struct Handle "lay_handle":
+        void *c       # the core's object; NULL once it is closed
+    bint take "lay_handle_take"(Handle *h) nogil
+    void give "lay_handle_give"(Handle *h) nogil
+
+
+cdef inline int enter(Handle *h) except -1:
+    """Become the one user of an open handle; give(h) ends it."""
+    if not take(h):
+        raise RuntimeError("in use by another thread")
+    if h.c == NULL:
+        give(h)
+        raise RuntimeError("already closed")
+    return 0

@@ -1,0 +1,352 @@
+/* assemble.c - recorded framing and the files of a tree become the first tar again.
+ *
+ * Pull: each read copies framing and file bytes straight into the caller's buffer; every file's CRC-64 is
+ * checked when it has been read whole, and the DiffID when all was read from the first byte to the end.
+ * A seek goes to the nearest restart point of the record and passes over lines without opening files.
+ * Source: tar-split, tar/asm/assemble.go; moby, layer.go (verifiedReadCloser).
+ */
+#include "assemble.h"
+
+#include "digest.h"
+#include "source.h"
+#include "split.h"
+#include "tree.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#define FAR_AHEAD (16 << 20)     /* a forward seek beyond this looks for a restart point */
+
+typedef struct assemble {
+    lay_source base;
+    int record_fd, root_fd;
+    lay_locate locate; void *context;
+    lay_split_reader *reader;
+    bool verify, hashing, ended;
+    uint8_t diff_id[LAY_SHA256_SIZE];
+    lay_sha256 sha;
+    int64_t position, skip_to;            /* of the next byte to give; lines before skip_to are passed over */
+    lay_split_line line;
+    const uint8_t *p; size_t n;           /* framing still to give */
+    int fd; int64_t left, file_at;        /* file still to give */
+    uint64_t crc, files;
+    bool whole;                           /* it is being read from its first byte */
+    int64_t size;                         /* -1: not known yet */
+    char *path; size_t path_cap;
+    lay_error failure;
+} assemble;
+
+lay_code lay_payload_differs(const char *name, size_t n, lay_error *err)
+{
+    lay_fail(err, LAY_E_MISMATCH, "file integrity checksum failed for \"%.*s\"", (int)(n < 400 ? n : 400), name);
+    lay_error_path(err, name, n);
+    return err->code;
+}
+
+lay_code lay_payload_path(const char *name, size_t n, char **buffer, size_t *cap, size_t *len, lay_error *err)
+{
+    if (*cap < n + 2) {
+        char *grown = realloc(*buffer, n + 258);
+        if (!grown)
+            return lay_fail_nomem(err);
+        *buffer = grown;
+        *cap = n + 258;
+    }
+    while (n && *name == '/') {
+        name++;
+        n--;
+    }
+    *len = lay_path_clean(name, n, *buffer);
+    (*buffer)[*len] = '\0';
+    const char *p = *buffer;
+    if (*len >= 2 && p[0] == '.' && p[1] == '.' && (*len == 2 || p[2] == '/')) {
+        lay_fail(err, LAY_E_MISMATCH, "the record names a file outside of the layer");
+        lay_error_path(err, name, n);
+        return err->code;
+    }
+    return LAY_OK;
+}
+
+int lay_payload_open(int root_fd, const char *path, size_t n, const char *name, size_t name_len, int64_t size, lay_error *err)
+{
+    int fd = lay_tree_open_file(root_fd, path, n);
+    if (fd < 0) {
+        int e = errno;
+        bool gone = e == ENOENT || e == ENOTDIR || e == ELOOP || e == EINVAL || e == EXDEV || e == EISDIR || e == ENXIO;
+        if (gone)
+            lay_fail(err, LAY_E_MISMATCH, "cannot open \"%.*s\" of the layer: %s", (int)(name_len < 300 ? name_len : 300), name,
+                     e == ENOENT || e == ENOTDIR ? "it is gone" : "it is not a regular file");
+        else
+            lay_fail_os(err, e, NULL, "cannot open a file of the layer");
+        lay_error_path(err, name, name_len);
+        err->sys_errno = e;
+        return -1;
+    }
+    struct stat st;
+    if (fstat(fd, &st) != 0 || st.st_size != size) {
+        close(fd);
+        lay_payload_differs(name, name_len, err);
+        return -1;
+    }
+    return fd;
+}
+
+static void start_hash(assemble *a)
+{
+    a->hashing = a->verify;
+    if (a->hashing)
+        lay_sha256_start(&a->sha);
+}
+
+static void close_file(assemble *a)
+{
+    if (a->fd >= 0)
+        close(a->fd);
+    a->fd = -1;
+    a->left = 0;
+}
+
+static lay_code open_file(assemble *a, int64_t from, lay_error *err)
+{
+    const lay_split_line *line = &a->line;
+    int root_fd = a->root_fd;
+    const char *path;
+    size_t n;
+    if (a->locate) {
+        if (a->locate(a->context, a->files - 1, line->name, line->name_len, &root_fd, &path, &n, err))
+            return err->code;
+    } else {
+        if (lay_payload_path(line->name, line->name_len, &a->path, &a->path_cap, &n, err))
+            return err->code;
+        path = a->path;
+    }
+    a->fd = lay_payload_open(root_fd, path, n, line->name, line->name_len, line->size, err);
+    if (a->fd < 0)
+        return err->code;
+    a->file_at = from;
+    a->left = line->size - from;
+    a->whole = from == 0;
+    a->crc = 0;
+    return LAY_OK;
+}
+
+/* The next line that has bytes at or after skip_to. */
+static lay_code next_line(assemble *a, lay_error *err)
+{
+    for (;;) {
+        bool end;
+        if (lay_split_reader_next(a->reader, &a->line, &end, err))
+            return err->code;
+        if (end) {
+            a->ended = true;
+            return LAY_OK;
+        }
+        a->files += a->line.is_file;
+        int64_t bytes = a->line.is_file ? a->line.size : (int64_t)a->line.n;
+        int64_t from = a->skip_to > a->line.tar_offset ? a->skip_to - a->line.tar_offset : 0;
+        if (from >= bytes)
+            continue;
+        if (a->line.is_file)
+            return open_file(a, from, err);
+        a->p = a->line.p + from;
+        a->n = (size_t)(bytes - from);
+        return LAY_OK;
+    }
+}
+
+static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, lay_error *err)
+{
+    size_t want = a->left < (int64_t)room ? (size_t)a->left : room;
+    ssize_t n;
+    do
+        n = pread(a->fd, to, want, a->file_at);
+    while (n < 0 && errno == EINTR);
+    if (n < 0) {
+        lay_fail_os(err, errno, NULL, "cannot read a file of the layer");
+        lay_error_path(err, a->line.name, a->line.name_len);
+        return err->code;
+    }
+    if (n == 0)
+        return lay_payload_differs(a->line.name, a->line.name_len, err);
+    a->file_at += n;
+    a->left -= n;
+    *got = (size_t)n;
+    if (a->whole)
+        a->crc = lay_crc64_add(a->crc, to, (size_t)n);
+    if (a->left)
+        return LAY_OK;
+    bool same = !a->whole || (a->line.has_crc && a->crc == a->line.crc);
+    close_file(a);
+    return same ? LAY_OK : lay_payload_differs(a->line.name, a->line.name_len, err);
+}
+
+/* All is given: does it hash to what was promised? Asked once. */
+static lay_code check_digest(assemble *a, lay_error *err)
+{
+    uint8_t got[LAY_SHA256_SIZE];
+    if (!a->hashing)
+        return LAY_OK;
+    a->hashing = false;
+    lay_sha256_end(&a->sha, got);
+    if (!memcmp(got, a->diff_id, sizeof got))
+        return LAY_OK;
+    char hex[2 * LAY_SHA256_SIZE + 1];
+    for (size_t i = 0; i < LAY_SHA256_SIZE; i++) {
+        static const char digits[] = "0123456789abcdef";
+        hex[2 * i] = digits[a->diff_id[i] >> 4];
+        hex[2 * i + 1] = digits[a->diff_id[i] & 15];
+    }
+    hex[2 * LAY_SHA256_SIZE] = '\0';
+    return lay_fail(err, LAY_E_MISMATCH, "could not verify layer data for: sha256:%s. This may be because internal files in the layer "
+                    "store were modified. Re-pulling or rebuilding this image may resolve the issue", hex);
+}
+
+static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err)
+{
+    assemble *a = (assemble *)s;
+    uint8_t *to = buf;
+    *got = 0;
+    if (a->failure.code) {
+        *err = a->failure;
+        return err->code;
+    }
+    lay_code code = LAY_OK;
+    while (*got < n && !a->ended && !code) {
+        size_t part = 0;
+        if (a->n) {
+            part = a->n < n - *got ? a->n : n - *got;
+            memcpy(to + *got, a->p, part);
+            a->p += part;
+            a->n -= part;
+        } else if (a->fd >= 0) {
+            code = file_bytes(a, to + *got, n - *got, &part, err);
+        } else {
+            code = next_line(a, err);
+        }
+        *got += part;
+    }
+    if (a->hashing)
+        lay_sha256_add(&a->sha, to, *got);
+    a->position += (int64_t)*got;
+    if (a->skip_to < a->position)
+        a->skip_to = a->position;
+    if (!code && n && !*got)
+        code = check_digest(a, err);
+    if (!code)
+        return LAY_OK;
+    a->failure = *err;
+    if (!*got)
+        return code;
+    lay_error_clear(err);                     /* the good bytes first, the error at the next read */
+    return LAY_OK;
+}
+
+static lay_code assemble_size(lay_source *s, int64_t *size, lay_error *err)
+{
+    assemble *a = (assemble *)s;
+    if (a->size < 0) {
+        lay_split_reader *r;
+        if (lay_split_reader_open(&r, a->record_fd, err))
+            return err->code;
+        lay_code code = lay_split_reader_size(r, &a->size, err);
+        lay_split_reader_free(r);
+        if (code) {
+            a->size = -1;
+            return code;
+        }
+    }
+    *size = a->size;
+    return LAY_OK;
+}
+
+static lay_code assemble_seek(lay_source *s, int64_t offset, lay_error *err)
+{
+    assemble *a = (assemble *)s;
+    if (offset == a->position && !a->failure.code)
+        return LAY_OK;
+    a->hashing = false;
+    lay_error_clear(&a->failure);
+    int64_t ahead = offset - a->position;
+    if (ahead > 0 && ahead <= FAR_AHEAD) {
+        int64_t in_hand = a->n ? (int64_t)a->n : a->left;
+        if (ahead < in_hand && a->n) {
+            a->p += ahead;
+            a->n -= (size_t)ahead;
+        } else if (ahead < in_hand) {
+            a->file_at += ahead;
+            a->left -= ahead;
+            a->whole = false;
+        } else {
+            a->n = 0;
+            close_file(a);
+        }
+    } else {
+        a->n = 0;
+        close_file(a);
+        a->ended = false;
+        if (lay_split_reader_rewind(a->reader, offset, err)) {
+            a->failure = *err;
+            return err->code;
+        }
+        if (offset == 0) {
+            a->files = 0;
+            start_hash(a);
+        }
+    }
+    a->position = a->skip_to = offset;
+    return LAY_OK;
+}
+
+static void assemble_free(lay_source *s)
+{
+    assemble *a = (assemble *)s;
+    close_file(a);
+    lay_split_reader_free(a->reader);
+    if (a->record_fd >= 0)
+        close(a->record_fd);
+    if (a->root_fd >= 0)
+        close(a->root_fd);
+    free(a->path);
+    free(a);
+}
+
+static const lay_source_ops ops = { assemble_read, assemble_size, assemble_seek, assemble_free };
+
+static lay_code open_source(lay_source **out, int record_fd, int root_fd, lay_locate locate, void *context, const uint8_t *diff_id, lay_error *err)
+{
+    lay_error_clear(err);
+    assemble *a = calloc(1, sizeof *a);
+    if (!a)
+        return lay_fail_nomem(err);
+    a->base.ops = &ops;
+    a->fd = a->root_fd = -1;
+    a->size = -1;
+    a->failure.offset = -1;
+    a->locate = locate;
+    a->context = context;
+    a->verify = diff_id != NULL;
+    if (diff_id)
+        memcpy(a->diff_id, diff_id, sizeof a->diff_id);
+    start_hash(a);
+    a->record_fd = fcntl(record_fd, F_DUPFD_CLOEXEC, 0);
+    if (a->record_fd >= 0 && root_fd >= 0)
+        a->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);
+    if (a->record_fd < 0 || (root_fd >= 0 && a->root_fd < 0))
+        lay_fail_os(err, errno, NULL, "cannot keep a descriptor");
+    else if (lay_split_reader_open(&a->reader, record_fd, err) == LAY_OK) {
+        *out = &a->base;
+        return LAY_OK;
+    }
+    assemble_free(&a->base);
+    return err->code;
+}
+
+lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err)
+{
+    return open_source(out, record_fd, root_fd, NULL, NULL, diff_id, err);
+}
+
+lay_code lay_assemble_open_at(lay_source **out, int record_fd, lay_locate locate, void *context, const uint8_t *diff_id, lay_error *err)
+{
+    return open_source(out, record_fd, -1, locate, context, diff_id, err);
+}

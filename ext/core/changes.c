@@ -1,0 +1,302 @@
+/* changes.c - how one tree differs from another: two roots enter, a list of changes leaves.
+ *
+ * Both trees are walked side by side in byte order. A directory comes before what is in it, and its
+ * deletions come last; one that is only changed below is listed as modified.
+ * Source: go-archive, changes.go, changes_linux.go, changes_unix.go.
+ */
+#include "changes.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+#define CAPABILITY_MAX 64   /* the kernel knows at most 24 bytes */
+#define GONE 255            /* lay_name.type: listed, but not there any more */
+
+/* ---- the list ---- */
+
+size_t lay_changes_count(const lay_changes *c) { return c->count; }
+
+int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len)
+{
+    size_t end = i + 1 < c->count ? c->at[i + 1] : c->text_len;
+    *path = c->text + c->at[i] + 1;
+    *path_len = end - c->at[i] - 2;
+    return c->text[c->at[i]];
+}
+
+void lay_changes_free(lay_changes *c)
+{
+    if (c == NULL)
+        return;
+    free(c->text);
+    free(c->at);
+    free(c);
+}
+
+/* dir may be empty; name may be absent (n == 0): the directory itself. */
+static lay_code changes_add(lay_changes *c, int kind, const char *dir, size_t dir_len, const char *name, size_t n, lay_error *err)
+{
+    size_t need;
+    if (__builtin_add_overflow(c->text_len, dir_len, &need) || __builtin_add_overflow(need, n + 4, &need) || need > SIZE_MAX / 2)
+        return lay_fail_nomem(err);
+    if (need > c->text_cap) {
+        size_t cap = need + need / 2 + 4096;
+        char *grown = realloc(c->text, cap);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        c->text = grown;
+        c->text_cap = cap;
+    }
+    if (c->count == c->cap) {
+        size_t cap = c->cap + c->cap / 2 + 64;
+        size_t *grown = reallocarray(c->at, cap, sizeof *grown);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        c->at = grown;
+        c->cap = cap;
+    }
+    c->at[c->count++] = c->text_len;
+    char *to = c->text + c->text_len;
+    *to++ = (char)kind;
+    if (dir_len > 0) {
+        *to++ = '/';
+        memcpy(to, dir, dir_len);
+        to += dir_len;
+    }
+    if (n > 0) {
+        *to++ = '/';
+        memcpy(to, name, n);
+        to += n;
+    }
+    *to++ = '\0';
+    c->text_len = (size_t)(to - c->text);
+    return LAY_OK;
+}
+
+/* ---- the way ---- */
+
+lay_code lay_differ_open(lay_differ *d, lay_error *err)
+{
+    *d = (lay_differ){ .out = calloc(1, sizeof(lay_changes)) };
+    return d->out == NULL ? lay_fail_nomem(err) : LAY_OK;
+}
+
+lay_code lay_differ_enter(lay_differ *d, const char *name, size_t n, bool recorded, lay_error *err)
+{
+    if (d->depth == d->cap) {
+        size_t cap = d->cap * 2 + 32;
+        size_t *grown = reallocarray(d->lens, cap, sizeof *grown);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        d->lens = grown;
+        d->cap = cap;
+    }
+    lay_code code = lay_path_push(&d->path, name, n, err);
+    if (code != LAY_OK)
+        return code;
+    d->lens[d->depth++] = d->path.len;
+    if (recorded)
+        d->told = d->depth;
+    return LAY_OK;
+}
+
+void lay_differ_leave(lay_differ *d)
+{
+    d->depth--;
+    lay_path_cut(&d->path, d->depth > 0 ? d->lens[d->depth - 1] : 0);
+    if (d->told > d->depth)
+        d->told = d->depth;
+}
+
+lay_code lay_differ_record(lay_differ *d, int kind, const char *name, size_t n, lay_error *err)
+{
+    for (; d->told < d->depth; d->told++) {
+        lay_code code = changes_add(d->out, LAY_CHANGE_MODIFY, d->path.text, d->lens[d->told], NULL, 0, err);
+        if (code != LAY_OK)
+            return code;
+    }
+    return changes_add(d->out, kind, d->path.text, d->path.len, name, n, err);
+}
+
+lay_code lay_differ_fail(lay_differ *d, int sys_errno, const char *name, const char *what, lay_error *err)
+{
+    if (name[0] != '\0' && lay_path_push(&d->path, name, strlen(name), err) != LAY_OK)
+        return LAY_E_NOMEM;
+    return lay_fail_os(err, sys_errno, d->path.text, what);
+}
+
+void lay_differ_free(lay_differ *d)
+{
+    lay_changes_free(d->out);
+    lay_path_free(&d->path);
+    free(d->lens);
+    *d = (lay_differ){ 0 };
+}
+
+/* ---- the test ---- */
+
+/* A file system, or a tar, may have kept whole seconds only. */
+static bool same_time(struct timespec a, struct timespec b)
+{
+    return a.tv_sec == b.tv_sec && (a.tv_nsec == b.tv_nsec || a.tv_nsec == 0 || b.tv_nsec == 0);
+}
+
+int lay_sides_differ(const lay_side *a, const lay_side *b, bool *differs)
+{
+    const struct stat *x = a->st, *y = b->st;
+    *differs = x->st_mode != y->st_mode || x->st_uid != y->st_uid || x->st_gid != y->st_gid || x->st_rdev != y->st_rdev
+        || (!S_ISDIR(x->st_mode) && (x->st_size != y->st_size || !same_time(x->st_mtim, y->st_mtim)));
+    if (*differs)
+        return 0;
+    uint8_t u[CAPABILITY_MAX], v[CAPABILITY_MAX];
+    ssize_t n = lay_tree_getxattr(a->dir_fd, a->name, "security.capability", u, sizeof u);
+    ssize_t m = n < 0 ? -1 : lay_tree_getxattr(b->dir_fd, b->name, "security.capability", v, sizeof v);
+    if (m < 0)
+        return -1;
+    *differs = n != m || memcmp(u, v, (size_t)n) != 0;
+    return 0;
+}
+
+/* ---- two trees ---- */
+
+typedef struct pair { lay_names fresh, old; size_t next, old_next; bool has_old; } pair;   /* one directory in both */
+typedef struct pairs {
+    lay_differ differ;
+    lay_trail fresh, old;
+    pair *list; size_t depth, cap;
+} pairs;
+
+static const char *name_at(const lay_names *names, size_t i) { return names->text + names->list[i].at; }
+
+static int name_order(const lay_names *a, size_t i, const lay_names *b, size_t j)
+{
+    size_t n = a->list[i].len, m = b->list[j].len;
+    int r = memcmp(name_at(a, i), name_at(b, j), n < m ? n : m);
+    return r != 0 ? r : (n > m) - (n < m);
+}
+
+/* The trails stand in the directory already. */
+static lay_code pairs_read(pairs *p, bool has_old, lay_error *err)
+{
+    if (p->depth == p->cap) {
+        size_t cap = p->cap * 2 + 32;
+        pair *grown = reallocarray(p->list, cap, sizeof *grown);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        p->list = grown;
+        p->cap = cap;
+    }
+    pair *here = &p->list[p->depth++];
+    *here = (pair){ .has_old = has_old };
+    lay_code code = lay_names_read(&here->fresh, lay_trail_fd(&p->fresh), err);
+    if (code == LAY_OK && has_old)
+        code = lay_names_read(&here->old, lay_trail_fd(&p->old), err);
+    if (code != LAY_OK && p->differ.path.len > 0)
+        lay_error_path(err, p->differ.path.text, p->differ.path.len);
+    return code;
+}
+
+static lay_code pairs_enter(pairs *p, const lay_name *name, bool both, bool recorded, lay_error *err)
+{
+    const char *text = p->list[p->depth - 1].fresh.text + name->at;
+    if (lay_trail_down(&p->fresh, text) < 0)   /* a tree in use: gone since it was listed */
+        return errno == ENOENT ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "open directory", err);
+    if (both && lay_trail_down(&p->old, text) < 0)
+        return lay_differ_fail(&p->differ, errno, text, "open directory", err);
+    lay_code code = lay_differ_enter(&p->differ, text, name->len, recorded, err);
+    return code != LAY_OK ? code : pairs_read(p, both, err);
+}
+
+/* The next name of the new tree. */
+static lay_code pairs_next(pairs *p, lay_error *err)
+{
+    pair *here = &p->list[p->depth - 1];
+    size_t i = here->next++;
+    lay_name *name = &here->fresh.list[i];
+    const char *text = name_at(&here->fresh, i);
+    struct stat st, old_st;
+    if (fstatat(lay_trail_fd(&p->fresh), text, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
+        name->type = GONE;
+        return errno == ENOENT ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "stat", err);
+    }
+    while (here->old_next < here->old.count && name_order(&here->old, here->old_next, &here->fresh, i) < 0)
+        here->old_next++;
+    bool was = here->old_next < here->old.count && name_order(&here->old, here->old_next, &here->fresh, i) == 0;
+    if (was && fstatat(lay_trail_fd(&p->old), text, &old_st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
+        if (errno != ENOENT)
+            return lay_differ_fail(&p->differ, errno, text, "stat the old", err);
+        was = false;
+    }
+    bool differs = true;
+    if (was) {
+        if (st.st_ino == old_st.st_ino && st.st_dev == old_st.st_dev)
+            return LAY_OK;
+        lay_side a = { lay_trail_fd(&p->fresh), text, &st }, b = { lay_trail_fd(&p->old), text, &old_st };
+        if (lay_sides_differ(&a, &b, &differs) < 0)
+            return lay_differ_fail(&p->differ, errno, text, "read security.capability", err);
+    }
+    if (differs) {
+        lay_code code = lay_differ_record(&p->differ, was ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err);
+        if (code != LAY_OK)
+            return code;
+    }
+    return S_ISDIR(st.st_mode) ? pairs_enter(p, name, was && S_ISDIR(old_st.st_mode), differs, err) : LAY_OK;
+}
+
+/* What only the old tree has, then up. */
+static lay_code pairs_leave(pairs *p, lay_error *err)
+{
+    pair *here = &p->list[p->depth - 1];
+    lay_code code = LAY_OK;
+    for (size_t i = 0, j = 0; i < here->old.count && code == LAY_OK; i++) {
+        while (j < here->fresh.count && name_order(&here->fresh, j, &here->old, i) < 0)
+            j++;
+        bool is = j < here->fresh.count && here->fresh.list[j].type != GONE && name_order(&here->fresh, j, &here->old, i) == 0;
+        if (!is)
+            code = lay_differ_record(&p->differ, LAY_CHANGE_DELETE, name_at(&here->old, i), here->old.list[i].len, err);
+    }
+    bool both = here->has_old;
+    lay_names_free(&here->fresh);
+    lay_names_free(&here->old);
+    p->depth--;
+    if (p->depth == 0 || code != LAY_OK)
+        return code;
+    lay_differ_leave(&p->differ);
+    const lay_path *path = &p->differ.path;
+    if (lay_trail_up(&p->fresh, path->text, path->len) < 0 || (both && lay_trail_up(&p->old, path->text, path->len) < 0))
+        return lay_differ_fail(&p->differ, errno, "", "go back to directory", err);
+    return LAY_OK;
+}
+
+static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
+{
+    lay_code code = lay_differ_open(&p->differ, err);
+    if (code != LAY_OK)
+        return code;
+    if (lay_trail_open(&p->fresh, new_fd, false) < 0 || (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0))
+        return lay_fail_os(err, errno, NULL, "open directory");
+    code = pairs_read(p, old_fd >= 0, err);
+    while (code == LAY_OK && p->depth > 0) {
+        const pair *here = &p->list[p->depth - 1];
+        code = here->next < here->fresh.count ? pairs_next(p, err) : pairs_leave(p, err);
+    }
+    return code;
+}
+
+lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err)
+{
+    pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE };
+    lay_code code = pairs_run(&p, new_fd, old_fd, err);
+    if (code == LAY_OK)
+        *out = lay_steal(p.differ.out);
+    while (p.depth > 0) {
+        p.depth--;
+        lay_names_free(&p.list[p.depth].fresh);
+        lay_names_free(&p.list[p.depth].old);
+    }
+    free(p.list);
+    lay_trail_free(&p.fresh);
+    lay_trail_free(&p.old);
+    lay_differ_free(&p.differ);
+    return code;
+}

@@ -1,0 +1,41 @@
+/* export.h - what the two exports share: one thing on disk becomes header blocks and, of a file, a payload. */
+#ifndef LAY_EXPORT_H
+#define LAY_EXPORT_H
+
+#include "source.h"
+#include "tar.h"
+#include "trail.h"
+
+typedef struct lay_export {
+    lay_source source;                     /* first */
+    bool dry;                              /* only adding up: payloads stay unread */
+    bool overlay;                          /* whiteouts and opaque marks become .wh. names */
+    bool userxattr;
+    /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */
+    lay_code (*next)(struct lay_export *x, bool *end, lay_error *err);
+    /* The same export from its beginning, dry, over the same descriptors. */
+    lay_code (*twin)(const struct lay_export *x, struct lay_export **out, lay_error *err);
+    void (*done)(struct lay_export *x);    /* frees all but what follows */
+
+    uint8_t *head; size_t head_at, head_len, head_cap;     /* blocks still to give */
+    uint8_t *block; size_t block_cap;                      /* where one header is formatted */
+    int file_fd; int64_t file_left; size_t padding;        /* payload still to give */
+    lay_path name;                                         /* of the entry at hand, as in the tar */
+    lay_path shown;                                        /* .wh. name */
+    lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
+    bool ended;
+    bool failed; lay_error failure;                        /* to be given by the next read */
+} lay_export;
+
+extern const lay_source_ops lay_export_ops;
+
+void lay_export_init(lay_export *x);
+/* One more header at the end of what is to be given. */
+lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err);
+/* x->name with its last component behind ".wh.", in x->shown. */
+lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
+/* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
+ * what has vanished, and of sockets: then st_mode is 0. */
+lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
+
+#endif

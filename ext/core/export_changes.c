@@ -1,0 +1,169 @@
+/* export_changes.c - changes over a tree as a tar: sorted by path, a deletion is an empty .wh. file.
+ *
+ * Source: go-archive, changes.go (ExportChanges).
+ */
+#include "changes.h"
+#include "export.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct changes_export {
+    lay_export x;              /* first */
+    int root_fd;
+    lay_changes list;          /* sorted; a twin only borrows it */
+    bool borrowed;
+    size_t next;
+    int64_t now;               /* seconds, of deletions */
+    int parent_fd; lay_path parent;    /* the directory last needed */
+} changes_export;
+
+/* Changes come from a walk of the tree, so no link leads to them. */
+static int parent_of(changes_export *c, const char *path, size_t n, lay_error *err)
+{
+    if (c->parent_fd >= 0 && c->parent.len == n && (n == 0 || memcmp(c->parent.text, path, n) == 0))
+        return c->parent_fd;
+    lay_close_owner(&c->parent_fd);
+    c->parent_fd = -1;
+    lay_path_cut(&c->parent, 0);
+    if (lay_path_add(&c->parent, path, n, err) != LAY_OK) {
+        errno = ENOMEM;
+        return -1;
+    }
+    c->parent_fd = lay_tree_open_dir(c->root_fd, c->parent.text, n, O_PATH);
+    return c->parent_fd;
+}
+
+static lay_code give_deletion(changes_export *c, lay_error *err)
+{
+    lay_export *x = &c->x;
+    lay_code code = lay_export_whiteout_name(x, err);
+    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = c->now };
+    return code != LAY_OK ? code : lay_export_head(x, &h, err);
+}
+
+static lay_code give_change(changes_export *c, bool *given, lay_error *err)
+{
+    lay_export *x = &c->x;
+    const char *slash = memrchr(x->name.text, '/', x->name.len);
+    size_t dir = slash ? (size_t)(slash - x->name.text) : 0;
+    int fd = parent_of(c, x->name.text, dir, err);
+    *given = false;
+    if (fd < 0)
+        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
+    struct stat st;
+    lay_code code = lay_export_entry(x, fd, slash ? slash + 1 : x->name.text, &st, err);
+    *given = code == LAY_OK && st.st_mode != 0;
+    return code;
+}
+
+static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
+{
+    changes_export *c = (changes_export *)x;
+    lay_code code = LAY_OK;
+    bool given = false;
+    while (code == LAY_OK && !given && c->next < c->list.count) {
+        const char *change = c->list.text + c->list.at[c->next++];
+        size_t n = strlen(change + 1);
+        if (n < 2)
+            continue;       /* the root */
+        lay_path_cut(&x->name, 0);
+        code = lay_path_add(&x->name, change + 2, n - 1, err);
+        if (code == LAY_OK && change[0] == LAY_CHANGE_DELETE) {
+            code = give_deletion(c, err);
+            given = true;
+        } else if (code == LAY_OK) {
+            code = give_change(c, &given, err);
+        }
+    }
+    *end = code == LAY_OK && !given;
+    return code;
+}
+
+static void changes_done(lay_export *x)
+{
+    changes_export *c = (changes_export *)x;
+    if (!c->borrowed) {
+        free(c->list.text);
+        free(c->list.at);
+    }
+    lay_path_free(&c->parent);
+    lay_close_owner(&c->parent_fd);
+    lay_close_owner(&c->root_fd);
+}
+
+static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err);
+
+static lay_code changes_new(changes_export **out, int root_fd, lay_error *err)
+{
+    changes_export *c = calloc(1, sizeof *c);
+    if (c == NULL)
+        return lay_fail_nomem(err);
+    lay_export_init(&c->x);
+    c->x.next = changes_next;
+    c->x.twin = changes_twin;
+    c->x.done = changes_done;
+    c->parent_fd = -1;
+    c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
+    if (c->root_fd < 0) {
+        lay_code code = lay_fail_os(err, errno, NULL, "open directory");
+        lay_source_free(&c->x.source);
+        return code;
+    }
+    *out = c;
+    return LAY_OK;
+}
+
+static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err)
+{
+    const changes_export *c = (const changes_export *)x;
+    changes_export *twin = NULL;
+    lay_code code = changes_new(&twin, c->root_fd, err);
+    if (code != LAY_OK)
+        return code;
+    twin->list = c->list;
+    twin->borrowed = true;
+    twin->now = c->now;
+    twin->x.dry = true;
+    *out = &twin->x;
+    return LAY_OK;
+}
+
+static int by_path(const void *a, const void *b, void *text)
+{
+    const char *base = text;
+    return strcmp(base + *(const size_t *)a + 1, base + *(const size_t *)b + 1);
+}
+
+static lay_code copy_list(lay_changes *to, const lay_changes *from, lay_error *err)
+{
+    if (from->count == 0)
+        return LAY_OK;
+    to->text = malloc(from->text_len);
+    to->at = reallocarray(NULL, from->count, sizeof *to->at);
+    if (to->text == NULL || to->at == NULL)
+        return lay_fail_nomem(err);
+    memcpy(to->text, from->text, from->text_len);
+    memcpy(to->at, from->at, from->count * sizeof *to->at);
+    to->count = from->count;
+    qsort_r(to->at, to->count, sizeof *to->at, by_path, to->text);
+    return LAY_OK;
+}
+
+lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err)
+{
+    changes_export *x = NULL;
+    lay_code code = changes_new(&x, root_fd, err);
+    if (code != LAY_OK)
+        return code;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    x->now = now.tv_sec + (now.tv_nsec >= 500000000);
+    code = copy_list(&x->list, c, err);
+    if (code != LAY_OK)
+        lay_source_free(&x->x.source);
+    else
+        *out = &x->x.source;
+    return code;
+}

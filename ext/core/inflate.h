@@ -1,0 +1,28 @@
+/* inflate.h - gzip (all members; bytes after the last that are no gzip member end the stream, as gzip(1) has it)
+ * and zstd (all frames) to plain bytes: feed a window, then ask for output until it is spent. */
+#ifndef LAY_INFLATE_H
+#define LAY_INFLATE_H
+
+#include "error.h"
+
+typedef enum lay_format { LAY_FORMAT_PLAIN, LAY_FORMAT_GZIP, LAY_FORMAT_ZSTD, LAY_FORMAT_BZIP2, LAY_FORMAT_XZ, LAY_FORMAT_LZ4 } lay_format;
+
+/* What the first bytes of a stream are (512 are enough; n may be less at the end of the stream). A tar
+ * header with a right checksum is PLAIN whatever its first bytes look like. */
+lay_format lay_format_guess(const uint8_t *p, size_t n);
+
+typedef struct lay_inflate lay_inflate;
+lay_code lay_inflate_open(lay_inflate **out, lay_format format, lay_error *err);   /* GZIP or ZSTD */
+void lay_inflate_feed(lay_inflate *z, const void *p, size_t n);                     /* only when spent */
+/* Writes up to n bytes to out; *got == 0: the window is spent (feed more) or the stream is over. */
+lay_code lay_inflate_next(lay_inflate *z, void *out, size_t n, size_t *got, lay_error *err);
+/* No more input: LAY_OK, or LAY_E_TRUNCATED when a member or frame is cut. */
+lay_code lay_inflate_eof(lay_inflate *z, lay_error *err);
+void lay_inflate_free(lay_inflate *z);
+
+/* One independent gzip member of n bytes at out (room: lay_gzip_bound(n) + extra_len), with an FEXTRA
+ * field of extra_len bytes when extra_len > 0; fast level. Any gzip reader joins members. */
+size_t lay_gzip_bound(size_t n);
+lay_code lay_gzip_member(const void *p, size_t n, const void *extra, size_t extra_len, void *out, size_t room, size_t *len, lay_error *err);
+
+#endif

@@ -1,0 +1,172 @@
+/* lay.h - the public face of the layer core, read top to bottom in the order of the data.
+ *
+ * Bytes of a layer tar enter through lay_apply and become files, a DiffID and a tar-split record.
+ * Bytes of a tar leave through lay_source: the first tar again (assemble) or a fresh one (export).
+ * lay_changes says how two trees differ; lay_check says whether a stored layer still is what it was.
+ *
+ * Nothing here knows Python, prints, exits, or touches the process's umask or directory.
+ * Every function that can fail takes a lay_error last and returns its code.
+ * Descriptors are borrowed for the call; what a handle keeps, it duplicates when it is opened.
+ * A handle has one user at a time.
+ */
+#ifndef LAY_H
+#define LAY_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- errors ------------------------------------------------------------------------------- */
+
+typedef enum lay_code {
+    LAY_OK = 0,
+    LAY_E_OS,          /* a system call failed: sys_errno, path */
+    LAY_E_NOMEM,       /* an allocation failed */
+    LAY_E_TAR,         /* not a tar at this byte: offset, path = the entry, if known */
+    LAY_E_TRUNCATED,   /* the stream ended inside an entry: offset */
+    LAY_E_LIMIT,       /* a record beyond our limits: offset */
+    LAY_E_BREAKOUT,    /* a name, link or whiteout that leaves the root: path */
+    LAY_E_SPLIT,       /* the recorded tar-split cannot be read */
+    LAY_E_MISMATCH,    /* stored files no longer give the recorded bytes: path, if known */
+    LAY_E_UNSUPPORTED, /* the kernel, the file system or this build cannot */
+    LAY_E_BUSY,        /* the handle is in use by another thread */
+    LAY_E_STATE,       /* the call is not allowed now */
+    LAY_CODE_COUNT
+} lay_code;
+
+#define LAY_ERROR_TEXT 512
+#define LAY_ERROR_PATH 4097
+
+/* A plain struct on the caller's stack: failing allocates nothing. The functions of this header clear it
+ * when they begin. path and text always end with a NUL. */
+typedef struct lay_error {
+    lay_code code;
+    int sys_errno;     /* of LAY_E_OS, else 0 */
+    int64_t offset;    /* bytes from the start of the uncompressed tar, or -1 */
+    char path[LAY_ERROR_PATH];
+    char text[LAY_ERROR_TEXT];
+} lay_error;
+
+/* ---- what this build is made of ------------------------------------------------------------ */
+
+const char *lay_build_sha256(void);   /* "libcrypto 3.0.19" */
+const char *lay_build_crc64(void);    /* "isa-l", "pclmul" or "plain" */
+const char *lay_build_gzip(void);     /* "isa-l 2.30" or "zlib 1.2.13" */
+const char *lay_build_zstd(void);     /* "libzstd 1.5.4" or "" */
+
+/* ---- apply: a layer tar comes in ------------------------------------------------------------ */
+
+#define LAY_APPLY_MERGED 1u        /* root is a mounted tree: whiteouts delete (moby's UnpackLayer) */
+#define LAY_APPLY_USERNS 2u        /* in a user namespace: user.overlay marks, devices skipped */
+#define LAY_APPLY_PLAIN_RECORD 4u  /* the record is JSON lines, not gzip */
+#define LAY_APPLY_PLAIN_INPUT 8u   /* never inflate: the bytes are the tar */
+#define LAY_APPLY_NO_DRAIN 16u     /* stop at the end-of-archive marker, do not hash the rest */
+
+typedef struct lay_apply_options {
+    int root_fd;         /* files go below; -1: none are made (disassemble) */
+    int record_fd;       /* the tar-split record is written here; -1: none */
+    int scratch_fd;      /* a directory on root's file system, outside of root, for files that a later
+                            entry replaces; needed when both root_fd and record_fd are given */
+    int reread_fd;       /* disassemble only: the plain tar can be read again here ... */
+    int64_t reread_offset;
+    int spool_fd;        /* ... or else its bytes are kept here (an empty file); -1: neither */
+    int workers;         /* 0: everything in line; -1: as many as there are processors, at most 4 */
+    unsigned flags;      /* LAY_APPLY_ */
+} lay_apply_options;
+
+typedef struct lay_applied {
+    uint8_t diff_id[32];   /* SHA-256 of every byte of the uncompressed tar */
+    int64_t tar_size;      /* those bytes */
+    int64_t size;          /* bytes in root: moby's size of a layer. MERGED: sum of the header sizes */
+    int64_t entries;
+} lay_applied;
+
+typedef struct lay_apply lay_apply;
+
+lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_error *err);
+/* Copies n bytes in; waits while the pipeline is full. */
+lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err);
+/* Lends n bytes, which must stay as they are until finish or free. */
+lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *err);
+/* Reads fd from where it stands (offset < 0) or from *offset on, which moves; returns after at most
+ * max_bytes or about max_ms milliseconds. *end becomes 1 when there is no more to read or to want. */
+lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err);
+/* Bytes taken in so far, as they came (before inflating). */
+int64_t lay_apply_taken(const lay_apply *a);
+/* 1 when nothing more is wanted (LAY_APPLY_NO_DRAIN and the end of the archive has passed). */
+int lay_apply_sated(lay_apply *a);
+/* The input has ended: joins every thread, completes record and tree. Only free may follow. */
+lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err);
+/* Stops and joins what still runs. NULL is fine. */
+void lay_apply_free(lay_apply *a);
+
+/* ---- source: a tar goes out ------------------------------------------------------------------ */
+
+typedef struct lay_source lay_source;
+
+/* Fills buf with n bytes unless the tar ends before; *got == 0 with n > 0 is the end, and then what
+ * was promised about the whole has been checked. An error comes after all good bytes were given. */
+lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err);
+/* Writes to fd from the present position, at most max_bytes or about max_ms; *end as in pump. */
+lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err);
+/* The whole length, wherever the source stands. May read the record or walk the tree once. */
+lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err);
+/* Only an assembled tar can: else LAY_E_UNSUPPORTED. Beyond the end is allowed, as in a file. */
+lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err);
+int64_t lay_source_tell(const lay_source *s);
+void lay_source_free(lay_source *s);
+
+/* The tar that record describes (gzip or JSON lines), payloads read beneath root.
+ * diff_id: 32 bytes, checked when read from first byte to end; or NULL. */
+lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err);
+
+#define LAY_EXPORT_OVERLAY 1u   /* root is an upper directory: 0:0 devices and opaque marks become .wh. */
+#define LAY_EXPORT_USERXATTR 2u /* those marks are user.overlay., not trusted.overlay. */
+
+/* A fresh tar of everything below root (moby's TarWithOptions). */
+lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err);
+
+/* ---- changes: how one tree differs from another ----------------------------------------------- */
+
+#define LAY_CHANGE_MODIFY 0
+#define LAY_CHANGE_ADD 1
+#define LAY_CHANGE_DELETE 2
+
+#define LAY_CHANGES_USERXATTR 1u
+
+typedef struct lay_changes lay_changes;
+
+/* new_fd against old_fd (-1: nothing), two plain trees. */
+lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err);
+/* An overlay upper directory against its n lowers, nearest first. Reads upper, looks up lowers. */
+lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
+size_t lay_changes_count(const lay_changes *c);
+/* Change i: kind; *path is absolute inside the tree, NUL-terminated, alive until free. */
+int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len);
+void lay_changes_free(lay_changes *c);
+
+/* A fresh tar of the changes over the tree at root (moby's ExportChanges). Takes its own copy of c. */
+lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err);
+
+/* ---- check: is a stored layer what it was ------------------------------------------------------ */
+
+#define LAY_PROBLEM_NONE 0
+#define LAY_PROBLEM_CONTENT 1   /* a file's bytes, or the whole tar, differ from the record */
+#define LAY_PROBLEM_MISSING 2   /* a recorded file is gone */
+#define LAY_PROBLEM_RECORD 3    /* the record cannot be read further */
+
+typedef struct lay_check lay_check;
+lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err);
+/* Works on to the next problem or for about max_ms. *kind NONE with *end 0: call again; with *end 1:
+ * all is read. A problem's path and sentence are in *problem (its code is not an error of the call). */
+lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err);
+void lay_check_free(lay_check *c);
+
+/* ---- trees ------------------------------------------------------------------------------------ */
+
+/* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */
+lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
+/* Remove parent_fd/name with all below it; fine if it is not there. Never follows a link, never
+ * crosses into a mount: LAY_E_OS with EBUSY and the path then. */
+lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err);
+
+#endif

@@ -1,0 +1,23 @@
+/* source.h - what assemble and export share: the verbs behind a lay_source. */
+#ifndef LAY_SOURCE_H
+#define LAY_SOURCE_H
+
+#include "error.h"
+
+/* read fills n bytes; less only at the end (0) or right before an error, which the next call gives. */
+typedef struct lay_source_ops {
+    lay_code (*read)(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err);
+    lay_code (*size)(lay_source *s, int64_t *size, lay_error *err);
+    lay_code (*seek)(lay_source *s, int64_t offset, lay_error *err);   /* NULL: cannot */
+    void (*free)(lay_source *s);
+} lay_source_ops;
+
+/* First member of every source. position is kept by source.c. */
+struct lay_source {
+    const lay_source_ops *ops;
+    int64_t position;       /* of the next byte the caller gets; ops->read is copy_len - copy_at further */
+    uint8_t *copy_buffer;   /* of lay_source_copy; freed by source.c */
+    size_t copy_at, copy_len;   /* bytes read, but not taken by the descriptor yet */
+};
+
+#endif

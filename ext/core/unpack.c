@@ -1,0 +1,499 @@
+/* unpack.c - tar events become a tree.
+ *
+ * One thread parses and does everything that has an order: directories, links, nodes, whiteouts, and
+ * files that do not lie whole in one span. Whole small files go to the pool. What makes that safe is one
+ * set of names: an entry whose name (or that of a parent still to be made) has been seen before waits
+ * until the pool is empty. So no two jobs in the pool concern the same name, and a layer without
+ * repetitions never waits.
+ */
+#include "unpack_state.h"
+
+#include "tree.h"
+#include "whiteout.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+lay_code lay_unpack_grow(void *list, size_t *cap, size_t count, size_t size, lay_error *err)
+{
+    void **p = list;
+    if (count < *cap)
+        return LAY_OK;
+    size_t more = *cap ? 2 * *cap : 64;
+    void *grown = realloc(*p, more * size);
+    if (!grown)
+        return lay_fail_nomem(err);
+    *p = grown;
+    *cap = more;
+    return LAY_OK;
+}
+
+static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
+{
+    if (err->offset < 0)
+        err->offset = e->offset;
+    if (!err->path[0])
+        lay_error_path(err, e->name, e->name_len);
+    return err->code;
+}
+
+lay_code lay_unpack_drain(lay_unpack *u, lay_error *err)
+{
+    return u->pool ? lay_pool_drain(u->pool, err) : LAY_OK;
+}
+
+lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err)
+{
+    return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n), seen, err);
+}
+
+/* ---- open and close ------------------------------------------------------------------------------ */
+
+static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
+{
+    int fd = openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *d = fd < 0 ? NULL : fdopendir(fd);
+    if (!d) {
+        int e = errno;
+        if (fd >= 0)
+            close(fd);
+        return lay_fail_os(err, e, NULL, "cannot read the layer's directory");
+    }
+    *empty = true;
+    for (struct dirent *de; (de = readdir(d));)
+        if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
+            *empty = false;
+    closedir(d);
+    return LAY_OK;
+}
+
+lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err)
+{
+    lay_unpack *u = calloc(1, sizeof *u);
+    if (!u)
+        return lay_fail_nomem(err);
+    u->root_fd = o->root_fd;
+    u->scratch_fd = o->scratch_fd;
+    u->stash_fd = u->file_fd = -1;
+    u->merged = o->flags & LAY_APPLY_MERGED;
+    u->userns = o->flags & LAY_APPLY_USERNS;
+    u->ring = o->ring;
+    lay_place_init(&u->place, u->userns);
+    if (o->threads > 0)
+        u->place.private_umask = lay_place_private_umask();
+    u->tar = lay_tar_new();
+    if (!u->tar)
+        lay_fail_nomem(err);
+    if (!u->tar || lay_nameset_init(&u->seen, err) || is_empty(o->root_fd, &u->fresh, err)
+        || (o->threads > 0 && lay_pool_new(&u->pool, &u->place, o->ring, o->threads, err))) {
+        lay_unpack_free(u);
+        return err->code;
+    }
+    *out = u;
+    return LAY_OK;
+}
+
+void lay_unpack_free(lay_unpack *u)
+{
+    if (!u)
+        return;
+    lay_pool_free(u->pool);
+    lay_dirs_forget(&u->dirs);
+    lay_dir_release(u->dir);
+    lay_tar_free(u->tar);
+    lay_nameset_free(&u->seen);
+    if (u->file_fd >= 0)
+        close(u->file_fd);
+    lay_unpack_free_replaced(u);
+    free(u->times);
+    free(u->arena.p);
+    free(u->clean.p);
+    free(u->path.p);
+    free(u->tried.p);
+    free(u);
+}
+
+bool lay_unpack_ended(const lay_unpack *u) { return lay_tar_ended(u->tar); }
+int64_t lay_unpack_offset(const lay_unpack *u) { return lay_tar_offset(u->tar); }
+uint64_t lay_unpack_entries(const lay_unpack *u) { return u->entries; }
+
+/* ---- whiteouts -------------------------------------------------------------------------------------------- */
+
+static lay_code set_opaque(lay_unpack *u, lay_error *err)
+{
+    const char *name = lay_opaque_xattr(u->userns);
+    if (fsetxattr(u->dir->fd, name, "y", 1, 0) == 0)
+        return LAY_OK;
+    char what[LAY_ERROR_TEXT];
+    snprintf(what, sizeof what, "fsetxattr('%.300s', %s=y)", u->dir->path, name);
+    return lay_fail_os(err, errno, NULL, what);
+}
+
+/* u->base is .wh.NAME: NAME becomes a 0:0 device. */
+static lay_code whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
+{
+    const char *name = u->base + LAY_WH_PREFIX_LEN;
+    bool seen;
+    size_t base = lay_unpack_base(u->path.p, u->path.len);
+    u->path.len = base;
+    if (lay_text_add(&u->path, name, strlen(name), err) || lay_unpack_seen(u, u->path.p, u->path.len, &seen, err) || (seen && lay_unpack_drain(u, err)))
+        return err->code;
+    lay_meta meta;
+    if (lay_meta_of(&meta, e, err))
+        return err->code;
+    if (mknodat(u->dir->fd, name, S_IFCHR, makedev(0, 0)) != 0) {
+        int failed = errno;
+        struct stat st;
+        bool again = failed == EEXIST && fstatat(u->dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && lay_stat_is_whiteout(st.st_mode, st.st_rdev);
+        if (!again) {
+            char what[LAY_ERROR_TEXT];
+            snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", u->path.p);
+            return lay_fail_os(err, failed, NULL, what);
+        }
+    }
+    if ((meta.uid || meta.gid) && fchownat(u->dir->fd, name, meta.uid, meta.gid, AT_SYMLINK_NOFOLLOW) != 0)
+        return lay_fail_os(err, errno, NULL, "cannot set the whiteout's owner");
+    return LAY_OK;
+}
+
+/* Merged: all below the directory goes that this layer has not unpacked. */
+static lay_code empty_merged(lay_unpack *u, lay_error *err)
+{
+    lay_text todo = { 0 }, path = { 0 };
+    lay_code code = lay_unpack_drain(u, err);
+    if (!code)
+        code = lay_text_add(&todo, u->dir->path, u->dir->path_len + 1, err);
+    while (!code && todo.len) {                 /* a stack of NUL-terminated paths */
+        size_t top = todo.len - 1;
+        while (top && todo.p[top - 1])
+            top--;
+        code = lay_text_set(&path, todo.p + top, todo.len - 1 - top, err);
+        todo.len = top;
+        if (code)
+            break;
+        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path.p, path.len, 0);
+        lay_names names = { 0 };
+        if (fd < 0)
+            code = lay_fail_os(err, errno, path.p, "cannot empty the opaque directory");
+        else
+            code = lay_names_read(&names, fd, err);
+        size_t parent = path.len;
+        for (size_t i = 0; i < names.count && !code; i++) {
+            const char *name = names.text + names.list[i].at;
+            struct stat st;
+            path.len = parent;
+            if ((parent && (code = lay_text_add(&path, "/", 1, err))) || (code = lay_text_add(&path, name, names.list[i].len, err)))
+                break;
+            if (!lay_nameset_has(&u->seen, lay_nameset_hash(&u->seen, path.p, path.len)))
+                code = lay_tree_remove(fd, name, err);
+            else if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode))
+                code = lay_text_add(&todo, path.p, path.len + 1, err);
+        }
+        lay_names_free(&names);
+    }
+    free(todo.p);
+    free(path.p);
+    lay_dirs_forget(&u->dirs);
+    return code;
+}
+
+/* Merged: u->base is .wh.NAME: NAME goes. */
+static lay_code delete_merged(lay_unpack *u, lay_error *err)
+{
+    if (lay_unpack_drain(u, err) || lay_tree_remove(u->dir->fd, u->base + LAY_WH_PREFIX_LEN, err))
+        return err->code;
+    lay_dirs_forget(&u->dirs);
+    return LAY_OK;
+}
+
+/* ---- entries ------------------------------------------------------------------------------------------------ */
+
+static lay_code add_times(lay_unpack *u, lay_error *err)
+{
+    if (lay_unpack_grow(&u->times, &u->times_cap, u->ntimes, sizeof *u->times, err))
+        return err->code;
+    u->times[u->ntimes++] = (dir_times){ u->arena.len, u->path.len, { u->meta.times[0], u->meta.times[1] } };
+    return lay_text_add(&u->arena, u->path.p, u->path.len + 1, err);
+}
+
+static lay_code make_directory(lay_unpack *u, bool kept, lay_error *err)
+{
+    bool made = false;
+    if (!kept) {
+        made = mkdirat(u->dir->fd, u->base, u->meta.mode & 01777) == 0;
+        if (!made)
+            return lay_fail_os(err, errno, NULL, "cannot make the directory");
+    }
+    if (lay_place_directory(&u->place, u->dir->fd, u->base, made, &u->meta, err))
+        return err->code;
+    if (kept && (u->meta.mode & S_ISGID || u->meta.nxattrs)) {
+        lay_dir *parent = u->dir;             /* one remembered may hand down now what it did not before */
+        lay_dirs_forget(&u->dirs);
+        lay_dirs_remember(&u->dirs, parent);
+    }
+    return add_times(u, err);
+}
+
+static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
+{
+    lay_text target = { 0 };
+    bool aliased;
+    if (lay_unpack_clean(&target, e->link, e->link_len, err))
+        goto done;
+    if (lay_unpack_leaves_root(&target) || (target.len == 1 && target.p[0] == '.')) {
+        lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
+        goto done;
+    }
+    lay_dir *here = lay_dir_retain(u->dir);
+    char name[NAME_MAX + 1];
+    memcpy(name, u->base, sizeof name);
+    if (!lay_unpack_drain(u, err) && !lay_unpack_find(u, &target, &aliased, err)) {
+        if (linkat(u->dir->fd, u->base, here->fd, name, 0) != 0)
+            lay_fail_os(err, errno, NULL, "cannot make the hard link");
+        else
+            lay_place_link_meta(&u->place, here->fd, name, &u->meta, err);
+    }
+    lay_dir_release(u->dir);
+    u->dir = here;
+    memcpy(u->base, name, sizeof name);
+done:
+    free(target.p);
+    return err->code;
+}
+
+static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
+{
+    bool made;
+    if (e->type == '6')
+        return lay_place_node(&u->place, u->dir->fd, u->base, S_IFIFO, 0, &u->meta, &made, err);
+    if (u->userns)
+        return LAY_OK;
+    /* mknod takes 12 bits of major and 20 of minor and drops the rest without a word. */
+    if (e->dev_major < 0 || e->dev_minor < 0 || e->dev_major > 0xfff || e->dev_minor > 0xfffff)
+        return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
+                        (long long)e->dev_major, (long long)e->dev_minor, e->name);
+    dev_t dev = makedev((unsigned)e->dev_major, (unsigned)e->dev_minor);
+    return lay_place_node(&u->place, u->dir->fd, u->base, e->type == '3' ? S_IFCHR : S_IFBLK, dev, &u->meta, &made, err);
+}
+
+static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
+{
+    u->payload = PAYLOAD_NONE;
+    u->entries++;
+    if (__builtin_add_overflow(u->header_sizes, e->size > 0 ? e->size : 0, &u->header_sizes))
+        return lay_fail(err, LAY_E_LIMIT, "the sizes of the entries leave 63 bits");
+    if (e->type == 'g')
+        return LAY_OK;
+    bool seen = false, aliased, kept;
+    if (lay_unpack_clean(&u->clean, e->name, e->name_len, err))
+        return err->code;
+    if (u->clean.len == 1 && u->clean.p[0] == '.')
+        return LAY_OK;
+    if (lay_unpack_leaves_root(&u->clean))
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
+    bool top_meta = u->merged && !strncmp(u->clean.p, LAY_WH_META, sizeof LAY_WH_META - 1);
+    if (top_meta && strcmp(u->clean.p, LAY_WH_OPAQUE) != 0)
+        return LAY_OK;                        /* what AUFS kept for itself at the top of a layer */
+    size_t base = lay_unpack_base(u->clean.p, u->clean.len);
+    lay_wh wh = lay_whiteout_kind(u->clean.p + base, u->clean.len - base);
+    if (wh == LAY_WH_BAD)
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);
+    if (wh == LAY_WH_PLAIN && lay_unpack_seen(u, u->clean.p, u->clean.len, &seen, err))
+        return err->code;
+    if (lay_unpack_find(u, &u->clean, &aliased, err))
+        return err->code;
+    if (aliased && wh == LAY_WH_PLAIN) {
+        bool ignored;
+        if (lay_unpack_seen(u, u->path.p, u->path.len, &ignored, err))
+            return err->code;
+    }
+    if (wh == LAY_WH_OPAQUE_DIR)
+        return u->merged ? empty_merged(u, err) : set_opaque(u, err);
+    if (wh == LAY_WH_NAME)
+        return u->merged ? delete_merged(u, err) : whiteout(u, e, err);
+    kept = false;
+    if ((seen || aliased || !u->fresh) && lay_unpack_make_way(u, e, &kept, err))
+        return err->code;
+    if (lay_meta_of(&u->meta, e, err))
+        return err->code;
+    u->meta.inherits = u->dir->inherits;
+    switch (e->type) {
+    case '0':
+    case 'S':
+        u->payload = PAYLOAD_FILE;
+        if (__builtin_add_overflow(u->size, e->size, &u->size))
+            return lay_fail(err, LAY_E_LIMIT, "the sizes of the files leave 63 bits");
+        return aliased && e->stored ? lay_unpack_note_alias(u, e->ordinal, err) : LAY_OK;
+    case '5':
+        return make_directory(u, kept, err);
+    case '2':
+        if (!e->link_len)
+            return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
+        u->size += (int64_t)e->link_len;
+        return lay_place_symlink(&u->place, u->dir->fd, u->base, e->link, &u->meta, err);
+    case '1':
+        return make_link(u, e, err);
+    case '3':
+    case '4':
+    case '6':
+        return make_node(u, e, err);
+    default:
+        return lay_fail_at(err, LAY_E_TAR, e->offset, "unhandled tar header type %d", (unsigned char)e->type);
+    }
+}
+
+/* ---- payload --------------------------------------------------------------------------------------------------- */
+
+/* A copy of the xattrs in one piece: the job outlives the reader's buffers. */
+static lay_code copy_xattrs(lay_meta *m, lay_error *err)
+{
+    if (!m->nxattrs)
+        return LAY_OK;
+    size_t bytes = m->nxattrs * sizeof(lay_xattr);
+    for (size_t i = 0; i < m->nxattrs; i++)
+        bytes += strlen(m->xattrs[i].name) + 1 + m->xattrs[i].len;
+    lay_xattr *copy = malloc(bytes);
+    if (!copy)
+        return lay_fail_nomem(err);
+    char *at = (char *)(copy + m->nxattrs);
+    for (size_t i = 0; i < m->nxattrs; i++) {
+        size_t n = strlen(m->xattrs[i].name) + 1, len = m->xattrs[i].len;
+        memcpy(at, m->xattrs[i].name, n);
+        copy[i].name = at;
+        at += n;
+        if (len)
+            memcpy(at, m->xattrs[i].value, len);
+        copy[i].value = (const uint8_t *)at;
+        copy[i].len = len;
+        at += len;
+    }
+    m->xattrs = copy;
+    return LAY_OK;
+}
+
+/* The whole file at once: by the pool, or here. */
+static lay_code whole_file(lay_unpack *u, const lay_tar_entry *e, const uint8_t *p, size_t n, const lay_span *span, lay_error *err)
+{
+    lay_job job = { .dir = u->dir, .p = p, .n = n, .slot = -1, .meta = u->meta, .offset = e->offset };
+    if (copy_xattrs(&job.meta, err))
+        return err->code;
+    if (!job.meta.nxattrs)
+        job.meta.xattrs = NULL;
+    memcpy(job.name, u->base, strlen(u->base) + 1);
+    lay_dir_retain(u->dir);
+    u->payload = PAYLOAD_NONE;
+    if (!u->pool)
+        return lay_job_run(&u->place, u->ring, &job, err);
+    if (n && u->ring) {
+        lay_ring_hold(u->ring, span->slot);
+        job.slot = (int)span->slot;
+    }
+    return lay_pool_post(u->pool, &job) ? LAY_OK : lay_pool_drain(u->pool, err);
+}
+
+static lay_code data(lay_unpack *u, const lay_tar_item *item, const lay_span *span, lay_error *err)
+{
+    const lay_tar_entry *e = item->entry;
+    if (u->payload == PAYLOAD_NONE)
+        return LAY_OK;
+    if (u->payload == PAYLOAD_FILE) {
+        if (!e->sparse && (int64_t)item->n == e->stored)
+            return whole_file(u, e, item->p, item->n, span, err);
+        u->file_fd = lay_place_create(&u->place, u->dir->fd, u->base, &u->meta);
+        if (u->file_fd < 0)
+            return lay_fail_os(err, errno, NULL, "cannot make the file");
+        u->file_end = 0;
+        u->payload = PAYLOAD_OPEN;
+    }
+    int failed = lay_place_write(u->file_fd, item->p, item->n, item->file_offset, &u->file_end);
+    return failed ? lay_fail_os(err, failed, NULL, "cannot write the file") : LAY_OK;
+}
+
+static lay_code done(lay_unpack *u, const lay_tar_entry *e, const lay_span *span, lay_error *err)
+{
+    if (u->payload == PAYLOAD_FILE) {         /* nothing stored: empty, or one hole */
+        if (!e->sparse || !e->size)
+            return whole_file(u, e, NULL, 0, span, err);
+        u->file_fd = lay_place_create(&u->place, u->dir->fd, u->base, &u->meta);
+        if (u->file_fd < 0)
+            return lay_fail_os(err, errno, NULL, "cannot make the file");
+        u->file_end = 0;
+        u->payload = PAYLOAD_OPEN;
+    }
+    if (u->payload != PAYLOAD_OPEN)
+        return LAY_OK;
+    /* The reader's xattrs are still there: it keeps them until the next entry. */
+    lay_code code = lay_place_finish(&u->place, u->file_fd, u->file_end, e->size, &u->meta, err);
+    if (close(u->file_fd) != 0 && !code)
+        code = lay_fail_os(err, errno, NULL, "cannot write the file");
+    u->file_fd = -1;
+    u->payload = PAYLOAD_NONE;
+    return code;
+}
+
+/* An error of a file still in the pool came earlier in the tar: it is the one to tell. */
+static lay_code earliest(lay_unpack *u, lay_error *err)
+{
+    lay_error pooled;
+    lay_error_clear(&pooled);
+    if (lay_unpack_drain(u, &pooled) && (err->offset < 0 || pooled.offset < err->offset))
+        *err = pooled;
+    return err->code;
+}
+
+lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err)
+{
+    lay_tar_item item;
+    lay_tar_event event;
+    if (lay_tar_ended(u->tar))
+        return LAY_OK;
+    lay_tar_feed(u->tar, span->p, span->n);
+    while ((event = lay_tar_next(u->tar, &item, err)) > LAY_TAR_NEED) {
+        lay_code code = event == LAY_TAR_ENTRY ? entry(u, item.entry, err)
+            : event == LAY_TAR_DATA ? data(u, &item, span, err)
+            : event == LAY_TAR_DONE ? done(u, item.entry, span, err) : LAY_OK;
+        if (code) {
+            at_entry(item.entry, err);
+            return earliest(u, err);
+        }
+        if (event == LAY_TAR_END)
+            break;
+    }
+    return event == LAY_TAR_BAD ? earliest(u, err) : LAY_OK;
+}
+
+static lay_code set_directory_times(lay_unpack *u, lay_error *err)
+{
+    for (size_t i = 0; i < u->ntimes; i++) {
+        const dir_times *t = &u->times[i];
+        const char *path = u->arena.p + t->path;
+        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path, t->n, 0);
+        if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP))
+            continue;                         /* a later entry took its place */
+        if (fd < 0 || futimens(fd, t->times) != 0)
+            return lay_fail_os(err, errno, path, "cannot set the directory's times");
+    }
+    return LAY_OK;
+}
+
+lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err)
+{
+    if (!lay_tar_ended(u->tar) && lay_tar_eof(u->tar, err))
+        return earliest(u, err);
+    if (lay_unpack_drain(u, err))
+        return err->code;
+    lay_dir_release(u->dir);
+    u->dir = NULL;
+    lay_dirs_forget(&u->dirs);
+    if (set_directory_times(u, err))
+        return err->code;
+    *size = u->merged ? u->header_sizes : u->size;
+    return u->merged || (u->fresh && !u->replaced) ? LAY_OK : lay_tree_size(u->root_fd, size, err);
+}
+

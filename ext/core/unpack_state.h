@@ -1,0 +1,70 @@
+/* unpack_state.h - the unpacker's inside, shared by the three files that are the unpacker: unpack.c
+ * (entries and payload), unpack_names.c (where a name leads), unpack_replaced.c (what stood there before). */
+#ifndef LAY_UNPACK_STATE_H
+#define LAY_UNPACK_STATE_H
+
+#include "dirs.h"
+#include "nameset.h"
+#include "place.h"
+#include "pool.h"
+#include "text.h"
+#include "unpack.h"
+
+#include <limits.h>
+
+typedef struct dir_times { size_t path; size_t n; struct timespec times[2]; } dir_times;
+typedef struct displaced { uint64_t ordinal; char *path; size_t n; unsigned id; } displaced;
+typedef struct alias { uint64_t ordinal; char *path; size_t n; } alias;
+
+/* What the payload of the present entry becomes. */
+typedef enum payload { PAYLOAD_NONE, PAYLOAD_FILE, PAYLOAD_OPEN } payload;
+
+struct lay_unpack {
+    int root_fd, scratch_fd, stash_fd;
+    char stash_name[32];
+    bool merged, userns, fresh;
+    lay_place place;
+    lay_tar *tar;
+    lay_ring *ring;
+    lay_pool *pool;
+    lay_nameset seen;
+    lay_dirs dirs;
+    lay_dir *dir;                            /* parent of the present entry */
+    lay_text clean, path, tried;           /* cleaned name; resolved path; link target; scratch */
+    char base[NAME_MAX + 1];
+    payload payload;
+    lay_meta meta;
+    int file_fd; int64_t file_end;           /* PAYLOAD_OPEN */
+    lay_text arena;                              /* paths of directories whose times are due */
+    dir_times *times; size_t ntimes, times_cap;
+    displaced *gone; size_t ngone, gone_cap;
+    alias *aliases; size_t naliases, aliases_cap;
+    bool gone_sorted, replaced;
+    int64_t size, header_sizes;
+    uint64_t entries;
+};
+
+/* Waits for the pool. */
+lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
+/* Remember a cleaned or resolved path; *seen: maybe it was there before. */
+lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err);
+/* Room for one more in a list that doubles. */
+lay_code lay_unpack_grow(void *list, size_t *cap, size_t count, size_t size, lay_error *err);
+
+/* unpack_names.c */
+/* Cleaned, without leading '/': "." is the root itself, a name that begins with ".." leaves it. */
+lay_code lay_unpack_clean(lay_text *out, const char *name, size_t n, lay_error *err);
+bool lay_unpack_leaves_root(const lay_text *t);
+size_t lay_unpack_base(const char *path, size_t n);      /* where the last component begins */
+/* Parent and base of a cleaned name: u->dir (made if it is missing), u->base, and the resolved path in
+ * u->path. *aliased: the name goes through a symbolic link, so its path is another one. */
+lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err);
+
+/* unpack_replaced.c */
+/* The place u->dir/u->base must be free for the entry. *kept: a directory is there and stays for a directory. */
+lay_code lay_unpack_make_way(lay_unpack *u, const lay_tar_entry *e, bool *kept, lay_error *err);
+/* u->path is where entry `ordinal` really went. */
+lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err);
+void lay_unpack_free_replaced(lay_unpack *u);
+
+#endif

@@ -1,0 +1,37 @@
+"""layerstore: the layer store of Docker/moby as a Python package with a C core."""
+
+from layerstore._apply import build_info
+from layerstore.compare import changes_between, overlay_changes
+from layerstore.errors import (
+    ActiveMountError,
+    BreakoutError,
+    CorruptLayerError,
+    InvalidDigestError,
+    LayerDoesNotExistError,
+    LayerNotRetainedError,
+    LayerStoreError,
+    MaxDepthExceededError,
+    MountDoesNotExistError,
+    MountNameConflictError,
+    NotMountedError,
+    NotSupportedError,
+    TarFormatError,
+)
+from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
+from layerstore.layer import EMPTY_LAYER, Layer
+from layerstore.metadata import FileMetadataStore, MetadataStore, MetadataTransaction
+from layerstore.rwlayer import RWLayer
+from layerstore.store import Store, log_release_metadata, release_and_log
+from layerstore.tarstream import TarStream, assemble, disassemble
+from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor, Metadata, Problem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change", "ChangeKind",
+    "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "FileMetadataStore", "InvalidDigestError",
+    "Layer", "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError", "MaxDepthExceededError", "Metadata",
+    "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotMountedError",
+    "NotSupportedError", "Problem", "RWLayer", "Store", "TarFormatError", "TarStream", "assemble", "build_info",
+    "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes", "release_and_log",
+]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Bytes in: one layer tar becomes files, a DiffID and a tar-split record. Binding of lay_apply.
+
+The GIL is free in every call that does work; an Apply has one user at a time (a second gets RuntimeError).
+"""
+from typing import NamedTuple
+
+MERGED: int
+USERNS: int
+PLAIN_RECORD: int
+PLAIN_INPUT: int
+NO_DRAIN: int
+
+class Applied(NamedTuple):
+    diff_id: bytes   # SHA-256, 32 bytes
+    tar_size: int    # bytes of the uncompressed tar
+    size: int        # bytes in the tree (moby's size of a layer)
+    entries: int
+
+class Apply:
+    def __init__(
+        self,
+        root_fd: int,
+        record_fd: int = -1,
+        scratch_fd: int = -1,
+        *,
+        reread_fd: int = -1,
+        reread_offset: int = 0,
+        spool_fd: int = -1,
+        workers: int = -1,
+        flags: int = 0,
+    ) -> None: ...
+    @property
+    def taken(self) -> int: ...
+    def push(self, data: bytes) -> bool:
+        """Copy bytes in. True: nothing more is wanted."""
+    def lend(self, buffer: object) -> bool:
+        """Take a whole C-contiguous buffer without copying; it is held until close()."""
+    def pump(self, fd: int, offset: int = -1, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
+        """Read fd for a while, from where it stands (offset -1) or from offset on: (at the end, next offset)."""
+    def pump_source(self, source: object, max_bytes: int = ..., max_ms: int = ...) -> bool:
+        """Take bytes from a _tarstream.Source for a while. True: at the end."""
+    def finish(self) -> Applied: ...
+    def close(self) -> None:
+        """Stop what still runs and free all. Twice is harmless."""
+
+def guess_format(head: bytes) -> str:
+    """What the first bytes of a stream are: "plain", "gzip", "zstd", "bzip2", "xz" or "lz4"."""
+def build_info() -> dict[str, str]: ...

@@ -1,0 +1,15 @@
+"""Differences between trees. Binding of lay_changes and of the two tree verbs the drivers need."""
+from collections.abc import Sequence
+from typing import Any
+
+class Changes:
+    """A finished comparison, in C memory. Made by the functions below."""
+    def __len__(self) -> int: ...
+    def to_list(self, change_type: Any, kinds: Sequence[Any]) -> list[Any]:
+        """[change_type(path, kinds[kind]), ...] built without Python code per entry (change_type: a tuple subclass)."""
+
+def compare_trees(new_fd: int, old_fd: int = -1) -> Changes: ...
+def compare_overlay(upper_fd: int, lower_fds: Sequence[int], userxattr: bool = False) -> Changes: ...
+def tree_size(root_fd: int) -> int: ...
+def remove_tree(parent_fd: int, name: str | bytes) -> None:
+    """Remove an entry with all below it; fine if it is gone. OSError(EBUSY, path) at a mount point."""

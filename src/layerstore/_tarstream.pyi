@@ -1,0 +1,26 @@
+"""Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check."""
+from typing import Any
+
+EXPORT_OVERLAY: int
+EXPORT_USERXATTR: int
+
+class Source:
+    """A tar on its way out. Made by the functions below; one user at a time."""
+    def read(self, n: int) -> bytes:
+        """n bytes, fewer only at the end; b"" after the end, when all promised checks have passed."""
+    def readinto(self, buffer: Any) -> int: ...
+    def copy_to_fd(self, fd: int, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
+        """Write to fd for a while: (at the end, bytes written)."""
+    def size(self) -> int: ...
+    def seek(self, offset: int) -> None: ...
+    def tell(self) -> int: ...
+    def close(self) -> None: ...
+
+def assemble(record_fd: int, root_fd: int, diff_id: bytes | None = None) -> Source:
+    """The tar a record describes; diff_id (32 bytes) is checked over a whole sequential read."""
+def export_tree(root_fd: int, flags: int = 0) -> Source: ...
+def export_changes(root_fd: int, changes: Any) -> Source:
+    """Tar of a _changes.Changes over the tree at root_fd."""
+
+def check(record_fd: int, root_fd: int, diff_id: bytes | None) -> list[tuple[str, str, str]]:
+    """Every difference between a record and its tree: (kind "content" | "missing" | "metadata", path, sentence)."""

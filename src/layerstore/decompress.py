@@ -1,0 +1,87 @@
+"""bzip2, xz and lz4 streams become plain bytes, by libarchive's filters.
+
+Blocks of a compressed stream come in by a callback, plain blocks go out. Nothing is silently short:
+a cut stream, a broken one, and anything but zeros behind its end are errors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+
+import libarchive
+from libarchive import ffi
+from libarchive.read import ArchiveRead, new_archive_read
+
+from layerstore.errors import TarFormatError
+
+_BLOCK = 1 << 20
+_ARCHIVE_FATAL = -30
+# More than any file system holds behind a stream only to align it.
+_PADDING_LIMIT = 1 << 20
+
+
+def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
+    """Decompress a stream.
+
+    kind   "bzip2", "xz" or "lz4"
+    read   gives the next bytes of the stream, b"" at its end; what it raises passes through
+
+    Raises  TarFormatError   the stream is cut, broken, or followed by something else
+    """
+    failure: list[BaseException] = []
+    # libarchive looks at a block until it asks for the next one.
+    held: list[ctypes.Array[ctypes.c_char] | bytes] = [b""]
+    given = 0
+
+    def read_block(_archive: object, _context: object, where: object) -> int:
+        nonlocal given
+        if failure:
+            return _ARCHIVE_FATAL
+        try:
+            data = read()
+        except BaseException as err:  # ctypes would print it and go on
+            failure.append(err)
+            return _ARCHIVE_FATAL
+        held[0] = data
+        slot = ctypes.cast(where, ctypes.POINTER(ctypes.c_void_p))  # type: ignore[arg-type]
+        slot[0] = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
+        given += len(data)
+        return len(data)
+
+    def cut(err: Exception) -> BaseException:
+        if failure:
+            return failure[0]
+        reason = getattr(err, "msg", None) or str(err)
+        return TarFormatError(f"the {kind} stream cannot be decompressed: {reason}")
+
+    try:
+        callback = ffi.READ_CALLBACK(read_block)
+        with new_archive_read("raw", kind) as pointer:
+            ffi.read_open(pointer, None, ffi.NO_OPEN_CB, callback, ffi.NO_CLOSE_CB)
+            archive = ArchiveRead(pointer)
+            # Without a filter "raw" would hand the compressed bytes on; with two it was packed twice.
+            if archive.filter_names != [kind]:
+                raise TarFormatError(f"not one whole {kind} stream")
+            room = ctypes.create_string_buffer(_BLOCK)
+            for _entry in archive:
+                while size := ffi.read_data(pointer, room, _BLOCK):
+                    yield room.raw[:size] if size < _BLOCK else room.raw
+            used = archive.bytes_read
+    except libarchive.ArchiveError as err:
+        raise cut(err) from None
+    if failure:
+        raise failure[0]
+    _expect_padding(kind, held[0][len(held[0]) - (given - used) :] if given > used else b"", read)
+
+
+def _expect_padding(kind: str, rest: bytes | ctypes.Array[ctypes.c_char], read: Callable[[], bytes]) -> None:
+    seen = 0
+    data = bytes(rest)
+    while True:
+        seen += len(data)
+        if data.count(0) != len(data) or seen > _PADDING_LIMIT:
+            raise TarFormatError(f"something else follows the {kind} stream")
+        data = read()
+        if not data:
+            return

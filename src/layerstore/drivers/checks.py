@@ -1,0 +1,206 @@
+"""What this host can do: probes with real mounts, each in a directory that is gone afterwards.
+
+A directory on the file system in question comes in; an answer comes out. Answers about a file system
+are kept for as long as the process lives, since a store may be opened often.
+Source: moby, daemon/graphdriver/overlayutils and overlay2/check.go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from layerstore.drivers import mounts
+
+log = logging.getLogger("layerstore")
+
+FS_NAMES = {
+    0x61756673: "aufs",
+    0x9123683E: "btrfs",
+    0x28CD3D45: "cramfs",
+    0xF15F: "ecryptfs",
+    0xEF53: "extfs",
+    0xF2F52010: "f2fs",
+    0x65735546: "fuse",
+    0x47504653: "gpfs",
+    0x72B6: "jffs2",
+    0x3153464A: "jfs",
+    0x6969: "nfs",
+    0x794C7630: "overlayfs",
+    0x858458F6: "ramfs",
+    0x52654973: "reiserfs",
+    0x517B: "smb",
+    0x73717368: "squashfs",
+    0x01021994: "tmpfs",
+    0xA501FCF5: "vxfs",
+    0x58465342: "xfs",
+    0x2FC12FC1: "zfs",
+}
+
+
+def fs_name(path: str) -> str:
+    """Name the file system at path as moby does; "<unknown>" for one it does not know."""
+    return FS_NAMES.get(mounts.fs_magic(path), "<unknown>")
+
+
+@functools.cache
+def in_user_namespace() -> bool:
+    """Say whether this process runs in another than the initial user namespace."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as table:
+            return [line.split() for line in table] != [["0", "0", "4294967295"]]
+    except OSError:
+        return False
+
+
+@functools.cache
+def kernel_version() -> tuple[int, int]:
+    """Give the running kernel's version, for instance (6, 18)."""
+    major, minor = os.uname().release.split(".")[:2]
+    digits = "".join(char for char in minor if char.isdigit())
+    return int(major), int(digits or 0)
+
+
+def index_parameter_exists() -> bool:
+    """Say whether this kernel's overlay knows `index`, which then is turned off."""
+    return os.path.exists("/sys/module/overlay/parameters/index")
+
+
+@contextlib.contextmanager
+def _probe_directory(where: str, prefix: str, *names: str) -> Iterator[str]:
+    directory = tempfile.mkdtemp(prefix=prefix, dir=where)
+    try:
+        for name in names:
+            os.makedirs(os.path.join(directory, name), 0o755)
+        yield directory
+    finally:
+        mounts.unmount_below(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Iterator[None]:
+    mounts.mount_overlay(directory, "merged", lowers, upper, "work", userxattr=userxattr)
+    try:
+        yield
+    finally:
+        mounts.unmount(os.path.join(directory, "merged"), 0)
+
+
+def probe_overlay(where: str) -> None:
+    """Mount an overlay with two lowers below `where`. Raises OSError when that cannot be."""
+    device = os.stat(where).st_dev
+    if device in _overlay_works:
+        return
+    names = ("lower1", "lower2", "upper", "work", "merged")
+    with _probe_directory(where, "check-overlayfs-support", *names) as directory:
+        with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=needs_userxattr(where)):
+            pass
+    _overlay_works.add(device)
+
+
+_overlay_works: set[int] = set()
+
+
+@functools.cache
+def needs_userxattr(where: str) -> bool:
+    """Say whether mounts need `userxattr`: in a user namespace, where the kernel knows it."""
+    if not in_user_namespace():
+        return False
+    if kernel_version() >= (5, 11):
+        return True
+    names = ("lower1", "lower2", "upper", "work", "merged")
+    with contextlib.suppress(OSError), _probe_directory(where, "check-overlayfs-userxattr", *names) as directory:
+        with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=True):
+            return True
+    return False
+
+
+def has_d_type(where: str) -> bool:
+    """Say whether directories list the types of their entries, which overlay relies on."""
+    device = os.stat(where).st_dev
+    if device not in _d_type:
+        with _probe_directory(where, "check-d-type", "find-d_type") as directory:
+            _d_type[device] = mounts.dirents_typed(directory)
+    return _d_type[device]
+
+
+_d_type: dict[int, bool] = {}
+
+
+def uses_metacopy(where: str) -> bool:
+    """Say whether a chmod through the mount copies the metadata alone. Only the status reports it."""
+    device = os.stat(where).st_dev
+    if device in _metacopy:
+        return _metacopy[device]
+    userxattr = needs_userxattr(where)
+    attribute = ("user" if userxattr else "trusted") + ".overlay.metacopy"
+    found = False
+    try:
+        names = ("l1", "l2", "work", "merged")
+        with _probe_directory(where, "metacopy-check", *names) as directory:
+            path = os.path.join(directory, "l1", "f")
+            with open(path, "wb") as file:
+                file.write(b"\xff")
+                os.fchmod(file.fileno(), 0o700)
+            with _mounted(directory, "l1", upper="l2", userxattr=userxattr):
+                os.chmod(os.path.join(directory, "merged", "f"), 0o600)
+            try:
+                os.getxattr(os.path.join(directory, "l2", "f"), attribute)
+                found = True
+            except OSError as err:
+                if err.errno != errno.ENODATA:
+                    raise
+    except OSError as err:
+        log.warning("Unable to detect whether overlay kernel module supports metacopy: %s", err)
+    _metacopy[device] = found
+    return found
+
+
+_metacopy: dict[int, bool] = {}
+
+
+def native_diff_problem(where: str) -> str | None:
+    """Say why a layer's difference cannot be read off its upper directory; None when it can.
+
+    Done with a real mount, since a kernel may copy opaque marks up or redirect renamed directories.
+    """
+    userxattr = needs_userxattr(where)
+    if in_user_namespace() and not userxattr:
+        return "native diff is not supported in user namespace, consider updating to kernel 5.11 or later to fix"
+    prefix = "user" if userxattr else "trusted"
+    names = ("l1/d", "l1/d1", "l2/d", "l3", "work", "merged")
+    try:
+        with _probe_directory(where, "opaque-bug-check", *names) as directory:
+            os.setxattr(os.path.join(directory, "l2", "d"), f"{prefix}.overlay.opaque", b"y")
+            merged = os.path.join(directory, "merged")
+            with _mounted(directory, "l2", "l1", upper="l3", userxattr=userxattr):
+                with open(os.path.join(merged, "d", "f"), "wb"):
+                    pass
+                if _attribute(os.path.join(directory, "l3", "d"), f"{prefix}.overlay.opaque") == b"y":
+                    return "opaque flag erroneously copied up, consider updating to kernel 4.8 or later to fix"
+                try:
+                    os.rename(os.path.join(merged, "d1"), os.path.join(merged, "d2"))
+                except OSError as err:
+                    if err.errno == errno.EXDEV:
+                        return None
+                    raise
+                redirect = _attribute(os.path.join(directory, "l3", "d2"), f"{prefix}.overlay.redirect")
+                return "kernel has CONFIG_OVERLAY_FS_REDIRECT_DIR enabled" if redirect == b"d1" else None
+    except OSError as err:
+        return str(err)
+
+
+def _attribute(path: str, name: str) -> bytes:
+    try:
+        return os.getxattr(path, name)
+    except OSError as err:
+        if err.errno == errno.ENODATA:
+            return b""
+        raise

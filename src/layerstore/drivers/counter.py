@@ -1,0 +1,54 @@
+"""How often each mount is in use, by its path.
+
+Source: moby, daemon/graphdriver/counter.go
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+
+class MountCounter:
+    """Counts of users; a mount found at the first look had one user before this process."""
+
+    def __init__(self, is_mounted: Callable[[str], bool]) -> None:
+        """is_mounted   says whether something is mounted at a path; asked once a path."""
+        self._lock = threading.Lock()
+        self._is_mounted = is_mounted
+        self._counts: dict[str, int] = {}
+
+    def _change(self, path: str, by: int) -> int:
+        with self._lock:
+            count = self._counts.get(path)
+            if count is None:
+                count = 1 if self._is_mounted(path) else 0
+            count += by
+            if count > 0:
+                self._counts[path] = count
+            else:
+                self._counts.pop(path, None)
+            return count
+
+    def increment(self, path: str) -> int:
+        """Count one user more; gives the new number."""
+        return self._change(path, 1)
+
+    def decrement(self, path: str) -> int:
+        """Count one user less; gives the new number, which may be negative."""
+        return self._change(path, -1)
+
+    def in_use(self, path: str) -> bool:
+        """Say whether anybody uses the mount now."""
+        with self._lock:
+            return self._counts.get(path, 0) > 0 or self._is_mounted(path)
+
+    def reset(self, path: str, count: int) -> None:
+        """Set the number of users."""
+        with self._lock:
+            self._counts[path] = count
+
+    def forget(self, path: str) -> None:
+        """Drop what is known of path."""
+        with self._lock:
+            self._counts.pop(path, None)

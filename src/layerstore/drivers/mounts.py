@@ -1,0 +1,281 @@
+"""The mount calls: overlay mounts by the new mount API or by mount(2), and unmounting.
+
+A driver's home and paths relative to it come in; a mount, or an OSError with the kernel's own reason,
+comes out. Layers are named by their short links l/<name>, absolute where that fits and relative to the
+home otherwise: mount(2) takes one page of text for all options, fsconfig 255 bytes an option.
+The C side is ext/bind/mount_build.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from layerstore._mount import ffi, lib
+
+log = logging.getLogger("layerstore")
+
+OVERLAY_MAGIC: Final = 0x794C7630
+MNT_DETACH: Final = 2
+
+# "new": fsopen and friends alone; "old": mount(2) alone; else the new way, then the old one.
+API_VARIABLE = "LAYERSTORE_MOUNT_API"
+
+_OPTION_LIMIT = 255  # fsconfig(2) takes 256 bytes with the NUL
+# What would need quoting in one of the option languages; such a home is only named relatively.
+_AWKWARD = re.compile(r"[\\,:\"\s]")
+
+
+def _raise(code: int, message: str, path: str) -> None:
+    if code < 0:
+        raise OSError(-code, message or os.strerror(-code), path)
+
+
+def _go_quoted(text: str) -> str:
+    """Quote text as Go's %q does."""
+    short = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+    out = []
+    for char in text:
+        if char in '"\\':
+            out.append("\\" + char)
+        elif char in short:
+            out.append(short[char])
+        elif char.isprintable():
+            out.append(char)
+        else:
+            code = ord(char)
+            out.append(f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return '"' + "".join(out) + '"'
+
+
+def _option_text(
+    base: str,
+    lowers: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    *,
+    context: str,
+    index_off: bool,
+    userxattr: bool,
+) -> str:
+    parts = []
+    if index_off:
+        parts.append("index=off")
+    if userxattr:
+        parts.append("userxattr")
+    parts.append("lowerdir=" + ":".join(base + lower for lower in lowers))
+    if upper is not None:
+        parts.append(f"upperdir={base}{upper}")
+        parts.append(f"workdir={base}{work}")
+    if context:
+        parts.append("context=" + _go_quoted(context))
+    return ",".join(parts)
+
+
+def _mount_new(
+    home: str,
+    target: str,
+    lowers: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    *,
+    context: str,
+    index_off: bool,
+    userxattr: bool,
+) -> tuple[int, str]:
+    paths = [*lowers, *(path for path in (upper, work) if path is not None)]
+    longest = max(len(os.fsencode(path)) for path in paths)
+    base = home + "/"
+    relative = bool(_AWKWARD.search(home)) or len(os.fsencode(base)) + longest > _OPTION_LIMIT
+    if relative:
+        base = ""
+    alive = []  # cffi frees what nobody holds
+
+    def text(value: str) -> object:
+        made = ffi.new("char[]", os.fsencode(value))
+        alive.append(made)
+        return made
+
+    names = ffi.new("char *[]", [text(base + lower) for lower in lowers])
+    request = ffi.new("lay_overlay *")
+    request.home = text(home) if relative else ffi.NULL
+    request.target = text(base + target)
+    request.lowers = names
+    request.n_lowers = len(lowers)
+    if upper is not None:
+        request.upper = text(base + upper)
+        request.work = text(base + (work or ""))
+    if context:
+        request.context = text(context)
+    request.index_off = index_off
+    request.userxattr = userxattr
+    reason = ffi.new("char[]", 256)
+    code = lib.lay_mount_overlay(request, reason, 256)
+    return code, ffi.string(reason).decode("utf-8", "backslashreplace")
+
+
+def _mount_old(home: str, target: str, data: str, *, relative: bool) -> int:
+    alive = [ffi.new("char[]", os.fsencode(text)) for text in (home, target, data)]
+    request = ffi.new("lay_overlay *")
+    request.home = alive[0] if relative else ffi.NULL
+    request.target = alive[1]
+    request.data = alive[2]
+    return int(lib.lay_mount_overlay(request, ffi.NULL, 0))
+
+
+def mount_overlay(
+    home: str,
+    target: str,
+    lowers: Sequence[str],
+    upper: str | None = None,
+    work: str | None = None,
+    *,
+    context: str = "",
+    index_off: bool = False,
+    userxattr: bool = False,
+    api: str | None = None,
+) -> None:
+    """Mount an overlay.
+
+    home       absolute directory; every other path is relative to it
+    lowers     nearest first, at least one
+    upper      with work: the writable layer; None: read-only
+    context    SELinux label for all of the mount, or ""
+    api        "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
+
+    Raises   OSError   with the kernel's errno, its own reason where it gave one, and the target
+    Source   moby, daemon/graphdriver/overlay2: overlay.go and mount.go
+    """
+    api = api or os.environ.get(API_VARIABLE) or "auto"
+    shown = os.path.join(home, target)
+    failed = f"error creating overlay mount to {shown}"
+    if any("\0" in text for text in (home, target, context, *lowers)):
+        raise ValueError("embedded null byte in a mount option")
+    reason = ""
+    if api != "old":
+        code, reason = _mount_new(
+            home, target, lowers, upper, work,
+            context=context, index_off=index_off, userxattr=userxattr,
+        )  # fmt: skip
+        if code >= 0:
+            return
+        # Without these calls, or by a kernel before 6.8, they are answered so; mount(2) knows more.
+        if api == "new" or -code not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
+
+    def option_text(base: str) -> str:
+        return _option_text(
+            base, lowers, upper, work,
+            context=context, index_off=index_off, userxattr=userxattr,
+        )  # fmt: skip
+
+    limit = os.sysconf("SC_PAGESIZE") - 1
+    data = option_text(home + "/")
+    relative = len(os.fsencode(data)) > limit or bool(_AWKWARD.search(home))
+    if relative:
+        data = option_text("")
+        if len(os.fsencode(data)) > limit:
+            too_large = f"cannot mount layer, mount label too large {len(os.fsencode(data))}"
+            raise OSError(errno.E2BIG, too_large, shown)
+    code = _mount_old(home, target if relative else shown, data, relative=relative)
+    _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
+
+
+def unmount(path: str, flags: int = MNT_DETACH) -> None:
+    """Unmount what is mounted at path. Raises OSError (EINVAL where nothing is)."""
+    code = lib.lay_umount(os.fsencode(path), flags)
+    _raise(code, "", path)
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def mounts_below(path: str) -> list[str]:
+    """Name the mount points at path and below it, deepest first."""
+    top = os.fsencode(os.path.realpath(path))
+    found = []
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ", 5)[4])
+            if point == top or point.startswith(top + b"/"):
+                found.append(os.fsdecode(point))
+    # A later mount covers an earlier one at the same place: the table's order, reversed.
+    found.reverse()
+    return sorted(found, key=len, reverse=True)
+
+
+def unmount_below(path: str) -> OSError | None:
+    """Unmount everything at path and below it, deepest first.
+
+    Returns  the last failure, when something is still mounted there afterwards
+    """
+    last: OSError | None = None
+    for point in mounts_below(path):
+        try:
+            unmount(point)
+        except OSError as err:
+            last = err
+            log.debug("Failed to unmount %s: %s", point, err)
+    return last if last is not None and mounts_below(path) else None
+
+
+def fs_magic(path: str) -> int:
+    """Give the magic number of the file system at path (statfs). Raises OSError."""
+    magic = int(lib.lay_fs_magic(os.fsencode(path)))
+    _raise(magic, "", path)
+    return magic
+
+
+def is_overlay(path: str) -> bool:
+    """Say whether path is on an overlay; False where it cannot be asked."""
+    with contextlib.suppress(OSError):
+        return fs_magic(path) == OVERLAY_MAGIC
+    return False
+
+
+def sync_filesystem(path: str) -> None:
+    """Put everything of the file system that holds path on its disk (syncfs)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _raise(lib.lay_syncfs(fd), "", path)
+    finally:
+        os.close(fd)
+
+
+def dirents_typed(path: str) -> bool:
+    """Say whether every entry of the directory is listed with its type (d_type)."""
+    typed = lib.lay_dirents_typed(os.fsencode(path))
+    _raise(typed, "", path)
+    return bool(typed)
+
+
+# ---- project quota ----------------------------------------------------------------------------
+
+
+def project_of(directory: str) -> int:
+    """Read the project id of a directory."""
+    project = ffi.new("unsigned *")
+    _raise(lib.lay_quota_get_project(os.fsencode(directory), project), "", directory)
+    return int(project[0])
+
+
+def set_project(directory: str, project: int) -> None:
+    """Set the project id of a directory, inherited by what is made in it."""
+    _raise(lib.lay_quota_set_project(os.fsencode(directory), project), "", directory)
+
+
+def set_project_limit(device: str, project: int, size: int) -> None:
+    """Limit a project to size bytes, hard and soft."""
+    _raise(lib.lay_quota_set_limit(os.fsencode(device), project, size), "", device)
+
+
+def project_quota_on(device: str) -> bool:
+    """Say whether project quotas are counted and enforced on a block device."""
+    state = lib.lay_quota_state(os.fsencode(device))
+    _raise(state, "", device)
+    return bool(state)

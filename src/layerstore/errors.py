@@ -1,0 +1,226 @@
+"""Every exception of layerstore, and the one table from the core's codes to classes.
+
+A failure enters here either as a class of its own (policy, in Python) or as a lay_error of the C
+core, which the bindings hand to from_core() at the moment of raising. Texts are moby's
+(daemon/internal/layer/layer.go), so that one who greps for the one finds the other.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+__all__ = [
+    "ActiveMountError",
+    "BreakoutError",
+    "CorruptLayerError",
+    "InvalidDigestError",
+    "InvalidMetadataError",
+    "InvalidOptionError",
+    "LayerDoesNotExistError",
+    "LayerNotRetainedError",
+    "LayerStoreError",
+    "MaxDepthExceededError",
+    "MountDoesNotExistError",
+    "MountNameConflictError",
+    "NotMountedError",
+    "NotSupportedError",
+    "StoreClosedError",
+    "TarFormatError",
+]
+
+
+class LayerStoreError(Exception):
+    """The root of everything that layerstore itself finds wrong."""
+
+    # What an error made without words says.
+    text: ClassVar[str] = ""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(args or ((self.text,) if self.text else ())))
+
+
+class InvalidDigestError(LayerStoreError, ValueError):
+    """A text that should be a digest is none; the message says what is wrong with it."""
+
+    text = "invalid checksum digest format"
+
+
+class InvalidMetadataError(LayerStoreError, ValueError):
+    """A file of the layerdb or of a driver does not hold what it must."""
+
+
+class InvalidOptionError(LayerStoreError, ValueError):
+    """An option that nobody knows, or a value that it cannot have."""
+
+
+class LayerDoesNotExistError(LayerStoreError, LookupError):
+    """No layer with this ChainID is in the store."""
+
+    text = "layer does not exist"
+
+
+class LayerNotRetainedError(LayerStoreError):
+    """The object given to release() holds no reference: released before, or a bare layer."""
+
+    text = "layer not retained"
+
+
+class MountDoesNotExistError(LayerStoreError, LookupError):
+    """No writable layer with this name is in the store."""
+
+    text = "mount does not exist"
+
+
+class MountNameConflictError(LayerStoreError):
+    """A writable layer with this name exists already."""
+
+    text = "mount already exists with name"
+
+
+class ActiveMountError(LayerStoreError):
+    """A mount is still in use. Kept for moby's interface: the store never raises it."""
+
+    text = "mount still active"
+
+
+class NotMountedError(LayerStoreError):
+    """Something is not mounted. Kept for moby's interface: the store never raises it."""
+
+    text = "not mounted"
+
+
+class MaxDepthExceededError(LayerStoreError):
+    """The parent has as many layers below it as a layer may have."""
+
+    text = "max depth exceeded"
+
+
+class NotSupportedError(LayerStoreError):
+    """This kernel, file system or build cannot do what was asked."""
+
+    text = "not support on this host operating system"
+
+
+class StoreClosedError(LayerStoreError, ValueError):
+    """The store was closed, or the layer belongs to one that was."""
+
+    text = "layer store is closed"
+
+
+class TarFormatError(LayerStoreError, ValueError):
+    """A layer tar, or the compression around it, is malformed or cut short.
+
+    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    """
+
+    text = "archive/tar: invalid tar header"
+
+    def __init__(self, *args: object, offset: int | None = None) -> None:
+        super().__init__(*args)
+        self.offset: int | None = offset
+
+
+class BreakoutError(LayerStoreError):
+    """An entry would leave the root of its layer.
+
+    path   that entry's name
+    """
+
+    text = "entry is outside of the layer"
+
+    def __init__(self, *args: object, path: str = "") -> None:
+        super().__init__(*args)
+        self.path: str = path
+
+
+class CorruptLayerError(LayerStoreError):
+    """What is stored is not what was registered.
+
+    path   the file whose bytes changed, as the layer's tar names it, or ""
+    """
+
+    text = "layer data is corrupt"
+
+    def __init__(self, *args: object, path: str = "") -> None:
+        super().__init__(*args)
+        self.path: str = path
+
+
+# ---- from the core ----------------------------------------------------------------------------
+
+# lay_code of ext/core/lay.h, in order; LAY_OK (0) is no error.
+_CODES = (
+    None,
+    "LAY_E_OS",
+    "LAY_E_NOMEM",
+    "LAY_E_TAR",
+    "LAY_E_TRUNCATED",
+    "LAY_E_LIMIT",
+    "LAY_E_BREAKOUT",
+    "LAY_E_SPLIT",
+    "LAY_E_MISMATCH",
+    "LAY_E_UNSUPPORTED",
+    "LAY_E_BUSY",
+    "LAY_E_STATE",
+)
+
+CORE_CLASSES: dict[str, type[Exception]] = {
+    "LAY_E_OS": OSError,
+    "LAY_E_NOMEM": MemoryError,
+    "LAY_E_TAR": TarFormatError,
+    "LAY_E_TRUNCATED": TarFormatError,
+    "LAY_E_LIMIT": TarFormatError,
+    "LAY_E_BREAKOUT": BreakoutError,
+    "LAY_E_SPLIT": CorruptLayerError,
+    "LAY_E_MISMATCH": CorruptLayerError,
+    "LAY_E_UNSUPPORTED": NotSupportedError,
+    "LAY_E_BUSY": RuntimeError,
+    "LAY_E_STATE": RuntimeError,
+}
+
+
+def readable(path: str) -> str:
+    """Give a path as text that any stream can print: what is not UTF-8 becomes \\xNN."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def from_core(
+    code: int, sys_errno: int, offset: int, path: bytes, text: str
+) -> BaseException:
+    """Make the exception for one lay_error. The bindings call this, nobody else.
+
+    code        a lay_code
+    sys_errno   of LAY_E_OS, else 0
+    offset      bytes from the start of the tar, or negative
+    path        the entry or file concerned, or b""
+    text        the core's sentence
+
+    Returns  the exception, not raised; RuntimeError for a code that has no row
+    """
+    name = os.fsdecode(path)
+    known = _CODES[code] if 0 < code < len(_CODES) else None
+    kind = CORE_CLASSES.get(known) if known else None
+    if kind is None:
+        return RuntimeError(f"unknown code {code} from the core: {text}")
+    if kind is OSError:
+        if not sys_errno:
+            return OSError(text)
+        # Three arguments: Python picks FileNotFoundError, PermissionError ... by errno.
+        return OSError(sys_errno, text or os.strerror(sys_errno), name or None)
+    if kind is MemoryError:
+        return MemoryError(text)
+    if kind is TarFormatError:
+        where = [f'entry "{readable(name)}"'] if name else []
+        if offset >= 0:
+            where.append(f"at byte {offset}")
+        message = f"{text or TarFormatError.text} ({', '.join(where)})" if where else text
+        return TarFormatError(*([message] if message else []), offset=offset if offset >= 0 else None)
+    if kind is BreakoutError:
+        message = text or BreakoutError.text
+        if name and readable(name) not in message:
+            message = f'{message}: "{readable(name)}"'
+        return BreakoutError(message, path=name)
+    if kind is CorruptLayerError:
+        return CorruptLayerError(*([text] if text else []), path=name)
+    return kind(*([text] if text else []))

@@ -1,0 +1,113 @@
+"""Layer: a reference to a read-only layer, or the bare layer; and the empty layer."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from layerstore.errors import LayerStoreError
+from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
+from layerstore.tarstream import TarStream
+from layerstore.values import Descriptor, Metadata
+
+if TYPE_CHECKING:
+    from layerstore.store import Store
+
+
+class Record:
+    """One read-only layer in memory: what all its handles share. The store's lock guards count and handles."""
+
+    def __init__(self, store: Store, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
+                 descriptor: Descriptor) -> None:
+        """Hold what the metadata says."""
+        self.store, self.chain_id, self.diff_id, self.parent = store, chain_id, diff_id, parent
+        self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
+        self.count = 0
+        self.handles: set[Layer] = set()
+        self.depth: int = parent.depth + 1 if parent else 1
+        self.size: int = size + (parent.size if parent else 0)
+
+
+class Layer:
+    """A reference to a read-only layer. `with layer:` releases it at the end."""
+
+    os: OS = "linux"
+
+    def __init__(self, record: Record) -> None:
+        """Refer to a record; the store counts it."""
+        self._record = record
+        self.chain_id: ChainID = record.chain_id
+        self.diff_id: DiffID = record.diff_id
+        self.size: int = record.size
+        self.diff_size: int = record.diff_size
+        self.cache_id: str = record.cache_id
+
+    def __repr__(self) -> str:
+        return f"<Layer {self.chain_id}>"
+
+    @property
+    def parent(self) -> Layer | None:
+        """The bare layer below: no reference, cannot be released. None for a base layer."""
+        return Layer(self._record.parent) if self._record.parent else None
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """The descriptor it was registered with, or None."""
+        return self._record.descriptor if self._record.descriptor.digest else None
+
+    def tar_stream(self) -> TarStream:
+        """Give the layer's tar, byte for byte, seekable and verified.
+
+        Raises  OSError, CorruptLayerError   the record is gone or cannot be read
+        """
+        return self._record.store._tar_stream(self._record)
+
+    def tar_stream_from(self, parent: str) -> TarStream:
+        """Make a fresh tar of the difference to an ancestor ("" = everything); not verified.
+
+        Raises  LayerStoreError   parent is no proper ancestor
+        """
+        return self._record.store._tar_stream_from(self._record, parent)
+
+    def metadata(self) -> dict[str, str]:
+        """Name the driver's directories of this layer. Raises OSError when they are gone."""
+        return self._record.store._driver_of().metadata(self.cache_id)
+
+    def release(self) -> list[Metadata]:
+        """Give the reference back: the store's release(self)."""
+        return self._record.store.release(self)
+
+    def __enter__(self) -> Layer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class EmptyLayer:
+    """The layer of 1024 zero bytes, which belongs to no store."""
+
+    chain_id = ChainID(EMPTY_LAYER_DIFF_ID)
+    diff_id = EMPTY_LAYER_DIFF_ID
+    parent = None
+    os: OS = "linux"
+    size = diff_size = 0
+    descriptor = None
+    cache_id = ""
+
+    def tar_stream(self) -> Any:
+        """Give 1024 zero bytes."""
+        return io.BytesIO(bytes(1024))
+
+    def tar_stream_from(self, parent: str) -> Any:
+        """Give 1024 zero bytes for "". Raises LayerStoreError for anything else."""
+        if parent:
+            raise LayerStoreError("can't get parent tar stream of an empty layer")
+        return self.tar_stream()
+
+    def metadata(self) -> dict[str, str]:
+        """Give nothing."""
+        return {}
+
+
+EMPTY_LAYER = EmptyLayer()

@@ -1,0 +1,94 @@
+"""Locks by name: one for each layer name or driver id, there only while somebody wants it.
+
+Also the advisory lock on a directory that tells a live owner from an abandoned one: held through an
+open descriptor, it vanishes with its process however that ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class NamedLocks:
+    """One mutex a name.
+
+    Source   moby/locker
+    """
+
+    def __init__(self) -> None:
+        """Make an empty set of locks."""
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, list[int]]] = {}
+
+    @contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Hold the lock of name for the length of a `with` block. Not reentrant."""
+        with self._guard:
+            lock, users = self._locks.setdefault(name, (threading.Lock(), [0]))
+            users[0] += 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                users[0] -= 1
+                if not users[0]:
+                    del self._locks[name]
+
+
+class Claim:
+    """A directory marked as in use by a descriptor that holds an advisory lock on it."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over fd, an open directory that is locked."""
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the mark back. Twice is harmless."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def claim_directory(path: str, *, wait: bool = True) -> Claim | None:
+    """Lock a directory, if it still is the one at path once the lock is there.
+
+    wait   False: None at once where another one holds the lock
+
+    Returns  the claim, or None: the directory is gone, was replaced, or (wait=False) is in use
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as err:
+            # A file system without locks: nobody can claim there, so nobody is disturbed.
+            if err.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                raise
+        try:
+            here = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            os.close(fd)
+            return None
+        mine = os.fstat(fd)
+        if (here.st_dev, here.st_ino) != (mine.st_dev, mine.st_ino):
+            os.close(fd)
+            return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return Claim(fd)

@@ -1,0 +1,617 @@
+"""FileMetadataStore: the layerdb on disk, its transactions, and what an interruption left behind.
+
+    layerdb/tmp/write-set-<decimal>/      a transaction; one rename makes it ...
+    layerdb/sha256/<hex of ChainID>/      ... a layer: diff size cache-id [parent] [descriptor.json]
+                                              tar-split.json.gz
+    layerdb/sha256/<hex>-<hex>-removing/  a layer being deleted
+    layerdb/mounts/<name>/                a writable layer: mount-id [init-id] [parent]
+
+Every file is to the byte what dockerd reads and writes; modes do not depend on the umask.
+A running transaction holds an advisory lock on its directory, so that an abandoned one can be told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, cast
+
+from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
+from layerstore.ids import OS, ChainID, Digest, DiffID, is_driver_id
+from layerstore.locks import Claim, claim_directory
+from layerstore.textfile import (
+    make_directories,
+    read_small,
+    sync_directory,
+    trimmed,
+    write_small,
+)
+from layerstore.values import Descriptor
+
+log = logging.getLogger("layerstore")
+
+StrPath = str | bytes | os.PathLike[Any]
+Durability = Literal["full", "ordered", "none"]
+
+_REMOVING = "-removing"
+_TAR_SPLIT = "tar-split.json.gz"
+_INTEGER = re.compile(rb"[+-]?[0-9]+")
+_D = TypeVar("_D", bound=Digest)
+
+
+class MetadataTransaction(Protocol):
+    """A layer's metadata on its way in: all of it becomes visible at commit(), or nothing."""
+
+    def set_size(self, size: int) -> None: ...
+    def set_parent(self, parent: str) -> None: ...
+    def set_diff_id(self, diff_id: str) -> None: ...
+    def set_cache_id(self, cache_id: str) -> None: ...
+    def set_descriptor(self, descriptor: Descriptor) -> None: ...
+    def set_os(self, os: OS) -> None: ...
+    def tar_split_writer(self, compress_input: bool) -> BinaryIO: ...
+    def commit(self, chain_id: str) -> None: ...
+    def cancel(self) -> None: ...
+
+
+class MetadataStore(Protocol):
+    """What remembers layers and mounts. FileMetadataStore is the one on files."""
+
+    def start_transaction(self) -> MetadataTransaction: ...
+    def get_size(self, chain_id: str) -> int: ...
+    def get_parent(self, chain_id: str) -> ChainID | str: ...
+    def get_diff_id(self, chain_id: str) -> DiffID: ...
+    def get_cache_id(self, chain_id: str) -> str: ...
+    def get_descriptor(self, chain_id: str) -> Descriptor: ...
+    def get_os(self, chain_id: str) -> OS: ...
+    def tar_split_reader(self, chain_id: str) -> BinaryIO: ...
+    def set_mount_id(self, mount: str, mount_id: str) -> None: ...
+    def set_init_id(self, mount: str, init_id: str) -> None: ...
+    def set_mount_parent(self, mount: str, parent: str) -> None: ...
+    def get_mount_id(self, mount: str) -> str: ...
+    def get_init_id(self, mount: str) -> str: ...
+    def get_mount_parent(self, mount: str) -> ChainID | str: ...
+    def list(self) -> tuple[list[ChainID], list[str]]: ...
+    def remove(self, chain_id: str) -> None: ...
+    def remove_mount(self, mount: str) -> None: ...
+
+
+class Orphan(NamedTuple):
+    """A layer whose deletion was interrupted."""
+
+    chain_id: ChainID
+    cache_id: str
+
+
+# ---- descriptor.json --------------------------------------------------------------------------
+
+# Go's encoding/json escapes these inside of strings.
+_GO_ESCAPES = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
+
+
+def encode_descriptor(descriptor: Descriptor) -> bytes:
+    """Give descriptor.json as Go writes it: that order of keys, empty ones left out, no newline."""
+    fields: dict[str, object] = {
+        "mediaType": str(descriptor.media_type),
+        "size": int(descriptor.size),
+        "digest": str(descriptor.digest),
+        "urls": [str(url) for url in descriptor.urls],
+        "annotations": dict(sorted((descriptor.annotations or {}).items())),
+    }
+    kept = {key: value for key, value in fields.items() if value}
+    text = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+    for plain, escaped in _GO_ESCAPES.items():
+        text = text.replace(plain, escaped)
+    # Go writes U+FFFD for what is not UTF-8.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
+
+
+def decode_descriptor(data: bytes) -> Descriptor:
+    """Read descriptor.json as Go does: keys in any case, unknown ones ignored.
+
+    Raises  InvalidMetadataError   no JSON object, or a value of another type
+    """
+    try:
+        found = json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as err:
+        raise InvalidMetadataError(f"descriptor.json is not valid JSON: {err}") from None
+    if found is None:
+        return Descriptor()
+    if not isinstance(found, dict):
+        raise InvalidMetadataError("descriptor.json is not a JSON object")
+    fields = {key.lower(): value for key, value in found.items()}
+
+    def field(name: str, kind: type, empty: Any) -> Any:
+        value = fields.get(name)
+        if value is None:
+            return empty
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InvalidMetadataError(f"descriptor.json: {name} has the wrong type")
+        return value
+
+    urls = field("urls", list, [])
+    annotations = field("annotations", dict, None)
+    texts: Iterable[object] = [*urls, *(annotations or {}).values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidMetadataError("descriptor.json: urls and annotations must be texts")
+    return Descriptor(
+        media_type=field("mediatype", str, ""),
+        digest=field("digest", str, ""),
+        size=field("size", int, 0),
+        urls=tuple(urls),
+        annotations=cast("Mapping[str, str] | None", annotations),
+    )
+
+
+# ---- the tar-split record ---------------------------------------------------------------------
+
+
+class _TarSplitWriter(io.BufferedIOBase):
+    """tar-split.json.gz in the making: close() completes the gzip stream and syncs the file."""
+
+    def __init__(self, fd: int, *, compress: bool, sync: bool) -> None:
+        self._raw = os.fdopen(fd, "wb")
+        # A header without name and time, as Go's: the same lines give the same file.
+        self._gzip = (
+            gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=self._raw, mtime=0)
+            if compress
+            else None
+        )
+        self._sync = sync
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any, /) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        return (self._gzip or self._raw).write(data)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        try:
+            with self._raw:
+                if self._gzip is not None:
+                    self._gzip.close()
+                self._raw.flush()
+                if self._sync:
+                    os.fsync(self._raw.fileno())
+        finally:
+            super().close()
+
+
+# ---- transactions -----------------------------------------------------------------------------
+
+
+class FileMetadataTransaction:
+    """A write set: files in a directory of their own below tmp/ until commit() renames it.
+
+    str() of it is that directory. Cancel it, or commit it; after either it is spent.
+    Source   moby, layer/filestore.go
+    """
+
+    def __init__(self, root: str, durability: Durability) -> None:
+        """Make the directory. Raises OSError (NotADirectoryError where tmp is a file)."""
+        self._root = root
+        self._durability = durability
+        tmp = os.path.join(root, "tmp")
+        make_directories(tmp, 0o755)
+        claim: Claim | None = None
+        while claim is None:
+            self._directory = os.path.join(tmp, f"write-set-{secrets.randbelow(1 << 32)}")
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._directory, 0o700)
+                os.chmod(self._directory, 0o700)
+                # None: a cleanup() took the new directory for an abandoned one. Another, then.
+                claim = claim_directory(self._directory)
+        self._claim = claim
+
+    def __str__(self) -> str:
+        return self._directory
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = os.path.join(self._directory, name)
+        write_small(path, data, sync=self._durability != "none")
+
+    def set_size(self, size: int) -> None:
+        """Write the layer's own size in bytes."""
+        self._write("size", b"%d" % size)
+
+    def set_parent(self, parent: str) -> None:
+        """Write the parent's ChainID. Not checked."""
+        self._write("parent", os.fsencode(parent))
+
+    def set_diff_id(self, diff_id: str) -> None:
+        """Write the DiffID. Not checked."""
+        self._write("diff", os.fsencode(diff_id))
+
+    def set_cache_id(self, cache_id: str) -> None:
+        """Write the driver's id. Not checked."""
+        self._write("cache-id", os.fsencode(cache_id))
+
+    def set_descriptor(self, descriptor: Descriptor) -> None:
+        """Write descriptor.json, even of an empty descriptor."""
+        self._write("descriptor.json", encode_descriptor(descriptor))
+
+    def set_os(self, os: OS) -> None:
+        """Do nothing: on Linux no file says so."""
+
+    def open_tar_split(self) -> int:
+        """Open tar-split.json.gz empty, for reading and writing. The caller closes the descriptor."""
+        path = os.path.join(self._directory, _TAR_SPLIT)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            os.fchmod(fd, 0o644)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def tar_split_writer(self, compress_input: bool) -> BinaryIO:
+        """Open tar-split.json.gz for writing; close it before commit().
+
+        compress_input   True: JSON lines come in; False: they come as gzip already
+        """
+        fd = self.open_tar_split()
+        writer = _TarSplitWriter(fd, compress=compress_input, sync=self._durability != "none")
+        return cast(BinaryIO, writer)
+
+    def commit(self, chain_id: str) -> None:
+        """Make the layer visible by one rename.
+
+        Raises  InvalidDigestError   chain_id is none
+                OSError              with filename; ENOTEMPTY or EEXIST: the layer is there already
+        """
+        chain = ChainID(chain_id)
+        parent = os.path.join(self._root, chain.algorithm)
+        full = self._durability == "full"
+        fresh = not os.path.isdir(parent)
+        make_directories(parent, 0o755)
+        if full:
+            sync_directory(self._directory)
+        os.rename(self._directory, os.path.join(parent, chain.encoded))
+        if full:
+            sync_directory(parent)
+            if fresh:
+                sync_directory(self._root)
+        self._claim.release()
+
+    def cancel(self) -> None:
+        """Remove what was written; fine if nothing is there."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(self._directory)
+        finally:
+            self._claim.release()
+
+
+# ---- the store --------------------------------------------------------------------------------
+
+
+class FileMetadataStore:
+    """The MetadataStore on files: FileMetadataStore(root) is the layerdb at root.
+
+    durability   "full": metadata synced, its directories too; "ordered": files alone, as moby;
+                 "none": nothing is synced
+    """
+
+    def __init__(self, root: StrPath, *, durability: Durability = "full") -> None:
+        """Open the layerdb, or make it (0700, with its parents)."""
+        self.root: str = os.path.abspath(os.fsdecode(root))
+        self._durability: Durability = durability
+        make_directories(self.root, 0o700)
+
+    def start_transaction(self) -> FileMetadataTransaction:
+        """Begin a write set. Cancel or commit it."""
+        return FileMetadataTransaction(self.root, self._durability)
+
+    # -- layers --
+
+    def layer_directory(self, chain_id: str) -> str:
+        """Give the directory of a layer, whether or not it is there."""
+        chain = ChainID(chain_id)
+        return os.path.join(self.root, chain.algorithm, chain.encoded)
+
+    def _layer_file(self, chain_id: str, name: str) -> str:
+        return os.path.join(self.layer_directory(chain_id), name)
+
+    def has(self, chain_id: str) -> bool:
+        """Say whether the layer's directory is there."""
+        return os.path.isdir(self.layer_directory(chain_id))
+
+    def get_size(self, chain_id: str) -> int:
+        """Read the layer's own size in bytes.
+
+        Raises  FileNotFoundError      the layer or the file is not there
+                InvalidMetadataError   not a decimal number of 64 bits
+        """
+        data = read_small(self._layer_file(chain_id, "size"))
+        # Not trimmed: moby refuses a newline here, and so hides the layer.
+        size = int(data) if len(data) <= 20 and _INTEGER.fullmatch(data) else None
+        if size is None or not -(1 << 63) <= size < 1 << 63:
+            shown = data[:40].decode("utf-8", "backslashreplace")
+            raise InvalidMetadataError(f'parsing size "{shown}": invalid syntax')
+        return size
+
+    def get_parent(self, chain_id: str) -> ChainID | str:
+        """Read the parent's ChainID; "" where there is none."""
+        try:
+            return _digest(ChainID, read_small(self._layer_file(chain_id, "parent")))
+        except FileNotFoundError:
+            return ""
+
+    def get_diff_id(self, chain_id: str) -> DiffID:
+        """Read the layer's DiffID."""
+        return _digest(DiffID, read_small(self._layer_file(chain_id, "diff")))
+
+    def get_cache_id(self, chain_id: str) -> str:
+        """Read the driver's id of the layer. Raises InvalidMetadataError when it is blank."""
+        return _cache_id(read_small(self._layer_file(chain_id, "cache-id")))
+
+    def get_descriptor(self, chain_id: str) -> Descriptor:
+        """Read the blob's descriptor; Descriptor() where there is none."""
+        try:
+            return decode_descriptor(read_small(self._layer_file(chain_id, "descriptor.json")))
+        except FileNotFoundError:
+            return Descriptor()
+
+    def get_os(self, chain_id: str) -> OS:
+        """Answer "linux": on Linux no file says so."""
+        return "linux"
+
+    def open_tar_split(self, chain_id: str) -> int:
+        """Open the layer's tar-split record, compressed as it is. The caller closes the descriptor."""
+        path = self._layer_file(chain_id, _TAR_SPLIT)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+    def tar_split_reader(self, chain_id: str) -> BinaryIO:
+        """Read the layer's tar-split record as JSON lines; several gzip members are one stream.
+
+        Raises  FileNotFoundError   the layer or the record is not there
+                gzip.BadGzipFile    it does not begin as gzip (an OSError)
+        """
+        raw = os.fdopen(self.open_tar_split(chain_id), "rb")
+        try:
+            if raw.peek(2)[:2] != b"\x1f\x8b":
+                raise gzip.BadGzipFile("gzip: invalid header")
+            return cast(BinaryIO, _OwningGzipReader(raw))
+        except BaseException:
+            raw.close()
+            raise
+
+    # -- mounts --
+
+    def _mount_file(self, mount: str, name: str) -> str:
+        return os.path.join(self.root, "mounts", check_mount_name(mount), name)
+
+    def _set_mount(self, mount: str, name: str, value: str) -> None:
+        path = self._mount_file(mount, name)
+        directory = os.path.dirname(path)
+        make_directories(directory, 0o755)
+        full = self._durability == "full"
+        write_small(path, os.fsencode(value), sync=full)
+        if full:
+            sync_directory(directory)
+            sync_directory(os.path.dirname(directory))
+
+    def set_mount_id(self, mount: str, mount_id: str) -> None:
+        """Write the driver's id of a writable layer. Not checked."""
+        self._set_mount(mount, "mount-id", mount_id)
+
+    def set_init_id(self, mount: str, init_id: str) -> None:
+        """Write the driver's id of a writable layer's init layer. Not checked."""
+        self._set_mount(mount, "init-id", init_id)
+
+    def set_mount_parent(self, mount: str, parent: str) -> None:
+        """Write the ChainID a writable layer stands on. Not checked."""
+        self._set_mount(mount, "parent", parent)
+
+    def get_mount_id(self, mount: str) -> str:
+        """Read the driver's id of a writable layer. Raises InvalidMetadataError when it is none."""
+        mount_id = trimmed(read_small(self._mount_file(mount, "mount-id")))
+        if not is_driver_id(mount_id):
+            raise InvalidMetadataError("invalid mount id value")
+        return mount_id
+
+    def get_init_id(self, mount: str) -> str:
+        """Read the driver's id of the init layer; "" where there is none."""
+        try:
+            init_id = trimmed(read_small(self._mount_file(mount, "init-id")))
+        except FileNotFoundError:
+            return ""
+        if not is_driver_id(init_id):
+            raise InvalidMetadataError("invalid init id value")
+        return init_id
+
+    def get_mount_parent(self, mount: str) -> ChainID | str:
+        """Read the ChainID a writable layer stands on; "" where there is none."""
+        try:
+            return _digest(ChainID, read_small(self._mount_file(mount, "parent")))
+        except FileNotFoundError:
+            return ""
+
+    # -- lists and removal --
+
+    def _names(self, directory: str) -> list[str]:
+        try:
+            with os.scandir(os.path.join(self.root, directory)) as entries:
+                return sorted(
+                    (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
+                    key=os.fsencode,
+                )
+        except FileNotFoundError:
+            return []
+
+    def list(self) -> tuple[list[ChainID], list[str]]:
+        """Name all layers and all mounts, sorted. What they hold is not looked at.
+
+        Raises  OSError   a directory of the layerdb cannot be read
+        """
+        chains = []
+        for name in self._names("sha256"):
+            try:
+                chains.append(ChainID(f"sha256:{name}"))
+            except InvalidDigestError:
+                log.debug("Ignoring invalid digest sha256:%s", readable(name))
+        return chains, self._names("mounts")
+
+    def set_aside(self, chain_id: str) -> str | None:
+        """Rename a layer's directory to <hex>-<random>-removing, the first step of deleting it.
+
+        Returns  the new path, or None where the rename failed (the directory is gone, say)
+        """
+        directory = self.layer_directory(chain_id)
+        while True:
+            aside = f"{directory}-{secrets.token_hex(32)}{_REMOVING}"
+            try:
+                os.rename(directory, aside)
+                return aside
+            except OSError as err:
+                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    log.debug("Cannot set %s aside: %s", chain_id, err)
+                    return None
+
+    def remove(self, chain_id: str) -> None:
+        """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
+        directory = self.set_aside(chain_id) or self.layer_directory(chain_id)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+
+    def remove_mount(self, mount: str) -> None:
+        """Remove a writable layer's metadata; fine if it is gone."""
+        directory = os.path.join(self.root, "mounts", check_mount_name(mount))
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+
+    def get_orphans(self) -> list[Orphan]:
+        """Name the layers whose deletion was interrupted; those without a cache-id are left out."""
+        orphans = []
+        for name in self._names("sha256"):
+            if not name.endswith(_REMOVING):
+                continue
+            try:
+                chain = ChainID("sha256:" + name.partition("-")[0])
+            except InvalidDigestError:
+                log.debug("Ignoring invalid digest sha256:%s", readable(name))
+                continue
+            path = os.path.join(self.root, "sha256", name, "cache-id")
+            try:
+                orphans.append(Orphan(chain, _cache_id(read_small(path))))
+            except FileNotFoundError:
+                continue
+            except (OSError, InvalidMetadataError) as err:
+                log.error("Cannot read the cache-id of %s: %s", readable(name), err)
+        return orphans
+
+    def remove_orphan(self, chain_id: str, cache_id: str) -> None:
+        """Remove every directory of an interrupted deletion of this layer with this cache id.
+
+        The live directory is never touched. Raises OSError when sha256/ cannot be read.
+        """
+        start = ChainID(chain_id).encoded
+        for name in self._names("sha256"):
+            if not (name.startswith(start) and name.endswith(_REMOVING)):
+                continue
+            directory = os.path.join(self.root, "sha256", name)
+            try:
+                if _cache_id(read_small(os.path.join(directory, "cache-id"))) != cache_id:
+                    continue
+                shutil.rmtree(directory)
+            except FileNotFoundError:
+                continue
+            except (OSError, InvalidMetadataError) as err:
+                log.error("Cannot remove orphan %s: %s", readable(name), err)
+
+    def removing(self) -> list[str]:
+        """Name the directories of interrupted deletions, as they are called below sha256/."""
+        return [name for name in self._names("sha256") if name.endswith(_REMOVING)]
+
+    def remove_nameless_orphans(self) -> None:
+        """Remove interrupted deletions that no longer say which driver directory was theirs.
+
+        Only the last step removes the cache-id, so the driver's part is gone, or found by its driver.
+        """
+        for name in self.removing():
+            directory = os.path.join(self.root, "sha256", name)
+            try:
+                if not trimmed(read_small(os.path.join(directory, "cache-id"))):
+                    shutil.rmtree(directory)
+            except FileNotFoundError:
+                shutil.rmtree(directory, ignore_errors=True)
+            except (OSError, InvalidMetadataError) as err:
+                log.error("Cannot remove orphan %s: %s", readable(name), err)
+
+    def abandoned_transactions(self, *, remove: bool) -> list[str]:
+        """Find the write sets below tmp/ that no process works on, and remove them when told to."""
+        found = []
+        for name in self._names("tmp"):
+            path = os.path.join(self.root, "tmp", name)
+            if not re.fullmatch(r"write-set-[0-9]+", name):
+                continue
+            claim = claim_directory(path, wait=False)
+            if claim is None:
+                continue
+            try:
+                if remove:
+                    shutil.rmtree(path)
+                found.append(path)
+            except OSError as err:
+                log.error("Cannot remove abandoned %s: %s", readable(path), err)
+            finally:
+                claim.release()
+        return found
+
+
+class _OwningGzipReader(gzip.GzipFile):
+    """A GzipFile that closes the file it reads from."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._under = raw
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._under.close()
+
+
+def check_mount_name(name: str) -> str:
+    """Give the name back, if it can be a directory's name of its own.
+
+    Raises  TypeError    not a str
+            ValueError   empty, ".", "..", or with "/" or NUL in it, or longer than a name may be
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a mount is a str, not {type(name).__name__}")
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise ValueError(f"invalid mount name {name!r}")
+    if len(os.fsencode(name)) > 255:
+        raise ValueError(f"mount name of {len(os.fsencode(name))} bytes is too long")
+    return name
+
+
+def _digest(kind: Callable[[str], _D], data: bytes) -> _D:
+    return kind(trimmed(data))
+
+
+def _cache_id(data: bytes) -> str:
+    cache_id = trimmed(data)
+    if not cache_id:
+        raise InvalidMetadataError("invalid cache id value")
+    return cache_id

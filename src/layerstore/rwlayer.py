@@ -1,0 +1,104 @@
+"""RWLayer: a reference to a writable layer: mount, changes, tar, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from layerstore.errors import LayerNotRetainedError
+from layerstore.layer import Layer, Record
+from layerstore.tarstream import TarStream
+from layerstore.values import Change, Metadata
+
+if TYPE_CHECKING:
+    from layerstore.store import Store
+
+
+class Mount:
+    """One writable layer in memory: what all its handles share."""
+
+    def __init__(self, store: Store, name: str, mount_id: str, init_id: str, parent: Record | None) -> None:
+        """Hold what the metadata says."""
+        self.store, self.name, self.mount_id, self.init_id, self.parent = store, name, mount_id, init_id, parent
+        self.handles: set[RWLayer] = set()
+
+    @property
+    def below(self) -> str:
+        """The driver id it stands on: its init layer, else its parent's, else ""."""
+        return self.init_id or (self.parent.cache_id if self.parent else "")
+
+
+class RWLayer:
+    """A reference to a writable layer. `with rw:` releases it at the end."""
+
+    def __init__(self, mount: Mount) -> None:
+        """Refer to a mount; the store counts it."""
+        self._mount = mount
+        self.name: str = mount.name
+
+    def _held(self) -> Mount:
+        if self not in self._mount.handles:
+            raise LayerNotRetainedError()
+        return self._mount
+
+    def __repr__(self) -> str:
+        return f"<RWLayer {self.name}>"
+
+    @property
+    def parent(self) -> Layer | None:
+        """The bare layer below, or None."""
+        return Layer(self._mount.parent) if self._mount.parent else None
+
+    def mount(self, mount_label: str = "") -> str:
+        """Mount it, or count one user more; gives the path. Raises OSError."""
+        return self._held().store._driver_of().get(self._mount.mount_id, mount_label)
+
+    def unmount(self) -> None:
+        """Count one user less; unmount at zero. One too many is harmless."""
+        self._mount.store._driver_of().put(self._mount.mount_id)
+
+    @contextmanager
+    def mounted(self, mount_label: str = "") -> Iterator[str]:
+        """Mount for the length of a `with` block, which gets the path."""
+        path = self.mount(mount_label)
+        try:
+            yield path
+        finally:
+            self.unmount()
+
+    def size(self) -> int:
+        """Count the bytes of its own files."""
+        return self._held().store._driver_of().diff_size(self._mount.mount_id, self._mount.below)
+
+    def changes(self) -> list[Change]:
+        """List what differs from its parent, by its upper directory alone."""
+        return self._held().store._driver_of().changes(self._mount.mount_id, self._mount.below)
+
+    def tar_stream(self) -> TarStream:
+        """Make a tar of what differs from its parent."""
+        return self._held().store._driver_of().diff(self._mount.mount_id, self._mount.below)
+
+    def apply_diff(self, source: Any) -> int:
+        """Unpack a tar over it; gives its size. Raises as Store.register does."""
+        return self._held().store._apply_diff(self._mount, source)
+
+    def metadata(self) -> dict[str, str]:
+        """Name the driver's directories, and its own name as ID."""
+        found = self._held().store._driver_of().metadata(self._mount.mount_id)
+        found.setdefault("ID", self.name)
+        return found
+
+    def commit(self) -> Layer:
+        """Register what it holds now as a new read-only layer on the same parent; gives the reference."""
+        return self._held().store._commit(self._mount)
+
+    def release(self) -> list[Metadata]:
+        """Give the reference back: the store's release_rw_layer(self)."""
+        return self._mount.store.release_rw_layer(self)
+
+    def __enter__(self) -> RWLayer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

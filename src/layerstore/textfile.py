@@ -1,0 +1,119 @@
+"""Small files of the layerdb and of the drivers: read with suspicion, written with an exact mode.
+
+A path comes in, bytes go out, and back. Nothing here follows a link in the last component, waits on a
+fifo, or depends on the process's umask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+
+from layerstore.errors import InvalidMetadataError, readable
+
+# More than any small file of a store holds (`lower` of 128 layers has under 4 KiB).
+_LIMIT = 1 << 20
+
+# Go's unicode.IsSpace, which is what moby trims; str.strip() alone would take \x1c-\x1f too.
+_GO_SPACE = (
+    "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a"
+    "\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+def trimmed(data: bytes) -> str:
+    """Decode a file's bytes and take off the white space around them, as Go does."""
+    return data.decode("utf-8", "surrogateescape").strip(_GO_SPACE)
+
+
+def read_small(path: str) -> bytes:
+    """Read a whole small file.
+
+    Raises  OSError                with filename
+            InvalidMetadataError   it is no regular file, or larger than any such file is
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as err:
+        err.filename = path
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise InvalidMetadataError(f"{readable(path)} is not a regular file")
+        pieces, left = [], _LIMIT + 1
+        while left > 0 and (piece := os.read(fd, min(left, 1 << 16))):
+            pieces.append(piece)
+            left -= len(piece)
+    finally:
+        os.close(fd)
+    if left <= 0:
+        raise InvalidMetadataError(f"{readable(path)} is larger than {_LIMIT} bytes")
+    return b"".join(pieces)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, however many calls it takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def write_small(
+    path: str, data: bytes, mode: int = 0o644, *, sync: bool = True, dir_fd: int | None = None
+) -> None:
+    """Create or overwrite a file in place; its mode is exactly `mode`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(path, flags, mode, dir_fd=dir_fd)
+    try:
+        os.fchmod(fd, mode)
+        write_all(fd, data)
+        if sync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> None:
+    """Write a file beside path and rename it over path: readers see the old bytes or the new.
+
+    Source   moby, sys/atomicwriter
+    """
+    directory, name = os.path.split(path)
+    beside = os.path.join(directory, f".tmp-{name}{secrets.randbelow(1 << 32)}")
+    try:
+        write_small(beside, data, mode, sync=sync)
+        os.rename(beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+
+
+def sync_directory(path: str) -> None:
+    """Put a directory's entries on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(path: str, mode: int) -> None:
+    """Make path and the missing parents of it, each with exactly this mode.
+
+    What exists stays as it is. A file in the way: NotADirectoryError.
+    """
+    missing = []
+    while not os.path.isdir(path):
+        if os.path.lexists(path):
+            raise NotADirectoryError(20, "Not a directory", path)
+        missing.append(path)
+        path = os.path.dirname(path) or "."
+    for directory in reversed(missing):
+        try:
+            os.mkdir(directory, mode)
+        except FileExistsError:
+            continue  # another thread was quicker
+        os.chmod(directory, mode)

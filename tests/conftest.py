@@ -1,0 +1,197 @@
+"""Shared ground of all tests: a fresh place on a tmpfs of our own, a store in it, a time limit.
+
+Enters: the machine. Leaves: nothing; each test must give back its mounts and descriptors, and the
+session's end checks it again. Where root, overlay or xattrs are missing, tests that need them fail
+if CI is set and say loudly that they are skipped otherwise.
+"""
+
+import contextlib
+import faulthandler
+import gc
+import importlib.util
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+if importlib.util.find_spec("layerstore") is None:
+    sys.path.insert(0, str(HERE.parent / "src"))
+
+import disk  # noqa: E402
+
+TIME_LIMIT_SECONDS = 60
+OUTSIDE = "what a hostile tar must never touch\n"
+
+
+def _what_is_missing() -> list[str]:
+    """What of root, tmpfs, overlay and xattrs this machine cannot do; tried, not guessed."""
+    missing = []
+    if os.geteuid() != 0:
+        return ["root"]
+    with tempfile.TemporaryDirectory(prefix="layerstore-probe-") as place:
+        try:
+            disk.mount("tmpfs", place, "tmpfs")
+        except OSError as error:
+            return [f"mounting a tmpfs ({error.strerror})"]
+        try:
+            low, up, work, merged = (os.path.join(place, name) for name in "luwm")
+            for path in (low, up, work, merged):
+                os.mkdir(path)
+            for name in ("user.layerstore", "trusted.layerstore"):
+                try:
+                    os.setxattr(up, name, b"y")
+                except OSError as error:
+                    missing.append(f"{name.split('.')[0]} xattrs on tmpfs ({error.strerror})")
+            try:
+                os.mknod(os.path.join(low, "null"), 0o600 | 0o020000, os.makedev(1, 3))
+            except OSError as error:
+                missing.append(f"mknod ({error.strerror})")
+            try:
+                disk.mount("overlay", merged, "overlay", 0, f"lowerdir={low},upperdir={up},workdir={work}")
+            except OSError as error:
+                missing.append(f"overlay on tmpfs ({error.strerror})")
+        finally:
+            disk.unmount_below(place)
+            disk.unmount(place)
+    return missing
+
+
+MISSING = _what_is_missing()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+
+
+def pytest_report_header(config):
+    can = "all" if not MISSING else "NOT " + ", ".join(MISSING)
+    kernel = os.uname().release
+    return f"host: kernel {kernel}, {os.cpu_count()} cpus; root, tmpfs, overlay, xattrs: {can}"
+
+
+@pytest.fixture(autouse=True)
+def time_limit(request):
+    """Stop a test that hangs: an alarm first, the whole run if not even that gets through."""
+    mark = request.node.get_closest_marker("time_limit")
+    seconds = mark.args[0] if mark else TIME_LIMIT_SECONDS
+
+    def too_long(signum, frame):
+        raise TimeoutError(f"this test took longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    faulthandler.dump_traceback_later(seconds + 30, exit=True, file=sys.__stderr__)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def tmpfs():
+    """A tmpfs of our own, mounted for this session."""
+    if MISSING:
+        reason = "this machine lacks " + ", ".join(MISSING)
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        print(f"\nSKIPPED, NOT TESTED: {reason}", file=sys.__stderr__)
+        pytest.skip(reason)
+    place = Path(tempfile.mkdtemp(prefix="layerstore-tests-"))
+    disk.mount("tmpfs", place, "tmpfs", 0, "mode=755")
+    yield place
+    left = disk.unmount_below(place)
+    held = [f"{fd}: {what}" for fd, what in disk.open_files().items() if str(place) in what]
+    disk.unmount(place)
+    place.rmdir()
+    assert not left, f"mounts left at the end: {left}"
+    assert not held, f"descriptors left at the end: {held}"
+
+
+@pytest.fixture
+def room(tmpfs):
+    """A fresh directory on the tmpfs. Fails the test that leaves a mount or a descriptor behind."""
+    gc.collect()
+    before = disk.open_files()
+    place = Path(tempfile.mkdtemp(prefix="room-", dir=tmpfs))
+    place.chmod(0o755)
+    yield place
+    gc.collect()
+    now = disk.open_files().items()
+    held = {fd: what for fd, what in now if before.get(fd) != what and not _harmless(what)}
+    mounts = disk.unmount_below(place)
+    disk.remove_tree(place)
+    assert not mounts, f"mounts left behind: {mounts}"
+    assert not held, f"descriptors left behind: {held}"
+
+
+def _harmless(what: str) -> bool:
+    """Descriptors that Python itself opens once and keeps."""
+    return what.startswith(("/dev/", "/usr/", "/proc/")) or what == "anon_inode:[eventpoll]"
+
+
+@pytest.fixture
+def root(room):
+    """Where a store's data root goes; not made yet."""
+    return room / "docker"
+
+
+@pytest.fixture
+def open_store(root):
+    """Open a store (here, or on any root); all of them are closed at the end, mounts detached."""
+    import layerstore
+
+    with contextlib.ExitStack() as stack:
+
+        def opened(where=None, **options):
+            store = layerstore.Store(where or root, **options)
+            stack.callback(store.close)
+            return store
+
+        yield opened
+
+
+@pytest.fixture
+def store(open_store):
+    return open_store()
+
+
+@pytest.fixture
+def victim(room):
+    """A directory outside the store with a file and a link in it, and the proof that nothing touched it."""
+    place = room / "victim"
+    place.mkdir()
+    (place / "hello").write_text(OUTSIDE)
+    (place / "sub").mkdir()
+    (place / "link").symlink_to("hello")
+    before = disk.disk_state(place, times=True)
+    yield place
+    assert disk.changed(before, disk.disk_state(place, times=True)) == []
+
+
+@pytest.fixture
+def unchanged(root):
+    """`with unchanged():` the store's directories hold afterwards exactly what they held before."""
+
+    @contextlib.contextmanager
+    def watched(where=None):
+        where = where or root
+        before = disk.disk_state(where)
+        yield
+        assert disk.changed(before, disk.disk_state(where)) == []
+
+    return watched
+
+
+@pytest.fixture
+def diff_of(root):
+    """The diff directory of a layer (or of a cache or mount ID)."""
+
+    def find(layer):
+        return root / "overlay2" / getattr(layer, "cache_id", layer) / "diff"
+
+    return find

@@ -1,0 +1,123 @@
+"""Who may know whom: the arrows between files go down only, in C, in Cython and in Python.
+
+The floors below are the house. A file may use files on lower floors; a neighbour only where NEIGHBOURS
+names it; a family (one reader in several files) knows itself.
+"""
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+CORE = TOP / "ext" / "core"
+BIND = TOP / "ext" / "bind"
+PACKAGE = TOP / "src" / "layerstore"
+
+C_FLOORS = [
+    {"lay"},
+    {"error"},
+    {"text", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
+    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place"},
+    {"pool", "split", "split_record", "split_read", "changes"},
+    {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "export"},
+    {"exact"},
+    {"apply"},
+]
+C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read"},
+              {"unpack", "unpack_state", "unpack_names", "unpack_replaced"},
+              {"changes", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
+C_NEIGHBOURS = {("sweep", "trail"), ("check", "assemble")}
+C_EXTRA = {"changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
+
+PY_FLOORS = [
+    {"errors"},
+    {"ids", "_apply", "_tarstream", "_changes", "_mount", "_version"},
+    {"values", "locks"},
+    {"metadata", "sources", "drivers.mounts"},
+    {"tarstream"},
+    {"drivers", "drivers.quota", "drivers.probe"},
+    {"drivers.overlay2"},
+    {"layer"},
+    {"rwlayer"},
+    {"store"},
+    {"__init__"},
+]
+
+
+def floor_of(name: str, floors: list[set[str]], extra: dict[str, int] | None = None) -> int:
+    for number, names in enumerate(floors):
+        if name in names:
+            return number
+    if extra and name in extra:
+        return extra[name]
+    raise AssertionError(f"{name} stands on no floor: give it one in {Path(__file__).name}")
+
+
+def c_files() -> list[Path]:
+    return sorted([*CORE.glob("*.c"), *CORE.glob("*.h")])
+
+
+@pytest.mark.parametrize("path", c_files(), ids=lambda p: p.name)
+def test_c_includes_only_what_stands_below(path: Path) -> None:
+    here = path.stem
+    for included in re.findall(r'^\s*#\s*include\s+"([^"]+)"', path.read_text(), re.M):
+        there = Path(included).stem
+        if there == here or (here, there) in C_NEIGHBOURS or any(here in f and there in f for f in C_FAMILIES):
+            continue
+        assert floor_of(there, C_FLOORS, C_EXTRA) < floor_of(here, C_FLOORS, C_EXTRA), f"{path.name} includes {included}"
+
+
+def test_core_never_sees_python() -> None:
+    for path in c_files():
+        assert "Python.h" not in path.read_text().replace("no Python.h", ""), path.name
+
+
+def test_bindings_know_the_core_and_the_errors_only() -> None:
+    for path in sorted([*BIND.glob("*.pyx"), *BIND.glob("*.pxd")]):
+        for line in path.read_text().splitlines():
+            named = re.match(r"\s*(?:from\s+([\w.]+)\s+c?import|c?import\s+([\w.]+))", line)
+            if not named:
+                continue
+            module = named.group(1) or named.group(2)
+            if module.startswith("layerstore"):
+                assert module in ("layerstore.errors", "layerstore"), f"{path.name}: {line.strip()}"
+
+
+def module_name(path: Path) -> str:
+    relative = path.relative_to(PACKAGE).with_suffix("")
+    parts = [p for p in relative.parts if p != "__init__"]
+    return ".".join(parts) or "__init__"
+
+
+def imports_of(path: Path) -> set[str]:
+    package = ("layerstore", *path.relative_to(PACKAGE).parent.parts)
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "layerstore"}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(p for p in (base, node.module or "") if p)
+            if module.split(".")[0] != "layerstore":
+                continue
+            for alias in node.names:
+                inner = PACKAGE.joinpath(*module.split(".")[1:], alias.name)
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir() or inner.with_suffix(".pyi").exists()
+                found.add(f"{module}.{alias.name}" if is_module else module)
+    return {name.removeprefix("layerstore").lstrip(".") or "__init__" for name in found}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_python_imports_only_what_stands_below(path: Path) -> None:
+    here = module_name(path)
+    if here in ("__main__",):
+        return
+    for there in imports_of(path):
+        if there == here:
+            continue
+        assert floor_of(there, PY_FLOORS) < floor_of(here, PY_FLOORS), f"{here} imports {there}"
+
+
+def test_store_knows_no_driver_by_name() -> None:
+    assert "overlay2" not in (PACKAGE / "store.py").read_text()
