@@ -284,6 +284,8 @@ def adopt(root: Path, names: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def _write_container(place: Path, image: str) -> None:
+    if place.exists():  # made by dockerd itself
+        return
     place.mkdir(parents=True)
     config = {
         "ID": place.name, "Name": "/ours_" + place.name[:12], "Created": LONG_AGO, "State": {}, "Path": "/nothing", "Args": [],

@@ -8,8 +8,8 @@ Each docstring says in one sentence why the layer is here. A crash found by a fu
 more recipe. What is refused stands in recipes_refused.py. good(), bad() and unsupported() list them by name.
 """
 
+import hashlib
 import importlib
-import zlib
 
 import tarkit
 from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout  # noqa: A004
@@ -37,11 +37,7 @@ def unsupported() -> dict:
 
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress, the same in every run."""
-    state, out = seed * 2654435761 % (1 << 32) or 1, bytearray()
-    while len(out) < size:
-        state = zlib.crc32(state.to_bytes(4, "little"), state)
-        out += state.to_bytes(4, "little")
-    return bytes(out[:size])
+    return hashlib.shake_256(b"%d" % seed).digest(size)
 
 
 # ---- ends and paddings -------------------------------------------------------------------------

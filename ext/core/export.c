@@ -138,7 +138,7 @@ static lay_code add_opaque(lay_export *x, int dir_fd, const char *base, const la
     lay_path_cut(&x->shown, 0);
     lay_code code = lay_path_push(&x->shown, x->name.text, x->name.len, err);
     if (code == LAY_OK)
-        code = lay_path_add(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err);
+        code = lay_path_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err);
     if (code != LAY_OK)
         return code;
     lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mode = dir->mode & 0777,
