@@ -12,7 +12,7 @@ import hashlib
 import importlib
 
 import tarkit
-from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout  # noqa: A004
+from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout
 
 HOLED = [(4096, b"first" * 100), (65536, b"x" * 4096), (200_000, b"last")]
 MANY = [(i * 8192, bytes([65 + i % 26]) * 700) for i in range(1, 31)]

@@ -5,7 +5,7 @@ recipes.py tells what the two kinds mean and lists them by name.
 
 import tarkit
 from recipes import HOLED
-from tarkit import dir, end, file  # noqa: A004
+from tarkit import dir, end, file
 
 
 # ---- malformed: (tar, first, last) ----------------------------------------------------------------------

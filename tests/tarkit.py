@@ -180,7 +180,7 @@ def file(name: Text, data: bytes = b"", **fields) -> bytes:
     return raw_header(name, **fields) + blocks(data)
 
 
-def dir(name: Text, **fields) -> bytes:  # noqa: A001
+def dir(name: Text, **fields) -> bytes:
     fields.setdefault("mode", 0o755)
     return raw_header(name, typeflag=b"5", **fields)
 

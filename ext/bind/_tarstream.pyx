@@ -48,7 +48,8 @@ cdef class Source:
         return PyCapsule_New(&self.handle, "layerstore.source", NULL)
 
     cdef size_t fill(self, char *p, size_t n) except? <size_t>-1:
-        """Up to n bytes to p, in parts; fewer only at the end."""
+        """Up to n bytes to p, in parts; fewer only at the end. That the whole is not what was promised (an error
+        of no file) comes in place of the end, by the next call; every other error at once."""
         cdef lay.lay_error err
         cdef lay.lay_code code
         cdef size_t have = 0, got = 1, part
@@ -59,6 +60,8 @@ cdef class Source:
                 part = min(n - have, <size_t>PART)
                 with nogil:
                     code = lay.lay_source_read(s, p + have, part, &got, &err)
+                if code == lay.LAY_E_MISMATCH and have > 0 and err.path[0] == 0:
+                    break
                 lay.check(code, &err)
                 have += got
                 PyErr_CheckSignals()
@@ -78,12 +81,17 @@ cdef class Source:
         while True:
             want = PART if left is None else min(left, PART)
             part = self.read_part(want)
-            if left is not None:
+            short = len(part) < want
+            if left is None:
+                # Up to the end, not to a short part: an error may hide behind it.
+                if not part:
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+            else:
                 left -= want
-            if not parts and (left == 0 or len(part) < want):
-                return part
+                if not parts and (left == 0 or short):
+                    return part
             parts.append(part)
-            if left == 0 or len(part) < want:
+            if left == 0 or (short and left is not None):
                 return b"".join(parts)
 
     def readinto(self, buffer):

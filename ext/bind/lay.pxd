@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint8_t
 cdef extern from "lay.h" nogil:
     ctypedef enum lay_code:
         LAY_OK
+        LAY_E_MISMATCH
     ctypedef struct lay_error:
         lay_code code
         int sys_errno

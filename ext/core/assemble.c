@@ -177,6 +177,8 @@ static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, l
         return LAY_OK;
     bool same = !a->whole || (a->line.has_crc && a->crc == a->line.crc);
     close_file(a);
+    if (!same)
+        *got = 0;                             /* the last of wrong bytes are not given */
     return same ? LAY_OK : lay_payload_differs(a->line.name, a->line.name_len, err);
 }
 

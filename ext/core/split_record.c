@@ -7,8 +7,9 @@
  *   'L' 'S' 32 0 | member bytes | tar offset | line index | tar's whole length (first member, else all ones)
  *                  each 8 bytes, little-endian
  *
- * Payload that the tree cannot give back (of links, whiteouts, sparse files, the skipped root entry)
- * is recorded as segments at once; of names that come again, by a second pass with a plan.
+ * Payload that the tree cannot give back (of links, whiteouts, sparse files, the skipped root entry), or not
+ * to dockerd (names longer than a path may be), is recorded as segments at once; of names that come again,
+ * by a second pass with a plan.
  */
 #include "inflate.h"
 #include "nameset.h"
@@ -23,6 +24,7 @@
 #define SEGMENT_MAX (1u << 20)      /* of trailing and inlined bytes; framing of one entry may be longer */
 #define FRAMING_MAX (4u << 20)
 #define BLOCK_LINES (1u << 20)      /* bytes of lines that make a member */
+#define NAME_MAX_PATH 3072u         /* dockerd opens <root>/<name> in one piece, of 4096 bytes at most */
 
 struct lay_split {
     int fd;
@@ -239,7 +241,7 @@ static lay_code begin(lay_split *s, const lay_tar_entry *e, lay_error *err)
         return err->code;
     uint8_t mark = e->ordinal < s->plan.count ? s->plan.marks[e->ordinal] : 0;
     s->unnamed = mark & LAY_PLAN_UNNAMED;
-    s->inlined = mark || e->sparse || leaves_no_file(s->clean, n);
+    s->inlined = mark || e->sparse || n > NAME_MAX_PATH || leaves_no_file(s->clean, n);
     s->with_payload = e->stored > 0 && !s->inlined;
     s->crc = 0;
     s->entries++;

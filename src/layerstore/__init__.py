@@ -28,10 +28,11 @@ from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor,
 __version__ = "0.1.0"
 
 __all__ = [
-    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change", "ChangeKind",
-    "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "FileMetadataStore", "InvalidDigestError",
-    "Layer", "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError", "MaxDepthExceededError", "Metadata",
-    "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotMountedError",
-    "NotSupportedError", "Problem", "RWLayer", "Store", "TarFormatError", "TarStream", "assemble", "build_info",
-    "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes", "release_and_log",
+    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
+    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest",
+    "FileMetadataStore", "InvalidDigestError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError",
+    "LayerStoreError", "MaxDepthExceededError", "Metadata", "MetadataStore", "MetadataTransaction",
+    "MountDoesNotExistError", "MountNameConflictError", "NotMountedError", "NotSupportedError", "Problem",
+    "RWLayer", "Store", "TarFormatError", "TarStream", "assemble", "build_info", "changes_between",
+    "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes", "release_and_log",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ EXPORT_USERXATTR: int
 class Source:
     """A tar on its way out. Made by the functions below; one user at a time."""
     def read(self, n: int) -> bytes:
-        """n bytes, fewer only at the end; b"" after the end, when all promised checks have passed."""
+        """n bytes (all for -1); fewer only at the end; b"" after the end, when all checks have passed."""
     def readinto(self, buffer: Any) -> int: ...
     def copy_to_fd(self, fd: int, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
         """Write to fd for a while: (at the end, bytes written)."""

@@ -31,7 +31,7 @@ def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
     """
     failure: list[BaseException] = []
     # libarchive looks at a block until it asks for the next one.
-    held: list[ctypes.Array[ctypes.c_char] | bytes] = [b""]
+    held: list[bytes] = [b""]
     given = 0
 
     def read_block(_archive: object, _context: object, where: object) -> int:
@@ -75,9 +75,9 @@ def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
     _expect_padding(kind, held[0][len(held[0]) - (given - used) :] if given > used else b"", read)
 
 
-def _expect_padding(kind: str, rest: bytes | ctypes.Array[ctypes.c_char], read: Callable[[], bytes]) -> None:
+def _expect_padding(kind: str, rest: bytes, read: Callable[[], bytes]) -> None:
     seen = 0
-    data = bytes(rest)
+    data = rest
     while True:
         seen += len(data)
         if data.count(0) != len(data) or seen > _PADDING_LIMIT:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 class Record:
     """One read-only layer in memory: what all its handles share. The store's lock guards count and handles."""
 
-    def __init__(self, store: Store, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
-                 descriptor: Descriptor) -> None:
+    def __init__(
+        self, store: Store, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
+        descriptor: Descriptor,
+    ) -> None:  # fmt: skip
         """Hold what the metadata says."""
         self.store, self.chain_id, self.diff_id, self.parent = store, chain_id, diff_id, parent
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor

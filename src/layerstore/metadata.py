@@ -22,11 +22,11 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, Literal, NamedTuple, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
-from layerstore.ids import OS, ChainID, Digest, DiffID, is_driver_id
+from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.locks import Claim, claim_directory
 from layerstore.textfile import (
     make_directories,
@@ -35,12 +35,11 @@ from layerstore.textfile import (
     trimmed,
     write_small,
 )
-from layerstore.values import Descriptor
+from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")
 
 StrPath = str | bytes | os.PathLike[Any]
-Durability = Literal["full", "ordered", "none"]
 
 _REMOVING = "-removing"
 _TAR_SPLIT = "tar-split.json.gz"
@@ -89,6 +88,11 @@ class Orphan(NamedTuple):
 
     chain_id: ChainID
     cache_id: str
+
+
+# Inside of the stores `list` is their own method.
+_Names = list[str]
+_Orphans = list[Orphan]
 
 
 # ---- descriptor.json --------------------------------------------------------------------------
@@ -316,6 +320,19 @@ class FileMetadataStore:
         self._durability: Durability = durability
         make_directories(self.root, 0o700)
 
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
+
+        Held for the moment of a rename only; where the file system has no locks it holds nobody.
+        """
+        claim = claim_directory(self.root)
+        try:
+            yield
+        finally:
+            if claim:
+                claim.release()
+
     def start_transaction(self) -> FileMetadataTransaction:
         """Begin a write set. Cancel or commit it."""
         return FileMetadataTransaction(self.root, self._durability)
@@ -445,9 +462,13 @@ class FileMetadataStore:
         except FileNotFoundError:
             return ""
 
+    def has_mount(self, mount: str) -> bool:
+        """Say whether the directory of a writable layer is there."""
+        return os.path.isdir(os.path.join(self.root, "mounts", check_mount_name(mount)))
+
     # -- lists and removal --
 
-    def _names(self, directory: str) -> list[str]:
+    def _names(self, directory: str) -> _Names:
         try:
             with os.scandir(os.path.join(self.root, directory)) as entries:
                 return sorted(
@@ -498,7 +519,7 @@ class FileMetadataStore:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
 
-    def get_orphans(self) -> list[Orphan]:
+    def get_orphans(self) -> _Orphans:
         """Name the layers whose deletion was interrupted; those without a cache-id are left out."""
         orphans = []
         for name in self._names("sha256"):
@@ -537,7 +558,7 @@ class FileMetadataStore:
             except (OSError, InvalidMetadataError) as err:
                 log.error("Cannot remove orphan %s: %s", readable(name), err)
 
-    def removing(self) -> list[str]:
+    def removing(self) -> _Names:
         """Name the directories of interrupted deletions, as they are called below sha256/."""
         return [name for name in self._names("sha256") if name.endswith(_REMOVING)]
 
@@ -556,7 +577,7 @@ class FileMetadataStore:
             except (OSError, InvalidMetadataError) as err:
                 log.error("Cannot remove orphan %s: %s", readable(name), err)
 
-    def abandoned_transactions(self, *, remove: bool) -> list[str]:
+    def abandoned_transactions(self, *, remove: bool) -> _Names:
         """Find the write sets below tmp/ that no process works on, and remove them when told to."""
         found = []
         for name in self._names("tmp"):

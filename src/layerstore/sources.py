@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from layerstore._apply import Apply, guess_format
-from layerstore.errors import TarFormatError
+from layerstore.decompress import plain_blocks
 
 BLOCK = 1 << 20
+LEND = 64 << 20   # of a buffer at once: between the parts, signals and progress have their turn
 HEAD = 512
 Progress = Callable[[int], None]
 FOREIGN = ("bzip2", "xz", "lz4")
@@ -54,7 +55,8 @@ class Input:
             try:
                 self.buffer = memoryview(source)
             except TypeError:
-                raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {type(source).__name__}") from None
+                kind = type(source).__name__
+                raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {kind}") from None
         if self.fd >= 0 and stat.S_ISDIR(os.fstat(self.fd).st_mode):
             self.close()
             raise IsADirectoryError(21, "Is a directory", source if not isinstance(source, int) else None)
@@ -103,37 +105,6 @@ class Input:
         self.fd, self.owned, self.buffer = -1, False, None
 
 
-class _Joined(io.RawIOBase):
-    """Blocks as a file, for libarchive."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks = blocks
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._left:
-            self._left = next(self._blocks, b"")
-        n = min(len(buffer), len(self._left))
-        buffer[:n] = self._left[:n]
-        self._left = self._left[n:]
-        return n
-
-
-def _unpacked(blocks: Iterator[bytes], format: str) -> Iterator[bytes]:
-    """What bzip2, xz or lz4 blocks unpack to. Raises TarFormatError for a cut or broken stream."""
-    import libarchive
-
-    try:
-        with libarchive.stream_reader(_Joined(blocks), "raw", "all", block_size=BLOCK) as archive:
-            for entry in archive:
-                yield from entry.get_blocks(block_size=BLOCK)
-    except libarchive.ArchiveError as err:
-        raise TarFormatError(f"the {format} stream is cut or broken: {err}") from None
-
-
 class _Teller:
     """Calls progress at most ten times a second, and once at the end."""
 
@@ -154,8 +125,11 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
         data = source.buffer
         format = guess_format(bytes(data.cast("B")[:HEAD]) if data.nbytes else b"")
         if format not in FOREIGN:
-            if data.nbytes:
-                apply.lend(data if data.contiguous else bytes(data))
+            view = data.cast("B") if data.nbytes and data.contiguous else memoryview(bytes(data))
+            for at in range(0, len(view), LEND):
+                if apply.lend(view[at : at + LEND]):
+                    break
+                teller.tell(apply.taken)
             teller.tell(apply.taken, end=True)
             return
     blocks = source.blocks()
@@ -170,7 +144,8 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
         yield from blocks
 
     if format in FOREIGN:
-        for block in _unpacked(all_blocks(), format):
+        packed = all_blocks()
+        for block in plain_blocks(format, lambda: next(packed, b"")):
             done = apply.push(block)
             teller.tell(apply.taken)
             if done:

@@ -1,9 +1,11 @@
 """Store: the life of a layer and of a mount.
 
-Locks, in this order: the name of a writable layer; the mount map; the layer map. None is held during
-tar work. A layer becomes visible by one rename; a removal renames first and cleanup() finishes it.
-Opening lists names only: a layer's files are read when it is first asked for, and the number of its
-children on disk when it might be deleted.
+Locks, in this order: the name of a writable layer; the lock of both maps. Neither is held during tar work
+or while a layer's files are deleted. A layer becomes visible by one rename; a removal renames first and
+cleanup() finishes it.
+Opening lists names only: a layer's files are read when it is first asked for, and who stands on it when it
+might be deleted. Other processes may work on the same root: what they registered is found when it is asked
+for, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
 Source: moby, layer/layer_store.go
 """
 
@@ -33,11 +35,11 @@ from layerstore.errors import (
 from layerstore.ids import OS, ChainID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.locks import NamedLocks
-from layerstore.metadata import Durability, FileMetadataStore, check_mount_name
+from layerstore.metadata import FileMetadataStore, check_mount_name
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
-from layerstore.values import CreateRWLayerOpts, Descriptor, Metadata, Problem
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Problem
 
 log = logging.getLogger("layerstore")
 
@@ -49,7 +51,9 @@ Progress = Callable[[int], None]
 class Store:
     """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it."""
 
-    def __init__(self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None
+    ) -> None:
         """Open, or make, the store below root (image/<driver>/layerdb, <driver>/).
 
         driver    None: the one found there, else the best this host can run
@@ -62,21 +66,26 @@ class Store:
         if durability not in ("full", "ordered", "none"):
             raise InvalidOptionError(f"durability is full, ordered or none, not {durability!r}")
         self._durability = cast(Durability, durability)
-        name = drivers.choose(self.root, driver)
-        os.makedirs(self.root, 0o711, exist_ok=True)
-        self._driver = drivers.open_driver(name, self.root, given)
-        self._metadata = FileMetadataStore(os.path.join(self.root, "image", name, "layerdb"), durability=self._durability)
+        try:
+            name = drivers.choose(self.root, driver)
+            os.makedirs(self.root, 0o711, exist_ok=True)
+            self._driver = drivers.open_driver(name, self.root, given, self._durability)
+        except LayerStoreError as err:
+            named = f": {driver}" if driver else ""
+            raise type(err)(f"error initializing graphdriver: {err}{named}") from err
+        layerdb = os.path.join(self.root, "image", name, "layerdb")
+        self._metadata = FileMetadataStore(layerdb, durability=self._durability)
         self._layers: dict[ChainID, Record] = {}
         self._bad: dict[str, Exception] = {}
         self._mounts: dict[str, Mount] = {}
         self._bad_mounts: dict[str, Exception] = {}
-        self._layer_lock = threading.RLock()
-        self._mount_lock = threading.Lock()
+        self._lock = threading.RLock()
         self._names = NamedLocks()
         self._closed = False
         chains, mounts = self._metadata.list()
         self._unread: set[ChainID] = set(chains)
         self._unread_mounts: set[str] = set(mounts)
+        self._parent_of: dict[ChainID, str] = {}  # of layers on disk that were not read whole
 
     # ---- reading what is on disk ----
 
@@ -88,11 +97,21 @@ class Store:
         self._check_open()
         return self._driver
 
+    def _appeared(self, chain_id: str) -> bool:
+        """Under the lock: is it on disk, and not read yet? Another process may have registered it."""
+        if chain_id in self._unread:
+            return True
+        if chain_id in self._layers or chain_id in self._bad:
+            return False
+        with contextlib.suppress(InvalidDigestError):
+            return self._metadata.has(chain_id)
+        return False
+
     def _load(self, chain_id: str) -> Record | None:
-        """Under the layer lock: the record of a layer, read with its ancestors; None: not there, or bad."""
+        """Under the lock: the record of a layer, read with its ancestors; None: not there, or bad."""
         todo: list[ChainID] = []
         at = chain_id
-        while at and at not in self._layers and at in self._unread and at not in todo:
+        while at and at not in todo and self._appeared(at):
             todo.append(ChainID(at))
             try:
                 at = self._metadata.get_parent(at)
@@ -115,32 +134,53 @@ class Store:
                 raise LayerStoreError(f"failed to get {what} for {chain}: {err}") from err
 
         m = self._metadata
-        diff, size, cache = get("diff id", m.get_diff_id), get("size", m.get_size), get("cache id", m.get_cache_id)
+        diff, size = get("diff id", m.get_diff_id), get("size", m.get_size)
+        cache = get("cache id", m.get_cache_id)
         parent_id, descriptor = get("parent", m.get_parent), get("descriptor", m.get_descriptor)
         parent = self._layers.get(parent_id) if parent_id else None
         if parent_id and parent is None:
-            raise LayerStoreError(f"the parent {parent_id} of {chain} cannot be loaded")
+            raise self._bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
         if parent:
             parent.count += 1
         return Record(self, chain, diff, parent, cache, size, descriptor)
 
     def _load_all(self) -> None:
-        """Under the layer lock: every layer and mount, so that all counts are right."""
+        """Under the lock: every layer and mount there is."""
+        chains, mounts = self._metadata.list()
+        self._unread.update(c for c in chains if c not in self._layers and c not in self._bad)
+        self._unread_mounts.update(m for m in mounts if m not in self._mounts and m not in self._bad_mounts)
         while self._unread:
             self._load(next(iter(self._unread)))
         while self._unread_mounts:
             self._load_mount(next(iter(self._unread_mounts)))
 
+    def _load_standing_on(self, record: Record) -> None:
+        """Under the lock: read what stands on a layer that might go, also what other processes put there."""
+        chains, mounts = self._metadata.list()
+        for chain in chains:
+            if chain in self._layers or chain in self._bad:
+                continue
+            if chain not in self._parent_of:
+                with contextlib.suppress(OSError, LayerStoreError):
+                    self._parent_of[chain] = self._metadata.get_parent(chain)
+            if self._parent_of.get(chain) == record.chain_id:
+                self._load(chain)
+        for name in mounts:
+            self._load_mount(name)
+
     def _load_mount(self, name: str) -> Mount | None:
-        """Under the layer lock."""
-        if name in self._unread_mounts:
+        """Under the lock: the record of a writable layer; None: not there, or bad."""
+        appeared = name in self._unread_mounts
+        if not appeared and name not in self._mounts and name not in self._bad_mounts:
+            appeared = self._metadata.has_mount(name)
+        if appeared:
             self._unread_mounts.discard(name)
             try:
                 mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
                 parent_id = self._metadata.get_mount_parent(name)
                 parent = self._load(parent_id) if parent_id else None
                 if parent_id and parent is None:
-                    raise LayerStoreError(f"its parent {parent_id} cannot be loaded")
+                    raise self._bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
                 if parent:
                     parent.count += 1
                 self._mounts[name] = Mount(self, name, mount_id, init_id, parent)
@@ -150,11 +190,12 @@ class Store:
         return self._mounts.get(name)
 
     def _find_mount(self, name: str) -> Mount | None:
-        with self._mount_lock, self._layer_lock:
+        check_mount_name(name)
+        with self._lock:
             return self._load_mount(name)
 
     def _retain(self, chain_id: str) -> Record:
-        with self._layer_lock:
+        with self._lock:
             record = self._load(chain_id)
             if record is None:
                 raise LayerDoesNotExistError()
@@ -168,7 +209,9 @@ class Store:
 
     # ---- layers ----
 
-    def register(self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None) -> Layer:
+    def register(
+        self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None
+    ) -> Layer:
         """Store one layer tar and return a reference to the layer.
 
         source     read(n), a descriptor, a path, or a buffer; plain, gzip, zstd, bzip2, xz or lz4
@@ -180,29 +223,38 @@ class Store:
         """
         return self.register_with_descriptor(source, parent, os, None, progress=progress)
 
-    def register_with_descriptor(self, source: Any, parent: str = "", os: OS | None = None,
-                                 descriptor: Descriptor | None = None, *, progress: Progress | None = None) -> Layer:
+    def register_with_descriptor(
+        self, source: Any, parent: str = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
+        progress: Progress | None = None,
+    ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
         self._check_open()
         if os not in (None, "", "linux"):
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         above = self._retain(parent) if parent else None
+
+        def fill(apply: Any) -> None:
+            with contextlib.closing(Input(source)) as given:
+                feed(given, apply, progress)
+
+        return self._register(fill, above, descriptor or Descriptor())
+
+    def _register(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> Layer:
+        """Takes over the reference to `above`: it is the new layer's, or given back."""
         try:
             if above and above.depth >= MAX_DEPTH:
                 raise MaxDepthExceededError()
-            given = Input(source)
-            try:
-                return self._register(lambda apply: feed(given, apply, progress), above, descriptor or Descriptor())
-            finally:
-                given.close()
+            handle, is_new = self._unpack(fill, above, descriptor)
         except BaseException:
             if above:
-                with self._layer_lock:
-                    self._release_chain(above)
+                self._release_chain(above)
             raise
+        if above and not is_new:
+            self._release_chain(above)
+        return handle
 
-    def _register(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> Layer:
-        """The reference to `above` is the child's when this succeeds."""
+    def _unpack(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> tuple[Layer, bool]:
+        """Make a layer of what fill() pushes: a reference to it, and whether it was not there before."""
         cache_id = random_id()
         transaction = self._metadata.start_transaction()
         try:
@@ -223,29 +275,34 @@ class Store:
                 transaction.set_descriptor(descriptor)
             if above:
                 transaction.set_parent(above.chain_id)
+            self._driver.settle(cache_id, above.cache_id if above else "")
             if self._durability == "full":
                 self._driver.sync()
-            with self._layer_lock:
-                self._check_open()
-                existing = self._load(chain)
-                if existing is None:
-                    self._driver.settle(cache_id, above.cache_id if above else "")
-                    transaction.commit(chain)
-                    self._bad.pop(chain, None)
-                    made = Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
-                    made.count = 1
-                    self._layers[chain] = made
-                    return self._handle(made)
-                existing.count += 1
-                handle = self._handle(existing)
+            handle = self._commit_or_existing(transaction, chain, Record(
+                self, chain, diff_id, above, cache_id, done.size, descriptor))  # fmt: skip
         except BaseException:
             self._discard(cache_id, transaction)
             raise
-        self._discard(cache_id, transaction)
-        if above:
-            with self._layer_lock:
-                self._release_chain(above)
-        return handle
+        is_new = handle.cache_id == cache_id
+        if is_new:
+            self._driver.recorded(cache_id)
+        else:
+            self._discard(cache_id, transaction)
+        return handle, is_new
+
+    def _commit_or_existing(self, transaction: Any, chain: ChainID, made: Record) -> Layer:
+        """Make a layer visible; where it is there already, that one wins."""
+        with self._lock, self._metadata.exclusive():
+            self._check_open()
+            existing = self._load(chain)
+            if existing is None:
+                if made.parent and not self._metadata.has(made.parent.chain_id):
+                    raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
+                transaction.commit(chain)
+                self._bad.pop(chain, None)
+                existing = self._layers[chain] = made
+            existing.count += 1
+            return self._handle(existing)
 
     def _discard(self, cache_id: str, transaction: Any) -> None:
         try:
@@ -260,13 +317,13 @@ class Store:
     def get(self, chain_id: str) -> Layer:
         """Give a new reference to a layer. Raises LayerDoesNotExistError."""
         self._check_open()
-        with self._layer_lock:
+        with self._lock:
             return self._handle(self._retain(chain_id))
 
     def map(self) -> dict[ChainID, Layer]:
         """Give all layers, bare: no references."""
         self._check_open()
-        with self._layer_lock:
+        with self._lock:
             self._load_all()
             return {chain: Layer(record) for chain, record in self._layers.items()}
 
@@ -277,25 +334,29 @@ class Store:
         Raises   LayerNotRetainedError   this handle holds no reference
         """
         self._check_open()
-        with self._layer_lock:
+        with self._lock:
             record = self._load(layer.chain_id)
             if record is None:
                 return []
             if layer not in record.handles:
                 raise LayerNotRetainedError()
             record.handles.remove(layer)
-            return self._release_chain(record)
+        return self._release_chain(record)
 
     def _release_chain(self, record: Record | None) -> list[Metadata]:
+        """Take one reference of record; delete it with the last one, and so on downwards."""
         removed: list[Metadata] = []
         while record:
-            if record.count == 1:
-                self._load_all()          # children on disk that nobody has asked for yet
-            record.count -= 1
-            if record.count > 0:
-                break
-            del self._layers[record.chain_id]
-            aside = self._metadata.set_aside(record.chain_id)
+            with self._lock:
+                record.count -= 1
+                if record.count > 0:
+                    break
+                with self._metadata.exclusive():
+                    self._load_standing_on(record)
+                    if record.count > 0:
+                        break
+                    del self._layers[record.chain_id]
+                    aside = self._metadata.set_aside(record.chain_id)
             self._driver.remove(record.cache_id)
             if aside:
                 shutil.rmtree(aside)
@@ -317,7 +378,9 @@ class Store:
         while parent and above and above.chain_id != parent:
             above = above.parent
         if parent and above is None:
-            raise LayerStoreError(f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent")
+            raise LayerStoreError(
+                f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
+            )
         return self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
 
     # ---- writable layers ----
@@ -339,12 +402,11 @@ class Store:
                 mount = self._create_mount(name, above, opts)
             except BaseException:
                 if above:
-                    with self._layer_lock:
-                        self._release_chain(above)
+                    self._release_chain(above)
                 raise
             handle = RWLayer(mount)
             mount.handles.add(handle)
-            with self._mount_lock:
+            with self._lock:
                 self._mounts[name] = mount
                 self._bad_mounts.pop(name, None)
             return handle
@@ -353,6 +415,7 @@ class Store:
         mount_id, init_id = random_id(), ""
         below = above.cache_id if above else ""
         made: list[str] = []
+        recording = False
         try:
             if opts.init_func:
                 init_id = f"{mount_id}-init"
@@ -365,19 +428,27 @@ class Store:
                     self._driver.put(init_id)
             self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
             made.append(mount_id)
-            self._metadata.set_mount_id(name, mount_id)
-            if init_id:
-                self._metadata.set_init_id(name, init_id)
-            if above:
-                self._metadata.set_mount_parent(name, above.chain_id)
             if init_id:
                 self._driver.settle(init_id, below)
             self._driver.settle(mount_id, init_id or below)
-            if self._durability == "full":
-                self._driver.sync()
+            if init_id and self._durability == "full":
+                self._driver.sync()           # what init_func wrote
+            with self._metadata.exclusive():
+                if above and not self._metadata.has(above.chain_id):
+                    raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
+                recording = True
+                self._metadata.remove_mount(name)    # what is left of one that could not be loaded
+                self._metadata.set_mount_id(name, mount_id)
+                if init_id:
+                    self._metadata.set_init_id(name, init_id)
+                if above:
+                    self._metadata.set_mount_parent(name, above.chain_id)
+            for id in made:
+                self._driver.recorded(id)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self._metadata.remove_mount(name)
+            if recording:
+                with contextlib.suppress(OSError):
+                    self._metadata.remove_mount(name)
             for id in reversed(made):
                 with contextlib.suppress(OSError):
                     self._driver.remove(id)
@@ -428,10 +499,9 @@ class Store:
                 log.error("Error removing mounted layer %s: %s", mount.name, err)
                 mount.handles.add(layer)
                 raise
-            with self._mount_lock:
+            with self._lock:
                 self._mounts.pop(mount.name, None)
-            with self._layer_lock:
-                return self._release_chain(mount.parent)
+            return self._release_chain(mount.parent)
 
     def _apply_diff(self, mount: Mount, source: Any) -> int:
         self._check_open()
@@ -445,44 +515,39 @@ class Store:
         self._check_open()
         above = mount.parent
         if above:
-            with self._layer_lock:
+            with self._lock:
                 above.count += 1
-        try:
-            if above and above.depth >= MAX_DEPTH:
-                raise MaxDepthExceededError()
+
+        def fill(apply: Any) -> None:
             with self._driver.diff(mount.mount_id, mount.below) as stream:
+                stream.pump_into(apply)
 
-                def fill(apply: Any) -> None:
-                    while not apply.pump_source(stream._source):
-                        pass
-
-                return self._register(fill, above, Descriptor())
-        except BaseException:
-            if above:
-                with self._layer_lock:
-                    self._release_chain(above)
-            raise
+        return self._register(fill, above, Descriptor())
 
     def mounts(self) -> list[str]:
         """Name the writable layers."""
         self._check_open()
-        with self._mount_lock, self._layer_lock:
+        with self._lock:
             self._load_all()
             return sorted(self._mounts)
 
     # ---- the store itself ----
 
     def _owned(self) -> set[str]:
-        """Driver ids that a layer or mount on disk names, readable or not."""
+        """Driver ids that a layer or mount on disk names, loaded or not.
+
+        Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        """
         owned: set[str] = set()
         chains, mounts = self._metadata.list()
-        for chain in chains:
-            with contextlib.suppress(OSError, LayerStoreError):
-                owned.add(self._metadata.get_cache_id(chain))
-        for name in mounts:
-            with contextlib.suppress(OSError, LayerStoreError):
-                owned.add(self._metadata.get_mount_id(name))
-                owned.add(self._metadata.get_init_id(name))
+        for names, reads in (
+            (chains, (self._metadata.get_cache_id,)),
+            (mounts, (self._metadata.get_mount_id, self._metadata.get_init_id)),
+        ):
+            for name in names:
+                for read in reads:
+                    with contextlib.suppress(FileNotFoundError):
+                        owned.add(read(name))
         return owned - {""}
 
     def cleanup(self) -> None:
@@ -491,18 +556,21 @@ class Store:
         Raises  OSError   something is still mounted below the driver's home
         """
         self._check_open()
-        with self._layer_lock:
+        with self._lock:
             for orphan in self._metadata.get_orphans():
                 try:
-                    self._driver.remove(orphan.cache_id)
+                    if orphan.cache_id not in self._owned():
+                        self._driver.remove(orphan.cache_id)
                     self._metadata.remove_orphan(orphan.chain_id, orphan.cache_id)
                 except (OSError, LayerStoreError) as err:
                     log.error("Failed to remove orphaned layer %s: %s", orphan.chain_id, err)
             self._metadata.remove_nameless_orphans()
             self._metadata.abandoned_transactions(remove=True)
-            running = os.listdir(os.path.join(self._metadata.root, "tmp")) if os.path.isdir(os.path.join(self._metadata.root, "tmp")) else []
-            if not running:               # a register that runs owns a directory nobody names yet
-                self._driver.reclaim(self._owned())
+        try:
+            self._driver.reclaim(self._owned)
+        except (OSError, LayerStoreError) as err:
+            # Better to leave too much than to take what an unreadable file may name.
+            log.error("Not everything was reclaimed: %s", err)
         self._driver.cleanup()
 
     def driver_status(self) -> list[tuple[str, str]]:
@@ -519,32 +587,71 @@ class Store:
         Raises  LayerDoesNotExistError   chain_id is not in the store
         """
         self._check_open()
-        with self._mount_lock, self._layer_lock:
+        with self._lock:
             self._load_all()
             if chain_id is not None and chain_id not in self._layers and chain_id not in self._bad:
                 raise LayerDoesNotExistError()
             chosen = [r for c, r in self._layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in self._bad.items() if chain_id in (None, c)]
+            bad_mounts, mounts = list(self._bad_mounts.items()), list(self._mounts.values())
         for record in chosen:
             found += self._verify_layer(record)
         if chain_id is None:
-            found += [Problem("metadata", name, "", str(err)) for name, err in self._bad_mounts.items()]
-            for mount in self._mounts.values():
-                found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(mount.mount_id, mount.below)]
-            found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(self._owned())]
+            found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
+            for mount in mounts:
+                found += self._verify_mount(mount)
+            with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told above
+                found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(self._owned)]
             found += [Problem("orphan", name, "", "a deletion was interrupted") for name in self._metadata.removing()]
+        return found
+
+    def _verify_files(self, subject: str, expected: Iterable[tuple[str, Callable[[str], Any], Any]]) -> list[Problem]:
+        """Are the small files on disk still what was loaded from them?"""
+        found = []
+        for what, read, value in expected:
+            try:
+                now = read(subject)
+            except FileNotFoundError as err:
+                found.append(Problem("missing", subject, "", f"the {what} is gone: {err}"))
+            except (OSError, LayerStoreError) as err:
+                found.append(Problem("metadata", subject, "", f"the {what} cannot be read: {err}"))
+            else:
+                if now != value:
+                    found.append(Problem("metadata", subject, "", f"the {what} on disk is {now!r}, not {value!r}"))
+        return found
+
+    def _verify_mount(self, mount: Mount) -> list[Problem]:
+        parent = mount.parent.chain_id if mount.parent else ""
+        m = self._metadata
+        found = self._verify_files(mount.name, [
+            ("mount id", m.get_mount_id, mount.mount_id), ("init id", m.get_init_id, mount.init_id),
+            ("parent", m.get_mount_parent, parent),
+        ])  # fmt: skip
+        below = mount.parent.cache_id if mount.parent else ""
+        for id, on in ((mount.mount_id, mount.below), (mount.init_id, below)):
+            if id:
+                found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, on)]
         return found
 
     def _verify_layer(self, record: Record) -> list[Problem]:
         subject = str(record.chain_id)
-        found = [Problem(kind, subject, "", text) for kind, text in
-                 self._driver.problems(record.cache_id, record.parent.cache_id if record.parent else "")]
+        parent = record.parent.chain_id if record.parent else ""
+        m = self._metadata
+        found = self._verify_files(subject, [
+            ("diff id", m.get_diff_id, record.diff_id), ("size", m.get_size, record.diff_size),
+            ("cache id", m.get_cache_id, record.cache_id), ("parent", m.get_parent, parent),
+            ("descriptor", m.get_descriptor, record.descriptor),
+        ])  # fmt: skip
+        if chain_on(parent, record.diff_id) != record.chain_id:
+            found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
+        below = record.parent.cache_id if record.parent else ""
+        found += [Problem(kind, subject, "", text) for kind, text in self._driver.problems(record.cache_id, below)]
         try:
-            if chain_on(record.parent.chain_id if record.parent else "", record.diff_id) != record.chain_id:
-                found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
             fd = self._metadata.open_tar_split(record.chain_id)
-        except (OSError, InvalidDigestError) as err:
-            return [*found, Problem("missing", subject, "", f"the tar-split record cannot be opened: {err}")]
+        except FileNotFoundError as err:
+            return [*found, Problem("missing", subject, "", f"the tar-split record is gone: {err}")]
+        except OSError as err:
+            return [*found, Problem("metadata", subject, "", f"the tar-split record cannot be opened: {err}")]
         try:
             found += [Problem(kind, subject, path, text) for kind, path, text in
                       self._driver.check(record.cache_id, fd, record.diff_id.raw)]

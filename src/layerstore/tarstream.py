@@ -23,7 +23,9 @@ class TarStream(io.RawIOBase):
     CorruptLayerError instead of the end.
     """
 
-    def __init__(self, source: _tarstream.Source, *, seekable: bool, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, source: _tarstream.Source, *, seekable: bool, on_close: Callable[[], None] | None = None
+    ) -> None:
         """Take over source; on_close is called once."""
         self._source = source
         self._seekable = seekable
@@ -105,6 +107,12 @@ class TarStream(io.RawIOBase):
             total += len(block)
         return total
 
+    def pump_into(self, apply: _apply.Apply) -> None:
+        """Push what is left into apply, block by block in the core."""
+        source = self._open()
+        while not apply.pump_source(source):
+            pass
+
     def close(self) -> None:
         """Stop; give back what the stream holds. Twice is harmless."""
         if self.closed:
@@ -133,7 +141,8 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
             else:
                 _copy(tar_split, kept)
             kept.flush()
-            return TarStream(_tarstream.assemble(kept.fileno(), root_fd, diff_id.raw if diff_id else None), seekable=True)
+            expected = diff_id.raw if diff_id else None
+            return TarStream(_tarstream.assemble(kept.fileno(), root_fd, expected), seekable=True)
     finally:
         os.close(root_fd)
 

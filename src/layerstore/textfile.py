@@ -107,7 +107,8 @@ def make_directories(path: str, mode: int) -> None:
     """
     missing = []
     while not os.path.isdir(path):
-        if os.path.lexists(path):
+        # Asked again: another thread may have made it between the two looks.
+        if os.path.lexists(path) and not os.path.isdir(path):
             raise NotADirectoryError(20, "Not a directory", path)
         missing.append(path)
         path = os.path.dirname(path) or "."
@@ -115,5 +116,7 @@ def make_directories(path: str, mode: int) -> None:
         try:
             os.mkdir(directory, mode)
         except FileExistsError:
+            if not os.path.isdir(directory):
+                raise NotADirectoryError(20, "Not a directory", directory) from None
             continue  # another thread was quicker
         os.chmod(directory, mode)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from layerstore.ids import ChainID, DiffID
+
+# How much of what is written is made to survive a crash of the machine.
+Durability = Literal["full", "ordered", "none"]
 
 
 class Metadata(NamedTuple):

@@ -1,5 +1,6 @@
 """tar_read.c, tar_head.c, tar_sparse.c: spans in, events out, the same wherever the spans are cut."""
 import io
+import itertools
 import sys
 import tarfile
 from pathlib import Path
@@ -46,7 +47,7 @@ def read(tar: bytes, cuts: list[int] | None = None) -> Reading:
     entries, expanded = [], []
     framing, spans = io.BytesIO(), io.BytesIO()
     bounds = [0, *sorted(cuts or []), len(tar)]
-    for start, stop in zip(bounds, bounds[1:]):
+    for start, stop in itertools.pairwise(bounds):
         window = ffi.new("uint8_t[]", tar[start:stop] or b"\0")
         lib.lay_tar_feed(reader, window, stop - start)
         while (event := lib.lay_tar_next(reader, item, err)) != lib.LAY_TAR_NEED:
@@ -221,7 +222,7 @@ def sparse_tar(version: str) -> bytes:
     if version == "0.1":
         return pax(("GNU.sparse.size", b"6000"), ("GNU.sparse.numblocks", b"2"), ("GNU.sparse.name", b"s"),
                    ("GNU.sparse.map", b"1024,700,5000,5")) + head("f", len(SPARSE_DATA)) + stored
-    pieces = [(key, b"%d" % n) for run in runs for key, n in zip(("GNU.sparse.offset", "GNU.sparse.numbytes"), run)]
+    pieces = [(key, b"%d" % n) for run in runs for key, n in zip(("GNU.sparse.offset", "GNU.sparse.numbytes"), run, strict=True)]
     return pax(("GNU.sparse.size", b"6000"), ("GNU.sparse.numblocks", b"2"), *pieces) + head("s", len(SPARSE_DATA)) + stored
 
 

@@ -7,7 +7,7 @@ import stat
 import pytest
 import tarkit
 from disk import shape
-from tarkit import dir, end, file, hardlink, node, symlink  # noqa: A004
+from tarkit import dir, end, file, hardlink, node, symlink
 
 from layerstore import LayerStoreError
 

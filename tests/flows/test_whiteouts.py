@@ -6,7 +6,7 @@ import stat
 import pytest
 import tarkit
 from disk import shape
-from tarkit import dir, end, file, opaque, whiteout  # noqa: A004
+from tarkit import dir, end, file, opaque, whiteout
 
 from layerstore import BreakoutError, LayerStoreError
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from layerstore.errors import LayerStoreError
 from layerstore.tarstream import TarStream
-from layerstore.values import Change
+from layerstore.values import Change, Durability
 
 REMOVED = ("aufs", "devicemapper", "overlay")
 PRIORITY = ("overlay2",)
@@ -26,6 +26,7 @@ class Driver(Protocol):
     def create(self, id: str, parent: str) -> None: ...
     def create_read_write(self, id: str, parent: str, storage_opt: Mapping[str, str] | None) -> None: ...
     def settle(self, id: str, parent: str) -> None: ...
+    def recorded(self, id: str) -> None: ...
     def exists(self, id: str) -> bool: ...
     def remove(self, id: str) -> None: ...
     def get(self, id: str, mount_label: str = "") -> str: ...
@@ -40,8 +41,8 @@ class Driver(Protocol):
     def metadata(self, id: str) -> dict[str, str]: ...
     def problems(self, id: str, parent: str) -> list[tuple[str, str]]: ...
     def status(self) -> list[tuple[str, str]]: ...
-    def orphans(self, owned: Iterable[str]) -> list[str]: ...
-    def reclaim(self, owned: Iterable[str]) -> None: ...
+    def orphans(self, owned: Callable[[], Iterable[str]]) -> list[str]: ...
+    def reclaim(self, owned: Callable[[], Iterable[str]]) -> None: ...
     def sync(self) -> None: ...
     def cleanup(self) -> None: ...
 
@@ -57,7 +58,7 @@ def choose(root: str, name: str | None) -> str:
             "visit https://docs.docker.com/go/storage-driver/ for more information"
         )
     if name and name not in PRIORITY:
-        raise LayerStoreError(f"error initializing graphdriver: driver not supported: {name}")
+        raise LayerStoreError("driver not supported")
     if name:
         return name
     prior = [n for n in (*PRIORITY, "fuse-overlayfs", "btrfs", "zfs") if _holds_something(os.path.join(root, n))]
@@ -67,7 +68,7 @@ def choose(root: str, name: str | None) -> str:
             "cleanup or explicitly choose storage driver (-s <DRIVER>)"
         )
     if prior and prior[0] not in PRIORITY:
-        raise LayerStoreError(f"error initializing graphdriver: driver not supported: {prior[0]}")
+        raise LayerStoreError(f"driver not supported: {prior[0]}")
     return prior[0] if prior else PRIORITY[0]
 
 
@@ -78,8 +79,9 @@ def _holds_something(path: str) -> bool:
         return False
 
 
-def open_driver(name: str, root: str, options: Mapping[str, str]) -> Driver:
+def open_driver(name: str, root: str, options: Mapping[str, str], durability: Durability) -> Driver:
     """Make the driver of this name for root."""
+    # Here, so that a driver may import the protocol it follows.
     from layerstore.drivers.overlay2 import Overlay2
 
-    return Overlay2(os.path.join(root, name), options)
+    return Overlay2(os.path.join(root, name), options, durability=durability)

@@ -38,17 +38,10 @@ class MountCounter:
         """Count one user less; gives the new number, which may be negative."""
         return self._change(path, -1)
 
-    def in_use(self, path: str) -> bool:
-        """Say whether anybody uses the mount now."""
+    def forget(self, path: str | None = None) -> None:
+        """Drop what is known of a path, or of all."""
         with self._lock:
-            return self._counts.get(path, 0) > 0 or self._is_mounted(path)
-
-    def reset(self, path: str, count: int) -> None:
-        """Set the number of users."""
-        with self._lock:
-            self._counts[path] = count
-
-    def forget(self, path: str) -> None:
-        """Drop what is known of path."""
-        with self._lock:
-            self._counts.pop(path, None)
+            if path is None:
+                self._counts.clear()
+            else:
+                self._counts.pop(path, None)

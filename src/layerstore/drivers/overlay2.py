@@ -14,42 +14,30 @@ import logging
 import os
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from layerstore import _apply, _changes, _tarstream
 from layerstore.drivers import checks, mounts
+from layerstore.drivers.counter import MountCounter
+from layerstore.drivers.options import human_size, parse_driver_options
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import InvalidOptionError, LayerStoreError, MaxDepthExceededError, NotSupportedError
 from layerstore.ids import is_driver_id
-from layerstore.locks import NamedLocks
+from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
-from layerstore.textfile import read_small, replace_small, trimmed
-from layerstore.values import Change, ChangeKind
+from layerstore.textfile import read_small, replace_small, sync_directory, trimmed
+from layerstore.values import Change, ChangeKind, Durability
 
 log = logging.getLogger("layerstore")
 
 MAX_LOWERS = 128
 LINKS = "l"
 _LINK = re.compile(r"\.\./([^/]+)/diff")
-_SIZE = re.compile(r"(-?[0-9.]+) ?([A-Za-z]*)")
-_UNITS = {"": 1, "b": 1, **{u + s: 1024 ** (i + 1) for i, u in enumerate("kmgtp") for s in ("", "b", "ib")}}
-
-
-def human_size(text: str) -> int:
-    """Read a size such as 10M or 1.5g (1024-based). Raises InvalidOptionError."""
-    found = _SIZE.fullmatch(text.strip())
-    try:
-        number = float(found[1]) if found else -1.0
-    except ValueError:
-        number = -1.0
-    if found is None or number < 0:
-        raise InvalidOptionError(f"invalid size: '{text}'")
-    if found[2].lower() not in _UNITS:
-        raise InvalidOptionError(f"invalid suffix: '{found[2]}'")
-    return int(number * _UNITS[found[2].lower()])
+_DIRECTORIES = (("WorkDir", "work"), ("MergedDir", "merged"), ("UpperDir", "diff"))
+# How many unowned directories are looked at together: each holds a descriptor meanwhile.
+_BATCH = 256
 
 
 @contextlib.contextmanager
@@ -77,41 +65,54 @@ class Overlay2:
 
     name = "overlay2"
 
-    def __init__(self, home: str, options: Mapping[str, str]) -> None:
+    def __init__(self, home: str, options: Mapping[str, str], *, durability: Durability = "full") -> None:
         """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError."""
         self.home = home
-        self._default_size = 0
-        for key, value in options.items():
-            if key.strip().lower() != "overlay2.size":
-                raise InvalidOptionError(f"overlay2: unknown option {key.strip().lower()}")
-            self._default_size = human_size(value.strip())
+        self._durability: Durability = durability
+        self._default_size = parse_driver_options(options)
         where = home if os.path.isdir(home) else os.path.dirname(home)
+        if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
+            raise NotSupportedError("driver not supported: rootless with SELinux")
         try:
             checks.probe_overlay(where)
         except OSError as err:
-            raise NotSupportedError(f"error initializing graphdriver: driver not supported: overlay2 ({err})") from err
-        if not checks.has_d_type(where):
-            raise NotSupportedError(
-                f"overlay2: the backing {checks.fs_name(where)} filesystem is formatted without d_type support, "
-                "which leads to incorrect behavior. Backing filesystems without d_type support are not supported."
-            )
+            raise NotSupportedError(f"driver not supported: {err}") from err
+        self._require_d_type(where)
         _make(home, 0o710)
         _make(os.path.join(home, LINKS), 0o700)
         self.userxattr = checks.needs_userxattr(home)
         self._index_off = checks.index_parameter_exists()
         self._locks = NamedLocks()
-        self._counts: dict[str, int] = {}
-        self._guard = threading.Lock()
+        self._counter = MountCounter(mounts.is_overlay)
+        self._claims: dict[str, Claim | None] = {}
         self._native: bool | None = None
-        self._quota: ProjectQuota | None = None
-        if checks.fs_name(home) == "xfs":
-            with contextlib.suppress(NotSupportedError):
-                self._quota = ProjectQuota(home)
+        self._quota, why = self._find_quota()
         if self._default_size and self._quota is None:
-            found = checks.fs_name(home)
-            if found == "xfs":
-                raise NotSupportedError("Storage option overlay2.size not supported. Filesystem does not support Project Quota")
-            raise NotSupportedError(f"Storage Option overlay2.size only supported for backingFS XFS. Found {found}")
+            raise NotSupportedError(why)
+
+    @staticmethod
+    def _require_d_type(where: str) -> None:
+        if checks.has_d_type(where):
+            return
+        found = checks.fs_name(where)
+        remedy = {
+            "xfs": " Reformat the filesystem with ftype=1 to enable d_type support.",
+            "extfs": " Reformat the filesystem (or use tune2fs) with -O filetype flag to enable d_type support.",
+        }.get(found, "")
+        raise NotSupportedError(
+            f"overlay2: the backing {found} filesystem is formatted without d_type support, which leads to incorrect "
+            f"behavior.{remedy} Backing filesystems without d_type support are not supported."
+        )
+
+    def _find_quota(self) -> tuple[ProjectQuota | None, str]:
+        """The quotas of home's file system; without them, the reason."""
+        found = checks.fs_name(self.home)
+        if found != "xfs" or checks.in_user_namespace():
+            return None, f"Storage Option overlay2.size only supported for backingFS XFS. Found {found}"
+        try:
+            return ProjectQuota(self.home), ""
+        except NotSupportedError as err:
+            return None, f"Storage option overlay2.size not supported. Filesystem does not support Project Quota: {err}"
 
     def _dir(self, id: str, *parts: str) -> str:
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
@@ -121,53 +122,79 @@ class Overlay2:
     # ---- life of a directory ----
 
     def create(self, id: str, parent: str) -> None:
-        """Make the directory of a read-only layer."""
+        """Make the directory of a read-only layer; nobody's until recorded()."""
         self._create(id, parent, {})
 
     def create_read_write(self, id: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
-        """Make the directory of a writable layer. Raises InvalidOptionError, NotSupportedError."""
-        options = {key.lower(): value for key, value in (storage_opt or {}).items()}
+        """Make the directory of a writable layer; nobody's until recorded().
+
+        Raises  InvalidOptionError, NotSupportedError, MaxDepthExceededError, OSError
+        """
+        options = {str(key).lower(): str(value) for key, value in (storage_opt or {}).items()}
         if "size" not in options and self._default_size:
-            options["size"] = str(self._default_size)
+            options["size"] = self._default_size
+        if "size" in options and self._quota is None:
+            raise NotSupportedError("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
         for key in options:
             if key != "size":
                 raise InvalidOptionError(f"Unknown option {key}")
-        if "size" in options and self._quota is None:
-            raise NotSupportedError("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
         self._create(id, parent, options)
+
+    def _write(self, path: str, data: bytes, mode: int) -> None:
+        replace_small(path, data, mode, sync=self._durability != "none")
 
     def _create(self, id: str, parent: str, options: Mapping[str, str]) -> None:
         directory = self._dir(id)
-        _make(directory, 0o710)
+        size = human_size(options["size"]) if "size" in options else 0
+        claim: Claim | None = None
+        while claim is None:              # None: a cleanup() took the new directory for an abandoned one
+            _make(directory, 0o710)
+            claim = claim_directory(directory)
+        self._claims[id] = claim
         link = ""
         try:
-            size = human_size(options["size"]) if "size" in options else 0
             if size and self._quota:
                 self._quota.limit(directory, size)
             _make(self._dir(id, "diff"), 0o755)
             link = base64.b32encode(secrets.token_bytes(17)).decode()[:26]
             os.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
-            replace_small(self._dir(id, "link"), link.encode(), 0o644, sync=False)
-            if not parent:
-                return
-            _make(self._dir(id, "work"), 0o700)
-            lower = f"{LINKS}/{trimmed(read_small(self._dir(parent, 'link')))}"
-            with contextlib.suppress(FileNotFoundError):
-                lower += ":" + trimmed(read_small(self._dir(parent, "lower")))
-            if lower.count(":") + 1 > MAX_LOWERS:
-                raise MaxDepthExceededError()
-            replace_small(self._dir(id, "lower"), lower.encode(), 0o644, sync=False)
+            self._write(self._dir(id, "link"), link.encode(), 0o644)
+            if parent:
+                _make(self._dir(id, "work"), 0o700)
+                lower = self._lower_for(parent)
+                if lower.count(":") + 1 > MAX_LOWERS:
+                    raise MaxDepthExceededError()
+                self._write(self._dir(id, "lower"), lower.encode(), 0o644)
+            if self._durability == "full":
+                sync_directory(directory)
         except BaseException:
             if link:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(self.home, LINKS, link))
             self._remove_tree(id)
+            self.recorded(id)
             raise
 
+    def _lower_for(self, parent: str) -> str:
+        """What `lower` says in a child of parent."""
+        lower = f"{LINKS}/{trimmed(read_small(self._dir(parent, 'link')))}"
+        with contextlib.suppress(FileNotFoundError):
+            lower += ":" + trimmed(read_small(self._dir(parent, "lower")))
+        return lower
+
     def settle(self, id: str, parent: str) -> None:
-        """Something stands on parent from now on: it is no longer mounted writable."""
+        """id is whole, and stands on parent, which from now on is not mounted writable."""
         if parent:
-            replace_small(self._dir(parent, "committed"), b"", 0o600, sync=False)
+            self._write(self._dir(parent, "committed"), b"", 0o600)
+        if self._durability == "full":
+            sync_directory(os.path.join(self.home, LINKS))
+            sync_directory(self.home)
+
+    def recorded(self, id: str) -> None:
+        """A layer or mount on disk names id now: it is no longer kept from cleanup()."""
+        claim = self._claims.pop(id, None)
+        if claim is not None:
+            claim.release()
 
     def exists(self, id: str) -> bool:
         """Say whether the directory is there."""
@@ -189,18 +216,18 @@ class Overlay2:
         """Remove a directory and its link, whatever is mounted in it; fine if it is gone."""
         if not id:
             raise ValueError("refusing to remove the directories: id is empty")
-        self._dir(id)
+        directory, merged = self._dir(id), self._dir(id, "merged")
         with self._locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):
                 link = trimmed(read_small(self._dir(id, "link")))
                 if link and "/" not in link:
                     os.unlink(os.path.join(self.home, LINKS, link))
-            if not os.path.lexists(self._dir(id)):
-                return
-            mounts.unmount_below(self._dir(id))
-            self._remove_tree(id)
-            with self._guard:
-                self._counts.pop(self._dir(id, "merged"), None)
+            if os.path.lexists(directory):
+                if os.path.lexists(merged):      # there only while mounted
+                    mounts.unmount_below(directory)
+                self._remove_tree(id)
+            self._counter.forget(merged)
+            self.recorded(id)
 
     # ---- mounts ----
 
@@ -217,16 +244,6 @@ class Overlay2:
             for item in self._lower_items(id)
         ]
 
-    def _count(self, path: str, step: int) -> int:
-        with self._guard:
-            if path not in self._counts:
-                self._counts[path] = 1 if mounts.is_overlay(path) else 0
-            self._counts[path] += step
-            count = self._counts[path]
-            if count <= 0:
-                del self._counts[path]
-            return count
-
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
         """Mount id, or count one user more; gives the path. Raises OSError."""
         with self._locks.hold(id):
@@ -235,7 +252,7 @@ class Overlay2:
             if not lowers:
                 return self._dir(id, "diff")
             merged = self._dir(id, "merged")
-            if self._count(merged, 1) > 1:
+            if self._counter.increment(merged) > 1:
                 return merged
             try:
                 _make(merged, 0o700)
@@ -248,7 +265,7 @@ class Overlay2:
                     context=mount_label, index_off=self._index_off, userxattr=self.userxattr,
                 )  # fmt: skip
             except BaseException:
-                if self._count(merged, -1) <= 0:
+                if self._counter.decrement(merged) <= 0:
                     with contextlib.suppress(OSError):
                         mounts.unmount(merged, 0)
                     with contextlib.suppress(OSError):
@@ -262,7 +279,7 @@ class Overlay2:
             if not self._lower_items(id):
                 return
             merged = self._dir(id, "merged")
-            if self._count(merged, -1) > 0:
+            if self._counter.decrement(merged) > 0:
                 return
             with contextlib.suppress(OSError):
                 mounts.unmount(merged)
@@ -284,7 +301,8 @@ class Overlay2:
         if self._native is None:
             why = checks.native_diff_problem(self.home)
             if why:
-                log.warning("Not using native diff for overlay2, this may cause degraded performance for building images: %s", why)
+                log.warning("Not using native diff for overlay2, "
+                            "this may cause degraded performance for building images: %s", why)  # fmt: skip
             self._native = not why
         return self._native
 
@@ -372,7 +390,7 @@ class Overlay2:
     def metadata(self, id: str) -> dict[str, str]:
         """Name id's directories. Raises FileNotFoundError."""
         os.stat(self._dir(id))
-        found = {"WorkDir": self._dir(id, "work"), "MergedDir": self._dir(id, "merged"), "UpperDir": self._dir(id, "diff")}
+        found = {key: self._dir(id, name) for key, name in _DIRECTORIES}
         lowers = self.lower_dirs(id)
         if lowers:
             found["LowerDir"] = ":".join(lowers)
@@ -380,9 +398,9 @@ class Overlay2:
 
     def problems(self, id: str, parent: str) -> list[tuple[str, str]]:
         """Compare id's own files with what they must be: (kind, sentence)."""
-        found = []
         if not os.path.isdir(self._dir(id, "diff")):
             return [("missing", f"the driver's directory {id}/diff is gone")]
+        found = []
         try:
             link = trimmed(read_small(self._dir(id, "link")))
             if os.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
@@ -390,9 +408,10 @@ class Overlay2:
         except (OSError, LayerStoreError) as err:
             found.append(("missing", f"the short link of {id} cannot be followed: {err}"))
         try:
-            lowers = self.lower_dirs(id)
-            if (os.path.dirname(lowers[0]) if lowers else "") != (self._dir(parent) if parent else ""):
+            if ":".join(self._lower_items(id)) != (self._lower_for(parent) if parent else ""):
                 found.append(("metadata", f"the lower directories of {id} are not those of its parent"))
+            elif parent and not os.path.isdir(self._dir(id, "work")):
+                found.append(("missing", f"the driver's directory {id}/work is gone"))
         except (OSError, LayerStoreError) as err:
             found.append(("metadata", f"the lower directories of {id} cannot be followed: {err}"))
         return found
@@ -410,29 +429,51 @@ class Overlay2:
             ("userxattr", truth(self.userxattr)),
         ]
 
-    def orphans(self, owned: Iterable[str]) -> list[str]:
-        """Directories and links below home that belong to none of the ids."""
+    def _unowned(self, owned: Iterable[str]) -> list[str]:
+        """Ids of directories below home that are none of these, nor below one of these."""
         keep = set(owned)
-        found = []
+        for id in list(keep):
+            with contextlib.suppress(OSError, LayerStoreError):
+                keep.update(os.path.basename(os.path.dirname(path)) for path in self.lower_dirs(id))
         with os.scandir(self.home) as entries:
-            for entry in entries:
-                if is_driver_id(entry.name) and entry.is_dir(follow_symlinks=False) and entry.name not in keep:
-                    found.append(entry.name)
+            found = [e.name for e in entries if is_driver_id(e.name) and e.is_dir(follow_symlinks=False)]
+        return sorted(id for id in found if id not in keep)
+
+    def _dangling(self) -> list[str]:
+        """Short links whose directory is gone; in its making the directory comes first."""
+        found = []
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
                 target = _LINK.fullmatch(os.readlink(entry.path)) if entry.is_symlink() else None
-                if target and target[1] not in keep:
+                if target and not os.path.lexists(os.path.join(self.home, target[1])):
                     found.append(f"{LINKS}/{entry.name}")
         return sorted(found)
 
-    def reclaim(self, owned: Iterable[str]) -> None:
-        """Remove every directory and link of nobody."""
-        for name in self.orphans(owned):
-            if name.startswith(LINKS + "/"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(os.path.join(self.home, name))
-            else:
-                self.remove(name)
+    def _abandoned(self, owned: Callable[[], Iterable[str]]) -> Iterator[str]:
+        """Ids of nobody, each while it is claimed so that nobody can be making it."""
+        candidates = self._unowned(owned())
+        for at in range(0, len(candidates), _BATCH):
+            claims = {id: claim_directory(self._dir(id), wait=False) for id in candidates[at : at + _BATCH]}
+            try:
+                # Asked again: what was being made at the first look is recorded by now, or still claimed.
+                left = set(self._unowned(owned()))
+                yield from (id for id, claim in claims.items() if claim and id in left)
+            finally:
+                for claim in claims.values():
+                    if claim:
+                        claim.release()
+
+    def orphans(self, owned: Callable[[], Iterable[str]]) -> list[str]:
+        """Name the directories and links below home that belong to nobody."""
+        return [*self._abandoned(owned), *self._dangling()]
+
+    def reclaim(self, owned: Callable[[], Iterable[str]]) -> None:
+        """Remove every directory and link that belongs to nobody."""
+        for id in self._abandoned(owned):
+            self.remove(id)
+        for link in self._dangling():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.home, link))
 
     def sync(self) -> None:
         """Put all of the home's file system on its disk."""
@@ -441,7 +482,6 @@ class Overlay2:
     def cleanup(self) -> None:
         """Unmount everything below home."""
         failed = mounts.unmount_below(self.home)
-        with self._guard:
-            self._counts.clear()
+        self._counter.forget()
         if failed:
             raise failed
