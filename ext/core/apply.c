@@ -565,7 +565,9 @@ lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_e
     a->threads = options->workers >= 0 ? options->workers : cpus > 4 ? 4 : cpus < 1 ? 1 : (int)cpus;
     a->work = (a->o.record_fd >= 0 ? WORK_DIGEST | WORK_SPLIT : 0u) | (a->o.root_fd >= 0 ? WORK_UNPACK : 0u);
     lay_sha256_start(&a->sha);
-    if (kept < count || (a->work & WORK_SPLIT && lay_split_open(&a->split, a->o.record_fd, !(a->o.flags & LAY_APPLY_PLAIN_RECORD), NULL, err))) {
+    bool gzip = !(a->o.flags & LAY_APPLY_PLAIN_RECORD);
+    if (kept < count || (a->work & WORK_SPLIT && lay_split_open(&a->split, a->o.record_fd, gzip, NULL, err))
+        || (a->work == (WORK_DIGEST | WORK_SPLIT) && lay_split_alone(a->split, err))) {
         lay_apply_free(a);
         return err->code;
     }

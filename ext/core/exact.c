@@ -2,11 +2,13 @@
  *
  * The bytes of the second pass come from where they are now (the tree, or the scratch directory for what
  * was replaced) through the assembler, which checks each CRC and the DiffID: so a plan that is wrong
- * cannot go unnoticed. Rare, so simple: names that repeat are sorted in memory.
+ * cannot go unnoticed. Where there is no tree, the tar is read once more and the names alone say what tree
+ * it would make. Rare, so simple: names are sorted in memory.
  */
 #include "exact.h"
 
 #include "assemble.h"
+#include "text.h"
 #include "tree.h"
 
 #include <fcntl.h>
@@ -16,7 +18,7 @@
 
 #define BLOCK (1u << 20)
 
-typedef struct named { char *name; uint64_t ordinal; } named;
+typedef struct named { char *name; uint64_t ordinal; char type; } named;   /* type: only without a tree */
 
 typedef struct plan {
     uint8_t *marks; uint64_t count;
@@ -38,7 +40,7 @@ static int by_name(const void *a, const void *b)
     return c ? c : x->ordinal < y->ordinal ? -1 : x->ordinal > y->ordinal;
 }
 
-static lay_code keep_name(plan *p, const char *name, size_t n, uint64_t ordinal, lay_error *err)
+static lay_code keep_name(plan *p, const char *name, size_t n, uint64_t ordinal, char type, lay_error *err)
 {
     if (p->nnames == p->cap) {
         size_t cap = p->cap ? 2 * p->cap : 64;
@@ -51,20 +53,32 @@ static lay_code keep_name(plan *p, const char *name, size_t n, uint64_t ordinal,
     char *copy = strndup(name, n);
     if (!copy)
         return lay_fail_nomem(err);
-    p->names[p->nnames++] = (named){ copy, ordinal };
+    p->names[p->nnames++] = (named){ copy, ordinal, type };
     return LAY_OK;
 }
 
+/* Room for a cleaned name; n bytes and a NUL. */
+static lay_code clean_into(lay_text *clean, const char *name, size_t n, lay_error *err)
+{
+    if (lay_text_room(clean, n + 2, err))
+        return err->code;
+    lay_text_cut(clean, lay_path_clean(name, n, clean->p));
+    return LAY_OK;
+}
+
+/* Of several lines with one name only the last stays. The list is sorted by name. */
+static void unname_earlier(plan *p)
+{
+    for (size_t i = 0; i + 1 < p->nnames; i++)
+        if (!strcmp(p->names[i].name, p->names[i + 1].name))
+            p->marks[p->names[i].ordinal] |= LAY_PLAN_UNNAMED | LAY_PLAN_INLINE;
+}
+
 /* The n-th file line of a first pass is entry n: nothing is left out there. */
-static lay_code make_plan(const lay_exact *x, plan *p, lay_error *err)
+static lay_code plan_with_tree(const lay_exact *x, plan *p, lay_error *err)
 {
     lay_split_reader *r;
-    LAY_AUTO_FREE char *clean = NULL;
-    size_t cap = 0;
-    p->count = lay_split_entries(x->first);
-    p->marks = calloc(p->count ? p->count : 1, 1);
-    if (!p->marks)
-        return lay_fail_nomem(err);
+    lay_text clean = { 0 };
     if (lay_split_reader_open(&r, x->record_fd, err))
         return err->code;
     lay_code code = LAY_OK;
@@ -76,36 +90,144 @@ static lay_code make_plan(const lay_exact *x, plan *p, lay_error *err)
             break;
         if (!line.is_file)
             continue;
-        if (cap < line.name_len + 2) {
-            char *grown = realloc(clean, line.name_len + 258);
-            if (!grown) {
-                code = lay_fail_nomem(err);
-                break;
-            }
-            clean = grown;
-            cap = line.name_len + 258;
-        }
-        size_t n = lay_path_clean(line.name, line.name_len, clean);
-        clean[n] = '\0';
-        if (lay_split_repeats(x->first, clean, n))
-            code = keep_name(p, clean, n, ordinal, err);
+        code = clean_into(&clean, line.name, line.name_len, err);
+        if (!code && lay_split_repeats(x->first, clean.p, clean.len))
+            code = keep_name(p, clean.p, clean.len, ordinal, 0, err);
         lay_where where;
-        if (!code && x->tree && line.size) {
-            code = lay_unpack_locate(x->tree, ordinal, clean, n, &where, err);
+        if (!code && line.size) {
+            code = lay_unpack_locate(x->tree, ordinal, clean.p, clean.len, &where, err);
             if (!code && !where.plain)
                 p->marks[ordinal] |= LAY_PLAN_INLINE;
         }
         ordinal++;
     }
     lay_split_reader_free(r);
+    free(clean.p);
     if (code)
         return code;
     if (p->nnames)
         qsort(p->names, p->nnames, sizeof *p->names, by_name);
-    for (size_t i = 0; i + 1 < p->nnames; i++)
-        if (!strcmp(p->names[i].name, p->names[i + 1].name))
-            p->marks[p->names[i].ordinal] |= LAY_PLAN_UNNAMED | LAY_PLAN_INLINE;
+    unname_earlier(p);
     return LAY_OK;
+}
+
+/* ---- without a tree: what tree would this tar make? ---- */
+
+static const char *place_of(const named *x)
+{
+    const char *place = x->name;
+    while (*place == '/')
+        place++;
+    return place;
+}
+
+/* A directory, then all below it, then the rest: '/' comes before every other character. */
+static int by_place(const void *a, const void *b)
+{
+    const unsigned char *x = (const unsigned char *)place_of(a), *y = (const unsigned char *)place_of(b);
+    while (*x && *x == *y) {
+        x++;
+        y++;
+    }
+    if (*x != *y)
+        return !*x ? -1 : !*y ? 1 : *x == '/' ? -1 : *y == '/' ? 1 : *x < *y ? -1 : 1;
+    return by_name(a, b);
+}
+
+static bool lies_below(const named *below, const named *above)
+{
+    const char *place = place_of(above);
+    size_t n = strlen(place);
+    return !strncmp(place_of(below), place, n) && place_of(below)[n] == '/';
+}
+
+/* The payload of a place is that of its last entry; below what ever was no directory nobody can say. */
+static lay_code mark_places(plan *p, lay_error *err)
+{
+    LAY_AUTO_FREE size_t *above = malloc((p->nnames + 1) * sizeof *above);   /* places that hold no directory */
+    size_t depth = 0, end;
+    if (!above)
+        return lay_fail_nomem(err);
+    qsort(p->names, p->nnames, sizeof *p->names, by_place);
+    for (size_t i = 0; i < p->nnames; i = end) {
+        uint64_t last = 0;
+        bool directory = true;
+        for (end = i; end < p->nnames && !strcmp(place_of(&p->names[i]), place_of(&p->names[end])); end++) {
+            if (p->names[end].type == 'g')
+                continue;
+            directory = directory && p->names[end].type == '5';
+            if (last < p->names[end].ordinal)
+                last = p->names[end].ordinal;
+        }
+        while (depth && !lies_below(&p->names[i], &p->names[above[depth - 1]]))
+            depth--;
+        for (size_t k = i; k < end; k++)
+            if (depth || p->names[k].ordinal != last)
+                p->marks[p->names[k].ordinal] |= LAY_PLAN_INLINE;
+        if (!directory)
+            above[depth++] = i;
+    }
+    unname_earlier(p);
+    return LAY_OK;
+}
+
+/* The next bytes of the tar again, at most BLOCK of them. */
+static lay_code again_bytes(const lay_exact *x, int64_t at, uint8_t *block, const uint8_t **p, size_t *n, lay_error *err)
+{
+    int64_t left = x->tar_size - at;
+    *n = left < (int64_t)BLOCK ? (size_t)left : BLOCK;
+    *p = block;
+    if (x->again.fd < 0) {
+        *p = x->again.p + at;
+        return LAY_OK;
+    }
+    ssize_t got;
+    do
+        got = pread(x->again.fd, block, *n, x->again.offset + at);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return lay_fail_os(err, errno, NULL, "cannot read the tar again");
+    *n = (size_t)got;
+    return LAY_OK;
+}
+
+static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)
+{
+    lay_text clean = { 0 };
+    lay_tar *tar = lay_tar_new();
+    lay_code code = tar ? LAY_OK : lay_fail_nomem(err);
+    const uint8_t *bytes;
+    size_t n = 1;
+    for (int64_t at = 0; !code && at < x->tar_size && n; at += (int64_t)n) {
+        lay_tar_item item;
+        lay_tar_event event;
+        code = again_bytes(x, at, block, &bytes, &n, err);
+        if (code)
+            break;
+        lay_tar_feed(tar, bytes, n);
+        while (!code && (event = lay_tar_next(tar, &item, err)) != LAY_TAR_NEED) {
+            const lay_tar_entry *e = item.entry;
+            if (event == LAY_TAR_BAD)
+                code = err->code;
+            if (event != LAY_TAR_ENTRY || e->ordinal >= p->count)
+                continue;
+            code = clean_into(&clean, e->name, e->name_len, err);
+            if (!code)
+                code = keep_name(p, clean.p, clean.len, e->ordinal, e->type, err);
+        }
+    }
+    lay_tar_free(tar);
+    free(clean.p);
+    return code ? code : mark_places(p, err);
+}
+
+static lay_code make_plan(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)
+{
+    p->count = lay_split_entries(x->first);
+    p->marks = calloc(p->count ? p->count : 1, 1);
+    if (!p->marks)
+        return lay_fail_nomem(err);
+    return x->tree ? plan_with_tree(x, p, err) : plan_alone(x, p, block, err);
 }
 
 static lay_code find_payload(void *context, uint64_t ordinal, const char *name, size_t len, int *root_fd, const char **path, size_t *path_len, lay_error *err)
@@ -146,26 +268,14 @@ static lay_code replay_again(const lay_exact *x, lay_split *second, uint8_t *blo
     lay_sha256 sha;
     uint8_t diff_id[LAY_SHA256_SIZE];
     lay_sha256_start(&sha);
-    for (int64_t at = 0; at < x->tar_size;) {
-        int64_t left = x->tar_size - at;
-        size_t want = left < (int64_t)BLOCK ? (size_t)left : BLOCK;
-        const uint8_t *p = block;
-        ssize_t n = (ssize_t)want;
-        if (x->again.fd >= 0) {
-            n = pread(x->again.fd, block, want, x->again.offset + at);
-            if (n < 0 && errno == EINTR)
-                continue;
-            if (n < 0)
-                return lay_fail_os(err, errno, NULL, "cannot read the tar again");
-            if (n == 0)
-                break;
-        } else {
-            p = x->again.p + at;
-        }
-        lay_sha256_add(&sha, p, (size_t)n);
-        if (lay_split_add(second, p, (size_t)n, err))
+    size_t n = 1;
+    for (int64_t at = 0; at < x->tar_size && n; at += (int64_t)n) {
+        const uint8_t *p;
+        if (again_bytes(x, at, block, &p, &n, err))
             return err->code;
-        at += n;
+        lay_sha256_add(&sha, p, n);
+        if (lay_split_add(second, p, n, err))
+            return err->code;
     }
     lay_sha256_end(&sha, diff_id);
     return memcmp(diff_id, x->diff_id, sizeof diff_id) ? lay_fail(err, LAY_E_TAR, "the tar changed while it was read") : LAY_OK;
@@ -232,7 +342,7 @@ lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err)
     else if (to < 0)
         code = lay_fail_os(err, errno, NULL, "cannot make a temporary file for the tar-split record");
     if (!code)
-        code = make_plan(x, &p, err);
+        code = make_plan(x, &p, block, err);
     if (!code && !x->tree)
         code = empty_file(x->record_fd, err);
     lay_plan marks = { p.marks, p.count };

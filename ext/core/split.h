@@ -28,7 +28,10 @@ lay_code lay_split_add(lay_split *s, const void *p, size_t n, lay_error *err);
 /* The stream has ended: writes what is left. */
 lay_code lay_split_end(lay_split *s, lay_error *err);
 bool lay_split_ended(const lay_split *s);      /* the end-of-archive marker has passed */
-/* Name hashes that came more than once (maybe, see nameset.h): a second pass is needed if any. */
+/* There is no tree beside this record: watch for names that lead through what is no directory, too. */
+lay_code lay_split_alone(lay_split *s, lay_error *err);
+/* Places in the tree that came more than once (maybe, see nameset.h), or, alone, lie below what is no
+ * directory: a second pass is needed if any. */
 bool lay_split_has_repeats(const lay_split *s);
 bool lay_split_repeats(const lay_split *s, const char *clean_name, size_t n);
 uint64_t lay_split_entries(const lay_split *s);

@@ -40,7 +40,9 @@ struct lay_split {
     bool inlined, unnamed, with_payload, ended;
     uint64_t crc;
     char *clean; size_t clean_cap;
-    lay_nameset names, repeats;
+    lay_nameset names, repeats;                /* of places: cleaned, without '/' before them */
+    bool alone, irregular;
+    lay_nameset parents, no_directories;       /* alone */
 };
 
 lay_code lay_split_open(lay_split **out, int record_fd, bool gzip, const lay_plan *plan, lay_error *err)
@@ -72,6 +74,8 @@ void lay_split_free(lay_split *s)
     free(s->clean);
     lay_nameset_free(&s->names);
     lay_nameset_free(&s->repeats);
+    lay_nameset_free(&s->parents);
+    lay_nameset_free(&s->no_directories);
     free(s);
 }
 
@@ -228,16 +232,50 @@ static bool leaves_no_file(const char *clean, size_t n)
     return len == 0 || (len == 1 && base[0] == '.') || lay_whiteout_kind(base, len) != LAY_WH_PLAIN;
 }
 
+lay_code lay_split_alone(lay_split *s, lay_error *err)
+{
+    s->alone = true;
+    return lay_nameset_init(&s->parents, err) || lay_nameset_init(&s->no_directories, err) ? err->code : LAY_OK;
+}
+
+static const char *place_of(const char *clean, size_t *n)
+{
+    while (*n && *clean == '/') {
+        clean++;
+        --*n;
+    }
+    return clean;
+}
+
+/* Does a name lead through a link or a file, or does something take the place of a directory? */
+static lay_code watch(lay_split *s, const lay_tar_entry *e, const char *place, size_t n, lay_error *err)
+{
+    bool seen;
+    for (size_t i = n; i-- > 1;)
+        if (place[i] == '/') {
+            s->irregular = s->irregular || lay_nameset_has(&s->no_directories, lay_nameset_hash(&s->no_directories, place, i));
+            if (lay_nameset_add(&s->parents, lay_nameset_hash(&s->parents, place, i), &seen, err))
+                return err->code;
+        }
+    if (e->type == '5' || e->type == 'g')
+        return LAY_OK;
+    s->irregular = s->irregular || lay_nameset_has(&s->parents, lay_nameset_hash(&s->parents, place, n));
+    return lay_nameset_add(&s->no_directories, lay_nameset_hash(&s->no_directories, place, n), &seen, err);
+}
+
 static lay_code begin(lay_split *s, const lay_tar_entry *e, lay_error *err)
 {
     if (room(&s->clean, &s->clean_cap, e->name_len + 2, err))
         return err->code;
     size_t n = lay_path_clean(e->name, e->name_len, s->clean);
     bool seen;
-    uint64_t hash = lay_nameset_hash(&s->names, s->clean, n);
-    if (lay_nameset_add(&s->names, hash, &seen, err))
+    size_t len = n;
+    const char *place = place_of(s->clean, &len);
+    if (lay_nameset_add(&s->names, lay_nameset_hash(&s->names, place, len), &seen, err))
         return err->code;
-    if (seen && lay_nameset_add(&s->repeats, lay_nameset_hash(&s->repeats, s->clean, n), &seen, err))
+    if (seen && lay_nameset_add(&s->repeats, lay_nameset_hash(&s->repeats, place, len), &seen, err))
+        return err->code;
+    if (s->alone && watch(s, e, place, len, err))
         return err->code;
     uint8_t mark = e->ordinal < s->plan.count ? s->plan.marks[e->ordinal] : 0;
     s->unnamed = mark & LAY_PLAN_UNNAMED;
@@ -304,10 +342,11 @@ lay_code lay_split_end(lay_split *s, lay_error *err)
 }
 
 bool lay_split_ended(const lay_split *s) { return s->ended; }
-bool lay_split_has_repeats(const lay_split *s) { return s->repeats.count > 0 || s->repeats.has_zero; }
+bool lay_split_has_repeats(const lay_split *s) { return s->irregular || s->repeats.count > 0; }
 uint64_t lay_split_entries(const lay_split *s) { return s->entries; }
 
 bool lay_split_repeats(const lay_split *s, const char *clean_name, size_t n)
 {
+    clean_name = place_of(clean_name, &n);
     return lay_nameset_has(&s->repeats, lay_nameset_hash(&s->repeats, clean_name, n));
 }
