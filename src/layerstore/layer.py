@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+import base64
+import json
+import os
+from typing import TYPE_CHECKING
 
+from layerstore import _tarstream
 from layerstore.errors import LayerStoreError
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
 from layerstore.tarstream import TarStream
@@ -34,15 +37,17 @@ class Layer:
     """A reference to a read-only layer. `with layer:` releases it at the end."""
 
     os: OS = "linux"
+    chain_id: ChainID
+    diff_id: DiffID
+    size: int
+    diff_size: int
+    cache_id: str
 
     def __init__(self, record: Record) -> None:
         """Refer to a record; the store counts it."""
         self._record = record
-        self.chain_id: ChainID = record.chain_id
-        self.diff_id: DiffID = record.diff_id
-        self.size: int = record.size
-        self.diff_size: int = record.diff_size
-        self.cache_id: str = record.cache_id
+        self.chain_id, self.diff_id, self.cache_id = record.chain_id, record.diff_id, record.cache_id
+        self.size, self.diff_size = record.size, record.diff_size
 
     def __repr__(self) -> str:
         return f"<Layer {self.chain_id}>"
@@ -86,30 +91,50 @@ class Layer:
         self.release()
 
 
-class EmptyLayer:
-    """The layer of 1024 zero bytes, which belongs to no store."""
+class EmptyLayer(Layer):
+    """The layer of 1024 zero bytes, which belongs to no store: EMPTY_LAYER.
 
-    chain_id = ChainID(EMPTY_LAYER_DIFF_ID)
-    diff_id = EMPTY_LAYER_DIFF_ID
-    parent = None
-    os: OS = "linux"
-    size = diff_size = 0
-    descriptor = None
-    cache_id = ""
+    Source   moby, layer/empty.go
+    """
 
-    def tar_stream(self) -> Any:
-        """Give 1024 zero bytes."""
-        return io.BytesIO(bytes(1024))
+    def __init__(self) -> None:
+        """Be what every empty layer is."""
+        self.chain_id = ChainID(EMPTY_LAYER_DIFF_ID)
+        self.diff_id = EMPTY_LAYER_DIFF_ID
+        self.size = self.diff_size = 0
+        self.cache_id = ""
 
-    def tar_stream_from(self, parent: str) -> Any:
+    @property
+    def parent(self) -> Layer | None:
+        """None."""
+        return None
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """None."""
+        return None
+
+    def tar_stream(self) -> TarStream:
+        """Give 1024 zero bytes, as any layer gives its tar."""
+        record = json.dumps({"type": 2, "payload": base64.b64encode(bytes(1024)).decode(), "position": 0})
+        with os.fdopen(os.memfd_create("empty-layer"), "wb") as file:
+            file.write(record.encode() + b"\n")
+            file.flush()
+            return TarStream(_tarstream.assemble(file.fileno(), -1, self.diff_id.raw), seekable=True)
+
+    def tar_stream_from(self, parent: str) -> TarStream:
         """Give 1024 zero bytes for "". Raises LayerStoreError for anything else."""
         if parent:
             raise LayerStoreError("can't get parent tar stream of an empty layer")
         return self.tar_stream()
 
     def metadata(self) -> dict[str, str]:
-        """Give nothing."""
+        """Give nothing: no driver holds it."""
         return {}
+
+    def release(self) -> list[Metadata]:
+        """Give []: nobody counts it."""
+        return []
 
 
 EMPTY_LAYER = EmptyLayer()
