@@ -1,0 +1,88 @@
+/* fuzz_round_trip.c - whatever tar is taken in is given back: from its beginning, from anywhere, and found whole. */
+#include "digest.h"
+#include "room.h"
+
+static lay_code take_in(const uint8_t *data, size_t size, const fuzz_room *room, int record, fuzz_dice *dice, lay_applied *applied, lay_error *err)
+{
+    lay_apply_options options = { .root_fd = room->out, .record_fd = record, .scratch_fd = room->scratch, .reread_fd = -1, .spool_fd = -1,
+                                  .flags = LAY_APPLY_PLAIN_INPUT | (fuzz_throw(dice, 2) ? LAY_APPLY_PLAIN_RECORD : 0) };
+    lay_apply *a;
+    PROMISE(!lay_apply_open(&a, &options, err), "an apply opens");
+    lay_code code = LAY_OK;
+    for (size_t at = 0; at < size && !code;) {
+        size_t n = fuzz_piece(dice, size - at);
+        code = lay_apply_push(a, data + at, n, err);
+        at += n;
+    }
+    if (!code)
+        code = lay_apply_finish(a, applied, err);
+    lay_apply_free(a);
+    return code;
+}
+
+/* The rest of the tar from where the source stands. */
+static void read_rest(lay_source *s, const uint8_t *data, size_t size, size_t at, fuzz_dice *dice)
+{
+    lay_error err = { .code = LAY_OK };
+    for (size_t got = 1; got > 0; at += got) {
+        size_t n = 1 + fuzz_throw(dice, 5000);
+        uint8_t *buffer = fuzz_memory(n);
+        if (lay_source_read(s, buffer, n, &got, &err)) {
+            fprintf(stderr, "%s: %s\n", err.path, err.text);
+            PROMISE(false, "what was taken in is given back");
+        }
+        PROMISE(got <= size - (at < size ? at : size) && memcmp(buffer, data + at, got) == 0, "byte for byte");
+        free(buffer);
+    }
+    PROMISE(at >= size, "to its end");
+}
+
+static void give_back(const uint8_t *data, size_t size, int root, int record, const uint8_t diff_id[32], fuzz_dice *dice)
+{
+    lay_error err = { .code = LAY_OK }, problem = { .code = LAY_OK };
+    lay_source *s;
+    lay_check *c;
+    int64_t total;
+    int kind, end = 0;
+    PROMISE(!lay_assemble_open(&s, record, root, diff_id, &err), "a record is opened");
+    read_rest(s, data, size, 0, dice);
+    PROMISE(!lay_source_size(s, &total, &err) && total == (int64_t)size, "a tar knows its length");
+    for (unsigned i = 0; i < 2; i++) {
+        size_t at = fuzz_throw(dice, size + 1);
+        PROMISE(!lay_source_seek(s, (int64_t)at, &err), "a tar is read from anywhere");
+        read_rest(s, data, size, at, dice);
+    }
+    lay_source_free(s);
+    PROMISE(!lay_check_open(&c, record, root, diff_id, &err), "a layer is checked");
+    while (!end) {
+        PROMISE(!lay_check_next(c, 1000, &kind, &end, &problem, &err), "a check goes on");
+        PROMISE(kind == LAY_PROBLEM_NONE, "nothing is wrong with a layer just made");
+    }
+    lay_check_free(c);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    fuzz_dice dice = fuzz_dice_of(data, size);
+    lay_error err = { .code = LAY_OK };
+    lay_applied applied;
+    fuzz_room room = fuzz_room_open();
+    int record = fuzz_file(data, 0);
+    lay_code code = take_in(data, size, &room, record, &dice, &applied, &err);
+    if (code) {
+        fuzz_error_is_whole(&err, code);
+        fuzz_stays_inside(&err);
+        PROMISE(code != LAY_E_SPLIT && code != LAY_E_MISMATCH && code != LAY_E_STATE && code != LAY_E_BUSY, "a tar is refused for what it is");
+    } else {
+        uint8_t digest[LAY_SHA256_SIZE];
+        lay_sha256 sha;
+        lay_sha256_start(&sha);
+        lay_sha256_add(&sha, data, size);
+        lay_sha256_end(&sha, digest);
+        PROMISE(applied.tar_size == (int64_t)size && memcmp(digest, applied.diff_id, sizeof digest) == 0, "a DiffID is the tar's SHA-256");
+        give_back(data, size, room.out, record, digest, &dice);
+    }
+    close(record);
+    fuzz_room_close(&room);
+    return 0;
+}

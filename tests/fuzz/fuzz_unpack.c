@@ -1,0 +1,46 @@
+/* fuzz_unpack.c - any tar becomes files beneath its root and nowhere else, the same at any cut. */
+#include "room.h"
+#include "unpack.h"
+
+typedef struct outcome { lay_code code; int64_t offset, size; uint64_t entries; } outcome;
+
+static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dice *dice)
+{
+    outcome o = { 0 };
+    lay_error err = { .code = LAY_OK, .offset = -1 };
+    fuzz_room room = fuzz_room_open();
+    lay_unpack_options options = { .root_fd = room.out, .scratch_fd = flags & LAY_APPLY_MERGED ? -1 : room.scratch, .flags = flags };
+    lay_unpack *u;
+    PROMISE(!lay_unpack_open(&u, &options, &err), "an unpacker opens");
+    for (size_t at = 0; at < size && !o.code;) {
+        size_t n = dice ? fuzz_piece(dice, size - at) : size;
+        uint8_t *window = fuzz_copy(data + at, n);
+        lay_span span = { window, n, (int64_t)at, 0 };
+        o.code = lay_unpack_add(u, &span, &err);
+        free(window);
+        at += n;
+    }
+    if (!o.code)
+        o.code = lay_unpack_end(u, &o.size, &err);
+    if (o.code) {
+        fuzz_error_is_whole(&err, o.code);
+        fuzz_stays_inside(&err);
+        PROMISE(err.offset >= -1 && err.offset <= (int64_t)size, "an error lies inside the tar");
+    }
+    o.offset = err.offset;
+    o.entries = lay_unpack_entries(u);
+    lay_unpack_free(u);
+    fuzz_room_close(&room);
+    return o;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static const unsigned kinds[] = { 0, LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_MERGED | LAY_APPLY_USERNS };
+    fuzz_dice dice = fuzz_dice_of(data, size);
+    unsigned flags = kinds[fuzz_throw(&dice, 8) % 4];
+    outcome whole = unpack(data, size, flags, NULL), cut = unpack(data, size, flags, &dice);
+    PROMISE(whole.code == cut.code && whole.offset == cut.offset, "cuts do not change the error");
+    PROMISE(whole.code || (whole.size == cut.size && whole.entries == cut.entries), "cuts do not change the outcome");
+    return 0;
+}
