@@ -62,7 +62,7 @@ IMPLIED = Node("implied")
 DIRS = ("dir", "implied")
 # How often each kind is drawn.
 USUAL = ["file"] * 5 + ["dir"] * 4 + ["link"] * 2 + ["whiteout"] * 4 + ["opaque"] * 3
-USUAL += ["hard", "fifo", "char", "block"]
+USUAL += ["hard", "fifo", "char", "char", "block"]
 MARKS = ["file", "dir", "link"] + ["whiteout"] * 6 + ["opaque"] * 5
 
 
@@ -79,7 +79,8 @@ def _often_first(choices):
 
 def nodes(kinds):
     small = st.integers(0, 3)
-    looks = _often_first(MODES), _often_first(OWNERS), _often_first(TIMES), small, _often_first(CAPABILITIES), small
+    times = st.sampled_from([5 * SECOND] * 5 + [5_300_000_000] * 4 + TIMES)
+    looks = _often_first(MODES), _often_first(OWNERS), times, small, _often_first(CAPABILITIES), small
     return st.builds(_node, st.sampled_from(kinds), *looks)
 
 
@@ -345,10 +346,12 @@ def _replaced(kind):
     """Remove what is there, however deep, and make a thing of this kind of it, at a time that it may have had."""
 
     def act(edits, path, target, choice):
-        when = os.lstat(path).st_mtime_ns if choice % 2 else TIMES_ON_DISK[choice % len(TIMES_ON_DISK)]
+        was = os.lstat(path)
+        when = was.st_mtime_ns if choice % 2 else TIMES_ON_DISK[choice % len(TIMES_ON_DISK)]
+        mode = stat.S_IMODE(was.st_mode) if choice & 2 else MODES[choice % len(MODES)]
         remove(path)
         text = {"file": CONTENTS, "link": TARGETS}.get(kind, [b""] * 4)[choice % 4]
-        make(path, Node(kind, MODES[choice % 2], time=when, text=text, which=choice))
+        make(path, Node(kind, mode, time=when, text=text, which=choice))
         if kind == "dir" and choice & 4:
             make(os.path.join(path, NAMES[choice % len(NAMES)]), Node("file", 0o644, text=b"inside"))
 
