@@ -1,4 +1,4 @@
-"""Core sources built another way than this machine's libraries ask for, so that both ways are tested on one."""
+"""Core sources built another way than the door has them, so that both ways are tested on one machine."""
 
 import hashlib
 import subprocess
@@ -9,21 +9,24 @@ import door
 import probe
 
 
+def _compile(*arguments: str | Path) -> None:
+    command = [*probe.compiler(), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+
+
 def without_isal(place: Path, *sources: str) -> Any:
     """These core sources as a machine without ISA-L would have them: zlib, and a CRC-64 of our own."""
     flags, link_args = door.build_flags()
     target = place / f"{hashlib.sha256(repr(sources).encode()).hexdigest()[:8]}.so"
-    command = [
-        *probe.compiler(),
-        *flags,
-        "-UHAVE_ISAL",
-        "-shared",
-        *(str(door.CORE / name) for name in sources),
-        "-o",
-        str(target),
-        *(arg for arg in link_args if arg != "-lisal"),
-        "-lz",
-    ]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    assert done.returncode == 0, done.stderr
+    paths = [door.CORE / name for name in sources]
+    libraries = [arg for arg in link_args if arg != "-lisal"]
+    _compile(*flags, "-UHAVE_ISAL", "-shared", *paths, "-o", target, *libraries, "-lz")
     return door.ffi.dlopen(str(target))
+
+
+def program(target: Path, sources: list[str], main: Path, *, sanitize: str) -> Path:
+    """A program of main and these core sources."""
+    flags, link_args = door.build_flags(sanitize)
+    _compile(*flags, *(door.CORE / name for name in sources), main, "-o", target, *link_args)
+    return target
