@@ -1,0 +1,563 @@
+"""Archives by the letter: the words of refusals, layers applied over layers, and tars made of trees to the byte.
+
+What a tar makes on disk stands in test_apply.py, test_whiteouts.py and test_breakouts.py. Here: what those leave out,
+and our own tars, which must be Docker's block for block where Docker's own are determined.
+"""
+
+import io
+import os
+import re
+import socket
+import stat
+import tarfile
+import time
+
+import pytest
+import tarkit
+from disk import changed, disk_state, inventory, shape
+from tarkit import dir, end, fifo, file, hardlink, node, symlink, whiteout
+
+from layerstore import BreakoutError, LayerStoreError
+
+CAPABILITY_2 = bytes.fromhex("0100000200040000000000000000000000000000")
+CAPABILITY_3 = bytes.fromhex("0100000300040000000000000000000000000000a0860100")
+
+
+# ---- refusals, by name --------------------------------------------------------------------------------------------
+REFUSALS = {
+    "name": (file("../victim/x"), BreakoutError, r'invalid entry name "\.\./victim/x"'),
+    "absolute name": (file("/../victim/x"), BreakoutError, r'invalid entry name "/\.\./victim/x"'),
+    "dots": (dir(".."), BreakoutError, r'invalid entry name "\.\."'),
+    "hard link": (file("a") + hardlink("b", "../victim/hello"), BreakoutError, "invalid hardlink target"),
+    "hard link to the top": (dir("d/") + hardlink("b", "./"), BreakoutError, "invalid hardlink target"),
+    "symlink": (symlink("l", "../victim") + file("l/f"), LayerStoreError, "escapes"),
+    "whiteout of nothing": (file(".wh."), LayerStoreError, r'invalid whiteout entry "\.wh\."'),
+    "whiteout of itself": (dir("d/") + file("d/.wh.."), LayerStoreError, r'invalid whiteout entry "d/\.wh\.\."'),
+    "whiteout of its parent": (file(".wh..."), LayerStoreError, r'invalid whiteout entry "\.wh\.\.\."'),
+    "device": (node("n", "c", tarkit.base256(1 << 32, 8), 0), LayerStoreError, "out of range"),
+    "type S without map": (file("x", typeflag=b"7"), LayerStoreError, "unhandled tar header type 55"),
+    "type Z": (file("x", typeflag=b"Z"), LayerStoreError, "unhandled tar header type 90"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_names_the_entry_and_the_reason(store, unchanged, victim, name):
+    entries, error, text = REFUSALS[name]
+    store.register(tarkit.T1)
+    with unchanged(), pytest.raises(error) as caught:
+        store.register(dir("before/") + entries + file("behind") + end())
+    assert re.search(text, str(caught.value)), str(caught.value)
+    if error is BreakoutError:
+        assert caught.value.path
+
+
+def test_a_two_hop_climb_through_links_writes_nothing_outside(store, victim):
+    tar = dir("inner/") + symlink("inner/go_up", "..") + symlink("inner/go_up/escape", "../victim")
+    with pytest.raises((LayerStoreError, OSError)):
+        store.register(tar + file("inner/go_up/escape/newfile", b"x") + end())
+
+
+def test_a_name_of_dots_within_the_layer_is_a_plain_name(store, diff_of):
+    found = shape(diff_of(store.register(file("a/../b", b"b") + file("..gitme", b"g") + file("...", b"d") + end())))
+    assert found == {"b": "b", "..gitme": "g", "...": "d"}
+
+
+# ---- on disk, what the other pages leave out -------------------------------------------------------------------------
+def test_a_whiteout_keeps_the_owner_of_its_entry_and_no_mode(store, diff_of):
+    diff = diff_of(store.register(whiteout("x", mode=0o644, uid=1000, gid=1001, mtime=77) + end()))
+    status = os.lstat(diff / "x")
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1000, 1001, 0)
+
+
+def test_an_opaque_mark_changes_neither_mode_nor_owner_of_its_directory(store, diff_of):
+    diff = diff_of(store.register(dir("d/", mode=0o750, uid=7) + tarkit.opaque("d/", mode=0o600, uid=9) + end()))
+    status = os.lstat(diff / "d")
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (7, 0o750)
+
+
+def test_a_hard_link_to_a_symlink_leaves_the_mode_of_what_it_leads_to(store, diff_of):
+    tar = file("target", mode=0o644) + symlink("s", "target") + hardlink("h", "s", mode=0o777) + end()
+    diff = diff_of(store.register(tar))
+    assert stat.S_IMODE(os.lstat(diff / "target").st_mode) == 0o644
+    assert os.readlink(diff / "h") == "target"
+
+
+def test_implied_directories_belong_to_root_whoever_owns_the_file(store, diff_of):
+    diff = diff_of(store.register(file("a/b/c", uid=1000, gid=1000) + end()))
+    assert [(os.lstat(diff / d).st_uid, stat.S_IMODE(os.lstat(diff / d).st_mode)) for d in ("a", "a/b")] == [
+        (0, 0o755)
+    ] * 2
+
+
+# ---- layer over layer --------------------------------------------------------------------------------------------------
+def listing(*names):
+    return b"".join(dir(n) if n.endswith("/") else file(n, n.encode()) for n in names) + end()
+
+
+def names_of(tar):
+    with tarfile.open(fileobj=io.BytesIO(tar), encoding="utf-8") as archive:
+        return archive.getnames()
+
+
+SERIES = [
+    (
+        listing(
+            *[".baz", "bar/", "bar/bax", "bar/bay/", "baz", "foo/", "foo/.abc", "foo/.bcd/", "foo/.bcd/a", "foo/cde/", "foo/cde/def", "foo/cde/efg", "foo/fgh", "foobar"]
+        ),
+        None,
+    ),
+    (
+        listing(*[".bay", ".wh.baz", "foo/", "foo/.bce", "foo/.wh..wh..opq", "foo/cde/", "foo/cde/efg"]),
+        ".bay .baz bar bar/bax bar/bay foo foo/.bce foo/cde foo/cde/efg foobar",
+    ),
+    (
+        listing(*[".bay", ".wh..baz", ".wh.foobar", "foo/", "foo/.abc", "foo/.wh.cde", "bar/"]),
+        ".bay bar bar/bax bar/bay foo foo/.abc foo/.bce",
+    ),
+]
+
+
+def test_dockers_series_of_whiteouts_flattens_as_dockers(store):
+    """Through our own flattening, which mounts nothing that a whiteout could be lost in."""
+    chain = ""
+    for tar, expected in SERIES:
+        layer = store.register(tar, chain)
+        chain = layer.chain_id
+        with layer.tar_stream_from("") as stream:
+            found = names_of(stream.read())
+        if expected:
+            assert set(found) == set(expected.split())
+
+
+def test_flattening_shows_what_a_mount_shows_also_of_an_opaque_top(store):
+    """The kernel joins the tops of all layers whatever their marks say; so must we."""
+    layer = store.register(listing(".abc", ".wh..wh..opq", "foobar"), store.register(SERIES[0][0]).chain_id)
+    with store.create_rw_layer("c", layer.chain_id).mounted() as path:
+        seen = inventory(path)
+    with layer.tar_stream_from("") as stream:
+        assert set(names_of(stream.read())) == seen
+
+
+def test_dockers_series_applied_to_one_writable_layer_after_another(store):
+    """apply_diff() of each tar on a writable layer over those before it, committed in between."""
+    layer = store.register(SERIES[0][0])
+    for number, (tar, expected) in enumerate(SERIES[1:]):
+        rw = store.create_rw_layer(f"c{number}", layer.chain_id)
+        rw.apply_diff(tar)
+        with rw.mounted() as path:
+            assert inventory(path) == set(expected.split())
+        layer = rw.commit()
+
+
+def test_a_diff_applied_over_another_in_one_writable_layer_replaces_and_hides(store):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    rw.apply_diff(file("a/f", b"one") + file("mine", b"1") + end())
+    rw.apply_diff(file("a/f", b"second") + dir("mine/") + end())
+    with rw.mounted() as path:
+        assert shape(path) == {"a": "dir", "a/f": "second", "mine": "dir"}
+
+
+def test_a_diff_that_fails_says_so_and_the_layer_goes_on_living(store):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    with pytest.raises(BreakoutError):
+        rw.apply_diff(file("ok", b"ok") + file("../x") + end())
+    assert rw.apply_diff(file("more", b"more") + end()) >= 4
+    with rw.mounted() as path:
+        assert shape(path)["more"] == "more"
+
+
+def test_apply_diff_reads_no_further_than_it_must_and_never_too_little(store):
+    """No digest is wanted of it, so what trails need not be read; every entry must be."""
+    rw = store.create_rw_layer("c")
+    source = io.BytesIO(tarkit.T1 + bytes(1 << 20))
+    assert rw.apply_diff(source) == 5
+    assert source.tell() >= len(tarkit.T1) - 512
+
+
+# ---- tars made of trees, to the byte ------------------------------------------------------------------------------------
+@pytest.fixture
+def made(store):
+    """The tar that our writer makes of a tree, which a function builds in the upper directory of a writable layer."""
+
+    def make(build, parent=""):
+        rw = store.create_rw_layer(f"made-{len(store.mounts())}", parent)
+        upper = rw.metadata()["UpperDir"]
+        build(upper)
+        with rw.tar_stream() as stream:
+            return stream.read()
+
+    return make
+
+
+def put(path, data=b"", mode=0o644, uid=0, gid=0, seconds=0):
+    with open(path, "wb") as out:
+        out.write(data)
+    os.chown(path, uid, gid)
+    os.chmod(path, mode)
+    os.utime(path, (seconds, seconds))
+
+
+def still(*paths):
+    """These times last: making something in a directory has just changed its own."""
+    for path in paths:
+        os.utime(path, (0, 0), follow_symlinks=False)
+
+
+def pax_entry(name, records, entry):
+    """Go's extended header: named for the entry, every number 0, no device fields."""
+    parent, base = os.path.split(name)
+    place = os.path.join(parent, "PaxHeaders.0", base)[:100]
+    return tarkit.pax(records, name=place, mode=0, devmajor=b"", devminor=b"") + entry
+
+
+def test_every_kind_of_entry_is_a_ustar_block_without_names_of_owners(made):
+    def build(top):
+        os.mkdir(f"{top}/d", 0o700)
+        os.chmod(f"{top}/d", 0o1777)
+        put(f"{top}/d/file", b"hello", 0o4755, 1000, 1001, 1234567890)
+        os.symlink("d/file", f"{top}/link")
+        os.lchown(f"{top}/link", 5, 6)
+        os.mkfifo(f"{top}/pipe", 0o600)
+        os.mknod(f"{top}/z-block", stat.S_IFBLK | 0o660, os.makedev(12, 5))
+        os.mknod(f"{top}/z-char", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        os.chmod(f"{top}/z-char", 0o666)
+        os.chmod(f"{top}/z-block", 0o660)
+        still(*(f"{top}/{name}" for name in ("d", "link", "pipe", "z-block", "z-char")))
+
+    assert made(build) == (
+        dir("d/", mode=0o1777)
+        + file("d/file", b"hello", mode=0o4755, uid=1000, gid=1001, mtime=1234567890)
+        + symlink("link", "d/file", uid=5, gid=6)
+        + fifo("pipe", mode=0o600)
+        + node("z-block", "b", 12, 5, mode=0o660)
+        + node("z-char", "c", 1, 3, mode=0o666)
+        + end()
+    )
+
+
+def test_an_empty_layer_is_two_zero_blocks(made):
+    assert made(lambda top: None) == end()
+
+
+def test_names_go_in_byte_order_within_each_directory_and_directories_before_their_content(made):
+    def build(top):
+        for name in ("a", "b.d"):
+            os.mkdir(f"{top}/{name}")
+        for name in ("a/x", "a.b", "a-b", "Z", "é", "b.d/c"):
+            put(f"{top}/{name}")
+
+    assert names_of(made(build)) == ["Z", "a", "a/x", "a-b", "a.b", "b.d", "b.d/c", "é"]
+
+
+def test_fractions_of_seconds_are_cut_off(made):
+    def build(top):
+        put(f"{top}/f")
+        os.utime(f"{top}/f", ns=(0, 1_999_999_999))
+
+    assert made(build) == file("f", mtime=1) + end()
+
+
+def test_hard_links_name_the_first_and_have_no_size(made):
+    def build(top):
+        put(f"{top}/c", b"hello")
+        os.link(f"{top}/c", f"{top}/a")
+        os.mkdir(f"{top}/b")
+        os.link(f"{top}/c", f"{top}/b/x")
+        still(f"{top}/b")
+
+    assert made(build) == file("a", b"hello") + dir("b/") + hardlink("b/x", "a") + hardlink("c", "a") + end()
+
+
+def test_hard_linked_symlinks_are_links_too(made):
+    def build(top):
+        os.symlink("t", f"{top}/a")
+        os.link(f"{top}/a", f"{top}/b", follow_symlinks=False)
+        still(f"{top}/a")
+
+    first, second = symlink("a", "t"), hardlink("b", "a", mode=0o777)
+    assert made(build) == first + second + end()
+
+
+LONG = {
+    "101 bytes in two": ("d" * 50, "f" * 50),
+    "155 before the slash": ("d" * 99 + "/" + "e" * 55, "f" * 100),
+}
+
+
+@pytest.mark.parametrize("which", LONG)
+def test_a_name_that_splits_is_split(made, which):
+    directory, base = LONG[which]
+
+    def build(top):
+        os.makedirs(f"{top}/{directory}")
+        put(f"{top}/{directory}/{base}", b"hello")
+
+    tar = made(build)
+    assert file(base, b"hello", prefix=directory) in tar
+    assert b"path=" not in tar
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["n" * 101, "p" * 160 + "/" + "q" * 20, "a" * 120 + "/" + "b" * 120, "d" * 200 + "/" + "e" * 98],
+    ids=lambda name: f"{name[0]} {len(name)}",
+)
+def test_a_name_that_does_not_split_is_a_pax_path(made, name):
+    def build(top):
+        os.makedirs(os.path.dirname(f"{top}/{name}"), exist_ok=True)
+        put(f"{top}/{name}", b"hello")
+
+    tar = made(build)
+    assert pax_entry(name, {"path": name}, b"") in tar
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        assert archive.extractfile(name).read() == b"hello"
+
+
+def test_a_name_beyond_ascii_is_a_pax_path_and_its_block_has_the_ascii_of_it(made):
+    tar = made(lambda top: put(f"{top}/réunion", b"hello"))
+    header = tarkit.pax({"path": "réunion"}, name="PaxHeaders.0/runion", mode=0, devmajor=b"", devminor=b"")
+    assert tar == header + file("runion", b"hello") + end()
+
+
+def test_an_owner_beyond_octal_is_a_pax_record_and_zero_in_its_block(made):
+    tar = made(lambda top: put(f"{top}/f", b"hello", uid=3_000_000, gid=2097151))
+    assert tar == pax_entry("f", {"uid": "3000000"}, file("f", b"hello", gid=2097151)) + end()
+
+
+def test_records_are_sorted_by_key(made):
+    tar = made(lambda top: put(f"{top}/é", b"hello", uid=3_000_000, gid=4_000_000))
+    keys = [("gid", "4000000"), ("path", "é"), ("uid", "3000000")]
+    assert tarkit.pax_data(keys) in tar
+
+
+def test_a_long_link_target_is_a_pax_linkpath(made):
+    def build(top):
+        os.symlink("t" * 101, f"{top}/l")
+        os.symlink("u" * 100, f"{top}/m")
+        still(f"{top}/l", f"{top}/m")
+
+    first = pax_entry("l", {"linkpath": "t" * 101}, symlink("l", "t" * 100))
+    assert made(build) == first + symlink("m", "u" * 100) + end()
+
+
+def test_a_time_before_1970_is_a_pax_mtime(made):
+    tar = made(lambda top: put(f"{top}/f", b"hello", seconds=-5))
+    assert tar == pax_entry("f", {"mtime": "-5"}, file("f", b"hello")) + end()
+
+
+def test_a_time_beyond_eleven_digits_is_a_pax_mtime(made):
+    """tmpfs keeps such times; 8589934592 is the first that eleven octal digits do not hold."""
+    tar = made(lambda top: put(f"{top}/f", seconds=8589934592) or put(f"{top}/e", seconds=8589934591))
+    assert tar == file("e", mtime=8589934591) + pax_entry("f", {"mtime": "8589934592"}, file("f")) + end()
+
+
+def test_of_attributes_only_the_capability_goes_into_the_tar(made):
+    def build(top):
+        put(f"{top}/f", b"hello")
+        os.setxattr(f"{top}/f", "user.note", b"x")
+        os.setxattr(f"{top}/f", "security.capability", CAPABILITY_2)
+
+    record = {"SCHILY.xattr.security.capability": CAPABILITY_2}
+    assert made(build) == pax_entry("f", record, file("f", b"hello")) + end()
+
+
+def test_a_namespaced_capability_is_written_as_the_one_before_it(made):
+    """Revision 3 holds the root of a user namespace, which means nothing elsewhere."""
+
+    def build(top):
+        put(f"{top}/f", b"hello")
+        os.setxattr(f"{top}/f", "security.capability", CAPABILITY_3)
+
+    record = {"SCHILY.xattr.security.capability": CAPABILITY_2}
+    assert made(build) == pax_entry("f", record, file("f", b"hello")) + end()
+
+
+def test_a_socket_is_left_out(made):
+    def build(top):
+        here = os.getcwd()
+        os.chdir(top)
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.bind("s")
+        finally:
+            os.chdir(here)
+        put(f"{top}/a", b"a")
+        put(f"{top}/z", b"z")
+
+    assert made(build) == file("a", b"a") + file("z", b"z") + end()
+
+
+def test_an_overlay_whiteout_is_an_empty_file_of_its_own_owner(made):
+    def build(top):
+        os.mknod(f"{top}/gone", stat.S_IFCHR, 0)
+        os.chown(f"{top}/gone", 10, 11)
+        os.utime(f"{top}/gone", (77, 77))
+
+    assert made(build) == file(".wh.gone", mode=0o600, uid=10, gid=11, mtime=77) + end()
+
+
+def test_whiteouts_that_share_an_inode_keep_the_name_of_the_first(made):
+    """Kernels from 5.8 on link them; Docker's writer lets the link's target stand in the later ones."""
+
+    def build(top):
+        os.mknod(f"{top}/b", stat.S_IFCHR, 0)
+        os.link(f"{top}/b", f"{top}/gone")
+        still(f"{top}/b")
+
+    first, second = file(".wh.b", mode=0o600), file(".wh.gone", mode=0o600, linkname="b")
+    assert made(build) == first + second + end()
+
+
+def test_an_opaque_directory_is_followed_by_its_mark(made):
+    def build(top):
+        os.mkdir(f"{top}/d")
+        os.chown(f"{top}/d", 3, 4)
+        os.chmod(f"{top}/d", 0o2750)
+        put(f"{top}/d/.a", b"a")
+        os.setxattr(f"{top}/d", "trusted.overlay.opaque", b"y")
+        os.utime(f"{top}/d", (99, 99))
+
+    mark = file("d/.wh..wh..opq", mode=0o750, uid=3, gid=4)
+    assert made(build) == dir("d/", mode=0o2750, uid=3, gid=4, mtime=99) + mark + file("d/.a", b"a") + end()
+
+
+@pytest.mark.parametrize("value", [b"x", b"n", b"yy", b""])
+def test_an_opaque_attribute_of_another_value_is_no_mark(made, value):
+    def build(top):
+        os.mkdir(f"{top}/d")
+        os.setxattr(f"{top}/d", "trusted.overlay.opaque", value)
+        still(f"{top}/d")
+
+    assert made(build) == dir("d/") + end()
+
+
+def test_what_the_kernel_wrote_comes_out_as_docker_writes_it(store):
+    """Real deletions through a real mount; the same tar, registered elsewhere, hides the same."""
+    base = store.register(file("b", b"b") + file("gone", b"g") + dir("d/") + file("d/x") + end())
+    rw = store.create_rw_layer("c", base.chain_id)
+    with rw.mounted() as path:
+        os.unlink(f"{path}/b")
+        os.unlink(f"{path}/gone")
+        os.unlink(f"{path}/d/x")
+        os.rmdir(f"{path}/d")
+        os.mkdir(f"{path}/d")
+        put(f"{path}/d/y", b"y")
+    with rw.tar_stream() as stream:
+        tar = stream.read()
+    with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+        found = [(member.name, member.mode, member.size) for member in archive]
+    assert [name for name, _, _ in found] == [".wh.b", "d", "d/.wh..wh..opq", "d/y", ".wh.gone"]
+    assert found[0][1:] == (0o600, 0)
+    layer = store.register(tar, base.chain_id)
+    with store.create_rw_layer("other", layer.chain_id).mounted() as path:
+        assert shape(path) == {"d": "dir", "d/y": "y"}
+
+
+# ---- tars of differences --------------------------------------------------------------------------------------------------
+@pytest.fixture
+def tower(store):
+    """Three layers; over the first lie a changed directory, additions and a deletion, in two steps."""
+    one = store.register(dir("a/", mtime=5) + file("gone", b"g") + file("same", b"s") + end())
+    two = store.register(dir("a/", mtime=5) + file("a/x", b"x", mtime=6, uid=7) + whiteout("gone") + end(), one.chain_id)
+    three = store.register(file("a.b", b"ab", mtime=8) + end(), two.chain_id)
+    return one, two, three
+
+
+def test_a_difference_is_in_byte_order_of_whole_paths_with_deletions_among_them(tower):
+    """So `a.b` comes before `a/x`: not the order of a walk."""
+    one, _, three = tower
+    before = int(time.time())
+    with three.tar_stream_from(one.chain_id) as stream:
+        tar = stream.read()
+    after = int(time.time()) + 1
+    assert names_of(tar) == ["a", "a.b", "a/x", ".wh.gone"]
+    mtime = int(tar[-1536 + 136 : -1536 + 147], 8)
+    assert before <= mtime <= after, "a deletion happens now"
+    assert tar == (
+        dir("a/", mtime=5)
+        + file("a.b", b"ab", mtime=8)
+        + file("a/x", b"x", mtime=6, uid=7)
+        + file(".wh.gone", mode=0, mtime=mtime)
+        + end()
+    )
+
+
+def test_a_difference_to_the_direct_parent_is_the_layer_itself(tower):
+    one, two, _ = tower
+    with two.tar_stream_from(one.chain_id) as stream:
+        tar = stream.read()
+    whiteout_time = int(tar[-1536 + 136 : -1536 + 147], 8)
+    expected = file(".wh.gone", mode=0o600, mtime=whiteout_time)
+    assert tar == dir("a/", mtime=5) + file("a/x", b"x", mtime=6, uid=7) + expected + end()
+
+
+def test_everything_is_a_walk_of_the_flattened_tree(tower):
+    _, _, three = tower
+    with three.tar_stream_from("") as stream:
+        tar = stream.read()
+    assert tar == (
+        dir("a/", mtime=5)
+        + file("a/x", b"x", mtime=6, uid=7)
+        + file("a.b", b"ab", mtime=8)
+        + file("same", b"s")
+        + end()
+    )
+
+
+def test_a_hard_link_across_a_difference_names_the_smallest_path(store):
+    one = store.register(file("base") + end())
+    two = store.register(file("z", b"hello") + hardlink("b", "z") + end(), one.chain_id)
+    three = store.register(file("top") + end(), two.chain_id)
+    with three.tar_stream_from(one.chain_id) as stream:
+        assert stream.read() == file("b", b"hello") + file("top") + hardlink("z", "b") + end()
+
+
+def test_a_difference_that_deletes_a_directory_names_it_once(store):
+    one = store.register(dir("d/") + dir("d/e/") + file("d/e/f") + file("keep") + end())
+    two = store.register(whiteout("d") + end(), one.chain_id)
+    three = store.register(file("new") + end(), two.chain_id)
+    with three.tar_stream_from(one.chain_id) as stream:
+        assert names_of(stream.read()) == [".wh.d", "new"]
+
+
+def test_a_difference_applied_to_the_ancestor_gives_the_layer(store, tower):
+    one, _, three = tower
+    with three.tar_stream_from(one.chain_id) as stream:
+        flat = store.register(stream.read(), one.chain_id)
+    with store.create_rw_layer("a", three.chain_id).mounted() as left:
+        with store.create_rw_layer("b", flat.chain_id).mounted() as right:
+            assert changed(disk_state(left, times=False), disk_state(right, times=False)) == []
+
+
+def test_exports_are_streams_of_known_length_or_say_that_they_are_not(tower):
+    one, _, three = tower
+    for parent in ("", one.chain_id):
+        with three.tar_stream_from(parent) as stream:
+            size = stream.size
+            assert len(stream.read()) == size
+
+
+# ---- a kernel whose overlays move directories by redirection ---------------------------------------------------------------
+def redirects():
+    try:
+        with open("/sys/module/overlay/parameters/redirect_dir") as parameter:
+            return parameter.read().strip() == "Y"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not redirects(), reason="NOT TESTED: this kernel's overlays rename no directory by redirection")
+def test_a_directory_moved_by_redirection_is_told_and_stored_whole(store):
+    """The upper directory alone does not hold what moved; the driver must not read it as if it did."""
+    base = store.register(dir("d1/") + file("d1/f", b"hello") + file("d1/g", b"g") + end())
+    rw = store.create_rw_layer("c", base.chain_id)
+    with rw.mounted() as path:
+        os.rename(f"{path}/d1", f"{path}/d2")
+        mine = shape(path)
+    assert sorted(str(change) for change in rw.changes()) == ["A /d2", "A /d2/f", "A /d2/g", "D /d1"]
+    layer = rw.commit()
+    with store.create_rw_layer("other", layer.chain_id).mounted() as path:
+        assert shape(path) == mine
+    assert ("Native Overlay Diff", "false") in store.driver_status()
+
+
