@@ -30,3 +30,37 @@ def program(target: Path, sources: list[str], main: Path, *, sanitize: str) -> P
     flags, link_args = door.build_flags(sanitize)
     _compile(*flags, *(door.CORE / name for name in sources), main, "-o", target, *link_args)
     return target
+
+
+OLD_KERNEL = """
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+long old_kernel(long number, ...);
+long old_kernel(long number, ...)
+{
+    va_list list;
+    long a[6];
+    va_start(list, number);
+    for (int i = 0; i < 6; i++)
+        a[i] = va_arg(list, long);
+    va_end(list);
+    if (number == 437 || number == 464) {   /* openat2, getxattrat */
+        errno = ENOSYS;
+        return -1;
+    }
+    return syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+"""
+
+
+def old_kernel(place: Path, *sources: str) -> Any:
+    """These core sources on a kernel that has neither openat2 nor getxattrat."""
+    flags, link_args = door.build_flags()
+    (place / "old_kernel.c").write_text(OLD_KERNEL)
+    _compile(*flags, "-c", place / "old_kernel.c", "-o", place / "old_kernel.o")
+    paths = [door.CORE / name for name in sources]
+    target = place / "old_kernel.so"
+    _compile(*flags, "-Dsyscall=old_kernel", "-shared", *paths, place / "old_kernel.o", "-o", target, *link_args)
+    return door.ffi.dlopen(str(target))
