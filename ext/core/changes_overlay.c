@@ -32,7 +32,7 @@ typedef struct overlay {
     lay_differ differ;
     lay_trail upper;
     const int *lower_fds; size_t n;
-    const char *opaque, *redirect, *metacopy;
+    const char *opaque, *redirect, *metacopy, *xwhiteout;
     level *levels; size_t depth, cap;
     size_t *lowers; size_t nlowers, lowers_cap;
     uint64_t serial;
@@ -105,6 +105,17 @@ static lay_code refuse_metacopy(overlay *o, int dir_fd, const char *name, lay_er
     return has == 0 || errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, name, "read the metacopy mark", err);
 }
 
+/* Does this thing of a lower hide what is below? A device, or an empty file with a mark. */
+static lay_code hides(overlay *o, int dir_fd, const char *name, const struct stat *st, bool *hidden, lay_error *err)
+{
+    *hidden = lay_stat_is_whiteout(st->st_mode, st->st_rdev);
+    if (*hidden || !S_ISREG(st->st_mode) || st->st_size != 0)
+        return LAY_OK;
+    int has = lay_tree_hasxattr(dir_fd, name, o->xwhiteout);
+    *hidden = has > 0;
+    return has >= 0 || errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, name, "read the whiteout mark", err);
+}
+
 static lay_code look_up(overlay *o, const char *name, old_view *v, lay_error *err)
 {
     const level *l = here(o);
@@ -119,7 +130,10 @@ static lay_code look_up(overlay *o, const char *name, old_view *v, lay_error *er
                 return lay_differ_fail(&o->differ, errno, name, "look up in a lower", err);
             continue;
         }
-        v->visible = !lay_stat_is_whiteout(v->st.st_mode, v->st.st_rdev);
+        bool hidden;
+        if (hides(o, fd, name, &v->st, &hidden, err))
+            return err->code;
+        v->visible = !hidden;
         v->lower = lower;
         v->from = i;
         break;
@@ -292,12 +306,15 @@ static lay_code delete_unnamed(overlay *o, lay_names *lists, size_t *next, lay_e
                 next[i]++;
         if (upper_has(&l->names, &at, least, least_len))
             continue;
-        if (type == DT_CHR || type == DT_UNKNOWN) {
+        if (type == DT_CHR || type == DT_REG || type == DT_UNKNOWN) {
             struct stat st;
+            bool hidden;
             int fd = lower_dir(o, o->lowers[l->lowers + nearest]);
             if (fd < 0 || fstatat(fd, least, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
                 return lay_differ_fail(&o->differ, errno, least, "look up in a lower", err);
-            if (lay_stat_is_whiteout(st.st_mode, st.st_rdev))
+            if (hides(o, fd, least, &st, &hidden, err))
+                return err->code;
+            if (hidden)
                 continue;
         }
         lay_code code = lay_differ_record(&o->differ, LAY_CHANGE_DELETE, least, least_len, err);
@@ -381,6 +398,7 @@ lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_f
         .upper = LAY_TRAIL_NONE, .lower_fds = lower_fds, .n = n, .opaque = lay_opaque_xattr(user),
         .redirect = user ? LAY_REDIRECT_USER : LAY_REDIRECT_TRUSTED,
         .metacopy = user ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED,
+        .xwhiteout = user ? LAY_XWHITEOUT_USER : LAY_XWHITEOUT_TRUSTED,
     };
     for (size_t i = 0; i < SLOTS; i++)
         o.slots[i].fd = -1;

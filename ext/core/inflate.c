@@ -3,7 +3,7 @@
  *   member = 1f 8b 08 flags mtime(4) xfl os [xlen extra] [name NUL] [comment NUL] [crc16] deflate crc32 isize
  *
  * Header and trailer are parsed here, byte by byte, so that ISA-L and zlib both see raw deflate only and
- * agree on every stream, cut anywhere. An error is kept back until all bytes before it were given.
+ * agree on every stream, cut anywhere. An error comes after the bytes the library gave before it.
  * Source: RFC 1952; gzip(1) for what may follow the last member.
  */
 #include "inflate.h"
@@ -135,11 +135,14 @@ static outcome engine_run(lay_inflate *z, uint8_t *out, size_t room, size_t *got
     e->avail_out = at_most_1g(room);
     size_t had_in = e->avail_in, had_out = e->avail_out;
     int result = isal_inflate(e);
+    if (result < 0 || result == ISAL_NEED_DICT) {   /* what it says of its input is no longer to be trusted */
+        z->n = 0;
+        *got = 0;
+        return BODY_BROKEN;
+    }
     z->p += had_in - e->avail_in;
     z->n -= had_in - e->avail_in;
     *got = had_out - e->avail_out;
-    if (result < 0 || result == ISAL_NEED_DICT)
-        return BODY_BROKEN;
     if (e->block_state != ISAL_BLOCK_FINISH)
         return GOES_ON;
     /* It reads up to 7 bytes ahead into its bit register, perhaps out of windows that are gone: they

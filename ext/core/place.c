@@ -138,9 +138,12 @@ static int write_run(int fd, const uint8_t *p, size_t n, int64_t offset, int64_t
 
 int lay_place_write(int fd, const uint8_t *p, size_t n, int64_t offset, int64_t *written_end)
 {
+    size_t to_first = (size_t)(-offset & (HOLE - 1));
+    if (n < to_first + HOLE)
+        return write_run(fd, p, n, offset, written_end);
     const uint8_t *run = p, *end = p + n;
     int64_t base = offset;
-    const uint8_t *q = p + (size_t)(-offset & (HOLE - 1));
+    const uint8_t *q = p + to_first;
     while (q < end && (size_t)(end - q) >= HOLE) {
         if (!block_is_zero(q)) {
             q += HOLE;

@@ -12,12 +12,16 @@ typedef struct lay_source_ops {
     void (*free)(lay_source *s);
 } lay_source_ops;
 
-/* First member of every source. position is kept by source.c. */
+/* Bytes read, but not taken by the descriptor yet. */
+typedef struct lay_piece { uint8_t *p; size_t at, len; } lay_piece;
+#define LAY_SOURCE_PIECES 4u
+
+/* First member of every source. position is kept by source.c, as are the pieces of lay_source_copy. */
 struct lay_source {
     const lay_source_ops *ops;
-    int64_t position;       /* of the next byte the caller gets; ops->read is copy_len - copy_at further */
-    uint8_t *copy_buffer;   /* of lay_source_copy; freed by source.c */
-    size_t copy_at, copy_len;   /* bytes read, but not taken by the descriptor yet */
+    int64_t position;       /* of the next byte the caller gets; ops->read is what the pieces hold further */
+    lay_piece pieces[LAY_SOURCE_PIECES];
+    unsigned first, kept;   /* the oldest piece; how many hold bytes */
 };
 
 #endif

@@ -19,6 +19,9 @@
 #define LAY_WH_OPAQUE ".wh..wh..opq"
 #define LAY_OPAQUE_TRUSTED "trusted.overlay.opaque"
 #define LAY_OPAQUE_USER "user.overlay.opaque"
+/* On an empty file: a whiteout where no device can be made (a layer unpacked inside of an overlay). */
+#define LAY_XWHITEOUT_TRUSTED "trusted.overlay.whiteout"
+#define LAY_XWHITEOUT_USER "user.overlay.whiteout"
 /* Marks of a directory renamed, and of a file copied up, without what was in it: no tar can say them. */
 #define LAY_REDIRECT_TRUSTED "trusted.overlay.redirect"
 #define LAY_REDIRECT_USER "user.overlay.redirect"

@@ -7,6 +7,8 @@ from layerstore.errors import (
     BreakoutError,
     CorruptLayerError,
     InvalidDigestError,
+    InvalidMetadataError,
+    InvalidOptionError,
     LayerDoesNotExistError,
     LayerNotRetainedError,
     LayerStoreError,
@@ -15,6 +17,7 @@ from layerstore.errors import (
     MountNameConflictError,
     NotMountedError,
     NotSupportedError,
+    StoreClosedError,
     TarFormatError,
 )
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
@@ -30,9 +33,10 @@ __version__ = "0.1.0"
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
     "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest",
-    "FileMetadataStore", "InvalidDigestError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError",
-    "LayerStoreError", "MaxDepthExceededError", "Metadata", "MetadataStore", "MetadataTransaction",
-    "MountDoesNotExistError", "MountNameConflictError", "NotMountedError", "NotSupportedError", "Problem",
-    "RWLayer", "Store", "TarFormatError", "TarStream", "assemble", "build_info", "changes_between",
-    "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes", "release_and_log",
+    "FileMetadataStore", "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer",
+    "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError", "MaxDepthExceededError", "Metadata",
+    "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
+    "NotMountedError", "NotSupportedError", "Problem", "RWLayer", "Store", "StoreClosedError", "TarFormatError",
+    "TarStream", "assemble", "build_info", "changes_between", "create_chain_id", "disassemble",
+    "log_release_metadata", "overlay_changes", "release_and_log",
 ]  # fmt: skip

@@ -30,6 +30,8 @@ def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:
 
     Raises  NotSupportedError   upper holds a renamed directory or a file without its data
     """
+    if isinstance(lowers, (str, bytes, os.PathLike)):
+        raise TypeError("lowers is a sequence of paths, not one path")
     with ExitStack() as stack:
         fds = [_open(stack, lower) for lower in lowers]
         return _changes.compare_overlay(_open(stack, upper), fds).to_list(Change, list(ChangeKind))

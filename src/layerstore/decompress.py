@@ -58,10 +58,13 @@ def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
     try:
         callback = ffi.READ_CALLBACK(read_block)
         with new_archive_read("raw", kind) as pointer:
+            # A stream of no bytes is a stream, too; "raw" alone does not know it.
+            ffi.get_read_format_function("empty")(pointer)
             ffi.read_open(pointer, None, ffi.NO_OPEN_CB, callback, ffi.NO_CLOSE_CB)
             archive = ArchiveRead(pointer)
             # Without a filter "raw" would hand the compressed bytes on; with two it was packed twice.
-            if archive.filter_names != [kind]:
+            found = [name.decode() if isinstance(name, bytes) else name for name in archive.filter_names]
+            if found != [kind]:
                 raise TarFormatError(f"not one whole {kind} stream")
             room = ctypes.create_string_buffer(_BLOCK)
             for _entry in archive:

@@ -48,6 +48,12 @@ StrPath = str | bytes | os.PathLike[Any]
 Progress = Callable[[int], None]
 
 
+def _noted(err: LayerStoreError, subject: str) -> LayerStoreError:
+    """Say whom it is about, beside moby's text."""
+    err.add_note(str(subject))
+    return err
+
+
 class Store:
     """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it."""
 
@@ -60,17 +66,23 @@ class Store:
         options   the driver's, and "durability": "full" (default), "ordered" or "none"
         Raises    LayerStoreError, NotSupportedError, OSError
         """
+        if not os.fspath(root):
+            raise ValueError("the root of a store is a directory's path, not an empty text")
         self.root: str = os.path.abspath(os.fsdecode(root))
         given = dict(options or {})
         durability = given.pop("durability", "full")
         if durability not in ("full", "ordered", "none"):
             raise InvalidOptionError(f"durability is full, ordered or none, not {durability!r}")
         self._durability = cast(Durability, durability)
+        fresh = not os.path.lexists(self.root)
         try:
             name = drivers.choose(self.root, driver)
             os.makedirs(self.root, 0o711, exist_ok=True)
             self._driver = drivers.open_driver(name, self.root, given, self._durability)
         except LayerStoreError as err:
+            if fresh:
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.root)
             named = f": {driver}" if driver else ""
             raise type(err)(f"error initializing graphdriver: {err}{named}") from err
         layerdb = os.path.join(self.root, "image", name, "layerdb")
@@ -198,7 +210,7 @@ class Store:
         with self._lock:
             record = self._load(chain_id)
             if record is None:
-                raise LayerDoesNotExistError()
+                raise _noted(LayerDoesNotExistError(), chain_id)
             record.count += 1
             return record
 
@@ -231,6 +243,8 @@ class Store:
         self._check_open()
         if os not in (None, "", "linux"):
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
+        if descriptor is not None and not isinstance(descriptor, Descriptor):
+            raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
         above = self._retain(parent) if parent else None
 
         def fill(apply: Any) -> None:
@@ -334,6 +348,8 @@ class Store:
         Raises   LayerNotRetainedError   this handle holds no reference
         """
         self._check_open()
+        if not isinstance(layer, Layer):
+            raise TypeError(f"release() takes a Layer, not {type(layer).__name__}")
         with self._lock:
             record = self._load(layer.chain_id)
             if record is None:
@@ -393,10 +409,12 @@ class Store:
         """
         self._check_open()
         check_mount_name(name)
+        if opts is not None and not isinstance(opts, CreateRWLayerOpts):
+            raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
         opts = opts or CreateRWLayerOpts()
         with self._names.hold(name):
             if self._find_mount(name):
-                raise MountNameConflictError()
+                raise _noted(MountNameConflictError(), name)
             above = self._retain(parent) if parent else None
             try:
                 mount = self._create_mount(name, above, opts)
@@ -461,7 +479,7 @@ class Store:
         with self._names.hold(name):
             mount = self._find_mount(name)
             if mount is None:
-                raise MountDoesNotExistError()
+                raise _noted(MountDoesNotExistError(), name)
             handle = RWLayer(mount)
             mount.handles.add(handle)
             return handle
@@ -471,7 +489,7 @@ class Store:
         self._check_open()
         mount = self._find_mount(name)
         if mount is None:
-            raise MountDoesNotExistError()
+            raise _noted(MountDoesNotExistError(), name)
         return mount.mount_id
 
     def release_rw_layer(self, layer: RWLayer) -> list[Metadata]:
@@ -481,6 +499,8 @@ class Store:
         Raises   LayerNotRetainedError   this handle holds no reference
         """
         self._check_open()
+        if not isinstance(layer, RWLayer):
+            raise TypeError(f"release_rw_layer() takes an RWLayer, not {type(layer).__name__}")
         with self._names.hold(layer.name):
             mount = self._find_mount(layer.name)
             if mount is None:
@@ -553,6 +573,8 @@ class Store:
     def cleanup(self) -> None:
         """Finish what was interrupted, and reclaim what no layer and no mount of this root owns.
 
+        As in moby it also unmounts whatever is mounted below the driver's directory: call it when no
+        writable layer is in use.
         Raises  OSError   something is still mounted below the driver's home
         """
         self._check_open()
@@ -590,7 +612,7 @@ class Store:
         with self._lock:
             self._load_all()
             if chain_id is not None and chain_id not in self._layers and chain_id not in self._bad:
-                raise LayerDoesNotExistError()
+                raise _noted(LayerDoesNotExistError(), chain_id)
             chosen = [r for c, r in self._layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in self._bad.items() if chain_id in (None, c)]
             bad_mounts, mounts = list(self._bad_mounts.items()), list(self._mounts.values())

@@ -89,6 +89,7 @@ class TarStream(io.RawIOBase):
         """
         source = self._open()
         total = 0
+        _check_file(dst, "write")
         fd = dst if isinstance(dst, int) else -1
         if isinstance(dst, (io.FileIO, io.BufferedWriter)):
             dst.flush()
@@ -106,6 +107,10 @@ class TarStream(io.RawIOBase):
                 view = view[n if isinstance(n, int) else len(view) :]
             total += len(block)
         return total
+
+    def write(self, _data: Any, /) -> int:
+        """Raise io.UnsupportedOperation."""
+        raise io.UnsupportedOperation("not writable")
 
     def pump_into(self, apply: _apply.Apply) -> None:
         """Push what is left into apply, block by block in the core."""
@@ -132,6 +137,7 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
     Raises      CorruptLayerError   while reading: a file is gone or not what was recorded
     Source      tar-split, tar/asm
     """
+    _check_file(tar_split, "read")
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with tempfile.TemporaryFile() as kept:
@@ -147,6 +153,13 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
         os.close(root_fd)
 
 
+def _check_file(file: Any, verb: str) -> None:
+    if isinstance(file, bool) or not (isinstance(file, int) or hasattr(file, verb)):
+        raise TypeError(f"a descriptor or a binary file with {verb}() is wanted, not {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("a binary file is wanted, not one of text")
+
+
 def _copy(source: Any, to: Any) -> None:
     while block := source.read(COPY_BLOCK):
         to.write(block)
@@ -160,6 +173,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
     Raises      TarFormatError   .offset
     Source      tar-split, tar/asm
     """
+    _check_file(tar_split, "write")
     given = Input(source)
     try:
         with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as spool:

@@ -76,7 +76,10 @@ class Overlay2:
         try:
             checks.probe_overlay(where)
         except OSError as err:
-            raise NotSupportedError(f"driver not supported: {err}") from err
+            hint = ""
+            if err.errno == errno.EPERM:
+                hint = " (mounting takes root, or a user namespace with mounts of its own: unshare -Urm)"
+            raise NotSupportedError(f"driver not supported: {err}{hint}") from err
         self._require_d_type(where)
         _make(home, 0o710)
         _make(os.path.join(home, LINKS), 0o700)
