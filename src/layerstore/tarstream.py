@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Callable
 from typing import Any, BinaryIO, cast
@@ -133,13 +135,18 @@ class TarStream(io.RawIOBase):
 def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None = None) -> TarStream:
     """Give the tar again that a record describes, payloads read beneath root.
 
-    tar_split   the record, JSON lines or gzip of them: a descriptor or a binary file
+    tar_split   the record, JSON lines or gzip of them: a descriptor or a binary file. A regular file that
+                stands at its beginning is read as the tar is, so leave it alone until then.
     Raises      CorruptLayerError   while reading: a file is gone or not what was recorded
     Source      tar-split, tar/asm
     """
     _check_file(tar_split, "read")
+    expected = diff_id.raw if diff_id else None
     root_fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fd = _regular(tar_split)
+        if fd >= 0 and _position(tar_split) == 0:
+            return TarStream(_tarstream.assemble(fd, root_fd, expected), seekable=True)
         with tempfile.TemporaryFile() as kept:
             if isinstance(tar_split, int):
                 with os.fdopen(os.dup(tar_split), "rb") as file:
@@ -147,10 +154,60 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
             else:
                 _copy(tar_split, kept)
             kept.flush()
-            expected = diff_id.raw if diff_id else None
             return TarStream(_tarstream.assemble(kept.fileno(), root_fd, expected), seekable=True)
     finally:
         os.close(root_fd)
+
+
+def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
+    """Record a tar's framing as JSON lines (not compressed) into tar_split.
+
+    source      as Store.register takes it
+    Returns     the DiffID of the tar
+    Raises      TarFormatError   .offset; then nothing has been written
+    Source      tar-split, tar/asm
+    """
+    _check_file(tar_split, "write")
+    with contextlib.closing(Input(source)) as given:
+        own = _empty_file(tar_split)
+        if own >= 0:
+            try:
+                diff_id = _record(given, own)
+                os.lseek(_regular(tar_split), 0, os.SEEK_END)
+                return diff_id
+            except BaseException:
+                os.ftruncate(own, 0)
+                raise
+            finally:
+                os.close(own)
+        with tempfile.TemporaryFile() as record:
+            diff_id = _record(given, record.fileno())
+            record.seek(0)
+            if isinstance(tar_split, int):
+                with os.fdopen(os.dup(tar_split), "wb") as out:
+                    _copy(record, out)
+            else:
+                _copy(record, tar_split)
+            return diff_id
+
+
+def _record(given: Input, record_fd: int) -> DiffID:
+    """The work of disassemble(); record_fd is an empty file that can be read, too."""
+    with contextlib.ExitStack() as stack:
+        fd, offset = given.reread()
+        if fd < 0 or _apply.guess_format(os.pread(fd, 512, offset)) != "plain":
+            # A tar with names that come again is read twice: keep what cannot be.
+            fd = offset = -1
+        spool = stack.enter_context(tempfile.TemporaryFile()).fileno() if fd < 0 else -1
+        apply = _apply.Apply(
+            -1, record_fd, reread_fd=fd, reread_offset=max(offset, 0), spool_fd=spool, flags=_apply.PLAIN_RECORD
+        )
+        stack.callback(apply.close)
+        feed(given, apply)
+        return diff_id_of(apply.finish().diff_id)
+
+
+# ---- files given to both ----
 
 
 def _check_file(file: Any, verb: str) -> None:
@@ -160,41 +217,33 @@ def _check_file(file: Any, verb: str) -> None:
         raise TypeError("a binary file is wanted, not one of text")
 
 
+def _regular(file: Any) -> int:
+    """The descriptor of a regular file, or -1."""
+    if not isinstance(file, (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
+        return -1
+    fd = file if isinstance(file, int) else file.fileno()
+    return fd if stat.S_ISREG(os.fstat(fd).st_mode) else -1
+
+
+def _position(file: Any) -> int:
+    return os.lseek(file, 0, os.SEEK_CUR) if isinstance(file, int) else int(file.tell())
+
+
+def _empty_file(file: Any) -> int:
+    """A regular file's descriptor of our own, for reading and writing, if it is empty; else -1."""
+    fd = _regular(file)
+    if fd < 0:
+        return -1
+    if not isinstance(file, int):
+        file.flush()
+    if os.fstat(fd).st_size or os.lseek(fd, 0, os.SEEK_CUR):
+        return -1
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
 def _copy(source: Any, to: Any) -> None:
     while block := source.read(COPY_BLOCK):
         to.write(block)
-
-
-def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
-    """Record a tar's framing as JSON lines (not compressed) into tar_split.
-
-    source      as Store.register takes it
-    Returns     the DiffID of the tar
-    Raises      TarFormatError   .offset
-    Source      tar-split, tar/asm
-    """
-    _check_file(tar_split, "write")
-    given = Input(source)
-    try:
-        with tempfile.TemporaryFile() as record, tempfile.TemporaryFile() as spool:
-            fd, offset = given.reread()
-            head = os.pread(fd, 512, offset) if fd >= 0 else b""
-            plain = fd >= 0 and _apply.guess_format(head) == "plain"
-            apply = _apply.Apply(
-                -1, record.fileno(), reread_fd=fd if plain else -1, reread_offset=offset if plain else 0,
-                spool_fd=-1 if plain else spool.fileno(), flags=_apply.PLAIN_RECORD,
-            )  # fmt: skip
-            try:
-                feed(given, apply)
-                done = apply.finish()
-            finally:
-                apply.close()
-            record.seek(0)
-            if isinstance(tar_split, int):
-                with os.fdopen(os.dup(tar_split), "wb") as out:
-                    _copy(record, out)
-            else:
-                _copy(record, tar_split)
-            return diff_id_of(done.diff_id)
-    finally:
-        given.close()
