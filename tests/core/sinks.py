@@ -161,8 +161,12 @@ def assemble(record_fd: int, root: int, diff_id: bytes | None = None, *, step: i
     """The tar that a record and a tree give; checked against diff_id if there is one."""
     ffi = door.ffi
     known = ffi.new("uint8_t[32]", diff_id) if diff_id else ffi.NULL
-    source = door.make("lay_assemble_open", "lay_source *", record_fd, root, known)
-    return read_source(source, step)
+    source = ffi.new("lay_source **")
+    door.call("lay_assemble_open", source, record_fd, root, known)
+    try:
+        return read_source(source[0], step)
+    finally:
+        door.lib.lay_source_free(source[0])
 
 
 def read_source(source: Any, step: int = LIMIT) -> bytes:
