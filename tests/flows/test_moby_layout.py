@@ -403,7 +403,7 @@ def test_a_committed_layer_mounts_for_reading_only(store, root, door):
 
 
 def test_a_root_with_colon_comma_blank_and_backslash_mounts(open_store, room, door):
-    store = open_store(room / "a:b,c d\\e=f\"g")
+    store = open_store(room / 'a:b,c d\\e=f"g')
     with store.create_rw_layer("c", store.register(tarkit.T1).chain_id).mounted() as path:
         assert shape(path) == {"a": "dir", "a/f": "hello"}
 
