@@ -291,6 +291,12 @@ def test_names_come_back_as_they_were(name: bytes) -> None:
     ] == [name]
 
 
+def test_an_empty_raw_name_is_none() -> None:
+    name = b"n" * 100_000
+    (line,) = lines(b'{"type":1,"name":"' + name + b'","name_raw":""}')
+    assert line.name == name
+
+
 def test_a_link_that_docker_recorded_with_a_size_has_none() -> None:
     header = tarkit.hardlink("b", "a", size=5)
     docker = (
