@@ -310,13 +310,15 @@ class Overlay2:
         return self._native
 
     def _is_native(self, id: str, parent: str) -> bool:
-        try:
-            lowers = self.lower_dirs(id)
-        except OSError:
-            return False
-        if not self._native_works():
-            return False
-        return os.path.dirname(lowers[0]) == self._dir(parent) if lowers and parent else not lowers and not parent
+        """Is parent what id stands on, so that id's own directory is the difference?"""
+        items = self._lower_items(id)
+        if items and parent:
+            try:
+                target = os.readlink(os.path.join(self.home, items[0]))
+            except OSError:
+                return False
+            return target == f"../{parent}/diff" and self._native_works()
+        return not items and not parent and self._native_works()
 
     def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any:
         """Unpack a layer tar into id and record it: the core's Applied."""
@@ -381,7 +383,12 @@ class Overlay2:
         with contextlib.ExitStack() as stack:
             if self._is_native(id, parent) and parent:
                 upper = stack.enter_context(opened(self._dir(id, "diff")))
-                lowers = [stack.enter_context(opened(path)) for path in self.lower_dirs(id)]
+                with os.scandir(upper) as entries:
+                    if next(entries, None) is None:
+                        return []
+                # The short links lead there: nothing is gained by asking where.
+                items = self._lower_items(id)
+                lowers = [stack.enter_context(opened(os.path.join(self.home, item))) for item in items]
                 with contextlib.suppress(NotSupportedError):
                     return _changes.compare_overlay(upper, lowers, self.userxattr).to_list(Change, kinds)
             new = stack.enter_context(self._mounted(id))
