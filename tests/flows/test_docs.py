@@ -1,0 +1,219 @@
+"""What is written for people is true: README's examples run and print what they say, names are documented, demo ends well.
+
+Enters: README.md, the public names, examples/demo.py. The examples run in order in one namespace, in a directory of their own.
+"""
+
+import ast
+import builtins
+import inspect
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import disk
+import pytest
+
+import layerstore
+
+PROJECT = Path(__file__).resolve().parents[2]
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+BLOCKS = [
+    (README[: found.start(1)].count("\n"), found.group(1))
+    for found in re.finditer(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+]
+PROMISED = re.compile(r"# -> ?(.*)$", re.MULTILINE)
+
+
+# ---- README -------------------------------------------------------------------------------------
+def run(source: str, line: int, namespace: dict) -> list[str]:
+    """Run one block; what it printed, line by line. A traceback shows README's own line."""
+    printed = io.StringIO()
+
+    def to_page(*values, **how):
+        builtins.print(*values, **{"file": printed, **how})
+
+    namespace["print"] = to_page
+    tree = ast.increment_lineno(ast.parse(source, "README.md"), line)
+    exec(compile(tree, str(PROJECT / "README.md"), "exec"), namespace)
+    return [text.rstrip() for text in printed.getvalue().splitlines()]
+
+
+def test_every_example_runs_in_order_and_prints_what_it_says(room, monkeypatch):
+    monkeypatch.chdir(room)
+    namespace = {"__name__": "readme"}
+    try:
+        for line, source in BLOCKS:
+            promised = [text.rstrip() for text in PROMISED.findall(source)]
+            printed = run(source, line, namespace)
+            assert printed == promised, f"the example at line {line + 1}"
+        assert disk.mounts_below(room) == [], "an example leaves something mounted"
+    finally:
+        namespace["store"].close()
+
+
+def test_the_first_example_is_whole_and_leaves_nothing_in_its_store(room, monkeypatch):
+    monkeypatch.chdir(room)
+    namespace = {"__name__": "readme"}
+    run(BLOCKS[0][1], BLOCKS[0][0], namespace)
+    namespace["store"].close()
+    left = [path for path in disk.inventory(room / "my-layers") if (room / "my-layers" / path).is_file()]
+    assert left == []
+
+
+def test_most_of_the_examples_say_what_they_print():
+    """Else the comparison above would pass on silence."""
+    assert len(BLOCKS) >= 12
+    assert sum(len(PROMISED.findall(source)) for _, source in BLOCKS) >= 40
+
+
+@pytest.mark.parametrize("name", layerstore.__all__)
+def test_every_public_name_is_in_the_readme(name):
+    assert re.search(rf"\b{name}\b", README), f"README does not mention {name}"
+
+
+def test_every_exception_has_its_row():
+    rows = "\n".join(line for line in README.splitlines() if line.startswith("| `") and "Error" in line)
+    for name in layerstore.errors.__all__:
+        kind = getattr(layerstore.errors, name)
+        if kind is layerstore.LayerStoreError:
+            continue
+        row = next((line for line in rows.splitlines() if f"`{name}`" in line.split("|")[1]), None)
+        assert row, f"README's table of errors lacks {name}"
+        builtin = [base.__name__ for base in kind.__mro__ if base in (ValueError, LookupError)]
+        assert re.findall(r"`(\w+)`", row.split("|")[2]) == builtin, name
+
+
+def make_targets() -> set[str]:
+    rules = re.findall(r"^([a-z][a-z-]*):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    return set(rules)
+
+
+def test_every_make_target_named_exists():
+    named = set(re.findall(r"\bmake ([a-z][a-z-]*)(?=[`\s])", README))
+    assert {"demo", "test", "lint", "bench", "fuzz", "wheel"} <= named
+    assert named <= make_targets()
+
+
+def test_every_variable_named_is_read_somewhere():
+    source = "".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("src", "ext")
+        for path in sorted((PROJECT / folder).rglob("*.py"))
+    )
+    named = set(re.findall(r"\bLAYERSTORE_[A-Z_]+\b", README))
+    assert named
+    assert [name for name in sorted(named) if name not in source] == []
+
+
+def test_links_within_the_readme_lead_somewhere():
+    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.removeprefix("#") in anchors if target.startswith("#") else (PROJECT / target).exists(), target
+
+
+# ---- docstrings ---------------------------------------------------------------------------------
+def public_methods(kind: type) -> dict[str, object]:
+    """Methods and properties that the class itself defines and that people may use."""
+    members = {name: value for name, value in vars(kind).items() if not name.startswith("_")}
+    return {n: v for n, v in members.items() if callable(v) or isinstance(v, property | classmethod | staticmethod)}
+
+
+OWN_CLASSES = [
+    name
+    for name in layerstore.__all__
+    if inspect.isclass(getattr(layerstore, name)) and getattr(layerstore, name).__module__.startswith("layerstore")
+]
+
+
+@pytest.mark.parametrize("name", layerstore.__all__)
+def test_every_public_name_has_a_docstring(name):
+    thing = getattr(layerstore, name)
+    if not (inspect.isclass(thing) or callable(thing)):
+        thing = type(thing)      # a constant: its class says what it is
+    assert inspect.getdoc(thing)
+
+
+@pytest.mark.parametrize("name", OWN_CLASSES)
+def test_every_public_method_has_a_docstring(name):
+    methods = public_methods(getattr(layerstore, name))
+    assert [method for method, value in methods.items() if not (value.__doc__ or "").strip()] == []
+
+
+@pytest.mark.parametrize("name", ["Store", "FileMetadataStore"])
+def test_what_a_constructor_takes_is_documented(name):
+    assert (getattr(layerstore, name).__init__.__doc__ or "").strip()
+
+
+# ---- the demo -----------------------------------------------------------------------------------
+DEMO = PROJECT / "examples" / "demo.py"
+
+
+def run_demo(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    paths = [str(Path(layerstore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [*before, sys.executable, str(DEMO), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def traces() -> set[str]:
+    """Directories and mounts of the demo, wherever it may put them."""
+    places = {"/var/tmp", "/dev/shm", "/tmp", tempfile.gettempdir()}
+    directories = {str(path) for place in places if os.path.isdir(place) for path in Path(place).glob("layerstore-demo-*")}
+    return directories | {point for point in disk.mounts_below("/") if "layerstore-demo-" in point}
+
+
+@pytest.mark.time_limit(120)
+def test_the_demo_runs_to_its_end_and_leaves_nothing(tmpfs):
+    before = traces()
+    done = run_demo("--local")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "All digests were the same and nothing is left." in done.stdout.splitlines()[-1]
+    for shown in ("MB/s", "sha256:", "changes()", "commit()", "verify()", "DiffID"):
+        assert shown in done.stdout
+    assert traces() == before
+
+
+def test_the_demo_says_who_may_run_it(tmpfs):
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    if subprocess.run([*nobody, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
+        pytest.skip("this Python cannot be run by another user")
+    done = run_demo("--local", before=nobody)
+    assert done.returncode == 2
+    assert "root" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.time_limit(120)
+def test_a_demo_that_fails_leaves_nothing_and_says_so(tmpfs, room):
+    """A layer is damaged while it runs: the line at the end is earned, not printed."""
+    before = traces()
+    broken = room / "demo.py"
+    text = DEMO.read_text()
+    victim = "    target.unlink()\n"
+    assert text.count(victim) == 1
+    damage = "    Path(layers[0].metadata()['UpperDir'], next(iter(os.listdir(layers[0].metadata()['UpperDir'])))).rename(place + '/gone')\n"
+    broken.write_text(text.replace(victim, victim + damage))
+    environment = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1])}
+    done = subprocess.run([sys.executable, broken, "--local"], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "NOT WELL" in done.stderr
+    assert "nothing is left" not in done.stdout
+    assert traces() == before
+
+
+def test_a_deb_is_taken_apart_as_ar_wrote_it(room, monkeypatch):
+    """The members of a .deb have an odd length now and then, and a padding byte behind it."""
+    monkeypatch.setattr(sys, "path", [str(DEMO.parent), *sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    import demo
+
+    for name, content in (("debian-binary", b"2.0\n"), ("control.tar.gz", b"odd"), ("data.tar.xz", b"the layer")):
+        (room / name).write_bytes(content)
+    subprocess.run(["ar", "rc", "x_1%3a2_all.deb", "debian-binary", "control.tar.gz", "data.tar.xz"], cwd=room, check=True)
+    blob = demo.data_tar(room / "x_1%3a2_all.deb")
+    assert (blob.name, blob.path.read_bytes()) == ("x 1:2", b"the layer")
+    assert blob.unpack == ("xz", "-dc", str(blob.path))
