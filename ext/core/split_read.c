@@ -204,7 +204,8 @@ static bool has_no_payload(const lay_split_reader *r, const lay_split_line *line
 
 static lay_code file_line(lay_split_reader *r, const lay_json_line *json, lay_split_line *line, lay_error *err)
 {
-    size_t len = 0, want = json->name_raw ? json->name_raw_len : json->name_len;
+    bool raw = json->name_raw && json->name_raw_len;      /* an empty one is none */
+    size_t len = 0, want = raw ? json->name_raw_len : json->name_len;
     if (json->size < 0)
         return unreadable(err, "a file has a negative size");
     if (r->name_cap < want + 1) {
@@ -214,7 +215,7 @@ static lay_code file_line(lay_split_reader *r, const lay_json_line *json, lay_sp
         r->name = grown;
         r->name_cap = want + 1;
     }
-    if (json->name_raw && json->name_raw_len) {
+    if (raw) {
         if (decode(r, json->name_raw, json->name_raw_len, &len, err))
             return err->code;
         memcpy(r->name, r->bytes, len);

@@ -69,7 +69,7 @@ def test_an_opaque_mark_without_a_directory_entry_makes_the_directory(stacked):
     assert stacked(BASE, opaque("d/sub")) == {"d": "dir", "d/f": "f", "d/g": "g", "d/sub": "dir", "top": "t"}
 
 
-def test_an_opaque_top_hides_every_layer_below(store, stacked, diff_of):
+def test_an_opaque_mark_at_the_top_is_an_attribute_of_the_diff_directory(store, diff_of):
     layer = store.register(opaque("") + file("only", b"o") + end())
     assert os.getxattr(diff_of(layer), "trusted.overlay.opaque") == b"y"
 
