@@ -319,6 +319,11 @@ def good_directory_replaced_with_its_content():
     return dir("d/") + file("d/a", b"a") + file("d/e/b", b"b") + file("d", b"now a file") + end()
 
 
+def good_directory_replaced_by_a_device():
+    """An empty file that is gone with its directory, whose place a device took; found by fuzz_round_trip."""
+    return dir("d/") + file("d/f") + node("d", "c", 1, 3) + end()
+
+
 def good_whiteout_then_file():
     """A whiteout replaced by the file of that name."""
     return whiteout("a") + file("a", b"alive") + end()
