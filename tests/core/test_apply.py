@@ -17,7 +17,7 @@ import pytest
 import recipes
 import sinks
 import tarkit
-from tarkit import dir, end, file  # noqa: A004
+from tarkit import dir, end, file
 
 # Threads start with the second block, so what is to happen in them stands behind this.
 FRONT = dir("front/") + file("front/large", recipes.noise((9 << 17) + 77))

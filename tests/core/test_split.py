@@ -14,7 +14,7 @@ import tarkit
 from hypothesis import given
 from hypothesis import strategies as st
 from sinks import Line, lines, record, shape
-from tarkit import dir, end, file  # noqa: A004
+from tarkit import dir, end, file
 
 HELLO_CRC = 0x3C3EEEE2D8100000
 A = file("a", b"hello")

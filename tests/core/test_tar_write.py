@@ -28,7 +28,7 @@ class Head(NamedTuple):
     capability: bytes | None = None
 
 
-def format(h: Head) -> bytes:  # noqa: A001
+def format(h: Head) -> bytes:
     ffi = door.ffi
     name, link = ffi.new("char[]", h.name), ffi.new("char[]", h.link)
     capability = ffi.NULL if h.capability is None else ffi.new("uint8_t[]", h.capability or b"\0")
