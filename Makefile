@@ -3,7 +3,8 @@
 #   make demo     the whole life of a file system, on real data, in half a minute
 #   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
 #   make lint     ruff and mypy
-#   make bench    benchmarks/, see benchmarks/README.md;  BENCH='-k register' picks some
+#   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
+#                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make fuzz     each fuzzer for FUZZ_SECONDS (30)
 #   make wheel    dist/*.whl
 #   make clean    what was built; .venv stays
@@ -14,6 +15,7 @@ SHELL := /bin/bash
 PYTHON ?=
 TESTS ?=
 BENCH ?=
+COMPARE ?=
 FUZZ_SECONDS ?= 30
 export PYTHON
 
@@ -21,7 +23,7 @@ python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench fuzz wheel clean system-demo system-test system-fuzz
+.PHONY: demo test lint bench bench-peers fuzz wheel clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
@@ -35,7 +37,14 @@ lint: system-demo .venv/.requirements
 	@$(python) -m mypy src
 
 bench: system-test build/.built
-	@$(python) -m pytest benchmarks -o python_files='bench_*.py' -p no:cacheprovider $(BENCH)
+	@$(python) -c 'import matplotlib' 2>/dev/null || $(python) -m pip install -q 'matplotlib>=3.7'
+	@$(python) -m pytest benchmarks -o python_files='bench_*.py' -p no:cacheprovider -q \
+	    --benchmark-columns=min,median,max,rounds --benchmark-group-by=func $(BENCH)
+	@$(python) -m benchmarks.compare $(COMPARE)
+
+bench-peers:
+	@benchmarks/install-peers
+	@$(MAKE) --no-print-directory bench
 
 fuzz: system-fuzz build/.built
 	@FUZZ_SECONDS='$(FUZZ_SECONDS)' .ci/fuzz

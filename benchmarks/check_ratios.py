@@ -1,0 +1,100 @@
+"""Fail when something has become slow: ratios to baselines measured in the same run, against bounds.toml.
+
+    python -m benchmarks.check_ratios [--runs N]
+
+Never absolute times: the baselines run on the same machine in the same minute, in turn with ours. Machines are noisy
+all the same, so the whole is measured a second time before it fails. In: the small layer of benchmarks/layers.py,
+made if it is not there. Out: a line a ratio; exit status 1 when one is beyond its bound both times. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import layerstore
+from benchmarks import ROOT, baselines, layers, measure, peers
+from benchmarks.compare import register, stored
+from benchmarks.layers import Layer
+from benchmarks.measure import Case
+
+BOUNDS = ROOT / "benchmarks" / "bounds.toml"
+RUNS = 7
+
+
+def measured(layer: Layer, runs: int) -> dict[str, float]:
+    """Each job's time over its baseline's: the ratio of medians."""
+    with measure.room() as place:
+        into = place / "into"
+        with stored(layer, place) as (store, ours):
+            rw = store.create_rw_layer("edited", ours.chain_id)
+            with rw.mounted() as merged:
+                peers.edit(Path(merged))
+            upper = Path(rw.metadata()["UpperDir"])
+
+            def out() -> None:
+                with ours.tar_stream() as stream, open(os.devnull, "wb") as sink:
+                    assert stream.copy_to(sink) == layer.size_bytes
+
+            def record() -> None:
+                with open(place / "record.json", "wb") as sink:
+                    layerstore.disassemble(layer.path, sink)
+
+            def several(job: Callable[[], Any]) -> Callable[[], None]:
+                return lambda: [job() for _ in range(5)] and None
+
+            openssl = baselines.openssl_sha256(layer.path)
+            cases = {
+                "register": register(layer, place),
+                "tar xf": Case("", lambda: measure.run(*baselines.tar_extract(layer.path, into)),
+                               lambda: measure.fresh(into), lambda: measure.wipe(into)),
+                "tar_stream": Case("", out),
+                "openssl": Case("", lambda: measure.run(*openssl)),
+                "disassemble": Case("", record),
+                "changes": Case("", several(rw.changes)),
+                "os.walk": Case("", several(lambda: baselines.walk(upper))),
+            }  # fmt: skip
+            figures = dict(zip(cases, measure.interleaved(list(cases.values()), runs, tell=False), strict=True))
+    failed = {name: figure.error for name, figure in figures.items() if figure.error}
+    if failed:
+        sys.exit(f"check_ratios: {failed}")
+    pairs = {"register": "tar xf", "tar_stream": "openssl", "disassemble": "openssl", "changes": "os.walk"}
+    return {
+        job: statistics.median(run.seconds for run in figures[job].runs) / figures[base].seconds
+        for job, base in pairs.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"of which the medians are taken ({RUNS})")
+    runs = parser.parse_args().runs
+    if os.geteuid() != 0:
+        parser.error("stores and overlay mounts need root")
+    bounds = tomllib.loads(BOUNDS.read_text())
+    (layer,) = layers.make(layers.SETS["small"])
+    layers.warm([layer])
+    print(f"check_ratios: {layer.name}, {layer.megabytes:.0f} MB, {layer.entries} entries, medians of {runs}")
+    beyond = set(bounds)
+    for attempt in range(2):
+        ratios = measured(layer, runs)
+        for name in sorted(beyond):
+            known = bounds[name]
+            mark = "" if ratios[name] <= known["bound"] else "  BEYOND"
+            print(f"  {name:12s} {ratios[name]:5.2f} times {known['over']}; bound {known['bound']:.1f}{mark}")
+        beyond = {name for name in beyond if ratios[name] > bounds[name]["bound"]}
+        if not beyond:
+            return
+        if attempt == 0:
+            print("  once more, for machines are noisy", flush=True)
+    sys.exit(f"check_ratios: slower than its bound, twice: {', '.join(sorted(beyond))}")
+
+
+if __name__ == "__main__":
+    main()
