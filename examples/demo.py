@@ -2,7 +2,8 @@
 
 In: the data tars of real Debian packages, fetched with apt-get, and the running Python's own library. Out: a report
 of what is done, with sizes and speeds, and a last line that says whether every digest was the same and nothing is
-left. Everything happens in one temporary directory that is gone afterwards, also after Ctrl-C or a failure.
+left. Everything happens in one temporary directory (below TMPDIR, /var/tmp, /dev/shm or /tmp, whichever can carry
+overlay mounts, else on a tmpfs) that is gone afterwards, also after Ctrl-C or a failure.
 
     --local   take no packages, only directories of this machine; smaller
 
@@ -114,8 +115,8 @@ def workplace(needed: int) -> Iterator[str]:
     place = ""
     try:
         why = ""
-        for parent in ("/var/tmp", "/dev/shm", "/tmp", ""):
-            if parent and not (os.path.isdir(parent) and shutil.disk_usage(parent).free >= needed):
+        for parent in (os.environ.get("TMPDIR"), "/var/tmp", "/dev/shm", "/tmp", ""):
+            if parent is None or (parent and not (os.path.isdir(parent) and shutil.disk_usage(parent).free >= needed)):
                 continue
             place = os.path.realpath(tempfile.mkdtemp(prefix="layerstore-demo-", dir=parent or None))
             if not parent:
@@ -169,6 +170,8 @@ def data_tar(deb: Path) -> Blob:
             with deb.open("rb") as file, path.open("wb") as out:
                 file.seek(offset)
                 out.write(file.read(length))
+            if path.suffix == ".zst" and not layerstore.build_info()["zstd"]:
+                raise OSError(f"{deb.name} is packed with zstd, and this build of layerstore is without libzstd")
             package, version = deb.name.split("_")[:2]
             command = {".xz": "xz", ".zst": "zstd", ".gz": "gzip", ".bz2": "bzip2"}.get(path.suffix, "cat")
             unpack = (command, "-dc", str(path)) if command != "cat" else (command, str(path))
@@ -236,7 +239,8 @@ def blobs(place: str, local: bool) -> list[Blob]:
     if local:
         leave_out += ["test", "tests", "idlelib", "lib-dynload"]
     name = f"Python {platform.python_version()}"
-    found.append(pack(place, name, library, "zstd" if shutil.which("zstd") else "gzip", *leave_out))
+    program = "zstd" if shutil.which("zstd") and layerstore.build_info()["zstd"] else "gzip"
+    found.append(pack(place, name, library, program, *leave_out))
     for blob in found:
         say(blob.name, f"{size(blob.path.stat().st_size)} of {blob.path.name.partition('.data.')[2] or blob.path.name}")
     return found
@@ -347,10 +351,9 @@ def export(place: str, layers: list[layerstore.Layer], plain: list[tuple[str, ..
 
 def release(store: layerstore.Store, layers: list[layerstore.Layer]) -> None:
     """Give every reference back; look for anything that stayed."""
-    removed = []
-    for layer in layers:
-        removed += layer.release()
-    say("release()", f"{len(removed)} layers removed, {size(sum(item.diff_size for item in removed))} of files")
+    removed, seconds = timed(lambda: [item for layer in layers for item in layer.release()])
+    freed = size(sum(item.diff_size for item in removed))
+    say("release()", f"{len(removed)} layers removed, {freed} of files  ({took(seconds)})")
     expect(len(removed) == len(layers), "a layer is still there")
     expect(not store.map() and not store.mounts(), "the store still knows a layer")
     left = [os.path.join(at, name) for at, _, names in os.walk(store.root) for name in names]

@@ -11,7 +11,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import disk
@@ -133,7 +132,7 @@ OWN_CLASSES = [
 def test_every_public_name_has_a_docstring(name):
     thing = getattr(layerstore, name)
     if not (inspect.isclass(thing) or callable(thing)):
-        thing = type(thing)      # a constant: its class says what it is
+        thing = type(thing)  # a constant: its class says what it is
     assert inspect.getdoc(thing)
 
 
@@ -152,57 +151,77 @@ def test_what_a_constructor_takes_is_documented(name):
 DEMO = PROJECT / "examples" / "demo.py"
 
 
-def run_demo(*arguments: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    paths = [str(Path(layerstore.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [*before, sys.executable, str(DEMO), *arguments]
+def run_demo(room, *arguments: str, script: Path = DEMO, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run it with its temporary directory in room, on our tmpfs."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(layerstore.__file__).parents[1]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": str(room),
+    }
+    command = [*before, sys.executable, str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def traces() -> set[str]:
-    """Directories and mounts of the demo, wherever it may put them."""
-    places = {"/var/tmp", "/dev/shm", "/tmp", tempfile.gettempdir()}
-    directories = {str(path) for place in places if os.path.isdir(place) for path in Path(place).glob("layerstore-demo-*")}
-    return directories | {point for point in disk.mounts_below("/") if "layerstore-demo-" in point}
+def traces(room) -> set[str]:
+    """Its directories and mounts in room. Elsewhere another one may be running at this very moment."""
+    return {str(path) for path in room.glob("layerstore-demo-*")} | set(disk.mounts_below(room))
 
 
-@pytest.mark.time_limit(120)
-def test_the_demo_runs_to_its_end_and_leaves_nothing(tmpfs):
-    before = traces()
-    done = run_demo("--local")
+def test_the_demo_runs_to_its_end_and_leaves_nothing(room):
+    done = run_demo(room, "--local")
     assert (done.returncode, done.stderr) == (0, "")
+    assert str(room) in done.stdout.splitlines()[0]
     assert "All digests were the same and nothing is left." in done.stdout.splitlines()[-1]
     for shown in ("MB/s", "sha256:", "changes()", "commit()", "verify()", "DiffID"):
         assert shown in done.stdout
-    assert traces() == before
+    assert traces(room) == set()
 
 
-def test_the_demo_says_who_may_run_it(tmpfs):
-    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
-    if subprocess.run([*nobody, sys.executable, "-c", ""], capture_output=True, check=False).returncode:
-        pytest.skip("this Python cannot be run by another user")
-    done = run_demo("--local", before=nobody)
-    assert done.returncode == 2
-    assert "root" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.time_limit(120)
-def test_a_demo_that_fails_leaves_nothing_and_says_so(tmpfs, room):
-    """A layer is damaged while it runs: the line at the end is earned, not printed."""
-    before = traces()
-    broken = room / "demo.py"
-    text = DEMO.read_text()
-    victim = "    target.unlink()\n"
-    assert text.count(victim) == 1
-    damage = "    Path(layers[0].metadata()['UpperDir'], next(iter(os.listdir(layers[0].metadata()['UpperDir'])))).rename(place + '/gone')\n"
-    broken.write_text(text.replace(victim, victim + damage))
-    environment = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1])}
-    done = subprocess.run([sys.executable, broken, "--local"], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1
-    assert "NOT WELL" in done.stderr
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("(next(root.rglob('os.py'))).write_text('other bytes')", "verify() found"),
+        ("next(root.iterdir()).rename(root.parent / 'gone')", "verify() found"),
+        ("Path(layers[0]._record.store.root, 'image', 'stray').write_text('')", "still on disk"),
+    ],
+    ids=["a file changed", "a tree gone", "a file left"],
+)
+def test_a_demo_that_meets_a_fault_says_so_and_leaves_nothing(room, damage, told):
+    """The last line is earned: a fault planted behind the export is found, and all is swept away."""
+    text, behind = DEMO.read_text(), "    target.unlink()\n"
+    assert text.count(behind) == 1
+    planted = f"    root = Path(layers[2].metadata()['UpperDir'])\n    {damage}\n"
+    (room / "faulty.py").write_text(text.replace(behind, behind + planted))
+    done = run_demo(room, "--local", script=room / "faulty.py")
+    assert done.returncode == 1, done.stderr
+    assert told in done.stderr.splitlines()[-1]
     assert "nothing is left" not in done.stdout
-    assert traces() == before
+    assert traces(room) == set()
+
+
+def test_an_interrupted_demo_leaves_nothing(room):
+    """Ctrl-C while the writable layer is mounted, the moment with most to give back."""
+    text, moment = DEMO.read_text(), "    compiler = ["
+    assert text.count(moment) == 1
+    (room / "interrupted.py").write_text(text.replace(moment, "    os.kill(os.getpid(), signal.SIGINT)\n" + moment))
+    done = run_demo(room, "--local", script=room / "interrupted.py")
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert traces(room) == set()
+
+
+def test_the_demo_says_who_may_run_it(room):
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    # Root without its rights: what a user's shell is, for a Python that may lie in root's home.
+    weak = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
+    before = weak if run_demo(room, "--help", before=nobody).returncode else nobody
+    done = run_demo(room, "--local", before=before)
+    assert done.returncode == 2
+    assert ("has to run as root" if before == nobody else "cannot be mounted here") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert traces(room) == set()
 
 
 def test_a_deb_is_taken_apart_as_ar_wrote_it(room, monkeypatch):
