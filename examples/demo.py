@@ -24,10 +24,13 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import layerstore
+
+T = TypeVar("T")
 
 PACKAGES = ("libc6", "git")  # a base and what lies on it; their names carry no version
 LOCAL = ("/usr/share/zoneinfo", "/usr/share/perl", "/usr/share/perl5", "/usr/include/linux")
@@ -79,7 +82,7 @@ def short(digest: str) -> str:
     return digest[:19] + "…"
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
@@ -261,7 +264,7 @@ def register(store: layerstore.Store, given: list[Blob]) -> list[layerstore.Laye
     print(f"  {'layer':<24}{'compressed':>11}{'tar':>11}{'files':>8}{'time':>10}{'tar a second':>15}")
     for blob in given:
         parent = layers[-1].chain_id if layers else ""
-        layer, seconds = timed(lambda blob=blob, parent=parent: store.register(blob.path, parent))
+        layer, seconds = timed(partial(store.register, blob.path, parent))
         layers.append(layer)
         with layer.tar_stream() as stream:
             tar_size = stream.size
@@ -324,13 +327,14 @@ def sha256_of(stream: layerstore.TarStream) -> str:
 def fork(store: layerstore.Store, top: layerstore.Layer, how: str) -> None:
     """Many short lives on one layer: what an agent's sandboxes do."""
 
-    def one_life(number: int) -> None:
-        with store.create_rw_layer(f"agent-{number}", top.chain_id) as rw:
-            with rw.mounted() as root:
-                Path(root, "answer").write_text(f"{number}\n")
-            expect([str(change) for change in rw.changes()] == ["A /answer"], "a sandbox saw another one's files")
+    def lives() -> None:
+        for number in range(SANDBOXES):
+            with store.create_rw_layer(f"agent-{number}", top.chain_id) as rw:
+                with rw.mounted() as root:
+                    Path(root, "answer").write_text(f"{number}\n")
+                expect([str(change) for change in rw.changes()] == ["A /answer"], "a sandbox saw another one's files")
 
-    _, seconds = timed(lambda: [one_life(number) for number in range(SANDBOXES)])
+    _, seconds = timed(lives)
     say(f"{SANDBOXES} sandboxes", f"{took(seconds)}, {took(seconds / SANDBOXES)} each; {how}")
 
 
@@ -340,7 +344,7 @@ def export(place: str, layers: list[layerstore.Layer], plain: list[tuple[str, ..
     print(f"  {'layer':<24}{'tar':>9}{'a second':>13}   {'in | sha256sum':<16}{'DiffID':<16}out | sha256sum")
     for layer, unpack, name in zip(layers, plain, names, strict=True):
         with layer.tar_stream() as stream, target.open("wb") as out:
-            written, seconds = timed(lambda stream=stream, out=out: stream.copy_to(out))
+            written, seconds = timed(partial(stream.copy_to, out))
         came_in = sha256sum(*unpack) if unpack else ""
         went_out = sha256sum("cat", str(target))
         print(f"  {name[:23]:<24}{size(written):>9}{size(written / seconds) + '/s':>13}   "
