@@ -194,5 +194,9 @@ def guess_format(bytes head not None):
 
 
 def build_info():
+    """Say which libraries this build stands on.
+
+    Returns  {"sha256": ..., "crc64": ..., "gzip": ..., "zstd": ...}: name and version of each; "" for none
+    """
     return {"sha256": lay.lay_build_sha256().decode(), "crc64": lay.lay_build_crc64().decode(),
             "gzip": lay.lay_build_gzip().decode(), "zstd": lay.lay_build_zstd().decode()}

@@ -15,6 +15,7 @@
 #include "unpack.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -435,6 +436,13 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
         ssize_t n = read_some(fd, offset, to, room);
         if (n < 0 && errno == EINTR)
             return LAY_OK;                            /* let the caller look at its signals */
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            struct pollfd p = { .fd = fd, .events = POLLIN };
+            int64_t left = stop - now_ms();
+            if (poll(&p, 1, left > 0 ? (int)left : 0) <= 0)
+                return LAY_OK;
+            continue;
+        }
         if (n < 0)
             return lay_fail_os(err, errno, NULL, "cannot read the layer's tar");
         if (n == 0) {

@@ -129,8 +129,8 @@ static lay_code see_entry(lay_check *c, const lay_tar_entry *e, lay_error *err)
 {
     size_t n;
     bool there, seen;
-    if (e->type == 'g' || e->type == '3' || e->type == '4')
-        return LAY_OK;                        /* devices: left out in a user namespace */
+    if (e->type == 'g')
+        return LAY_OK;
     if (lay_payload_path(e->name, e->name_len, &c->path, &c->path_cap, &n, err))
         return err->code;
     if (n == 1 && c->path[0] == '.')
@@ -139,6 +139,8 @@ static lay_code see_entry(lay_check *c, const lay_tar_entry *e, lay_error *err)
         c->linked = true;
     if (e->type != '5' && lay_nameset_add(&c->no_directories, lay_nameset_hash(&c->no_directories, c->path, n), &seen, err))
         return err->code;
+    if (e->type == '3' || e->type == '4')
+        return LAY_OK;                        /* left out in a user namespace */
     if ((e->type == '0' && e->stored) || is_there(c, c->path, n, &there, err) || there)
         return err->code;                     /* a file with bytes is looked at when they are wanted */
     return lay_text_add(&c->lost, c->path, n + 1, err);

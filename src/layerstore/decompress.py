@@ -9,11 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 
-import libarchive
-from libarchive import ffi
-from libarchive.read import ArchiveRead, new_archive_read
-
-from layerstore.errors import TarFormatError
+from layerstore.errors import NotSupportedError, TarFormatError
 
 _BLOCK = 1 << 20
 _ARCHIVE_FATAL = -30
@@ -27,8 +23,17 @@ def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
     kind   "bzip2", "xz" or "lz4"
     read   gives the next bytes of the stream, b"" at its end; what it raises passes through
 
-    Raises  TarFormatError   the stream is cut, broken, or followed by something else
+    Raises  TarFormatError      the stream is cut, broken, or followed by something else
+            NotSupportedError   libarchive cannot be loaded
     """
+    # Here, so that a machine without the library can do everything else.
+    try:
+        import libarchive
+        from libarchive import ffi
+        from libarchive.read import ArchiveRead, new_archive_read
+    except (ImportError, OSError, AttributeError) as err:
+        needed = "libarchive (Debian: libarchive13)"
+        raise NotSupportedError(f"{kind} streams take {needed}, which cannot be loaded: {err}") from err
     failure: list[BaseException] = []
     # libarchive looks at a block until it asks for the next one.
     held: list[bytes] = [b""]

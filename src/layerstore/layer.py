@@ -77,7 +77,10 @@ class Layer:
         return self._record.store._tar_stream_from(self._record, parent)
 
     def metadata(self) -> dict[str, str]:
-        """Name the driver's directories of this layer. Raises OSError when they are gone."""
+        """Name the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir where there is a parent.
+
+        Raises  OSError   they are gone
+        """
         return self._record.store._driver_of().metadata(self.cache_id)
 
     def release(self) -> list[Metadata]:

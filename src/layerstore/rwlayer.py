@@ -51,7 +51,13 @@ class RWLayer:
         return Layer(self._mount.parent) if self._mount.parent else None
 
     def mount(self, mount_label: str = "") -> str:
-        """Mount it, or count one user more; gives the path. Raises OSError."""
+        """Mount it, or count one user more; gives the path.
+
+        mount_label   SELinux label of the whole mount, or ""
+        Raises        OSError   from the kernel: EINVAL for a label where there is no SELinux
+        """
+        if not isinstance(mount_label, str):
+            raise TypeError(f"a mount label is a str, not {type(mount_label).__name__}")
         return self._held().store._driver_of().get(self._mount.mount_id, mount_label)
 
     def unmount(self) -> None:
@@ -80,11 +86,11 @@ class RWLayer:
         return self._held().store._driver_of().diff(self._mount.mount_id, self._mount.below)
 
     def apply_diff(self, source: Any) -> int:
-        """Unpack a tar over it; gives its size. Raises as Store.register does."""
+        """Unpack a tar over it; gives the bytes of all its own files then. Raises as Store.register does."""
         return self._held().store._apply_diff(self._mount, source)
 
     def metadata(self) -> dict[str, str]:
-        """Name the driver's directories, and its own name as ID."""
+        """Name the driver's directories (UpperDir, WorkDir, MergedDir, LowerDir), and its own name as ID."""
         found = self._held().store._driver_of().metadata(self._mount.mount_id)
         found.setdefault("ID", self.name)
         return found

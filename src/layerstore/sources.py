@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -90,10 +91,17 @@ class Input:
                 block = os.pread(self.fd, BLOCK, self.offset)
                 self.offset += len(block)
             else:
-                block = os.read(self.fd, BLOCK)
+                block = self._read_descriptor()
             if not block:
                 return
             yield block
+
+    def _read_descriptor(self) -> bytes:
+        while True:
+            try:
+                return os.read(self.fd, BLOCK)
+            except BlockingIOError:
+                select.select([self.fd], [], [])
 
     def close(self) -> None:
         """Close what was opened here; leave a file where reading stopped."""
@@ -144,13 +152,20 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
         yield from blocks
 
     if format in FOREIGN:
-        packed = all_blocks()
-        for block in plain_blocks(format, lambda: next(packed, b"")):
+        packed, taken = all_blocks(), 0
+
+        def read() -> bytes:
+            nonlocal taken
+            block = next(packed, b"")
+            taken += len(block)
+            return block
+
+        for block in plain_blocks(format, read):
             done = apply.push(block)
-            teller.tell(apply.taken)
+            teller.tell(taken)
             if done:
                 break
-        teller.tell(apply.taken, end=True)
+        teller.tell(taken, end=True)
         return
     done = bool(head) and apply.push(head)
     if source.fd >= 0:

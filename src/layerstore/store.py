@@ -55,7 +55,12 @@ def _noted(err: LayerStoreError, subject: str) -> LayerStoreError:
 
 
 class Store:
-    """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it."""
+    """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it.
+
+    A layer lives as long as somebody holds a reference, a child or a writable layer stands on it, or nobody
+    has asked for it since the root was opened; the last release() deletes it from disk. close() releases
+    nothing and unmounts nothing.
+    """
 
     def __init__(
         self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None
@@ -63,12 +68,20 @@ class Store:
         """Open, or make, the store below root (image/<driver>/layerdb, <driver>/).
 
         driver    None: the one found there, else the best this host can run
-        options   the driver's, and "durability": "full" (default), "ordered" or "none"
-        Raises    LayerStoreError, NotSupportedError, OSError
+        options   the driver's ("overlay2.size": the size of every writable layer, on xfs with quotas), and
+                  "durability": "full" (default; what is registered survives a crash of the machine),
+                  "ordered" (files are synced, as moby does) or "none"
+        Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
+                  InvalidOptionError   an option nobody knows
+                  LayerStoreError, OSError
+        References are counted in this object: layers of one root that several Stores hold should be held
+        (get()) by each, since the last release() of any of them deletes.
         """
         if not os.fspath(root):
             raise ValueError("the root of a store is a directory's path, not an empty text")
         self.root: str = os.path.abspath(os.fsdecode(root))
+        if options is not None and not isinstance(options, Mapping):
+            raise TypeError(f"options is a mapping of texts, not {type(options).__name__}")
         given = dict(options or {})
         durability = given.pop("durability", "full")
         if durability not in ("full", "ordered", "none"):
@@ -228,7 +241,8 @@ class Store:
 
         source     read(n), a descriptor, a path, or a buffer; plain, gzip, zstd, bzip2, xz or lz4
         parent     ChainID below, or "" for a base layer
-        progress   called with the bytes taken, at most ten times a second
+        os         None or "linux"
+        progress   called with the bytes taken from the source, at most ten times a second
 
         Raises  LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), BreakoutError
                 (.path), NotSupportedError, OSError; then nothing is left on disk
@@ -329,13 +343,13 @@ class Store:
             log.error("Error canceling metadata transaction %s: %s", transaction, err)
 
     def get(self, chain_id: str) -> Layer:
-        """Give a new reference to a layer. Raises LayerDoesNotExistError."""
+        """Give a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
         self._check_open()
         with self._lock:
             return self._handle(self._retain(chain_id))
 
     def map(self) -> dict[ChainID, Layer]:
-        """Give all layers, bare: no references."""
+        """Give all layers, bare: no references. The way to look at layers without owning them."""
         self._check_open()
         with self._lock:
             self._load_all()
@@ -403,6 +417,10 @@ class Store:
 
     def create_rw_layer(self, name: str, parent: str = "", opts: CreateRWLayerOpts | None = None) -> RWLayer:
         """Make a writable layer and return a reference to it.
+
+        name     a name for a directory: no "/", at most 255 bytes
+        parent   ChainID below, or "" for an empty tree
+        opts     an init layer and the driver's options
 
         Raises  MountNameConflictError, LayerDoesNotExistError, NotSupportedError, ValueError (name), OSError,
                 and whatever init_func raises
@@ -493,7 +511,7 @@ class Store:
         return mount.mount_id
 
     def release_rw_layer(self, layer: RWLayer) -> list[Metadata]:
-        """Give a reference back; with the last one the writable layer is deleted.
+        """Give a reference back; with the last one the writable layer is unmounted and deleted.
 
         Returns  the read-only layers that went with it
         Raises   LayerNotRetainedError   this handle holds no reference
