@@ -251,7 +251,7 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         goto done;
     }
     lay_dir *here = lay_dir_retain(u->dir);
-    char name[NAME_MAX + 1];
+    char name[sizeof u->base];
     memcpy(name, u->base, sizeof name);
     if (!lay_unpack_drain(u, err) && !lay_unpack_find(u, &target, &aliased, err)) {
         if (linkat(u->dir->fd, u->base, here->fd, name, 0) != 0)

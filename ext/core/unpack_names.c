@@ -222,7 +222,8 @@ lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, la
     size_t len = clean->len - base;
     bool linked;
     *aliased = false;
-    if (len > NAME_MAX)
+    bool hides = lay_whiteout_kind(clean->p + base, len) == LAY_WH_NAME;
+    if (len > NAME_MAX + (hides ? LAY_WH_PREFIX_LEN : 0))
         return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
     memcpy(u->base, clean->p + base, len + 1);
     if (enter(u, clean->p, parent, &linked, err)) {

@@ -9,6 +9,7 @@
 #include "pool.h"
 #include "text.h"
 #include "unpack.h"
+#include "whiteout.h"
 
 #include <limits.h>
 
@@ -31,7 +32,7 @@ struct lay_unpack {
     lay_dirs dirs;
     lay_dir *dir;                            /* parent of the present entry */
     lay_text clean, path, tried;           /* cleaned name; resolved path; link target; scratch */
-    char base[NAME_MAX + 1];
+    char base[NAME_MAX + LAY_WH_PREFIX_LEN + 1];   /* a whiteout's entry is longer than the name it hides */
     payload payload;
     lay_meta meta;
     int file_fd; int64_t file_end;           /* PAYLOAD_OPEN */

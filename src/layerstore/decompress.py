@@ -7,7 +7,7 @@ a cut stream, a broken one, and anything but zeros behind its end are errors.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from layerstore.errors import NotSupportedError, TarFormatError
 
@@ -17,11 +17,12 @@ _ARCHIVE_FATAL = -30
 _PADDING_LIMIT = 1 << 20
 
 
-def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
+def decompress(kind: str, read: Callable[[], bytes], give: Callable[[bytes], bool]) -> None:
     """Decompress a stream.
 
     kind   "bzip2", "xz" or "lz4"
     read   gives the next bytes of the stream, b"" at its end; what it raises passes through
+    give   takes the next plain bytes; True: no more are wanted
 
     Raises  TarFormatError      the stream is cut, broken, or followed by something else
             NotSupportedError   libarchive cannot be loaded
@@ -74,7 +75,8 @@ def plain_blocks(kind: str, read: Callable[[], bytes]) -> Iterator[bytes]:
             room = ctypes.create_string_buffer(_BLOCK)
             for _entry in archive:
                 while size := ffi.read_data(pointer, room, _BLOCK):
-                    yield room.raw[:size] if size < _BLOCK else room.raw
+                    if give(room.raw[:size] if size < _BLOCK else room.raw):
+                        return
             used = archive.bytes_read
     except libarchive.ArchiveError as err:
         raise cut(err) from None

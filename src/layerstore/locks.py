@@ -6,6 +6,7 @@ open descriptor, it vanishes with its process however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -23,13 +24,16 @@ class NamedLocks:
     def __init__(self) -> None:
         """Make an empty set of locks."""
         self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.Lock, list[int]]] = {}
+        self._locks: dict[str, tuple[threading.RLock, list[int]]] = {}
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Hold the lock of name for the length of a `with` block. Not reentrant."""
+        """Hold the lock of name for the length of a `with` block.
+
+        Reentrant: an interrupt between taking the lock and the block leaves it to the thread that unwinds.
+        """
         with self._guard:
-            lock, users = self._locks.setdefault(name, (threading.Lock(), [0]))
+            lock, users = self._locks.setdefault(name, (threading.RLock(), [0]))
             users[0] += 1
         try:
             with lock:
@@ -52,6 +56,9 @@ class Claim:
         """Give the mark back. Twice is harmless."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            # The lock is the open file's, which a child forked meanwhile shares: closing alone would leave it there.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def __del__(self) -> None:

@@ -576,6 +576,28 @@ class FileMetadataStore:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
 
+    def set_mount_aside(self, mount: str) -> str | None:
+        """Rename a mount's directory below tmp/, where cleanup() removes what nobody works on.
+
+        Returns  the new path, or None: it is gone
+        """
+        directory = os.path.join(self.root, "mounts", check_mount_name(mount))
+        make_directories(os.path.join(self.root, "tmp"), 0o755)
+        while True:
+            aside = os.path.join(self.root, "tmp", f"write-set-{secrets.randbelow(1 << 32)}")
+            try:
+                os.rename(directory, aside)
+                return aside
+            except FileNotFoundError:
+                return None
+            except OSError as err:
+                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+
+    def put_mount_back(self, mount: str, aside: str) -> None:
+        """Undo set_mount_aside()."""
+        os.rename(aside, os.path.join(self.root, "mounts", check_mount_name(mount)))
+
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""
         directory = os.path.join(self.root, "mounts", check_mount_name(mount))

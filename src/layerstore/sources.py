@@ -13,11 +13,11 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from layerstore._apply import Apply, guess_format
-from layerstore.decompress import plain_blocks
+from layerstore.decompress import decompress
 
 BLOCK = 1 << 20
 LEND = 64 << 20   # of a buffer at once: between the parts, signals and progress have their turn
@@ -32,7 +32,9 @@ class Input:
     def __init__(self, source: Any) -> None:
         """Look at source. Raises TypeError or OSError, before anything is made."""
         self.fd = self.offset = -1
-        self.buffer: Any = None
+        self.buffer: memoryview | None = None
+        self.lendable = False
+        self.taken = 0                       # of buffer
         self.read: Callable[[int], Any] | None = None
         self.owned = False
         self.file: Any = None
@@ -54,10 +56,13 @@ class Input:
             self.read = source.read
         else:
             try:
-                self.buffer = memoryview(source)
+                view = memoryview(source)
             except TypeError:
                 kind = type(source).__name__
                 raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {kind}") from None
+            self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+            # Two threads look at lent bytes at different moments: only what cannot change is lent.
+            self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
         if self.fd >= 0 and stat.S_ISDIR(os.fstat(self.fd).st_mode):
             self.close()
             raise IsADirectoryError(21, "Is a directory", source if not isinstance(source, int) else None)
@@ -74,27 +79,21 @@ class Input:
             return self.fd, self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
         return -1, 0
 
-    def blocks(self) -> Iterator[bytes]:
-        """All of it, as bytes objects."""
+    def block(self) -> bytes:
+        """The next bytes of it; b"" at the end."""
         if self.buffer is not None:
-            view = self.buffer.cast("B") if self.buffer.nbytes else memoryview(b"")
-            for at in range(0, len(view), BLOCK):
-                yield bytes(view[at : at + BLOCK])
-            return
-        while True:
-            if self.read is not None:
-                block = self.read(BLOCK)
-                if not isinstance(block, (bytes, bytearray, memoryview)):
-                    raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
-                block = bytes(block)
-            elif self.offset >= 0:
-                block = os.pread(self.fd, BLOCK, self.offset)
-                self.offset += len(block)
-            else:
-                block = self._read_descriptor()
-            if not block:
-                return
-            yield block
+            at, self.taken = self.taken, min(self.taken + BLOCK, len(self.buffer))
+            return bytes(self.buffer[at : self.taken])
+        if self.read is not None:
+            block = self.read(BLOCK)
+            if not isinstance(block, (bytes, bytearray, memoryview)):
+                raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
+            return bytes(block)
+        if self.offset >= 0:
+            found = os.pread(self.fd, BLOCK, self.offset)
+            self.offset += len(found)
+            return found
+        return self._read_descriptor()
 
     def _read_descriptor(self) -> bytes:
         while True:
@@ -129,43 +128,15 @@ class _Teller:
 def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     """Push all of source into apply. What read() and progress raise passes through."""
     teller = _Teller(progress)
-    if source.buffer is not None:
-        data = source.buffer
-        format = guess_format(bytes(data.cast("B")[:HEAD]) if data.nbytes else b"")
-        if format not in FOREIGN:
-            view = data.cast("B") if data.nbytes and data.contiguous else memoryview(bytes(data))
-            for at in range(0, len(view), LEND):
-                if apply.lend(view[at : at + LEND]):
-                    break
-                teller.tell(apply.taken)
-            teller.tell(apply.taken, end=True)
-            return
-    blocks = source.blocks()
     head = b""
-    while len(head) < HEAD and (block := next(blocks, b"")):
+    while len(head) < HEAD and (block := source.block()):
         head += block
     format = guess_format(head[:HEAD])
-
-    def all_blocks() -> Iterator[bytes]:
-        if head:
-            yield head
-        yield from blocks
-
     if format in FOREIGN:
-        packed, taken = all_blocks(), 0
-
-        def read() -> bytes:
-            nonlocal taken
-            block = next(packed, b"")
-            taken += len(block)
-            return block
-
-        for block in plain_blocks(format, read):
-            done = apply.push(block)
-            teller.tell(taken)
-            if done:
-                break
-        teller.tell(taken, end=True)
+        _feed_foreign(source, apply, teller, format, head)
+        return
+    if source.buffer is not None and source.lendable:
+        _lend(source.buffer, apply, teller)
         return
     done = bool(head) and apply.push(head)
     if source.fd >= 0:
@@ -174,7 +145,34 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
             source.offset = offset if source.offset >= 0 else -1
             teller.tell(apply.taken)
     else:
-        while not done and (block := next(blocks, b"")):
+        while not done and (block := source.block()):
             done = apply.push(block)
             teller.tell(apply.taken)
     teller.tell(apply.taken, end=True)
+
+
+def _lend(buffer: memoryview, apply: Apply, teller: _Teller) -> None:
+    for at in range(0, len(buffer), LEND):
+        if apply.lend(buffer[at : at + LEND]):
+            break
+        teller.tell(apply.taken)
+    teller.tell(apply.taken, end=True)
+
+
+def _feed_foreign(source: Input, apply: Apply, teller: _Teller, format: str, head: bytes) -> None:
+    """Push what bzip2, xz or lz4 unpacks to."""
+    taken, waiting = 0, [head]
+
+    def read() -> bytes:
+        nonlocal taken
+        block = waiting.pop() if waiting else source.block()
+        taken += len(block)
+        return block
+
+    def give(block: bytes) -> bool:
+        done = apply.push(block)
+        teller.tell(taken)
+        return bool(done)
+
+    decompress(format, read, give)
+    teller.tell(taken, end=True)

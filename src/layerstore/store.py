@@ -1,8 +1,8 @@
 """Store: the life of a layer and of a mount.
 
-Locks, in this order: the name of a writable layer; the lock of both maps. Neither is held during tar work
-or while a layer's files are deleted. A layer becomes visible by one rename; a removal renames first and
-cleanup() finishes it.
+Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
+processes. None is held during tar work, the latter two not while files are deleted. A layer becomes visible
+by one rename; a removal renames first and cleanup() finishes it.
 Opening lists names only: a layer's files are read when it is first asked for, and who stands on it when it
 might be deleted. Other processes may work on the same root: what they registered is found when it is asked
 for, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
@@ -68,7 +68,7 @@ class Store:
         """Open, or make, the store below root (image/<driver>/layerdb, <driver>/).
 
         driver    None: the one found there, else the best this host can run
-        options   the driver's ("overlay2.size": the size of every writable layer, on xfs with quotas), and
+        options   the driver's ("<driver>.size": the size of every writable layer, on xfs with quotas), and
                   "durability": "full" (default; what is registered survives a crash of the machine),
                   "ordered" (files are synced, as moby does) or "none"
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
@@ -151,6 +151,21 @@ class Store:
                 log.warning("Failed to load layer %s: %s", chain, err)
         return self._layers.get(cast(ChainID, chain_id))
 
+    def _load_current(self, chain_id: str) -> Record | None:
+        """Under the lock: what _load() gives, unless another process deleted that one."""
+        record = self._load(chain_id)
+        if record and not self._names_layer(record):
+            self._drop(record)
+            record = self._load(chain_id)
+        return record
+
+    def _drop(self, record: Record) -> None:
+        """Under the lock: forget a layer that another process deleted; its handles refer to nothing now."""
+        log.warning("Layer %s was removed by another process", record.chain_id)
+        self._layers.pop(record.chain_id, None)
+        if record.parent:
+            record.parent.count -= 1
+
     def _read(self, chain: ChainID) -> Record:
         def get(what: str, read: Callable[[str], Any]) -> Any:
             try:
@@ -217,11 +232,35 @@ class Store:
     def _find_mount(self, name: str) -> Mount | None:
         check_mount_name(name)
         with self._lock:
+            mount = self._mounts.get(name)
+            if mount and not self._names_mount(mount):
+                # Another process released it.
+                del self._mounts[name]
+                if mount.parent:
+                    mount.parent.count -= 1
             return self._load_mount(name)
+
+    def _names_mount(self, mount: Mount) -> bool:
+        """Does the record on disk still mean this writable layer, and not a later one of its name?"""
+        try:
+            return self._metadata.get_mount_id(mount.name) == mount.mount_id
+        except FileNotFoundError:
+            return False
+        except (OSError, LayerStoreError):
+            return True                   # damaged, which verify() tells
+
+    def _names_layer(self, record: Record) -> bool:
+        """Does the record on disk still mean these files, and not those of a layer registered anew?"""
+        try:
+            return self._metadata.get_cache_id(record.chain_id) == record.cache_id
+        except FileNotFoundError:
+            return False
+        except (OSError, LayerStoreError):
+            return True
 
     def _retain(self, chain_id: str) -> Record:
         with self._lock:
-            record = self._load(chain_id)
+            record = self._load_current(chain_id)
             if record is None:
                 raise _noted(LayerDoesNotExistError(), chain_id)
             record.count += 1
@@ -284,6 +323,7 @@ class Store:
     def _unpack(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> tuple[Layer, bool]:
         """Make a layer of what fill() pushes: a reference to it, and whether it was not there before."""
         cache_id = random_id()
+        made: Record | None = None
         transaction = self._metadata.start_transaction()
         try:
             self._driver.create(cache_id, above.cache_id if above else "")
@@ -306,9 +346,10 @@ class Store:
             self._driver.settle(cache_id, above.cache_id if above else "")
             if self._durability == "full":
                 self._driver.sync()
-            handle = self._commit_or_existing(transaction, chain, Record(
-                self, chain, diff_id, above, cache_id, done.size, descriptor))  # fmt: skip
+            made = Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
+            handle = self._commit_or_existing(transaction, made)
         except BaseException:
+            self._withdraw(made)
             self._discard(cache_id, transaction)
             raise
         is_new = handle.cache_id == cache_id
@@ -318,19 +359,36 @@ class Store:
             self._discard(cache_id, transaction)
         return handle, is_new
 
-    def _commit_or_existing(self, transaction: Any, chain: ChainID, made: Record) -> Layer:
+    def _commit_or_existing(self, transaction: Any, made: Record) -> Layer:
         """Make a layer visible; where it is there already, that one wins."""
+        chain = made.chain_id
         with self._lock, self._metadata.exclusive():
             self._check_open()
-            existing = self._load(chain)
+            existing = self._load_current(chain)
             if existing is None:
-                if made.parent and not self._metadata.has(made.parent.chain_id):
+                if made.parent and not self._names_layer(made.parent):
                     raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
                 transaction.commit(chain)
                 self._bad.pop(chain, None)
                 existing = self._layers[chain] = made
             existing.count += 1
             return self._handle(existing)
+
+    def _withdraw(self, made: Record | None) -> None:
+        """A failure, or an interrupt, behind the rename that made a layer visible: make it invisible again."""
+        if made is None:
+            return
+        with self._lock, self._metadata.exclusive():
+            if self._layers.get(made.chain_id) is made:
+                del self._layers[made.chain_id]
+            try:
+                visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
+            except (OSError, LayerStoreError):
+                visible = False
+            if visible:
+                aside = self._metadata.set_aside(made.chain_id)
+                if aside:
+                    shutil.rmtree(aside, ignore_errors=True)
 
     def _discard(self, cache_id: str, transaction: Any) -> None:
         try:
@@ -383,10 +441,16 @@ class Store:
                     break
                 with self._metadata.exclusive():
                     self._load_standing_on(record)
+                    # An interrupt may have lost a count; nothing is deleted from under what stands on it.
+                    standing = sum(r.parent is record for r in self._layers.values())
+                    standing += sum(m.parent is record for m in self._mounts.values())
+                    record.count = max(record.count, standing + len(record.handles))
                     if record.count > 0:
                         break
-                    del self._layers[record.chain_id]
-                    aside = self._metadata.set_aside(record.chain_id)
+                    if self._layers.get(record.chain_id) is record:
+                        del self._layers[record.chain_id]
+                    ours = self._names_layer(record)
+                    aside = self._metadata.set_aside(record.chain_id) if ours else None
             self._driver.remove(record.cache_id)
             if aside:
                 shutil.rmtree(aside)
@@ -469,11 +533,14 @@ class Store:
             self._driver.settle(mount_id, init_id or below)
             if init_id and self._durability == "full":
                 self._driver.sync()           # what init_func wrote
-            with self._metadata.exclusive():
-                if above and not self._metadata.has(above.chain_id):
+            with self._lock, self._metadata.exclusive():
+                if above and not self._names_layer(above):
                     raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
+                if self._metadata.has_mount(name):
+                    if self._is_loadable(name):      # another process was quicker
+                        raise _noted(MountNameConflictError(), name)
+                    self._metadata.remove_mount(name)
                 recording = True
-                self._metadata.remove_mount(name)    # what is left of one that could not be loaded
                 self._metadata.set_mount_id(name, mount_id)
                 if init_id:
                     self._metadata.set_init_id(name, init_id)
@@ -490,6 +557,16 @@ class Store:
                     self._driver.remove(id)
             raise
         return Mount(self, name, mount_id, init_id, above)
+
+    def _is_loadable(self, name: str) -> bool:
+        """Under the lock: is there a record of a writable layer that can be read?"""
+        try:
+            self._metadata.get_mount_id(name)
+            self._metadata.get_init_id(name)
+            parent = self._metadata.get_mount_parent(name)
+        except (OSError, LayerStoreError):
+            return False
+        return not parent or self._load(parent) is not None
 
     def get_rw_layer(self, name: str) -> RWLayer:
         """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
@@ -528,15 +605,23 @@ class Store:
             mount.handles.remove(layer)
             if mount.handles:
                 return []
+            # First the record goes, by one rename: from then on its files are nobody's, however this ends.
+            aside = None
             try:
+                with self._metadata.exclusive():
+                    if self._names_mount(mount):
+                        aside = self._metadata.set_mount_aside(mount.name)
                 self._driver.remove(mount.mount_id)
                 if mount.init_id:
                     self._driver.remove(mount.init_id)
-                self._metadata.remove_mount(mount.name)
             except BaseException as err:
                 log.error("Error removing mounted layer %s: %s", mount.name, err)
                 mount.handles.add(layer)
+                if aside:
+                    self._metadata.put_mount_back(mount.name, aside)
                 raise
+            if aside:
+                shutil.rmtree(aside, ignore_errors=True)
             with self._lock:
                 self._mounts.pop(mount.name, None)
             return self._release_chain(mount.parent)

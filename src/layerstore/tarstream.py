@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
 import tempfile
 from collections.abc import Callable
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from layerstore import _apply, _tarstream
 from layerstore.ids import DiffID, diff_id_of
@@ -103,10 +104,7 @@ class TarStream(io.RawIOBase):
                 total += written
             return total
         while block := source.read(COPY_BLOCK):
-            view = memoryview(block)
-            while view:
-                n = cast(BinaryIO, dst).write(view)
-                view = view[n if isinstance(n, int) else len(view) :]
+            write_whole(dst, block)
             total += len(block)
         return total
 
@@ -244,6 +242,22 @@ def _empty_file(file: Any) -> int:
         return -1
 
 
+def write_whole(file: Any, data: bytes) -> None:
+    """Write all of data, however little a raw file takes at once.
+
+    Raises  BlockingIOError   it takes nothing now
+            OSError           it says that it took none, or more than there was
+    """
+    view = memoryview(data)
+    while view:
+        taken = file.write(view)
+        if taken is None:
+            raise BlockingIOError(errno.EAGAIN, "the file takes no bytes without blocking")
+        if not 0 < taken <= len(view):
+            raise OSError(errno.EIO, f"write() of {len(view)} bytes says it took {taken}")
+        view = view[taken:]
+
+
 def _copy(source: Any, to: Any) -> None:
     while block := source.read(COPY_BLOCK):
-        to.write(block)
+        write_whole(to, block)

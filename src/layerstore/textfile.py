@@ -7,6 +7,7 @@ fifo, or depends on the process's umask.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -35,7 +36,7 @@ def read_small(path: str) -> bytes:
             InvalidMetadataError   it is no regular file, or larger than any such file is
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
     except OSError as err:
         err.filename = path
         raise
@@ -100,23 +101,32 @@ def sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def make_directory(path: str, mode: int) -> None:
+    """Make one directory with exactly this mode; one that exists stays as it is.
+
+    Raises  NotADirectoryError   something else is there, a link to a directory too
+    """
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+        return  # perhaps another thread was quicker
+    os.chmod(path, mode)
+
+
 def make_directories(path: str, mode: int) -> None:
     """Make path and the missing parents of it, each with exactly this mode.
 
-    What exists stays as it is. A file in the way: NotADirectoryError.
+    What exists stays as it is. A file in the way, or a link as the last component: NotADirectoryError.
     """
-    missing = []
-    while not os.path.isdir(path):
-        # Asked again: another thread may have made it between the two looks.
-        if os.path.lexists(path) and not os.path.isdir(path):
-            raise NotADirectoryError(20, "Not a directory", path)
-        missing.append(path)
-        path = os.path.dirname(path) or "."
-    for directory in reversed(missing):
-        try:
-            os.mkdir(directory, mode)
-        except FileExistsError:
-            if not os.path.isdir(directory):
-                raise NotADirectoryError(20, "Not a directory", directory) from None
-            continue  # another thread was quicker
-        os.chmod(directory, mode)
+    try:
+        make_directory(path, mode)
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        if not parent or parent == path:
+            raise
+        # Links above are the administrator's.
+        if not os.path.isdir(parent):
+            make_directories(parent, mode)
+        make_directory(path, mode)

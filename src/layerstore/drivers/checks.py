@@ -12,11 +12,13 @@ import errno
 import functools
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 
 from layerstore.drivers import mounts
+from layerstore.locks import claim_directory
 
 log = logging.getLogger("layerstore")
 
@@ -72,16 +74,39 @@ def index_parameter_exists() -> bool:
     return os.path.exists("/sys/module/overlay/parameters/index")
 
 
+_PROBES = re.compile(
+    r"(check-overlayfs-support|check-overlayfs-userxattr|check-d-type|metacopy-check|opaque-bug-check)[a-z0-9_]{8}"
+)
+
+
 @contextlib.contextmanager
 def _probe_directory(where: str, prefix: str, *names: str) -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix=prefix, dir=where)
+    claim = claim_directory(directory)
     try:
         for name in names:
             os.makedirs(os.path.join(directory, name), 0o755)
         yield directory
     finally:
-        mounts.unmount_below(directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove_probe(directory)
+        if claim:
+            claim.release()
+
+
+def _remove_probe(directory: str) -> None:
+    mounts.unmount_below(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def remove_abandoned(where: str) -> None:
+    """Remove the probes below `where` that a killed process left behind."""
+    with os.scandir(where) as entries:
+        found = [e.path for e in entries if _PROBES.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+    for directory in found:
+        claim = claim_directory(directory, wait=False)
+        if claim:
+            _remove_probe(directory)
+            claim.release()
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -23,17 +24,25 @@ from layerstore.drivers import checks, mounts
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.options import human_size, parse_driver_options
 from layerstore.drivers.quota import ProjectQuota
-from layerstore.errors import InvalidOptionError, LayerStoreError, MaxDepthExceededError, NotSupportedError
+from layerstore.errors import (
+    InvalidMetadataError,
+    InvalidOptionError,
+    LayerStoreError,
+    MaxDepthExceededError,
+    NotSupportedError,
+    readable,
+)
 from layerstore.ids import is_driver_id
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
-from layerstore.textfile import read_small, replace_small, sync_directory, trimmed
+from layerstore.textfile import make_directory, read_small, replace_small, sync_directory, trimmed
 from layerstore.values import Change, ChangeKind, Durability
 
 log = logging.getLogger("layerstore")
 
 MAX_LOWERS = 128
 LINKS = "l"
+_ITEM = re.compile(rf"{LINKS}/[^/]+")
 _LINK = re.compile(r"\.\./([^/]+)/diff")
 _DIRECTORIES = (("WorkDir", "work"), ("MergedDir", "merged"), ("UpperDir", "diff"))
 # How many unowned directories are looked at together: each holds a descriptor meanwhile.
@@ -41,22 +50,19 @@ _BATCH = 256
 
 
 @contextlib.contextmanager
-def opened(path: str) -> Iterator[int]:
-    """A directory's descriptor for the length of a `with` block."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def opened(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
+    """A directory's descriptor for the length of a `with` block; a link is none."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _make(path: str, mode: int, exist_ok: bool = True) -> None:
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not exist_ok:
-            raise
-    if os.stat(path).st_mode & 0o7777 != mode:
+def _make(path: str, mode: int) -> None:
+    """Make a directory with just this mode, also where it exists; NotADirectoryError for a link or a file."""
+    make_directory(path, mode)
+    if os.lstat(path).st_mode & 0o7777 != mode:
         os.chmod(path, mode)
 
 
@@ -88,6 +94,7 @@ class Overlay2:
         self._locks = NamedLocks()
         self._counter = MountCounter(mounts.is_overlay)
         self._claims: dict[str, Claim | None] = {}
+        self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
         self._native: bool | None = None
         self._quota, why = self._find_quota()
         if self._default_size and self._quota is None:
@@ -121,6 +128,18 @@ class Overlay2:
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
             raise LayerStoreError(f"{id!r} is no id of a layer's directory")
         return os.path.join(self.home, id, *parts)
+
+    @contextlib.contextmanager
+    def _opened_diff(self, id: str) -> Iterator[int]:
+        """The diff directory of id, reached through no link."""
+        with opened(self._dir(id)) as directory, opened("diff", dir_fd=directory) as diff:
+            yield diff
+
+    def _require_directories(self, id: str, *names: str) -> None:
+        """id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
+        for path in (self._dir(id), *(self._dir(id, name) for name in names)):
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
     # ---- life of a directory ----
 
@@ -171,12 +190,16 @@ class Overlay2:
             if self._durability == "full":
                 sync_directory(directory)
         except BaseException:
-            if link:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(self.home, LINKS, link))
+            self._forget_link(link)
             self._remove_tree(id)
             self.recorded(id)
             raise
+
+    def _forget_link(self, link: str) -> None:
+        if link and "/" not in link and link not in (".", ".."):
+            self._sound.pop(f"{LINKS}/{link}", None)
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.home, LINKS, link))
 
     def _lower_for(self, parent: str) -> str:
         """What `lower` says in a child of parent."""
@@ -222,9 +245,7 @@ class Overlay2:
         directory, merged = self._dir(id), self._dir(id, "merged")
         with self._locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):
-                link = trimmed(read_small(self._dir(id, "link")))
-                if link and "/" not in link:
-                    os.unlink(os.path.join(self.home, LINKS, link))
+                self._forget_link(trimmed(read_small(self._dir(id, "link"))))
             if os.path.lexists(directory):
                 if os.path.lexists(merged):      # there only while mounted
                     mounts.unmount_below(directory)
@@ -240,26 +261,45 @@ class Overlay2:
         except FileNotFoundError:
             return []
 
+    def _lower_ids(self, items: Iterable[str]) -> list[str]:
+        """The ids that items of a `lower` lead to; each is a directory of this home, whoever wrote the file.
+
+        Raises  OSError                the short link or the directory is gone
+                InvalidMetadataError   it leads elsewhere
+        """
+        ids = []
+        for item in items:
+            id = self._sound.get(item)
+            if id is None:
+                target = _LINK.fullmatch(os.readlink(os.path.join(self.home, item))) if _ITEM.fullmatch(item) else None
+                if target is None or target[1] in (".", "..", LINKS):
+                    raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer")
+                id = target[1]
+                self._require_directories(id, "diff")
+                self._sound[item] = id
+            ids.append(id)
+        return ids
+
     def lower_dirs(self, id: str) -> list[str]:
         """Absolute diff directories below id, nearest first."""
-        return [
-            os.path.normpath(os.path.join(self.home, LINKS, os.readlink(os.path.join(self.home, item))))
-            for item in self._lower_items(id)
-        ]
+        return [self._dir(lower, "diff") for lower in self._lower_ids(self._lower_items(id))]
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
         """Mount id, or count one user more; gives the path. Raises OSError."""
         with self._locks.hold(id):
-            os.stat(self._dir(id))
             lowers = self._lower_items(id)
+            self._require_directories(id, "diff")
             if not lowers:
                 return self._dir(id, "diff")
             merged = self._dir(id, "merged")
             if self._counter.increment(merged) > 1:
                 return merged
             try:
+                self._lower_ids(lowers)
                 _make(merged, 0o700)
                 writable = not read_only and not os.path.exists(self._dir(id, "committed"))
+                if writable:
+                    self._require_directories(id, "work")
                 mounts.mount_overlay(
                     self.home, f"{id}/merged",
                     lowers if writable else [f"{id}/diff", *lowers],
@@ -323,14 +363,14 @@ class Overlay2:
     def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any:
         """Unpack a layer tar into id and record it: the core's Applied."""
         flags = _apply.USERNS if self.userxattr else 0
-        with opened(self._dir(id)) as scratch, opened(self._dir(id, "diff")) as root:
+        with opened(self._dir(id)) as scratch, opened("diff", dir_fd=scratch) as root:
             return self._apply(_apply.Apply(root, record_fd, scratch, flags=flags), feed)
 
     def apply_diff(self, id: str, parent: str, feed: Callable[[Any], None]) -> int:
         """Unpack a tar over a writable layer; gives its size as moby counts it."""
         flags = _apply.NO_DRAIN | (_apply.USERNS if self.userxattr else 0)
         if self._is_native(id, parent):
-            with opened(self._dir(id, "diff")) as root:
+            with self._opened_diff(id) as root:
                 return int(self._apply(_apply.Apply(root, flags=flags), feed).size)
         with self._mounted(id) as root:
             return int(self._apply(_apply.Apply(root, flags=flags | _apply.MERGED), feed).size)
@@ -345,19 +385,19 @@ class Overlay2:
 
     def stored_tar(self, id: str, record_fd: int, diff_id: bytes) -> TarStream:
         """Give the recorded tar again."""
-        with opened(self._dir(id, "diff")) as root:
+        with self._opened_diff(id) as root:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id), seekable=True)
 
     def check(self, id: str, record_fd: int, diff_id: bytes) -> list[tuple[str, str, str]]:
         """Compare id's files with the record: (kind, path, sentence)."""
-        with opened(self._dir(id, "diff")) as root:
+        with self._opened_diff(id) as root:
             return _tarstream.check(record_fd, root, diff_id)
 
     def diff(self, id: str, parent: str, *, read_only: bool = False) -> TarStream:
         """Make a fresh tar of the difference to parent ("" = nothing); read_only: id must not be written to."""
         if self._is_native(id, parent):
             flags = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self.userxattr else 0)
-            with opened(self._dir(id, "diff")) as root:
+            with self._opened_diff(id) as root:
                 return TarStream(_tarstream.export_tree(root, flags), seekable=False)
         path = self.get(id, read_only=read_only)
         try:
@@ -374,7 +414,7 @@ class Overlay2:
 
     def diff_size(self, id: str, parent: str) -> int:
         """Count the bytes of id's own files."""
-        with opened(self._dir(id, "diff")) as root:
+        with self._opened_diff(id) as root:
             return _changes.tree_size(root)
 
     def changes(self, id: str, parent: str) -> list[Change]:
@@ -382,13 +422,11 @@ class Overlay2:
         kinds = list(ChangeKind)
         with contextlib.ExitStack() as stack:
             if self._is_native(id, parent) and parent:
-                upper = stack.enter_context(opened(self._dir(id, "diff")))
+                upper = stack.enter_context(self._opened_diff(id))
                 with os.scandir(upper) as entries:
                     if next(entries, None) is None:
                         return []
-                # The short links lead there: nothing is gained by asking where.
-                items = self._lower_items(id)
-                lowers = [stack.enter_context(opened(os.path.join(self.home, item))) for item in items]
+                lowers = [stack.enter_context(opened(path)) for path in self.lower_dirs(id)]
                 with contextlib.suppress(NotSupportedError):
                     return _changes.compare_overlay(upper, lowers, self.userxattr).to_list(Change, kinds)
             new = stack.enter_context(self._mounted(id))
@@ -408,8 +446,12 @@ class Overlay2:
 
     def problems(self, id: str, parent: str) -> list[tuple[str, str]]:
         """Compare id's own files with what they must be: (kind, sentence)."""
-        if not os.path.isdir(self._dir(id, "diff")):
+        try:
+            self._require_directories(id, "diff")
+        except FileNotFoundError:
             return [("missing", f"the driver's directory {id}/diff is gone")]
+        except OSError as err:
+            return [("metadata", f"the driver's directory of {id} is none: {err}")]
         found = []
         try:
             link = trimmed(read_small(self._dir(id, "link")))
@@ -484,6 +526,8 @@ class Overlay2:
         for link in self._dangling():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self.home, link))
+        for where in (self.home, os.path.dirname(self.home)):
+            checks.remove_abandoned(where)
 
     def sync(self) -> None:
         """Put all of the home's file system on its disk."""
