@@ -13,9 +13,10 @@ from benchmarks import baselines, peers
 def edited(new_store, layer):
     """A writable layer over a layer, up to 10,000 of its files changed."""
     store = new_store()
-    rw = store.create_rw_layer("edited", store.register(layer.path).chain_id)
+    below = store.register(layer.path)
+    rw = store.create_rw_layer("edited", below.chain_id)
     with rw.mounted() as merged:
-        peers.edit(Path(merged))
+        peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
     return rw
 
 

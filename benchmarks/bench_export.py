@@ -11,9 +11,10 @@ from benchmarks import baselines, measure, peers
 @pytest.fixture
 def edited(new_store, layer):
     store = new_store()
-    rw = store.create_rw_layer("edited", store.register(layer.path).chain_id)
+    below = store.register(layer.path)
+    rw = store.create_rw_layer("edited", below.chain_id)
     with rw.mounted() as merged:
-        peers.edit(Path(merged))
+        peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
     return rw
 
 

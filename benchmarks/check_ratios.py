@@ -35,7 +35,7 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
         with stored(layer, place) as (store, ours):
             rw = store.create_rw_layer("edited", ours.chain_id)
             with rw.mounted() as merged:
-                peers.edit(Path(merged))
+                peers.edit(Path(merged), Path(ours.metadata()["UpperDir"]))
             upper = Path(rw.metadata()["UpperDir"])
 
             def out() -> None:

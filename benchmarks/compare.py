@@ -28,7 +28,7 @@ LAYERS = ("debian-base", "node-layer", "big-layer", "many-tiny")
 CHANGED = ("debian-base", "node-layer")
 # What takes longest is left out where it says nothing new: the whole has to end in a quarter of an hour.
 LEFT_OUT = {
-    "node-layer": {"umoci raw unpack"},
+    "node-layer": {"umoci raw unpack", "containers-storage, gzip"},
     "big-layer": {"umoci raw unpack", "containers-storage", "containers-storage diff", "containerd (ctr import)"},
     "many-tiny": {
         "umoci raw unpack", "containers-storage", "containers-storage diff", "containerd (ctr import)",
@@ -88,7 +88,14 @@ def unpacking(who: str, words: Callable[[Path, Path], list[Any]], layer: Layer, 
     )
 
 
-def register_cases(layer: Layer, place: Path, docker: peers.Docker | None, made: list[Path]) -> list[Case]:
+@contextlib.contextmanager
+def inputs(place: Path) -> Iterator[Path]:
+    """Where images made around a layer lie while they are loaded."""
+    yield measure.fresh(place / "inputs")
+    measure.wipe(place / "inputs")
+
+
+def on_register(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
     cases = [
         register(layer, place),
         register(layer, place, durability="full"),
@@ -103,53 +110,35 @@ def register_cases(layer: Layer, place: Path, docker: peers.Docker | None, made:
         ("tarfile + hashlib (no record)", "tarfile"),
     ):
         cases.append(unpacking(who, lambda tar, into, name=name: baselines.job(name, tar, into), layer, place))
-    if docker:
-        made.append(peers.docker_archive(layer, place / "image.tar"))
-        cases.append(docker.load(made[-1]))
-        if peers.has("ctr"):
-            cases.append(docker.ctr_import(made[-1]))
-    if peers.has("containers-storage"):
-        cases.append(peers.ContainersStorage(place).register(layer.path))
-    if peers.has("umoci"):
-        cases.append(peers.umoci_unpack(peers.oci_layout(layer, place / "oci"), place))
-        made.append(place / "oci")
-    return cases
+    with inputs(place) as made:
+        if docker:
+            archive = peers.docker_archive(layer, made / "image.tar")
+            cases.append(docker.load(archive))
+            if peers.has("ctr"):
+                cases.append(docker.ctr_import(archive))
+        if peers.has("containers-storage"):
+            cases.append(peers.ContainersStorage(place).register(layer.path))
+        if peers.has("umoci"):
+            cases.append(peers.umoci_unpack(peers.oci_layout(layer, made / "oci"), place))
+        return measure.interleaved(wanted(cases, layer), runs)
 
 
-def packed_cases(layer: Layer, place: Path, docker: peers.Docker | None, made: list[Path]) -> list[Case]:
-    if not layer.packed(".gz").exists():
-        return []
+def on_packed(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
     gz = layer.packed(".gz")
+    if not gz.exists():
+        return []
     cases = [
         register(layer, place, packed=".gz"),
         Case("gzip -dc (inflate only)", lambda: measure.drained("gzip", "-dc", gz)),
     ]
     if peers.has("pigz"):
         cases.append(Case("pigz -dc (inflate only)", lambda: measure.drained("pigz", "-dc", gz)))
-    if docker:
-        made.append(peers.docker_archive(layer, place / "image.tar", packed=".gz"))
-        cases.append(docker.load(made[-1]))
-    if peers.has("containers-storage"):
-        cases.append(peers.ContainersStorage(place).register(gz))
-    return cases
-
-
-def on_register(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
-    made: list[Path] = []
-    try:
-        return measure.interleaved(wanted(register_cases(layer, place, docker, made), layer), runs)
-    finally:
-        for path in made:
-            measure.wipe(path)
-
-
-def on_packed(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
-    made: list[Path] = []
-    try:
-        return measure.interleaved(wanted(packed_cases(layer, place, docker, made), layer), runs)
-    finally:
-        for path in made:
-            measure.wipe(path)
+    with inputs(place) as made:
+        if docker:
+            cases.append(docker.load(peers.docker_archive(layer, made / "image.tar", packed=".gz")))
+        if peers.has("containers-storage"):
+            cases.append(peers.ContainersStorage(place).register(gz, "containers-storage, gzip"))
+        return measure.interleaved(wanted(cases, layer), runs)
 
 
 def on_stream(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
@@ -210,8 +199,9 @@ def on_changes(layer: Layer, place: Path, docker: peers.Docker | None, runs: int
     with contextlib.ExitStack() as stack:
         store, ours = stack.enter_context(stored(layer, place))
         rw, idle = (store.create_rw_layer(name, ours.chain_id) for name in ("edited", "idle"))
+        below = Path(ours.metadata()["UpperDir"])
         with rw.mounted() as merged:
-            edits = peers.edit(Path(merged))
+            edits = peers.edit(Path(merged), below)
         upper = Path(rw.metadata()["UpperDir"])
         cases = [
             Case("layerstore", lambda: len(rw.changes()), inside=True),
@@ -228,14 +218,14 @@ def on_changes(layer: Layer, place: Path, docker: peers.Docker | None, runs: int
                 names.append(docker.daemon.create(f"{peers.NAME}:1"))
                 stack.callback(docker.run, "rm", "-f", names[-1])
             with dockerd.container_tree(docker.daemon, names[0], place / "merged") as tree:
-                peers.edit(tree)
+                peers.edit(tree, below)
             cases.append(docker.case("docker diff", "diff", names[0], lines=True))
             cases.append(docker.case("docker diff, nothing changed", "diff", names[1], lines=True))
         if peers.has("containers-storage"):
             storage = peers.ContainersStorage(place)
             storage.fill(layer.path)
             stack.callback(storage.wipe)
-            peers.edit(storage.mounted())
+            peers.edit(storage.mounted(), below)
             cases.append(storage.changes())
         figures = measure.interleaved(cases, runs)
         for figure in figures:

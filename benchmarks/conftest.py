@@ -1,7 +1,7 @@
 """What all benchmarks share: the layers, warm in the page cache; a store on a tmpfs of its own; a table with units.
 
     --layers small|usual|full|NAME,NAME    which layers (usual); small is quick to make and to run
-    --rounds N    timed rounds each, after one that warms up (5)
+    --rounds N    timed rounds each, after one that warms up (3)
     --at DIR      stores below DIR, on that file system, instead of a fresh tmpfs
 
 durability is "none" unless a benchmark's name says "full": on a tmpfs there is nothing to wait for either way.
@@ -23,7 +23,7 @@ _rows: list[tuple[str, float, str]] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--layers", default="usual", help="small, usual, full, or names with commas between")
-    parser.addoption("--rounds", type=int, default=5, help="timed rounds of each benchmark")
+    parser.addoption("--rounds", type=int, default=3, help="timed rounds of each benchmark")
     parser.addoption("--at", type=Path, default=None, help="stores below this directory instead of on a tmpfs")
 
 

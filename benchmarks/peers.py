@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -152,8 +153,8 @@ class Docker:
 
         return Case(who, start, clean=clean, daemons=self.pids)
 
-    def load(self, archive: Path, who: str = "docker load") -> Case:
-        return self.case(who, "load", "-q", "-i", archive, clean=self.remove_image)
+    def load(self, archive: Path) -> Case:
+        return self.case("docker load", "load", "-q", "-i", archive, clean=self.remove_image)
 
     def save(self) -> Case:
         return self.case("docker save", "save", f"{NAME}:1", out=True)
@@ -191,9 +192,9 @@ class ContainersStorage:
         self.wipe()
         measure.run(*self.words("import-layer", "-f", tar, "-i", "a"))
 
-    def register(self, tar: Path) -> Case:
-        return Case("containers-storage", lambda: measure.run(*self.words("import-layer", "-f", tar, "-i", "a")),
-                    prepare=self.wipe, clean=self.wipe)  # fmt: skip
+    def register(self, tar: Path, who: str = "containers-storage") -> Case:
+        words = self.words("import-layer", "-f", tar, "-i", "a")
+        return Case(who, lambda: measure.run(*words), self.wipe, self.wipe)
 
     def diff(self) -> Case:
         """Of layer a, which fill() made."""
@@ -230,21 +231,25 @@ def tar_split_asm(record: Path, tree: Path) -> Case:
 
 
 # ---- edits --------------------------------------------------------------------------------------------
-def edit(merged: Path, *, appended: int = 6000, removed: int = 2000, added: int = 2000) -> int:
-    """Change a mounted file system, the same each time: files appended to, removed, added. How many."""
+def edit(merged: Path, tree: Path, *, appended: int = 6000, removed: int = 2000, added: int = 2000) -> int:
+    """Change a mounted file system, the same each time: files appended to, removed, added. How many.
+
+    tree is the layer's own: what a store adds to it (dockerd's /etc/hosts ...) moves no edit elsewhere.
+    """
     files = sorted(
-        os.path.join(place, name)
-        for place, _, names in os.walk(merged) for name in names
-        if os.path.isfile(os.path.join(place, name)) and not os.path.islink(os.path.join(place, name))
-    )  # fmt: skip
+        os.path.relpath(os.path.join(place, name), tree)
+        for place, _, names in os.walk(tree)
+        for name in names
+        if stat.S_ISREG(os.lstat(os.path.join(place, name)).st_mode)
+    )
     random.Random(7).shuffle(files)
     share = min(1.0, len(files) / 2 / (appended + removed + added))
     appended, removed, added = (int(count * share) for count in (appended, removed, added))
     for path in files[:appended]:
-        with open(path, "ab") as file:
+        with open(merged / path, "ab") as file:
             file.write(b"\n# changed\n")
     for path in files[appended : appended + removed]:
-        os.unlink(path)
+        (merged / path).unlink()
     for path in files[appended + removed : appended + removed + added]:
-        Path(path + ".added").write_bytes(b"new\n")
+        (merged / (path + ".added")).write_bytes(b"new\n")
     return appended + removed + added

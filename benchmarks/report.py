@@ -32,7 +32,8 @@ def cell(found: dict[str, Any] | None) -> str:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3f}" if value < 0.1 else f"{value:.2f}"
+    digits = 2 if value >= 0.1 else 3 if value >= 0.001 else 5
+    return f"{value:.{digits}f}"
 
 
 def table(section: dict[str, Any], names: list[str]) -> list[str]:
@@ -50,6 +51,7 @@ def pipeline(section: dict[str, Any], names: list[str]) -> list[str]:
     for name in names:
         times = {who: row[name]["seconds"] for who, row in section["rows"].items() if "seconds" in row.get(name, {})}
         whole = times.pop("layerstore", None)
+        times.pop("tar reader", None)  # a part of record and of unpack
         if whole and times:
             slowest = max(times, key=lambda who: times[who])
             parts.append(f"{name}: {whole / times[slowest]:.2f} times its slowest stage ({slowest}), "
@@ -74,14 +76,12 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["", f"### {section['title']}: {section['sentence']}", "", *table(section, names)]
         if section["title"] == "stages":
             lines += ["", *pipeline(section, names)]
-        notes = {
-            f"{who} {cells['note']}"
-            for who, row in section["rows"].items()
-            for cells in row.values()
-            if cells.get("note")
-        }
-        if notes:
-            lines += ["", "Found: " + "; ".join(sorted(notes)) + "."]
+        for name in names:
+            notes = [
+                f"{who} {row[name]['note']}" for who, row in section["rows"].items() if row.get(name, {}).get("note")
+            ]
+            if notes:
+                lines += ["", f"Found, {name}: {'; '.join(notes)}."]
     if "costs" in found:
         lines += ["", *costs(found["costs"])]
     return "\n".join(lines) + "\n"
