@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
@@ -31,6 +30,7 @@ from layerstore.locks import Claim, claim_directory
 from layerstore.textfile import (
     make_directories,
     read_small,
+    remove_directory,
     sync_directory,
     trimmed,
     write_small,
@@ -277,14 +277,14 @@ class FileMetadataTransaction:
         self._root = root
         self._durability = durability
         tmp = os.path.join(root, "tmp")
-        make_directories(tmp, 0o755)
         claim: Claim | None = None
         while claim is None:
+            make_directories(tmp, 0o755)
             self._directory = os.path.join(tmp, f"write-set-{secrets.randbelow(1 << 32)}")
-            with contextlib.suppress(FileExistsError):
+            # None, or gone: a cleanup() took the new directory for an abandoned one. Another, then.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 os.mkdir(self._directory, 0o700)
                 os.chmod(self._directory, 0o700)
-                # None: a cleanup() took the new directory for an abandoned one. Another, then.
                 claim = claim_directory(self._directory)
         self._claim = claim
 
@@ -361,8 +361,7 @@ class FileMetadataTransaction:
     def cancel(self) -> None:
         """Remove what was written; fine if nothing is there."""
         try:
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(self._directory)
+            remove_directory(self._directory)
         finally:
             self._claim.release()
 
@@ -573,8 +572,7 @@ class FileMetadataStore:
     def remove(self, chain_id: str) -> None:
         """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
         directory = self.set_aside(chain_id) or self.layer_directory(chain_id)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+        remove_directory(directory)
 
     def set_mount_aside(self, mount: str) -> str | None:
         """Rename a mount's directory below tmp/, where cleanup() removes what nobody works on.
@@ -600,9 +598,7 @@ class FileMetadataStore:
 
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""
-        directory = os.path.join(self.root, "mounts", check_mount_name(mount))
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+        remove_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
 
     def get_orphans(self) -> _Orphans:
         """Name the layers whose deletion was interrupted; those without a cache-id are left out."""
@@ -637,7 +633,7 @@ class FileMetadataStore:
             try:
                 if _cache_id(read_small(os.path.join(directory, "cache-id"))) != cache_id:
                     continue
-                shutil.rmtree(directory)
+                remove_directory(directory)
             except FileNotFoundError:
                 continue
             except (OSError, InvalidMetadataError) as err:
@@ -656,9 +652,9 @@ class FileMetadataStore:
             directory = os.path.join(self.root, "sha256", name)
             try:
                 if not trimmed(read_small(os.path.join(directory, "cache-id"))):
-                    shutil.rmtree(directory)
+                    remove_directory(directory)
             except FileNotFoundError:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_directory(directory)
             except (OSError, InvalidMetadataError) as err:
                 log.error("Cannot remove orphan %s: %s", readable(name), err)
 
@@ -674,7 +670,7 @@ class FileMetadataStore:
                 continue
             try:
                 if remove:
-                    shutil.rmtree(path)
+                    remove_directory(path)
                 found.append(path)
             except OSError as err:
                 log.error("Cannot remove abandoned %s: %s", readable(path), err)

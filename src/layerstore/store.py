@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -39,6 +38,7 @@ from layerstore.metadata import FileMetadataStore, check_mount_name
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
+from layerstore.textfile import remove_directory
 from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Problem
 
 log = logging.getLogger("layerstore")
@@ -388,7 +388,7 @@ class Store:
             if visible:
                 aside = self._metadata.set_aside(made.chain_id)
                 if aside:
-                    shutil.rmtree(aside, ignore_errors=True)
+                    remove_directory(aside)
 
     def _discard(self, cache_id: str, transaction: Any) -> None:
         try:
@@ -453,7 +453,7 @@ class Store:
                     aside = self._metadata.set_aside(record.chain_id) if ours else None
             self._driver.remove(record.cache_id)
             if aside:
-                shutil.rmtree(aside)
+                remove_directory(aside)
             removed.append(Metadata(record.chain_id, record.diff_id, record.size, record.diff_size))
             record = record.parent
         return removed
@@ -621,7 +621,7 @@ class Store:
                     self._metadata.put_mount_back(mount.name, aside)
                 raise
             if aside:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_directory(aside)
             with self._lock:
                 self._mounts.pop(mount.name, None)
             return self._release_chain(mount.parent)
@@ -719,8 +719,15 @@ class Store:
             chosen = [r for c, r in self._layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in self._bad.items() if chain_id in (None, c)]
             bad_mounts, mounts = list(self._bad_mounts.items()), list(self._mounts.values())
-        for record in chosen:
-            found += self._verify_layer(record)
+            kept = [(record, record.count) for record in chosen]
+            for record in chosen:            # none goes while it is looked at
+                record.count += 1
+        try:
+            for record in chosen:
+                found += self._verify_layer(record)
+        finally:
+            for record, count in kept:
+                self._let_go(record, count)
         if chain_id is None:
             found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
             for mount in mounts:
@@ -729,6 +736,14 @@ class Store:
                 found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(self._owned)]
             found += [Problem("orphan", name, "", "a deletion was interrupted") for name in self._metadata.removing()]
         return found
+
+    def _let_go(self, record: Record, count: int) -> None:
+        """Take a reference of our own back. A layer nobody had (count 0) stays, as it did before."""
+        with self._lock:
+            if count == 0 or record.count > 1:
+                record.count -= 1
+                return
+        self._release_chain(record)
 
     def _verify_files(self, subject: str, expected: Iterable[tuple[str, Callable[[str], Any], Any]]) -> list[Problem]:
         """Are the small files on disk still what was loaded from them?"""

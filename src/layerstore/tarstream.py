@@ -8,6 +8,7 @@ import io
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -30,6 +31,8 @@ class TarStream(io.RawIOBase):
         self, source: _tarstream.Source, *, seekable: bool, on_close: Callable[[], None] | None = None
     ) -> None:
         """Take over source; on_close is called once."""
+        # Before all else: close() is called also for an object whose making failed.
+        self._lock = threading.RLock()
         self._source = source
         self._seekable = seekable
         self._on_close = on_close
@@ -49,40 +52,45 @@ class TarStream(io.RawIOBase):
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Give size bytes, fewer only at the end; all that is left for -1 or None."""
-        return self._open().read(-1 if size is None else size)
+        with self._lock:
+            return self._open().read(-1 if size is None else size)
 
     def readall(self) -> bytes:
         """Give all that is left."""
-        return self._open().read(-1)
+        return self.read(-1)
 
     def readinto(self, buffer: Any, /) -> int:
         """Fill buffer; fewer bytes only at the end."""
-        return self._open().readinto(buffer)
+        with self._lock:
+            return self._open().readinto(buffer)
 
     @property
     def size(self) -> int:
         """The whole length in bytes, known before reading."""
-        return self._open().size()
+        with self._lock:
+            return self._open().size()
 
     def tell(self) -> int:
         """Give the position of the next byte."""
-        return self._open().tell()
+        with self._lock:
+            return self._open().tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Go to a position; after it only files read whole are checked."""
-        source = self._open()
-        if not self._seekable:
-            raise io.UnsupportedOperation("this tar is made as it is read: it cannot seek")
-        if whence == os.SEEK_CUR:
-            offset += source.tell()
-        elif whence == os.SEEK_END:
-            offset += source.size()
-        elif whence != os.SEEK_SET:
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        if offset < 0:
-            raise ValueError(f"negative seek position {offset}")
-        source.seek(offset)
-        return offset
+        with self._lock:
+            source = self._open()
+            if not self._seekable:
+                raise io.UnsupportedOperation("this tar is made as it is read: it cannot seek")
+            if whence == os.SEEK_CUR:
+                offset += source.tell()
+            elif whence == os.SEEK_END:
+                offset += source.size()
+            elif whence != os.SEEK_SET:
+                raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+            if offset < 0:
+                raise ValueError(f"negative seek position {offset}")
+            source.seek(offset)
+            return offset
 
     def copy_to(self, dst: int | BinaryIO) -> int:
         """Write what is left to a descriptor or a binary file, the fastest way out.
@@ -90,7 +98,6 @@ class TarStream(io.RawIOBase):
         Returns  bytes written
         Raises   CorruptLayerError   a file or the whole is not what was recorded
         """
-        source = self._open()
         total = 0
         _check_file(dst, "write")
         fd = dst if isinstance(dst, int) else -1
@@ -100,10 +107,11 @@ class TarStream(io.RawIOBase):
         if fd >= 0:
             end = False
             while not end:
-                end, written = source.copy_to_fd(fd, 1 << 40, 250)
+                with self._lock:
+                    end, written = self._open().copy_to_fd(fd, 1 << 40, 250)
                 total += written
             return total
-        while block := source.read(COPY_BLOCK):
+        while block := self.read(COPY_BLOCK):
             write_whole(dst, block)
             total += len(block)
         return total
@@ -114,20 +122,22 @@ class TarStream(io.RawIOBase):
 
     def pump_into(self, apply: _apply.Apply) -> None:
         """Push what is left into apply, block by block in the core."""
-        source = self._open()
-        while not apply.pump_source(source):
-            pass
+        end = False
+        while not end:
+            with self._lock:
+                end = apply.pump_source(self._open())
 
     def close(self) -> None:
-        """Stop; give back what the stream holds. Twice is harmless."""
-        if self.closed:
-            return
-        super().close()
-        source = getattr(self, "_source", None)
-        if source is not None:
-            source.close()
-            if self._on_close:
-                self._on_close()
+        """Stop, once a running read is over; give back what the stream holds. Twice is harmless."""
+        with self._lock:
+            if self.closed:
+                return
+            super().close()
+            try:
+                self._source.close()
+            finally:
+                if self._on_close:
+                    self._on_close()
 
 
 def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None = None) -> TarStream:

@@ -10,7 +10,10 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
+import sys
+from typing import Any
 
 from layerstore.errors import InvalidMetadataError, readable
 
@@ -99,6 +102,20 @@ def sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def remove_directory(path: str) -> None:
+    """Remove a directory with all in it; fine if it is gone, or going by another's hand."""
+
+    def failed(_function: object, _path: str, found: Any) -> None:
+        err = found[1] if isinstance(found, tuple) else found
+        if not isinstance(err, FileNotFoundError):
+            raise err
+
+    if sys.version_info >= (3, 12):
+        shutil.rmtree(path, onexc=failed)
+    else:
+        shutil.rmtree(path, onerror=failed)
 
 
 def make_directory(path: str, mode: int) -> None:

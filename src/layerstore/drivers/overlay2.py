@@ -169,9 +169,13 @@ class Overlay2:
         directory = self._dir(id)
         size = human_size(options["size"]) if "size" in options else 0
         claim: Claim | None = None
-        while claim is None:              # None: a cleanup() took the new directory for an abandoned one
-            _make(directory, 0o710)
-            claim = claim_directory(directory)
+        while claim is None:              # None, or gone: a cleanup() took the new directory for an abandoned one
+            try:
+                _make(directory, 0o710)
+                claim = claim_directory(directory)
+            except FileNotFoundError:
+                if not os.path.isdir(self.home):
+                    raise
         self._claims[id] = claim
         link = ""
         try:
