@@ -342,7 +342,8 @@ def test_a_layer_left_in_the_middle_leaves_no_thread_and_no_scratch(room: Path, 
         with sinks.applying(root=root, scratch=scratch, record_fd=record_fd, workers=workers) as a:
             push_all(a, tar[:pushed])
             assert door.lib.lay_apply_taken(a) == pushed
-    assert len(os.listdir("/proc/self/task")) == threads
+    # The alarm of the test before may still be ending its own.
+    assert len(os.listdir("/proc/self/task")) <= threads
     assert os.listdir(room / "scratch") == []
 
 

@@ -258,6 +258,7 @@ NOT_ORDINARY = {
     "good_file_becomes_directory_and_back",
     "good_file_replaced_by_everything",
     "good_directory_replaced_with_its_content",
+    "good_directory_replaced_by_a_device",
     "good_symlink_replaced_below_names",
     "good_hard_link_outlives_its_name",
     "good_root_entries",
