@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -111,18 +112,29 @@ def test_ctrl_c_just_after_a_layer_became_visible_leaves_it_whole_or_away(room, 
     assert 1 < number < 59
 
 
-@pytest.mark.time_limit(30)
-def test_ctrl_c_while_a_lock_is_taken_does_not_hang(room, open_store):
+@pytest.mark.time_limit(40)
+@pytest.mark.parametrize("what", ["create_rw_layer", "register", "release"])
+def test_ctrl_c_while_a_lock_is_taken_does_not_hang(room, open_store, what):
+    """The undo takes the same locks, while the traceback keeps what was half entered."""
     answer, number = 1, 0
     while answer:
-        store = open_store(room / f"root{number}", options=SMALL)
+        root = room / f"root{number}"
+        store = open_store(root, options=SMALL)
         base = store.register(tarkit.T1)
+        layer = store.register(tarkit.T2, base.chain_id)
+        work = {
+            "create_rw_layer": lambda at=store, on=layer: at.create_rw_layer(
+                "c", on.chain_id, CreateRWLayerOpts(init_func=lambda path: None)
+            ),
+            "register": lambda at=store, on=layer: at.register(file("x") + end(), on.chain_id),
+            "release": layer.release,
+        }[what]
 
-        def interrupted(store=store, base=base, number=number):
-            signal.alarm(5)
+        def interrupted(store=store, work=work, number=number):
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(3)
             with interruption(number, at="next") as happened:
-                store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
+                work()
             return 2 if worse_than_orphans(store) else bool(happened)
 
         answer = in_a_child(interrupted)
@@ -131,19 +143,22 @@ def test_ctrl_c_while_a_lock_is_taken_does_not_hang(room, open_store):
     assert number > 2
 
 
-@pytest.mark.parametrize("number", range(0, 120, 6))
-def test_a_kill_while_a_writable_layer_is_deleted_leaves_it_whole_or_cleanup_finishes_it(room, open_store, number):
+@pytest.mark.parametrize("number", range(0, 160, 8))
+@pytest.mark.parametrize("how", ["kill", "ctrl-c"])
+def test_an_interrupted_deletion_of_a_writable_layer_leaves_it_whole_or_cleanup_finishes_it(
+    room, open_store, how, number
+):
     root = room / "docker"
     store = open_store(root, options=SMALL)
     rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
     rw.apply_diff(tarkit.T2)
 
-    def killed():
-        with interruption(number, act=lambda: os._exit(1)):
+    def interrupted():
+        with interruption(number, act=(lambda: os._exit(1)) if how == "kill" else None):
             store.release_rw_layer(rw)
         return 0
 
-    assert in_a_child(killed) in (0, 1)
+    assert in_a_child(interrupted) in (0, 1)
     again = open_store(root, options=SMALL)
     assert worse_than_orphans(again) == []
     again.cleanup()
@@ -270,6 +285,33 @@ def test_verify_finds_nothing_where_a_device_replaced_a_directory(open_store, in
     tar = file("q", b"q") + inner + tarkit.node("d", "c", 1, 3) + end()
     assert read(store.register(tar)) == tar
     assert store.verify() == []
+
+
+REFUSED = {
+    "dangling hard link": hardlink("h", "nope"),
+    "below a file": file("good/x"),
+    "outside": file("../x"),
+    "hard link outside": hardlink("h", "../x"),
+    "whiteout over a file": whiteout("good"),
+    "whiteout of nothing": file("d/.wh."),
+    "name too long": tarkit.with_gnu_path("n" * 256, file),
+    "unknown type": file("z", typeflag=b"Z"),
+    "device number": tarkit.node("n", "c", 99999, 0),
+    "xattr of no kind": tarkit.xattrs({"foo": b"1"}) + file("a"),
+}
+
+
+@pytest.mark.parametrize("way", ["register", "apply_diff"])
+@pytest.mark.parametrize("refused", REFUSED)
+def test_every_refusal_of_an_entry_tells_its_offset(open_store, refused, way):
+    store, good = open_store(options=SMALL), file("good", b"g" * 600)
+    work = store.register if way == "register" else store.create_rw_layer("c").apply_diff
+    with pytest.raises((LayerStoreError, OSError)) as caught:
+        work(good + REFUSED[refused] + end())
+    said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    told = [int(number) for number in re.findall(r"at byte (\d+)", said)]
+    assert told, said
+    assert len(good) <= told[0] < len(good) + len(REFUSED[refused])
 
 
 def test_a_buffer_that_is_written_to_meanwhile_gives_an_error_or_a_layer_that_comes_back(open_store):
