@@ -3,7 +3,9 @@
 Each test is a promise of the house: bytes out equal bytes in, or an error; nothing outside is touched; nothing hangs.
 """
 
+import bz2
 import contextlib
+import gzip
 import io
 import os
 import random
@@ -25,6 +27,7 @@ from layerstore import (
     FileMetadataStore,
     LayerStoreError,
     MountNameConflictError,
+    TarFormatError,
     disassemble,
 )
 
@@ -312,6 +315,18 @@ def test_every_refusal_of_an_entry_tells_its_offset(open_store, refused, way):
     told = [int(number) for number in re.findall(r"at byte (\d+)", said)]
     assert told, said
     assert len(good) <= told[0] < len(good) + len(REFUSED[refused])
+
+
+@pytest.mark.parametrize("bit", range(0, 16, 3))
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_a_damaged_member_of_a_compressed_stream_is_never_taken_for_its_end(open_store, unchanged, pack, bit):
+    """Members that end where entries do: what is left would pass for a whole tar."""
+    store = open_store(options=SMALL)
+    store.register(tarkit.T1)
+    first, rest = pack(file("a", b"a" * 5000)), bytearray(pack(file("b", b"b" * 5000) + end()))
+    rest[bit // 8] ^= 1 << bit % 8
+    with unchanged(), pytest.raises(TarFormatError):
+        store.register(first + bytes(rest))
 
 
 def test_a_buffer_that_is_written_to_meanwhile_gives_an_error_or_a_layer_that_comes_back(open_store):
