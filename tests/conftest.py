@@ -25,7 +25,6 @@ if importlib.util.find_spec("layerstore") is None:
 import disk  # noqa: E402
 
 TIME_LIMIT_SECONDS = 60
-OUTSIDE = "what a hostile tar must never touch\n"
 
 
 def _what_is_missing() -> list[str]:
@@ -165,7 +164,7 @@ def victim(room):
     """A directory outside the store with a file and a link in it, and the proof that nothing touched it."""
     place = room / "victim"
     place.mkdir()
-    (place / "hello").write_text(OUTSIDE)
+    (place / "hello").write_text(disk.OUTSIDE)
     (place / "sub").mkdir()
     (place / "link").symlink_to("hello")
     before = disk.disk_state(place, times=True)

@@ -22,6 +22,8 @@ KINDS = {
 MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
+OUTSIDE = "what a hostile tar must never touch\n"
+
 
 def kind_of(mode: int) -> str:
     return KINDS[stat.S_IFMT(mode)]

@@ -513,6 +513,11 @@ lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err)
         return sticky(a, err);
     if (finish_sinks(a, err))
         return err->code;
+    bool ended = a->split ? lay_split_ended(a->split) : !a->unpack || lay_unpack_ended(a->unpack);
+    if (a->z && !ended && lay_inflate_left_over(a->z)) {
+        lay_fail_at(err, LAY_E_TAR, a->tar_size, "gzip: what follows is no member, and the tar has not come to its end");
+        return sticky(a, err);
+    }
     if (second_pass(a, err))
         return sticky(a, err);
     a->finished = true;

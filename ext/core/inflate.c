@@ -75,7 +75,7 @@ static uint32_t crc32_add(uint32_t crc, const void *p, size_t n) { return n > 0 
 
 typedef enum step {
     IN_HEADER, IN_EXTRA_LENGTH, IN_EXTRA, IN_NAME, IN_COMMENT, IN_HEADER_CRC, IN_BODY, IN_TRAILER,
-    OVER      /* what follows the last member is not looked at */
+    OVER      /* what follows the last member is not inflated */
 } step;
 
 #define HAS_HEADER_CRC 0x02u
@@ -93,6 +93,7 @@ struct lay_inflate {
     int64_t given;                  /* plain bytes, over all members */
     lay_code failed; char why[160]; /* sticky; told when the bytes before it are given */
     bool begun;                     /* a first member or frame is complete */
+    bool left_over;                 /* something other than zeros follows the last member */
 
     step step;                      /* gzip */
     uint8_t held[HEADER_SIZE]; size_t nheld;   /* of a fixed field that may straddle windows */
@@ -239,9 +240,11 @@ static void read_header(lay_inflate *z)
     if (z->nheld < 2 && !gather(z, 2) && (z->nheld == 0 || z->held[0] == 0x1f))
         return;
     if (z->held[0] != 0x1f || z->held[1] != 0x8b) {
-        if (z->begun)
+        if (z->begun) {
             z->step = OVER;
-        else
+            for (size_t i = 0; i < z->nheld; i++)
+                z->left_over = z->left_over || z->held[i];
+        } else
             break_off(z, LAY_E_TAR, "gzip: ", "no gzip member at the start of the stream");
         return;
     }
@@ -322,6 +325,8 @@ static void read_field(lay_inflate *z)
         read_trailer(z);
         break;
     case OVER:
+        for (size_t i = 0; i < z->n && !z->left_over; i++)
+            z->left_over = z->p[i];
         z->n = 0;
         break;
     case IN_BODY:
@@ -466,6 +471,11 @@ lay_code lay_inflate_eof(lay_inflate *z, lay_error *err)
     /* Behind the last member a lone 1f is garbage as any other byte. */
     bool between = z->step == OVER || (z->step == IN_HEADER && z->begun && z->nheld < 2);
     return between ? LAY_OK : lay_fail_at(err, LAY_E_TRUNCATED, z->given, "gzip: the stream ends inside a member");
+}
+
+bool lay_inflate_left_over(const lay_inflate *z)
+{
+    return z->left_over || (z->step == IN_HEADER && z->begun && z->nheld > 0);
 }
 
 void lay_inflate_free(lay_inflate *z)

@@ -124,14 +124,16 @@ class TarFormatError(LayerStoreError, ValueError):
 class BreakoutError(LayerStoreError):
     """An entry would leave the root of its layer.
 
-    path   that entry's name
+    path     that entry's name
+    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
     """
 
     text = "entry is outside of the layer"
 
-    def __init__(self, *args: object, path: str = "") -> None:
+    def __init__(self, *args: object, path: str = "", offset: int | None = None) -> None:
         super().__init__(*args)
         self.path: str = path
+        self.offset: int | None = offset
 
 
 class CorruptLayerError(LayerStoreError):
@@ -203,6 +205,15 @@ def from_core(
     kind = CORE_CLASSES.get(known) if known else None
     if kind is None:
         return RuntimeError(f"unknown code {code} from the core: {text}")
+    err = _made(kind, sys_errno, offset, name, text)
+    if offset >= 0 and kind is not TarFormatError:
+        # The text stays moby's or the kernel's own.
+        entry = f'entry "{readable(name)}", ' if name else ""
+        err.add_note(f"{entry}at byte {offset} of the tar")
+    return err
+
+
+def _made(kind: type[Exception], sys_errno: int, offset: int, name: str, text: str) -> Exception:
     if kind is OSError:
         if not sys_errno:
             return OSError(text)
@@ -220,7 +231,7 @@ def from_core(
         message = text or BreakoutError.text
         if name and readable(name) not in message:
             message = f'{message}: "{readable(name)}"'
-        return BreakoutError(message, path=name)
+        return BreakoutError(message, path=name, offset=offset if offset >= 0 else None)
     if kind is CorruptLayerError:
         return CorruptLayerError(*([text] if text else []), path=name)
     return kind(*([text] if text else []))

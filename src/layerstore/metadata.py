@@ -21,6 +21,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
@@ -380,20 +381,28 @@ class FileMetadataStore:
         """Open the layerdb, or make it (0700, with its parents)."""
         self.root: str = os.path.abspath(os.fsdecode(root))
         self._durability: Durability = durability
+        self._within = threading.RLock()     # of exclusive(), as are both that follow
+        self._depth = 0
+        self._claim: Claim | None = None
         make_directories(self.root, 0o700)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
 
-        Held for the moment of a rename only; where the file system has no locks it holds nobody.
+        Held for the moment of a rename only; where the file system has no locks it holds nobody. Reentrant: an
+        interrupt may leave it to the one who undoes what was interrupted.
         """
-        claim = claim_directory(self.root)
-        try:
-            yield
-        finally:
-            if claim:
-                claim.release()
+        with self._within:
+            if not self._depth:
+                self._claim = claim_directory(self.root)
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if not self._depth and self._claim:
+                    self._claim.release()
 
     def start_transaction(self) -> FileMetadataTransaction:
         """Begin a write set. Cancel or commit it."""
@@ -481,6 +490,7 @@ class FileMetadataStore:
     def _set_mount(self, mount: str, name: str, value: str) -> None:
         path = self._mount_file(mount, name)
         directory = os.path.dirname(path)
+        make_directories(os.path.dirname(directory), 0o755)
         make_directories(directory, 0o755)
         full = self._durability == "full"
         write_small(path, os.fsencode(value), sync=full)

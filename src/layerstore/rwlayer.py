@@ -22,6 +22,8 @@ class Mount:
         """Hold what the metadata says."""
         self.store, self.name, self.mount_id, self.init_id, self.parent = store, name, mount_id, init_id, parent
         self.handles: set[RWLayer] = set()
+        # Where the record was put when its deletion began: it has none on disk then.
+        self.aside: str | None = None
 
     @property
     def below(self) -> str:

@@ -233,7 +233,7 @@ class Store:
         check_mount_name(name)
         with self._lock:
             mount = self._mounts.get(name)
-            if mount and not self._names_mount(mount):
+            if mount and not mount.aside and not self._names_mount(mount):
                 # Another process released it.
                 del self._mounts[name]
                 if mount.parent:
@@ -606,22 +606,24 @@ class Store:
             if mount.handles:
                 return []
             # First the record goes, by one rename: from then on its files are nobody's, however this ends.
-            aside = None
+            begun = False
             try:
                 with self._metadata.exclusive():
-                    if self._names_mount(mount):
-                        aside = self._metadata.set_mount_aside(mount.name)
+                    if not mount.aside and self._names_mount(mount):
+                        mount.aside = self._metadata.set_mount_aside(mount.name)
+                begun = True
                 self._driver.remove(mount.mount_id)
                 if mount.init_id:
                     self._driver.remove(mount.init_id)
             except BaseException as err:
                 log.error("Error removing mounted layer %s: %s", mount.name, err)
-                mount.handles.add(layer)
-                if aside:
-                    self._metadata.put_mount_back(mount.name, aside)
+                mount.handles.add(layer)              # so that it can be tried again
+                if mount.aside and not begun:
+                    self._metadata.put_mount_back(mount.name, mount.aside)
+                    mount.aside = None
                 raise
-            if aside:
-                remove_directory(aside)
+            if mount.aside:
+                remove_directory(mount.aside)
             with self._lock:
                 self._mounts.pop(mount.name, None)
             return self._release_chain(mount.parent)

@@ -18,8 +18,7 @@ import time
 
 import pytest
 import tarkit
-from conftest import OUTSIDE
-from disk import mounts_below
+from disk import OUTSIDE, mounts_below
 from tarkit import dir, end, file, hardlink, symlink, whiteout
 
 from layerstore import (
