@@ -153,8 +153,8 @@ class Docker:
 
         return Case(who, start, clean=clean, daemons=self.pids)
 
-    def load(self, archive: Path) -> Case:
-        return self.case("docker load", "load", "-q", "-i", archive, clean=self.remove_image)
+    def load(self, archive: Path, who: str = "docker load") -> Case:
+        return self.case(who, "load", "-q", "-i", archive, clean=self.remove_image)
 
     def save(self) -> Case:
         return self.case("docker save", "save", f"{NAME}:1", out=True)
