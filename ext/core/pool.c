@@ -34,6 +34,8 @@ lay_code lay_job_run(const lay_place *place, lay_ring *ring, lay_job *job, lay_e
         int64_t end = 0;
         int e = lay_place_write(fd, job->p, job->n, 0, &end);
         code = e ? lay_fail_os(err, e, NULL, "cannot write the file") : lay_place_finish(place, fd, end, (int64_t)job->n, &job->meta, err);
+        if (!code && close(lay_steal_fd(&fd)) != 0 && errno != EINTR)     /* some file systems tell a full disk here */
+            code = lay_fail_os(err, errno, NULL, "cannot write the file");
     }
     if (code) {
         char path[LAY_ERROR_PATH];

@@ -66,11 +66,13 @@ static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
         return lay_fail_os(err, e, NULL, "cannot read the layer's directory");
     }
     *empty = true;
-    for (struct dirent *de; (de = readdir(d));)
+    errno = 0;
+    for (struct dirent *de; (de = readdir(d)); errno = 0)
         if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
             *empty = false;
+    int e = errno;
     closedir(d);
-    return LAY_OK;
+    return e ? lay_fail_os(err, e, NULL, "cannot read the layer's directory") : LAY_OK;
 }
 
 lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err)

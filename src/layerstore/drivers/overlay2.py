@@ -168,17 +168,9 @@ class Overlay2:
     def _create(self, id: str, parent: str, options: Mapping[str, str]) -> None:
         directory = self._dir(id)
         size = human_size(options["size"]) if "size" in options else 0
-        claim: Claim | None = None
-        while claim is None:              # None, or gone: a cleanup() took the new directory for an abandoned one
-            try:
-                _make(directory, 0o710)
-                claim = claim_directory(directory)
-            except FileNotFoundError:
-                if not os.path.isdir(self.home):
-                    raise
-        self._claims[id] = claim
         link = ""
         try:
+            self._claims[id] = self._claimed(directory)
             if size and self._quota:
                 self._quota.limit(directory, size)
             _make(self._dir(id, "diff"), 0o755)
@@ -198,6 +190,19 @@ class Overlay2:
             self._remove_tree(id)
             self.recorded(id)
             raise
+
+    def _claimed(self, directory: str) -> Claim:
+        """Make a directory that cleanup() leaves alone."""
+        while True:
+            try:
+                _make(directory, 0o710)
+                claim = claim_directory(directory)
+            except FileNotFoundError:
+                if not os.path.isdir(self.home):
+                    raise
+                claim = None
+            if claim:                     # else a cleanup() took the new directory for an abandoned one
+                return claim
 
     def _forget_link(self, link: str) -> None:
         if link and "/" not in link and link not in (".", ".."):
