@@ -74,6 +74,10 @@ cdef class Apply:
     cdef lay.Handle handle
     cdef list lent
     cdef void *block
+    # What finish() has to say, when pump() met the end and went on to it at once: two waits for the GIL are one.
+    cdef lay.lay_applied done
+    cdef lay.lay_error done_err
+    cdef bint finished
 
     def __cinit__(self, int root_fd, int record_fd=-1, int scratch_fd=-1, *, int reread_fd=-1,
                   int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0):
@@ -85,8 +89,7 @@ cdef class Apply:
         options.reread_fd, options.reread_offset, options.spool_fd = reread_fd, reread_offset, spool_fd
         options.workers, options.flags = workers, flags
         self.lent = []
-        with nogil:
-            code = lay.lay_apply_open(&a, &options, &err)
+        code = lay.lay_apply_open(&a, &options, &err)    # microseconds
         lay.check(code, &err)
         self.handle.c = a
 
@@ -134,6 +137,9 @@ cdef class Apply:
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
         with nogil:
             code = lay.lay_apply_pump(a, fd, &offset, max_bytes, max_ms, &end, &err)
+            if code == lay.LAY_OK and end:
+                lay.lay_apply_finish(a, &self.done, &self.done_err)
+        self.finished = code == lay.LAY_OK and end
         lay.give(&self.handle)
         lay.check(code, &err)
         return end != 0, offset
@@ -163,16 +169,15 @@ cdef class Apply:
         return end != 0
 
     def finish(self):
-        cdef lay.lay_error err
-        cdef lay.lay_code code
-        cdef lay.lay_applied done
         lay.enter(&self.handle)
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
-        with nogil:
-            code = lay.lay_apply_finish(a, &done, &err)
+        if not self.finished:
+            with nogil:
+                lay.lay_apply_finish(a, &self.done, &self.done_err)
+        self.finished = False
         lay.give(&self.handle)
-        lay.check(code, &err)
-        return Applied((<char *>done.diff_id)[:32], done.tar_size, done.size, done.entries)
+        lay.check(self.done_err.code, &self.done_err)
+        return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries)
 
     def close(self):
         if not lay.take(&self.handle):

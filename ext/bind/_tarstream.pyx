@@ -165,8 +165,7 @@ def assemble(int record_fd, int root_fd, bytes diff_id=None):
     cdef lay.lay_code code
     cdef lay.lay_source *s = NULL
     cdef const uint8_t *expected = diff_id_bytes(diff_id)
-    with nogil:
-        code = lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err)
+    code = lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err)     # microseconds
     lay.check(code, &err)
     return owned(s)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import secrets
 from collections.abc import Sequence
 from typing import Self
 
+from layerstore import _files
 from layerstore.errors import InvalidDigestError
 
 # Bytes of each supported digest; the text has two hex digits for each.
@@ -144,6 +144,6 @@ def random_id() -> str:
     Source   moby, pkg/stringid
     """
     while True:
-        drawn = secrets.token_hex(32)
+        drawn = _files.random(32).hex()
         if not drawn[:12].isdecimal():
             return drawn

@@ -6,13 +6,13 @@ open descriptor, it vanishes with its process however that ends.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from layerstore import _files
 
 
 class NamedLocks:
@@ -57,9 +57,8 @@ class Claim:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             # The lock is the open file's, which a child forked meanwhile shares: closing alone would leave it there.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            _files.unlock(fd)
+            _files.close(fd)
 
     def __del__(self) -> None:
         self.release()
@@ -73,29 +72,26 @@ def claim_directory(path: str, *, wait: bool = True) -> Claim | None:
     Returns  the claim, or None: the directory is gone, was replaced, or (wait=False) is in use
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            os.close(fd)
-            return None
-        except OSError as err:
-            # A file system without locks: nobody can claim there, so nobody is disturbed.
-            if err.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-                raise
-        try:
-            here = os.stat(path, follow_symlinks=False)
-        except FileNotFoundError:
-            os.close(fd)
-            return None
-        mine = os.fstat(fd)
-        if (here.st_dev, here.st_ino) != (mine.st_dev, mine.st_ino):
-            os.close(fd)
-            return None
+        if _locked(fd, wait) and _files.status(path)[1:] == _files.status(fd)[1:]:
+            return Claim(fd)
+    except FileNotFoundError:
+        pass
     except BaseException:
-        os.close(fd)
+        _files.close(fd)
         raise
-    return Claim(fd)
+    _files.close(fd)
+    return None
+
+
+def _locked(fd: int, wait: bool) -> bool:
+    try:
+        return _files.lock(fd, wait=wait)
+    except OSError as err:
+        # A file system without locks: nobody can claim there, so nobody is disturbed.
+        if err.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            return True
+        raise

@@ -20,16 +20,18 @@ import json
 import logging
 import os
 import re
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
+from layerstore import _files
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.locks import Claim, claim_directory
 from layerstore.textfile import (
+    is_directory,
     make_directories,
+    random_number,
     read_small,
     remove_directory,
     sync_directory,
@@ -281,11 +283,11 @@ class FileMetadataTransaction:
         claim: Claim | None = None
         while claim is None:
             make_directories(tmp, 0o755)
-            self._directory = os.path.join(tmp, f"write-set-{secrets.randbelow(1 << 32)}")
+            self._directory = os.path.join(tmp, f"write-set-{random_number()}")
             # None, or gone: a cleanup() took the new directory for an abandoned one. Another, then.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
-                os.mkdir(self._directory, 0o700)
-                os.chmod(self._directory, 0o700)
+                _files.mkdir(self._directory, 0o700)
+                _files.chmod(self._directory, 0o700)
                 claim = claim_directory(self._directory)
         self._claim = claim
 
@@ -322,11 +324,11 @@ class FileMetadataTransaction:
     def open_tar_split(self) -> int:
         """Open tar-split.json.gz empty, for reading and writing. The caller closes the descriptor."""
         path = os.path.join(self._directory, _TAR_SPLIT)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = _files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
         try:
-            os.fchmod(fd, 0o644)
+            _files.fchmod(fd, 0o644)
         except BaseException:
-            os.close(fd)
+            _files.close(fd)
             raise
         return fd
 
@@ -348,11 +350,11 @@ class FileMetadataTransaction:
         chain = ChainID(chain_id)
         parent = os.path.join(self._root, chain.algorithm)
         full = self._durability == "full"
-        fresh = not os.path.isdir(parent)
+        fresh = not is_directory(parent)
         make_directories(parent, 0o755)
         if full:
             sync_directory(self._directory)
-        os.rename(self._directory, os.path.join(parent, chain.encoded))
+        _files.rename(self._directory, os.path.join(parent, chain.encoded))
         if full:
             sync_directory(parent)
             if fresh:
@@ -420,7 +422,7 @@ class FileMetadataStore:
 
     def has(self, chain_id: str) -> bool:
         """Say whether the layer's directory is there."""
-        return os.path.isdir(self.layer_directory(chain_id))
+        return is_directory(self.layer_directory(chain_id))
 
     def get_size(self, chain_id: str) -> int:
         """Read the layer's own size in bytes.
@@ -465,7 +467,7 @@ class FileMetadataStore:
     def open_tar_split(self, chain_id: str) -> int:
         """Open the layer's tar-split record, compressed as it is. The caller closes the descriptor."""
         path = self._layer_file(chain_id, _TAR_SPLIT)
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+        return _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
 
     def tar_split_reader(self, chain_id: str) -> BinaryIO:
         """Read the layer's tar-split record as JSON lines; several gzip members are one stream.
@@ -536,7 +538,7 @@ class FileMetadataStore:
 
     def has_mount(self, mount: str) -> bool:
         """Say whether the directory of a writable layer is there."""
-        return os.path.isdir(os.path.join(self.root, "mounts", check_mount_name(mount)))
+        return is_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
 
     # -- lists and removal --
 
@@ -570,9 +572,9 @@ class FileMetadataStore:
         """
         directory = self.layer_directory(chain_id)
         while True:
-            aside = f"{directory}-{secrets.token_hex(32)}{_REMOVING}"
+            aside = f"{directory}-{_files.random(32).hex()}{_REMOVING}"
             try:
-                os.rename(directory, aside)
+                _files.rename(directory, aside)
                 return aside
             except OSError as err:
                 if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -592,9 +594,9 @@ class FileMetadataStore:
         directory = os.path.join(self.root, "mounts", check_mount_name(mount))
         make_directories(os.path.join(self.root, "tmp"), 0o755)
         while True:
-            aside = os.path.join(self.root, "tmp", f"write-set-{secrets.randbelow(1 << 32)}")
+            aside = os.path.join(self.root, "tmp", f"write-set-{random_number()}")
             try:
-                os.rename(directory, aside)
+                _files.rename(directory, aside)
                 return aside
             except FileNotFoundError:
                 return None
@@ -604,7 +606,7 @@ class FileMetadataStore:
 
     def put_mount_back(self, mount: str, aside: str) -> None:
         """Undo set_mount_aside()."""
-        os.rename(aside, os.path.join(self.root, "mounts", check_mount_name(mount)))
+        _files.rename(aside, os.path.join(self.root, "mounts", check_mount_name(mount)))
 
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""

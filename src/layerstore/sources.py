@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from layerstore import _files
 from layerstore._apply import Apply, guess_format
 from layerstore.decompress import decompress
 
@@ -44,7 +45,7 @@ class Input:
             os.fstat(source)
             self.fd = source
         elif isinstance(source, (str, os.PathLike)):
-            self.fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+            self.fd = _files.open(source, os.O_RDONLY)
             self.owned = True
         elif isinstance(source, (io.FileIO, io.BufferedReader)) and self._is_regular(source):
             self.fd, self.offset, self.file = source.fileno(), source.tell(), source
@@ -63,7 +64,9 @@ class Input:
             self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
             # Two threads look at lent bytes at different moments: only what cannot change is lent.
             self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
-        if self.fd >= 0 and stat.S_ISDIR(os.fstat(self.fd).st_mode):
+        mode = _files.mode_of(self.fd) if self.fd >= 0 else 0
+        self.regular = stat.S_ISREG(mode)
+        if stat.S_ISDIR(mode):
             self.close()
             raise IsADirectoryError(21, "Is a directory", source if not isinstance(source, int) else None)
 
@@ -75,7 +78,7 @@ class Input:
 
     def reread(self) -> tuple[int, int]:
         """Where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
-        if self.fd >= 0 and stat.S_ISREG(os.fstat(self.fd).st_mode):
+        if self.regular:
             return self.fd, self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
         return -1, 0
 
@@ -90,10 +93,20 @@ class Input:
                 raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
             return bytes(block)
         if self.offset >= 0:
-            found = os.pread(self.fd, BLOCK, self.offset)
+            found = _files.read(self.fd, BLOCK, self.offset)
             self.offset += len(found)
             return found
         return self._read_descriptor()
+
+    def head(self) -> bytes:
+        """The first bytes, to tell what it is; of a regular file without taking them."""
+        if self.regular:
+            at = self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
+            return _files.read(self.fd, HEAD, at)
+        head = b""
+        while len(head) < HEAD and (block := self.block()):
+            head += block
+        return head
 
     def _read_descriptor(self) -> bytes:
         while True:
@@ -108,7 +121,7 @@ class Input:
             with contextlib.suppress(ValueError, OSError):
                 self.file.seek(self.offset)
         if self.owned and self.fd >= 0:
-            os.close(self.fd)
+            _files.close(self.fd)
         self.fd, self.owned, self.buffer = -1, False, None
 
 
@@ -128,10 +141,10 @@ class _Teller:
 def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     """Push all of source into apply. What read() and progress raise passes through."""
     teller = _Teller(progress)
-    head = b""
-    while len(head) < HEAD and (block := source.block()):
-        head += block
+    head = source.head()
     format = guess_format(head[:HEAD])
+    if source.regular:
+        head = b""
     if format in FOREIGN:
         _feed_foreign(source, apply, teller, format, head)
         return
@@ -165,7 +178,7 @@ def _feed_foreign(source: Input, apply: Apply, teller: _Teller, format: str, hea
 
     def read() -> bytes:
         nonlocal taken
-        block = waiting.pop() if waiting else source.block()
+        block = (waiting.pop() if waiting else b"") or source.block()
         taken += len(block)
         return block
 

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from layerstore import drivers
+from layerstore import _files, drivers
 from layerstore.errors import (
     InvalidDigestError,
     InvalidOptionError,
@@ -98,6 +98,8 @@ class Store:
                     os.rmdir(self.root)
             named = f": {driver}" if driver else ""
             raise type(err)(f"error initializing graphdriver: {err}{named}") from err
+        if self._driver.in_memory:
+            self._durability = "none"
         layerdb = os.path.join(self.root, "image", name, "layerdb")
         self._metadata = FileMetadataStore(layerdb, durability=self._durability)
         self._layers: dict[ChainID, Record] = {}
@@ -331,9 +333,9 @@ class Store:
             try:
                 done = self._driver.register(cache_id, above.cache_id if above else "", record_fd, fill)
                 if self._durability != "none":
-                    os.fsync(record_fd)
+                    _files.fsync(record_fd)
             finally:
-                os.close(record_fd)
+                _files.close(record_fd)
             diff_id = diff_id_of(done.diff_id)
             chain = chain_on(above.chain_id if above else "", diff_id)
             transaction.set_diff_id(diff_id)
@@ -464,7 +466,7 @@ class Store:
         try:
             return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)
         finally:
-            os.close(fd)
+            _files.close(fd)
 
     def _tar_stream_from(self, record: Record, parent: str) -> TarStream:
         self._check_open()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 import stat
 import sys
 from typing import Any
 
+from layerstore import _files
 from layerstore.errors import InvalidMetadataError, readable
 
 # More than any small file of a store holds (`lower` of 128 layers has under 4 KiB).
@@ -38,45 +38,36 @@ def read_small(path: str) -> bytes:
     Raises  OSError                with filename
             InvalidMetadataError   it is no regular file, or larger than any such file is
     """
+    fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
-    except OSError as err:
-        err.filename = path
-        raise
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        if not stat.S_ISREG(_files.mode_of(fd)):
             raise InvalidMetadataError(f"{readable(path)} is not a regular file")
         pieces, left = [], _LIMIT + 1
-        while left > 0 and (piece := os.read(fd, min(left, 1 << 16))):
+        while left > 0 and (piece := _files.read(fd, min(left, 1 << 14))):
             pieces.append(piece)
             left -= len(piece)
     finally:
-        os.close(fd)
+        _files.close(fd)
     if left <= 0:
         raise InvalidMetadataError(f"{readable(path)} is larger than {_LIMIT} bytes")
     return b"".join(pieces)
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write every byte, however many calls it takes."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def write_small(
-    path: str, data: bytes, mode: int = 0o644, *, sync: bool = True, dir_fd: int | None = None
-) -> None:
+def write_small(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
     """Create or overwrite a file in place; its mode is exactly `mode`."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(path, flags, mode, dir_fd=dir_fd)
+    fd = _files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
-        os.fchmod(fd, mode)
-        write_all(fd, data)
+        _files.fchmod(fd, mode)
+        _files.write_all(fd, data)
         if sync:
-            os.fsync(fd)
+            _files.fsync(fd)
     finally:
-        os.close(fd)
+        _files.close(fd)
+
+
+def random_number() -> int:
+    """Draw a number of 32 bits, for names that only must not be taken."""
+    return int.from_bytes(_files.random(4))
 
 
 def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> None:
@@ -85,23 +76,23 @@ def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> No
     Source   moby, sys/atomicwriter
     """
     directory, name = os.path.split(path)
-    beside = os.path.join(directory, f".tmp-{name}{secrets.randbelow(1 << 32)}")
+    beside = os.path.join(directory, f".tmp-{name}{random_number()}")
     try:
         write_small(beside, data, mode, sync=sync)
-        os.rename(beside, path)
+        _files.rename(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(beside)
+            _files.unlink(beside)
         raise
 
 
 def sync_directory(path: str) -> None:
     """Put a directory's entries on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(fd)
+        _files.fsync(fd)
     finally:
-        os.close(fd)
+        _files.close(fd)
 
 
 def remove_directory(path: str) -> None:
@@ -124,12 +115,20 @@ def make_directory(path: str, mode: int) -> None:
     Raises  NotADirectoryError   something else is there, a link to a directory too
     """
     try:
-        os.mkdir(path, mode)
+        _files.mkdir(path, mode)
     except FileExistsError:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if not stat.S_ISDIR(_files.mode_of(path)):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
         return  # perhaps another thread was quicker
-    os.chmod(path, mode)
+    _files.chmod(path, mode)
+
+
+def is_directory(path: str) -> bool:
+    """Say whether path is a directory, and no link to one."""
+    try:
+        return stat.S_ISDIR(_files.mode_of(path))
+    except OSError:
+        return False
 
 
 def make_directories(path: str, mode: int) -> None:

@@ -31,7 +31,7 @@ C_NEIGHBOURS = {("sweep", "trail"), ("check", "assemble")}
 C_EXTRA = {"changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
 
 PY_FLOORS = [
-    {"errors"},
+    {"errors", "_files"},
     {"ids", "locks", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_mount"},
     {"values", "sources"},
     {"metadata", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options"},

@@ -22,6 +22,8 @@ class Driver(Protocol):
     """What the store asks of a driver. Ids are directory names it drew itself."""
 
     name: str
+    in_memory: bool
+    """Nothing in home outlives a crash of the machine, so nothing need be waited for."""
 
     def create(self, id: str, parent: str) -> None: ...
     def create_read_write(self, id: str, parent: str, storage_opt: Mapping[str, str] | None) -> None: ...

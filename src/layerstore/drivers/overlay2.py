@@ -13,13 +13,12 @@ import errno
 import logging
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from layerstore import _apply, _changes, _tarstream
+from layerstore import _apply, _changes, _files, _tarstream
 from layerstore.drivers import checks, mounts
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.options import human_size, parse_driver_options
@@ -52,18 +51,18 @@ _BATCH = 256
 @contextlib.contextmanager
 def opened(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
     """A directory's descriptor for the length of a `with` block; a link is none."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         yield fd
     finally:
-        os.close(fd)
+        _files.close(fd)
 
 
 def _make(path: str, mode: int) -> None:
     """Make a directory with just this mode, also where it exists; NotADirectoryError for a link or a file."""
     make_directory(path, mode)
-    if os.lstat(path).st_mode & 0o7777 != mode:
-        os.chmod(path, mode)
+    if _files.mode_of(path) & 0o7777 != mode:
+        _files.chmod(path, mode)
 
 
 class Overlay2:
@@ -74,7 +73,6 @@ class Overlay2:
     def __init__(self, home: str, options: Mapping[str, str], *, durability: Durability = "full") -> None:
         """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError."""
         self.home = home
-        self._durability: Durability = durability
         self._default_size = parse_driver_options(options)
         where = home if os.path.isdir(home) else os.path.dirname(home)
         if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
@@ -89,6 +87,8 @@ class Overlay2:
         self._require_d_type(where)
         _make(home, 0o710)
         _make(os.path.join(home, LINKS), 0o700)
+        self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
+        self._durability: Durability = "none" if self.in_memory else durability
         self.userxattr = checks.needs_userxattr(home)
         self._index_off = checks.index_parameter_exists()
         self._locks = NamedLocks()
@@ -138,7 +138,7 @@ class Overlay2:
     def _require_directories(self, id: str, *names: str) -> None:
         """id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
         for path in (self._dir(id), *(self._dir(id, name) for name in names)):
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
+            if not stat.S_ISDIR(_files.mode_of(path)):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
     # ---- life of a directory ----
@@ -174,8 +174,8 @@ class Overlay2:
             if size and self._quota:
                 self._quota.limit(directory, size)
             _make(self._dir(id, "diff"), 0o755)
-            link = base64.b32encode(secrets.token_bytes(17)).decode()[:26]
-            os.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
+            link = base64.b32encode(_files.random(17)).decode()[:26]
+            _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
             self._write(self._dir(id, "link"), link.encode(), 0o644)
             if parent:
                 _make(self._dir(id, "work"), 0o700)
@@ -208,7 +208,7 @@ class Overlay2:
         if link and "/" not in link and link not in (".", ".."):
             self._sound.pop(f"{LINKS}/{link}", None)
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(self.home, LINKS, link))
+                _files.unlink(os.path.join(self.home, LINKS, link))
 
     def _lower_for(self, parent: str) -> str:
         """What `lower` says in a child of parent."""
@@ -280,7 +280,8 @@ class Overlay2:
         for item in items:
             id = self._sound.get(item)
             if id is None:
-                target = _LINK.fullmatch(os.readlink(os.path.join(self.home, item))) if _ITEM.fullmatch(item) else None
+                sound = _ITEM.fullmatch(item) is not None
+                target = _LINK.fullmatch(_files.readlink(os.path.join(self.home, item))) if sound else None
                 if target is None or target[1] in (".", "..", LINKS):
                     raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer")
                 id = target[1]
@@ -363,7 +364,7 @@ class Overlay2:
         items = self._lower_items(id)
         if items and parent:
             try:
-                target = os.readlink(os.path.join(self.home, items[0]))
+                target = _files.readlink(os.path.join(self.home, items[0]))
             except OSError:
                 return False
             return target == f"../{parent}/diff" and self._native_works()
@@ -432,9 +433,8 @@ class Overlay2:
         with contextlib.ExitStack() as stack:
             if self._is_native(id, parent) and parent:
                 upper = stack.enter_context(self._opened_diff(id))
-                with os.scandir(upper) as entries:
-                    if next(entries, None) is None:
-                        return []
+                if _files.is_empty(upper):
+                    return []
                 lowers = [stack.enter_context(opened(path)) for path in self.lower_dirs(id)]
                 with contextlib.suppress(NotSupportedError):
                     return _changes.compare_overlay(upper, lowers, self.userxattr).to_list(Change, kinds)
@@ -464,7 +464,7 @@ class Overlay2:
         found = []
         try:
             link = trimmed(read_small(self._dir(id, "link")))
-            if os.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
+            if _files.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
                 found.append(("metadata", f"the short link {link} leads elsewhere"))
         except (OSError, LayerStoreError) as err:
             found.append(("missing", f"the short link of {id} cannot be followed: {err}"))
@@ -505,7 +505,7 @@ class Overlay2:
         found = []
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
-                target = _LINK.fullmatch(os.readlink(entry.path)) if entry.is_symlink() else None
+                target = _LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
                 if target and not os.path.lexists(os.path.join(self.home, target[1])):
                     found.append(f"{LINKS}/{entry.name}")
         return sorted(found)
@@ -534,7 +534,7 @@ class Overlay2:
             self.remove(id)
         for link in self._dangling():
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(self.home, link))
+                _files.unlink(os.path.join(self.home, link))
         for where in (self.home, os.path.dirname(self.home)):
             checks.remove_abandoned(where)
 

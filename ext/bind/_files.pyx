@@ -1,0 +1,254 @@
+"""File calls that keep the GIL: those that take microseconds, a handful for every layer.
+
+Python's own let the GIL go around each; beside a busy thread every one of them then waits out a switch
+interval (5 ms) to get it back, which makes a register of 0.2 s twice as long. What may wait for a disk or
+for another process (fsync, a taken lock) lets it go here, too. Errors are OSErrors with the path, as Python's.
+"""
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport EAGAIN, EINTR, errno
+
+import os
+
+cdef extern from *:
+    """
+    #include <dirent.h>
+    #include <fcntl.h>
+    #include <stdio.h>
+    #include <string.h>
+    #include <sys/file.h>
+    #include <sys/random.h>
+    #include <sys/stat.h>
+    #include <unistd.h>
+
+    static int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev, unsigned long long *ino)
+    {
+        struct stat st;
+        int r = path ? fstatat(dir_fd, path, &st, flags) : fstat(dir_fd, &st);
+        if (r == 0) {
+            *mode = st.st_mode;
+            *dev = st.st_dev;
+            *ino = st.st_ino;
+        }
+        return r;
+    }
+
+    /* 1: nothing but "." and ".."; 0: something; -1 and errno. fd stays where it is. */
+    static int lay_directory_is_empty(int fd)
+    {
+        int own = openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        DIR *d = own < 0 ? NULL : fdopendir(own);
+        int empty = 1;
+        if (!d) {
+            if (own >= 0)
+                close(own);
+            return -1;
+        }
+        for (struct dirent *e; empty && (e = readdir(d));)
+            empty = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        closedir(d);
+        return empty;
+    }
+    """
+    int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev,
+                    unsigned long long *ino) nogil
+    int lay_directory_is_empty(int fd) nogil
+    int AT_FDCWD, AT_SYMLINK_NOFOLLOW, LOCK_EX, LOCK_NB, LOCK_UN
+    int c_openat "openat"(int dir_fd, const char *path, int flags, unsigned mode) nogil
+    int c_close "close"(int fd) nogil
+    int c_mkdir "mkdir"(const char *path, unsigned mode) nogil
+    int c_chmod "chmod"(const char *path, unsigned mode) nogil
+    int c_fchmod "fchmod"(int fd, unsigned mode) nogil
+    int c_rename "rename"(const char *a, const char *b) nogil
+    int c_symlink "symlink"(const char *target, const char *path) nogil
+    int c_unlink "unlink"(const char *path) nogil
+    Py_ssize_t c_readlink "readlink"(const char *path, char *to, size_t n) nogil
+    Py_ssize_t c_read "read"(int fd, void *to, size_t n) nogil
+    Py_ssize_t c_pread "pread"(int fd, void *to, size_t n, long long offset) nogil
+    Py_ssize_t c_write "write"(int fd, const void *p, size_t n) nogil
+    int c_fsync "fsync"(int fd) nogil
+    int c_flock "flock"(int fd, int operation) nogil
+    Py_ssize_t c_getrandom "getrandom"(void *to, size_t n, unsigned flags) nogil
+
+
+cdef bytes encoded(path):
+    cdef bytes name = os.fsencode(path)
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    return name
+
+
+cdef failed(path):
+    cdef int e = errno
+    raise OSError(e, os.strerror(e), path)
+
+
+def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
+    """os.open, close-on-exec."""
+    cdef bytes name = encoded(path)
+    cdef int at = AT_FDCWD if dir_fd is None else dir_fd
+    cdef int fd
+    while True:
+        fd = c_openat(at, name, flags | os.O_CLOEXEC, mode)
+        if fd >= 0:
+            return fd
+        if errno != EINTR:
+            failed(path)
+
+
+def close(int fd):
+    """os.close."""
+    if c_close(fd) != 0 and errno != EINTR:
+        failed(None)
+
+
+def mkdir(path, unsigned mode):
+    """os.mkdir."""
+    cdef bytes name = encoded(path)
+    if c_mkdir(name, mode) != 0:
+        failed(path)
+
+
+def chmod(path, unsigned mode):
+    """os.chmod."""
+    cdef bytes name = encoded(path)
+    if c_chmod(name, mode) != 0:
+        failed(path)
+
+
+def fchmod(int fd, unsigned mode):
+    """os.fchmod."""
+    if c_fchmod(fd, mode) != 0:
+        failed(None)
+
+
+def rename(source, target):
+    """os.rename."""
+    cdef bytes a = encoded(source), b = encoded(target)
+    cdef int e
+    if c_rename(a, b) != 0:
+        e = errno
+        raise OSError(e, os.strerror(e), source, None, target)
+
+
+def symlink(target, path):
+    """os.symlink."""
+    cdef bytes a = encoded(target), b = encoded(path)
+    cdef int e
+    if c_symlink(a, b) != 0:
+        e = errno
+        raise OSError(e, os.strerror(e), target, None, path)
+
+
+def unlink(path):
+    """os.unlink."""
+    cdef bytes name = encoded(path)
+    if c_unlink(name) != 0:
+        failed(path)
+
+
+def readlink(path):
+    """os.readlink."""
+    cdef bytes name = encoded(path)
+    cdef char to[4096]
+    cdef Py_ssize_t n = c_readlink(name, to, sizeof(to))
+    if n < 0:
+        failed(path)
+    return os.fsdecode(PyBytes_FromStringAndSize(to, n))
+
+
+def mode_of(path, *, bint follow=False):
+    """The st_mode of a path (not following a last link, unless told to) or of a descriptor."""
+    return status(path, follow=follow)[0]
+
+
+def status(path, *, bint follow=False):
+    """(st_mode, st_dev, st_ino) of a path or a descriptor."""
+    cdef unsigned mode = 0
+    cdef unsigned long long dev = 0, ino = 0
+    cdef bytes name
+    cdef int r
+    if isinstance(path, int):
+        r = lay_stat_at(path, NULL, 0, &mode, &dev, &ino)
+    else:
+        name = encoded(path)
+        r = lay_stat_at(AT_FDCWD, name, 0 if follow else AT_SYMLINK_NOFOLLOW, &mode, &dev, &ino)
+    if r != 0:
+        failed(None if isinstance(path, int) else path)
+    return mode, dev, ino
+
+
+def is_empty(int fd):
+    """Say whether an open directory holds nothing."""
+    cdef int empty = lay_directory_is_empty(fd)
+    if empty < 0:
+        failed(None)
+    return empty == 1
+
+
+def read(int fd, size_t n, long long offset=-1):
+    """os.read, or os.pread from offset on. For what is there at once: a regular file."""
+    cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
+    cdef char *p = PyBytes_AsString(data)
+    cdef Py_ssize_t got
+    while True:
+        got = c_read(fd, p, n) if offset < 0 else c_pread(fd, p, n, offset)
+        if got >= 0:
+            return data if <size_t>got == n else data[:got]
+        if errno != EINTR:
+            failed(None)
+
+
+def write_all(int fd, bytes data not None):
+    """Write every byte."""
+    cdef const char *p = data
+    cdef size_t left = len(data)
+    cdef Py_ssize_t n
+    while left > 0:
+        n = c_write(fd, p, left)
+        if n < 0 and errno == EINTR:
+            continue
+        if n < 0:
+            failed(None)
+        p += n
+        left -= <size_t>n
+
+
+def fsync(int fd):
+    """os.fsync; without the GIL."""
+    cdef int r
+    with nogil:
+        r = c_fsync(fd)
+    if r != 0:
+        failed(None)
+
+
+def lock(int fd, *, bint wait=True):
+    """flock(LOCK_EX). False: another one holds it (wait=False only). Waiting is without the GIL."""
+    cdef int r = c_flock(fd, LOCK_EX | LOCK_NB)
+    while r != 0:
+        if errno != EINTR and errno != EAGAIN:
+            failed(None)
+        if not wait and errno != EINTR:
+            return False
+        with nogil:
+            r = c_flock(fd, LOCK_EX)
+        if r != 0:
+            PyErr_CheckSignals()
+    return True
+
+
+def unlock(int fd):
+    """flock(LOCK_UN)."""
+    c_flock(fd, LOCK_UN)
+
+
+def random(size_t n):
+    """n random bytes (at most 256)."""
+    cdef char to[256]
+    if n > sizeof(to):
+        raise ValueError("at most 256 bytes at a time")
+    while c_getrandom(to, n, 0) != <Py_ssize_t>n:
+        if errno != EINTR:
+            failed(None)
+    return PyBytes_FromStringAndSize(to, <Py_ssize_t>n)
