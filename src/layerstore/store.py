@@ -508,9 +508,6 @@ class Store:
                 raise
             handle = RWLayer(mount)
             mount.handles.add(handle)
-            with self._lock:
-                self._mounts[name] = mount
-                self._bad_mounts.pop(name, None)
             return handle
 
     def _create_mount(self, name: str, above: Record | None, opts: CreateRWLayerOpts) -> Mount:
@@ -548,17 +545,22 @@ class Store:
                     self._metadata.set_init_id(name, init_id)
                 if above:
                     self._metadata.set_mount_parent(name, above.chain_id)
+                # Under the same lock: nobody may load it from disk as a second record beside this one.
+                mount = self._mounts[name] = Mount(self, name, mount_id, init_id, above)
+                self._bad_mounts.pop(name, None)
             for id in made:
                 self._driver.recorded(id)
+            return mount
         except BaseException:
             if recording:
+                with self._lock:
+                    self._mounts.pop(name, None)
                 with contextlib.suppress(OSError):
                     self._metadata.remove_mount(name)
             for id in reversed(made):
                 with contextlib.suppress(OSError):
                     self._driver.remove(id)
             raise
-        return Mount(self, name, mount_id, init_id, above)
 
     def _is_loadable(self, name: str) -> bool:
         """Under the lock: is there a record of a writable layer that can be read?"""
