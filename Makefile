@@ -5,6 +5,7 @@
 #   make lint     ruff and mypy
 #   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
+#   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
 #   make fuzz     each fuzzer for FUZZ_SECONDS (30)
 #   make wheel    dist/*.whl
 #   make clean    what was built; .venv stays
@@ -23,7 +24,7 @@ python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench bench-peers fuzz wheel clean system-demo system-test system-fuzz
+.PHONY: demo test lint bench bench-peers ratios fuzz wheel clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
@@ -41,6 +42,9 @@ bench: system-test build/.built
 	@$(python) -m pytest benchmarks -o python_files='bench_*.py' -p no:cacheprovider -q \
 	    --benchmark-columns=min,median,max,rounds --benchmark-group-by=func $(BENCH)
 	@$(python) -m benchmarks.compare $(COMPARE)
+
+ratios: system-test build/.built
+	@$(python) -m benchmarks.check_ratios
 
 bench-peers:
 	@benchmarks/install-peers
