@@ -2,7 +2,7 @@
  *
  * Pull: each read copies framing and file bytes straight into the caller's buffer; every file's CRC-64 is
  * checked when it has been read whole, and the DiffID when all was read from the first byte to the end.
- * The hash is the long pole: a large read has it follow the bytes in a thread that ends with the call.
+ * The hash is the long pole: it is no part of reading, so that source.c can have it follow in a thread.
  * A seek goes to the nearest restart point of the record and passes over lines without opening files.
  * Source: tar-split, tar/asm/assemble.go; moby, layer.go (verifiedReadCloser).
  */
@@ -14,12 +14,9 @@
 #include "tree.h"
 
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <string.h>
 
-#define HASH_ASIDE (512u << 10)  /* a read of this many bytes is worth a thread */
-#define HASH_PART (128u << 10)   /* bytes after which the hash is told of more, so that it runs beside the next */
+#define FILE_PART (128u << 10)   /* bytes of a file read at once: the CRC still finds them in the cache */
 #define FAR_AHEAD (16 << 20)     /* a forward seek beyond this looks for a restart point */
 
 typedef struct assemble {
@@ -27,7 +24,7 @@ typedef struct assemble {
     int record_fd, root_fd;
     lay_locate locate; void *context;
     lay_split_reader *reader;
-    bool verify, hashing, ended;
+    bool verify, hashing, ended;          /* hashing, sha: pass's and end's, which read leaves alone */
     uint8_t diff_id[LAY_SHA256_SIZE];
     lay_sha256 sha;
     int64_t position, skip_to;            /* of the next byte to give; lines before skip_to are passed over */
@@ -161,7 +158,7 @@ static lay_code next_line(assemble *a, lay_error *err)
 
 static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, lay_error *err)
 {
-    size_t most = room < HASH_PART ? room : HASH_PART;
+    size_t most = room < FILE_PART ? room : FILE_PART;
     size_t want = a->left < (int64_t)most ? (size_t)a->left : most;
     ssize_t n;
     do
@@ -188,9 +185,17 @@ static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, l
     return same ? LAY_OK : lay_payload_differs(a->line.name, a->line.name_len, err);
 }
 
-/* All is given: does it hash to what was promised? Asked once. */
-static lay_code check_digest(assemble *a, lay_error *err)
+static void assemble_pass(lay_source *s, const void *p, size_t n)
 {
+    assemble *a = (assemble *)s;
+    if (a->hashing)
+        lay_sha256_add(&a->sha, p, n);
+}
+
+/* All is given: does it hash to what was promised? Asked once. */
+static lay_code assemble_end(lay_source *s, lay_error *err)
+{
+    assemble *a = (assemble *)s;
     uint8_t got[LAY_SHA256_SIZE];
     if (!a->hashing)
         return LAY_OK;
@@ -205,73 +210,10 @@ static lay_code check_digest(assemble *a, lay_error *err)
         hex[2 * i + 1] = digits[a->diff_id[i] & 15];
     }
     hex[2 * LAY_SHA256_SIZE] = '\0';
-    return lay_fail(err, LAY_E_MISMATCH, "could not verify layer data for: sha256:%s. This may be because internal files in the layer "
-                    "store were modified. Re-pulling or rebuilding this image may resolve the issue", hex);
-}
-
-/* ---- hashing beside reading ------------------------------------------------------------------------ */
-
-typedef struct hash_aside {
-    lay_sha256 *sha;                      /* the thread's until it is joined */
-    const uint8_t *p;
-    pthread_mutex_t lock;                 /* guards both below */
-    pthread_cond_t more;
-    size_t filled; bool over;
-    pthread_t thread; bool running;
-    size_t told;                          /* the reader's own */
-} hash_aside;
-
-static void *hash_on(void *arg)
-{
-    hash_aside *h = arg;
-    size_t done = 0;
-    pthread_mutex_lock(&h->lock);
-    for (;;) {
-        while (h->filled == done && !h->over)
-            pthread_cond_wait(&h->more, &h->lock);
-        size_t upto = h->filled;
-        if (upto == done)
-            break;
-        pthread_mutex_unlock(&h->lock);
-        lay_sha256_add(h->sha, h->p + done, upto - done);
-        done = upto;
-        pthread_mutex_lock(&h->lock);
-    }
-    pthread_mutex_unlock(&h->lock);
-    return NULL;
-}
-
-static void hash_begin(hash_aside *h, assemble *a, const uint8_t *p, size_t n)
-{
-    *h = (hash_aside){ .sha = &a->sha, .p = p, .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER };
-    if (n < HASH_ASIDE)
-        return;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    h->running = pthread_create(&h->thread, NULL, hash_on, h) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-static void hash_tell(hash_aside *h, size_t filled, bool over)
-{
-    if (!h->running || (!over && filled - h->told < HASH_PART))
-        return;
-    pthread_mutex_lock(&h->lock);
-    h->filled = h->told = filled;
-    h->over = over;
-    pthread_cond_signal(&h->more);
-    pthread_mutex_unlock(&h->lock);
-}
-
-/* All n bytes are there: come back when they are hashed. */
-static void hash_end(hash_aside *h, size_t n)
-{
-    hash_tell(h, n, true);
-    if (h->running)
-        pthread_join(h->thread, NULL);
-    else
-        lay_sha256_add(h->sha, h->p, n);
+    lay_fail(err, LAY_E_MISMATCH, "could not verify layer data for: sha256:%s. This may be because internal files in the layer "
+             "store were modified. Re-pulling or rebuilding this image may resolve the issue", hex);
+    a->failure = *err;
+    return err->code;
 }
 
 static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err)
@@ -284,10 +226,6 @@ static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, l
         return err->code;
     }
     lay_code code = LAY_OK;
-    hash_aside hash;
-    bool hashing = a->hashing;
-    if (hashing)
-        hash_begin(&hash, a, to, n);
     while (*got < n && !a->ended && !code) {
         size_t part = 0;
         if (a->n) {
@@ -301,16 +239,10 @@ static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, l
             code = next_line(a, err);
         }
         *got += part;
-        if (hashing)
-            hash_tell(&hash, *got, false);
     }
-    if (hashing)
-        hash_end(&hash, *got);
     a->position += (int64_t)*got;
     if (a->skip_to < a->position)
         a->skip_to = a->position;
-    if (!code && n && !*got)
-        code = check_digest(a, err);
     if (!code)
         return LAY_OK;
     a->failure = *err;
@@ -389,7 +321,8 @@ static void assemble_free(lay_source *s)
     free(a);
 }
 
-static const lay_source_ops ops = { assemble_read, assemble_size, assemble_seek, assemble_free };
+static const lay_source_ops ops = { .read = assemble_read, .size = assemble_size, .seek = assemble_seek, .free = assemble_free,
+                                    .pass = assemble_pass, .end = assemble_end };
 
 static lay_code open_source(lay_source **out, int record_fd, int root_fd, lay_locate locate, void *context, const uint8_t *diff_id, lay_error *err)
 {

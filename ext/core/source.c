@@ -2,39 +2,180 @@
  *
  * Bytes that a descriptor did not take (a full pipe, a signal) stay here and come first in the next
  * call, whichever it is: none is lost, and the position is always that of the next byte given.
- * A copy of more than one piece reads on in a thread of its own, which ends with the call.
+ * Every byte is read, passed (assemble hashes there, which takes longest) and given. A large read passes in
+ * a thread of its own; a copy of more than a few pieces reads in one, passes in another and writes in the
+ * caller's. They end with the call, as a thread that lives on could be lost by a fork; where there is none
+ * to be had, the caller does all.
  */
 #include "source.h"
 
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <time.h>
 
 #define PIECE_SIZE (1u << 20)
+#define AHEAD_AFTER (1 << 20)    /* a copy reads ahead when this much has been given */
+#define AHEAD_FOR (4 << 20)      /* and more than this is asked for */
+#define READ_PART (256u << 10)   /* bytes of a read that are passed at once */
+#define READ_ASIDE (1u << 20)    /* a read of this many bytes is worth a thread */
+
+/* The caller's cores in two halves. A thread is readily woken on the core of who woke it, above all in a virtual
+ * machine, whose idle cores the kernel takes for busy ones; what reads and what passes would then take turns on
+ * one of two cores. So each has its half for as long as the call, and the caller's thread stays free. */
+typedef struct halves { bool two; cpu_set_t near, far; } halves;
+
+static void halve(halves *h)
+{
+    cpu_set_t all;
+    int here = sched_getcpu(), count, seen = 0;
+    h->two = here >= 0 && sched_getaffinity(0, sizeof all, &all) == 0 && (count = CPU_COUNT(&all)) > 1;
+    if (!h->two)
+        return;
+    CPU_ZERO(&h->near);
+    CPU_ZERO(&h->far);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET((size_t)cpu, &all))
+            CPU_SET((size_t)cpu, seen++ < count / 2 ? &h->near : &h->far);
+    if (CPU_ISSET((size_t)here, &h->far)) {
+        all = h->near;
+        h->near = h->far;
+        h->far = all;
+    }
+}
+
+/* Signals are the caller's thread's to see. The half is given before the thread runs, as it may else wait for the caller's core. */
+static bool start_thread(pthread_t *thread, void *(*run)(void *), void *arg, const halves *h, const cpu_set_t *half)
+{
+    sigset_t all, before;
+    pthread_attr_t attr;
+    int e = pthread_attr_init(&attr);
+    if (e != 0)
+        return false;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+#ifdef __GLIBC__
+    e = h->two && pthread_attr_setaffinity_np(&attr, sizeof *half, half) == 0 ? pthread_create(thread, &attr, run, arg) : EINVAL;
+#else
+    (void)h;
+    (void)half;
+    e = EINVAL;
+#endif
+    if (e != 0)
+        e = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    return e == 0;
+}
+
+static lay_piece *piece_at(lay_source *s, uint64_t number) { return &s->pieces[number % LAY_SOURCE_PIECES]; }
+
+/* Nothing may be read, sought or ended past bytes that pass has not seen. */
+static void pass_rest(lay_source *s)
+{
+    for (; s->passed < s->filled; s->passed++)
+        if (s->ops->pass != NULL)
+            s->ops->pass(s, piece_at(s, s->passed)->p, piece_at(s, s->passed)->len);
+}
+
+static lay_code end_of(lay_source *s, lay_error *err)
+{
+    return s->ops->end == NULL ? LAY_OK : s->ops->end(s, err);
+}
+
+/* ---- passing behind a large read ------------------------------------------------------------------- */
+
+typedef struct behind {
+    lay_source *s;
+    const uint8_t *p;
+    pthread_mutex_t lock;            /* guards both below */
+    pthread_cond_t more;
+    size_t filled; bool over;
+    pthread_t thread; bool running;
+} behind;
+
+static void *pass_behind(void *arg)
+{
+    behind *b = arg;
+    size_t done = 0;
+    pthread_mutex_lock(&b->lock);
+    for (;;) {
+        while (b->filled == done && !b->over)
+            pthread_cond_wait(&b->more, &b->lock);
+        size_t upto = b->filled;
+        if (upto == done)
+            break;
+        pthread_mutex_unlock(&b->lock);
+        b->s->ops->pass(b->s, b->p + done, upto - done);
+        done = upto;
+        pthread_mutex_lock(&b->lock);
+    }
+    pthread_mutex_unlock(&b->lock);
+    return NULL;
+}
+
+static void behind_tell(behind *b, size_t part, bool over)
+{
+    pthread_mutex_lock(&b->lock);
+    b->filled += part;
+    b->over = over;
+    pthread_cond_signal(&b->more);
+    pthread_mutex_unlock(&b->lock);
+}
+
+static lay_code read_parts(lay_source *s, uint8_t *p, size_t n, size_t *got, lay_error *err)
+{
+    behind b = { .s = s, .p = p, .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER };
+    if (s->ops->pass != NULL && n >= READ_ASIDE) {
+        halves cores;
+        halve(&cores);
+        b.running = start_thread(&b.thread, pass_behind, &b, &cores, &cores.far);
+    }
+    lay_code code = LAY_OK;
+    bool whole = true;
+    while (whole && *got < n) {
+        size_t want = n - *got < READ_PART ? n - *got : READ_PART, part = 0;
+        code = s->ops->read(s, p + *got, want, &part, err);
+        if (code != LAY_OK)
+            part = 0;
+        if (b.running)
+            behind_tell(&b, part, false);
+        else if (part > 0 && s->ops->pass != NULL)
+            s->ops->pass(s, p + *got, part);
+        *got += part;
+        whole = part == want;
+    }
+    if (b.running) {
+        behind_tell(&b, 0, true);
+        pthread_join(b.thread, NULL);
+    }
+    if (code == LAY_OK || *got == 0)
+        return code;
+    lay_error_clear(err);            /* the good bytes first, the error at the next read */
+    return LAY_OK;
+}
 
 lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err)
 {
     *got = 0;
     if (n == 0)
         return LAY_OK;
-    if (s->kept > 0) {
-        lay_piece *piece = &s->pieces[s->first];
+    pass_rest(s);
+    if (s->written < s->filled) {
+        lay_piece *piece = piece_at(s, s->written);
         size_t left = piece->len - piece->at;
         *got = left < n ? left : n;
         memcpy(buf, piece->p + piece->at, *got);
         piece->at += *got;
-        if (piece->at == piece->len) {
-            s->first = (s->first + 1) % LAY_SOURCE_PIECES;
-            s->kept--;
-        }
+        s->written += piece->at == piece->len;
     } else {
-        lay_code code = s->ops->read(s, buf, n, got, err);
-        if (code != LAY_OK) {
-            *got = 0;
+        lay_code code = read_parts(s, buf, n, got, err);
+        if (code == LAY_OK && *got == 0)
+            code = end_of(s, err);
+        if (code != LAY_OK)
             return code;
-        }
     }
     s->position += (int64_t)*got;
     return LAY_OK;
@@ -79,33 +220,33 @@ static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t lim
     return LAY_OK;
 }
 
-/* ---- reading on while a piece is being written ---------------------------------------------------- */
+/* ---- reading on and passing while a piece is being written ---------------------------------------- */
 
 typedef struct ahead {
     lay_source *s;
-    pthread_mutex_t lock;       /* guards s->first, s->kept and all below */
+    pthread_mutex_t lock;       /* guards the counts of s and all below */
     pthread_cond_t filled, freed;
     bool stop, over;            /* over: nothing more will be filled */
     lay_error failure;
 } ahead;
 
-static lay_code room_in(lay_piece *piece, lay_error *err)
-{
-    if (piece->p == NULL && (piece->p = malloc(PIECE_SIZE)) == NULL)
-        return lay_fail_nomem(err);
-    piece->at = piece->len = 0;
-    return LAY_OK;
-}
-
 /* The bytes of a piece come from the source; at its end the piece stays empty. */
 static lay_code fill(lay_source *s, lay_piece *piece, size_t n, lay_error *err)
 {
-    lay_code code = room_in(piece, err);
-    if (code == LAY_OK)
-        code = s->ops->read(s, piece->p, n, &piece->len, err);
+    piece->at = piece->len = 0;
+    if (piece->p == NULL && (piece->p = malloc(PIECE_SIZE)) == NULL)
+        return lay_fail_nomem(err);
+    lay_code code = s->ops->read(s, piece->p, n, &piece->len, err);
     if (code != LAY_OK)
         piece->len = 0;
     return code;
+}
+
+/* A piece is free again when it was both passed and written, whichever came last. */
+static bool has_room(const lay_source *s)
+{
+    uint64_t oldest = s->ops->pass != NULL && s->passed < s->written ? s->passed : s->written;
+    return s->filled - oldest < LAY_SOURCE_PIECES;
 }
 
 static void *read_on(void *arg)
@@ -114,17 +255,38 @@ static void *read_on(void *arg)
     lay_source *s = a->s;
     pthread_mutex_lock(&a->lock);
     while (!a->over) {
-        while (s->kept == LAY_SOURCE_PIECES && !a->stop)
+        while (!has_room(s) && !a->stop)
             pthread_cond_wait(&a->freed, &a->lock);
         if (a->stop)
             break;
-        lay_piece *piece = &s->pieces[(s->first + s->kept) % LAY_SOURCE_PIECES];
+        lay_piece *piece = piece_at(s, s->filled);
         pthread_mutex_unlock(&a->lock);
         lay_code code = fill(s, piece, PIECE_SIZE, &a->failure);
         pthread_mutex_lock(&a->lock);
         a->over = code != LAY_OK || piece->len == 0;
-        s->kept += piece->len > 0;
-        pthread_cond_signal(&a->filled);
+        s->filled += piece->len > 0;
+        pthread_cond_broadcast(&a->filled);
+    }
+    pthread_mutex_unlock(&a->lock);
+    return NULL;
+}
+
+static void *pass_on(void *arg)
+{
+    ahead *a = arg;
+    lay_source *s = a->s;
+    pthread_mutex_lock(&a->lock);
+    for (;;) {
+        while (s->passed == s->filled && !a->over && !a->stop)
+            pthread_cond_wait(&a->filled, &a->lock);
+        if (a->stop || s->passed == s->filled)
+            break;
+        lay_piece *piece = piece_at(s, s->passed);
+        pthread_mutex_unlock(&a->lock);
+        s->ops->pass(s, piece->p, piece->len);
+        pthread_mutex_lock(&a->lock);
+        s->passed++;
+        pthread_cond_signal(&a->freed);
     }
     pthread_mutex_unlock(&a->lock);
     return NULL;
@@ -136,9 +298,9 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
     lay_source *s = a->s;
     while (limit - *written >= (int64_t)PIECE_SIZE) {
         pthread_mutex_lock(&a->lock);
-        while (s->kept == 0 && !a->over)
+        while (s->written == s->filled && !a->over)
             pthread_cond_wait(&a->filled, &a->lock);
-        bool some = s->kept > 0;
+        bool some = s->written < s->filled;
         pthread_mutex_unlock(&a->lock);
         if (!some) {
             *end = a->failure.code == LAY_OK;
@@ -147,11 +309,11 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
             return a->failure.code;
         }
         bool more;
-        lay_code code = write_piece(s, &s->pieces[s->first], fd, limit, deadline, written, &more, err);
+        lay_piece *piece = piece_at(s, s->written);
+        lay_code code = write_piece(s, piece, fd, limit, deadline, written, &more, err);
         pthread_mutex_lock(&a->lock);
-        if (s->pieces[s->first].at == s->pieces[s->first].len) {
-            s->first = (s->first + 1) % LAY_SOURCE_PIECES;
-            s->kept--;
+        if (piece->at == piece->len) {
+            s->written++;
             pthread_cond_signal(&a->freed);
         }
         pthread_mutex_unlock(&a->lock);
@@ -161,24 +323,40 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
     return LAY_OK;
 }
 
-static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadline, int64_t *written, int *end, lay_error *err)
+static void stop(ahead *a)
+{
+    pthread_mutex_lock(&a->lock);
+    a->stop = true;
+    pthread_cond_broadcast(&a->filled);
+    pthread_cond_broadcast(&a->freed);
+    pthread_mutex_unlock(&a->lock);
+}
+
+/* *alone: there are no threads for it, and nothing was done. */
+static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadline, int64_t *written, int *end, bool *alone, lay_error *err)
 {
     ahead a = { .s = s, .lock = PTHREAD_MUTEX_INITIALIZER, .filled = PTHREAD_COND_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER };
-    pthread_t thread;
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);     /* signals are the caller's thread's to see */
-    int e = pthread_create(&thread, NULL, read_on, &a);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (e != 0)
-        return lay_fail_os(err, e, NULL, "cannot start a thread");
-    lay_code code = write_on(&a, fd, limit, deadline, written, end, err);
-    pthread_mutex_lock(&a.lock);
-    a.stop = true;
-    pthread_cond_signal(&a.freed);
-    pthread_mutex_unlock(&a.lock);
-    pthread_join(thread, NULL);
-    /* What it read and nobody wrote stays; what it failed at, the source says again. */
+    pthread_t reader, passer;
+    lay_code code = LAY_OK;
+    bool passing = s->ops->pass != NULL;
+    halves cores = { .two = false };
+    if (passing)
+        halve(&cores);
+    if (passing && !start_thread(&passer, pass_on, &a, &cores, &cores.far)) {
+        *alone = true;
+        return LAY_OK;
+    }
+    if (start_thread(&reader, read_on, &a, &cores, &cores.near)) {
+        code = write_on(&a, fd, limit, deadline, written, end, err);
+        stop(&a);
+        pthread_join(reader, NULL);
+    } else {
+        *alone = true;
+        stop(&a);
+    }
+    if (passing)
+        pthread_join(passer, NULL);
+    /* What was read and nobody wrote or passed stays; what reading failed at, the source says again. */
     return code;
 }
 
@@ -188,31 +366,39 @@ lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, i
     *written = 0;
     *end = 0;
     int64_t deadline = max_ms < 0 ? -1 : now_ms() + max_ms, limit = max_bytes < 0 ? INT64_MAX : max_bytes;
-    for (;;) {
-        while (s->kept > 0) {
+    bool alone = false;
+    lay_code code = LAY_OK;
+    while (!*end) {
+        while (s->written < s->filled) {
             bool more;
-            lay_piece *piece = &s->pieces[s->first];
-            lay_code code = write_piece(s, piece, fd, limit, deadline, written, &more, err);
-            if (piece->at == piece->len) {
-                s->first = (s->first + 1) % LAY_SOURCE_PIECES;
-                s->kept--;
-            }
+            lay_piece *piece = piece_at(s, s->written);
+            code = write_piece(s, piece, fd, limit, deadline, written, &more, err);
+            s->written += piece->at == piece->len;
             if (code != LAY_OK || !more)
                 return code;
         }
         int64_t left = limit - *written;
         if (left <= 0 || (deadline >= 0 && *written > 0 && now_ms() >= deadline))
             return LAY_OK;
-        if (s->position >= (int64_t)PIECE_SIZE && left > (int64_t)(LAY_SOURCE_PIECES * PIECE_SIZE))
-            return copy_ahead(s, fd, limit, deadline, written, end, err);
-        lay_piece *piece = &s->pieces[s->first];
-        lay_code code = fill(s, piece, left < (int64_t)PIECE_SIZE ? (size_t)left : PIECE_SIZE, err);
-        if (code != LAY_OK || piece->len == 0) {
-            *end = code == LAY_OK;
-            return code;
+        if (!alone && s->position >= AHEAD_AFTER && left > AHEAD_FOR) {
+            code = copy_ahead(s, fd, limit, deadline, written, end, &alone, err);
+            if (!alone && !*end)
+                return code;
+        } else {
+            pass_rest(s);
+            lay_piece *piece = piece_at(s, s->filled);
+            code = fill(s, piece, left < (int64_t)PIECE_SIZE ? (size_t)left : PIECE_SIZE, err);
+            if (code != LAY_OK)
+                return code;
+            *end = piece->len == 0;
+            s->filled += piece->len > 0;
+            pass_rest(s);
         }
-        s->kept = 1;
     }
+    pass_rest(s);
+    code = end_of(s, err);
+    *end = code == LAY_OK;
+    return code;
 }
 
 lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err)
@@ -226,10 +412,11 @@ lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err)
         return lay_fail(err, LAY_E_UNSUPPORTED, "a tar made from a tree cannot be sought in");
     if (offset < 0)
         return lay_fail_os(err, EINVAL, NULL, "seek in the tar");
+    pass_rest(s);
     lay_code code = s->ops->seek(s, offset, err);
     if (code == LAY_OK) {
         s->position = offset;
-        s->kept = 0;
+        s->written = s->passed = s->filled;
     }
     return code;
 }

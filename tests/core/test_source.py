@@ -1,9 +1,12 @@
 """source.c, and assemble.c as a source: whatever way the bytes go out, they are the same bytes in the same order."""
 
+import ctypes
 import functools
 import hashlib
 import itertools
 import os
+import platform
+import resource
 import threading
 
 import door
@@ -180,3 +183,89 @@ def test_a_descriptor_that_takes_nothing_is_an_error_and_loses_nothing(record, t
             os.close(closed)
         assert door.lib.lay_source_tell(source) == before
         assert sinks.content(fd) + read_all(source) == TAR
+
+
+def test_a_refusal_as_a_whole_stays_until_a_seek(record, tree):
+    source = assembled(record, tree, bytes(32))
+    with sinks.memory() as fd:
+        for _ in range(2):
+            with door.fails("LAY_E_MISMATCH"):
+                copy(source, fd)
+            with door.fails("LAY_E_MISMATCH"):
+                read(source, 1)
+            assert sinks.content(fd) == TAR
+    door.call("lay_source_seek", source, 0)
+    with door.fails("LAY_E_MISMATCH"):
+        read_all(source, 4 * MIB)
+    door.call("lay_source_seek", source, 1)
+    assert read_all(source) == TAR[1:]
+
+
+@pytest.mark.parametrize("by", ["read", "copy"])
+def test_after_a_seek_to_where_it_was_read_to_the_whole_is_still_checked(record, tree, by):
+    for digest, fails in ((hashlib.sha256(TAR).digest(), False), (bytes(32), True)):
+        source = assembled(record, tree, digest)
+        with sinks.memory() as fd:
+            copy(source, fd, 1 << 40, 0)
+            if by == "read":
+                read(source, 3 * MIB)
+            door.call("lay_source_seek", source, 0)
+            if fails:
+                with door.fails("LAY_E_MISMATCH"):
+                    read_all(source)
+            else:
+                assert read_all(source) == TAR
+
+
+def test_neither_a_thread_nor_a_mark_on_the_callers_one_is_left(record, tree):
+    source = assembled(record, tree, hashlib.sha256(TAR).digest())
+    cores, threads = os.sched_getaffinity(0), len(os.listdir("/proc/self/task"))
+    with sinks.memory() as fd:
+        at_end = False
+        while not at_end:
+            _, at_end = copy(source, fd, 1 << 40, 0)
+            assert os.sched_getaffinity(0) == cores
+            assert len(os.listdir("/proc/self/task")) == threads
+        assert sinks.content(fd) == TAR
+
+
+def test_on_one_core_it_is_the_same_tar(record, tree):
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with sinks.memory() as fd:
+            assert copy(assembled(record, tree, hashlib.sha256(TAR).digest()), fd) == (len(TAR), True)
+            assert sinks.content(fd) == TAR
+        assert read_all(assembled(record, tree, hashlib.sha256(TAR).digest()), 4 * MIB) == TAR
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_where_no_thread_can_be_made_the_caller_does_it_all(record, tree):
+    tree.chmod(0o755)
+    good, bad = (assembled(record, tree, digest) for digest in (hashlib.sha256(TAR).digest(), bytes(32)))
+    done = []
+
+    def alone():
+        # By the bare call only this thread becomes another user: the limit does not hold for root.
+        setresuid = {"x86_64": 117, "aarch64": 147}[platform.machine()]
+        assert ctypes.CDLL(None).syscall(setresuid, 54321, 54321, 54321) == 0
+        with pytest.raises(RuntimeError):
+            threading.Thread(target=print).start()
+        with sinks.memory() as fd:
+            assert copy(good, fd) == (len(TAR), True)
+            assert sinks.content(fd) == TAR
+        with sinks.memory() as fd, door.fails("LAY_E_MISMATCH"):
+            copy(bad, fd)
+        door.call("lay_source_seek", good, 0)
+        assert read_all(good, 4 * MIB) == TAR
+        done.append(True)
+
+    thread, limits = threading.Thread(target=alone), resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, limits[1]))
+    try:
+        thread.start()
+        thread.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, limits)
+    assert done
