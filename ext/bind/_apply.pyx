@@ -77,7 +77,7 @@ cdef class Apply:
     # What finish() has to say, when pump() met the end and went on to it at once: two waits for the GIL are one.
     cdef lay.lay_applied done
     cdef lay.lay_error done_err
-    cdef bint finished
+    cdef bint finished, over
 
     def __cinit__(self, int root_fd, int record_fd=-1, int scratch_fd=-1, *, int reread_fd=-1,
                   int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0):
@@ -139,7 +139,7 @@ cdef class Apply:
             code = lay.lay_apply_pump(a, fd, &offset, max_bytes, max_ms, &end, &err)
             if code == lay.LAY_OK and end:
                 lay.lay_apply_finish(a, &self.done, &self.done_err)
-        self.finished = code == lay.LAY_OK and end
+        self.finished = self.over = code == lay.LAY_OK and end
         lay.give(&self.handle)
         lay.check(code, &err)
         return end != 0, offset
@@ -175,6 +175,7 @@ cdef class Apply:
             with nogil:
                 lay.lay_apply_finish(a, &self.done, &self.done_err)
         self.finished = False
+        self.over = True
         lay.give(&self.handle)
         lay.check(self.done_err.code, &self.done_err)
         return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries)
@@ -184,8 +185,11 @@ cdef class Apply:
             raise RuntimeError("in use by another thread")
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
         self.handle.c = NULL
-        with nogil:
-            lay.lay_apply_free(a)
+        if self.over:
+            lay.lay_apply_free(a)            # no thread is left to wait for
+        else:
+            with nogil:
+                lay.lay_apply_free(a)
         lent, self.lent = self.lent, []
         lay.give(&self.handle)
         lent.clear()

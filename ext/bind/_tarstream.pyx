@@ -149,8 +149,7 @@ cdef class Source:
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
         self.handle.c = NULL
         if s != NULL:
-            with nogil:
-                lay.lay_source_free(s)
+            lay.lay_source_free(s)           # microseconds
         lay.give(&self.handle)
 
 

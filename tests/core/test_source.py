@@ -202,7 +202,7 @@ def test_a_refusal_as_a_whole_stays_until_a_seek(record, tree):
 
 
 @pytest.mark.parametrize("by", ["read", "copy"])
-def test_after_a_seek_to_where_it_was_read_to_the_whole_is_still_checked(record, tree, by):
+def test_after_a_seek_to_the_start_the_whole_is_checked_again(record, tree, by):
     for digest, fails in ((hashlib.sha256(TAR).digest(), False), (bytes(32), True)):
         source = assembled(record, tree, digest)
         with sinks.memory() as fd:
