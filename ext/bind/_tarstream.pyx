@@ -1,14 +1,19 @@
 """Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check.
 
 See _tarstream.pyi for what is promised. read() makes its bytes object once and has C fill it; what is
-too large to be asked for at once is read in parts, with a look at signals between them.
+too large to be asked for at once is read in parts, with a look at signals between them. Reads that follow
+one another are served from bytes read ahead, in few large calls: each call lets the GIL go, and beside a busy
+thread waits 5 ms to get it back.
 """
 cimport lay
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, strerror
 
 cdef extern from "Python.h":
     str PyUnicode_DecodeFSDefault(const char *s)
@@ -16,8 +21,23 @@ cdef extern from "Python.h":
 EXPORT_OVERLAY = <int>lay.LAY_EXPORT_OVERLAY
 EXPORT_USERXATTR = <int>lay.LAY_EXPORT_USERXATTR
 
+cdef extern from "<poll.h>" nogil:
+    """
+    #include <poll.h>
+    #include <unistd.h>
+    static int lay_wait_writable(int fd, int ms)
+    {
+        struct pollfd p = { .fd = fd, .events = POLLOUT };
+        return poll(&p, 1, ms);
+    }
+    """
+    int lay_wait_writable(int fd, int ms)
+    Py_ssize_t c_write "write"(int fd, const void *p, size_t n)
+
 cdef enum:
     PART = 16 << 20
+    AHEAD_FIRST = 64 << 10   # bytes of the first read ahead, at least: who seeks a lot shall not pay for it
+    AHEAD = 32 << 20         # it grows fourfold up to this
     MAX_BYTES = 256 << 20
     MAX_MS = 100
 
@@ -33,18 +53,31 @@ cdef const uint8_t *diff_id_bytes(bytes diff_id) except? NULL:
 
 cdef class Source:
     cdef lay.Handle handle
+    cdef char *ahead             # bytes read and not given yet: ahead[ahead_at:ahead_len]
+    cdef size_t ahead_at, ahead_len, ahead_want   # ahead_want: how much to read ahead; 0: not yet
 
     def __init__(self):
         raise TypeError("a Source is made by assemble, export_tree or export_changes")
 
     def __dealloc__(self):
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        free(self.ahead)
         if s != NULL:
             with nogil:
                 lay.lay_source_free(s)
 
+    cdef size_t give_ahead(self, char *p, size_t n) noexcept:
+        """Up to n of the bytes that were read ahead."""
+        cdef size_t m = min(n, self.ahead_len - self.ahead_at)
+        if m > 0:
+            memcpy(p, self.ahead + self.ahead_at, m)
+            self.ahead_at += m
+        return m
+
     def _capsule(self):
-        """For Apply.pump_source, while it keeps this object."""
+        """For Apply.pump_source, while it keeps this object. Not once something was read: it may have been ahead."""
+        if self.ahead_at < self.ahead_len:
+            raise RuntimeError("a stream is pumped from its beginning, or not at all")
         return PyCapsule_New(&self.handle, "layerstore.source", NULL)
 
     cdef size_t fill(self, char *p, size_t n) except? <size_t>-1:
@@ -52,19 +85,38 @@ cdef class Source:
         of no file) comes in place of the end, by the next call; every other error at once."""
         cdef lay.lay_error err
         cdef lay.lay_code code
-        cdef size_t have = 0, got = 1, part
+        cdef size_t have, got = 1, part
+        cdef bint further
+        cdef char *to
         lay.enter(&self.handle)
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
         try:
+            have = self.give_ahead(p, n)
             while have < n and got > 0:
                 part = min(n - have, <size_t>PART)
+                to = p + have
+                further = n - have < self.ahead_want
+                if further:
+                    if self.ahead == NULL:
+                        self.ahead = <char *>malloc(AHEAD)
+                        if self.ahead == NULL:
+                            raise MemoryError
+                    part, to = self.ahead_want, self.ahead
+                    self.ahead_at = self.ahead_len = 0
                 with nogil:
-                    code = lay.lay_source_read(s, p + have, part, &got, &err)
+                    code = lay.lay_source_read(s, to, part, &got, &err)
                 if code == lay.LAY_E_MISMATCH and have > 0 and err.path[0] == 0:
                     break
                 lay.check(code, &err)
-                have += got
+                if further:
+                    self.ahead_len = got
+                    self.ahead_want = min(4 * self.ahead_want, <size_t>AHEAD)
+                    have += self.give_ahead(p + have, n - have)
+                else:
+                    have += got
                 PyErr_CheckSignals()
+            if self.ahead_want == 0:
+                self.ahead_want = min(max(4 * n, <size_t>AHEAD_FIRST), <size_t>AHEAD)
         finally:
             lay.give(&self.handle)
         return have
@@ -109,11 +161,33 @@ cdef class Source:
         cdef int end = 0
         lay.enter(&self.handle)
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        if self.ahead_at < self.ahead_len:
+            try:
+                return False, self.write_ahead(fd, max_bytes, max_ms)
+            finally:
+                lay.give(&self.handle)
         with nogil:
             code = lay.lay_source_copy(s, fd, max_bytes, max_ms, &written, &end, &err)
         lay.give(&self.handle)
         lay.check(code, &err)
         return end != 0, written
+
+    cdef int64_t write_ahead(self, int fd, int64_t max_bytes, int max_ms) except -1:
+        """Write of what was read ahead what the descriptor takes at once."""
+        cdef size_t n = min(self.ahead_len - self.ahead_at, <size_t>max(max_bytes, 0))
+        cdef Py_ssize_t put
+        cdef int e
+        with nogil:
+            put = c_write(fd, self.ahead + self.ahead_at, n)
+            e = errno if put < 0 else 0
+            if e == EAGAIN:
+                lay_wait_writable(fd, max_ms)
+        if put < 0 and e != EAGAIN and e != EINTR:
+            raise OSError(e, "write the tar: " + strerror(e).decode())
+        if put < 0:
+            return 0
+        self.ahead_at += <size_t>put
+        return put
 
     def size(self):
         cdef lay.lay_error err
@@ -129,17 +203,20 @@ cdef class Source:
 
     def seek(self, int64_t offset):
         cdef lay.lay_error err
-        cdef lay.lay_code code
+        cdef lay.lay_code code = lay.LAY_OK
         lay.enter(&self.handle)
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
-        with nogil:
-            code = lay.lay_source_seek(s, offset, &err)
+        if offset != lay.lay_source_tell(s) - <int64_t>(self.ahead_len - self.ahead_at):
+            self.ahead_at = self.ahead_len = self.ahead_want = 0
+            with nogil:
+                code = lay.lay_source_seek(s, offset, &err)
         lay.give(&self.handle)
         lay.check(code, &err)
 
     def tell(self):
         lay.enter(&self.handle)
         cdef int64_t position = lay.lay_source_tell(<lay.lay_source *>self.handle.c)
+        position -= <int64_t>(self.ahead_len - self.ahead_at)
         lay.give(&self.handle)
         return position
 
@@ -150,6 +227,9 @@ cdef class Source:
         self.handle.c = NULL
         if s != NULL:
             lay.lay_source_free(s)           # microseconds
+        free(self.ahead)
+        self.ahead = NULL
+        self.ahead_at = self.ahead_len = self.ahead_want = 0
         lay.give(&self.handle)
 
 

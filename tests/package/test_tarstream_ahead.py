@@ -1,0 +1,113 @@
+"""What reads ahead must not show: reads, copies, seeks and tells by turns give the bytes of the tar, each once."""
+
+import io
+import os
+
+import pytest
+import recipes
+import tarkit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import layerstore
+
+MIB = 1 << 20
+TAR = b"".join(tarkit.file(f"f{n:03}", recipes.noise(n * 3001, n)) for n in range(1, 90)) + tarkit.end(20)
+
+
+@pytest.fixture
+def layer(open_store):
+    return open_store(options={"durability": "none"}).register(TAR)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("read"), st.integers(0, 3 * MIB)),
+        st.tuples(st.just("readinto"), st.integers(0, MIB)),
+        st.tuples(st.just("seek"), st.integers(0, len(TAR) + 600)),
+        st.tuples(st.just("stay"), st.just(0)),
+        st.tuples(st.just("copy"), st.just(0)),
+    ),
+    max_size=12,
+)
+
+
+def step(stream, at, what, n):
+    """Do it; what it gave, and where the stream must stand then."""
+    if what == "read":
+        return (got := stream.read(n)), at + len(got)
+    if what == "readinto":
+        buffer = bytearray(n)
+        size = stream.readinto(buffer)
+        return bytes(buffer[:size]), at + size
+    if what == "seek":
+        assert stream.seek(n) == n
+        return b"", n
+    if what == "stay":
+        assert stream.seek(0, os.SEEK_CUR) == at
+        return b"", at
+    out = io.BytesIO()
+    size = stream.copy_to(out)
+    return out.getvalue(), at + size
+
+
+def test_by_turns_they_give_the_bytes_that_stand_there(layer):
+    @settings(max_examples=150, deadline=None, database=None)
+    @given(STEPS)
+    def law(steps):
+        with layer.tar_stream() as stream:
+            at = 0
+            for what, n in steps:
+                got, after = step(stream, at, what, n)
+                assert got == TAR[at : at + len(got)]
+                if what in ("read", "readinto"):
+                    assert len(got) == min(n, max(len(TAR) - at, 0))
+                at = after
+                assert stream.tell() == at
+
+    law()
+
+
+@pytest.mark.parametrize("first", [1, 1000, 70_000, 2 * MIB])
+def test_a_copy_to_a_descriptor_goes_on_where_reading_stopped(layer, room, first):
+    with layer.tar_stream() as stream, open(room / "out", "wb") as out:
+        head = stream.read(first) + stream.read(first)
+        assert stream.copy_to(out) == len(TAR) - len(head)
+    assert head + (room / "out").read_bytes() == TAR
+
+
+def test_a_copy_to_a_full_pipe_goes_on_when_it_is_drained(layer):
+    import threading
+
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    parts = []
+
+    def drain():
+        while part := os.read(out, 50_000):
+            parts.append(part)
+
+    with layer.tar_stream() as stream:
+        head = stream.read(5000) + stream.read(5000)
+        thread = threading.Thread(target=drain)
+        thread.start()
+        stream.copy_to(into)
+        os.close(into)
+        thread.join()
+        os.close(out)
+    assert head + b"".join(parts) == TAR
+
+
+def test_a_changed_file_is_an_error_in_the_read_that_meets_it_and_not_before(layer, diff_of):
+    path = diff_of(layer) / "f060"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    bad = TAR.index(data) + len(data)
+    with layer.tar_stream() as stream:
+        got = 0
+        with pytest.raises(layerstore.CorruptLayerError) as caught:
+            while piece := stream.read(4000):
+                assert piece == TAR[got : got + len(piece)]
+                got += len(piece)
+        assert caught.value.path == "f060"
+        assert bad - 200_000 < got < bad
