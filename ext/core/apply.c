@@ -1,7 +1,7 @@
 /* apply.c - sink: one layer tar in, a tree, a DiffID and a tar-split record out.
  *
- *   caller's thread                    one thread              one thread, and the pool
- *   read, inflate ──► block ──► ring ──► digest, then split     unpack
+ *   caller's thread                      one thread   one thread   one thread, and the pool
+ *   read, inflate ──► block ──► ring ──► digest       split        unpack
  *
  * The first block waits: a layer that ends in it is worked on in the caller's thread and starts none. On an
  * error the ring stops at the error's place, everybody else runs up to there, and the error with the
@@ -170,12 +170,8 @@ static lay_code sticky(lay_apply *a, lay_error *err)
 
 static lay_code start_threads(lay_apply *a, lay_error *err)
 {
-    unsigned both = a->work & (WORK_DIGEST | WORK_SPLIT);
-    unsigned works[LAY_RING_READERS] = { both, a->work & WORK_UNPACK };
-    if (!works[1] && both == (WORK_DIGEST | WORK_SPLIT)) {
-        works[0] = WORK_SPLIT;
-        works[1] = WORK_DIGEST;
-    }
+    /* Hashing alone is the longest of the three on large files: whatever else its thread did would be waited for. */
+    const unsigned works[LAY_RING_READERS] = { a->work & WORK_SPLIT, a->work & WORK_UNPACK, a->work & WORK_DIGEST };
     for (unsigned i = 0; i < LAY_RING_READERS; i++)
         if (works[i]) {
             a->sinks[a->nsinks] = (sink){ .a = a, .reader = a->nsinks, .work = works[i], .err = { .offset = -1 } };
@@ -575,7 +571,9 @@ lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_e
     for (size_t i = kept; i < count; i++)
         *fds[i] = -1;
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    a->threads = options->workers >= 0 ? options->workers : cpus > 4 ? 4 : cpus < 1 ? 1 : (int)cpus;
+    /* One processor is the hash's. On two, a second worker only took turns with the first (measured: 0.81 s with
+     * two, 0.65 with one, for 100,000 tiny files). */
+    a->threads = options->workers >= 0 ? options->workers : cpus > 5 ? 4 : cpus < 3 ? 1 : (int)cpus - 1;
     a->work = (a->o.record_fd >= 0 ? WORK_DIGEST | WORK_SPLIT : 0u) | (a->o.root_fd >= 0 ? WORK_UNPACK : 0u);
     lay_sha256_start(&a->sha);
     bool gzip = !(a->o.flags & LAY_APPLY_PLAIN_RECORD);

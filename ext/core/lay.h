@@ -69,7 +69,7 @@ typedef struct lay_apply_options {
     int reread_fd;       /* disassemble only: the plain tar can be read again here ... */
     int64_t reread_offset;
     int spool_fd;        /* ... or else its bytes are kept here (an empty file); -1: neither */
-    int workers;         /* 0: everything in line; -1: as many as there are processors, at most 4 */
+    int workers;         /* 0: everything in line; -1: one less than there are processors, 1 to 4 */
     unsigned flags;      /* LAY_APPLY_ */
 } lay_apply_options;
 

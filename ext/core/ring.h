@@ -17,7 +17,7 @@
 
 #define LAY_RING_BLOCK (1u << 20)
 #define LAY_RING_SLOTS 8
-#define LAY_RING_READERS 2
+#define LAY_RING_READERS 3
 
 typedef struct lay_span {
     const uint8_t *p; size_t n;

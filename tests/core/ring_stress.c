@@ -128,7 +128,7 @@ static void write_all(round_state *round)
 
 static void run_round(uint32_t number)
 {
-    round_state round = { .seed = number * 2654435761u, .stop_at = { -1, -1 } };
+    round_state round = { .seed = number * 2654435761u, .stop_at = { -1, -1, -1 } };
     uint32_t seed = round.seed;
     for (unsigned i = 0; i < LAY_RING_READERS; i++)
         if (draw(&seed) % 3 == 0)
