@@ -33,6 +33,20 @@ cdef extern from *:
         return r;
     }
 
+    /* Of the open file, not of the process: a lock of another descriptor of this very process counts, too. */
+    static int lay_byte_lock(int fd, int type, long long at)
+    {
+        struct flock lock = { .l_type = (short)type, .l_whence = SEEK_SET, .l_start = (off_t)at, .l_len = 1 };
+        return fcntl(fd, F_OFD_SETLK, &lock);
+    }
+
+    /* 1: an open file other than fd's holds a lock on the byte. Asked as if for a sole lock, which no directory can have. */
+    static int lay_byte_locked(int fd, long long at)
+    {
+        struct flock lock = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = (off_t)at, .l_len = 1 };
+        return fcntl(fd, F_OFD_GETLK, &lock) != 0 ? -1 : lock.l_type != F_UNLCK;
+    }
+
     /* 1: nothing but "." and ".."; 0: something; -1 and errno. fd stays where it is. */
     static int lay_directory_is_empty(int fd)
     {
@@ -53,7 +67,9 @@ cdef extern from *:
     int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev,
                     unsigned long long *ino) nogil
     int lay_directory_is_empty(int fd) nogil
-    int AT_FDCWD, AT_SYMLINK_NOFOLLOW, LOCK_EX, LOCK_NB, LOCK_UN
+    int lay_byte_lock(int fd, int type, long long at)
+    int lay_byte_locked(int fd, long long at)
+    int AT_FDCWD, AT_SYMLINK_NOFOLLOW, LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, F_RDLCK, F_UNLCK
     int c_openat "openat"(int dir_fd, const char *path, int flags, unsigned mode) nogil
     int c_close "close"(int fd) nogil
     int c_mkdir "mkdir"(const char *path, unsigned mode) nogil
@@ -241,6 +257,34 @@ def lock(int fd, *, bint wait=True):
 def unlock(int fd):
     """flock(LOCK_UN)."""
     c_flock(fd, LOCK_UN)
+
+
+def is_locked(int fd):
+    """Say whether somebody holds flock(LOCK_EX) on the file, by taking and giving back a shared lock."""
+    if c_flock(fd, LOCK_SH | LOCK_NB) == 0:
+        c_flock(fd, LOCK_UN)
+        return False
+    if errno != EAGAIN:
+        failed(None)
+    return True
+
+
+SHARED, NONE = F_RDLCK, F_UNLCK
+
+
+def lock_byte(int fd, int kind, long long at):
+    """Change this open file's lock on one byte to SHARED or NONE."""
+    while lay_byte_lock(fd, kind, at) != 0:
+        if errno != EINTR:
+            failed(None)
+
+
+def is_byte_locked(int fd, long long at):
+    """Say whether another open file than this one holds a lock on the byte."""
+    cdef int locked = lay_byte_locked(fd, at)
+    if locked < 0:
+        failed(None)
+    return locked == 1
 
 
 def random(size_t n):

@@ -271,12 +271,13 @@ def export_changes(int root_fd, changes):
     return owned(s)
 
 
-def check(int record_fd, int root_fd, bytes diff_id):
+def check(int record_fd, int root_fd, bytes diff_id, report=None):
     cdef lay.lay_error err, problem
     cdef lay.lay_code code
     cdef lay.lay_check *c = NULL
     cdef const uint8_t *expected = diff_id_bytes(diff_id)
     cdef int kind = 0, end = 0
+    cdef int64_t done = 0, told = 0
     cdef list found = []
     names = {lay.LAY_PROBLEM_CONTENT: "content", lay.LAY_PROBLEM_MISSING: "missing", lay.LAY_PROBLEM_RECORD: "metadata"}
     with nogil:
@@ -290,6 +291,10 @@ def check(int record_fd, int root_fd, bytes diff_id):
             if kind != lay.LAY_PROBLEM_NONE:
                 path = PyUnicode_DecodeFSDefault(problem.path)
                 found.append((names[kind], path, problem.text.decode("utf-8", "replace")))
+            if report is not None:
+                done = lay.lay_check_bytes(c)
+                report(done - told)
+                told = done
             PyErr_CheckSignals()
     finally:
         with nogil:

@@ -69,6 +69,7 @@ cdef extern from "lay.h" nogil:
     ctypedef struct lay_check
     lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
     lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err) noexcept
+    int64_t lay_check_bytes(const lay_check *c) noexcept
     void lay_check_free(lay_check *c) noexcept
 
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept

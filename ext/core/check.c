@@ -33,6 +33,7 @@ struct lay_check {
     lay_tar *tar;                            /* NULL: the bytes are no longer those of the tar */
     lay_nameset no_directories;              /* cleaned names of entries that are none */
     bool linked;                             /* some name went through one of those: say nothing of absence */
+    int64_t done;                            /* bytes of files looked at */
     lay_text lost; size_t told;              /* NUL-terminated cleaned names that were not found */
 };
 
@@ -179,6 +180,7 @@ static int found(lay_check *c, int kind)
 {
     c->damaged = true;
     if (c->fd >= 0) {
+        c->done += c->left;
         see_nothing(c, c->left);
         close(c->fd);
     }
@@ -217,6 +219,7 @@ static int step(lay_check *c, lay_error *problem)
             return found(c, LAY_PROBLEM_CONTENT);
         }
         c->left -= n;
+        c->done += n;
         c->crc = lay_crc64_add(c->crc, c->block, (size_t)n);
         lay_sha256_add(&c->sha, c->block, (size_t)n);
         if (see(c, c->block, (size_t)n, problem))
@@ -257,6 +260,7 @@ static int step(lay_check *c, lay_error *problem)
     if (!lay_payload_path(c->line.name, c->line.name_len, &c->path, &c->path_cap, &n, problem))
         c->fd = lay_payload_open(c->root_fd, c->path, n, c->line.name, c->line.name_len, c->line.size, problem);
     if (c->fd < 0) {
+        c->done += c->line.size;
         see_nothing(c, c->line.size);
         return found(c, problem->sys_errno == ENOENT || problem->sys_errno == ENOTDIR ? LAY_PROBLEM_MISSING : LAY_PROBLEM_CONTENT);
     }
@@ -264,6 +268,8 @@ static int step(lay_check *c, lay_error *problem)
     c->crc = 0;
     return LAY_PROBLEM_NONE;
 }
+
+int64_t lay_check_bytes(const lay_check *c) { return c->done; }
 
 lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err)
 {

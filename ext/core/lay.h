@@ -159,6 +159,7 @@ lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8
 /* Works on to the next problem or for about max_ms. *kind NONE with *end 0: call again; with *end 1:
  * all is read. A problem's path and sentence are in *problem (its code is not an error of the call). */
 lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err);
+int64_t lay_check_bytes(const lay_check *c);     /* of files, looked at so far */
 void lay_check_free(lay_check *c);
 
 /* ---- trees ------------------------------------------------------------------------------------ */

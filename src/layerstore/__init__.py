@@ -17,7 +17,9 @@ from layerstore.errors import (
     MountNameConflictError,
     NotMountedError,
     NotSupportedError,
+    ReadOnlyStoreError,
     StoreClosedError,
+    StoreInUseError,
     TarFormatError,
 )
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
@@ -26,17 +28,17 @@ from layerstore.metadata import FileMetadataStore, MetadataStore, MetadataTransa
 from layerstore.rwlayer import RWLayer
 from layerstore.store import Store, log_release_metadata, release_and_log
 from layerstore.tarstream import TarStream, assemble, disassemble
-from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor, Metadata, Problem
+from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor, Done, Metadata, Orphan, Problem
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
-    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest",
+    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done",
     "FileMetadataStore", "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer",
     "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError", "MaxDepthExceededError", "Metadata",
-    "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
-    "NotMountedError", "NotSupportedError", "Problem", "RWLayer", "Store", "StoreClosedError", "TarFormatError",
-    "TarStream", "assemble", "build_info", "changes_between", "create_chain_id", "disassemble",
-    "log_release_metadata", "overlay_changes", "release_and_log",
+    "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotMountedError",
+    "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Store", "StoreClosedError",
+    "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info", "changes_between",
+    "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes", "release_and_log",
 ]  # fmt: skip

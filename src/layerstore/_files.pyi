@@ -20,4 +20,16 @@ def write_all(fd: int, data: bytes) -> None: ...
 def fsync(fd: int) -> None: ...
 def lock(fd: int, *, wait: bool = True) -> bool: ...
 def unlock(fd: int) -> None: ...
+def is_locked(fd: int) -> bool:
+    """Say whether somebody holds flock(LOCK_EX) on the file."""
+
+SHARED: int
+NONE: int
+
+def lock_byte(fd: int, kind: int, at: int) -> None:
+    """Change this open file's lock on one byte to SHARED or NONE."""
+
+def is_byte_locked(fd: int, at: int) -> bool:
+    """Say whether another open file than this one holds a lock on the byte."""
+
 def random(n: int) -> bytes: ...

@@ -1,4 +1,5 @@
 """Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check."""
+from collections.abc import Callable
 from typing import Any
 
 EXPORT_OVERLAY: int
@@ -22,5 +23,10 @@ def export_tree(root_fd: int, flags: int = 0) -> Source: ...
 def export_changes(root_fd: int, changes: Any) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 
-def check(record_fd: int, root_fd: int, diff_id: bytes | None) -> list[tuple[str, str, str]]:
-    """Every difference between a record and its tree: (kind "content" | "missing" | "metadata", path, sentence)."""
+def check(
+    record_fd: int, root_fd: int, diff_id: bytes | None, report: Callable[[int], None] | None = None
+) -> list[tuple[str, str, str]]:
+    """Every difference between a record and its tree: (kind "content" | "missing" | "metadata", path, sentence).
+
+    report   called at least every 100 ms with the bytes of files looked at since the last call; may raise
+    """

@@ -25,7 +25,9 @@ __all__ = [
     "MountNameConflictError",
     "NotMountedError",
     "NotSupportedError",
+    "ReadOnlyStoreError",
     "StoreClosedError",
+    "StoreInUseError",
     "TarFormatError",
 ]
 
@@ -106,6 +108,18 @@ class StoreClosedError(LayerStoreError, ValueError):
     """The store was closed, or the layer belongs to one that was."""
 
     text = "layer store is closed"
+
+
+class ReadOnlyStoreError(LayerStoreError):
+    """The store was opened for reading only: because it was asked for, or because a dockerd uses its root."""
+
+    text = "the store is open for reading only"
+
+
+class StoreInUseError(LayerStoreError):
+    """What was asked needs the root alone, and a dockerd or another store is using it."""
+
+    text = "the root is in use"
 
 
 class TarFormatError(LayerStoreError, ValueError):

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class Record:
-    """One read-only layer in memory: what all its handles share. The store's lock guards count and handles."""
+    """One read-only layer in memory: what all its handles share. The lock of Records guards what changes.
+
+    held       references: handles, and calls that work on it
+    standing   layers and writable layers known to stand on it
+    """
 
     def __init__(
         self, store: Store, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
@@ -27,7 +31,7 @@ class Record:
         """Hold what the metadata says."""
         self.store, self.chain_id, self.diff_id, self.parent = store, chain_id, diff_id, parent
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
-        self.count = 0
+        self.held = self.standing = 0
         self.handles: set[Layer] = set()
         self.depth: int = parent.depth + 1 if parent else 1
         self.size: int = size + (parent.size if parent else 0)

@@ -149,7 +149,7 @@ class MetadataStore(Protocol):
         """Remove a writable layer's metadata."""
 
 
-class Orphan(NamedTuple):
+class Removing(NamedTuple):
     """A layer whose deletion was interrupted."""
 
     chain_id: ChainID
@@ -158,7 +158,7 @@ class Orphan(NamedTuple):
 
 # Inside of the stores `list` is their own method.
 _Names = list[str]
-_Orphans = list[Orphan]
+_Orphans = list[Removing]
 
 
 # ---- descriptor.json --------------------------------------------------------------------------
@@ -379,14 +379,15 @@ class FileMetadataStore:
                  "none": nothing is synced
     """
 
-    def __init__(self, root: StrPath, *, durability: Durability = "full") -> None:
-        """Open the layerdb, or make it (0700, with its parents)."""
+    def __init__(self, root: StrPath, *, durability: Durability = "full", make: bool = True) -> None:
+        """Open the layerdb, or make it (0700, with its parents; make=False: nothing is made)."""
         self.root: str = os.path.abspath(os.fsdecode(root))
         self._durability: Durability = durability
         self._within = threading.RLock()     # of exclusive(), as are both that follow
         self._depth = 0
         self._claim: Claim | None = None
-        make_directories(self.root, 0o700)
+        if make:
+            make_directories(self.root, 0o700)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -568,7 +569,8 @@ class FileMetadataStore:
     def set_aside(self, chain_id: str) -> str | None:
         """Rename a layer's directory to <hex>-<random>-removing, the first step of deleting it.
 
-        Returns  the new path, or None where the rename failed (the directory is gone, say)
+        Returns  the new path, or None: the directory is gone
+        Raises   OSError
         """
         directory = self.layer_directory(chain_id)
         while True:
@@ -577,9 +579,14 @@ class FileMetadataStore:
                 _files.rename(directory, aside)
                 return aside
             except OSError as err:
-                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    log.debug("Cannot set %s aside: %s", chain_id, err)
+                if err.errno == errno.ENOENT:
                     return None
+                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+
+    def put_back(self, chain_id: str, aside: str) -> None:
+        """Undo set_aside()."""
+        _files.rename(aside, self.layer_directory(chain_id))
 
     def remove(self, chain_id: str) -> None:
         """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
@@ -625,7 +632,7 @@ class FileMetadataStore:
                 continue
             path = os.path.join(self.root, "sha256", name, "cache-id")
             try:
-                orphans.append(Orphan(chain, _cache_id(read_small(path))))
+                orphans.append(Removing(chain, _cache_id(read_small(path))))
             except FileNotFoundError:
                 continue
             except (OSError, InvalidMetadataError) as err:

@@ -19,11 +19,12 @@ from typing import Any
 from layerstore import _files
 from layerstore._apply import Apply, guess_format
 from layerstore.decompress import decompress
+from layerstore.values import Done, Progress
 
 BLOCK = 1 << 20
 LEND = 64 << 20   # of a buffer at once: between the parts, signals and progress have their turn
 HEAD = 512
-Progress = Callable[[int], None]
+
 FOREIGN = ("bzip2", "xz", "lz4")
 
 
@@ -130,12 +131,13 @@ class _Teller:
 
     def __init__(self, progress: Progress | None) -> None:
         self.progress, self.last = progress, 0.0
+        self.total: int | None = None
 
     def tell(self, taken: int, *, end: bool = False) -> None:
         now = time.monotonic()
         if self.progress and (end or now - self.last >= 0.1):
             self.last = now
-            self.progress(taken)
+            self.progress(Done(taken, self.total))
 
 
 def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:

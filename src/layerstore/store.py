@@ -3,9 +3,8 @@
 Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
 processes. None is held during tar work, the latter two not while files are deleted. A layer becomes visible
 by one rename; a removal renames first and cleanup() finishes it.
-Opening lists names only: a layer's files are read when it is first asked for, and who stands on it when it
-might be deleted. Other processes may work on the same root: what they registered is found when it is asked
-for, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
+Other processes may work on the same root: what they registered is found when it is asked for, what they hold
+(holds.py) is not deleted, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
 Source: moby, layer/layer_store.go
 """
 
@@ -14,13 +13,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
-from layerstore import _files, drivers
+from layerstore import _files, dockerd, drivers, reclaim
 from layerstore.errors import (
-    InvalidDigestError,
     InvalidOptionError,
     LayerDoesNotExistError,
     LayerNotRetainedError,
@@ -29,23 +26,32 @@ from layerstore.errors import (
     MountDoesNotExistError,
     MountNameConflictError,
     NotSupportedError,
+    ReadOnlyStoreError,
     StoreClosedError,
+    StoreInUseError,
 )
+from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.locks import NamedLocks
 from layerstore.metadata import FileMetadataStore, check_mount_name
+from layerstore.records import Records
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
 from layerstore.textfile import remove_directory
-from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Problem
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress
+from layerstore.verify import Verifier
 
 log = logging.getLogger("layerstore")
 
 MAX_DEPTH = 125
 StrPath = str | bytes | os.PathLike[Any]
-Progress = Callable[[int], None]
+
+
+def _rw(name: str) -> str:
+    """The key under which a reference to a writable layer is held."""
+    return f"rw {name}"
 
 
 def _noted(err: LayerStoreError, subject: str) -> LayerStoreError:
@@ -87,11 +93,19 @@ class Store:
         if durability not in ("full", "ordered", "none"):
             raise InvalidOptionError(f"durability is full, ordered or none, not {durability!r}")
         self._durability = cast(Durability, durability)
+        self._read_only = self._why_read_only(given.pop("read_only", "false"))
         fresh = not os.path.lexists(self.root)
         try:
             name = drivers.choose(self.root, driver)
-            os.makedirs(self.root, 0o711, exist_ok=True)
-            self._driver = drivers.open_driver(name, self.root, given, self._durability)
+            layerdb = os.path.join(self.root, "image", name, "layerdb")
+            self._holds = Holds(layerdb)
+            if self._read_only and not os.path.isdir(os.path.join(self.root, name)):
+                raise LayerStoreError(f"there is no store below {self.root} to read")
+            if not self._read_only:
+                os.makedirs(self.root, 0o711, exist_ok=True)
+            self._driver = drivers.open_driver(
+                name, self.root, given, self._durability, self._holds, read_only=bool(self._read_only)
+            )
         except LayerStoreError as err:
             if fresh:
                 with contextlib.suppress(OSError):
@@ -100,173 +114,70 @@ class Store:
             raise type(err)(f"error initializing graphdriver: {err}{named}") from err
         if self._driver.in_memory:
             self._durability = "none"
-        layerdb = os.path.join(self.root, "image", name, "layerdb")
-        self._metadata = FileMetadataStore(layerdb, durability=self._durability)
-        self._layers: dict[ChainID, Record] = {}
-        self._bad: dict[str, Exception] = {}
-        self._mounts: dict[str, Mount] = {}
-        self._bad_mounts: dict[str, Exception] = {}
-        self._lock = threading.RLock()
+        self._metadata = FileMetadataStore(layerdb, durability=self._durability, make=not self._read_only)
+        if not self._read_only:
+            self._holds.open()
+        self._records = Records(self, self._metadata)
+        self._lock = self._records.lock
         self._names = NamedLocks()
         self._closed = False
-        chains, mounts = self._metadata.list()
-        self._unread: set[ChainID] = set(chains)
-        self._unread_mounts: set[str] = set(mounts)
-        self._parent_of: dict[ChainID, str] = {}  # of layers on disk that were not read whole
 
-    # ---- reading what is on disk ----
+    def _why_read_only(self, option: str) -> str:
+        if option not in ("true", "false"):
+            raise InvalidOptionError(f"read_only is true or false, not {option!r}")
+        if option == "true":
+            return "it was opened with read_only"
+        database = dockerd.locked_database(self.root)
+        if not database:
+            return ""
+        why = f"a dockerd is using {self.root} ({database} is locked); stop it, or use a root of your own"
+        log.warning("Open for reading only: %s", why)
+        return why
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the store was opened for reading only: it was asked for, or a dockerd was using the root."""
+        return bool(self._read_only)
+
+    # ---- references ----
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError()
 
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._read_only:
+            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {self._read_only}")
+        database = dockerd.locked_database(self.root)
+        if database:
+            raise ReadOnlyStoreError(f"a dockerd was started on {self.root} meanwhile: {database} is locked")
+
     def _driver_of(self) -> drivers.Driver:
         self._check_open()
         return self._driver
 
-    def _appeared(self, chain_id: str) -> bool:
-        """Under the lock: is it on disk, and not read yet? Another process may have registered it."""
-        if chain_id in self._unread:
-            return True
-        if chain_id in self._layers or chain_id in self._bad:
-            return False
-        with contextlib.suppress(InvalidDigestError):
-            return self._metadata.has(chain_id)
-        return False
+    def _hold(self, record: Record) -> None:
+        """Under the lock: count a reference of our own; other stores leave the layer alone meanwhile."""
+        self._holds.retain(record.chain_id)
+        record.held += 1
 
-    def _load(self, chain_id: str) -> Record | None:
-        """Under the lock: the record of a layer, read with its ancestors; None: not there, or bad."""
-        todo: list[ChainID] = []
-        at = chain_id
-        while at and at not in todo and self._appeared(at):
-            todo.append(ChainID(at))
-            try:
-                at = self._metadata.get_parent(at)
-            except (OSError, LayerStoreError):
-                at = ""
-        for chain in reversed(todo):
-            self._unread.discard(chain)
-            try:
-                self._layers[chain] = self._read(chain)
-            except (OSError, LayerStoreError) as err:
-                self._bad[chain] = err
-                log.warning("Failed to load layer %s: %s", chain, err)
-        return self._layers.get(cast(ChainID, chain_id))
-
-    def _load_current(self, chain_id: str) -> Record | None:
-        """Under the lock: what _load() gives, unless another process deleted that one."""
-        record = self._load(chain_id)
-        if record and not self._names_layer(record):
-            self._drop(record)
-            record = self._load(chain_id)
-        return record
-
-    def _drop(self, record: Record) -> None:
-        """Under the lock: forget a layer that another process deleted; its handles refer to nothing now."""
-        log.warning("Layer %s was removed by another process", record.chain_id)
-        self._layers.pop(record.chain_id, None)
-        if record.parent:
-            record.parent.count -= 1
-
-    def _read(self, chain: ChainID) -> Record:
-        def get(what: str, read: Callable[[str], Any]) -> Any:
-            try:
-                return read(chain)
-            except (OSError, LayerStoreError) as err:
-                raise LayerStoreError(f"failed to get {what} for {chain}: {err}") from err
-
-        m = self._metadata
-        diff, size = get("diff id", m.get_diff_id), get("size", m.get_size)
-        cache = get("cache id", m.get_cache_id)
-        parent_id, descriptor = get("parent", m.get_parent), get("descriptor", m.get_descriptor)
-        parent = self._layers.get(parent_id) if parent_id else None
-        if parent_id and parent is None:
-            raise self._bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
-        if parent:
-            parent.count += 1
-        return Record(self, chain, diff, parent, cache, size, descriptor)
-
-    def _load_all(self) -> None:
-        """Under the lock: every layer and mount there is."""
-        chains, mounts = self._metadata.list()
-        self._unread.update(c for c in chains if c not in self._layers and c not in self._bad)
-        self._unread_mounts.update(m for m in mounts if m not in self._mounts and m not in self._bad_mounts)
-        while self._unread:
-            self._load(next(iter(self._unread)))
-        while self._unread_mounts:
-            self._load_mount(next(iter(self._unread_mounts)))
-
-    def _load_standing_on(self, record: Record) -> None:
-        """Under the lock: read what stands on a layer that might go, also what other processes put there."""
-        chains, mounts = self._metadata.list()
-        for chain in chains:
-            if chain in self._layers or chain in self._bad:
-                continue
-            if chain not in self._parent_of:
-                with contextlib.suppress(OSError, LayerStoreError):
-                    self._parent_of[chain] = self._metadata.get_parent(chain)
-            if self._parent_of.get(chain) == record.chain_id:
-                self._load(chain)
-        for name in mounts:
-            self._load_mount(name)
-
-    def _load_mount(self, name: str) -> Mount | None:
-        """Under the lock: the record of a writable layer; None: not there, or bad."""
-        appeared = name in self._unread_mounts
-        if not appeared and name not in self._mounts and name not in self._bad_mounts:
-            appeared = self._metadata.has_mount(name)
-        if appeared:
-            self._unread_mounts.discard(name)
-            try:
-                mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
-                parent_id = self._metadata.get_mount_parent(name)
-                parent = self._load(parent_id) if parent_id else None
-                if parent_id and parent is None:
-                    raise self._bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
-                if parent:
-                    parent.count += 1
-                self._mounts[name] = Mount(self, name, mount_id, init_id, parent)
-            except (OSError, LayerStoreError) as err:
-                self._bad_mounts[name] = err
-                log.warning("Failed to load mount %s: %s", name, err)
-        return self._mounts.get(name)
-
-    def _find_mount(self, name: str) -> Mount | None:
-        check_mount_name(name)
-        with self._lock:
-            mount = self._mounts.get(name)
-            if mount and not mount.aside and not self._names_mount(mount):
-                # Another process released it.
-                del self._mounts[name]
-                if mount.parent:
-                    mount.parent.count -= 1
-            return self._load_mount(name)
-
-    def _names_mount(self, mount: Mount) -> bool:
-        """Does the record on disk still mean this writable layer, and not a later one of its name?"""
-        try:
-            return self._metadata.get_mount_id(mount.name) == mount.mount_id
-        except FileNotFoundError:
-            return False
-        except (OSError, LayerStoreError):
-            return True                   # damaged, which verify() tells
-
-    def _names_layer(self, record: Record) -> bool:
-        """Does the record on disk still mean these files, and not those of a layer registered anew?"""
-        try:
-            return self._metadata.get_cache_id(record.chain_id) == record.cache_id
-        except FileNotFoundError:
-            return False
-        except (OSError, LayerStoreError):
-            return True
+    def _unhold(self, record: Record) -> None:
+        record.held -= 1
+        self._holds.release(record.chain_id)
 
     def _retain(self, chain_id: str) -> Record:
         with self._lock:
-            record = self._load_current(chain_id)
-            if record is None:
-                raise _noted(LayerDoesNotExistError(), chain_id)
-            record.count += 1
-            return record
+            record = self._records.load(chain_id)
+            if record and self._holds.holds(chain_id):
+                self._hold(record)
+                return record
+            with self._metadata.exclusive():      # nobody deletes it between the look and the hold
+                record = self._records.load_current(chain_id)
+                if record is None:
+                    raise _noted(LayerDoesNotExistError(), chain_id)
+                self._hold(record)
+                return record
 
     def _handle(self, record: Record) -> Layer:
         layer = Layer(record)
@@ -295,7 +206,7 @@ class Store:
         progress: Progress | None = None,
     ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
-        self._check_open()
+        self._check_writable()
         if os not in (None, "", "linux"):
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         if descriptor is not None and not isinstance(descriptor, Descriptor):
@@ -318,7 +229,10 @@ class Store:
             if above:
                 self._release_chain(above)
             raise
-        if above and not is_new:
+        if above and is_new:
+            with self._lock:              # what stands on it keeps it now
+                self._unhold(above)
+        elif above:
             self._release_chain(above)
         return handle
 
@@ -362,27 +276,53 @@ class Store:
         return handle, is_new
 
     def _commit_or_existing(self, transaction: Any, made: Record) -> Layer:
-        """Make a layer visible; where it is there already, that one wins."""
-        chain = made.chain_id
+        """Make a layer visible; where it is there already, and whole, that one wins."""
+        chain, records = made.chain_id, self._records
+        aside = None
         with self._lock, self._metadata.exclusive():
             self._check_open()
-            existing = self._load_current(chain)
-            if existing is None:
-                if made.parent and not self._names_layer(made.parent):
+            existing = records.load_current(chain)
+            if existing is None or not self._driver.exists(existing.cache_id):
+                if made.parent and not records.names_layer(made.parent):
                     raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
-                transaction.commit(chain)
-                self._bad.pop(chain, None)
-                existing = self._layers[chain] = made
-            existing.count += 1
-            return self._handle(existing)
+                aside = self._metadata.set_aside(chain) if self._metadata.has(chain) else None
+                try:
+                    transaction.commit(chain)
+                except BaseException:
+                    if aside:
+                        self._metadata.put_back(chain, aside)
+                    raise
+                existing = records.replace(existing, made)
+            self._hold(existing)
+            handle = self._handle(existing)
+            if aside:
+                log.warning("The broken layer %s was replaced by the one registered now", chain)
+                self._stand_on_anew(existing)
+        if aside:
+            remove_directory(aside)
+        return handle
+
+    def _stand_on_anew(self, record: Record) -> None:
+        """Under the lock: what stands on a layer that was replaced is told of its new directory."""
+        self._records.forget_bad()
+        self._records.count_standing_on(record)
+        for layer in list(self._records.layers.values()):
+            if layer.parent is record:
+                self._driver.stand_on(layer.cache_id, record.cache_id)
+                self._stand_on_anew(layer)
+        for mount in list(self._records.mounts.values()):
+            if mount.parent is record:
+                for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.below)):
+                    if id:
+                        self._driver.stand_on(id, below)
 
     def _withdraw(self, made: Record | None) -> None:
         """A failure, or an interrupt, behind the rename that made a layer visible: make it invisible again."""
         if made is None:
             return
         with self._lock, self._metadata.exclusive():
-            if self._layers.get(made.chain_id) is made:
-                del self._layers[made.chain_id]
+            if self._records.layers.get(made.chain_id) is made:
+                self._records.forget(made)
             try:
                 visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
             except (OSError, LayerStoreError):
@@ -412,8 +352,8 @@ class Store:
         """Give all layers, bare: no references. The way to look at layers without owning them."""
         self._check_open()
         with self._lock:
-            self._load_all()
-            return {chain: Layer(record) for chain, record in self._layers.items()}
+            self._records.load_all()
+            return {chain: Layer(record) for chain, record in self._records.layers.items()}
 
     def release(self, layer: Layer) -> list[Metadata]:
         """Give a reference back; what nobody needs any more is deleted.
@@ -425,7 +365,7 @@ class Store:
         if not isinstance(layer, Layer):
             raise TypeError(f"release() takes a Layer, not {type(layer).__name__}")
         with self._lock:
-            record = self._load(layer.chain_id)
+            record = self._records.load(layer.chain_id)
             if record is None:
                 return []
             if layer not in record.handles:
@@ -433,32 +373,48 @@ class Store:
             record.handles.remove(layer)
         return self._release_chain(record)
 
-    def _release_chain(self, record: Record | None) -> list[Metadata]:
-        """Take one reference of record; delete it with the last one, and so on downwards."""
+    def _release_chain(self, record: Record) -> list[Metadata]:
+        """Take one reference of record, and delete what nobody needs then, from it downwards."""
+        with self._lock:
+            self._unhold(record)
+        return self._remove_unneeded(record)
+
+    def _remove_unneeded(self, record: Record | None) -> list[Metadata]:
         removed: list[Metadata] = []
         while record:
             with self._lock:
-                record.count -= 1
-                if record.count > 0:
-                    break
-                with self._metadata.exclusive():
-                    self._load_standing_on(record)
-                    # An interrupt may have lost a count; nothing is deleted from under what stands on it.
-                    standing = sum(r.parent is record for r in self._layers.values())
-                    standing += sum(m.parent is record for m in self._mounts.values())
-                    record.count = max(record.count, standing + len(record.handles))
-                    if record.count > 0:
-                        break
-                    if self._layers.get(record.chain_id) is record:
-                        del self._layers[record.chain_id]
-                    ours = self._names_layer(record)
-                    aside = self._metadata.set_aside(record.chain_id) if ours else None
+                aside = self._take_away(record)
+            if aside is None:
+                break
             self._driver.remove(record.cache_id)
             if aside:
                 remove_directory(aside)
             removed.append(Metadata(record.chain_id, record.diff_id, record.size, record.diff_size))
             record = record.parent
         return removed
+
+    def _take_away(self, record: Record) -> str | None:
+        """Under the lock: make a layer that nobody needs invisible.
+
+        Returns  where its metadata is now, "" where it had vanished, or None: it stays
+        """
+        if record.held > 0 or record.standing > 0 or self._read_only:
+            return None
+        if self._records.layers.get(record.chain_id) is not record:
+            return None                   # another thread was quicker
+        database = dockerd.locked_database(self.root)
+        if database:
+            log.warning("Layer %s is left to the dockerd that is running now (%s)", record.chain_id, database)
+            return None
+        with self._metadata.exclusive():
+            # An interrupt may have lost a count; nothing is deleted from under what stands on it.
+            record.standing = self._records.count_standing_on(record)
+            record.held = len(record.handles)
+            if record.held or record.standing or self._holds.held_elsewhere(record.chain_id):
+                return None
+            aside = self._metadata.set_aside(record.chain_id) if self._records.names_layer(record) else None
+            self._records.forget(record)
+            return aside or ""
 
     def _tar_stream(self, record: Record) -> TarStream:
         self._check_open()
@@ -491,7 +447,7 @@ class Store:
         Raises  MountNameConflictError, LayerDoesNotExistError, NotSupportedError, ValueError (name), OSError,
                 and whatever init_func raises
         """
-        self._check_open()
+        self._check_writable()
         check_mount_name(name)
         if opts is not None and not isinstance(opts, CreateRWLayerOpts):
             raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
@@ -506,9 +462,19 @@ class Store:
                 if above:
                     self._release_chain(above)
                 raise
-            handle = RWLayer(mount)
-            mount.handles.add(handle)
-            return handle
+            if above:
+                with self._lock:          # the writable layer keeps it now
+                    self._unhold(above)
+            return self._mount_handle(mount)
+
+    def _mount_handle(self, mount: Mount) -> RWLayer:
+        handle = RWLayer(mount)
+        mount.handles.add(handle)
+        return handle
+
+    def _find_mount(self, name: str) -> Mount | None:
+        with self._lock:
+            return self._records.find_mount(name)
 
     def _create_mount(self, name: str, above: Record | None, opts: CreateRWLayerOpts) -> Mount:
         mount_id, init_id = random_id(), ""
@@ -533,10 +499,10 @@ class Store:
             if init_id and self._durability == "full":
                 self._driver.sync()           # what init_func wrote
             with self._lock, self._metadata.exclusive():
-                if above and not self._names_layer(above):
+                if above and not self._records.names_layer(above):
                     raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
                 if self._metadata.has_mount(name):
-                    if self._is_loadable(name):      # another process was quicker
+                    if self._records.is_loadable(name):      # another process was quicker
                         raise _noted(MountNameConflictError(), name)
                     self._metadata.remove_mount(name)
                 recording = True
@@ -546,15 +512,17 @@ class Store:
                 if above:
                     self._metadata.set_mount_parent(name, above.chain_id)
                 # Under the same lock: nobody may load it from disk as a second record beside this one.
-                mount = self._mounts[name] = Mount(self, name, mount_id, init_id, above)
-                self._bad_mounts.pop(name, None)
+                self._holds.retain(_rw(name))
+                mount = Mount(self, name, mount_id, init_id, above)
+                self._records.add_mount(mount)
             for id in made:
                 self._driver.recorded(id)
             return mount
         except BaseException:
             if recording:
                 with self._lock:
-                    self._mounts.pop(name, None)
+                    self._records.forget_mount(name)
+                    self._holds.drop(_rw(name))
                 with contextlib.suppress(OSError):
                     self._metadata.remove_mount(name)
             for id in reversed(made):
@@ -562,26 +530,17 @@ class Store:
                     self._driver.remove(id)
             raise
 
-    def _is_loadable(self, name: str) -> bool:
-        """Under the lock: is there a record of a writable layer that can be read?"""
-        try:
-            self._metadata.get_mount_id(name)
-            self._metadata.get_init_id(name)
-            parent = self._metadata.get_mount_parent(name)
-        except (OSError, LayerStoreError):
-            return False
-        return not parent or self._load(parent) is not None
-
     def get_rw_layer(self, name: str) -> RWLayer:
         """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
         self._check_open()
         with self._names.hold(name):
-            mount = self._find_mount(name)
-            if mount is None:
-                raise _noted(MountDoesNotExistError(), name)
-            handle = RWLayer(mount)
-            mount.handles.add(handle)
-            return handle
+            check_mount_name(name)
+            with self._lock, self._metadata.exclusive():
+                mount = self._records.find_mount(name)
+                if mount is None:
+                    raise _noted(MountDoesNotExistError(), name)
+                self._holds.retain(_rw(name))
+            return self._mount_handle(mount)
 
     def get_mount_id(self, name: str) -> str:
         """Give the driver's id of a writable layer. Raises MountDoesNotExistError."""
@@ -607,20 +566,21 @@ class Store:
             if layer not in mount.handles:
                 raise LayerNotRetainedError()
             mount.handles.remove(layer)
+            self._holds.release(_rw(mount.name))
             if mount.handles:
                 return []
             # First the record goes, by one rename: from then on its files are nobody's, however this ends.
             begun = False
             try:
-                with self._metadata.exclusive():
-                    if not mount.aside and self._names_mount(mount):
-                        mount.aside = self._metadata.set_mount_aside(mount.name)
+                if not self._set_mount_aside(mount):
+                    return []
                 begun = True
                 self._driver.remove(mount.mount_id)
                 if mount.init_id:
                     self._driver.remove(mount.init_id)
             except BaseException as err:
                 log.error("Error removing mounted layer %s: %s", mount.name, err)
+                self._holds.retain(_rw(mount.name))
                 mount.handles.add(layer)              # so that it can be tried again
                 if mount.aside and not begun:
                     self._metadata.put_mount_back(mount.name, mount.aside)
@@ -629,11 +589,26 @@ class Store:
             if mount.aside:
                 remove_directory(mount.aside)
             with self._lock:
-                self._mounts.pop(mount.name, None)
-            return self._release_chain(mount.parent)
+                self._records.forget_mount(mount.name)
+            return self._remove_unneeded(mount.parent)
+
+    def _set_mount_aside(self, mount: Mount) -> bool:
+        """Make a writable layer invisible that nobody holds. False: it stays."""
+        if self._read_only:
+            return False
+        database = dockerd.locked_database(self.root)
+        if database:
+            log.warning("Writable layer %s is left to the dockerd that is running now (%s)", mount.name, database)
+            return False
+        with self._metadata.exclusive():
+            if self._holds.held_elsewhere(_rw(mount.name)):
+                return False
+            if not mount.aside and self._records.names_mount(mount):
+                mount.aside = self._metadata.set_mount_aside(mount.name)
+            return True
 
     def _apply_diff(self, mount: Mount, source: Any) -> int:
-        self._check_open()
+        self._check_writable()
         given = Input(source)
         try:
             return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply))
@@ -641,11 +616,11 @@ class Store:
             given.close()
 
     def _commit(self, mount: Mount) -> Layer:
-        self._check_open()
+        self._check_writable()
         above = mount.parent
         if above:
             with self._lock:
-                above.count += 1
+                self._hold(above)
 
         def fill(apply: Any) -> None:
             with self._driver.diff(mount.mount_id, mount.below) as stream:
@@ -657,27 +632,10 @@ class Store:
         """Name the writable layers."""
         self._check_open()
         with self._lock:
-            self._load_all()
-            return sorted(self._mounts)
+            self._records.load_all()
+            return sorted(self._records.mounts)
 
     # ---- the store itself ----
-
-    def _owned(self) -> set[str]:
-        """Driver ids that a layer or mount on disk names, loaded or not.
-
-        Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
-        """
-        owned: set[str] = set()
-        chains, mounts = self._metadata.list()
-        for names, reads in (
-            (chains, (self._metadata.get_cache_id,)),
-            (mounts, (self._metadata.get_mount_id, self._metadata.get_init_id)),
-        ):
-            for name in names:
-                for read in reads:
-                    with contextlib.suppress(FileNotFoundError):
-                        owned.add(read(name))
-        return owned - {""}
 
     def cleanup(self) -> None:
         """Finish what was interrupted, and reclaim what no layer and no mount of this root owns.
@@ -686,22 +644,9 @@ class Store:
         writable layer is in use.
         Raises  OSError   something is still mounted below the driver's home
         """
-        self._check_open()
+        self._check_writable()
         with self._lock:
-            for orphan in self._metadata.get_orphans():
-                try:
-                    if orphan.cache_id not in self._owned():
-                        self._driver.remove(orphan.cache_id)
-                    self._metadata.remove_orphan(orphan.chain_id, orphan.cache_id)
-                except (OSError, LayerStoreError) as err:
-                    log.error("Failed to remove orphaned layer %s: %s", orphan.chain_id, err)
-            self._metadata.remove_nameless_orphans()
-            self._metadata.abandoned_transactions(remove=True)
-        try:
-            self._driver.reclaim(self._owned)
-        except (OSError, LayerStoreError) as err:
-            # Better to leave too much than to take what an unreadable file may name.
-            log.error("Not everything was reclaimed: %s", err)
+            reclaim.finish(self._metadata, self._driver, self._records.owned)
         self._driver.cleanup()
 
     def driver_status(self) -> list[tuple[str, str]]:
@@ -712,106 +657,90 @@ class Store:
         """Name the driver."""
         return self._driver_of().name
 
-    def verify(self, chain_id: str | None = None) -> list[Problem]:
-        """Compare what is stored with what was registered; [] when all is well.
+    def verify(
+        self, chain_id: str | None = None, *, progress: Progress | None = None, workers: int | None = None
+    ) -> list[Problem]:
+        """Compare what is stored with what was registered; [] when all is well. Nothing is written.
 
-        Raises  LayerDoesNotExistError   chain_id is not in the store
+        chain_id   one layer; None: all of them, the writable ones' records, and what nobody owns
+        progress   called with the bytes of files read (.total: of how many), at most ten times a second
+        workers    how many layers are read at once; None: one for each processor
+        Raises     LayerDoesNotExistError   chain_id is not in the store
+        Beside a running dockerd, what it is just making cannot be told from what nobody owns: of that, nothing is said.
         """
         self._check_open()
+        records = self._records
         with self._lock:
-            self._load_all()
-            if chain_id is not None and chain_id not in self._layers and chain_id not in self._bad:
+            records.load_all()
+            if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
                 raise _noted(LayerDoesNotExistError(), chain_id)
-            chosen = [r for c, r in self._layers.items() if chain_id in (None, c)]
-            found = [Problem("metadata", str(c), "", str(e)) for c, e in self._bad.items() if chain_id in (None, c)]
-            bad_mounts, mounts = list(self._bad_mounts.items()), list(self._mounts.values())
-            kept = [(record, record.count) for record in chosen]
-            for record in chosen:            # none goes while it is looked at
-                record.count += 1
+            chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
+            found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
+            bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
+            untouched = {record for record in chosen if not record.held and not record.standing}
+            for record in chosen:            # none goes while it is looked at; other processes do as they like
+                record.held += 1
         try:
-            for record in chosen:
-                found += self._verify_layer(record)
+            verifier = Verifier(self._metadata, self._driver)
+            found += verifier.layers(chosen, progress, workers)
+            gone = {r.chain_id for r in chosen if not r.handles and not self._metadata.has(r.chain_id)}
+            found = [problem for problem in found if problem.subject not in gone]
         finally:
-            for record, count in kept:
-                self._let_go(record, count)
+            for record in chosen:
+                with self._lock:
+                    record.held -= 1
+                if record not in untouched:
+                    self._remove_unneeded(record)
+        live = dockerd.locked_database(self.root) is not None
         if chain_id is None:
             found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
             for mount in mounts:
-                found += self._verify_mount(mount)
-            with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told above
-                found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(self._owned)]
-            found += [Problem("orphan", name, "", "a deletion was interrupted") for name in self._metadata.removing()]
+                found += verifier.mount(mount)
+            if not live:
+                found += verifier.orphans(records.owned)
         return found
 
-    def _let_go(self, record: Record, count: int) -> None:
-        """Take a reference of our own back. A layer nobody had (count 0) stays, as it did before."""
-        with self._lock:
-            if count == 0 or record.count > 1:
-                record.count -= 1
-                return
-        self._release_chain(record)
+    def orphans(self) -> list[Orphan]:
+        """List what no layer and no writable layer owns, largest first. Nothing is written.
 
-    def _verify_files(self, subject: str, expected: Iterable[tuple[str, Callable[[str], Any], Any]]) -> list[Problem]:
-        """Are the small files on disk still what was loaded from them?"""
-        found = []
-        for what, read, value in expected:
-            try:
-                now = read(subject)
-            except FileNotFoundError as err:
-                found.append(Problem("missing", subject, "", f"the {what} is gone: {err}"))
-            except (OSError, LayerStoreError) as err:
-                found.append(Problem("metadata", subject, "", f"the {what} cannot be read: {err}"))
-            else:
-                if now != value:
-                    found.append(Problem("metadata", subject, "", f"the {what} on disk is {now!r}, not {value!r}"))
-        return found
+        Raises  StoreInUseError            a dockerd is running on the root: what it is making is nobody's, too
+                LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        """
+        self._check_open()
+        self._check_no_dockerd()
+        return reclaim.find(self.root, self._metadata, self._driver, self._records.owned)
 
-    def _verify_mount(self, mount: Mount) -> list[Problem]:
-        parent = mount.parent.chain_id if mount.parent else ""
-        m = self._metadata
-        found = self._verify_files(mount.name, [
-            ("mount id", m.get_mount_id, mount.mount_id), ("init id", m.get_init_id, mount.init_id),
-            ("parent", m.get_mount_parent, parent),
-        ])  # fmt: skip
-        below = mount.parent.cache_id if mount.parent else ""
-        for id, on in ((mount.mount_id, mount.below), (mount.init_id, below)):
-            if id:
-                found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, on)]
-        return found
+    def reclaim(self, dry_run: bool = True) -> list[Orphan]:
+        """Remove what orphans() lists.
 
-    def _verify_layer(self, record: Record) -> list[Problem]:
-        subject = str(record.chain_id)
-        parent = record.parent.chain_id if record.parent else ""
-        m = self._metadata
-        found = self._verify_files(subject, [
-            ("diff id", m.get_diff_id, record.diff_id), ("size", m.get_size, record.diff_size),
-            ("cache id", m.get_cache_id, record.cache_id), ("parent", m.get_parent, parent),
-            ("descriptor", m.get_descriptor, record.descriptor),
-        ])  # fmt: skip
-        if chain_on(parent, record.diff_id) != record.chain_id:
-            found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
-        below = record.parent.cache_id if record.parent else ""
-        found += [Problem(kind, subject, "", text) for kind, text in self._driver.problems(record.cache_id, below)]
-        try:
-            fd = self._metadata.open_tar_split(record.chain_id)
-        except FileNotFoundError as err:
-            return [*found, Problem("missing", subject, "", f"the tar-split record is gone: {err}")]
-        except OSError as err:
-            return [*found, Problem("metadata", subject, "", f"the tar-split record cannot be opened: {err}")]
-        try:
-            found += [Problem(kind, subject, path, text) for kind, path, text in
-                      self._driver.check(record.cache_id, fd, record.diff_id.raw)]
-        except FileNotFoundError:
-            pass                          # told above: the whole directory is gone
-        except (OSError, LayerStoreError) as err:
-            found.append(Problem("metadata", subject, "", str(err)))
-        finally:
-            os.close(fd)
-        return found
+        dry_run   True: remove nothing, say what would go
+
+        Returns  what went, or would
+        Raises   StoreInUseError            a dockerd or another store uses the root
+                 ReadOnlyStoreError         (dry_run=False)
+                 LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        Nothing is unmounted but what is mounted in what goes.
+        """
+        self._check_open()
+        self._check_no_dockerd()
+        if self._holds.held_elsewhere(STORE):
+            raise StoreInUseError(f"{StoreInUseError.text}: another store, of this or another process, has it open")
+        found = self.orphans()
+        if dry_run:
+            return found
+        self._check_writable()
+        reclaim.finish(self._metadata, self._driver, self._records.owned)
+        return [orphan for orphan in found if not os.path.lexists(os.path.join(self.root, orphan.path))]
+
+    def _check_no_dockerd(self) -> None:
+        database = dockerd.locked_database(self.root)
+        if database:
+            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked")
 
     def close(self) -> None:
-        """End the use of this object; what is mounted stays mounted. Twice is harmless."""
+        """End the use of this object, and hold nothing any more; what is mounted stays mounted. Twice is harmless."""
         self._closed = True
+        self._holds.close()
 
     def __enter__(self) -> Store:
         self._check_open()

@@ -12,6 +12,22 @@ from layerstore.ids import ChainID, DiffID
 Durability = Literal["full", "ordered", "none"]
 
 
+class Done(int):
+    """How far a long call has come: the bytes done so far, as a number; .total: of how many, or None."""
+
+    total: int | None
+
+    def __new__(cls, done: int, total: int | None = None) -> Done:
+        """Make the number, and note the total."""
+        self = super().__new__(cls, done)
+        self.total = total
+        return self
+
+
+# What a `progress` argument is: called with a Done at most ten times a second, from the calling thread.
+Progress = Callable[[Done], None]
+
+
 class Metadata(NamedTuple):
     """A layer that a release removed."""
 
@@ -84,3 +100,16 @@ class Problem(NamedTuple):
     subject: str
     path: str
     detail: str
+
+
+class Orphan(NamedTuple):
+    """One thing on disk that no layer and no writable layer owns.
+
+    kind   "directory" or "link" of the driver; "removal" or "transaction": layerdb's, interrupted
+    path   below the store's root
+    size   bytes of its files
+    """
+
+    kind: str
+    path: str
+    size: int

@@ -32,14 +32,17 @@ C_EXTRA = {"changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_c
 
 PY_FLOORS = [
     {"errors", "_files"},
-    {"ids", "locks", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_mount"},
-    {"values", "sources"},
+    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_mount"},
+    {"values"},
+    {"sources"},
     {"metadata", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options"},
     {"drivers.checks", "drivers.quota"},
     {"drivers.overlay2"},
     {"drivers"},
     {"layer"},
     {"rwlayer"},
+    {"records", "verify"},
+    {"reclaim", "repair"},
     {"store"},
     {"__init__"},
 ]

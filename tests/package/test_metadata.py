@@ -1,10 +1,10 @@
 """layerdb by itself and as the store writes it: files, modes, transactions, listings, removal."""
 
-import errno
 import gzip
 import io
 import json
 import os
+import shutil
 import stat
 
 import pytest
@@ -142,14 +142,30 @@ def test_tmp_being_a_file_fails_register_until_it_is_gone(store, root, unchanged
     assert store.register(tarkit.T1).diff_size == 5
 
 
-def test_a_layer_directory_that_did_not_load_fails_register_and_stays(store, open_store, root, unchanged):
+@pytest.mark.parametrize("damage", ["size", "emptied", "no diff directory"])
+def test_a_broken_layer_is_replaced_when_it_is_registered_again(store, open_store, root, damage):
     layer = store.register(tarkit.T1)
+    child = store.register(tarkit.T2, layer.chain_id)
+    store.create_rw_layer("c", child.chain_id).apply_diff(tarkit.file("mine", b"m") + tarkit.end())
     store.close()
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "size").write_text("x")
+    db = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded
+    if damage == "size":
+        (db / "size").write_text("x")
+    elif damage == "emptied":
+        for path in db.iterdir():
+            path.unlink()
+    else:
+        shutil.rmtree(root / "overlay2" / layer.cache_id)
     again = open_store()
-    with unchanged(), pytest.raises(OSError) as caught:
-        again.register(tarkit.T1)
-    assert caught.value.errno in (errno.EEXIST, errno.ENOTEMPTY)
+    assert again.verify() != []
+    new = again.register(tarkit.T1)
+    assert new.cache_id != layer.cache_id
+    again.cleanup()
+    assert again.verify() == []
+    assert new.tar_stream().read() == tarkit.T1
+    assert again.get(child.chain_id).tar_stream().read() == tarkit.T2
+    with again.get_rw_layer("c").mounted() as path:
+        assert {"mine", "a", "b"} <= set(os.listdir(path)), os.listdir(path)
 
 
 def test_strange_directories_beside_the_layers_are_ignored(store, open_store, root):

@@ -30,6 +30,15 @@ class MountCounter:
                 self._counts.pop(path, None)
             return count
 
+    def users(self, path: str) -> int:
+        """Give what is counted, without a look."""
+        return self._counts.get(path, 0)
+
+    def begin(self, path: str) -> None:
+        """Count the first user of this process, whoever made the mount."""
+        with self._lock:
+            self._counts[path] = 1
+
     def increment(self, path: str) -> int:
         """Count one user more; gives the new number."""
         return self._change(path, 1)

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from layerstore._mount import ffi, lib
@@ -209,13 +209,16 @@ def mounts_below(path: str) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def unmount_below(path: str) -> OSError | None:
+def unmount_below(path: str, may_go: Callable[[str], bool] = lambda point: True) -> OSError | None:
     """Unmount everything at path and below it, deepest first.
 
+    may_go   says whether a mount point may be unmounted
     Returns  the last failure, when something is still mounted there afterwards
     """
     last: OSError | None = None
     for point in mounts_below(path):
+        if not may_go(point):
+            continue
         try:
             unmount(point)
         except OSError as err:

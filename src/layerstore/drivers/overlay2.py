@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -29,8 +30,10 @@ from layerstore.errors import (
     LayerStoreError,
     MaxDepthExceededError,
     NotSupportedError,
+    ReadOnlyStoreError,
     readable,
 )
+from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
@@ -58,6 +61,11 @@ def opened(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
         _files.close(fd)
 
 
+def _use(id: str) -> str:
+    """The key under which a mount in use is held."""
+    return f"use {id}"
+
+
 def _make(path: str, mode: int) -> None:
     """Make a directory with just this mode, also where it exists; NotADirectoryError for a link or a file."""
     make_directory(path, mode)
@@ -70,10 +78,38 @@ class Overlay2:
 
     name = "overlay2"
 
-    def __init__(self, home: str, options: Mapping[str, str], *, durability: Durability = "full") -> None:
-        """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError."""
+    def __init__(
+        self, home: str, options: Mapping[str, str], *, durability: Durability = "full", holds: Holds | None = None,
+        read_only: bool = False,
+    ) -> None:  # fmt: skip
+        """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError.
+
+        holds       tells other stores which mounts are in use here
+        read_only   make, mount and change nothing below home
+        """
         self.home = home
         self._default_size = parse_driver_options(options)
+        self._holds = holds or Holds("")
+        self._read_only = read_only
+        self._locks = NamedLocks()
+        self._counter = MountCounter(mounts.is_overlay)
+        self._claims: dict[str, Claim | None] = {}
+        self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
+        self._native: bool | None = None
+        self._quota: ProjectQuota | None = None
+        if not read_only:
+            self._prepare(home)
+        self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
+        self._durability: Durability = "none" if self.in_memory else durability
+        self.userxattr = checks.needs_userxattr(home)
+        self._index_off = checks.index_parameter_exists()
+        if not read_only:
+            self._quota, why = self._find_quota()
+            if self._default_size and self._quota is None:
+                raise NotSupportedError(why)
+
+    def _prepare(self, home: str) -> None:
+        """Can overlays be mounted there? Then make it."""
         where = home if os.path.isdir(home) else os.path.dirname(home)
         if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
             raise NotSupportedError("driver not supported: rootless with SELinux")
@@ -87,18 +123,6 @@ class Overlay2:
         self._require_d_type(where)
         _make(home, 0o710)
         _make(os.path.join(home, LINKS), 0o700)
-        self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
-        self._durability: Durability = "none" if self.in_memory else durability
-        self.userxattr = checks.needs_userxattr(home)
-        self._index_off = checks.index_parameter_exists()
-        self._locks = NamedLocks()
-        self._counter = MountCounter(mounts.is_overlay)
-        self._claims: dict[str, Claim | None] = {}
-        self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
-        self._native: bool | None = None
-        self._quota, why = self._find_quota()
-        if self._default_size and self._quota is None:
-            raise NotSupportedError(why)
 
     @staticmethod
     def _require_d_type(where: str) -> None:
@@ -204,6 +228,16 @@ class Overlay2:
             if claim:                     # else a cleanup() took the new directory for an abandoned one
                 return claim
 
+    @contextlib.contextmanager
+    def _claimed_existing(self, id: str) -> Iterator[None]:
+        """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too."""
+        claim = None if id in self._claims else claim_directory(self._dir(id))
+        try:
+            yield
+        finally:
+            if claim:
+                claim.release()
+
     def _forget_link(self, link: str) -> None:
         if link and "/" not in link and link not in (".", ".."):
             self._sound.pop(f"{LINKS}/{link}", None)
@@ -216,6 +250,10 @@ class Overlay2:
         with contextlib.suppress(FileNotFoundError):
             lower += ":" + trimmed(read_small(self._dir(parent, "lower")))
         return lower
+
+    def stand_on(self, id: str, parent: str) -> None:
+        """Write anew what id stands on, after the directory of something below it was replaced."""
+        self._write(self._dir(id, "lower"), self._lower_for(parent).encode(), 0o644)
 
     def settle(self, id: str, parent: str) -> None:
         """id is whole, and stands on parent, which from now on is not mounted writable."""
@@ -260,6 +298,7 @@ class Overlay2:
                     mounts.unmount_below(directory)
                 self._remove_tree(id)
             self._counter.forget(merged)
+            self._holds.drop(_use(id))
             self.recorded(id)
 
     # ---- mounts ----
@@ -302,29 +341,48 @@ class Overlay2:
             if not lowers:
                 return self._dir(id, "diff")
             merged = self._dir(id, "merged")
-            if self._counter.increment(merged) > 1:
-                return merged
-            try:
-                self._lower_ids(lowers)
-                _make(merged, 0o700)
-                writable = not read_only and not os.path.exists(self._dir(id, "committed"))
-                if writable:
-                    self._require_directories(id, "work")
-                mounts.mount_overlay(
-                    self.home, f"{id}/merged",
-                    lowers if writable else [f"{id}/diff", *lowers],
-                    f"{id}/diff" if writable else None,
-                    f"{id}/work" if writable else None,
-                    context=mount_label, index_off=self._index_off, userxattr=self.userxattr,
-                )  # fmt: skip
-            except BaseException:
-                if self._counter.decrement(merged) <= 0:
-                    with contextlib.suppress(OSError):
-                        mounts.unmount(merged, 0)
-                    with contextlib.suppress(OSError):
-                        os.rmdir(merged)
-                raise
+            if self._read_only:
+                raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it")
+            if self._counter.users(merged):
+                self._counter.increment(merged)
+            else:
+                self._mount_or_share(id, lowers, merged, mount_label, read_only)
+            self._holds.retain(_use(id))
             return merged
+
+    def _mount_or_share(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
+        """Count the first user of this store. The lock keeps other stores from mounting or unmounting it meanwhile."""
+        with self._claimed_existing(id):
+            if self._holds.held_elsewhere(_use(id)) and mounts.is_overlay(merged):
+                self._counter.begin(merged)      # the last of all its users unmounts it
+            else:
+                self._mount(id, lowers, merged, mount_label, read_only)
+            self._holds.retain(_use(id))
+        self._holds.release(_use(id))
+
+    def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
+        if self._counter.increment(merged) > 1:
+            return
+        try:
+            self._lower_ids(lowers)
+            _make(merged, 0o700)
+            writable = not read_only and not os.path.exists(self._dir(id, "committed"))
+            if writable:
+                self._require_directories(id, "work")
+            mounts.mount_overlay(
+                self.home, f"{id}/merged",
+                lowers if writable else [f"{id}/diff", *lowers],
+                f"{id}/diff" if writable else None,
+                f"{id}/work" if writable else None,
+                context=mount_label, index_off=self._index_off, userxattr=self.userxattr,
+            )  # fmt: skip
+        except BaseException:
+            if self._counter.decrement(merged) <= 0:
+                with contextlib.suppress(OSError):
+                    mounts.unmount(merged, 0)
+                with contextlib.suppress(OSError):
+                    os.rmdir(merged)
+            raise
 
     def put(self, id: str) -> None:
         """Count one user less; unmount at zero. Harmless without a get()."""
@@ -332,12 +390,18 @@ class Overlay2:
             if not self._lower_items(id):
                 return
             merged = self._dir(id, "merged")
-            if self._counter.decrement(merged) > 0:
+            left = self._counter.decrement(merged)
+            if left > 0 or self._read_only:
+                self._holds.release(_use(id))
                 return
-            with contextlib.suppress(OSError):
-                mounts.unmount(merged)
-            with contextlib.suppress(OSError):
-                os.rmdir(merged)
+            with self._claimed_existing(id):
+                self._holds.release(_use(id))
+                if self._holds.held_elsewhere(_use(id)):
+                    return                # the last of the other stores unmounts it
+                with contextlib.suppress(OSError):
+                    mounts.unmount(merged)
+                with contextlib.suppress(OSError):
+                    os.rmdir(merged)
 
     @contextlib.contextmanager
     def _mounted(self, id: str, *, read_only: bool = False) -> Iterator[int]:
@@ -350,9 +414,13 @@ class Overlay2:
 
     # ---- contents ----
 
+    def _where_to_probe(self) -> str:
+        """A directory to mount overlays in. What is asked there is the kernel's to answer, not the file system's."""
+        return tempfile.gettempdir() if self._read_only else self.home
+
     def _native_works(self) -> bool:
         if self._native is None:
-            why = checks.native_diff_problem(self.home)
+            why = checks.native_diff_problem(self._where_to_probe())
             if why:
                 log.warning("Not using native diff for overlay2, "
                             "this may cause degraded performance for building images: %s", why)  # fmt: skip
@@ -398,10 +466,12 @@ class Overlay2:
         with self._opened_diff(id) as root:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id), seekable=True)
 
-    def check(self, id: str, record_fd: int, diff_id: bytes) -> list[tuple[str, str, str]]:
-        """Compare id's files with the record: (kind, path, sentence)."""
+    def check(
+        self, id: str, record_fd: int, diff_id: bytes, report: Callable[[int], None] | None = None
+    ) -> list[tuple[str, str, str]]:
+        """Compare id's files with the record: (kind, path, sentence); report hears of bytes looked at."""
         with self._opened_diff(id) as root:
-            return _tarstream.check(record_fd, root, diff_id)
+            return _tarstream.check(record_fd, root, diff_id, report)
 
     def diff(self, id: str, parent: str, *, read_only: bool = False) -> TarStream:
         """Make a fresh tar of the difference to parent ("" = nothing); read_only: id must not be written to."""
@@ -482,22 +552,26 @@ class Overlay2:
         def truth(value: bool) -> str:
             return "true" if value else "false"
 
+        typed = mounts.dirents_typed(self.home) if self._read_only else checks.has_d_type(self.home)
+
         return [
             ("Backing Filesystem", checks.fs_name(self.home)),
-            ("Supports d_type", truth(checks.has_d_type(self.home))),
-            ("Using metacopy", truth(checks.uses_metacopy(self.home))),
+            ("Supports d_type", truth(typed)),
+            ("Using metacopy", truth(checks.uses_metacopy(self._where_to_probe()))),
             ("Native Overlay Diff", truth(self._native_works())),
             ("userxattr", truth(self.userxattr)),
         ]
 
     def _unowned(self, owned: Iterable[str]) -> list[str]:
         """Ids of directories below home that are none of these, nor below one of these."""
+        with os.scandir(self.home) as entries:
+            names = [e.name for e in entries if e.name != LINKS and e.is_dir(follow_symlinks=False)]
+        found = [name for name in names if is_driver_id(name)]
         keep = set(owned)
-        for id in list(keep):
+        # Directories of other names are BuildKit's, whose own database owns them and what they stand on.
+        for id in [*keep, *(name for name in names if not is_driver_id(name))]:
             with contextlib.suppress(OSError, LayerStoreError):
                 keep.update(os.path.basename(os.path.dirname(path)) for path in self.lower_dirs(id))
-        with os.scandir(self.home) as entries:
-            found = [e.name for e in entries if is_driver_id(e.name) and e.is_dir(follow_symlinks=False)]
         return sorted(id for id in found if id not in keep)
 
     def _dangling(self) -> list[str]:
@@ -524,6 +598,12 @@ class Overlay2:
                     if claim:
                         claim.release()
 
+    def usage(self, name: str) -> int:
+        """Count the bytes of the files below one of orphans(): 0 for a link."""
+        with contextlib.suppress(OSError), opened(os.path.join(self.home, name)) as fd:
+            return _changes.tree_size(fd)
+        return 0
+
     def orphans(self, owned: Callable[[], Iterable[str]]) -> list[str]:
         """Name the directories and links below home that belong to nobody."""
         return [*self._abandoned(owned), *self._dangling()]
@@ -543,8 +623,13 @@ class Overlay2:
         mounts.sync_filesystem(self.home)
 
     def cleanup(self) -> None:
-        """Unmount everything below home."""
-        failed = mounts.unmount_below(self.home)
+        """Unmount everything below home that no other store uses."""
+        failed = mounts.unmount_below(self.home, self._unused_elsewhere)
         self._counter.forget()
+        self._holds.drop(_use(""))
         if failed:
             raise failed
+
+    def _unused_elsewhere(self, point: str) -> bool:
+        id = os.path.relpath(point, os.path.realpath(self.home)).split("/")[0]
+        return not self._holds.held_elsewhere(_use(id))

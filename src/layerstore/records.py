@@ -1,0 +1,251 @@
+"""Records: which layers and writable layers a root has, read from its layerdb when they are first asked for.
+
+Opening lists names only: a layer's files are read when it is first asked for, and who stands on it when it might be
+deleted. What other processes put there or took away is found at the next look. Everything here is called under
+`lock`, the lock of both maps.
+Source: moby, layer/layer_store.go (loadLayer, loadMount)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
+from layerstore.ids import ChainID
+from layerstore.layer import Record
+from layerstore.metadata import FileMetadataStore, check_mount_name
+from layerstore.rwlayer import Mount
+
+if TYPE_CHECKING:
+    from layerstore.store import Store
+
+log = logging.getLogger("layerstore")
+
+
+class Records:
+    """The layers and writable layers of one store object."""
+
+    def __init__(self, store: Store, metadata: FileMetadataStore) -> None:
+        """List the names on disk. Raises OSError."""
+        self.lock = threading.RLock()
+        self._store = store
+        self._metadata = metadata
+        self.layers: dict[ChainID, Record] = {}
+        self.bad: dict[str, Exception] = {}
+        self.mounts: dict[str, Mount] = {}
+        self.bad_mounts: dict[str, Exception] = {}
+        chains, mounts = metadata.list()
+        self._unread: set[ChainID] = set(chains)
+        self._unread_mounts: set[str] = set(mounts)
+        self._parent_of: dict[ChainID, str] = {}  # of layers on disk that were not read whole
+
+    # ---- layers ----
+
+    def _appeared(self, chain_id: str) -> bool:
+        """Is it on disk, and not read yet? Another process may have registered it."""
+        if chain_id in self._unread:
+            return True
+        if chain_id in self.layers or chain_id in self.bad:
+            return False
+        with contextlib.suppress(InvalidDigestError):
+            return self._metadata.has(chain_id)
+        return False
+
+    def load(self, chain_id: str) -> Record | None:
+        """Give the record of a layer, read with its ancestors; None: not there, or bad."""
+        todo: list[ChainID] = []
+        at = chain_id
+        while at and at not in todo and self._appeared(at):
+            todo.append(ChainID(at))
+            try:
+                at = self._metadata.get_parent(at)
+            except (OSError, LayerStoreError):
+                at = ""
+        for chain in reversed(todo):
+            self._unread.discard(chain)
+            try:
+                self.layers[chain] = self._read(chain)
+            except (OSError, LayerStoreError) as err:
+                self.bad[chain] = err
+                log.warning("Failed to load layer %s: %s", chain, err)
+        return self.layers.get(cast(ChainID, chain_id))
+
+    def load_current(self, chain_id: str) -> Record | None:
+        """Give what load() gives, unless another process deleted that one."""
+        record = self.load(chain_id)
+        if record and not self.names_layer(record):
+            self._drop(record)
+            record = self.load(chain_id)
+        return record
+
+    def _drop(self, record: Record) -> None:
+        """Forget a layer that another process deleted; its handles refer to nothing now."""
+        log.warning("Layer %s was removed by another process", record.chain_id)
+        self.layers.pop(record.chain_id, None)
+        if record.parent:
+            record.parent.standing -= 1
+
+    def _read(self, chain: ChainID) -> Record:
+        def get(what: str, read: Callable[[str], Any]) -> Any:
+            try:
+                return read(chain)
+            except (OSError, LayerStoreError) as err:
+                raise LayerStoreError(f"failed to get {what} for {chain}: {err}") from err
+
+        m = self._metadata
+        diff, size = get("diff id", m.get_diff_id), get("size", m.get_size)
+        cache = get("cache id", m.get_cache_id)
+        parent_id, descriptor = get("parent", m.get_parent), get("descriptor", m.get_descriptor)
+        parent = self._parent(parent_id, self.layers.get(parent_id))
+        return Record(self._store, chain, diff, parent, cache, size, descriptor)
+
+    def _parent(self, parent_id: str, parent: Record | None) -> Record | None:
+        """The record of what something stands on, counted; None for ""."""
+        if parent_id and parent is None:
+            raise self.bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
+        if parent:
+            parent.standing += 1
+        return parent
+
+    def load_all(self) -> None:
+        """Read every layer and mount there is."""
+        chains, mounts = self._metadata.list()
+        self._unread.update(c for c in chains if c not in self.layers and c not in self.bad)
+        self._unread_mounts.update(m for m in mounts if m not in self.mounts and m not in self.bad_mounts)
+        while self._unread:
+            self.load(next(iter(self._unread)))
+        while self._unread_mounts:
+            self.load_mount(next(iter(self._unread_mounts)))
+
+    def count_standing_on(self, record: Record) -> int:
+        """Count what stands on a layer that might go, after a look at what other processes put there."""
+        chains, mounts = self._metadata.list()
+        for chain in chains:
+            if chain in self.layers or chain in self.bad:
+                continue
+            if chain not in self._parent_of:
+                with contextlib.suppress(OSError, LayerStoreError):
+                    self._parent_of[chain] = self._metadata.get_parent(chain)
+            if self._parent_of.get(chain) == record.chain_id:
+                self.load(chain)
+        for name in mounts:
+            self.load_mount(name)
+        standing = sum(r.parent is record for r in self.layers.values())
+        return standing + sum(m.parent is record for m in self.mounts.values())
+
+    def names_layer(self, record: Record) -> bool:
+        """Does the record on disk still mean these files, and not those of a layer registered anew?"""
+        try:
+            return self._metadata.get_cache_id(record.chain_id) == record.cache_id
+        except FileNotFoundError:
+            return False
+        except (OSError, LayerStoreError):
+            return True                   # damaged, which verify() tells
+
+    def replace(self, existing: Record | None, made: Record) -> Record:
+        """Enter a layer that has just become visible; existing: the record whose files were gone."""
+        self.bad.pop(made.chain_id, None)
+        if existing is None:
+            if made.parent:
+                made.parent.standing += 1
+            self.layers[made.chain_id] = made
+            return made
+        existing.cache_id, existing.descriptor = made.cache_id, made.descriptor
+        for handle in existing.handles:
+            handle.cache_id = made.cache_id
+        return existing
+
+    def forget(self, record: Record) -> None:
+        """Undo replace(None, record)."""
+        del self.layers[record.chain_id]
+        if record.parent:
+            record.parent.standing -= 1
+
+    def forget_bad(self) -> None:
+        """Read what could not be read again when it is asked for: what it stands on may have been mended."""
+        self._unread.update(ChainID(chain) for chain in self.bad)
+        self._unread_mounts.update(self.bad_mounts)
+        self.bad.clear()
+        self.bad_mounts.clear()
+
+    # ---- writable layers ----
+
+    def add_mount(self, mount: Mount) -> None:
+        """Enter a writable layer that has just been recorded."""
+        self.mounts[mount.name] = mount
+        self.bad_mounts.pop(mount.name, None)
+        if mount.parent:
+            mount.parent.standing += 1
+
+    def forget_mount(self, name: str) -> None:
+        """Undo add_mount(); harmless without it."""
+        mount = self.mounts.pop(name, None)
+        if mount and mount.parent:
+            mount.parent.standing -= 1
+
+    def load_mount(self, name: str) -> Mount | None:
+        """Give the record of a writable layer; None: not there, or bad."""
+        appeared = name in self._unread_mounts
+        if not appeared and name not in self.mounts and name not in self.bad_mounts:
+            appeared = self._metadata.has_mount(name)
+        if appeared:
+            self._unread_mounts.discard(name)
+            try:
+                mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
+                parent_id = self._metadata.get_mount_parent(name)
+                parent = self._parent(parent_id, self.load(parent_id) if parent_id else None)
+                self.mounts[name] = Mount(self._store, name, mount_id, init_id, parent)
+            except (OSError, LayerStoreError) as err:
+                self.bad_mounts[name] = err
+                log.warning("Failed to load mount %s: %s", name, err)
+        return self.mounts.get(name)
+
+    def find_mount(self, name: str) -> Mount | None:
+        """Give what load_mount() gives, unless another process released that one."""
+        check_mount_name(name)
+        mount = self.mounts.get(name)
+        if mount and not mount.aside and not self.names_mount(mount):
+            self.forget_mount(name)
+        return self.load_mount(name)
+
+    def names_mount(self, mount: Mount) -> bool:
+        """Does the record on disk still mean this writable layer, and not a later one of its name?"""
+        try:
+            return self._metadata.get_mount_id(mount.name) == mount.mount_id
+        except FileNotFoundError:
+            return False
+        except (OSError, LayerStoreError):
+            return True
+
+    def is_loadable(self, name: str) -> bool:
+        """Is there a record of a writable layer that can be read?"""
+        try:
+            self._metadata.get_mount_id(name)
+            self._metadata.get_init_id(name)
+            parent = self._metadata.get_mount_parent(name)
+        except (OSError, LayerStoreError):
+            return False
+        return not parent or self.load(parent) is not None
+
+    # ---- both ----
+
+    def owned(self) -> set[str]:
+        """Driver ids that a layer or mount on disk names, loaded or not. Needs no lock.
+
+        Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        """
+        owned: set[str] = set()
+        chains, mounts = self._metadata.list()
+        for names, reads in (
+            (chains, (self._metadata.get_cache_id,)),
+            (mounts, (self._metadata.get_mount_id, self._metadata.get_init_id)),
+        ):
+            for name in names:
+                for read in reads:
+                    with contextlib.suppress(FileNotFoundError):
+                        owned.add(read(name))
+        return owned - {""}

@@ -1,0 +1,141 @@
+"""Verifier: what is stored, compared with what was registered.
+
+Enters: records, and the layerdb and driver they came from. Leaves: a list of Problems. Layers are looked at side by
+side, one thread each, as the core works without the GIL; the calling thread waits and tells the progress. Nothing is
+written, so that it works on the data root of a running dockerd.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from layerstore.drivers import Driver
+from layerstore.errors import LayerStoreError
+from layerstore.ids import chain_on
+from layerstore.layer import Record
+from layerstore.metadata import FileMetadataStore
+from layerstore.rwlayer import Mount
+from layerstore.values import Done, Problem, Progress
+
+_TELL_EVERY = 0.1
+
+
+class _StoppedError(Exception):
+    """The caller wants no more."""
+
+
+class Verifier:
+    """Compares what one store has on disk with its records."""
+
+    def __init__(self, metadata: FileMetadataStore, driver: Driver) -> None:
+        """Look at these two."""
+        self._metadata, self._driver = metadata, driver
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def layers(
+        self, records: Sequence[Record], progress: Progress | None = None, workers: int | None = None
+    ) -> list[Problem]:
+        """Compare layers with their tar-split records, in the order given.
+
+        progress   called with the bytes read of all these layers' files (Done: .total), from the calling thread
+        workers    threads; None: one for each processor
+        """
+        total = sum(max(record.diff_size, 0) for record in records)
+        threads = workers or len(os.sched_getaffinity(0))
+        pool = concurrent.futures.ThreadPoolExecutor(max(1, min(threads, len(records))), "layerstore-verify")
+        try:
+            todo = [pool.submit(self.layer, record) for record in records]
+            left: set[concurrent.futures.Future[list[Problem]]] = set(todo)
+            while left:
+                _, left = concurrent.futures.wait(left, timeout=_TELL_EVERY)
+                if progress:
+                    # What the files hold and what is counted as a layer's size differ by links' targets.
+                    progress(Done(min(self._done, total) if left else total, total))
+            return [problem for job in todo for problem in job.result()]
+        finally:
+            self._stopped.set()
+            pool.shutdown(cancel_futures=True)
+
+    def _report(self, bytes_more: int) -> None:
+        with self._lock:
+            self._done += bytes_more
+        if self._stopped.is_set():
+            raise _StoppedError
+
+    def layer(self, record: Record) -> list[Problem]:
+        """Compare one layer: metadata, arithmetic, links and lowers, every file's CRC, the whole DiffID."""
+        subject = str(record.chain_id)
+        parent = record.parent.chain_id if record.parent else ""
+        m = self._metadata
+        found = self._files(subject, [
+            ("diff id", m.get_diff_id, record.diff_id), ("size", m.get_size, record.diff_size),
+            ("cache id", m.get_cache_id, record.cache_id), ("parent", m.get_parent, parent),
+            ("descriptor", m.get_descriptor, record.descriptor),
+        ])  # fmt: skip
+        if chain_on(parent, record.diff_id) != record.chain_id:
+            found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
+        below = record.parent.cache_id if record.parent else ""
+        found += [Problem(kind, subject, "", text) for kind, text in self._driver.problems(record.cache_id, below)]
+        try:
+            fd = self._metadata.open_tar_split(record.chain_id)
+        except FileNotFoundError as err:
+            return [*found, Problem("missing", subject, "", f"the tar-split record is gone: {err}")]
+        except OSError as err:
+            return [*found, Problem("metadata", subject, "", f"the tar-split record cannot be opened: {err}")]
+        try:
+            told = self._driver.check(record.cache_id, fd, record.diff_id.raw, self._report)
+            found += [Problem(kind, subject, path, text) for kind, path, text in told]
+        except FileNotFoundError:
+            pass                          # told above: the whole directory is gone
+        except (OSError, LayerStoreError) as err:
+            found.append(Problem("metadata", subject, "", str(err)))
+        finally:
+            os.close(fd)
+        return found
+
+    def mount(self, mount: Mount) -> list[Problem]:
+        """Compare the record and the driver's files of a writable layer; what is in it is its user's."""
+        parent = mount.parent.chain_id if mount.parent else ""
+        m = self._metadata
+        found = self._files(mount.name, [
+            ("mount id", m.get_mount_id, mount.mount_id), ("init id", m.get_init_id, mount.init_id),
+            ("parent", m.get_mount_parent, parent),
+        ])  # fmt: skip
+        below = mount.parent.cache_id if mount.parent else ""
+        for id, on in ((mount.mount_id, mount.below), (mount.init_id, below)):
+            if id:
+                found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, on)]
+        return found
+
+    def orphans(self, owned: Callable[[], Iterable[str]]) -> list[Problem]:
+        """Name what nobody owns in the driver's directories and in the layerdb."""
+        found: list[Problem] = []
+        with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told elsewhere
+            found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(owned)]
+        found += [Problem("orphan", name, "", "a deletion was interrupted") for name in self._metadata.removing()]
+        for path in self._metadata.abandoned_transactions(remove=False):
+            name = os.path.relpath(path, self._metadata.root)
+            found.append(Problem("orphan", name, "", "a registration was interrupted"))
+        return found
+
+    def _files(self, subject: str, expected: Iterable[tuple[str, Callable[[str], Any], Any]]) -> list[Problem]:
+        """Are the small files on disk still what was loaded from them?"""
+        found = []
+        for what, read, value in expected:
+            try:
+                now = read(subject)
+            except FileNotFoundError as err:
+                found.append(Problem("missing", subject, "", f"the {what} is gone: {err}"))
+            except (OSError, LayerStoreError) as err:
+                found.append(Problem("metadata", subject, "", f"the {what} cannot be read: {err}"))
+            else:
+                if now != value:
+                    found.append(Problem("metadata", subject, "", f"the {what} on disk is {now!r}, not {value!r}"))
+        return found
