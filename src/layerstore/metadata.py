@@ -35,6 +35,7 @@ from layerstore.textfile import (
     read_small,
     remove_directory,
     sync_directory,
+    sync_file,
     trimmed,
     write_small,
 )
@@ -275,10 +276,14 @@ class FileMetadataTransaction:
     Source   moby, layer/filestore.go
     """
 
-    def __init__(self, root: str, durability: Durability) -> None:
-        """Make the directory. Raises OSError (NotADirectoryError where tmp is a file)."""
+    def __init__(self, root: str, durability: Durability, *, deferred: bool = False) -> None:
+        """Make the directory. Raises OSError (NotADirectoryError where tmp is a file).
+
+        deferred   nothing is synced as it is written: the caller does it, by sync() or otherwise, before publish()
+        """
         self._root = root
         self._durability = durability
+        self._sync_files = durability != "none" and not deferred
         tmp = os.path.join(root, "tmp")
         claim: Claim | None = None
         while claim is None:
@@ -296,7 +301,7 @@ class FileMetadataTransaction:
 
     def _write(self, name: str, data: bytes) -> None:
         path = os.path.join(self._directory, name)
-        write_small(path, data, sync=self._durability != "none")
+        write_small(path, data, sync=self._sync_files)
 
     def set_size(self, size: int) -> None:
         """Write the layer's own size in bytes."""
@@ -338,8 +343,35 @@ class FileMetadataTransaction:
         compress_input   True: JSON lines come in; False: they come as gzip already
         """
         fd = self.open_tar_split()
-        writer = _TarSplitWriter(fd, compress=compress_input, sync=self._durability != "none")
+        writer = _TarSplitWriter(fd, compress=compress_input, sync=self._sync_files)
         return cast(BinaryIO, writer)
+
+    def set_mount(self, mount_id: str, init_id: str, parent: str) -> None:
+        """Write what a writable layer's directory holds, in place of a layer's."""
+        for name, value in (("mount-id", mount_id), ("init-id", init_id), ("parent", parent)):
+            if value:
+                self._write(name, os.fsencode(value))
+        _files.chmod(self._directory, 0o755)
+
+    def sync(self) -> None:
+        """Put what was written on the disk."""
+        with os.scandir(self._directory) as entries:
+            for path in [entry.path for entry in entries]:
+                sync_file(path)
+        sync_directory(self._directory)
+
+    def publish(self, chain_id: str) -> None:
+        """Make the layer visible: the one rename, and no waiting for a disk. Raises as commit() does."""
+        chain = ChainID(chain_id)
+        self._publish(os.path.join(self._root, chain.algorithm), chain.encoded)
+
+    def publish_mount(self, name: str) -> None:
+        """Make a writable layer visible. Raises OSError (ENOTEMPTY: it is there already)."""
+        self._publish(os.path.join(self._root, "mounts"), check_mount_name(name))
+
+    def _publish(self, parent: str, name: str) -> None:
+        make_directories(parent, 0o755)
+        _files.rename(self._directory, os.path.join(parent, name))
 
     def commit(self, chain_id: str) -> None:
         """Make the layer visible by one rename.
@@ -347,18 +379,17 @@ class FileMetadataTransaction:
         Raises  InvalidDigestError   chain_id is none
                 OSError              with filename; ENOTEMPTY or EEXIST: the layer is there already
         """
-        chain = ChainID(chain_id)
-        parent = os.path.join(self._root, chain.algorithm)
         full = self._durability == "full"
-        fresh = not is_directory(parent)
-        make_directories(parent, 0o755)
         if full:
             sync_directory(self._directory)
-        _files.rename(self._directory, os.path.join(parent, chain.encoded))
+        self.publish(chain_id)
         if full:
-            sync_directory(parent)
-            if fresh:
-                sync_directory(self._root)
+            sync_directory(os.path.join(self._root, ChainID(chain_id).algorithm))
+            sync_directory(self._root)
+        self.release()
+
+    def release(self) -> None:
+        """Be done, after publish(): cleanup() no longer leaves the directory alone. Twice is harmless."""
         self._claim.release()
 
     def cancel(self) -> None:
@@ -410,6 +441,16 @@ class FileMetadataStore:
     def start_transaction(self) -> FileMetadataTransaction:
         """Begin a write set. Cancel or commit it."""
         return FileMetadataTransaction(self.root, self._durability)
+
+    def start_deferred(self) -> FileMetadataTransaction:
+        """Begin a write set of which nothing is synced but by its sync(). Cancel, or publish and release it."""
+        return FileMetadataTransaction(self.root, self._durability, deferred=True)
+
+    def sync_names(self) -> None:
+        """Put on the disk what the last renames made visible."""
+        for name in ("sha256", "mounts", "."):
+            with contextlib.suppress(FileNotFoundError):
+                sync_directory(os.path.join(self.root, name))
 
     # -- layers --
 

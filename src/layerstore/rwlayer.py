@@ -97,9 +97,12 @@ class RWLayer:
         found.setdefault("ID", self.name)
         return found
 
-    def commit(self) -> Layer:
-        """Register what it holds now as a new read-only layer on the same parent; gives the reference."""
-        return self._held().store._commit(self._mount)
+    def commit(self, *, durability: str | None = None) -> Layer:
+        """Register what it holds now as a new read-only layer on the same parent; gives the reference.
+
+        durability   as the store's option of that name; None: the store's
+        """
+        return self._held().store._commit(self._mount, durability)
 
     def release(self) -> list[Metadata]:
         """Give the reference back: the store's release_rw_layer(self)."""

@@ -34,7 +34,7 @@ from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.locks import NamedLocks
-from layerstore.metadata import FileMetadataStore, check_mount_name
+from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
 from layerstore.records import Records
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
@@ -52,6 +52,12 @@ StrPath = str | bytes | os.PathLike[Any]
 def _rw(name: str) -> str:
     """The key under which a reference to a writable layer is held."""
     return f"rw {name}"
+
+
+def _durability(given: str) -> Durability:
+    if given not in ("full", "ordered", "none"):
+        raise InvalidOptionError(f"durability is full, ordered or none, not {given!r}")
+    return cast(Durability, given)
 
 
 def _noted(err: LayerStoreError, subject: str) -> LayerStoreError:
@@ -75,8 +81,9 @@ class Store:
 
         driver    None: the one found there, else the best this host can run
         options   the driver's ("<driver>.size": the size of every writable layer, on xfs with quotas), and
-                  "durability": "full" (default; what is registered survives a crash of the machine),
-                  "ordered" (files are synced, as moby does) or "none"
+                  "durability": "full" (default; what a call has returned survives a crash of the machine),
+                  "ordered" (the store's own small files are synced, as moby does) or "none";
+                  "read_only": "true" or "false"; true by itself while a dockerd uses the root
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
                   InvalidOptionError   an option nobody knows
                   LayerStoreError, OSError
@@ -89,10 +96,7 @@ class Store:
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(f"options is a mapping of texts, not {type(options).__name__}")
         given = dict(options or {})
-        durability = given.pop("durability", "full")
-        if durability not in ("full", "ordered", "none"):
-            raise InvalidOptionError(f"durability is full, ordered or none, not {durability!r}")
-        self._durability = cast(Durability, durability)
+        self._durability: Durability = _durability(given.pop("durability", "full"))
         self._read_only = self._why_read_only(given.pop("read_only", "false"))
         fresh = not os.path.lexists(self.root)
         try:
@@ -104,7 +108,7 @@ class Store:
             if not self._read_only:
                 os.makedirs(self.root, 0o711, exist_ok=True)
             self._driver = drivers.open_driver(
-                name, self.root, given, self._durability, self._holds, read_only=bool(self._read_only)
+                name, self.root, given, self._holds, read_only=bool(self._read_only)
             )
         except LayerStoreError as err:
             if fresh:
@@ -114,6 +118,7 @@ class Store:
             raise type(err)(f"error initializing graphdriver: {err}{named}") from err
         if self._driver.in_memory:
             self._durability = "none"
+        self._unsynced = False            # something was stored with less than "full"
         self._metadata = FileMetadataStore(layerdb, durability=self._durability, make=not self._read_only)
         if not self._read_only:
             self._holds.open()
@@ -187,23 +192,26 @@ class Store:
     # ---- layers ----
 
     def register(
-        self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None
-    ) -> Layer:
+        self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None,
+        durability: str | None = None,
+    ) -> Layer:  # fmt: skip
         """Store one layer tar and return a reference to the layer.
 
         source     read(n), a descriptor, a path, or a buffer; plain, gzip, zstd, bzip2, xz or lz4
         parent     ChainID below, or "" for a base layer
         os         None or "linux"
-        progress   called with the bytes taken from the source, at most ten times a second
+        progress   called with the bytes taken from the source (a Done: .total is of how many, where that is
+                   known), at most ten times a second; what it raises ends the call
+        durability as the store's option of that name; None: the store's
 
         Raises  LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), BreakoutError
                 (.path), NotSupportedError, OSError; then nothing is left on disk
         """
-        return self.register_with_descriptor(source, parent, os, None, progress=progress)
+        return self.register_with_descriptor(source, parent, os, None, progress=progress, durability=durability)
 
     def register_with_descriptor(
         self, source: Any, parent: str = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
-        progress: Progress | None = None,
+        progress: Progress | None = None, durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
         self._check_writable()
@@ -211,20 +219,47 @@ class Store:
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         if descriptor is not None and not isinstance(descriptor, Descriptor):
             raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
+        level = self._level(durability)
         above = self._retain(parent) if parent else None
 
         def fill(apply: Any) -> None:
             with contextlib.closing(Input(source)) as given:
                 feed(given, apply, progress)
 
-        return self._register(fill, above, descriptor or Descriptor())
+        return self._register(fill, above, descriptor or Descriptor(), level)
 
-    def _register(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> Layer:
+    def _level(self, durability: str | None) -> Durability:
+        """The durability of one call."""
+        level = self._durability if durability is None else _durability(durability)
+        return "none" if self._driver.in_memory else level
+
+    def _sync(self, ids: list[str], transaction: FileMetadataTransaction, level: Durability) -> None:
+        """Put what was made on the disk, as far as level says, before it becomes visible."""
+        everywhere = self._driver.sync(ids, level, everything=self._unsynced)
+        if level == "none" or (everywhere and self._one_device()):
+            return
+        transaction.sync()
+
+    def _one_device(self) -> bool:
+        """Are the layerdb and the driver's directories on one file system?"""
+        home = os.path.join(self.root, self._driver.name)
+        return _files.status(home, follow=True)[1] == _files.status(self._metadata.root, follow=True)[1]
+
+    def _settle_names(self, level: Durability) -> None:
+        """After something became visible: a power cut shall not make it invisible again."""
+        if level == "full":
+            self._metadata.sync_names()
+        else:
+            self._unsynced = True
+
+    def _register(
+        self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor, level: Durability
+    ) -> Layer:
         """Takes over the reference to `above`: it is the new layer's, or given back."""
         try:
             if above and above.depth >= MAX_DEPTH:
                 raise MaxDepthExceededError()
-            handle, is_new = self._unpack(fill, above, descriptor)
+            handle, is_new = self._unpack(fill, above, descriptor, level)
         except BaseException:
             if above:
                 self._release_chain(above)
@@ -236,18 +271,18 @@ class Store:
             self._release_chain(above)
         return handle
 
-    def _unpack(self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor) -> tuple[Layer, bool]:
+    def _unpack(
+        self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor, level: Durability
+    ) -> tuple[Layer, bool]:
         """Make a layer of what fill() pushes: a reference to it, and whether it was not there before."""
         cache_id = random_id()
         made: Record | None = None
-        transaction = self._metadata.start_transaction()
+        transaction = self._metadata.start_deferred()
         try:
             self._driver.create(cache_id, above.cache_id if above else "")
             record_fd = transaction.open_tar_split()
             try:
                 done = self._driver.register(cache_id, above.cache_id if above else "", record_fd, fill)
-                if self._durability != "none":
-                    _files.fsync(record_fd)
             finally:
                 _files.close(record_fd)
             diff_id = diff_id_of(done.diff_id)
@@ -260,10 +295,10 @@ class Store:
             if above:
                 transaction.set_parent(above.chain_id)
             self._driver.settle(cache_id, above.cache_id if above else "")
-            if self._durability == "full":
-                self._driver.sync()
+            self._sync([cache_id], transaction, level)
             made = Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
             handle = self._commit_or_existing(transaction, made)
+            self._settle_names(level)
         except BaseException:
             self._withdraw(made)
             self._discard(cache_id, transaction)
@@ -271,6 +306,7 @@ class Store:
         is_new = handle.cache_id == cache_id
         if is_new:
             self._driver.recorded(cache_id)
+            transaction.release()
         else:
             self._discard(cache_id, transaction)
         return handle, is_new
@@ -287,7 +323,7 @@ class Store:
                     raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
                 aside = self._metadata.set_aside(chain) if self._metadata.has(chain) else None
                 try:
-                    transaction.commit(chain)
+                    transaction.publish(chain)
                 except BaseException:
                     if aside:
                         self._metadata.put_back(chain, aside)
@@ -323,6 +359,7 @@ class Store:
         with self._lock, self._metadata.exclusive():
             if self._records.layers.get(made.chain_id) is made:
                 self._records.forget(made)
+                self._holds.drop(made.chain_id)
             try:
                 visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
             except (OSError, LayerStoreError):
@@ -437,12 +474,15 @@ class Store:
 
     # ---- writable layers ----
 
-    def create_rw_layer(self, name: str, parent: str = "", opts: CreateRWLayerOpts | None = None) -> RWLayer:
+    def create_rw_layer(
+        self, name: str, parent: str = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
+    ) -> RWLayer:
         """Make a writable layer and return a reference to it.
 
         name     a name for a directory: no "/", at most 255 bytes
         parent   ChainID below, or "" for an empty tree
         opts     an init layer and the driver's options
+        durability   as the store's option of that name; None: the store's
 
         Raises  MountNameConflictError, LayerDoesNotExistError, NotSupportedError, ValueError (name), OSError,
                 and whatever init_func raises
@@ -452,12 +492,13 @@ class Store:
         if opts is not None and not isinstance(opts, CreateRWLayerOpts):
             raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
         opts = opts or CreateRWLayerOpts()
+        level = self._level(durability)
         with self._names.hold(name):
             if self._find_mount(name):
                 raise _noted(MountNameConflictError(), name)
             above = self._retain(parent) if parent else None
             try:
-                mount = self._create_mount(name, above, opts)
+                mount = self._create_mount(name, above, opts, level)
             except BaseException:
                 if above:
                     self._release_chain(above)
@@ -476,11 +517,12 @@ class Store:
         with self._lock:
             return self._records.find_mount(name)
 
-    def _create_mount(self, name: str, above: Record | None, opts: CreateRWLayerOpts) -> Mount:
+    def _create_mount(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
         mount_id, init_id = random_id(), ""
         below = above.cache_id if above else ""
         made: list[str] = []
-        recording = False
+        mount: Mount | None = None
+        transaction = self._metadata.start_deferred()
         try:
             if opts.init_func:
                 init_id = f"{mount_id}-init"
@@ -496,39 +538,56 @@ class Store:
             if init_id:
                 self._driver.settle(init_id, below)
             self._driver.settle(mount_id, init_id or below)
-            if init_id and self._durability == "full":
-                self._driver.sync()           # what init_func wrote
-            with self._lock, self._metadata.exclusive():
-                if above and not self._records.names_layer(above):
-                    raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
-                if self._metadata.has_mount(name):
-                    if self._records.is_loadable(name):      # another process was quicker
-                        raise _noted(MountNameConflictError(), name)
-                    self._metadata.remove_mount(name)
-                recording = True
-                self._metadata.set_mount_id(name, mount_id)
-                if init_id:
-                    self._metadata.set_init_id(name, init_id)
-                if above:
-                    self._metadata.set_mount_parent(name, above.chain_id)
-                # Under the same lock: nobody may load it from disk as a second record beside this one.
-                self._holds.retain(_rw(name))
-                mount = Mount(self, name, mount_id, init_id, above)
-                self._records.add_mount(mount)
-            for id in made:
-                self._driver.recorded(id)
-            return mount
+            transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
+            self._sync(made, transaction, level)
+            mount = Mount(self, name, mount_id, init_id, above)
+            aside = self._commit_mount(transaction, mount)
+            self._settle_names(level)
         except BaseException:
-            if recording:
-                with self._lock:
-                    self._records.forget_mount(name)
-                    self._holds.drop(_rw(name))
-                with contextlib.suppress(OSError):
-                    self._metadata.remove_mount(name)
+            self._withdraw_mount(mount)
             for id in reversed(made):
                 with contextlib.suppress(OSError):
                     self._driver.remove(id)
+            with contextlib.suppress(OSError):
+                transaction.cancel()
             raise
+        for id in made:
+            self._driver.recorded(id)
+        transaction.release()
+        if aside:
+            remove_directory(aside)
+        return mount
+
+    def _commit_mount(self, transaction: FileMetadataTransaction, mount: Mount) -> str | None:
+        """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
+        name = mount.name
+        with self._lock, self._metadata.exclusive():
+            self._check_open()
+            if mount.parent and not self._records.names_layer(mount.parent):
+                raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
+            aside = None
+            if self._metadata.has_mount(name):
+                if self._records.is_loadable(name):      # another process was quicker
+                    raise _noted(MountNameConflictError(), name)
+                aside = self._metadata.set_mount_aside(name)
+            transaction.publish_mount(name)
+            # Under the same lock: nobody may load it from disk as a second record beside this one.
+            self._records.add_mount(mount)
+            self._holds.retain(_rw(name))
+            return aside
+
+    def _withdraw_mount(self, mount: Mount | None) -> None:
+        """A failure, or an interrupt, behind the rename that made a writable layer visible."""
+        if mount is None:
+            return
+        with self._lock, self._metadata.exclusive():
+            if self._records.mounts.get(mount.name) is mount:
+                self._records.forget_mount(mount.name)
+                self._holds.drop(_rw(mount.name))
+            if self._metadata.has_mount(mount.name) and self._records.names_mount(mount):
+                aside = self._metadata.set_mount_aside(mount.name)
+                if aside:
+                    remove_directory(aside)
 
     def get_rw_layer(self, name: str) -> RWLayer:
         """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
@@ -615,8 +674,9 @@ class Store:
         finally:
             given.close()
 
-    def _commit(self, mount: Mount) -> Layer:
+    def _commit(self, mount: Mount, durability: str | None) -> Layer:
         self._check_writable()
+        level = self._level(durability)
         above = mount.parent
         if above:
             with self._lock:
@@ -626,7 +686,7 @@ class Store:
             with self._driver.diff(mount.mount_id, mount.below) as stream:
                 stream.pump_into(apply)
 
-        return self._register(fill, above, Descriptor())
+        return self._register(fill, above, Descriptor(), level)
 
     def mounts(self) -> list[str]:
         """Name the writable layers."""

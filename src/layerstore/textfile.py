@@ -95,6 +95,15 @@ def sync_directory(path: str) -> None:
         _files.close(fd)
 
 
+def sync_file(path: str) -> None:
+    """Put a regular file's bytes on the disk."""
+    fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        _files.fsync(fd)
+    finally:
+        _files.close(fd)
+
+
 def remove_directory(path: str) -> None:
     """Remove a directory with all in it; fine if it is gone, or going by another's hand."""
 

@@ -50,7 +50,7 @@ class Driver(Protocol):
     def usage(self, name: str) -> int: ...
     def orphans(self, owned: Callable[[], Iterable[str]]) -> list[str]: ...
     def reclaim(self, owned: Callable[[], Iterable[str]]) -> None: ...
-    def sync(self) -> None: ...
+    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool: ...
     def cleanup(self) -> None: ...
 
 
@@ -87,10 +87,10 @@ def _holds_something(path: str) -> bool:
 
 
 def open_driver(
-    name: str, root: str, options: Mapping[str, str], durability: Durability, holds: Holds, *, read_only: bool = False
+    name: str, root: str, options: Mapping[str, str], holds: Holds, *, read_only: bool = False
 ) -> Driver:
     """Make the driver of this name for root; holds tells other stores what is mounted here."""
     # Here, so that a driver may import the protocol it follows.
     from layerstore.drivers.overlay2 import Overlay2
 
-    return Overlay2(os.path.join(root, name), options, durability=durability, holds=holds, read_only=read_only)
+    return Overlay2(os.path.join(root, name), options, holds=holds, read_only=read_only)

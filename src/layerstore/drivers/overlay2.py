@@ -37,7 +37,7 @@ from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
-from layerstore.textfile import make_directory, read_small, replace_small, sync_directory, trimmed
+from layerstore.textfile import make_directory, read_small, replace_small, sync_directory, sync_file, trimmed
 from layerstore.values import Change, ChangeKind, Durability
 
 log = logging.getLogger("layerstore")
@@ -49,6 +49,8 @@ _LINK = re.compile(r"\.\./([^/]+)/diff")
 _DIRECTORIES = (("WorkDir", "work"), ("MergedDir", "merged"), ("UpperDir", "diff"))
 # How many unowned directories are looked at together: each holds a descriptor meanwhile.
 _BATCH = 256
+# Files of a layer that are synced one by one.
+_FEW = 8
 
 
 @contextlib.contextmanager
@@ -66,6 +68,21 @@ def _use(id: str) -> str:
     return f"use {id}"
 
 
+def _few_files(directory: str) -> list[str] | None:
+    """Regular files and directories ("/" at the end) in directory, itself last; None: more than a few."""
+    found: list[str] = []
+    files = 0
+    for path, directories, names in os.walk(directory, topdown=False):
+        for name in names:
+            if stat.S_ISREG(_files.mode_of(os.path.join(path, name))):
+                found.append(os.path.join(path, name))
+                files += 1
+        if files > _FEW or len(directories) > _FEW:
+            return None
+        found.append(path + "/")
+    return found
+
+
 def _make(path: str, mode: int) -> None:
     """Make a directory with just this mode, also where it exists; NotADirectoryError for a link or a file."""
     make_directory(path, mode)
@@ -79,9 +96,8 @@ class Overlay2:
     name = "overlay2"
 
     def __init__(
-        self, home: str, options: Mapping[str, str], *, durability: Durability = "full", holds: Holds | None = None,
-        read_only: bool = False,
-    ) -> None:  # fmt: skip
+        self, home: str, options: Mapping[str, str], *, holds: Holds | None = None, read_only: bool = False
+    ) -> None:
         """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError.
 
         holds       tells other stores which mounts are in use here
@@ -100,7 +116,6 @@ class Overlay2:
         if not read_only:
             self._prepare(home)
         self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
-        self._durability: Durability = "none" if self.in_memory else durability
         self.userxattr = checks.needs_userxattr(home)
         self._index_off = checks.index_parameter_exists()
         if not read_only:
@@ -186,8 +201,9 @@ class Overlay2:
                 raise InvalidOptionError(f"Unknown option {key}")
         self._create(id, parent, options)
 
-    def _write(self, path: str, data: bytes, mode: int) -> None:
-        replace_small(path, data, mode, sync=self._durability != "none")
+    @staticmethod
+    def _write(path: str, data: bytes, mode: int) -> None:
+        replace_small(path, data, mode, sync=False)
 
     def _create(self, id: str, parent: str, options: Mapping[str, str]) -> None:
         directory = self._dir(id)
@@ -207,8 +223,6 @@ class Overlay2:
                 if lower.count(":") + 1 > MAX_LOWERS:
                     raise MaxDepthExceededError()
                 self._write(self._dir(id, "lower"), lower.encode(), 0o644)
-            if self._durability == "full":
-                sync_directory(directory)
         except BaseException:
             self._forget_link(link)
             self._remove_tree(id)
@@ -253,15 +267,12 @@ class Overlay2:
 
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
-        self._write(self._dir(id, "lower"), self._lower_for(parent).encode(), 0o644)
+        replace_small(self._dir(id, "lower"), self._lower_for(parent).encode(), 0o644, sync=True)
 
     def settle(self, id: str, parent: str) -> None:
         """id is whole, and stands on parent, which from now on is not mounted writable."""
-        if parent:
+        if parent and not os.path.exists(self._dir(parent, "committed")):
             self._write(self._dir(parent, "committed"), b"", 0o600)
-        if self._durability == "full":
-            sync_directory(os.path.join(self.home, LINKS))
-            sync_directory(self.home)
 
     def recorded(self, id: str) -> None:
         """A layer or mount on disk names id now: it is no longer kept from cleanup()."""
@@ -618,9 +629,37 @@ class Overlay2:
         for where in (self.home, os.path.dirname(self.home)):
             checks.remove_abandoned(where)
 
-    def sync(self) -> None:
-        """Put all of the home's file system on its disk."""
-        mounts.sync_filesystem(self.home)
+    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool:
+        """Put what was made on the disk, before it becomes visible.
+
+        ids          directories that are whole and settled
+        durability   "full": all of them; "ordered": the driver's own small files, as moby does; "none": nothing
+        everything   the whole file system, whatever it takes: what they stand on may be on no disk yet
+
+        Returns  True: all of the file system is on its disk
+        One syncfs is quickest (measured: 1,024 files of 4 KiB in 8 to 15 ms, file by file 170 to 220), but waits also
+        for what others wrote there; so the few files of a small change are synced one by one.
+        """
+        if durability == "none":
+            return False
+        if durability == "ordered":
+            for id in ids:
+                for name in ("link", "lower"):
+                    with contextlib.suppress(FileNotFoundError):
+                        sync_file(self._dir(id, name))
+            return False
+        few: list[str] | None = [] if not everything else None
+        for id in ids:
+            found = _few_files(self._dir(id)) if few is not None else None
+            few = [*few, *found] if few is not None and found is not None else None
+        if few is None:
+            mounts.sync_filesystem(self.home)
+            return True
+        for path in few:
+            (sync_directory if path.endswith("/") else sync_file)(path)
+        sync_directory(os.path.join(self.home, LINKS))
+        sync_directory(self.home)
+        return False
 
     def cleanup(self) -> None:
         """Unmount everything below home that no other store uses."""
