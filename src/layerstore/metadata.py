@@ -34,6 +34,7 @@ from layerstore.textfile import (
     random_number,
     read_small,
     remove_directory,
+    replace_small,
     sync_directory,
     sync_file,
     trimmed,
@@ -624,6 +625,29 @@ class FileMetadataStore:
                     return None
                 if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
+
+    def rewrite(
+        self, chain_id: str, diff_id: str, size: int, cache_id: str, parent: str, descriptor: Descriptor
+    ) -> None:
+        """Write a layer's small files anew, each in one step."""
+        texts = {"diff": os.fsencode(diff_id), "size": b"%d" % size, "cache-id": os.fsencode(cache_id)}
+        texts["parent"] = os.fsencode(parent)
+        texts["descriptor.json"] = encode_descriptor(descriptor) if descriptor.digest else b""
+        for name, data in texts.items():
+            path = self._layer_file(chain_id, name)
+            if data:
+                replace_small(path, data, 0o644)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    _files.unlink(path)
+        sync_directory(self.layer_directory(chain_id))
+
+    def take_record(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
+        """Put the tar-split record of a write set in the place of a layer's."""
+        path = os.path.join(str(transaction), _TAR_SPLIT)
+        sync_file(path)
+        _files.rename(path, self._layer_file(chain_id, _TAR_SPLIT))
+        sync_directory(self.layer_directory(chain_id))
 
     def put_back(self, chain_id: str, aside: str) -> None:
         """Undo set_aside()."""

@@ -125,7 +125,7 @@ class Records:
         """Count what stands on a layer that might go, after a look at what other processes put there."""
         chains, mounts = self._metadata.list()
         for chain in chains:
-            if chain in self.layers or chain in self.bad:
+            if chain in self.layers:
                 continue
             if chain not in self._parent_of:
                 with contextlib.suppress(OSError, LayerStoreError):
@@ -135,6 +135,8 @@ class Records:
         for name in mounts:
             self.load_mount(name)
         standing = sum(r.parent is record for r in self.layers.values())
+        # One that cannot be read may be mended, and needs what it stands on then.
+        standing += sum(self._parent_of.get(cast(ChainID, chain)) == record.chain_id for chain in self.bad)
         return standing + sum(m.parent is record for m in self.mounts.values())
 
     def names_layer(self, record: Record) -> bool:

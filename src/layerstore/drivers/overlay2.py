@@ -22,6 +22,7 @@ from typing import Any
 from layerstore import _apply, _changes, _files, _tarstream
 from layerstore.drivers import checks, mounts
 from layerstore.drivers.counter import MountCounter
+from layerstore.drivers.graft import Graft
 from layerstore.drivers.options import human_size, parse_driver_options
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import (
@@ -66,6 +67,10 @@ def opened(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
 def _use(id: str) -> str:
     """The key under which a mount in use is held."""
     return f"use {id}"
+
+
+def _new_link() -> str:
+    return base64.b32encode(_files.random(17)).decode()[:26]
 
 
 def _few_files(directory: str) -> list[str] | None:
@@ -214,7 +219,7 @@ class Overlay2:
             if size and self._quota:
                 self._quota.limit(directory, size)
             _make(self._dir(id, "diff"), 0o755)
-            link = base64.b32encode(_files.random(17)).decode()[:26]
+            link = _new_link()
             _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
             self._write(self._dir(id, "link"), link.encode(), 0o644)
             if parent:
@@ -268,6 +273,43 @@ class Overlay2:
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
         replace_small(self._dir(id, "lower"), self._lower_for(parent).encode(), 0o644, sync=True)
+
+    def mend(self, id: str, parent: str) -> None:
+        """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories."""
+        _make(self._dir(id, "diff"), 0o755)
+        link = ""
+        with contextlib.suppress(OSError, LayerStoreError):
+            link = trimmed(read_small(self._dir(id, "link")))
+        if not _ITEM.fullmatch(f"{LINKS}/{link}") or link in (".", ".."):
+            link = self._link_to(id) or _new_link()
+            replace_small(self._dir(id, "link"), link.encode(), 0o644, sync=True)
+        place, target = os.path.join(self.home, LINKS, link), f"../{id}/diff"
+        with contextlib.suppress(FileNotFoundError):
+            if not os.path.islink(place) or _files.readlink(place) != target:
+                _files.unlink(place)
+        if not os.path.lexists(place):
+            _files.symlink(target, place)
+        self._sound.pop(f"{LINKS}/{link}", None)
+        if parent:
+            _make(self._dir(id, "work"), 0o700)
+            lower = self._lower_for(parent)
+            if ":".join(self._lower_items(id)) != lower:
+                self.stand_on(id, parent)
+        sync_directory(self._dir(id))
+        sync_directory(os.path.join(self.home, LINKS))
+
+    def _link_to(self, id: str) -> str:
+        """The short link that leads to id, or ""."""
+        with os.scandir(os.path.join(self.home, LINKS)) as entries:
+            for entry in entries:
+                if entry.is_symlink() and _files.readlink(entry.path) == f"../{id}/diff":
+                    return entry.name
+        return ""
+
+    def graft(self, id: str, sound: str, names: Iterable[str]) -> None:
+        """Replace the damaged files of id by those of sound, a directory with the same layer; each in one step."""
+        with self._opened_diff(id) as damaged, self._opened_diff(sound) as whole:
+            Graft(whole, damaged).names(names)
 
     def settle(self, id: str, parent: str) -> None:
         """id is whole, and stands on parent, which from now on is not mounted writable."""

@@ -1,0 +1,156 @@
+"""Two stores on one root, as two processes have them: what one holds the other does not delete."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tarkit
+from tarkit import end, file
+
+import layerstore
+from layerstore import CreateRWLayerOpts, LayerDoesNotExistError, MountDoesNotExistError
+
+
+@pytest.fixture
+def two(root, open_store):
+    return open_store(root), open_store(root)
+
+
+def test_the_last_of_all_references_deletes(two, root):
+    one, other = two
+    mine = one.register(tarkit.T1)
+    theirs = other.get(mine.chain_id)
+    assert mine.release() == []
+    assert theirs.tar_stream().read() == tarkit.T1
+    assert [gone.chain_id for gone in theirs.release()] == [mine.chain_id]
+    assert os.listdir(root / "overlay2/l") == []
+    with pytest.raises(LayerDoesNotExistError):
+        one.get(mine.chain_id)
+
+
+def test_a_parent_in_use_elsewhere_stays_when_its_child_goes(two):
+    one, other = two
+    base = one.register(tarkit.T1)
+    child = one.register(tarkit.T2, base.chain_id)
+    held = other.get(base.chain_id)
+    base.release()
+    assert [gone.chain_id for gone in child.release()] == [child.chain_id]
+    assert held.tar_stream().read() == tarkit.T1
+    assert [gone.chain_id for gone in held.release()] == [base.chain_id]
+
+
+def test_closing_gives_back_what_was_held_and_deletes_nothing(two):
+    one, other = two
+    mine = one.register(tarkit.T1)
+    other.get(mine.chain_id)
+    other.close()
+    assert [gone.chain_id for gone in mine.release()] == [mine.chain_id]
+
+
+def test_a_writable_layer_held_elsewhere_is_not_deleted(two):
+    one, other = two
+    mine = one.create_rw_layer("c", one.register(tarkit.T1).chain_id)
+    theirs = other.get_rw_layer("c")
+    assert one.release_rw_layer(mine) == [] and other.mounts() == ["c"]
+    assert theirs.apply_diff(file("x", b"y") + end()) == 1
+    other.release_rw_layer(theirs)
+    with pytest.raises(MountDoesNotExistError):
+        one.get_rw_layer("c")
+
+
+def test_a_mount_is_made_once_and_goes_with_the_last_of_its_users(two):
+    one, other = two
+    mine = one.create_rw_layer("c", one.register(tarkit.T1).chain_id)
+    theirs = other.get_rw_layer("c")
+    path = mine.mount()
+    assert theirs.mount() == path and theirs.mount() == path
+    mine.unmount()
+    assert os.path.ismount(path)
+    other.cleanup()                                  # its own mount: nobody else uses it
+    assert not os.path.exists(path) or not os.path.ismount(path)
+    assert mine.mount() == path and os.path.ismount(path)
+    other.cleanup()                                  # another one's
+    assert os.path.ismount(path)
+    mine.unmount()
+    assert not os.path.exists(path)
+
+
+def test_a_mount_of_a_process_that_died_is_taken_over_and_stays_as_in_moby(two):
+    one, other = two
+    mine = one.create_rw_layer("c", one.register(tarkit.T1).chain_id)
+    path = mine.mount()
+    theirs = other.get_rw_layer("c")
+    theirs.mount()
+    one.close()                                      # without unmounting
+    theirs.unmount()
+    assert not os.path.exists(path)
+
+
+CHILD = """
+import sys
+import layerstore
+store = layerstore.Store(sys.argv[1])
+layer = store.get(sys.argv[2])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_a_process_that_ends_gives_back_what_it_held(store, root, how):
+    mine = store.register(tarkit.T1)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, root, mine.chain_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(layerstore.__file__))},
+    )  # fmt: skip
+    assert child.stdout.readline() == b"held\n"
+    mine.release()
+    again = store.get(mine.chain_id)
+    if how == "kill":
+        child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert [gone.chain_id for gone in again.release()] == [mine.chain_id]
+
+
+def test_a_forked_child_holds_for_itself(store):
+    mine = store.register(tarkit.T1)
+    go, gone = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        os.read(go[0], 1)
+        try:
+            os._exit(0 if store.release(mine) == [] else 1)     # the parent holds it
+        finally:
+            os._exit(2)
+    os.write(go[1], b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    for fd in (*go, *gone):
+        os.close(fd)
+    assert [item.chain_id for item in mine.release()] == [mine.chain_id]
+
+
+def test_init_func_may_use_another_store_of_the_root(two):
+    one, other = two
+    base = one.register(tarkit.T1)
+    seen = []
+    opts = CreateRWLayerOpts(init_func=lambda path: seen.append(other.get(base.chain_id).release()))
+    one.create_rw_layer("c", base.chain_id, opts)
+    assert seen == [[]]
+
+
+@pytest.mark.parametrize("level", ["full", "ordered", "none"])
+def test_durability_is_chosen_by_call_too(store, level):
+    layer = store.register(tarkit.T1, durability=level)
+    rw = store.create_rw_layer("c", layer.chain_id, durability=level)
+    rw.apply_diff(file("x", b"y") + end())
+    assert rw.commit(durability=level).diff_size == 1
+    for attempt in (
+        lambda: store.register(tarkit.T2, durability="most"),
+        lambda: store.create_rw_layer("d", durability="most"),
+        lambda: rw.commit(durability="most"),
+    ):
+        with pytest.raises(layerstore.InvalidOptionError, match="full, ordered or none"):
+            attempt()
+    assert store.verify() == []
