@@ -343,3 +343,44 @@ def test_what_we_write_into_a_container_of_dockerd_docker_diff_sees(root, open_s
         assert docker.saved(image)[image][-1] == (diff_id, diff_id)
         fresh = docker.create("ours/committed")
         assert docker.diff(fresh) == []
+
+
+# ---- while it runs -------------------------------------------------------------------------------
+def test_the_root_of_a_running_dockerd_opens_for_reading_only(room, caplog):
+    root = room / "docker"
+    with Dockerd(root) as dockerd:
+        dockerd.load([base_layer(), middle_layer()], "live")
+        before = disk.disk_state(root / "image"), disk.disk_state(root / "overlay2")
+        with layerstore.Store(root) as store:
+            assert store.read_only
+            assert "a dockerd is using" in caplog.text and ".db is locked" in caplog.text
+            layers = sorted(store.map().values(), key=lambda one: one.size)
+            assert [layer.tar_stream().read() for layer in layers] == [base_layer(), middle_layer()]
+            assert store.verify() == []
+            for attempt in (
+                lambda: store.register(tarkit.T1), lambda: store.create_rw_layer("c", layers[0].chain_id),
+                lambda: store.cleanup(), lambda: store.repair(layers[0].chain_id, base_layer()),
+            ):  # fmt: skip
+                with pytest.raises(layerstore.ReadOnlyStoreError, match="a dockerd is using"):
+                    attempt()
+            for attempt in (store.orphans, store.reclaim, lambda: store.reclaim(dry_run=False)):
+                with pytest.raises(layerstore.StoreInUseError, match="by a dockerd"):
+                    attempt()
+            held = store.get(layers[1].chain_id)
+            assert held.release() == []
+        assert (disk.disk_state(root / "image"), disk.disk_state(root / "overlay2")) == before
+    with layerstore.Store(root) as store:
+        assert not store.read_only and store.verify() == [] and store.orphans() == []
+
+
+def test_a_dockerd_that_starts_under_an_open_store_keeps_its_layers(room):
+    root = room / "docker"
+    with layerstore.Store(root) as store:
+        layer = store.register(base_layer())
+        with Dockerd(root):
+            with pytest.raises(layerstore.ReadOnlyStoreError, match="was started"):
+                store.register(tarkit.T1)
+            assert layer.release() == []
+        assert layer.chain_id in store.map()
+        store.get(layer.chain_id).release()
+        assert store.map() == {}
