@@ -6,7 +6,7 @@
 #   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
-#   make fuzz     each fuzzer for FUZZ_SECONDS (30)
+#   make fuzz     each fuzzer for FUZZ_SECONDS (60)
 #   make wheel    dist/*.whl
 #   make clean    what was built; .venv stays
 #
@@ -17,7 +17,7 @@ PYTHON ?=
 TESTS ?=
 BENCH ?=
 COMPARE ?=
-FUZZ_SECONDS ?= 30
+FUZZ_SECONDS ?= 60
 export PYTHON
 
 python := .venv/bin/python

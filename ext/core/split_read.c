@@ -1,13 +1,13 @@
 /* split_read.c - a tar-split record comes in, its lines go out.
  *
  * Reads what any dockerd wrote (one gzip member, any JSON) and our own blocked gzip, where it may start
- * at any member (split_record.c draws the field). Memory: one line and one block.
+ * at any member (split_seek.h draws the field). Memory: one line and one block.
  */
 #include "inflate.h"
 #include "split.h"
+#include "split_seek.h"
 #include "split_text.h"
 
-#include <endian.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -289,7 +289,7 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
 /* Follow the members' fields from the start; without them (dockerd's record) the start is the only point. */
 static lay_code find_points(lay_split_reader *r, lay_error *err)
 {
-    struct { uint8_t fixed[12]; char id[2]; uint16_t len; uint64_t member, tar_offset, line, total; } __attribute__((packed)) field;
+    struct { uint8_t fixed[LAY_SEEK_AT]; lay_seek seek; } __attribute__((packed)) head;
     size_t cap = 0;
     int64_t at = 0;
     struct stat st;
@@ -303,19 +303,19 @@ static lay_code find_points(lay_split_reader *r, lay_error *err)
                 return lay_fail_nomem(err);
             r->points = grown;
         }
-        bool known = r->gzip && pread(r->fd, &field, sizeof field, at) == (ssize_t)sizeof field && field.fixed[3] == 4
-            && !memcmp(field.id, "LS", 2) && le16toh(field.len) == 32;
+        bool known = r->gzip && pread(r->fd, &head, sizeof head, at) == (ssize_t)sizeof head && head.fixed[3] == 4
+            && lay_seek_is_sound(&head.seek);
         if (!known) {
             if (at == 0)
                 r->points[r->npoints++] = (point){ 0 };
             break;
         }
-        int64_t tar_offset = (int64_t)le64toh(field.tar_offset), member = (int64_t)le64toh(field.member);
-        if (member < (int64_t)sizeof field || member > st.st_size - at || tar_offset < 0 || (r->npoints && tar_offset < r->points[r->npoints - 1].tar_offset))
+        int64_t tar_offset = (int64_t)le64toh(head.seek.tar_offset), member = (int64_t)le64toh(head.seek.member);
+        if (member < (int64_t)sizeof head || member > st.st_size - at || tar_offset < 0 || (r->npoints && tar_offset < r->points[r->npoints - 1].tar_offset))
             return unreadable(err, "a seek field is wrong");
-        r->points[r->npoints++] = (point){ at, tar_offset, le64toh(field.line) };
-        if (at == 0 && le64toh(field.total) <= INT64_MAX)
-            r->total = (int64_t)le64toh(field.total);
+        r->points[r->npoints++] = (point){ at, tar_offset, le64toh(head.seek.line) };
+        if (at == 0 && le64toh(head.seek.total) <= INT64_MAX)
+            r->total = (int64_t)le64toh(head.seek.total);
         at += member;
     }
     r->points_known = true;

@@ -1,11 +1,7 @@
 /* split_record.c - a tar goes in, its tar-split record is written.
  *
- * The record is blocked gzip: members of about 1 MiB of lines, each with an FEXTRA field that says how
- * long the member is and where in the tar it begins, so that a reader may start in the middle (any
- * gzip reader joins the members and passes over the field):
- *
- *   'L' 'S' 32 0 | member bytes | tar offset | line index | tar's whole length (first member, else all ones)
- *                  each 8 bytes, little-endian
+ * The record is blocked gzip: members of about 1 MiB of lines, each with an FEXTRA field (split_seek.h), so that
+ * a reader may start in the middle; any gzip reader joins the members and passes over the field.
  *
  * Payload that the tree cannot give back (of links, whiteouts, sparse files, the skipped root entry), or not
  * to dockerd (names longer than a path may be), is recorded as segments at once; of names that come again,
@@ -14,11 +10,11 @@
 #include "inflate.h"
 #include "nameset.h"
 #include "split.h"
+#include "split_seek.h"
 #include "split_text.h"
 #include "tree.h"
 #include "whiteout.h"
 
-#include <endian.h>
 #include <string.h>
 
 #define SEGMENT_MAX (1u << 20)      /* of trailing and inlined bytes; framing of one entry may be longer */
@@ -37,6 +33,7 @@ struct lay_split {
     int64_t first_member, file_end;            /* offsets in fd */
     int64_t block_tar_offset, tar_offset;      /* of the first line in out; of the next line */
     uint64_t block_line, line, entries;
+    lay_seek first;                            /* of the first member, for when the total is known */
     bool inlined, unnamed, with_payload, ended;
     uint64_t crc;
     char *clean; size_t clean_cap;
@@ -118,13 +115,15 @@ static lay_code write_block(lay_split *s, lay_error *err)
         s->out_len = 0;
         return code;
     }
-    struct { char id[2]; uint16_t len; uint64_t member, tar_offset, line, total; } __attribute__((packed)) field = {
-        { 'L', 'S' }, htole16(32), 0, htole64((uint64_t)s->block_tar_offset), htole64(s->block_line), UINT64_MAX };
+    lay_seek field = { { 'L', 'S' }, htole16(sizeof field - 4), 0, htole64((uint64_t)s->block_tar_offset), htole64(s->block_line), UINT64_MAX, 0 };
     size_t bound = lay_gzip_bound(s->out_len) + sizeof field, len;
     if (room(&s->packed, &s->packed_cap, bound, err) || lay_gzip_member(s->out, s->out_len, &field, sizeof field, s->packed, s->packed_cap, &len, err))
         return err->code;
-    uint64_t member = htole64(len);
-    memcpy(s->packed + 12 + 4, &member, 8);      /* after gzip's fixed header and XLEN, id and len */
+    field.member = htole64(len);
+    field.sum = lay_seek_sum(&field);
+    memcpy(s->packed + LAY_SEEK_AT, &field, sizeof field);
+    if (s->block_line == 0)
+        s->first = field;
     s->out_len = 0;
     s->block_tar_offset = s->tar_offset;
     s->block_line = s->line;
@@ -335,8 +334,9 @@ lay_code lay_split_end(lay_split *s, lay_error *err)
         return err->code;
     if (!s->gzip)
         return LAY_OK;
-    uint64_t total = htole64((uint64_t)s->tar_offset);
-    if (pwrite(s->fd, &total, sizeof total, 12 + 4 + 24) != (ssize_t)sizeof total)
+    s->first.total = htole64((uint64_t)s->tar_offset);
+    s->first.sum = lay_seek_sum(&s->first);
+    if (pwrite(s->fd, &s->first, sizeof s->first, LAY_SEEK_AT) != (ssize_t)sizeof s->first)
         return lay_fail_os(err, errno, NULL, "cannot complete the tar-split record");
     return LAY_OK;
 }

@@ -19,12 +19,12 @@ C_FLOORS = [
     {"error"},
     {"text", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
     {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place"},
-    {"pool", "split", "split_record", "split_read", "changes"},
+    {"pool", "split", "split_record", "split_read", "split_seek", "changes"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "export"},
     {"exact"},
     {"apply"},
 ]
-C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read"},
+C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read", "split_seek"},
               {"unpack", "unpack_state", "unpack_names", "unpack_replaced"},
               {"changes", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
 C_NEIGHBOURS = {("sweep", "trail"), ("check", "assemble")}
