@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from layerstore.errors import LayerNotRetainedError
 from layerstore.layer import Layer, Record
 from layerstore.tarstream import TarStream
-from layerstore.values import Change, Metadata
+from layerstore.values import Change, Metadata, Progress
 
 if TYPE_CHECKING:
     from layerstore.store import Store
@@ -87,9 +87,12 @@ class RWLayer:
         """Make a tar of what differs from its parent."""
         return self._held().store._driver_of().diff(self._mount.mount_id, self._mount.below)
 
-    def apply_diff(self, source: Any) -> int:
-        """Unpack a tar over it; gives the bytes of all its own files then. Raises as Store.register does."""
-        return self._held().store._apply_diff(self._mount, source)
+    def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
+        """Unpack a tar over it; gives the bytes of all its own files then.
+
+        source, progress, and what is raised: as Store.register has it; what was unpacked before an error stays
+        """
+        return self._held().store._apply_diff(self._mount, source, progress)
 
     def metadata(self) -> dict[str, str]:
         """Name the driver's directories (UpperDir, WorkDir, MergedDir, LowerDir), and its own name as ID."""
@@ -97,12 +100,13 @@ class RWLayer:
         found.setdefault("ID", self.name)
         return found
 
-    def commit(self, *, durability: str | None = None) -> Layer:
+    def commit(self, *, durability: str | None = None, progress: Progress | None = None) -> Layer:
         """Register what it holds now as a new read-only layer on the same parent; gives the reference.
 
         durability   as the store's option of that name; None: the store's
+        progress     called with the bytes of its tar so far, at most ten times a second
         """
-        return self._held().store._commit(self._mount, durability)
+        return self._held().store._commit(self._mount, durability, progress)
 
     def release(self) -> list[Metadata]:
         """Give the reference back: the store's release_rw_layer(self)."""

@@ -109,6 +109,15 @@ class Input:
             head += block
         return head
 
+    def length(self) -> int | None:
+        """How many bytes are still to be taken, where that is known."""
+        if self.buffer is not None:
+            return len(self.buffer)
+        if not self.regular:
+            return None
+        at = self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
+        return max(os.fstat(self.fd).st_size - at, 0)
+
     def _read_descriptor(self) -> bytes:
         while True:
             try:
@@ -126,23 +135,25 @@ class Input:
         self.fd, self.owned, self.buffer = -1, False, None
 
 
-class _Teller:
+class Teller:
     """Calls progress at most ten times a second, and once at the end."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self.progress, self.last = progress, 0.0
-        self.total: int | None = None
+    def __init__(self, progress: Progress | None, total: int | None) -> None:
+        """total   of how many bytes it will be told, or None"""
+        self.progress, self.total = progress, total
+        self.last = time.monotonic() - 1
 
     def tell(self, taken: int, *, end: bool = False) -> None:
+        """So many bytes are done."""
         now = time.monotonic()
-        if self.progress and (end or now - self.last >= 0.1):
+        if self.progress is not None and (end or now - self.last >= 0.1):
             self.last = now
             self.progress(Done(taken, self.total))
 
 
 def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     """Push all of source into apply. What read() and progress raise passes through."""
-    teller = _Teller(progress)
+    teller = Teller(progress, source.length() if progress is not None else None)
     head = source.head()
     format = guess_format(head[:HEAD])
     if source.regular:
@@ -156,7 +167,7 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     done = bool(head) and apply.push(head)
     if source.fd >= 0:
         while not done:
-            done, offset = apply.pump(source.fd, source.offset, 1 << 40, 100 if progress else 250)
+            done, offset = apply.pump(source.fd, source.offset, 1 << 40, 100 if progress is not None else 250)
             source.offset = offset if source.offset >= 0 else -1
             teller.tell(apply.taken)
     else:
@@ -166,7 +177,7 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     teller.tell(apply.taken, end=True)
 
 
-def _lend(buffer: memoryview, apply: Apply, teller: _Teller) -> None:
+def _lend(buffer: memoryview, apply: Apply, teller: Teller) -> None:
     for at in range(0, len(buffer), LEND):
         if apply.lend(buffer[at : at + LEND]):
             break
@@ -174,7 +185,7 @@ def _lend(buffer: memoryview, apply: Apply, teller: _Teller) -> None:
     teller.tell(apply.taken, end=True)
 
 
-def _feed_foreign(source: Input, apply: Apply, teller: _Teller, format: str, head: bytes) -> None:
+def _feed_foreign(source: Input, apply: Apply, teller: Teller, format: str, head: bytes) -> None:
     """Push what bzip2, xz or lz4 unpacks to."""
     taken, waiting = 0, [head]
 

@@ -668,15 +668,15 @@ class Store:
                 mount.aside = self._metadata.set_mount_aside(mount.name)
             return True
 
-    def _apply_diff(self, mount: Mount, source: Any) -> int:
+    def _apply_diff(self, mount: Mount, source: Any, progress: Progress | None = None) -> int:
         self._check_writable()
         given = Input(source)
         try:
-            return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply))
+            return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
         finally:
             given.close()
 
-    def _commit(self, mount: Mount, durability: str | None) -> Layer:
+    def _commit(self, mount: Mount, durability: str | None, progress: Progress | None = None) -> Layer:
         self._check_writable()
         level = self._level(durability)
         above = mount.parent
@@ -686,7 +686,7 @@ class Store:
 
         def fill(apply: Any) -> None:
             with self._driver.diff(mount.mount_id, mount.below) as stream:
-                stream.pump_into(apply)
+                stream.pump_into(apply, progress)
 
         return self._register(fill, above, Descriptor(), level)
 

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO
 
 from layerstore import _apply, _tarstream
 from layerstore.ids import DiffID, diff_id_of
-from layerstore.sources import Input, feed
+from layerstore.sources import Input, Teller, feed
+from layerstore.values import Progress
 
 StrPath = str | bytes | os.PathLike[Any]
 COPY_BLOCK = 4 << 20
@@ -92,13 +93,17 @@ class TarStream(io.RawIOBase):
             source.seek(offset)
             return offset
 
-    def copy_to(self, dst: int | BinaryIO) -> int:
+    def copy_to(self, dst: int | BinaryIO, *, progress: Progress | None = None) -> int:
         """Write what is left to a descriptor or a binary file, the fastest way out.
 
+        progress   called with the bytes written (.total: of how many, of a seekable stream), at most ten times a
+                   second; what it raises ends the copy
         Returns  bytes written
         Raises   CorruptLayerError   a file or the whole is not what was recorded
         """
         total = 0
+        whole = self.size - self.tell() if progress is not None and self._seekable else None
+        teller = Teller(progress, whole)
         _check_file(dst, "write")
         fd = dst if isinstance(dst, int) else -1
         if isinstance(dst, (io.FileIO, io.BufferedWriter)):
@@ -108,24 +113,29 @@ class TarStream(io.RawIOBase):
             end = False
             while not end:
                 with self._lock:
-                    end, written = self._open().copy_to_fd(fd, 1 << 40, 250)
+                    end, written = self._open().copy_to_fd(fd, 1 << 40, 100 if progress is not None else 250)
                 total += written
+                teller.tell(total, end=end)
             return total
         while block := self.read(COPY_BLOCK):
             write_whole(dst, block)
             total += len(block)
+            teller.tell(total)
+        teller.tell(total, end=True)
         return total
 
     def write(self, _data: Any, /) -> int:
         """Raise io.UnsupportedOperation."""
         raise io.UnsupportedOperation("not writable")
 
-    def pump_into(self, apply: _apply.Apply) -> None:
+    def pump_into(self, apply: _apply.Apply, progress: Progress | None = None) -> None:
         """Push what is left into apply, block by block in the core."""
         end = False
+        teller = Teller(progress, None)
         while not end:
             with self._lock:
-                end = apply.pump_source(self._open())
+                end = apply.pump_source(self._open(), 1 << 40, 100)
+            teller.tell(apply.taken, end=end)
 
     def close(self) -> None:
         """Stop, once a running read is over; give back what the stream holds. Twice is harmless."""

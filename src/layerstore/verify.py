@@ -55,7 +55,7 @@ class Verifier:
             left: set[concurrent.futures.Future[list[Problem]]] = set(todo)
             while left:
                 _, left = concurrent.futures.wait(left, timeout=_TELL_EVERY)
-                if progress:
+                if progress is not None:
                     # What the files hold and what is counted as a layer's size differ by links' targets.
                     progress(Done(min(self._done, total) if left else total, total))
             return [problem for job in todo for problem in job.result()]
