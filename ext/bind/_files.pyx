@@ -13,6 +13,7 @@ import os
 cdef extern from *:
     """
     #include <dirent.h>
+    #include <errno.h>
     #include <fcntl.h>
     #include <stdio.h>
     #include <string.h>
@@ -65,10 +66,13 @@ cdef extern from *:
                 close(own);
             return -1;
         }
-        for (struct dirent *e; empty && (e = readdir(d));)
+        errno = 0;
+        for (struct dirent *e; empty && (e = readdir(d)); errno = 0)
             empty = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        int failed = errno;
         closedir(d);
-        return empty;
+        errno = failed;
+        return failed ? -1 : empty;
     }
     """
     int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev,
