@@ -95,6 +95,15 @@ def _make(path: str, mode: int) -> None:
         _files.chmod(path, mode)
 
 
+def _is_there(path: str) -> bool:
+    """Say whether something is there; what cannot be looked at (OSError) is not taken for gone."""
+    try:
+        _files.mode_of(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 class Overlay2:
     """The overlay2 driver below one home."""
 
@@ -346,13 +355,15 @@ class Overlay2:
         with self._locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):
                 self._forget_link(trimmed(read_small(self._dir(id, "link"))))
-            if os.path.lexists(directory):
-                if os.path.lexists(merged):      # there only while mounted
-                    mounts.unmount_below(directory)
-                self._remove_tree(id)
-            self._counter.forget(merged)
-            self._holds.drop(_use(id))
-            self.recorded(id)
+            try:
+                if _is_there(directory):
+                    if _is_there(merged):      # there only while mounted
+                        mounts.unmount_below(directory)
+                    self._remove_tree(id)
+                self._counter.forget(merged)
+                self._holds.drop(_use(id))
+            finally:
+                self.recorded(id)                    # what could not be removed is cleanup()'s
 
     # ---- mounts ----
 
@@ -633,7 +644,7 @@ class Overlay2:
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
                 target = _LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
-                if target and not os.path.lexists(os.path.join(self.home, target[1])):
+                if target and not _is_there(os.path.join(self.home, target[1])):
                     found.append(f"{LINKS}/{entry.name}")
         return sorted(found)
 
