@@ -239,8 +239,10 @@ class Overlay2:
                 self._write(self._dir(id, "lower"), lower.encode(), 0o644)
         except BaseException:
             self._forget_link(link)
-            self._remove_tree(id)
-            self.recorded(id)
+            try:
+                self._remove_tree(id)
+            finally:
+                self.recorded(id)         # what could not be removed is cleanup()'s
             raise
 
     def _claimed(self, directory: str) -> Claim:
