@@ -6,6 +6,7 @@ open descriptor, it vanishes with its process however that ends.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -57,8 +58,11 @@ class Claim:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             # The lock is the open file's, which a child forked meanwhile shares: closing alone would leave it there.
-            _files.unlock(fd)
-            _files.close(fd)
+            # Whether either fails is nobody's concern: a layer that is registered by now must not be called failed.
+            with contextlib.suppress(OSError):
+                _files.unlock(fd)
+            with contextlib.suppress(OSError):
+                _files.close(fd)
 
     def __del__(self) -> None:
         self.release()

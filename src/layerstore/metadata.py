@@ -293,8 +293,13 @@ class FileMetadataTransaction:
             # None, or gone: a cleanup() took the new directory for an abandoned one. Another, then.
             with contextlib.suppress(FileExistsError, FileNotFoundError):
                 _files.mkdir(self._directory, 0o700)
-                _files.chmod(self._directory, 0o700)
-                claim = claim_directory(self._directory)
+                try:
+                    _files.chmod(self._directory, 0o700)
+                    claim = claim_directory(self._directory)
+                except OSError:
+                    with contextlib.suppress(OSError):
+                        os.rmdir(self._directory)
+                    raise
         self._claim = claim
 
     def __str__(self) -> str:

@@ -65,7 +65,11 @@ class Input:
             self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
             # Two threads look at lent bytes at different moments: only what cannot change is lent.
             self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
-        mode = _files.mode_of(self.fd) if self.fd >= 0 else 0
+        try:
+            mode = _files.mode_of(self.fd) if self.fd >= 0 else 0
+        except OSError:
+            self.close()
+            raise
         self.regular = stat.S_ISREG(mode)
         if stat.S_ISDIR(mode):
             self.close()
