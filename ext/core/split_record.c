@@ -52,9 +52,11 @@ lay_code lay_split_open(lay_split **out, int record_fd, bool gzip, const lay_pla
     if (plan)
         s->plan = *plan;
     s->tar = lay_tar_new();
+    if (!s->tar)
+        lay_fail_nomem(err);
     if (!s->tar || lay_nameset_init(&s->names, err) || lay_nameset_init(&s->repeats, err)) {
         lay_split_free(s);
-        return lay_fail_nomem(err);
+        return err->code;
     }
     *out = s;
     return LAY_OK;

@@ -155,12 +155,13 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
             close(fd);
             return err->code;
         }
-        if (mkdirat(fd, name, 0755) == 0 && lay_place_directory(&u->place, fd, name, true, &plain, err)) {
+        int made = mkdirat(fd, name, 0755) == 0 ? 0 : errno;
+        if (made == 0 && lay_place_directory(&u->place, fd, name, true, &plain, err)) {
             close(fd);
             return err->code;
         }
         next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-        int e = errno;
+        int e = errno == ENOENT && made ? made : errno;    /* why it is not there */
         close(fd);
         errno = e;
         fd = next;
