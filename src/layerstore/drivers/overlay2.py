@@ -453,8 +453,9 @@ class Overlay2:
     def put(self, id: str) -> None:
         """Count one user less; unmount at zero. Harmless without a get()."""
         with self._locks.hold(id):
-            if not self._lower_items(id):
-                return
+            with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
+                if not self._lower_items(id):
+                    return
             merged = self._dir(id, "merged")
             left = self._counter.decrement(merged)
             if left > 0 or self._read_only:
