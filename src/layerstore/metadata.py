@@ -625,9 +625,9 @@ class FileMetadataStore:
             try:
                 _files.rename(directory, aside)
                 return aside
+            except FileNotFoundError:
+                return None
             except OSError as err:
-                if err.errno == errno.ENOENT:
-                    return None
                 if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
 

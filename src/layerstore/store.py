@@ -302,7 +302,11 @@ class Store:
             handle = self._commit_or_existing(transaction, made)
             self._settle_names(level)
         except BaseException:
-            self._withdraw(made)
+            try:
+                self._withdraw(made)
+            except OSError:
+                self._driver.recorded(cache_id)   # still visible, perhaps: then it is whole, else cleanup()'s
+                raise
             self._discard(cache_id, transaction)
             raise
         is_new = handle.cache_id == cache_id
@@ -364,7 +368,7 @@ class Store:
                 self._holds.drop(made.chain_id)
             try:
                 visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
-            except (OSError, LayerStoreError):
+            except (FileNotFoundError, LayerStoreError):
                 visible = False
             if visible:
                 aside = self._metadata.set_aside(made.chain_id)
