@@ -747,6 +747,23 @@ class FileMetadataStore:
             except (OSError, InvalidMetadataError) as err:
                 log.error("Cannot remove orphan %s: %s", readable(name), err)
 
+    def remove_nameless_mounts(self) -> _Names:
+        """Remove, and name, the records of writable layers that were stopped before their first file, the mount-id."""
+        found = []
+        with self.exclusive():
+            for name in self._names("mounts"):
+                try:
+                    _files.mode_of(self._mount_file(name, "mount-id"))
+                except FileNotFoundError:
+                    try:
+                        self.remove_mount(name)
+                        found.append(name)
+                    except OSError as err:
+                        log.error("Cannot remove the record of mount %s: %s", readable(name), err)
+                except OSError as err:
+                    log.error("Cannot read the mount-id of %s: %s", readable(name), err)
+        return found
+
     def abandoned_transactions(self, *, remove: bool) -> _Names:
         """Find the write sets below tmp/ that no process works on, and remove them when told to."""
         found = []

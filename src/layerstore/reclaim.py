@@ -51,6 +51,7 @@ def finish(metadata: FileMetadataStore, driver: Driver, owned: Owned) -> None:
         except (OSError, LayerStoreError) as err:
             log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err)
     metadata.remove_nameless_orphans()
+    metadata.remove_nameless_mounts()
     metadata.abandoned_transactions(remove=True)
     try:
         driver.reclaim(owned)

@@ -713,6 +713,7 @@ class Store:
         self._check_writable()
         with self._lock:
             reclaim.finish(self._metadata, self._driver, self._records.owned)
+            self._records.forget_bad()
         self._driver.cleanup()
 
     def driver_status(self) -> list[tuple[str, str]]:
