@@ -1,0 +1,571 @@
+"""Every system call of every operation fails once, and from there on: an honest error or a right result, nothing left.
+
+A walk goes over the n-th open, write, rename, close ... (faultkit.KINDS) that an operation makes in any of its threads.
+Without LAYERSTORE_SOAK=1 it stops at a spread of places, with it at each, with every errno. Each time
+
+    the operation succeeds with the right result, or raises an OSError or a LayerStoreError (MemoryError for ENOMEM);
+    descriptors, threads and mounts are those of before;
+    one failure: what lies on disk is what lay there, unless a deletion failed, which cleanup() then finishes;
+    many failures: cleanup() finishes;
+    another Store on the root finds every layer exact and verify() empty, and the same call then succeeds.
+"""
+
+import contextlib
+import errno
+import gc
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tarkit
+from tarkit import end, file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import faultkit
+from faultkit import ERRNOS, KINDS, LARGE, PASSING, SOAK, Faults, Ground, Held, contents, state
+
+import layerstore
+from layerstore import CreateRWLayerOpts, LayerStoreError
+
+SPREAD = 3                # places of a kind, where not all are walked
+MEMORY_LIMIT = 256 << 10  # what a second walk may add to what malloc has given out
+
+
+def digest(tar: bytes) -> str:
+    return hashlib.sha256(tar).hexdigest()
+
+
+class Operation:
+    """One call, what it needs, whether its result is right, and how it is undone."""
+
+    # What an error may leave on disk: nothing; or what a writable layer got so far; or what cleanup() finishes.
+    leaves = "nothing"
+    durability = "none"
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+
+    def prepare(self, g: Ground) -> None:
+        pass
+
+    def run(self, g: Ground) -> Any:
+        raise NotImplementedError
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return True
+
+    def undo(self, g: Ground, value: Any) -> None:
+        pass
+
+
+def operation(**how: Any) -> Callable[[type], type]:
+    def known(cls: type) -> type:
+        for name, value in how.items():
+            setattr(cls, name, value)
+        OPERATIONS[cls.__name__] = cls
+        return cls
+
+    return known
+
+
+OPERATIONS: dict[str, type[Operation]] = {}
+
+
+# ---- layers in ----
+
+
+@operation()
+class Register(Operation):
+    tar = LARGE
+
+    def source(self) -> Any:
+        return self.tar
+
+    def run(self, g: Ground) -> Any:
+        return g.store.register(self.source(), g.base.chain_id)
+
+    def right(self, g: Ground, layer: Any) -> bool:
+        return layer.diff_id == tarkit.diff_id(self.tar) and faultkit.tar_of(layer.tar_stream) == digest(self.tar)
+
+    def undo(self, g: Ground, layer: Any) -> None:
+        layer.release()
+
+
+@operation()
+class RegisterSmall(Register):
+    tar = faultkit.EVERY_KIND
+
+
+@operation(durability="full")
+class RegisterDurable(RegisterSmall):
+    pass
+
+
+@operation()
+class RegisterFromReader(Register):
+    def source(self) -> Any:
+        return io.BytesIO(self.tar)
+
+
+class _Packed(Register):
+    program = ""
+
+    def source(self) -> Any:
+        path = self.room / f"packed-{self.program}"
+        if not path.exists():
+            path.write_bytes(subprocess.run([self.program, "-c"], input=self.tar, capture_output=True, check=True).stdout)
+        return path
+
+    def prepare(self, g: Ground) -> None:
+        self.source()
+
+
+@operation()
+class RegisterGzip(_Packed):
+    program = "gzip"
+
+
+@operation()
+class RegisterZstd(_Packed):
+    program = "zstd"
+
+
+@operation()
+class RegisterBzip2(_Packed):
+    program = "bzip2"
+
+
+@operation(leaves="litter")
+class RegisterAgain(Register):
+    """What is there already: the second copy is thrown away."""
+
+    tar = Ground.ABOVE
+
+
+# ---- layers out ----
+
+
+@operation()
+class Read(Operation):
+    def run(self, g: Ground) -> Any:
+        with g.large.tar_stream() as stream:
+            return stream.read()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value == LARGE
+
+    def prepare(self, g: Ground) -> None:
+        if not hasattr(g, "large"):
+            g.large = g.store.register(LARGE, g.base.chain_id)
+
+
+@operation()
+class CopyTo(Read):
+    def run(self, g: Ground) -> Any:
+        with open(self.room / "out", "wb+") as out:
+            with g.large.tar_stream() as stream:
+                stream.copy_to(out)
+            return out.seek(0) or out.read()
+
+
+@operation()
+class SizeOfStream(Read):
+    def run(self, g: Ground) -> Any:
+        with g.large.tar_stream() as stream:
+            return stream.size
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value == len(LARGE)
+
+
+@operation()
+class ReadDifference(Operation):
+    def run(self, g: Ground) -> Any:
+        with g.above.tar_stream_from("") as stream:
+            return stream.read()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        names = subprocess.run(["tar", "-t"], input=value, capture_output=True, check=True).stdout.split()
+        return sorted(names) == [b"a/", b"a/f", b"c", b"e/", b"e/1"]
+
+
+@operation()
+class OpenAndGet(Operation):
+    def run(self, g: Ground) -> Any:
+        store = g.again()
+        return store.get(g.above.chain_id), store.get_rw_layer("rw"), sorted(store.map()), store.mounts()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        layer, rw, layers, mounts = value
+        return layer.cache_id == g.above.cache_id and rw.name == "rw" and set(layers) >= {g.base.chain_id, g.above.chain_id} and mounts == ["bare", "rw"]
+
+
+@operation(leaves="scaffold")
+class OpenFresh(Operation):
+    def run(self, g: Ground) -> Any:
+        layerstore.Store(g.root / "fresh", options=g.options).close()
+
+    def undo(self, g: Ground, value: Any) -> None:
+        faultkit.disk.remove_tree(g.root / "fresh")
+
+
+@operation()
+class Verify(Operation):
+    """A fault may well be told as a problem."""
+
+    def run(self, g: Ground) -> Any:
+        return g.store.verify()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return all(isinstance(problem, layerstore.Problem) and problem.kind != "orphan" for problem in value)
+
+
+# ---- writable layers ----
+
+
+@operation()
+class CreateRWLayer(Operation):
+    def run(self, g: Ground) -> Any:
+        return g.store.create_rw_layer("new", g.above.chain_id, CreateRWLayerOpts(init_func=init))
+
+    def right(self, g: Ground, rw: Any) -> bool:
+        with rw.mounted() as path:
+            return sorted(os.listdir(path)) == ["a", "c", "e", "etc"]
+
+    def undo(self, g: Ground, rw: Any) -> None:
+        rw.release()
+
+
+@operation(durability="full")
+class CreateRWLayerDurable(CreateRWLayer):
+    pass
+
+
+def init(path: str) -> None:
+    os.mkdir(f"{path}/etc")
+    Path(path, "etc/hosts").write_text("localhost\n")
+
+
+@operation()
+class Mount(Operation):
+    def run(self, g: Ground) -> Any:
+        return g.rw.mount()
+
+    def right(self, g: Ground, path: Any) -> bool:
+        return sorted(os.listdir(path)) == ["c", "e", "new", "sub"]
+
+    def undo(self, g: Ground, path: Any) -> None:
+        g.rw.unmount()
+
+
+@operation(leaves="a part")
+class ApplyDiff(Operation):
+    def run(self, g: Ground) -> Any:
+        return g.bare.apply_diff(faultkit.EVERY_KIND)
+
+    def right(self, g: Ground, value: Any) -> bool:
+        with g.bare.mounted() as path:
+            return Path(path, "again").read_text() == "second" and Path(path, "a/new").read_text() == "new"
+
+
+@operation()
+class Commit(Operation):
+    def run(self, g: Ground) -> Any:
+        return g.rw.commit()
+
+    def right(self, g: Ground, layer: Any) -> bool:
+        return faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded and faultkit.tar_of(g.rw.tar_stream) == layer.diff_id.encoded
+
+    def undo(self, g: Ground, layer: Any) -> None:
+        layer.release()
+
+
+@operation()
+class Changes(Operation):
+    def run(self, g: Ground) -> Any:
+        return [str(change) for change in g.rw.changes()]
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return sorted(value) == ["A /new", "A /sub", "A /sub/x", "C /c", "D /a"]
+
+
+@operation()
+class SizeOfRWLayer(Operation):
+    def run(self, g: Ground) -> Any:
+        return g.rw.size()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value == 9002
+
+
+@operation()
+class ReadRWLayer(Operation):
+    def run(self, g: Ground) -> Any:
+        with g.rw.tar_stream() as stream:
+            return stream.read()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        names = subprocess.run(["tar", "-t"], input=value, capture_output=True, check=True).stdout.split()
+        return sorted(names) == [b".wh.a", b"c", b"new", b"sub/", b"sub/x"]
+
+
+@operation()
+class ChangesBetween(Operation):
+    def run(self, g: Ground) -> Any:
+        one, other = (g.root / "overlay2" / layer.cache_id / "diff" for layer in (g.above, g.base))
+        return sorted(str(change) for change in layerstore.changes_between(one, other))
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value == ["A /c", "A /e", "A /e/1", "D /a", "C /b"] or value == ["A /c", "A /e", "A /e/1", "C /b", "D /a"]
+
+
+# ---- tar-split on its own ----
+
+
+@operation()
+class Disassemble(Operation):
+    def run(self, g: Ground) -> Any:
+        record = io.BytesIO()
+        return layerstore.disassemble(io.BytesIO(LARGE), record), record
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value[0] == tarkit.diff_id(LARGE) and value[1].getvalue().startswith(b'{"type"')
+
+
+# ---- what deletes ----
+
+
+@operation(leaves="litter")
+class Release(Operation):
+    def prepare(self, g: Ground) -> None:
+        g.extra = g.store.register(file("x", b"x" * 9000) + file("y/z") + end(), g.base.chain_id)
+
+    def run(self, g: Ground) -> Any:
+        return g.extra.release()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return [item.chain_id for item in value] == [g.extra.chain_id]
+
+
+@operation(leaves="litter")
+class ReleaseRWLayer(Operation):
+    def prepare(self, g: Ground) -> None:
+        g.extra = g.store.create_rw_layer("extra", g.above.chain_id, CreateRWLayerOpts(init_func=init))
+        g.extra.apply_diff(Ground.EDIT)
+        g.extra.mount()
+
+    def run(self, g: Ground) -> Any:
+        return g.extra.release()
+
+    def right(self, g: Ground, value: Any) -> bool:
+        return value == []
+
+
+@operation(leaves="litter")
+class Cleanup(Operation):
+    def prepare(self, g: Ground) -> None:
+        layer = g.store.register(file("x", b"x" * 9000) + file("y/z") + end(), g.base.chain_id)
+        g.store._metadata.set_aside(layer.chain_id)
+        os.mkdir(g.root / "image/overlay2/layerdb/tmp/write-set-77")
+        (g.root / "image/overlay2/layerdb/tmp/write-set-77/size").write_text("1")
+        os.makedirs(g.root / "overlay2" / ("7" * 64) / "diff/deep/er")
+        os.symlink(f"../{'8' * 64}/diff", g.root / "overlay2/l/EIGHT")
+        g.store.close()
+        g.store = g.again()
+        g.above, g.base = g.store.get(g.above.chain_id), g.store.get(g.base.chain_id)
+
+    def run(self, g: Ground) -> Any:
+        g.store.cleanup()
+
+
+# ---- the walk ------------------------------------------------------------------------------------------
+
+
+class Walk:
+    """An operation, walked over in this process, which is under supervision."""
+
+    def __init__(self, operation: Operation, place: Path, say: Callable[[str], None]) -> None:
+        self.operation, self.place, self.say = operation, place, say
+        self.faults = Faults()
+        self.grounds = 0
+        self.wrong: list[str] = []
+        self.raised = self.succeeded = 0
+        self.ground: Ground | None = None
+        self.deletes = type(operation).__name__ in ("Release", "ReleaseRWLayer", "Cleanup")
+
+    def fresh(self) -> Ground:
+        """A ground that is prepared; the last one, if it is as it was."""
+        if self.ground is not None and not self.deletes and state(self.ground.root) == self.before:
+            return self.ground
+        self.drop()
+        self.grounds += 1
+        self.ground = Ground(self.place / f"root{self.grounds}", self.operation.durability)
+        self.layers = contents(self.ground.again())
+        self.unprepared = state(self.ground.root)
+        self.operation.prepare(self.ground)
+        if not self.deletes:
+            self.layers = contents(self.ground.again())
+        self.before = state(self.ground.root)
+        return self.ground
+
+    def drop(self) -> None:
+        if self.ground is not None:
+            self.ground.gone()
+        self.ground = None
+
+    def counts(self) -> dict[str, int]:
+        """How many calls of each kind the operation makes, nothing failing; it must be right then."""
+        found = {}
+        for kind in ["open", *KINDS]:      # once to be warm
+            g = self.fresh()
+            value, raised, met = self.faults.run(lambda g=g: self.operation.run(g), kind, errno.EIO, 1 << 40)
+            if raised:
+                raise raised
+            assert self.operation.right(g, value), value
+            self.operation.undo(g, value)
+            found[kind] = met.met
+        return found
+
+    def step(self, kind: str, sys_errno: int, first: int, last: int | None) -> bool:
+        """One failure, or one after the other; tells whether there was one."""
+        g = self.fresh()
+        label = f"{kind} {first}{'' if last is None else '...'} {errno.errorcode[sys_errno]}"
+        self.say(label)
+        gc.collect()
+        held = Held.now(self.place)
+        value, raised, met = self.faults.run(lambda: self.operation.run(g), kind, sys_errno, first, last)
+        if not met.failed:
+            if raised is not None:
+                self.wrong.append(f"{label}: no fault, and {raised!r}")
+            else:
+                self.operation.undo(g, value)
+            return False
+        label += f" ({met.first_failed})"
+        try:
+            self.look(g, label, kind, sys_errno, last is not None, held, raised, value)
+        except Exception as error:
+            where = error.__traceback__
+            lines = []
+            while where is not None:
+                lines.append(f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}")
+                where = where.tb_next
+            self.wrong.append(f"{label}: afterwards {error!r} [{' '.join(lines)}] (first: {raised!r})")
+            self.drop()
+        return True
+
+    def look(self, g: Ground, label: str, kind: str, sys_errno: int, many: bool, held: Held, raised: BaseException | None, value: Any) -> None:
+        """Is everything as it must be behind a failure? The root is as before when this ends, or is dropped."""
+        op = self.operation
+        said = repr(raised)
+        if raised is None:
+            self.succeeded += 1
+            if not op.right(g, value) and not many:
+                self.wrong.append(f"{label}: a wrong result, {value!r:.200}")
+            if not self.deletes:
+                with contextlib.suppress(LayerStoreError, OSError) if many else contextlib.nullcontext():
+                    op.undo(g, value)
+                value = None
+        else:
+            self.raised += 1
+            expected = (OSError, LayerStoreError, *((MemoryError,) if sys_errno == errno.ENOMEM else ()))
+            if not isinstance(raised, expected):
+                self.wrong.append(f"{label}: raised {said}")
+            elif isinstance(raised, OSError) and raised.errno != sys_errno and not many:
+                self.wrong.append(f"{label}: said {said}")
+            raised.__traceback__ = raised.__context__ = raised.__cause__ = None
+            raised = None
+        gc.collect()
+        now = state(g.root)
+        littered = now != self.before
+        if not (op.leaves == "a part" or self.deletes):
+            for line in held.differences():
+                self.wrong.append(f"{label}: {said}; left {line}")
+        if littered and op.leaves == "nothing" and not many and said != "None":
+            self.wrong.append(f"{label}: {said}; left {faultkit.disk.changed(self.before, now)}")
+        again = g.again()
+        problems = again.verify()
+        if [p for p in problems if p.kind != "orphan"] or (problems and not littered):
+            self.wrong.append(f"{label}: {said}; {problems}")
+        if op.leaves == "scaffold":
+            if (g.root / "fresh").exists():
+                with layerstore.Store(g.root / "fresh", options=g.options) as fresh:
+                    fresh.cleanup()
+                    assert fresh.verify() == []
+                faultkit.disk.remove_tree(g.root / "fresh")
+        elif littered or self.deletes:
+            again.cleanup()
+            problems = again.verify()
+            if problems:
+                self.wrong.append(f"{label}: {said}; behind cleanup() {problems}")
+            left = state(g.root)
+            if self.deletes:
+                wanted = (self.unprepared, self.before)
+            else:
+                wanted = (self.before,)
+            if op.leaves != "a part" and left not in wanted and not (self.deletes and again.map().keys() | set(again.mounts()) != self.layers.keys()):
+                self.wrong.append(f"{label}: {said}; behind cleanup() {faultkit.disk.changed(wanted[0], left)}")
+        if self.deletes:
+            self.drop_checked(again, label)
+            return
+        found = contents(again)
+        if op.leaves == "a part":
+            found["bare"] = self.layers["bare"]
+        if found != self.layers:
+            self.wrong.append(f"{label}: {said}; layers {found.keys() ^ self.layers.keys() or 'differ'}")
+        # And the same objects go on working.
+        value = op.run(g)
+        if not op.right(g, value):
+            self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")
+        op.undo(g, value)
+
+    def drop_checked(self, again: Any, label: str) -> None:
+        """What was not to be deleted is exact, and what was may be there whole or not at all."""
+        found = contents(again)
+        if {name: tar for name, tar in found.items() if name in self.layers} != self.layers:
+            self.wrong.append(f"{label}: layers differ")
+        again.close()
+        self.drop()
+
+    def all(self, counts: dict[str, int]) -> None:
+        for kind, count in counts.items():
+            for sys_errno in ERRNOS[kind] if SOAK else ERRNOS[kind][:1]:
+                for place in places(count, sys_errno):
+                    if not self.step(kind, sys_errno, place, None) and place <= count // 2:
+                        self.wrong.append(f"{kind} {place}: never met")
+            for sys_errno in [e for e in ERRNOS[kind] if e not in PASSING][: None if SOAK else 1]:
+                for place in places(count, sys_errno + 1)[:: 1 if SOAK else 2]:
+                    self.step(kind, sys_errno, place, 1 << 40)
+
+
+def places(count: int, seed: int) -> list[int]:
+    """Which of so many places are walked."""
+    if SOAK or count <= SPREAD:
+        return list(range(1, count + 1))
+    return sorted({1 + (k * count + seed * 7) // SPREAD % count for k in range(SPREAD)})
+
+
+@pytest.mark.time_limit(3600 if SOAK else 60)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(room: Path, name: str) -> None:
+    with contextlib.ExitStack() as stack:
+        # On a tmpfs nothing is synced.
+        place = stack.enter_context(faultkit.sized_file_system(room, "ext4", size=64 << 20)) if OPERATIONS[name].durability == "full" else room
+
+        def work(say: Callable[[str], None]) -> tuple[list[str], int, int]:
+            gc.freeze()
+            walk = Walk(OPERATIONS[name](room), place, say)
+            walk.all(walk.counts())
+            walk.drop()
+            return walk.wrong, walk.raised, walk.succeeded
+
+        wrong, raised, succeeded = faultkit.in_a_child(work, seconds=3500 if SOAK else 55)
+    print(f"{name}: {raised} raised, {succeeded} overcome", *wrong, sep="\n  ")
+    assert not wrong, f"{len(wrong)} of {raised + succeeded}"
+    assert raised > 0
