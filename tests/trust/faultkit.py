@@ -97,14 +97,14 @@ class Held(NamedTuple):
     def now(cls, root: Any) -> "Held":
         return cls(disk.open_files(), mountinfo(root), threads(), root)
 
-    def differences(self) -> list[str]:
+    def differences(self, *, mounts: bool = True) -> list[str]:
         """What is held now and was not; [] when nothing leaked."""
         now = Held.now(self.root)
         found = [f"descriptor {fd} -> {what}" for fd, what in now.files.items() if fd not in self.files]
         # The one that listed /proc/self/fd itself.
         found = [line for line in found if "/proc/" not in line]
         found += [f"descriptor {fd} is closed ({what})" for fd, what in self.files.items() if fd not in now.files and "/proc/" not in what]
-        found += [f"mount {point}" for point in now.mounts if now.mounts.count(point) > self.mounts.count(point)]
+        found += [f"mount {point}" for point in now.mounts if mounts and now.mounts.count(point) > self.mounts.count(point)]
         found += [f"no mount at {point} any more" for point in self.mounts if now.mounts.count(point) < self.mounts.count(point)]
         if settled_threads(self.threads) != self.threads:
             found.append(f"{threads()} threads, not {self.threads}")
@@ -127,8 +127,15 @@ def allocated() -> int:
 
 
 def state(root: Any) -> dict[bytes, tuple]:
-    """All that lies below the root, but for the mark that a layer once had a child, which stays by design."""
-    return {name: facts for name, facts in disk.disk_state(root).items() if not name.endswith(b"/committed")}
+    """All that lies below the root, but for what may stay by design: the mark that a layer once had a child, and the
+    empty place of a mount, where it could not be removed."""
+    found = disk.disk_state(root)
+    filled = {os.path.dirname(name) for name in found}
+    return {
+        name: facts
+        for name, facts in found.items()
+        if not (name.endswith(b"/committed") or (name.endswith(b"/merged") and name not in filled))
+    }
 
 
 def tar_of(made: Callable[[], Any]) -> str:
@@ -227,7 +234,7 @@ KINDS = {
     "close": "close",
     "lock": "flock",
     "mount": "mount umount2 fsopen fsconfig fsmount move_mount open_tree mount_setattr",
-    "memory": "mmap mremap brk mprotect",
+    "memory": "mmap mremap mprotect",   # brk() has no errno of its own
     "thread": "clone clone3",
     "descriptor": "dup dup2 dup3 fcntl pipe2 memfd_create eventfd2",
     "random": "getrandom",
@@ -341,6 +348,9 @@ class Ground:
         self.rw = self.store.create_rw_layer("rw", self.above.chain_id)
         self.rw.apply_diff(self.EDIT)
         self.bare = self.store.create_rw_layer("bare", self.above.chain_id)
+        for rw in (self.rw, self.bare):
+            with rw.mounted():                 # whose marks stay
+                pass
 
     def again(self) -> Store:
         """The same root as another process opens it."""

@@ -58,7 +58,7 @@ static const struct { const char *name; int number; } names[] = {
     N(fstat) N(statx) N(statfs) N(fstatfs) N(lseek) N(unlinkat) N(renameat2) N(fchmod) N(fchmodat) N(fchmodat2)
     N(fchown) N(fchownat) N(utimensat) N(setxattr) N(fsetxattr) N(lsetxattr) N(getxattr) N(fgetxattr) N(lgetxattr)
     N(listxattr) N(flistxattr) N(llistxattr) N(fsync) N(fdatasync) N(syncfs) N(close) N(flock) N(mount) N(umount2)
-    N(fsopen) N(fsconfig) N(fsmount) N(move_mount) N(open_tree) N(mount_setattr) N(mmap) N(mremap) N(mprotect) N(brk)
+    N(fsopen) N(fsconfig) N(fsmount) N(move_mount) N(open_tree) N(mount_setattr) N(mmap) N(mremap) N(mprotect)
     N(clone) N(clone3) N(getrandom) N(pipe2) N(memfd_create) N(eventfd2) N(dup) N(dup3) N(fcntl) N(ioctl) N(unshare)
     N(chdir) N(fchdir)
     { "getxattrat", 464 }, { "listxattrat", 465 },
