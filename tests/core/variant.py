@@ -64,3 +64,21 @@ def old_kernel(place: Path, *sources: str) -> Any:
     target = place / "old_kernel.so"
     _compile(*flags, "-Dsyscall=old_kernel", "-shared", *paths, place / "old_kernel.o", "-o", target, *link_args)
     return door.ffi.dlopen(str(target))
+
+
+WRAPPED = "malloc calloc realloc reallocarray strdup strndup free fdopendir pthread_create ZSTD_createDStream ZSTD_createDCtx".split()
+
+
+def failing_allocations(place: Path) -> Any:
+    """The door's own objects, linked so that allocations.c decides which of their allocations fail."""
+    flags, link_args = door.build_flags()
+    objects = sorted(door.shared_object().parent.glob("*.o"))
+    target, source = place / "allocations.so", Path(__file__).parent / "allocations.c"
+    wraps = [f"-Wl,--wrap={name}" for name in WRAPPED]
+    flags = [flag for flag in flags if flag != "-Wmissing-prototypes"]
+    _compile(*flags, "-c", source, "-o", place / "allocations.o")
+    _compile("-shared", *objects, place / "allocations.o", "-o", target, *wraps, *link_args)
+    door.ffi.cdef(
+        "void allocations_fail(long from, long to); long allocations_asked(void); long allocations_live(void);", override=True
+    )
+    return door.ffi.dlopen(str(target))

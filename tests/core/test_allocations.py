@@ -1,0 +1,328 @@
+"""Out of memory at every allocation of the core: LAY_E_NOMEM or the right result, nothing leaked, nothing broken.
+
+allocations.c makes the n-th allocation fail, of all that a job asks for in any thread, and then all from the n-th on.
+What is given out is counted, so that a leak shows without a leak checker; under AddressSanitizer a second free shows too.
+"""
+
+import errno
+import gzip
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import disk
+import door
+import pytest
+import recipes
+import sinks
+import tarkit
+import variant
+from tarkit import dir, end, file
+
+SOAK = os.environ.get("LAYERSTORE_SOAK") == "1"
+MOST = 60       # places of a job that are walked without LAYERSTORE_SOAK=1
+
+KINDS = (
+    dir("d/", mode=0o750)
+    + file("d/f", b"f" * 5000)
+    + tarkit.hardlink("d/h", "d/f")
+    + tarkit.symlink("d/s", "f")
+    + tarkit.fifo("d/p")
+    + tarkit.xattrs({"user.a": b"1" * 300, "user.b": b"2"})
+    + file("d/x", b"x")
+    + tarkit.with_pax_path("long/" * 200 + "f", file, b"long")
+    + tarkit.with_gnu_path("g" * 150, file, b"gnu")
+    + tarkit.with_gnu_path("i/" * 300 + "f", file, b"implied")
+    + tarkit.pax_sparse_1_0("s", recipes.MANY, 400_000)
+    + tarkit.old_gnu_sparse("o", recipes.MANY, 400_000)
+    + file("again", b"first")
+    + file("again", b"second")
+    + file("becomes", b"a file")
+    + dir("becomes/")
+    + file("becomes/full", b"a directory")
+    + tarkit.whiteout("w")
+    + tarkit.opaque("d/")
+    + b"".join(file(f"many/{i}", b"m" * i) for i in range(70))
+    + end()
+)
+# Threads start with the second block.
+THREADED = file("large", recipes.noise(1_200_000)) + KINDS
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return variant.failing_allocations(tmp_path_factory.mktemp("allocations"))
+
+
+@pytest.fixture
+def core(failing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The door opens onto the failing core, as long as the test lasts."""
+    ffi = door.ffi
+    monkeypatch.setattr(door, "_opened", lambda: (ffi, failing))
+    yield failing
+    failing.allocations_fail(0, 0)
+
+
+def apply(room: Path, tar: bytes, *, workers: int = 0, flags: int = 0, tree: bool = True) -> tuple[bytes, bytes]:
+    """Tar into room/root and a record: the DiffID and the record."""
+    ffi, lib = door.ffi, door.lib
+    for name in ("root", "scratch"):
+        (room / name).mkdir(exist_ok=True)
+    with sinks.directory(room / "root") as root, sinks.directory(room / "scratch") as scratch, sinks.memory() as record, sinks.memory() as spool:
+        options = ffi.new(
+            "lay_apply_options *",
+            {
+                "root_fd": root if tree else -1,
+                "record_fd": record,
+                "scratch_fd": scratch if tree else -1,
+                "reread_fd": -1,
+                "spool_fd": -1 if tree else spool,
+                "workers": workers,
+                "flags": flags,
+            },
+        )
+        handle = ffi.new("lay_apply **")
+        door.call("lay_apply_open", handle, options)
+        try:
+            window = ffi.from_buffer("uint8_t[]", tar)
+            door.call("lay_apply_push", handle[0], window, len(tar))
+            done = sinks.finish(handle[0])
+        finally:
+            lib.lay_apply_free(handle[0])
+        return done.diff_id, sinks.content(record)
+
+
+def emptied(room: Path) -> None:
+    for name in ("root", "scratch"):
+        if (room / name).exists():
+            disk.remove_tree(room / name)
+
+
+class Job:
+    """Something the core does: made once, run at every place, right or not."""
+
+    def __init__(self, run: Callable[[], Any], reset: Callable[[], None] = lambda: None) -> None:
+        self.run, self.reset = run, reset
+
+
+def applied(tar: bytes, **how: Any) -> Callable[[Path], Job]:
+    return lambda room: Job(lambda: apply(room, tar, **how)[0], lambda: emptied(room))
+
+
+def zstd(tar: bytes) -> bytes:
+    return subprocess.run(["zstd", "-qc"], input=tar, capture_output=True, check=True).stdout
+
+
+def read(name: str, *arguments: Any) -> bytes:
+    ffi = door.ffi
+    source = ffi.new("lay_source **")
+    door.call(name, source, *arguments)
+    try:
+        return sinks.read_source(source[0])
+    finally:
+        door.lib.lay_source_free(source[0])
+
+
+def assembled(room: Path) -> Job:
+    digest, record = apply(room, KINDS)
+
+    def run() -> tuple[bytes, int]:
+        ffi = door.ffi
+        with sinks.memory(record) as fd, sinks.directory(room / "root") as root:
+            source, size = ffi.new("lay_source **"), ffi.new("int64_t *")
+            door.call("lay_assemble_open", source, fd, root, ffi.new("uint8_t[32]", digest))
+            try:
+                door.call("lay_source_size", source[0], size)
+                door.call("lay_source_seek", source[0], 7000)
+                door.call("lay_source_seek", source[0], 0)
+                return sinks.read_source(source[0]), size[0]
+            finally:
+                door.lib.lay_source_free(source[0])
+
+    return Job(run)
+
+
+def copied(room: Path) -> Job:
+    digest, record = apply(room, THREADED)
+
+    def run() -> bytes:
+        ffi = door.ffi
+        with sinks.memory(record) as fd, sinks.directory(room / "root") as root, sinks.memory() as out:
+            source, written, stop = ffi.new("lay_source **"), ffi.new("int64_t *"), ffi.new("int *")
+            door.call("lay_assemble_open", source, fd, root, ffi.new("uint8_t[32]", digest))
+            try:
+                while not stop[0]:
+                    door.call("lay_source_copy", source[0], out, 1 << 30, 1000, written, stop)
+            finally:
+                door.lib.lay_source_free(source[0])
+            return sinks.content(out)
+
+    return Job(run)
+
+
+def checked(room: Path) -> Job:
+    digest, record = apply(room, KINDS)
+    (room / "root/d/x").write_text("y")
+    (room / "root/many/7").unlink()
+
+    def run() -> list[int]:
+        ffi = door.ffi
+        with sinks.memory(record) as fd, sinks.directory(room / "root") as root:
+            check, kind, stop, kinds = ffi.new("lay_check **"), ffi.new("int *"), ffi.new("int *"), []
+            door.call("lay_check_open", check, fd, root, ffi.new("uint8_t[32]", digest))
+            try:
+                while not stop[0]:
+                    door.call("lay_check_next", check[0], 1000, kind, stop, door.new_error())
+                    if kind[0]:
+                        kinds.append(kind[0])
+            finally:
+                door.lib.lay_check_free(check[0])
+            return kinds
+
+    return Job(run)
+
+
+def two_trees(room: Path) -> None:
+    apply(room, KINDS)
+    (room / "root").rename(room / "old")
+    apply(room, KINDS)
+    (room / "root/new").mkdir()
+    for i in range(40):
+        (room / f"root/new/{i}").write_text("n")
+    (room / "root/d/f").unlink()
+
+
+def changed(name: str, *arguments: Any) -> list[tuple[int, bytes]]:
+    ffi = door.ffi
+    changes, path, length = ffi.new("lay_changes **"), ffi.new("char const **"), ffi.new("size_t *")
+    door.call(name, changes, *arguments)
+    try:
+        found = []
+        for i in range(door.lib.lay_changes_count(changes[0])):
+            kind = door.lib.lay_changes_at(changes[0], i, path, length)
+            found.append((kind, ffi.buffer(path[0], length[0])[:]))
+        return found
+    finally:
+        door.lib.lay_changes_free(changes[0])
+
+
+def changes_of_trees(room: Path) -> Job:
+    two_trees(room)
+
+    def run() -> Any:
+        with sinks.directory(room / "root") as new, sinks.directory(room / "old") as old:
+            return changed("lay_changes_trees", new, old)
+
+    return Job(run)
+
+
+def changes_of_an_overlay(room: Path) -> Job:
+    two_trees(room)
+
+    def run() -> Any:
+        with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
+            return changed("lay_changes_overlay", upper, door.ffi.new("int[]", [lower, lower]), 2, 0)
+
+    return Job(run)
+
+
+def exported(room: Path) -> Job:
+    two_trees(room)
+
+    def run() -> Any:
+        with sinks.directory(room / "root") as root:
+            return hashlib.sha256(read("lay_export_tree_open", root, door.lib.LAY_EXPORT_OVERLAY)).digest()
+
+    return Job(run)
+
+
+def exported_changes(room: Path) -> Job:
+    two_trees(room)
+
+    def run() -> Any:
+        ffi = door.ffi
+        with sinks.directory(room / "root") as new, sinks.directory(room / "old") as old:
+            changes = ffi.new("lay_changes **")
+            door.call("lay_changes_trees", changes, new, old)
+            try:
+                # The times of what is removed are those of now.
+                return len(read("lay_export_changes_open", new, changes[0]))
+            finally:
+                door.lib.lay_changes_free(changes[0])
+
+    return Job(run)
+
+
+def tree(room: Path) -> Job:
+    def run() -> Any:
+        size = door.ffi.new("int64_t *")
+        with sinks.directory(room / "root") as root, sinks.directory(room) as parent:
+            door.call("lay_tree_size", root, size)
+            door.call("lay_tree_remove", parent, b"root")
+        return size[0]
+
+    def again() -> None:
+        # A removal that failed half-way is to be made good by the next.
+        emptied(room)
+        apply(room, KINDS)
+
+    return Job(run, again)
+
+
+JOBS: dict[str, Callable[[Path], Job]] = {
+    "apply in line": applied(KINDS),
+    "apply in threads": applied(THREADED, workers=2),
+    "apply with a plain record": applied(KINDS, flags=4),
+    "apply gzip": applied(gzip.compress(THREADED), workers=2),
+    "apply zstd": applied(zstd(KINDS)),
+    "disassemble": applied(KINDS, tree=False),
+    "assemble": assembled,
+    "copy": copied,
+    "check": checked,
+    "changes of trees": changes_of_trees,
+    "changes of an overlay": changes_of_an_overlay,
+    "export": exported,
+    "export changes": exported_changes,
+    "size and remove": tree,
+}
+
+
+@pytest.mark.time_limit(1800 if SOAK else 100)
+@pytest.mark.parametrize("name", JOBS)
+def test_out_of_memory_anywhere_is_said_or_overcome_and_leaks_nothing(core: Any, room: Path, name: str) -> None:
+    job = JOBS[name](room)
+    job.reset()
+    core.allocations_fail(0, 0)
+    live = core.allocations_live()
+    right = job.run()
+    asked = core.allocations_asked()
+    assert core.allocations_live() == live
+    assert asked > 3
+    files, said = disk.open_files().keys(), 0
+    every = range(1, asked + 1)
+    places = every if SOAK or asked <= MOST else sorted({1 + k * asked // MOST for k in range(MOST)} | {asked})
+    for last in (0, 1 << 40):
+        for place in places:
+            job.reset()
+            live = core.allocations_live()
+            core.allocations_fail(place, last or place)
+            try:
+                value = job.run()
+            except door.CoreError as error:
+                assert error.code == "LAY_E_NOMEM" or error.sys_errno in (errno.ENOMEM, errno.EAGAIN), f"{place} of {asked}: {error}"
+                said += 1
+            else:
+                assert value == right, f"{place} of {asked}"
+            finally:
+                core.allocations_fail(0, 0)
+            assert core.allocations_live() == live, f"{place} of {asked}"
+            # Emptying the scratch directory takes memory, too, and is the last thing done: where it fails, it goes with the layer's.
+            emptied_last = last or place > asked - 3
+            assert emptied_last or not (room / "scratch").exists() or os.listdir(room / "scratch") == [], f"{place} of {asked}"
+            assert disk.open_files().keys() == files, f"{place} of {asked}"
+    job.reset()
+    assert job.run() == right
+    assert said > 3
