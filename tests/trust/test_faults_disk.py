@@ -1,0 +1,170 @@
+"""A disk that is full, at every point of it: of bytes, of inodes, of quota; on tmpfs, ext4, XFS, and btrfs where it can be made.
+
+The disk is filled until so much is left, the call fails with ENOSPC (EDQUOT for a quota) or fits; what lies below the
+root is what lay there; and with the room given back the same call succeeds.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import disk
+import pytest
+import recipes
+import tarkit
+from tarkit import dir, end, file
+
+sys.path.insert(0, str(Path(__file__).parent))
+import faultkit
+from faultkit import SOAK, Ground, Held, contents, state
+
+from layerstore import CreateRWLayerOpts, LayerStoreError
+
+KIB = 1 << 10
+# As ext4 and XFS keep for themselves, and what the smallest steps are.
+LEFT = [0, 4, 8, 16, 40, 64, 100, 200, 300, 420, 600, 900] if not SOAK else [*range(0, 120, 4), *range(120, 1300, 20)]
+INODES = [0, 1, 2, 3, 5, 8, 12, 17, 23, 30, 40, 60] if not SOAK else list(range(70))
+
+# Some 900 KiB and 60 inodes: payloads, directories, links, xattrs, and framing that no deflate makes small.
+TAR = (
+    b"".join(dir(f"d{i}/") + file(f"d{i}/f", recipes.noise(13_000 * (i % 5), i + 1)) + tarkit.symlink(f"d{i}/s", "f") for i in range(14))
+    + b"".join(tarkit.whiteout(f"w{i}", recipes.noise(9_000, i + 50)) for i in range(20))
+    + tarkit.xattrs({"user.large": b"x" * 200})
+    + file("last", recipes.noise(150_000, 99))
+    + end()
+)
+
+
+def fill(place: Path, left: int) -> None:
+    """A file in place that leaves so many bytes, as near as the file system can tell."""
+    with open(place / "filler", "wb", buffering=0) as out:
+        step = 1 << 20
+        while step >= 512:
+            free = os.statvfs(place).f_bavail * os.statvfs(place).f_frsize
+            if free <= left:
+                break
+            try:
+                os.posix_fallocate(out.fileno(), out.seek(0, 2), min(step, max(free - left, 512)))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                step //= 2
+
+
+def fill_inodes(place: Path, left: int) -> None:
+    (place / "fillers").mkdir()
+    with contextlib.suppress(OSError):
+        while True:
+            for _ in range(max(os.statvfs(place).f_ffree - left, 1)):
+                os.mknod(place / "fillers" / str(len(os.listdir(place / "fillers"))) )
+            if os.statvfs(place).f_ffree <= left:
+                break
+    for name in os.listdir(place / "fillers")[: max(0, left - os.statvfs(place).f_ffree)]:
+        (place / "fillers" / name).unlink()
+
+
+def emptied(place: Path) -> None:
+    (place / "filler").unlink(missing_ok=True)
+    if (place / "fillers").exists():
+        disk.remove_tree(place / "fillers")
+    os.sync() if False else None
+
+
+def register(g: Ground) -> None:
+    with g.store.register(TAR, g.above.chain_id) as layer:
+        assert layer.diff_id == tarkit.diff_id(TAR)
+        assert faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded
+
+
+def apply_diff(g: Ground) -> None:
+    g.bare.apply_diff(TAR)
+
+
+def commit(g: Ground) -> None:
+    with g.full.commit() as layer:
+        assert faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded
+
+
+def create(g: Ground) -> None:
+    def init(path: str) -> None:
+        for i in range(6):
+            Path(path, f"init{i}").write_bytes(recipes.noise(20_000, i + 1))
+
+    g.store.create_rw_layer("new", g.above.chain_id, CreateRWLayerOpts(init_func=init)).release()
+
+
+CALLS: dict[str, Callable[[Ground], None]] = {"register": register, "apply_diff": apply_diff, "commit": commit, "create_rw_layer": create}
+SYSTEMS = ["tmpfs", "ext4", "xfs"]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def ground(place: Path) -> Iterator[Ground]:
+    g = Ground(place / "docker", "full")
+    g.full = g.store.create_rw_layer("full", g.above.chain_id)
+    g.full.apply_diff(TAR)
+    register(g), create(g), g.full.size()        # whatever is made once is there
+    try:
+        yield g
+    finally:
+        g.store.close()
+
+
+def tried(g: Ground, call: str, what: str) -> bool:
+    """The call on a full disk: whether it failed. Nothing else changed."""
+    before, held, layers = state(g.root), Held.now(g.root), None
+    try:
+        CALLS[call](g)
+        failed = False
+    except OSError as error:
+        assert error.errno in FULL, f"{what}: {error!r}"
+        failed = True
+    if call != "apply_diff":
+        assert disk.changed(before, state(g.root)) == [], what
+    assert held.differences() == [], what
+    return failed
+
+
+def walked(place: Path, g: Ground, call: str, steps: list[int], fill: Callable[[Path, int], None]) -> tuple[int, int]:
+    failed = fitted = 0
+    layers = contents(g.again())
+    for left in steps:
+        fill(place, left)
+        if tried(g, call, f"{left} left"):
+            failed += 1
+        else:
+            fitted += 1
+        emptied(place)
+        assert g.again().verify() == [], f"{left} left"
+        CALLS[call](g)
+        if call == "apply_diff":
+            g.bare.release()
+            g.bare = g.store.create_rw_layer("bare", g.above.chain_id)
+    assert contents(g.again()) == layers
+    return failed, fitted
+
+
+@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_full_disk_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
+    size = {"tmpfs": 12 << 20, "ext4": 16 << 20, "xfs": 320 << 20}[system]
+    steps = LEFT if system != "xfs" else [n * 4 for n in LEFT[:: 1 if SOAK else 3]]
+    with faultkit.sized_file_system(room, system, size=size) as place, ground(place) as g:
+        failed, _ = walked(place, g, call, [n * KIB for n in steps], fill)
+    assert failed >= 2
+
+
+@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("system", ["tmpfs", "ext4"])
+def test_a_disk_without_inodes_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
+    with faultkit.sized_file_system(room, system, size=24 << 20, inodes=400) as place, ground(place) as g:
+        failed, _ = walked(place, g, call, INODES, fill_inodes)
+    assert failed >= 2
