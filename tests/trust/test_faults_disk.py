@@ -7,6 +7,7 @@ root is what lay there; and with the room given back the same call succeeds.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -73,7 +74,6 @@ def emptied(place: Path) -> None:
     (place / "filler").unlink(missing_ok=True)
     if (place / "fillers").exists():
         disk.remove_tree(place / "fillers")
-    os.sync() if False else None
 
 
 def register(g: Ground) -> None:
@@ -118,7 +118,7 @@ def ground(place: Path) -> Iterator[Ground]:
 
 def tried(g: Ground, call: str, what: str) -> bool:
     """The call on a full disk: whether it failed. Nothing else changed."""
-    before, held, layers = state(g.root), Held.now(g.root), None
+    before, held = state(g.root), Held.now(g.root)
     try:
         CALLS[call](g)
         failed = False
@@ -168,3 +168,55 @@ def test_a_disk_without_inodes_is_said_leaves_nothing_and_with_room_it_goes_on(r
     with faultkit.sized_file_system(room, system, size=24 << 20, inodes=400) as place, ground(place) as g:
         failed, _ = walked(place, g, call, INODES, fill_inodes)
     assert failed >= 2
+
+
+@pytest.fixture
+def btrfs(room: Path) -> Iterator[tuple[Path, Callable[[Path, int], None]]]:
+    """A subvolume with a limit of its own, and what sets the limit to so much more than it holds."""
+    if shutil.which("mkfs.btrfs") is None:
+        reason = "NOT TESTED: no mkfs.btrfs on this machine"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    image, top = room / "image", room / "btrfs"
+    top.mkdir()
+    with open(image, "wb") as out:
+        out.truncate(256 << 20)
+
+    def run(*command: Any) -> str:
+        return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+
+    run("mkfs.btrfs", "-q", "-f", image)
+    mounted = subprocess.run(["mount", "-o", "loop", str(image), str(top)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"NOT TESTED: this kernel mounts no btrfs: {mounted.stderr.strip()}")
+    try:
+        run("btrfs", "quota", "enable", top)
+        run("btrfs", "subvolume", "create", top / "limited")
+
+        def limit(place: Path, left: int) -> None:
+            shown = run("btrfs", "qgroup", "show", "--raw", "--sync", "-f", place).split()
+            group = next(i for i, word in enumerate(shown) if re.fullmatch(r"0/\d+", word))
+            # Asked for at the top: below a limit that is reached not even a limit can be set.
+            run("btrfs", "qgroup", "limit", int(shown[group + 1]) + left, shown[group], top)
+
+        yield top / "limited", limit
+    finally:
+        disk.unmount_below(top)
+        run("umount", top)
+
+
+@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_quota_that_is_used_up_is_said_leaves_nothing_and_with_room_it_goes_on(btrfs: Any, call: str) -> None:
+    place, limit = btrfs
+    with ground(place) as g:
+        failed = 0
+        for left in LEFT[:: 1 if SOAK else 3]:
+            limit(place, left * KIB)
+            failed += tried(g, call, f"{left} KiB left")
+            limit(place, 100 << 20)
+            assert g.again().verify() == [], f"{left} KiB left"
+            CALLS[call](g)
+            if call == "apply_diff":
+                g.bare.release()
+                g.bare = g.store.create_rw_layer("bare", g.above.chain_id)
+    assert failed >= 1
