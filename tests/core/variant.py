@@ -66,7 +66,7 @@ def old_kernel(place: Path, *sources: str) -> Any:
     return door.ffi.dlopen(str(target))
 
 
-WRAPPED = "malloc calloc realloc reallocarray strdup strndup free fdopendir pthread_create ZSTD_createDStream ZSTD_createDCtx".split()
+WRAPPED = ["malloc", "calloc", "realloc", "reallocarray", "strdup", "strndup", "free", "fdopendir", "pthread_create", "ZSTD_createDStream", "ZSTD_createDCtx"]
 
 
 def failing_allocations(place: Path) -> Any:

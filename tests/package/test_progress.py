@@ -63,7 +63,7 @@ def test_register_tells_the_total_where_it_is_known(store, room):
 
 def test_so_do_copy_to_apply_diff_and_commit(store, room):
     layer = store.register(TAR)
-    for out in (open(room / "out", "wb"), io.BytesIO()):
+    for out in (open(room / "out", "wb"), io.BytesIO()):  # noqa: SIM115
         with out, layer.tar_stream() as stream:
             stream.seek(512)
             told = Told()

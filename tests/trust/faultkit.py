@@ -16,10 +16,8 @@ import os
 import pickle
 import queue
 import select
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,12 +27,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import disk
-import pytest
 import recipes
 import tarkit
 from tarkit import dir, end, file
 
-from layerstore import CreateRWLayerOpts, LayerStoreError, Store
+from layerstore import Problem, Store
 
 HERE = Path(__file__).resolve().parent
 SOAK = os.environ.get("LAYERSTORE_SOAK") == "1"
@@ -355,6 +352,16 @@ class Ground:
     def again(self) -> Store:
         """The same root as another process opens it."""
         return Store(self.root, options=self.options)
+
+    def contents(self) -> dict[str, str]:
+        """What contents() says of a store opened for it alone."""
+        with self.again() as store:
+            return contents(store)
+
+    def verify(self) -> list[Problem]:
+        """What verify() says, of a store opened for it alone."""
+        with self.again() as store:
+            return store.verify()
 
     def gone(self) -> None:
         self.store.close()

@@ -13,13 +13,12 @@ Without LAYERSTORE_SOAK=1 it stops at a spread of places, with it at each, with 
 import contextlib
 import errno
 import gc
-import gzip
 import hashlib
 import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -524,14 +523,17 @@ class Walk:
             return
         if (many or "umount2" in label) and op.leaves != "scaffold":
             again.cleanup()
+            again.close()
             for line in held.differences():
                 self.wrong.append(f"{label}: {said}; left behind cleanup() {line}")
+            again = g.again()
         found = contents(again)
         if op.leaves == "a part":
             found["bare"] = self.layers["bare"]
         if found != self.layers:
             self.wrong.append(f"{label}: {said}; layers {found.keys() ^ self.layers.keys() or 'differ'}")
         # And the same objects go on working.
+        again.close()
         value = op.run(g)
         if not op.right(g, value):
             self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")

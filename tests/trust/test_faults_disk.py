@@ -23,9 +23,9 @@ from tarkit import dir, end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import SOAK, Ground, Held, contents, state
+from faultkit import SOAK, Ground, Held, state
 
-from layerstore import CreateRWLayerOpts, LayerStoreError
+from layerstore import CreateRWLayerOpts
 
 KIB = 1 << 10
 # As ext4 and XFS keep for themselves, and what the smallest steps are.
@@ -133,7 +133,7 @@ def tried(g: Ground, call: str, what: str) -> bool:
 
 def walked(place: Path, g: Ground, call: str, steps: list[int], fill: Callable[[Path, int], None]) -> tuple[int, int]:
     failed = fitted = 0
-    layers = contents(g.again())
+    layers = g.contents()
     for left in steps:
         fill(place, left)
         if tried(g, call, f"{left} left"):
@@ -141,12 +141,12 @@ def walked(place: Path, g: Ground, call: str, steps: list[int], fill: Callable[[
         else:
             fitted += 1
         emptied(place)
-        assert g.again().verify() == [], f"{left} left"
+        assert g.verify() == [], f"{left} left"
         CALLS[call](g)
         if call == "apply_diff":
             g.bare.release()
             g.bare = g.store.create_rw_layer("bare", g.above.chain_id)
-    assert contents(g.again()) == layers
+    assert g.contents() == layers
     return failed, fitted
 
 
@@ -214,7 +214,7 @@ def test_a_quota_that_is_used_up_is_said_leaves_nothing_and_with_room_it_goes_on
             limit(place, left * KIB)
             failed += tried(g, call, f"{left} KiB left")
             limit(place, 100 << 20)
-            assert g.again().verify() == [], f"{left} KiB left"
+            assert g.verify() == [], f"{left} KiB left"
             CALLS[call](g)
             if call == "apply_diff":
                 g.bare.release()

@@ -24,7 +24,7 @@ from tarkit import end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import LARGE, SOAK, Ground, Held, contents, state
+from faultkit import LARGE, SOAK, Ground, Held, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, Store
@@ -100,7 +100,7 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
         g = Ground(room / "docker")
         g.large = g.store.register(LARGE, g.base.chain_id)
         assert call(g)
-        layers, before, wrong, failed, enough = contents(g.again()), state(g.root), [], 0, 0
+        layers, before, wrong, failed, enough = g.contents(), state(g.root), [], 0, 0
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         for more in MORE:
             say(f"{more} descriptors")
@@ -138,7 +138,7 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
             enough = enough + 1 if right else 0
             if enough == ENOUGH:
                 break
-        if contents(g.again()) != layers or g.again().verify() != []:
+        if g.contents() != layers or g.verify() != []:
             wrong.append("layers differ")
         return failed, enough, wrong
 
@@ -162,7 +162,7 @@ def test_threads_that_cannot_be_made_are_done_without_or_said(room: Path, name: 
         faults = faultkit.Faults()
         held = Held.now(room)
         for last in (None, 1 << 40):
-            value, raised, met = faults.run(lambda: CALLS[name](g), "thread", errno.EAGAIN, first, last)
+            value, raised, _ = faults.run(lambda: CALLS[name](g), "thread", errno.EAGAIN, first, last)
             assert value or isinstance(raised, OSError), (value, raised)
             assert raised is None or raised.errno == errno.EAGAIN, raised
             raised = None
