@@ -2,16 +2,19 @@
  *
  * Pull: each read copies framing and file bytes straight into the caller's buffer; every file's CRC-64 is
  * checked when it has been read whole, and the DiffID when all was read from the first byte to the end.
- * The hash is the long pole: it is no part of reading, so that source.c can have it follow in a thread.
+ * The hash is the long pole of large files: it is no part of reading, so that source.c can have it follow in a
+ * thread. Opening is that of small ones: sizes are recorded, so each has its place in the buffer before it is read,
+ * and the thread that hashes reads some of them there while it has nothing to hash (gather.c).
  * A seek goes to the nearest restart point of the record and passes over lines without opening files.
  * Source: tar-split, tar/asm/assemble.go; moby, layer.go (verifiedReadCloser).
  */
 #include "assemble.h"
 
 #include "digest.h"
+#include "gather.h"
+#include "payload.h"
 #include "source.h"
 #include "split.h"
-#include "tree.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -30,68 +33,14 @@ typedef struct assemble {
     int64_t position, skip_to;            /* of the next byte to give; lines before skip_to are passed over */
     lay_split_line line;
     const uint8_t *p; size_t n;           /* framing still to give */
-    int fd; int64_t left, file_at;        /* file still to give */
+    int fd; int64_t left, file_at;        /* file still to give; not opened yet: fd is -1 */
     uint64_t crc, files;
     bool whole;                           /* it is being read from its first byte */
     int64_t size;                         /* -1: not known yet */
-    char *path; size_t path_cap;
+    lay_hand near, far;                   /* read's; help's */
+    lay_gather *gather; bool gathering;   /* made when first needed; some files are in it */
     lay_error failure;
 } assemble;
-
-lay_code lay_payload_differs(const char *name, size_t n, lay_error *err)
-{
-    lay_fail(err, LAY_E_MISMATCH, "file integrity checksum failed for \"%.*s\"", (int)(n < 400 ? n : 400), name);
-    lay_error_path(err, name, n);
-    return err->code;
-}
-
-lay_code lay_payload_path(const char *name, size_t n, char **buffer, size_t *cap, size_t *len, lay_error *err)
-{
-    if (*cap < n + 2) {
-        char *grown = realloc(*buffer, n + 258);
-        if (!grown)
-            return lay_fail_nomem(err);
-        *buffer = grown;
-        *cap = n + 258;
-    }
-    while (n && *name == '/') {
-        name++;
-        n--;
-    }
-    *len = lay_path_clean(name, n, *buffer);
-    (*buffer)[*len] = '\0';
-    const char *p = *buffer;
-    if (*len >= 2 && p[0] == '.' && p[1] == '.' && (*len == 2 || p[2] == '/')) {
-        lay_fail(err, LAY_E_MISMATCH, "the record names a file outside of the layer");
-        lay_error_path(err, name, n);
-        return err->code;
-    }
-    return LAY_OK;
-}
-
-int lay_payload_open(int root_fd, const char *path, size_t n, const char *name, size_t name_len, int64_t size, lay_error *err)
-{
-    int fd = lay_tree_open_file(root_fd, path, n);
-    if (fd < 0) {
-        int e = errno;
-        bool gone = e == ENOENT || e == ENOTDIR || e == ELOOP || e == EINVAL || e == EXDEV || e == EISDIR || e == ENXIO;
-        if (gone)
-            lay_fail(err, LAY_E_MISMATCH, "cannot open \"%.*s\" of the layer: %s", (int)(name_len < 300 ? name_len : 300), name,
-                     e == ENOENT || e == ENOTDIR ? "it is gone" : "it is not a regular file");
-        else
-            lay_fail_os(err, e, NULL, "cannot open a file of the layer");
-        lay_error_path(err, name, name_len);
-        err->sys_errno = e;
-        return -1;
-    }
-    struct stat st;
-    if (fstat(fd, &st) != 0 || st.st_size != size) {
-        close(fd);
-        lay_payload_differs(name, name_len, err);
-        return -1;
-    }
-    return fd;
-}
 
 static void start_hash(assemble *a)
 {
@@ -108,26 +57,25 @@ static void close_file(assemble *a)
     a->left = 0;
 }
 
-static lay_code open_file(assemble *a, int64_t from, lay_error *err)
+static lay_code open_file(assemble *a, lay_error *err)
 {
     const lay_split_line *line = &a->line;
     int root_fd = a->root_fd;
     const char *path;
     size_t n;
     if (a->locate) {
+        lay_parent_close(&a->near.parent);    /* of another root, maybe */
         if (a->locate(a->context, a->files - 1, line->name, line->name_len, &root_fd, &path, &n, err))
             return err->code;
     } else {
-        if (lay_payload_path(line->name, line->name_len, &a->path, &a->path_cap, &n, err))
+        if (lay_payload_path(line->name, line->name_len, &a->near.path, &a->near.path_cap, &n, err))
             return err->code;
-        path = a->path;
+        path = a->near.path;
     }
-    a->fd = lay_payload_open(root_fd, path, n, line->name, line->name_len, line->size, err);
+    a->fd = lay_payload_open(root_fd, &a->near.parent, path, n, line->name, line->name_len, line->size, err);
     if (a->fd < 0)
         return err->code;
-    a->file_at = from;
-    a->left = line->size - from;
-    a->whole = from == 0;
+    a->whole = a->file_at == 0;
     a->crc = 0;
     return LAY_OK;
 }
@@ -148,10 +96,13 @@ static lay_code next_line(assemble *a, lay_error *err)
         int64_t from = a->skip_to > a->line.tar_offset ? a->skip_to - a->line.tar_offset : 0;
         if (from >= bytes)
             continue;
-        if (a->line.is_file)
-            return open_file(a, from, err);
-        a->p = a->line.p + from;
-        a->n = (size_t)(bytes - from);
+        if (a->line.is_file) {
+            a->file_at = from;
+            a->left = bytes - from;
+        } else {
+            a->p = a->line.p + from;
+            a->n = (size_t)(bytes - from);
+        }
         return LAY_OK;
     }
 }
@@ -160,22 +111,14 @@ static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, l
 {
     size_t most = room < FILE_PART ? room : FILE_PART;
     size_t want = a->left < (int64_t)most ? (size_t)a->left : most;
-    ssize_t n;
-    do
-        n = pread(a->fd, to, want, a->file_at);
-    while (n < 0 && errno == EINTR);
-    if (n < 0) {
-        lay_fail_os(err, errno, NULL, "cannot read a file of the layer");
-        lay_error_path(err, a->line.name, a->line.name_len);
+    if (lay_payload_part(a->fd, to, want, a->file_at, a->line.name, a->line.name_len, got, err))
         return err->code;
-    }
-    if (n == 0)
+    if (*got == 0)
         return lay_payload_differs(a->line.name, a->line.name_len, err);
-    a->file_at += n;
-    a->left -= n;
-    *got = (size_t)n;
+    a->file_at += (int64_t)*got;
+    a->left -= (int64_t)*got;
     if (a->whole)
-        a->crc = lay_crc64_add(a->crc, to, (size_t)n);
+        a->crc = lay_crc64_add(a->crc, to, *got);
     if (a->left)
         return LAY_OK;
     bool same = !a->whole || (a->line.has_crc && a->crc == a->line.crc);
@@ -183,6 +126,58 @@ static lay_code file_bytes(assemble *a, uint8_t *to, size_t room, size_t *got, l
     if (!same)
         *got = 0;                             /* the last of wrong bytes are not given */
     return same ? LAY_OK : lay_payload_differs(a->line.name, a->line.name_len, err);
+}
+
+/* ---- small files, beside a helper ------------------------------------------------------------------ */
+
+/* Wait for the files that were given away. The first of them that failed comes before whatever else did. */
+static lay_code gather_end(assemble *a, size_t *got, lay_code code, lay_error *err)
+{
+    if (!a->gathering)
+        return code;
+    a->gathering = false;
+    lay_error first;
+    size_t at;
+    if (lay_gather_end(a->gather, &a->near, &at, &first)) {
+        *got = at;
+        *err = first;
+        code = first.code;
+    }
+    return code;
+}
+
+/* A file that is wholly wanted and of one part: it may be read by whoever has time. *given: it will be. */
+static lay_code give_away(assemble *a, uint8_t *to, size_t n, size_t *got, bool *given, lay_error *err)
+{
+    const lay_split_line *line = &a->line;
+    *given = false;
+    if (!a->base.crew || a->locate || a->file_at || a->left > FILE_PART || a->left > (int64_t)(n - *got))
+        return LAY_OK;
+    lay_error none;
+    if (!a->gather && lay_gather_open(&a->gather, a->root_fd, &none))
+        return LAY_OK;
+    const lay_payload file = { line->name, line->name_len, line->size, line->has_crc, line->crc };
+    bool news;
+    *given = lay_gather_add(a->gather, &file, to + *got, *got, &news);
+    if (!*given) {
+        if (gather_end(a, got, LAY_OK, err))
+            return err->code;
+        *given = lay_gather_add(a->gather, &file, to + *got, *got, &news);
+    }
+    if (!*given)
+        return LAY_OK;
+    if (news)
+        lay_source_offer(&a->base);
+    a->gathering = true;
+    *got += (size_t)a->left;
+    a->left = 0;
+    return LAY_OK;
+}
+
+static bool assemble_help(lay_source *s)
+{
+    assemble *a = (assemble *)s;
+    return lay_gather_help(a->gather, &a->far);
 }
 
 static void assemble_pass(lay_source *s, const void *p, size_t n)
@@ -235,17 +230,27 @@ static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, l
             a->n -= part;
         } else if (a->fd >= 0) {
             code = file_bytes(a, to + *got, n - *got, &part, err);
+        } else if (a->left) {
+            bool given;
+            code = give_away(a, to, n, got, &given, err);
+            if (!given && !code)
+                code = open_file(a, err);
         } else {
             code = next_line(a, err);
         }
         *got += part;
     }
+    code = gather_end(a, got, code, err);
+    lay_parent_close(&a->near.parent);        /* the tree may change between reads */
+    lay_parent_close(&a->far.parent);
     a->position += (int64_t)*got;
     if (a->skip_to < a->position)
         a->skip_to = a->position;
     if (!code)
         return LAY_OK;
     a->failure = *err;
+    a->n = 0;
+    close_file(a);
     if (!*got)
         return code;
     lay_error_clear(err);                     /* the good bytes first, the error at the next read */
@@ -276,9 +281,10 @@ static lay_code assemble_seek(lay_source *s, int64_t offset, lay_error *err)
     if (offset == a->position && !a->failure.code)
         return LAY_OK;
     a->hashing = false;
+    bool lost = a->failure.code != LAY_OK;    /* lines behind the bad one may have been read */
     lay_error_clear(&a->failure);
     int64_t ahead = offset - a->position;
-    if (ahead > 0 && ahead <= FAR_AHEAD) {
+    if (!lost && ahead > 0 && ahead <= FAR_AHEAD) {
         int64_t in_hand = a->n ? (int64_t)a->n : a->left;
         if (ahead < in_hand && a->n) {
             a->p += ahead;
@@ -312,17 +318,19 @@ static void assemble_free(lay_source *s)
 {
     assemble *a = (assemble *)s;
     close_file(a);
+    lay_gather_free(a->gather);
+    lay_hand_free(&a->near);
+    lay_hand_free(&a->far);
     lay_split_reader_free(a->reader);
     if (a->record_fd >= 0)
         close(a->record_fd);
     if (a->root_fd >= 0)
         close(a->root_fd);
-    free(a->path);
     free(a);
 }
 
 static const lay_source_ops ops = { .read = assemble_read, .size = assemble_size, .seek = assemble_seek, .free = assemble_free,
-                                    .pass = assemble_pass, .end = assemble_end };
+                                    .pass = assemble_pass, .end = assemble_end, .help = assemble_help };
 
 static lay_code open_source(lay_source **out, int record_fd, int root_fd, lay_locate locate, void *context, const uint8_t *diff_id, lay_error *err)
 {
@@ -332,6 +340,7 @@ static lay_code open_source(lay_source **out, int record_fd, int root_fd, lay_lo
         return lay_fail_nomem(err);
     a->base.ops = &ops;
     a->fd = a->root_fd = -1;
+    a->near = a->far = (lay_hand)LAY_HAND_NONE;
     a->size = -1;
     a->failure.offset = -1;
     a->locate = locate;

@@ -6,9 +6,9 @@
  * The tar itself goes through a reader on its way, which knows links, directories and nodes. One that is
  * not found is only told at the end, and not when a later entry may have taken its parent's place.
  */
-#include "assemble.h"
 #include "digest.h"
 #include "nameset.h"
+#include "payload.h"
 #include "split.h"
 #include "text.h"
 #include "tree.h"
@@ -30,6 +30,7 @@ struct lay_check {
     lay_split_line line;
     int fd; int64_t left; uint64_t crc;      /* the file being read */
     char *path; size_t path_cap;
+    lay_parent parent;                       /* no longer than for one lay_check_next: the tree may change */
     lay_tar *tar;                            /* NULL: the bytes are no longer those of the tar */
     lay_nameset no_directories;              /* cleaned names of entries that are none */
     bool linked;                             /* some name went through one of those: say nothing of absence */
@@ -44,6 +45,7 @@ lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8
     if (!c)
         return lay_fail_nomem(err);
     c->fd = -1;
+    c->parent = (lay_parent)LAY_PARENT_NONE;
     c->verify = diff_id != NULL;
     if (diff_id)
         memcpy(c->diff_id, diff_id, sizeof c->diff_id);
@@ -79,6 +81,7 @@ void lay_check_free(lay_check *c)
     free(c->lost.p);
     free(c->block);
     free(c->path);
+    lay_parent_free(&c->parent);
     free(c);
 }
 
@@ -258,7 +261,7 @@ static int step(lay_check *c, lay_error *problem)
         return LAY_PROBLEM_NONE;
     size_t n;
     if (!lay_payload_path(c->line.name, c->line.name_len, &c->path, &c->path_cap, &n, problem))
-        c->fd = lay_payload_open(c->root_fd, c->path, n, c->line.name, c->line.name_len, c->line.size, problem);
+        c->fd = lay_payload_open(c->root_fd, &c->parent, c->path, n, c->line.name, c->line.name_len, c->line.size, problem);
     if (c->fd < 0) {
         c->done += c->line.size;
         see_nothing(c, c->line.size);
@@ -283,6 +286,7 @@ lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error
         if (i % 64 == 0 && now_ms() >= stop)
             break;
     }
+    lay_parent_close(&c->parent);
     *end = c->ended;
     return LAY_OK;
 }

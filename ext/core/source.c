@@ -19,7 +19,7 @@
 #define PIECE_SIZE (1u << 20)
 #define AHEAD_AFTER (1 << 20)    /* a copy reads ahead when this much has been given */
 #define AHEAD_FOR (4 << 20)      /* and more than this is asked for */
-#define READ_PART (256u << 10)   /* bytes of a read that are passed at once */
+#define READ_PART (256u << 10)   /* bytes of a read that are passed at once, at least */
 #define READ_ASIDE (1u << 20)    /* a read of this many bytes is worth a thread */
 
 /* The caller's cores in two halves. Measured on a virtual machine of two cores, a copy of 1 GB: left to the
@@ -85,13 +85,45 @@ static lay_code end_of(lay_source *s, lay_error *err)
     return s->ops->end == NULL ? LAY_OK : s->ops->end(s, err);
 }
 
+/* ---- helping ----------------------------------------------------------------------------------------- */
+
+struct lay_crew {
+    pthread_mutex_t lock;            /* guards all here, and what each kind of call has besides */
+    pthread_cond_t news;             /* for the thread that passes */
+    uint64_t offered;
+};
+#define CREW { .lock = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER }
+
+void lay_source_offer(lay_source *s)
+{
+    lay_crew *c = s->crew;
+    pthread_mutex_lock(&c->lock);
+    c->offered++;
+    pthread_cond_signal(&c->news);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* Under the lock, which is free meanwhile: there is nothing to pass. *seen: the offers that came to their end. */
+static void help_or_wait(lay_source *s, lay_crew *c, uint64_t *seen)
+{
+    uint64_t offered = c->offered;
+    if (offered == *seen) {
+        pthread_cond_wait(&c->news, &c->lock);
+        return;
+    }
+    pthread_mutex_unlock(&c->lock);
+    bool some = s->ops->help(s);
+    pthread_mutex_lock(&c->lock);
+    if (!some)
+        *seen = offered;
+}
+
 /* ---- passing behind a large read ------------------------------------------------------------------- */
 
 typedef struct behind {
     lay_source *s;
     const uint8_t *p;
-    pthread_mutex_t lock;            /* guards both below */
-    pthread_cond_t more;
+    lay_crew crew;                   /* guards both below */
     size_t filled; bool over;
     pthread_t thread; bool running;
 } behind;
@@ -100,43 +132,46 @@ static void *pass_behind(void *arg)
 {
     behind *b = arg;
     size_t done = 0;
-    pthread_mutex_lock(&b->lock);
+    uint64_t seen = 0;
+    pthread_mutex_lock(&b->crew.lock);
     for (;;) {
         while (b->filled == done && !b->over)
-            pthread_cond_wait(&b->more, &b->lock);
+            help_or_wait(b->s, &b->crew, &seen);
         size_t upto = b->filled;
         if (upto == done)
             break;
-        pthread_mutex_unlock(&b->lock);
+        pthread_mutex_unlock(&b->crew.lock);
         b->s->ops->pass(b->s, b->p + done, upto - done);
         done = upto;
-        pthread_mutex_lock(&b->lock);
+        pthread_mutex_lock(&b->crew.lock);
     }
-    pthread_mutex_unlock(&b->lock);
+    pthread_mutex_unlock(&b->crew.lock);
     return NULL;
 }
 
 static void behind_tell(behind *b, size_t part, bool over)
 {
-    pthread_mutex_lock(&b->lock);
+    pthread_mutex_lock(&b->crew.lock);
     b->filled += part;
     b->over = over;
-    pthread_cond_signal(&b->more);
-    pthread_mutex_unlock(&b->lock);
+    pthread_cond_signal(&b->crew.news);
+    pthread_mutex_unlock(&b->crew.lock);
 }
 
 static lay_code read_parts(lay_source *s, uint8_t *p, size_t n, size_t *got, lay_error *err)
 {
-    behind b = { .s = s, .p = p, .lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER };
+    behind b = { .s = s, .p = p, .crew = CREW };
     if (s->ops->pass != NULL && n >= READ_ASIDE) {
         halves cores;
         halve(&cores);
         b.running = start_thread(&b.thread, pass_behind, &b, &cores, &cores.far);
+        s->crew = b.running ? &b.crew : NULL;
     }
+    size_t most = n / 16 < READ_PART ? READ_PART : n / 16 < PIECE_SIZE ? n / 16 : PIECE_SIZE;
     lay_code code = LAY_OK;
     bool whole = true;
     while (whole && *got < n) {
-        size_t want = n - *got < READ_PART ? n - *got : READ_PART, part = 0;
+        size_t want = n - *got < most ? n - *got : most, part = 0;
         code = s->ops->read(s, p + *got, want, &part, err);
         if (code != LAY_OK)
             part = 0;
@@ -150,6 +185,7 @@ static lay_code read_parts(lay_source *s, uint8_t *p, size_t n, size_t *got, lay
     if (b.running) {
         behind_tell(&b, 0, true);
         pthread_join(b.thread, NULL);
+        s->crew = NULL;
     }
     if (code == LAY_OK || *got == 0)
         return code;
@@ -224,7 +260,7 @@ static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t lim
 
 typedef struct ahead {
     lay_source *s;
-    pthread_mutex_t lock;       /* guards the counts of s and all below */
+    lay_crew crew;              /* guards the counts of s and all below */
     pthread_cond_t filled, freed;
     bool stop, over;            /* over: nothing more will be filled */
     lay_error failure;
@@ -253,21 +289,22 @@ static void *read_on(void *arg)
 {
     ahead *a = arg;
     lay_source *s = a->s;
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(&a->crew.lock);
     while (!a->over) {
         while (!has_room(s) && !a->stop)
-            pthread_cond_wait(&a->freed, &a->lock);
+            pthread_cond_wait(&a->freed, &a->crew.lock);
         if (a->stop)
             break;
         lay_piece *piece = piece_at(s, s->filled);
-        pthread_mutex_unlock(&a->lock);
+        pthread_mutex_unlock(&a->crew.lock);
         lay_code code = fill(s, piece, PIECE_SIZE, &a->failure);
-        pthread_mutex_lock(&a->lock);
+        pthread_mutex_lock(&a->crew.lock);
         a->over = code != LAY_OK || piece->len == 0;
         s->filled += piece->len > 0;
-        pthread_cond_broadcast(&a->filled);
+        pthread_cond_signal(&a->filled);
+        pthread_cond_signal(&a->crew.news);
     }
-    pthread_mutex_unlock(&a->lock);
+    pthread_mutex_unlock(&a->crew.lock);
     return NULL;
 }
 
@@ -275,20 +312,21 @@ static void *pass_on(void *arg)
 {
     ahead *a = arg;
     lay_source *s = a->s;
-    pthread_mutex_lock(&a->lock);
+    uint64_t seen = 0;
+    pthread_mutex_lock(&a->crew.lock);
     for (;;) {
         while (s->passed == s->filled && !a->over && !a->stop)
-            pthread_cond_wait(&a->filled, &a->lock);
+            help_or_wait(s, &a->crew, &seen);
         if (a->stop || s->passed == s->filled)
             break;
         lay_piece *piece = piece_at(s, s->passed);
-        pthread_mutex_unlock(&a->lock);
+        pthread_mutex_unlock(&a->crew.lock);
         s->ops->pass(s, piece->p, piece->len);
-        pthread_mutex_lock(&a->lock);
+        pthread_mutex_lock(&a->crew.lock);
         s->passed++;
         pthread_cond_signal(&a->freed);
     }
-    pthread_mutex_unlock(&a->lock);
+    pthread_mutex_unlock(&a->crew.lock);
     return NULL;
 }
 
@@ -297,11 +335,11 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
 {
     lay_source *s = a->s;
     while (limit - *written >= (int64_t)PIECE_SIZE) {
-        pthread_mutex_lock(&a->lock);
+        pthread_mutex_lock(&a->crew.lock);
         while (s->written == s->filled && !a->over)
-            pthread_cond_wait(&a->filled, &a->lock);
+            pthread_cond_wait(&a->filled, &a->crew.lock);
         bool some = s->written < s->filled;
-        pthread_mutex_unlock(&a->lock);
+        pthread_mutex_unlock(&a->crew.lock);
         if (!some) {
             *end = a->failure.code == LAY_OK;
             if (!*end)
@@ -311,12 +349,12 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
         bool more;
         lay_piece *piece = piece_at(s, s->written);
         lay_code code = write_piece(s, piece, fd, limit, deadline, written, &more, err);
-        pthread_mutex_lock(&a->lock);
+        pthread_mutex_lock(&a->crew.lock);
         if (piece->at == piece->len) {
             s->written++;
             pthread_cond_signal(&a->freed);
         }
-        pthread_mutex_unlock(&a->lock);
+        pthread_mutex_unlock(&a->crew.lock);
         if (code != LAY_OK || !more || (deadline >= 0 && now_ms() >= deadline))
             return code;
     }
@@ -325,17 +363,17 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
 
 static void stop(ahead *a)
 {
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(&a->crew.lock);
     a->stop = true;
-    pthread_cond_broadcast(&a->filled);
-    pthread_cond_broadcast(&a->freed);
-    pthread_mutex_unlock(&a->lock);
+    pthread_cond_signal(&a->crew.news);
+    pthread_cond_signal(&a->freed);
+    pthread_mutex_unlock(&a->crew.lock);
 }
 
 /* *alone: there are no threads for it, and nothing was done. */
 static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadline, int64_t *written, int *end, bool *alone, lay_error *err)
 {
-    ahead a = { .s = s, .lock = PTHREAD_MUTEX_INITIALIZER, .filled = PTHREAD_COND_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER };
+    ahead a = { .s = s, .crew = CREW, .filled = PTHREAD_COND_INITIALIZER, .freed = PTHREAD_COND_INITIALIZER };
     pthread_t reader, passer;
     lay_code code = LAY_OK;
     bool passing = s->ops->pass != NULL;
@@ -346,6 +384,7 @@ static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadlin
         *alone = true;
         return LAY_OK;
     }
+    s->crew = passing ? &a.crew : NULL;
     if (start_thread(&reader, read_on, &a, &cores, &cores.near)) {
         code = write_on(&a, fd, limit, deadline, written, end, err);
         stop(&a);
@@ -356,6 +395,7 @@ static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadlin
     }
     if (passing)
         pthread_join(passer, NULL);
+    s->crew = NULL;
     /* What was read and nobody wrote or passed stays; what reading failed at, the source says again. */
     return code;
 }

@@ -313,20 +313,19 @@ static int open_in_root(int root_fd, const char *path, size_t n)
     return open_following(root_fd, path, n);
 }
 
-int lay_tree_open_regular(int dir_fd, const char *name)
+int lay_tree_open_regular(int dir_fd, const char *name, struct stat *st)
 {
-    struct stat st;
     /* asked first: opening a device or a fifo already does something to it */
-    if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+    if (fstatat(dir_fd, name, st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
         return -1;
-    if (!S_ISREG(st.st_mode)) {
-        errno = S_ISLNK(st.st_mode) ? ELOOP : EINVAL;
+    if (!S_ISREG(st->st_mode)) {
+        errno = S_ISLNK(st->st_mode) ? ELOOP : EINVAL;
         return -1;
     }
     LAY_AUTO_FD int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-    if (fd < 0 || fstat(fd, &st) < 0)
+    if (fd < 0 || fstat(fd, st) < 0)
         return -1;
-    if (!S_ISREG(st.st_mode)) {
+    if (!S_ISREG(st->st_mode)) {
         errno = EINVAL;
         return -1;
     }
@@ -367,13 +366,11 @@ void lay_parent_free(lay_parent *p)
     *p = (lay_parent)LAY_PARENT_NONE;
 }
 
-int lay_tree_open_file(int root_fd, const char *path, size_t n)
+int lay_tree_open_file(int root_fd, lay_parent *parent, const char *path, size_t n, struct stat *st)
 {
-    const char *slash = memrchr(path, '/', n);
-    if (slash == NULL)
-        return lay_tree_open_regular(root_fd, path);
-    LAY_AUTO_FD int parent = open_in_root(root_fd, path, (size_t)(slash - path));
-    return parent < 0 ? -1 : lay_tree_open_regular(parent, slash + 1);
+    const char *base;
+    int dir_fd = lay_parent_open(parent, root_fd, path, n, &base);
+    return dir_fd < 0 ? -1 : lay_tree_open_regular(dir_fd, base, st);
 }
 
 int lay_tree_stat(int root_fd, const char *path, size_t n, struct stat *st)

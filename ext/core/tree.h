@@ -17,18 +17,18 @@ size_t lay_path_clean(const char *name, size_t n, char *out);
 /* Open a directory below root_fd (path of 0 bytes: root itself again): O_RDONLY|O_DIRECTORY|O_CLOEXEC
  * plus flags. -1 and errno on failure; ELOOP when a component is a symbolic link (ENOTDIR for the last). */
 int lay_tree_open_dir(int root_fd, const char *path, size_t n, int flags);
-/* Open a regular file for reading, never a link, a fifo or a device (ELOOP, EINVAL); links in its
- * parents are followed as if root were "/". */
-int lay_tree_open_file(int root_fd, const char *path, size_t n);
-/* The same for a name in an open directory. */
-int lay_tree_open_regular(int dir_fd, const char *name);
+/* Open a regular file for reading, never a link, a fifo or a device (ELOOP, EINVAL): none of these is
+ * opened even to be looked at. *st: what it is, once it is open. */
+int lay_tree_open_regular(int dir_fd, const char *name, struct stat *st);
 /* The parent of the path last asked for, kept open: files of one directory mostly come together, and
- * resolving is the dear part of an open. Links are followed as in lay_tree_open_file. The descriptor
+ * resolving is the dear part of an open. Links are followed as if root were "/". The descriptor
  * stays the holder's; *base is the last component, inside path. -1 and errno on failure. */
 typedef struct lay_parent { int fd; char *path; size_t len, cap; } lay_parent;
 #define LAY_PARENT_NONE { -1, NULL, 0, 0 }
 int lay_parent_open(lay_parent *p, int root_fd, const char *path, size_t n, const char **base);
 void lay_parent_close(lay_parent *p);   /* forget it, as the tree has changed */
+/* lay_tree_open_regular of a path; links in its parents are followed as if root were "/". */
+int lay_tree_open_file(int root_fd, lay_parent *parent, const char *path, size_t n, struct stat *st);
 void lay_parent_free(lay_parent *p);
 /* Open a directory that is a child of dir_fd, for reading; never a link. *crossed: it is seen to be a
  * mount point (where the kernel cannot say so, st_dev still does unless it is a bind mount). */

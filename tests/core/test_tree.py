@@ -99,11 +99,11 @@ class Tree:
         return self._inside(opened(lambda: self.lib.lay_tree_open_dir(self.fd, raw, len(raw), flags)))
 
     def file(self, path: str) -> Any:
-        raw = os.fsencode(path)
-        return self._inside(opened(lambda: self.lib.lay_tree_open_file(self.fd, raw, len(raw))))
+        return self._inside(opened(lambda: open_file(self, os.fsencode(path))))
 
     def regular(self, name: str) -> Any:
-        return self._inside(opened(lambda: self.lib.lay_tree_open_regular(self.fd, os.fsencode(name))))
+        with CStat() as (memory, _):
+            return self._inside(opened(lambda: self.lib.lay_tree_open_regular(self.fd, os.fsencode(name), memory)))
 
     def stat(self, path: str) -> os.stat_result | str:
         raw = os.fsencode(path)
@@ -125,6 +125,18 @@ class CStat:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+def open_file(tree: Tree, raw: bytes) -> int:
+    """lay_tree_open_file, and its answer about the file is that of the descriptor."""
+    parent = door.ffi.new("lay_parent *", {"fd": -1})
+    with CStat() as (memory, inode):
+        fd = tree.lib.lay_tree_open_file(tree.fd, parent, raw, len(raw), memory)
+        failure = door.ffi.errno
+        assert fd < 0 or os.fstat(fd).st_ino == inode()
+    tree.lib.lay_parent_free(parent)
+    door.ffi.errno = failure
+    return fd
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +288,7 @@ def test_paths_longer_than_the_kernel_takes(tree: Tree, length: int) -> None:
     make_deep(tree.fd, parts)
     deep = "/".join(parts)
     raw = os.fsencode(f"{deep}/f")
-    fd = tree.lib.lay_tree_open_file(tree.fd, raw, len(raw))
+    fd = open_file(tree, raw)
     assert fd >= 0, os.strerror(door.ffi.errno)
     with open(fd) as f:
         assert f.read() == "deep"

@@ -18,8 +18,8 @@ C_FLOORS = [
     {"lay"},
     {"error"},
     {"text", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
-    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place"},
-    {"pool", "split", "split_record", "split_read", "split_seek", "changes"},
+    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload"},
+    {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "export"},
     {"exact"},
     {"apply"},
@@ -27,7 +27,7 @@ C_FLOORS = [
 C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read", "split_seek"},
               {"unpack", "unpack_state", "unpack_names", "unpack_replaced"},
               {"changes", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
-C_NEIGHBOURS = {("sweep", "trail"), ("check", "assemble")}
+C_NEIGHBOURS = {("sweep", "trail")}
 C_EXTRA = {"changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
 
 PY_FLOORS = [
