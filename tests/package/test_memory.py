@@ -50,6 +50,8 @@ def tar(room):
             out.write(block)
         for n in range(SIZE_MB * 2):
             out.write(tarkit.file(f"d{n % 7}/f{n}", block[n : n + (1 << 18)]))
+        for n in range(SIZE_MB * 20):
+            out.write(tarkit.file(f"s{n % 7}/f{n}", block[n : n + 1000]))
         out.write(tarkit.end())
     return path
 

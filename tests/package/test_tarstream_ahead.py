@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 import layerstore
 
 MIB = 1 << 20
-TAR = b"".join(tarkit.file(f"f{n:03}", recipes.noise(n * 3001, n)) for n in range(1, 90)) + tarkit.end(20)
+NOISE = recipes.noise(MIB)
+TAR = (
+    b"".join(tarkit.file(f"f{n:03}", recipes.noise(n * 3001, n)) for n in range(1, 90))
+    + b"".join(tarkit.file(f"s{n % 9}/{n}", NOISE[n : n + n * 31 % 2000]) for n in range(2000))
+    + tarkit.end(20)
+)
 
 
 @pytest.fixture
