@@ -141,20 +141,18 @@ static bool same_time(struct timespec a, struct timespec b)
     return a.tv_sec == b.tv_sec && (a.tv_nsec == b.tv_nsec || a.tv_nsec == 0 || b.tv_nsec == 0);
 }
 
-int lay_sides_differ(const lay_side *a, const lay_side *b, bool *differs)
+bool lay_stats_differ(const struct stat *a, const struct stat *b)
 {
-    const struct stat *x = a->st, *y = b->st;
-    *differs = x->st_mode != y->st_mode || x->st_uid != y->st_uid || x->st_gid != y->st_gid || x->st_rdev != y->st_rdev
-        || (!S_ISDIR(x->st_mode) && (x->st_size != y->st_size || !same_time(x->st_mtim, y->st_mtim)));
-    if (*differs)
-        return 0;
+    return a->st_mode != b->st_mode || a->st_uid != b->st_uid || a->st_gid != b->st_gid || a->st_rdev != b->st_rdev
+        || (!S_ISDIR(a->st_mode) && (a->st_size != b->st_size || !same_time(a->st_mtim, b->st_mtim)));
+}
+
+int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *b_name)
+{
     uint8_t u[CAPABILITY_MAX], v[CAPABILITY_MAX];
-    ssize_t n = lay_tree_getxattr(a->dir_fd, a->name, "security.capability", u, sizeof u);
-    ssize_t m = n < 0 ? -1 : lay_tree_getxattr(b->dir_fd, b->name, "security.capability", v, sizeof v);
-    if (m < 0)
-        return -1;
-    *differs = n != m || memcmp(u, v, (size_t)n) != 0;
-    return 0;
+    ssize_t n = lay_tree_getxattr(a_fd, a_name, "security.capability", u, sizeof u);
+    ssize_t m = n < 0 ? -1 : lay_tree_getxattr(b_fd, b_name, "security.capability", v, sizeof v);
+    return m < 0 ? -1 : n != m || memcmp(u, v, (size_t)n) != 0;
 }
 
 /* ---- two trees ---- */
@@ -231,9 +229,11 @@ static lay_code pairs_next(pairs *p, lay_error *err)
     if (was) {
         if (st.st_ino == old_st.st_ino && st.st_dev == old_st.st_dev)
             return LAY_OK;
-        lay_side a = { lay_trail_fd(&p->fresh), text, &st }, b = { lay_trail_fd(&p->old), text, &old_st };
-        if (lay_sides_differ(&a, &b, &differs) < 0)
+        int differ = lay_stats_differ(&st, &old_st) ? 1
+            : lay_capabilities_differ(lay_trail_fd(&p->fresh), text, lay_trail_fd(&p->old), text);
+        if (differ < 0)
             return lay_differ_fail(&p->differ, errno, text, "read security.capability", err);
+        differs = differ > 0;
     }
     if (differs) {
         lay_code code = lay_differ_record(&p->differ, was ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err);

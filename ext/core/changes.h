@@ -29,9 +29,9 @@ lay_code lay_differ_record(lay_differ *d, int kind, const char *name, size_t n, 
 lay_code lay_differ_fail(lay_differ *d, int sys_errno, const char *name, const char *what, lay_error *err);
 void lay_differ_free(lay_differ *d);
 
-/* How one side of a comparison is reached, for security.capability. */
-typedef struct lay_side { int dir_fd; const char *name; const struct stat *st; } lay_side;
-/* *differs as moby has it; 0, or -1 and errno. */
-int lay_sides_differ(const lay_side *a, const lay_side *b, bool *differs);
+/* Whether two things differ, as moby has it: by what stat tells, and by security.capability. */
+bool lay_stats_differ(const struct stat *a, const struct stat *b);
+/* 1 or 0; -1 and errno. */
+int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *b_name);
 
 #endif

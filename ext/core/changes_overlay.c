@@ -5,256 +5,317 @@
  * path, nearest first (none: all here is new, nothing is looked up), and whether an opaque mark at or
  * above it cuts them off, so that an old name is deleted unless upper has it too. A whiteout deletes
  * what the lowers show. Marks of renamed directories and of files without their data need what only
- * a mount can do: LAY_E_UNSUPPORTED.
+ * a mount can do: LAY_E_UNSUPPORTED. The directories are spots (changes_spots.h): any thread may be in any of
+ * them, with descriptors of its own.
  * Source: fs/overlayfs/namei.c (what hides what); go-archive, changes_linux.go (what is a change).
  */
-#include "changes.h"
+#include "changes_spots.h"
 #include "whiteout.h"
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
 
-#define SLOTS 64               /* lower directories kept open, whatever the number of lowers */
+#ifndef SYS_listxattrat
+#define SYS_listxattrat 465
+#endif
+
+#define UPPER SIZE_MAX         /* in place of a lower's number */
+#define UPPER_SLOTS 4u         /* directories of upper kept open in a thread */
+#define LOWER_SLOTS 128u       /* of lowers: for 64 of them the directory we are in and the one above it */
+#define MANY_LOWERS 32u        /* two threads are enough there: descriptors are few */
+#define LIST_SIZE 1024         /* names of extended attributes; where there are more, each is asked for */
 #define HIDDEN DT_WHT          /* lay_name.type: a whiteout of upper */
 #define GONE 255               /* lay_name.type: listed, but not there any more */
 
-typedef struct level {
-    lay_names names; size_t next;
-    size_t lowers, nlowers;    /* in overlay.lowers */
-    uint64_t serial;           /* of this directory among all entered */
-    bool cut;
-} level;
-
-typedef struct slot { int fd; size_t lower; uint64_t serial; } slot;
-
 typedef struct overlay {
-    lay_differ differ;
-    lay_trail upper;
+    int upper_fd;              /* our own */
     const int *lower_fds; size_t n;
     const char *opaque, *redirect, *metacopy, *xwhiteout;
-    level *levels; size_t depth, cap;
-    size_t *lowers; size_t nlowers, lowers_cap;
-    uint64_t serial;
-    slot slots[SLOTS];
 } overlay;
 
-/* What the lowers show under one name of the directory we stand in. */
+typedef struct slot { int fd; size_t tree; const lay_spot *spot; } slot;
+
+/* One thread's. */
+typedef struct reader {
+    const overlay *o;
+    lay_path path;
+    slot upper[UPPER_SLOTS], lower[LOWER_SLOTS];
+} reader;
+
+/* What extended attributes a directory may have, of those that say anything here. */
+typedef struct marks { bool opaque, redirect, capability; } marks;
+
+/* What the lowers show under one name of a directory. */
 typedef struct old_view {
     bool visible;
     struct stat st;
     size_t lower;              /* that shows it */
-    size_t from;               /* in the level's list of lowers */
 } old_view;
 
-static level *here(overlay *o) { return &o->levels[o->depth - 1]; }
+/* ---- ways ---- */
 
-/* Lower directory of the level we stand in; a descriptor of the slot's, or -1 and errno. */
-static int lower_dir(overlay *o, size_t lower)
+static lay_code fail(reader *r, const lay_spot *s, int sys_errno, const char *name, const char *what, lay_error *err)
 {
-    const level *l = here(o);
-    if (o->depth == 1)
-        return o->lower_fds[lower];
-    slot *s = &o->slots[lower % SLOTS];
-    if (s->fd >= 0 && s->lower == lower && s->serial == l->serial)
-        return s->fd;
-    const int flags = O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
-    const lay_differ *d = &o->differ;
-    bool in_parent = s->fd >= 0 && s->lower == lower && s->serial == l[-1].serial;
-    size_t base = d->depth > 1 ? d->lens[d->depth - 2] + 1 : 0;
-    int fd = in_parent ? openat(s->fd, d->path.text + base, flags)
-                       : lay_tree_open_dir(o->lower_fds[lower], d->path.text, d->path.len, flags);
-    if (fd < 0)
-        return -1;
-    lay_close_owner(&s->fd);
-    *s = (slot){ fd, lower, l->serial };
-    return fd;
+    lay_code code = lay_spot_path(s, &r->path, err);
+    if (code == LAY_OK && name[0] != '\0')
+        code = lay_path_push(&r->path, name, strlen(name), err);
+    return code != LAY_OK ? code : lay_fail_os(err, sys_errno, r->path.text, what);
 }
 
-static lay_code unsupported(overlay *o, const char *name, const char *what, lay_error *err)
+static lay_code unsupported(reader *r, const lay_spot *s, const char *name, const char *what, lay_error *err)
 {
-    lay_code code = lay_path_push(&o->differ.path, name, strlen(name), err);
+    lay_code code = lay_spot_path(s, &r->path, err);
+    if (code == LAY_OK && name[0] != '\0')
+        code = lay_path_push(&r->path, name, strlen(name), err);
     if (code != LAY_OK)
         return code;
     lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there", what);
-    lay_error_path(err, o->differ.path.text, o->differ.path.len);
+    lay_error_path(err, r->path.text, r->path.len);
     return LAY_E_UNSUPPORTED;
 }
 
-/* A directory's marks: opaque or not; a redirect, or whiteouts made of xattrs, is beyond us. */
-static lay_code read_marks(overlay *o, int dir_fd, const char *name, bool *opaque, lay_error *err)
+static slot *slot_of(reader *r, const lay_spot *s, size_t tree)
 {
-    char value[8];
-    ssize_t n = lay_tree_getxattr(dir_fd, name, o->opaque, value, sizeof value);
-    if (n < 0 && errno != ERANGE)
-        return lay_differ_fail(&o->differ, errno, name, "read the opaque mark", err);
-    *opaque = n == 1 && value[0] == 'y';
-    if (n == 1 && value[0] == 'x')
-        return unsupported(o, name, "a directory with whiteouts as extended attributes", err);
-    int has = lay_tree_hasxattr(dir_fd, name, o->redirect);
-    if (has < 0)
-        return lay_differ_fail(&o->differ, errno, name, "read the redirect mark", err);
-    return has == 0 ? LAY_OK : unsupported(o, name, "a redirected directory", err);
+    return tree == UPPER ? &r->upper[s->depth % UPPER_SLOTS] : &r->lower[(tree * 2 + s->depth % 2) % LOWER_SLOTS];
 }
 
-static lay_code refuse_metacopy(overlay *o, int dir_fd, const char *name, lay_error *err)
+static int keep(reader *r, const lay_spot *s, size_t tree, int fd)
 {
-    int has = lay_tree_hasxattr(dir_fd, name, o->metacopy);
+    if (fd < 0)
+        return -1;
+    slot *k = slot_of(r, s, tree);
+    lay_close_owner(&k->fd);
+    *k = (slot){ fd, tree, s };
+    return fd;
+}
+
+/* The spot's directory in upper or in a lower: the slot's descriptor, or -1 and errno. */
+static int open_spot(reader *r, const lay_spot *s, size_t tree)
+{
+    int root_fd = tree == UPPER ? r->o->upper_fd : r->o->lower_fds[tree];
+    if (s->parent == NULL)
+        return root_fd;
+    const slot *k = slot_of(r, s, tree);
+    if (k->fd >= 0 && k->spot == s && k->tree == tree)
+        return k->fd;
+    lay_error ignored;
+    if (lay_spot_path(s, &r->path, &ignored) != LAY_OK) {
+        errno = ENOMEM;
+        return -1;
+    }
+    return keep(r, s, tree, lay_tree_open_dir(root_fd, r->path.text, r->path.len, tree == UPPER ? 0 : O_PATH));
+}
+
+/* The same from its parent's. */
+static int open_below(reader *r, const lay_spot *s, size_t tree, int parent_fd)
+{
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | (tree == UPPER ? 0 : O_PATH);
+    return keep(r, s, tree, openat(parent_fd, s->name, flags));
+}
+
+/* ---- marks ---- */
+
+static bool listed(const char *list, size_t n, const char *xattr)
+{
+    for (const char *at = list; at < list + n; at += strlen(at) + 1)
+        if (strcmp(at, xattr) == 0)
+            return true;
+    return false;
+}
+
+/* One list is cheaper than asking for each, and mostly says that there is none. */
+static marks list_marks(const overlay *o, int fd, size_t tree)
+{
+    char list[LIST_SIZE];
+    ssize_t n = tree == UPPER ? flistxattr(fd, list, sizeof list)
+                              : syscall(SYS_listxattrat, fd, ".", 0, list, sizeof list);   /* O_PATH: by a name only */
+    if (n < 0)
+        return (marks){ true, true, true };
+    return (marks){ listed(list, (size_t)n, o->opaque), listed(list, (size_t)n, o->redirect),
+                    listed(list, (size_t)n, "security.capability") };
+}
+
+/* A directory's marks: opaque or not; a redirect, or whiteouts made of xattrs, is beyond us. */
+static lay_code read_marks(reader *r, const lay_spot *s, int parent_fd, marks found, bool *opaque, lay_error *err)
+{
+    char value[8];
+    ssize_t n = found.opaque ? lay_tree_getxattr(parent_fd, s->name, r->o->opaque, value, sizeof value) : 0;
+    if (n < 0 && errno != ERANGE)
+        return fail(r, s, errno, "", "read the opaque mark", err);
+    *opaque = n == 1 && value[0] == 'y';
+    if (n == 1 && value[0] == 'x')
+        return unsupported(r, s, "", "a directory with whiteouts as extended attributes", err);
+    int has = found.redirect ? lay_tree_hasxattr(parent_fd, s->name, r->o->redirect) : 0;
+    if (has < 0)
+        return fail(r, s, errno, "", "read the redirect mark", err);
+    return has == 0 ? LAY_OK : unsupported(r, s, "", "a redirected directory", err);
+}
+
+static lay_code refuse_metacopy(reader *r, const lay_spot *s, int dir_fd, const char *name, lay_error *err)
+{
+    int has = lay_tree_hasxattr(dir_fd, name, r->o->metacopy);
     if (has > 0)
-        return unsupported(o, name, "a file without its data (metacopy)", err);
-    return has == 0 || errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, name, "read the metacopy mark", err);
+        return unsupported(r, s, name, "a file without its data (metacopy)", err);
+    return has == 0 || errno == ENOENT ? LAY_OK : fail(r, s, errno, name, "read the metacopy mark", err);
 }
 
 /* Does this thing of a lower hide what is below? A device, or an empty file with a mark. */
-static lay_code hides(overlay *o, int dir_fd, const char *name, const struct stat *st, bool *hidden, lay_error *err)
+static lay_code hides(reader *r, const lay_spot *s, int dir_fd, const char *name, const struct stat *st, bool *hidden, lay_error *err)
 {
     *hidden = lay_stat_is_whiteout(st->st_mode, st->st_rdev);
     if (*hidden || !S_ISREG(st->st_mode) || st->st_size != 0)
         return LAY_OK;
-    int has = lay_tree_hasxattr(dir_fd, name, o->xwhiteout);
+    int has = lay_tree_hasxattr(dir_fd, name, r->o->xwhiteout);
     *hidden = has > 0;
-    return has >= 0 || errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, name, "read the whiteout mark", err);
+    return has >= 0 || errno == ENOENT ? LAY_OK : fail(r, s, errno, name, "read the whiteout mark", err);
 }
 
-static lay_code look_up(overlay *o, const char *name, old_view *v, lay_error *err)
+/* ---- names ---- */
+
+/* 1 or 0; -1 and errno. dir is the directory of the thing in upper. */
+static int capability_differs(reader *r, const lay_spot *dir, int dir_fd, const char *name, size_t lower)
 {
-    const level *l = here(o);
+    int old_fd = open_spot(r, dir, lower);
+    return old_fd < 0 ? -1 : lay_capabilities_differ(dir_fd, name, old_fd, name);
+}
+
+static lay_code look_up(reader *r, const lay_spot *s, const char *name, old_view *v, lay_error *err)
+{
     v->visible = false;
-    for (size_t i = 0; i < l->nlowers; i++) {
-        size_t lower = o->lowers[l->lowers + i];
-        int fd = lower_dir(o, lower);
+    for (size_t i = 0; i < s->nlowers; i++) {
+        v->lower = s->lowers[i];
+        int fd = open_spot(r, s, v->lower);
         if (fd < 0)
-            return lay_differ_fail(&o->differ, errno, "", "open a lower directory", err);
+            return fail(r, s, errno, "", "open a lower directory", err);
         if (fstatat(fd, name, &v->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
             if (errno != ENOENT)
-                return lay_differ_fail(&o->differ, errno, name, "look up in a lower", err);
+                return fail(r, s, errno, name, "look up in a lower", err);
             continue;
         }
         bool hidden;
-        if (hides(o, fd, name, &v->st, &hidden, err))
-            return err->code;
-        v->visible = !hidden;
-        v->lower = lower;
-        v->from = i;
-        break;
-    }
-    return LAY_OK;
-}
-
-static lay_code add_lower(overlay *o, size_t lower, lay_error *err)
-{
-    if (o->nlowers == o->lowers_cap) {
-        size_t cap = o->lowers_cap * 2 + 64;
-        size_t *grown = reallocarray(o->lowers, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        o->lowers = grown;
-        o->lowers_cap = cap;
-    }
-    o->lowers[o->nlowers++] = lower;
-    return LAY_OK;
-}
-
-/* The lowers that make up old directory name, appended to o->lowers: down to a whiteout, something
- * that is no directory, or an opaque directory. */
-static lay_code gather_lowers(overlay *o, const char *name, const old_view *v, lay_error *err)
-{
-    const level l = *here(o);
-    lay_code code = LAY_OK;
-    bool opaque = false;
-    for (size_t i = v->from; i < l.nlowers && code == LAY_OK && !opaque; i++) {
-        size_t lower = o->lowers[l.lowers + i];
-        int fd = lower_dir(o, lower);
-        struct stat st;
-        if (fd < 0)
-            return lay_differ_fail(&o->differ, errno, "", "open a lower directory", err);
-        if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
-            if (errno != ENOENT)
-                return lay_differ_fail(&o->differ, errno, name, "look up in a lower", err);
-            continue;
-        }
-        if (!S_ISDIR(st.st_mode))
-            break;
-        code = read_marks(o, fd, name, &opaque, err);
-        if (code == LAY_OK)
-            code = add_lower(o, lower, err);
-    }
-    return code;
-}
-
-/* The trail stands in the directory already; its lowers are the last n of o->lowers. */
-static lay_code read_level(overlay *o, size_t n, bool cut, lay_error *err)
-{
-    if (o->depth == o->cap) {
-        size_t cap = o->cap * 2 + 32;
-        level *grown = reallocarray(o->levels, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        o->levels = grown;
-        o->cap = cap;
-    }
-    level *l = &o->levels[o->depth++];
-    *l = (level){ .lowers = o->nlowers - n, .nlowers = n, .serial = o->serial++, .cut = cut };
-    lay_code code = lay_names_read(&l->names, lay_trail_fd(&o->upper), err);
-    if (code != LAY_OK && o->differ.path.len > 0)
-        lay_error_path(err, o->differ.path.text, o->differ.path.len);
-    return code;
-}
-
-static lay_code enter(overlay *o, const lay_name *name, const old_view *v, bool recorded, lay_error *err)
-{
-    const char *text = here(o)->names.text + name->at;
-    bool opaque;
-    size_t before = o->nlowers;
-    lay_code code = read_marks(o, lay_trail_fd(&o->upper), text, &opaque, err);
-    if (code == LAY_OK && v->visible && S_ISDIR(v->st.st_mode))
-        code = gather_lowers(o, text, v, err);
-    if (code != LAY_OK)
+        lay_code code = hides(r, s, fd, name, &v->st, &hidden, err);
+        v->visible = code == LAY_OK && !hidden;
         return code;
-    if (lay_trail_down(&o->upper, text) < 0) {      /* a tree in use: gone since it was listed */
-        o->nlowers = before;
-        return errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, text, "open directory", err);
     }
-    code = lay_differ_enter(&o->differ, text, name->len, recorded, err);
-    return code != LAY_OK ? code : read_level(o, o->nlowers - before, opaque || here(o)->cut, err);
+    return LAY_OK;
 }
 
-/* The next name of the upper directory. */
-static lay_code next_name(overlay *o, lay_error *err)
+/* The next name of an upper directory. */
+static lay_code note_name(reader *r, lay_spot *s, int fd, lay_name *name, const char *text, lay_error *err)
 {
-    level *l = here(o);
-    lay_name *name = &l->names.list[l->next++];
-    const char *text = l->names.text + name->at;
-    int fd = lay_trail_fd(&o->upper);
-    bool fresh = l->nlowers == 0, differs = true;
+    bool fresh = s->nlowers == 0, directory = name->type == DT_DIR;
     struct stat st;
     st.st_mode = (mode_t)name->type << 12;   /* as DTTOIF has it */
-    /* where all is new the kind is enough, and the listing has it */
-    if (!fresh || name->type == DT_UNKNOWN || name->type == DT_CHR) {
+    /* where all is new the kind is enough, and the listing has it; a directory is looked at when it is open */
+    if (!directory && (!fresh || name->type == DT_UNKNOWN || name->type == DT_CHR)) {
         if (fstatat(fd, text, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
             name->type = GONE;
-            return errno == ENOENT ? LAY_OK : lay_differ_fail(&o->differ, errno, text, "stat", err);
+            return errno == ENOENT ? LAY_OK : fail(r, s, errno, text, "stat", err);
         }
         if (lay_stat_is_whiteout(st.st_mode, st.st_rdev)) {
             name->type = HIDDEN;
             return LAY_OK;
         }
+        directory = S_ISDIR(st.st_mode);
     }
+    if (directory)
+        return lay_spot_note_dir(s, text, name->len, err);
     old_view v = { 0 };
-    lay_code code = fresh ? LAY_OK : look_up(o, text, &v, err);
+    lay_code code = fresh ? LAY_OK : look_up(r, s, text, &v, err);
     if (code == LAY_OK && S_ISREG(st.st_mode))
-        code = refuse_metacopy(o, fd, text, err);
+        code = refuse_metacopy(r, s, fd, text, err);
     if (code != LAY_OK)
         return code;
-    if (v.visible) {
-        int lower_fd = lower_dir(o, v.lower);
-        lay_side a = { fd, text, &st }, b = { lower_fd, text, &v.st };
-        if (lower_fd < 0 || lay_sides_differ(&a, &b, &differs) < 0)
-            return lay_differ_fail(&o->differ, errno, text, "read security.capability", err);
+    int differs = !v.visible || lay_stats_differ(&st, &v.st) ? 1
+        : capability_differs(r, s, fd, text, v.lower);
+    if (differs < 0)
+        return fail(r, s, errno, text, "read security.capability", err);
+    return differs > 0 ? lay_spot_note(s, v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err) : LAY_OK;
+}
+
+/* ---- the directory itself ---- */
+
+static lay_code add_lower(lay_spot *s, size_t lower, lay_error *err)
+{
+    if (s->lowers == NULL)
+        s->lowers = calloc(s->parent->nlowers, sizeof *s->lowers);
+    if (s->lowers == NULL)
+        return lay_fail_nomem(err);
+    s->lowers[s->nlowers++] = (unsigned)lower;
+    return LAY_OK;
+}
+
+/* What lies under its name in the lowers of the directory above: v, if anything, and the lowers that make up
+ * the old directory, down to a whiteout, something that is no directory, or an opaque directory. */
+static lay_code gather_lowers(reader *r, lay_spot *s, old_view *v, marks *old, lay_error *err)
+{
+    const lay_spot *parent = s->parent;
+    bool opaque = false;
+    for (size_t i = 0; i < parent->nlowers && !opaque; i++) {
+        size_t lower = parent->lowers[i];
+        int in = open_spot(r, parent, lower);
+        if (in < 0)
+            return fail(r, parent, errno, "", "open a lower directory", err);
+        int fd = open_below(r, s, lower, in);
+        if (fd < 0 && errno == ENOENT)
+            continue;
+        if (fd < 0 && errno != ENOTDIR && errno != ELOOP)
+            return fail(r, s, errno, "", "look up in a lower", err);
+        if (!v->visible && (fd >= 0 ? fstat(fd, &v->st) : fstatat(in, s->name, &v->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT)) < 0)
+            return fail(r, s, errno, "", "look up in a lower", err);
+        if (fd < 0) {
+            bool hidden = false;
+            lay_code code = v->visible ? LAY_OK : hides(r, parent, in, s->name, &v->st, &hidden, err);
+            v->visible |= !hidden;
+            return code;
+        }
+        marks found = list_marks(r->o, fd, lower);
+        if (!v->visible) {
+            v->lower = lower;
+            *old = found;
+        }
+        v->visible = true;
+        lay_code code = read_marks(r, s, in, found, &opaque, err);
+        if (code == LAY_OK)
+            code = add_lower(s, lower, err);
+        if (code != LAY_OK)
+            return code;
     }
-    if (differs)
-        code = lay_differ_record(&o->differ, v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err);
-    return code == LAY_OK && S_ISDIR(st.st_mode) ? enter(o, name, &v, differs, err) : code;
+    return LAY_OK;
+}
+
+/* Opens the directory in upper and says how it differs itself, and from what its names will. */
+static lay_code enter(reader *r, lay_spot *s, int *fd, lay_error *err)
+{
+    int in = open_spot(r, s->parent, UPPER);
+    *fd = in < 0 ? -1 : open_below(r, s, UPPER, in);
+    if (*fd < 0) {                                  /* a tree in use: gone since it was listed */
+        s->kind = LAY_SPOT_GONE;
+        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? LAY_OK : fail(r, s, errno, "", "open directory", err);
+    }
+    struct stat st;
+    if (fstat(*fd, &st) < 0)
+        return fail(r, s, errno, "", "stat", err);
+    marks now = list_marks(r->o, *fd, UPPER), old = { 0 };
+    old_view v = { 0 };
+    bool opaque;
+    lay_code code = read_marks(r, s, in, now, &opaque, err);
+    if (code == LAY_OK)
+        code = gather_lowers(r, s, &v, &old, err);
+    if (code != LAY_OK)
+        return code;
+    int differs = !v.visible || lay_stats_differ(&st, &v.st);
+    if (differs == 0 && (now.capability || old.capability))
+        differs = capability_differs(r, s->parent, in, s->name, v.lower);
+    if (differs < 0)
+        return fail(r, s, errno, "", "read security.capability", err);
+    s->kind = differs == 0 ? LAY_SPOT_SAME : v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD;
+    s->cut = opaque || s->parent->cut;
+    return LAY_OK;
 }
 
 /* ---- deletions ---- */
@@ -279,15 +340,14 @@ static bool upper_has(const lay_names *names, size_t *at, const char *name, size
 
 /* Below an opaque mark: every old name that upper does not have. The lowers' sorted lists are merged;
  * the nearest that has a name says whether it is visible. */
-static lay_code delete_unnamed(overlay *o, lay_names *lists, size_t *next, lay_error *err)
+static lay_code delete_unnamed(reader *r, lay_spot *s, const lay_names *names, lay_names *lists, size_t *next, lay_error *err)
 {
-    const level *l = here(o);
     size_t at = 0;
     for (;;) {
-        size_t nearest = l->nlowers;
+        size_t nearest = s->nlowers;
         const char *least = NULL;
         size_t least_len = 0;
-        for (size_t i = 0; i < l->nlowers; i++) {
+        for (size_t i = 0; i < s->nlowers; i++) {
             if (next[i] == lists[i].count)
                 continue;
             const lay_name *x = &lists[i].list[next[i]];
@@ -301,117 +361,168 @@ static lay_code delete_unnamed(overlay *o, lay_names *lists, size_t *next, lay_e
         if (least == NULL)
             return LAY_OK;
         uint8_t type = lists[nearest].list[next[nearest]].type;
-        for (size_t i = 0; i < l->nlowers; i++)
+        for (size_t i = 0; i < s->nlowers; i++)
             if (next[i] < lists[i].count && strcmp(lists[i].text + lists[i].list[next[i]].at, least) == 0)
                 next[i]++;
-        if (upper_has(&l->names, &at, least, least_len))
+        if (upper_has(names, &at, least, least_len))
             continue;
+        bool hidden = false;
         if (type == DT_CHR || type == DT_REG || type == DT_UNKNOWN) {
             struct stat st;
-            bool hidden;
-            int fd = lower_dir(o, o->lowers[l->lowers + nearest]);
+            int fd = open_spot(r, s, s->lowers[nearest]);
             if (fd < 0 || fstatat(fd, least, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
-                return lay_differ_fail(&o->differ, errno, least, "look up in a lower", err);
-            if (hides(o, fd, least, &st, &hidden, err))
+                return fail(r, s, errno, least, "look up in a lower", err);
+            if (hides(r, s, fd, least, &st, &hidden, err) != LAY_OK)
                 return err->code;
-            if (hidden)
-                continue;
         }
-        lay_code code = lay_differ_record(&o->differ, LAY_CHANGE_DELETE, least, least_len, err);
+        lay_code code = hidden ? LAY_OK : lay_spot_note(s, LAY_CHANGE_DELETE, least, least_len, err);
         if (code != LAY_OK)
             return code;
     }
 }
 
-static lay_code delete_cut(overlay *o, lay_error *err)
+static lay_code delete_cut(reader *r, lay_spot *s, const lay_names *names, lay_error *err)
 {
-    const level *l = here(o);
-    lay_names *lists = calloc(l->nlowers, sizeof *lists);
-    LAY_AUTO_FREE size_t *next = calloc(l->nlowers, sizeof *next);
+    lay_names *lists = calloc(s->nlowers, sizeof *lists);
+    LAY_AUTO_FREE size_t *next = calloc(s->nlowers, sizeof *next);
     lay_code code = lists == NULL || next == NULL ? lay_fail_nomem(err) : LAY_OK;
-    for (size_t i = 0; i < l->nlowers && code == LAY_OK; i++) {
-        int dir = lower_dir(o, o->lowers[l->lowers + i]);
+    for (size_t i = 0; i < s->nlowers && code == LAY_OK; i++) {
+        int dir = open_spot(r, s, s->lowers[i]);
         LAY_AUTO_FD int fd = dir < 0 ? -1 : openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        code = fd < 0 ? lay_differ_fail(&o->differ, errno, "", "open a lower directory", err) : lay_names_read(&lists[i], fd, err);
+        code = fd < 0 ? fail(r, s, errno, "", "open a lower directory", err) : lay_names_read(&lists[i], fd, err);
     }
     if (code == LAY_OK)
-        code = delete_unnamed(o, lists, next, err);
-    for (size_t i = 0; lists != NULL && i < l->nlowers; i++)
+        code = delete_unnamed(r, s, names, lists, next, err);
+    for (size_t i = 0; lists != NULL && i < s->nlowers; i++)
         lay_names_free(&lists[i]);
     free(lists);
     return code;
 }
 
-static lay_code delete_hidden(overlay *o, lay_error *err)
+static lay_code delete_hidden(reader *r, lay_spot *s, const lay_names *names, lay_error *err)
 {
-    const lay_names *names = &here(o)->names;
     for (size_t i = 0; i < names->count; i++) {
         if (names->list[i].type != HIDDEN)
             continue;
         const char *text = names->text + names->list[i].at;
         old_view v;
-        lay_code code = look_up(o, text, &v, err);
+        lay_code code = look_up(r, s, text, &v, err);
         if (code == LAY_OK && v.visible)
-            code = lay_differ_record(&o->differ, LAY_CHANGE_DELETE, text, names->list[i].len, err);
+            code = lay_spot_note(s, LAY_CHANGE_DELETE, text, names->list[i].len, err);
         if (code != LAY_OK)
             return code;
     }
     return LAY_OK;
 }
 
-static lay_code leave(overlay *o, lay_error *err)
+/* ---- all of it ---- */
+
+static lay_code look_into(void *arg, lay_spot *s, lay_error *err)
 {
-    level *l = here(o);
-    lay_code code = LAY_OK;
-    if (l->nlowers > 0)
-        code = l->cut ? delete_cut(o, err) : delete_hidden(o, err);
-    if (code != LAY_OK)
+    reader *r = arg;
+    int fd = r->o->upper_fd;
+    lay_code code = s->parent != NULL ? enter(r, s, &fd, err) : LAY_OK;
+    if (code != LAY_OK || s->kind == LAY_SPOT_GONE)
         return code;
-    lay_names_free(&l->names);
-    o->nlowers = l->lowers;
-    if (--o->depth == 0)
-        return LAY_OK;
-    lay_differ_leave(&o->differ);
-    if (lay_trail_up(&o->upper, o->differ.path.text, o->differ.path.len) < 0)
-        return lay_differ_fail(&o->differ, errno, "", "go back to directory", err);
+    lay_names names;
+    code = lay_names_read(&names, fd, err);
+    if (code != LAY_OK) {
+        if (s->parent != NULL && lay_spot_path(s, &r->path, err) == LAY_OK)
+            lay_error_path(err, r->path.text, r->path.len);
+        return code;
+    }
+    for (size_t i = 0; i < names.count && code == LAY_OK; i++)
+        code = note_name(r, s, fd, &names.list[i], names.text + names.list[i].at, err);
+    if (code == LAY_OK && s->nlowers > 0)
+        code = s->cut ? delete_cut(r, s, &names, err) : delete_hidden(r, s, &names, err);
+    lay_names_free(&names);
+    return code;
+}
+
+static unsigned threads_for(size_t lowers)
+{
+    cpu_set_t set;
+    int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    unsigned most = lowers > MANY_LOWERS ? 2 : LAY_SPOT_THREADS;
+    return count < 1 ? 1 : (unsigned)count < most ? (unsigned)count : most;
+}
+
+static lay_code overlay_run(const overlay *o, lay_spot *root, unsigned threads, lay_error *err)
+{
+    reader *readers = calloc(threads, sizeof *readers);
+    void *of[LAY_SPOT_THREADS];
+    if (readers == NULL)
+        return lay_fail_nomem(err);
+    for (unsigned i = 0; i < threads; i++) {
+        reader *r = of[i] = &readers[i];
+        r->o = o;
+        for (size_t k = 0; k < UPPER_SLOTS; k++)
+            r->upper[k].fd = -1;
+        for (size_t k = 0; k < LOWER_SLOTS; k++)
+            r->lower[k].fd = -1;
+    }
+    lay_code code = lay_spot_walk(root, look_into, of, threads, err);
+    for (unsigned i = 0; i < threads; i++) {
+        for (size_t k = 0; k < UPPER_SLOTS; k++)
+            lay_close_owner(&readers[i].upper[k].fd);
+        for (size_t k = 0; k < LOWER_SLOTS; k++)
+            lay_close_owner(&readers[i].lower[k].fd);
+        lay_path_free(&readers[i].path);
+    }
+    free(readers);
+    return code;
+}
+
+static lay_code root_spot(lay_spot **out, size_t lowers, lay_error *err)
+{
+    lay_spot *root = *out = lay_spot_root();
+    unsigned *all = root == NULL ? NULL : calloc(lowers + 1, sizeof *all);
+    if (all == NULL)
+        return lay_fail_nomem(err);
+    for (size_t i = 0; i < lowers; i++)
+        all[i] = (unsigned)i;
+    root->lowers = all;
+    root->nlowers = lowers;
     return LAY_OK;
 }
 
-static lay_code overlay_run(overlay *o, int upper_fd, lay_error *err)
+static lay_code compare(const overlay *asked, int upper_fd, unsigned threads, lay_changes **out, lay_error *err)
 {
-    lay_code code = lay_differ_open(&o->differ, err);
-    if (code == LAY_OK && lay_trail_open(&o->upper, upper_fd, false) < 0)
-        code = lay_fail_os(err, errno, NULL, "open directory");
-    for (size_t i = 0; i < o->n && code == LAY_OK; i++)
-        code = add_lower(o, i, err);
+    overlay o = *asked;
+    /* opened anew: reading its names must not move the caller's descriptor */
+    LAY_AUTO_FD int own_fd = o.upper_fd = openat(upper_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (own_fd < 0)
+        return lay_fail_os(err, errno, NULL, "open directory");
+    lay_spot *root = NULL;
+    lay_differ differ;
+    lay_code code = lay_differ_open(&differ, err);
     if (code == LAY_OK)
-        code = read_level(o, o->n, false, err);
-    while (code == LAY_OK && o->depth > 0)
-        code = here(o)->next < here(o)->names.count ? next_name(o, err) : leave(o, err);
+        code = root_spot(&root, o.n, err);
+    if (code == LAY_OK)
+        code = overlay_run(&o, root, threads, err);
+    if (code == LAY_OK)
+        code = lay_spot_tell(root, &differ, err);
+    if (code == LAY_OK)
+        *out = lay_steal(differ.out);
+    lay_spot_free(root);
+    lay_differ_free(&differ);
     return code;
 }
 
 lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
 {
     bool user = (flags & LAY_CHANGES_USERXATTR) != 0;
-    overlay o = {
-        .upper = LAY_TRAIL_NONE, .lower_fds = lower_fds, .n = n, .opaque = lay_opaque_xattr(user),
+    const overlay o = {
+        .upper_fd = -1, .lower_fds = lower_fds, .n = n, .opaque = lay_opaque_xattr(user),
         .redirect = user ? LAY_REDIRECT_USER : LAY_REDIRECT_TRUSTED,
         .metacopy = user ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED,
         .xwhiteout = user ? LAY_XWHITEOUT_USER : LAY_XWHITEOUT_TRUSTED,
     };
-    for (size_t i = 0; i < SLOTS; i++)
-        o.slots[i].fd = -1;
-    lay_code code = overlay_run(&o, upper_fd, err);
-    if (code == LAY_OK)
-        *out = lay_steal(o.differ.out);
-    while (o.depth > 0)
-        lay_names_free(&o.levels[--o.depth].names);
-    for (size_t i = 0; i < SLOTS; i++)
-        lay_close_owner(&o.slots[i].fd);
-    free(o.levels);
-    free(o.lowers);
-    lay_trail_free(&o.upper);
-    lay_differ_free(&o.differ);
+    unsigned threads = threads_for(n);
+    lay_code code = compare(&o, upper_fd, threads, out, err);
+    if (code == LAY_E_OS && err->sys_errno == EMFILE && threads > 1) {
+        lay_error_clear(err);                /* each thread has descriptors of its own: one needs fewer */
+        code = compare(&o, upper_fd, 1, out, err);
+    }
     return code;
 }

@@ -550,7 +550,13 @@ class Store:
             aside = self._commit_mount(transaction, mount)
             self._settle_names(level)
         except BaseException:
-            self._withdraw_mount(mount)
+            try:
+                self._withdraw_mount(mount)
+            except OSError:
+                for id in made:           # still visible, perhaps: then it is whole, else cleanup()'s
+                    self._driver.recorded(id)
+                transaction.release()
+                raise
             for id in reversed(made):
                 with contextlib.suppress(OSError):
                     self._driver.remove(id)

@@ -26,9 +26,9 @@ C_FLOORS = [
 ]
 C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read", "split_seek"},
               {"unpack", "unpack_state", "unpack_names", "unpack_replaced"},
-              {"changes", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
+              {"changes", "changes_spots", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
 C_NEIGHBOURS = {("sweep", "trail")}
-C_EXTRA = {"changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
+C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
 
 PY_FLOORS = [
     {"errors", "_files"},

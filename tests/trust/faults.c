@@ -6,6 +6,8 @@
  * A close() that "fails" is carried out all the same, as every kernel does it.
  */
 #include <errno.h>
+#include <fcntl.h>
+#include <stdbool.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -91,11 +93,17 @@ int faults_number(const char *name)
     return -1;
 }
 
+/* Of fcntl only what makes a descriptor. */
+static bool is_meant(const struct seccomp_notif *asked)
+{
+    return asked->data.nr != SYS_fcntl || asked->data.args[1] == F_DUPFD || asked->data.args[1] == F_DUPFD_CLOEXEC;
+}
+
 static void answer(const struct seccomp_notif *asked, struct seccomp_notif_resp *given)
 {
     int number = asked->data.nr;
     pthread_mutex_lock(&s.lock);
-    if (number >= 0 && number < CALLS && s.armed[number] && ++s.met >= s.first && s.met <= s.last) {
+    if (number >= 0 && number < CALLS && s.armed[number] && is_meant(asked) && ++s.met >= s.first && s.met <= s.last) {
         if (s.failed++ == 0)
             s.first_failed = number;
         given->error = -s.answer;

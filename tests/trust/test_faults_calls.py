@@ -199,8 +199,8 @@ class ReadDifference(Operation):
 @operation()
 class OpenAndGet(Operation):
     def run(self, g: Ground) -> Any:
-        store = g.again()
-        return store.get(g.above.chain_id), store.get_rw_layer("rw"), sorted(store.map()), store.mounts()
+        with g.again() as store:
+            return store.get(g.above.chain_id), store.get_rw_layer("rw"), sorted(store.map()), store.mounts()
 
     def right(self, g: Ground, value: Any) -> bool:
         layer, rw, layers, mounts = value
@@ -498,7 +498,7 @@ class Walk:
         problems = again.verify()
         # What was being made may be half there; what was there before may not.
         worse = [p for p in problems if p.kind != "orphan" and not (many and p.subject == "new")]
-        if worse or (problems and not littered):
+        if worse or (problems and not littered and not self.deletes):
             self.wrong.append(f"{label}: {said}; {problems}")
         if op.leaves == "scaffold":
             if (g.root / "fresh").exists():

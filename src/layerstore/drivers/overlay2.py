@@ -409,11 +409,15 @@ class Overlay2:
             merged = self._dir(id, "merged")
             if self._read_only:
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it")
-            if self._counter.users(merged):
-                self._counter.increment(merged)
-            else:
-                self._mount_or_share(id, lowers, merged, mount_label, read_only)
             self._holds.retain(_use(id))
+            try:
+                if self._counter.users(merged):
+                    self._counter.increment(merged)
+                else:
+                    self._mount_or_share(id, lowers, merged, mount_label, read_only)
+            except BaseException:
+                self._holds.release(_use(id))
+                raise
             return merged
 
     def _mount_or_share(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
@@ -423,8 +427,6 @@ class Overlay2:
                 self._counter.begin(merged)      # the last of all its users unmounts it
             else:
                 self._mount(id, lowers, merged, mount_label, read_only)
-            self._holds.retain(_use(id))
-        self._holds.release(_use(id))
 
     def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
         if self._counter.increment(merged) > 1:
@@ -461,7 +463,9 @@ class Overlay2:
             if left > 0 or self._read_only:
                 self._holds.release(_use(id))
                 return
-            with self._claimed_existing(id):
+            with contextlib.ExitStack() as stack:
+                with contextlib.suppress(OSError):       # what cannot be locked is unmounted all the same
+                    stack.enter_context(self._claimed_existing(id))
                 self._holds.release(_use(id))
                 if self._holds.held_elsewhere(_use(id)):
                     return                # the last of the other stores unmounts it
