@@ -47,7 +47,8 @@ def read_small(path: str) -> bytes:
             pieces.append(piece)
             left -= len(piece)
     finally:
-        _files.close(fd)
+        with contextlib.suppress(OSError):      # nothing was written that could be lost
+            _files.close(fd)
     if left <= 0:
         raise InvalidMetadataError(f"{readable(path)} is larger than {_LIMIT} bytes")
     return b"".join(pieces)

@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ class Verifier:
         self._metadata, self._driver = metadata, driver
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self._done = 0
+        self._done = self._total = 0
+        self._progress: Progress | None = None
+        self._caller, self._told = threading.get_ident(), 0.0
 
     def layers(
         self, records: Sequence[Record], progress: Progress | None = None, workers: int | None = None
@@ -47,27 +50,41 @@ class Verifier:
         progress   called with the bytes read of all these layers' files (Done: .total), from the calling thread
         workers    threads; None: one for each processor
         """
-        total = sum(max(record.diff_size, 0) for record in records)
-        threads = workers or len(os.sched_getaffinity(0))
-        pool = concurrent.futures.ThreadPoolExecutor(max(1, min(threads, len(records))), "layerstore-verify")
+        self._total = sum(max(record.diff_size, 0) for record in records)
+        self._progress = progress
+        threads = min(workers or len(os.sched_getaffinity(0)), len(records))
+        found = self._side_by_side(records, threads) if threads > 1 else [p for r in records for p in self.layer(r)]
+        if progress is not None:
+            progress(Done(self._total, self._total))
+        return found
+
+    def _side_by_side(self, records: Sequence[Record], threads: int) -> list[Problem]:
+        pool = concurrent.futures.ThreadPoolExecutor(threads, "layerstore-verify")
         try:
             todo = [pool.submit(self.layer, record) for record in records]
             left: set[concurrent.futures.Future[list[Problem]]] = set(todo)
             while left:
                 _, left = concurrent.futures.wait(left, timeout=_TELL_EVERY)
-                if progress is not None:
-                    # What the files hold and what is counted as a layer's size differ by links' targets.
-                    progress(Done(min(self._done, total) if left else total, total))
+                self._tell(self._caller)
             return [problem for job in todo for problem in job.result()]
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
+
+    def _tell(self, thread: int) -> None:
+        """From the calling thread alone, and not too often."""
+        now = time.monotonic()
+        if self._progress is not None and thread == self._caller and now - self._told >= _TELL_EVERY:
+            self._told = now
+            # What files hold, and what is counted as a layer's size, differ by the targets of links.
+            self._progress(Done(min(self._done, self._total), self._total))
 
     def _report(self, bytes_more: int) -> None:
         with self._lock:
             self._done += bytes_more
         if self._stopped.is_set():
             raise _StoppedError
+        self._tell(threading.get_ident())
 
     def layer(self, record: Record) -> list[Problem]:
         """Compare one layer: metadata, arithmetic, links and lowers, every file's CRC, the whole DiffID."""
