@@ -25,6 +25,27 @@ NO_DRAIN = <int>lay.LAY_APPLY_NO_DRAIN
 
 Applied = namedtuple("Applied", "diff_id tar_size size entries", module="layerstore._apply")
 
+cdef lay.lay_limits limits_of(given):
+    """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
+    cdef lay.lay_limits l = lay.lay_limits_default()[0]
+    if given is None:
+        return l
+    l.entries, l.size, l.file_size, l.tar_size = given.max_entries, given.max_size, given.max_file_size, given.max_tar_size
+    l.record_size, l.names, l.path, l.depth = given.max_record, given.max_names, given.max_path, given.max_depth
+    l.header, l.headers, l.global_headers = given.max_header, given.max_headers, given.max_global_headers
+    l.extents, l.xattrs, l.xattr_size, l.window = given.max_extents, given.max_xattrs, given.max_xattr_size, given.max_window
+    return l
+
+
+def default_limits():
+    """What None means, by the names that Limits has."""
+    cdef lay.lay_limits l = lay.lay_limits_default()[0]
+    return {"max_entries": l.entries, "max_size": l.size, "max_file_size": l.file_size, "max_tar_size": l.tar_size,
+            "max_record": l.record_size, "max_names": l.names, "max_path": l.path, "max_depth": l.depth,
+            "max_header": l.header, "max_headers": l.headers, "max_global_headers": l.global_headers,
+            "max_extents": l.extents, "max_xattrs": l.xattrs, "max_xattr_size": l.xattr_size, "max_window": l.window}
+
+
 # How long a call stays in C before signals are looked at.
 cdef enum:
     BLOCK = 1 << 20
@@ -78,17 +99,21 @@ cdef class Apply:
     cdef lay.lay_applied done
     cdef lay.lay_error done_err
     cdef bint finished, over
+    cdef readonly int64_t max_window
 
     def __cinit__(self, int root_fd, int record_fd=-1, int scratch_fd=-1, *, int reread_fd=-1,
-                  int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0):
+                  int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0,
+                  limits=None):
+        cdef lay.lay_limits bounds = limits_of(limits)
         cdef lay.lay_error err
         cdef lay.lay_code code
         cdef lay.lay_apply *a = NULL
         cdef lay.lay_apply_options options
         options.root_fd, options.record_fd, options.scratch_fd = root_fd, record_fd, scratch_fd
         options.reread_fd, options.reread_offset, options.spool_fd = reread_fd, reread_offset, spool_fd
-        options.workers, options.flags = workers, flags
+        options.workers, options.flags, options.limits = workers, flags, &bounds
         self.lent = []
+        self.max_window = bounds.window
         code = lay.lay_apply_open(&a, &options, &err)    # microseconds
         lay.check(code, &err)
         self.handle.c = a

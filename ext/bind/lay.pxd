@@ -20,6 +20,11 @@ cdef extern from "lay.h" nogil:
     const char *lay_build_gzip() noexcept
     const char *lay_build_zstd() noexcept
 
+    ctypedef struct lay_limits:
+        int64_t entries, size, file_size, tar_size, record_size, names, path, depth
+        int64_t header, headers, global_headers, extents, xattrs, xattr_size, window
+    const lay_limits *lay_limits_default() noexcept
+
     unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN
     ctypedef struct lay_apply_options:
         int root_fd
@@ -30,6 +35,7 @@ cdef extern from "lay.h" nogil:
         int spool_fd
         int workers
         unsigned flags
+        const lay_limits *limits
     ctypedef struct lay_applied:
         uint8_t diff_id[32]
         int64_t tar_size

@@ -10,6 +10,7 @@
 #include "digest.h"
 #include "exact.h"
 #include "inflate.h"
+#include "limit.h"
 #include "ring.h"
 #include "split.h"
 #include "unpack.h"
@@ -38,6 +39,7 @@ typedef struct sink {
 
 struct lay_apply {
     lay_apply_options o;                  /* descriptors are our own duplicates */
+    lay_limits limits;
     int threads;                          /* of the pool; 0: everything in line */
     unsigned work;                        /* all that has to be done */
     lay_ring *ring;                       /* NULL: in line, or not started yet */
@@ -77,7 +79,7 @@ static lay_code spool(lay_apply *a, const uint8_t *p, size_t n, int64_t offset, 
 
 static lay_code open_unpack(lay_apply *a, lay_error *err)
 {
-    lay_unpack_options o = { a->o.root_fd, a->o.scratch_fd, a->o.flags, a->ring ? a->threads : 0, a->ring };
+    lay_unpack_options o = { a->o.root_fd, a->o.scratch_fd, a->o.flags, a->ring ? a->threads : 0, a->ring, &a->limits };
     return lay_unpack_open(&a->unpack, &o, err);
 }
 
@@ -214,11 +216,32 @@ static lay_code in_line(lay_apply *a, const uint8_t *p, size_t n, lay_error *err
     return take_span(a, a->work & WORK_DIGEST, &span, err);
 }
 
+/* Of the next n bytes of the tar, those that it may still have; *cut: not all. */
+static size_t allowed(const lay_apply *a, size_t n, bool *cut)
+{
+    int64_t left = a->limits.tar_size - a->tar_size;
+    *cut = a->limits.tar_size > 0 && (int64_t)n > left;
+    return *cut ? (size_t)left : n;
+}
+
+/* All up to the limit was handed on; what is wrong in there comes first. */
+static lay_code too_long(lay_apply *a, lay_error *err)
+{
+    lay_fail_limit(&a->failure, a->limits.tar_size, "max_tar_size", a->limits.tar_size, "bytes", "the tar is too large");
+    if (a->ring) {
+        lay_ring_stop(a->ring, a->limits.tar_size);
+        return fail_from_sinks(a, err);
+    }
+    *err = a->failure;
+    return err->code;
+}
+
 /* The block is full (or the input is over, or a lent span comes): hand it on. */
 static lay_code publish(lay_apply *a, lay_error *err)
 {
-    size_t n = a->fill;
-    if (!n)
+    bool cut;
+    size_t n = allowed(a, a->fill, &cut);
+    if (!a->fill)
         return LAY_OK;
     if (a->threads && !a->ring) {                     /* more than one block: it is worth threads */
         if (start_threads(a, err))
@@ -239,7 +262,7 @@ static lay_code publish(lay_apply *a, lay_error *err)
     }
     a->tar_size += (int64_t)n;
     a->fill = 0;
-    return LAY_OK;
+    return cut ? too_long(a, err) : LAY_OK;
 }
 
 /* Room for bytes of the tar: *p, *n. */
@@ -310,6 +333,7 @@ static lay_code guess(lay_apply *a, lay_error *err)
     if (format == LAY_FORMAT_GZIP || format == LAY_FORMAT_ZSTD) {
         if (lay_inflate_open(&a->z, format, err))
             return sticky(a, err);
+        lay_inflate_limit(a->z, a->limits.window);
     } else if (format != LAY_FORMAT_PLAIN) {
         lay_fail(err, LAY_E_UNSUPPORTED, "the stream is compressed with %s, which the core does not know",
                  format == LAY_FORMAT_BZIP2 ? "bzip2" : format == LAY_FORMAT_XZ ? "xz" : "lz4");
@@ -377,7 +401,8 @@ lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *er
     if (publish(a, err))
         return err->code;
     while (n && !lay_apply_sated(a)) {
-        size_t part = n < LAY_RING_BLOCK ? n : LAY_RING_BLOCK;
+        bool cut;
+        size_t part = allowed(a, n < LAY_RING_BLOCK ? n : LAY_RING_BLOCK, &cut);
         if (!a->ring) {
             if (in_line(a, p, part, err))
                 return sticky(a, err);
@@ -385,6 +410,8 @@ lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *er
             return fail_from_sinks(a, err);
         }
         a->tar_size += (int64_t)part;
+        if (cut)
+            return too_long(a, err);
         a->taken += (int64_t)part;
         p += part;
         n -= part;
@@ -460,10 +487,14 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
 static lay_code finish_sinks(lay_apply *a, lay_error *err)
 {
     if (!a->ring) {                                   /* one block at most, or workers 0: here and now */
-        if (a->fill && in_line(a, a->block, a->fill, err))
+        bool cut;
+        size_t n = allowed(a, a->fill, &cut);
+        if (n && in_line(a, a->block, n, err))
             return sticky(a, err);
-        a->tar_size += (int64_t)a->fill;
+        a->tar_size += (int64_t)n;
         a->fill = 0;
+        if (cut)
+            return too_long(a, err);
         if (a->work & WORK_UNPACK && !a->unpack && open_unpack(a, err))
             return sticky(a, err);
         end_sink(a, a->work, err);
@@ -482,7 +513,8 @@ static lay_code second_pass(lay_apply *a, lay_error *err)
     if (!a->split || (!irregular && !lay_split_has_repeats(a->split)))
         return LAY_OK;
     lay_exact x = { .record_fd = a->o.record_fd, .scratch_fd = a->o.scratch_fd, .gzip = !(a->o.flags & LAY_APPLY_PLAIN_RECORD),
-                    .first = a->split, .tree = a->unpack, .again = { .fd = -1 }, .diff_id = a->diff_id, .tar_size = a->tar_size };
+                    .first = a->split, .tree = a->unpack, .again = { .fd = -1 }, .diff_id = a->diff_id, .tar_size = a->tar_size,
+                    .limits = &a->limits };
     if (!a->unpack) {
         if (a->o.spool_fd >= 0) {
             x.again.fd = a->o.spool_fd;
@@ -563,6 +595,7 @@ lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_e
     if (!a)
         return lay_fail_nomem(err);
     a->o = *options;
+    a->limits = options->limits ? *options->limits : *lay_limits_default();
     a->failure.offset = -1;
     int *fds[] = { &a->o.root_fd, &a->o.record_fd, &a->o.scratch_fd, &a->o.reread_fd, &a->o.spool_fd };
     size_t kept = 0, count = sizeof fds / sizeof *fds;
@@ -582,6 +615,8 @@ lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_e
         lay_apply_free(a);
         return err->code;
     }
+    if (a->split)
+        lay_split_limit(a->split, &a->limits);
     *out = a;
     return LAY_OK;
 }

@@ -196,6 +196,8 @@ static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_erro
     lay_text clean = { 0 };
     lay_tar *tar = lay_tar_new();
     lay_code code = tar ? LAY_OK : lay_fail_nomem(err);
+    if (tar)
+        lay_tar_limit(tar, x->limits);
     const uint8_t *bytes;
     size_t n = 1;
     for (int64_t at = 0; !code && at < x->tar_size && n; at += (int64_t)n) {
@@ -348,6 +350,8 @@ lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err)
     lay_plan marks = { p.marks, p.count };
     if (!code)
         code = lay_split_open(&second, to, x->gzip, &marks, err);
+    if (!code)
+        lay_split_limit(second, x->limits);
     if (!code)
         code = x->tree ? replay_tree(x, second, block, err) : replay_again(x, second, block, err);
     if (!code)

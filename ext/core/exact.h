@@ -23,6 +23,7 @@ typedef struct lay_exact {
     lay_again again;
     const uint8_t *diff_id;
     int64_t tar_size;
+    const lay_limits *limits;   /* those of the first pass */
 } lay_exact;
 
 lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err);

@@ -7,6 +7,7 @@
  * Source: RFC 1952; gzip(1) for what may follow the last member.
  */
 #include "inflate.h"
+#include "limit.h"
 #include "tar.h"
 
 #include <endian.h>
@@ -102,6 +103,7 @@ struct lay_inflate {
     engine engine;
 #ifdef HAVE_ZSTD
     ZSTD_DCtx *zstd;
+    int64_t window;                 /* the most there may be; 0: no limit of ours */
     bool in_frame;                  /* a frame is begun and not complete */
 #endif
 };
@@ -378,6 +380,16 @@ static size_t next_gzip(lay_inflate *z, uint8_t *out, size_t n)
 /* ---- zstd ---- */
 
 #ifdef HAVE_ZSTD
+static void window_too_large(lay_inflate *z)
+{
+    lay_error e;
+    if (z->window > 0)
+        lay_fail_limit(&e, z->given, "max_window", z->window, "bytes", "the frame looks back too far");
+    else
+        lay_fail(&e, LAY_E_LIMIT, "the frame looks back further than this build can");
+    break_off(z, LAY_E_LIMIT, "zstd: ", e.text);
+}
+
 static size_t next_zstd(lay_inflate *z, uint8_t *out, size_t n)
 {
     ZSTD_outBuffer to = { out, n, 0 };
@@ -389,9 +401,10 @@ static size_t next_zstd(lay_inflate *z, uint8_t *out, size_t n)
             ZSTD_ErrorCode e = ZSTD_getErrorCode(result);
             if (e == ZSTD_error_prefix_unknown)
                 break_off(z, LAY_E_TAR, "zstd: ", z->begun ? "no zstd frame behind the last one" : "no zstd frame at the start of the stream");
+            else if (e == ZSTD_error_frameParameter_windowTooLarge)
+                window_too_large(z);
             else
-                break_off(z, e == ZSTD_error_memory_allocation ? LAY_E_NOMEM : e == ZSTD_error_frameParameter_windowTooLarge ? LAY_E_LIMIT : LAY_E_TAR,
-                          "zstd: ", ZSTD_getErrorName(result));
+                break_off(z, e == ZSTD_error_memory_allocation ? LAY_E_NOMEM : LAY_E_TAR, "zstd: ", ZSTD_getErrorName(result));
             break;
         }
         z->p += from.pos;
@@ -426,6 +439,8 @@ lay_code lay_inflate_open(lay_inflate **out, lay_format format, lay_error *err)
     z->in_frame = false;
     if (format == LAY_FORMAT_ZSTD)
         good = (z->zstd = ZSTD_createDCtx()) != NULL;
+    if (format == LAY_FORMAT_ZSTD && good)
+        lay_inflate_limit(z, lay_limits_default()->window);
 #endif
     if (format == LAY_FORMAT_GZIP)
         good = engine_open(&z->engine);
@@ -435,6 +450,23 @@ lay_code lay_inflate_open(lay_inflate **out, lay_format format, lay_error *err)
     }
     *out = z;
     return LAY_OK;
+}
+
+void lay_inflate_limit(lay_inflate *z, int64_t window)
+{
+#ifdef HAVE_ZSTD
+    if (z->format != LAY_FORMAT_ZSTD)
+        return;
+    ZSTD_bounds log = ZSTD_dParam_getBounds(ZSTD_d_windowLogMax);
+    int most = log.upperBound;
+    while (window > 0 && most > log.lowerBound && (INT64_C(1) << most) > window)
+        most--;
+    z->window = window;
+    ZSTD_DCtx_setParameter(z->zstd, ZSTD_d_windowLogMax, most);
+#else
+    (void)z;
+    (void)window;
+#endif
 }
 
 void lay_inflate_feed(lay_inflate *z, const void *p, size_t n)

@@ -13,6 +13,8 @@ lay_format lay_format_guess(const uint8_t *p, size_t n);
 
 typedef struct lay_inflate lay_inflate;
 lay_code lay_inflate_open(lay_inflate **out, lay_format format, lay_error *err);   /* GZIP or ZSTD */
+/* The most a zstd frame may look back, in bytes down to a power of two; 0: whatever the library can. Before feeding. */
+void lay_inflate_limit(lay_inflate *z, int64_t window);
 void lay_inflate_feed(lay_inflate *z, const void *p, size_t n);                     /* only when spent */
 /* Writes up to n bytes to out; *got == 0: the window is spent (feed more) or the stream is over. */
 lay_code lay_inflate_next(lay_inflate *z, void *out, size_t n, size_t *got, lay_error *err);

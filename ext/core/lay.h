@@ -23,7 +23,7 @@ typedef enum lay_code {
     LAY_E_NOMEM,       /* an allocation failed */
     LAY_E_TAR,         /* not a tar at this byte: offset, path = the entry, if known */
     LAY_E_TRUNCATED,   /* the stream ended inside an entry: offset */
-    LAY_E_LIMIT,       /* a record beyond our limits: offset */
+    LAY_E_LIMIT,       /* more than a limit allows: offset, path = the entry, if known; text ends with the option */
     LAY_E_BREAKOUT,    /* a name, link or whiteout that leaves the root: path */
     LAY_E_SPLIT,       /* the recorded tar-split cannot be read */
     LAY_E_MISMATCH,    /* stored files no longer give the recorded bytes: path, if known */
@@ -53,6 +53,30 @@ const char *lay_build_crc64(void);    /* "isa-l", "pclmul" or "plain" */
 const char *lay_build_gzip(void);     /* "isa-l 2.30" or "zlib 1.2.13" */
 const char *lay_build_zstd(void);     /* "libzstd 1.5.4" or "" */
 
+/* ---- limits: what a hostile tar may ask for --------------------------------------------------- */
+
+/* Each 0: none. Beside each the option of the store that sets it. */
+typedef struct lay_limits {
+    int64_t entries;         /* max_entries: of the tar, with the directories made for want of an entry */
+    int64_t size;            /* max_size: bytes the files have when unpacked, holes too */
+    int64_t file_size;       /* max_file_size: of one of them */
+    int64_t tar_size;        /* max_tar_size: bytes of the plain tar, after inflating */
+    int64_t record_size;     /* max_record: bytes of the tar-split record, as it is stored */
+    int64_t names;           /* max_names: bytes of all names and link targets of the tar */
+    int64_t path;            /* max_path: bytes of one of them */
+    int64_t depth;           /* max_depth: components of a name, those of the links it leads through too */
+    int64_t header;          /* max_header: bytes of one PAX or GNU long-name record, or of a sparse map */
+    int64_t headers;         /* max_headers: of all such records of one entry, with the blocks that announce them */
+    int64_t global_headers;  /* max_global_headers: of all global PAX headers of the tar, likewise */
+    int64_t extents;         /* max_extents: pieces of one sparse file */
+    int64_t xattrs;          /* max_xattrs: extended attributes of one entry */
+    int64_t xattr_size;      /* max_xattr_size: bytes of their names and values */
+    int64_t window;          /* max_window: bytes a zstd frame may look back, down to a power of two */
+} lay_limits;
+
+/* Those that hold where none are given. */
+const lay_limits *lay_limits_default(void);
+
 /* ---- apply: a layer tar comes in ------------------------------------------------------------ */
 
 #define LAY_APPLY_MERGED 1u        /* root is a mounted tree: whiteouts delete (moby's UnpackLayer) */
@@ -71,6 +95,7 @@ typedef struct lay_apply_options {
     int spool_fd;        /* ... or else its bytes are kept here (an empty file); -1: neither */
     int workers;         /* 0: everything in line; -1: one less than there are processors, 1 to 4 */
     unsigned flags;      /* LAY_APPLY_ */
+    const lay_limits *limits;   /* copied; NULL: lay_limits_default */
 } lay_apply_options;
 
 typedef struct lay_applied {

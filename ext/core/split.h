@@ -24,6 +24,7 @@ typedef struct lay_split lay_split;
 
 /* record_fd is an empty file, borrowed until free. plan may be NULL. gzip: blocked gzip, each member with a seek field. */
 lay_code lay_split_open(lay_split **out, int record_fd, bool gzip, const lay_plan *plan, lay_error *err);
+void lay_split_limit(lay_split *s, const lay_limits *limits);   /* before anything is added; borrowed until free */
 lay_code lay_split_add(lay_split *s, const void *p, size_t n, lay_error *err);
 /* The stream has ended: writes what is left. */
 lay_code lay_split_end(lay_split *s, lay_error *err);

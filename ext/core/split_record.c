@@ -8,6 +8,7 @@
  * by a second pass with a plan.
  */
 #include "inflate.h"
+#include "limit.h"
 #include "nameset.h"
 #include "split.h"
 #include "split_seek.h"
@@ -27,6 +28,7 @@ struct lay_split {
     bool gzip;
     lay_plan plan;
     lay_tar *tar;
+    const lay_limits *limits;
     uint8_t *raw; size_t raw_len, raw_cap;     /* framing not written yet */
     char *out; size_t out_len, out_cap;        /* lines not written yet */
     uint8_t *packed; size_t packed_cap;
@@ -51,6 +53,7 @@ lay_code lay_split_open(lay_split **out, int record_fd, bool gzip, const lay_pla
     s->gzip = gzip;
     if (plan)
         s->plan = *plan;
+    s->limits = lay_limits_default();
     s->tar = lay_tar_new();
     if (!s->tar)
         lay_fail_nomem(err);
@@ -60,6 +63,12 @@ lay_code lay_split_open(lay_split **out, int record_fd, bool gzip, const lay_pla
     }
     *out = s;
     return LAY_OK;
+}
+
+void lay_split_limit(lay_split *s, const lay_limits *limits)
+{
+    s->limits = limits;
+    lay_tar_limit(s->tar, limits);
 }
 
 void lay_split_free(lay_split *s)
@@ -97,6 +106,8 @@ static lay_code room(void *buffer, size_t *cap, size_t want, lay_error *err)
 static lay_code write_all(lay_split *s, const void *p, size_t n, lay_error *err)
 {
     const uint8_t *at = p;
+    if (lay_is_over(s->file_end + (int64_t)n, s->limits->record_size))
+        return lay_fail_limit(err, lay_tar_offset(s->tar), "max_record", s->limits->record_size, "bytes", "the tar-split record is too large");
     while (n) {
         ssize_t w = write(s->fd, at, n);
         if (w < 0 && errno == EINTR)
@@ -322,8 +333,11 @@ lay_code lay_split_add(lay_split *s, const void *p, size_t n, lay_error *err)
         default:
             break;
         }
-        if (code)
+        if (code) {
+            if (code == LAY_E_LIMIT && item.entry->name)
+                lay_error_path(err, item.entry->name, item.entry->name_len);
             return code;
+        }
     }
     return event == LAY_TAR_BAD ? err->code : LAY_OK;
 }

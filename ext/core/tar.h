@@ -15,10 +15,7 @@
 #include "error.h"
 
 #define LAY_TAR_BLOCK 512
-
-/* Limits for hostile input. */
-#define LAY_TAR_MAX_EXTENSION (1 << 20)      /* bytes of one PAX or long-name payload, and of a sparse map */
-#define LAY_TAR_MAX_SPARSE_RUNS (1 << 20)
+#define LAY_TAR_MAX_EXTENSION (1 << 20)      /* bytes of one PAX payload that is written here */
 
 typedef enum lay_tar_event {
     LAY_TAR_BAD = -1, /* err is set; sticky */
@@ -60,9 +57,12 @@ typedef struct lay_tar_item {
 
 typedef struct lay_tar lay_tar;
 
-lay_tar *lay_tar_new(void);                                  /* NULL: out of memory */
+lay_tar *lay_tar_new(void);                                  /* NULL: out of memory; limits are lay_limits_default */
+void lay_tar_limit(lay_tar *t, const lay_limits *limits);    /* before anything is fed; borrowed until free */
 void lay_tar_feed(lay_tar *t, const void *p, size_t n);      /* only after NEED (or at the start) */
 lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err);
+/* Pass over n bytes of the present payload, or behind the end, that nobody has. False: they do not lie there. */
+bool lay_tar_skip(lay_tar *t, int64_t n);
 /* The stream ends here: LAY_OK, or LAY_E_TRUNCATED / LAY_E_TAR. Only after NEED. */
 lay_code lay_tar_eof(lay_tar *t, lay_error *err);
 int64_t lay_tar_offset(const lay_tar *t);                    /* bytes consumed */

@@ -273,6 +273,64 @@ static lay_code begin_entry(lay_tar *t, int64_t at, lay_error *err)
     return LAY_OK;
 }
 
+/* An extension's header is whole: may its payload come? */
+static lay_code announced(lay_tar *t, int64_t at, lay_error *err)
+{
+    static const char too_long[] = "archive/tar: header field too long";
+    const lay_limits *l = t->limits;
+    int64_t *sum = t->entry.type == 'g' ? &t->global_headers : &t->headers, size = t->entry.size;
+    if (lay_is_over(size, l->header))
+        return lay_fail_limit(err, at, "max_header", l->header, "bytes in one", too_long);
+    if (__builtin_add_overflow(*sum, size, sum) || __builtin_add_overflow(*sum, LAY_TAR_BLOCK, sum))
+        *sum = INT64_MAX;
+    if (t->entry.type == 'g')
+        return lay_is_over(*sum, l->global_headers) ? lay_fail_limit(err, at, "max_global_headers", l->global_headers, "bytes of global ones", too_long) : LAY_OK;
+    return lay_is_over(*sum, l->headers) ? lay_fail_limit(err, at, "max_headers", l->headers, "bytes for one entry", too_long) : LAY_OK;
+}
+
+/* Components, as they stand: neither "." nor nothing between two slashes. */
+static int64_t depth_of(const lay_text *path)
+{
+    int64_t depth = 0;
+    for (size_t at = 0; at < path->len;) {
+        const char *slash = memchr(path->p + at, '/', path->len - at);
+        size_t n = slash ? (size_t)(slash - path->p) - at : path->len - at;
+        depth += n > 1 || (n == 1 && path->p[at] != '.');
+        at += n + 1;
+    }
+    return depth;
+}
+
+static lay_code check_within(lay_tar *t, lay_error *err)
+{
+    const lay_limits *l = t->limits;
+    const lay_tar_entry *e = &t->entry;
+    int64_t longest = (int64_t)(t->name.len > t->link.len ? t->name.len : t->link.len), bytes = 0;
+    t->names += (int64_t)(t->name.len + t->link.len);
+    for (size_t i = 0; i < e->nxattrs; i++)
+        bytes += (int64_t)(strlen(e->xattrs[i].name) + e->xattrs[i].len);
+    if (lay_is_over((int64_t)e->ordinal + 1, l->entries))
+        return lay_fail_limit(err, e->offset, "max_entries", l->entries, "entries", "the tar has too many entries");
+    if (lay_is_over(longest, l->path))
+        return lay_fail_limit(err, e->offset, "max_path", l->path, "bytes", "a name or link target is too long");
+    if (lay_is_over(depth_of(&t->name), l->depth) || (e->type == '1' && lay_is_over(depth_of(&t->link), l->depth)))
+        return lay_fail_limit(err, e->offset, "max_depth", l->depth, "components", "a name is too deep");
+    if (lay_is_over(t->names, l->names))
+        return lay_fail_limit(err, e->offset, "max_names", l->names, "bytes", "the names in the tar are too long together");
+    if (lay_is_over((int64_t)e->nxattrs, l->xattrs))
+        return lay_fail_limit(err, e->offset, "max_xattrs", l->xattrs, "of them", "an entry has too many extended attributes");
+    if (lay_is_over(bytes, l->xattr_size))
+        return lay_fail_limit(err, e->offset, "max_xattr_size", l->xattr_size, "bytes", "the extended attributes of an entry are too large");
+    return LAY_OK;
+}
+
+lay_code lay_tar_within(lay_tar *t, lay_error *err)
+{
+    if (check_within(t, err))
+        lay_error_path(err, t->name.p, t->name.len);
+    return err->code;
+}
+
 lay_code lay_tar_at_header(lay_tar *t, lay_error *err)
 {
     int64_t at = t->offset - LAY_TAR_BLOCK;
@@ -287,8 +345,7 @@ lay_code lay_tar_at_header(lay_tar *t, lay_error *err)
         return begin_entry(t, at, err);
     if (t->entry.size < 0)
         return lay_tar_invalid(t, at, "the size is negative", err);
-    if (t->entry.size > LAY_TAR_MAX_EXTENSION) {
-        lay_fail_at(err, LAY_E_LIMIT, at, "archive/tar: header field too long");
+    if (announced(t, at, err)) {
         lay_error_path(err, t->name.p, t->name.len);
         return err->code;
     }

@@ -32,11 +32,20 @@ static void forget_extensions(lay_tar *t)
 {
     t->has_pax = t->has_long_name = t->has_long_link = t->pending = false;
     t->nrecords = 0;
+    t->headers = 0;
 }
 
 /* ---- the verbs -------------------------------------------------------------------------------------- */
 
-lay_tar *lay_tar_new(void) { return calloc(1, sizeof(lay_tar)); }
+lay_tar *lay_tar_new(void)
+{
+    lay_tar *t = calloc(1, sizeof *t);
+    if (t)
+        t->limits = lay_limits_default();
+    return t;
+}
+
+void lay_tar_limit(lay_tar *t, const lay_limits *limits) { t->limits = limits; }
 
 void lay_tar_free(lay_tar *t)
 {
@@ -158,6 +167,8 @@ lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err)
             }
             return LAY_TAR_RAW;
         case AT_ENTRY:
+            if (lay_tar_within(t, err))
+                return bad(t, err);
             t->state = IN_DATA;
             forget_extensions(t);
             t->ordinal++;
@@ -207,6 +218,18 @@ lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err)
             return LAY_TAR_BAD;
         }
     }
+}
+
+bool lay_tar_skip(lay_tar *t, int64_t n)
+{
+    bool payload = t->state == IN_DATA && !t->entry.sparse && t->left >= n;
+    if (t->n || (!payload && t->state != IN_TRAILER) || __builtin_add_overflow(t->offset, n, &t->offset))
+        return false;
+    if (payload) {
+        t->left -= n;
+        t->data_pos += n;
+    }
+    return true;
 }
 
 lay_code lay_tar_eof(lay_tar *t, lay_error *err)

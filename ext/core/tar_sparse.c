@@ -7,10 +7,17 @@
 
 static bool given(const record *r) { return r && r->len; }     /* an empty value keeps the block's */
 
+static lay_code map_too_long(const lay_tar *t, int64_t at, lay_error *err)
+{
+    lay_fail_limit(err, at, "max_extents", t->limits->extents, "pieces", "archive/tar: sparse map too long");
+    lay_error_path(err, t->name.p ? t->name.p : "", t->name.len);
+    return err->code;
+}
+
 static lay_code add_run(lay_tar *t, int64_t offset, int64_t length, lay_error *err)
 {
-    if (t->nruns >= LAY_TAR_MAX_SPARSE_RUNS)
-        return lay_fail_at(err, LAY_E_LIMIT, t->offset, "archive/tar: sparse map too long");
+    if (lay_is_over((int64_t)t->nruns + 1, t->limits->extents))
+        return map_too_long(t, t->offset, err);
     if (t->nruns == t->runs_cap) {
         size_t cap = t->runs_cap ? 2 * t->runs_cap : 16;
         lay_sparse_run *grown = realloc(t->runs, cap * sizeof *grown);
@@ -134,8 +141,11 @@ lay_code lay_sparse_check(lay_tar *t, int64_t at, lay_error *err)
 /* One more block of a PAX 1.0 map: count lines until all are there, then read the numbers. */
 lay_code lay_sparse_pax_block(lay_tar *t, bool *whole, int64_t at, lay_error *err)
 {
-    if (t->map.len + LAY_TAR_BLOCK > LAY_TAR_MAX_EXTENSION)
-        return lay_fail_at(err, LAY_E_LIMIT, at, "archive/tar: sparse map too long");
+    if (lay_is_over((int64_t)t->map.len + LAY_TAR_BLOCK, t->limits->header)) {
+        lay_fail_limit(err, at, "max_header", t->limits->header, "bytes", "archive/tar: sparse map too long");
+        lay_error_path(err, t->name.p ? t->name.p : "", t->name.len);
+        return err->code;
+    }
     if (lay_text_add(&t->map, t->block, LAY_TAR_BLOCK, err))
         return err->code;
     for (size_t i = 0; i < LAY_TAR_BLOCK; i++)
@@ -146,8 +156,8 @@ lay_code lay_sparse_pax_block(lay_tar *t, bool *whole, int64_t at, lay_error *er
                 const char *stop = memchr(t->map.p, '\n', t->map.len);
                 if (!lay_tar_decimal(t->map.p, (size_t)(stop - t->map.p), &count) || count < 0)
                     return lay_tar_invalid(t, at, "the sparse map is malformed", err);
-                if (count > LAY_TAR_MAX_SPARSE_RUNS)
-                    return lay_fail_at(err, LAY_E_LIMIT, at, "archive/tar: sparse map too long");
+                if (lay_is_over(count, t->limits->extents))
+                    return map_too_long(t, at, err);
                 t->map_want = 1 + 2 * (size_t)count;
             }
             if (t->map_lines == t->map_want)

@@ -3,6 +3,7 @@
 #ifndef LAY_TAR_STATE_H
 #define LAY_TAR_STATE_H
 
+#include "limit.h"
 #include "tar.h"
 #include "text.h"
 
@@ -33,6 +34,8 @@ typedef struct record { char *key; char *value; size_t len; } record;
 struct lay_tar {
     const uint8_t *p; size_t n;              /* the window */
     int64_t offset;                          /* bytes consumed */
+    const lay_limits *limits;
+    int64_t headers, global_headers, names;  /* bytes so far: before this entry; of the whole tar */
     state state;
     uint8_t block[LAY_TAR_BLOCK]; size_t have;
     int64_t left;                            /* bytes of the present part still to come */
@@ -67,6 +70,7 @@ const record *lay_tar_record(const lay_tar *t, const char *key);      /* the las
 lay_code lay_tar_at_header(lay_tar *t, lay_error *err);
 lay_code lay_tar_at_extension(lay_tar *t, lay_error *err);
 void lay_tar_complete(lay_tar *t);                                    /* the entry is whole: give it */
+lay_code lay_tar_within(lay_tar *t, lay_error *err);                  /* is it within the limits? Counts it */
 
 /* tar_sparse.c */
 /* The entries of one map block of an old GNU sparse file; *more: another block follows. */

@@ -53,6 +53,24 @@ lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, 
     return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n), seen, err);
 }
 
+lay_code lay_unpack_count(lay_unpack *u, lay_error *err)
+{
+    int64_t most = u->limits->entries;
+    return lay_is_over((int64_t)(u->entries + u->implied), most)
+        ? lay_fail_limit(err, -1, "max_entries", most, "with the directories they imply", "the tar has too many entries") : LAY_OK;
+}
+
+/* A file of this size comes, or a link's text. */
+static lay_code add_size(lay_unpack *u, int64_t size, lay_error *err)
+{
+    const lay_limits *l = u->limits;
+    if (__builtin_add_overflow(u->size, size, &u->size))
+        return lay_fail(err, LAY_E_LIMIT, "the sizes of the files leave 63 bits");
+    if (lay_is_over(size, l->file_size))
+        return lay_fail_limit(err, -1, "max_file_size", l->file_size, "bytes", "a file is too large");
+    return lay_is_over(u->size, l->size) ? lay_fail_limit(err, -1, "max_size", l->size, "bytes", "the layer is too large") : LAY_OK;
+}
+
 /* ---- open and close ------------------------------------------------------------------------------ */
 
 static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
@@ -86,11 +104,14 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
     u->merged = o->flags & LAY_APPLY_MERGED;
     u->userns = o->flags & LAY_APPLY_USERNS;
     u->ring = o->ring;
+    u->limits = o->limits ? o->limits : lay_limits_default();
     lay_place_init(&u->place, u->userns);
     if (o->threads > 0)
         u->place.private_umask = lay_place_private_umask();
     u->tar = lay_tar_new();
-    if (!u->tar)
+    if (u->tar)
+        lay_tar_limit(u->tar, u->limits);
+    else
         lay_fail_nomem(err);
     if (!u->tar || lay_nameset_init(&u->seen, err) || is_empty(o->root_fd, &u->fresh, err)
         || (o->threads > 0 && lay_pool_new(&u->pool, &u->place, o->ring, o->threads, err))) {
@@ -288,6 +309,8 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 {
     u->payload = PAYLOAD_NONE;
     u->entries++;
+    if (lay_unpack_count(u, err))
+        return err->code;
     if (__builtin_add_overflow(u->header_sizes, e->size > 0 ? e->size : 0, &u->header_sizes))
         return lay_fail(err, LAY_E_LIMIT, "the sizes of the entries leave 63 bits");
     if (e->type == 'g')
@@ -329,15 +352,16 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     case '0':
     case 'S':
         u->payload = PAYLOAD_FILE;
-        if (__builtin_add_overflow(u->size, e->size, &u->size))
-            return lay_fail(err, LAY_E_LIMIT, "the sizes of the files leave 63 bits");
+        if (add_size(u, e->size, err))
+            return err->code;
         return aliased && e->stored ? lay_unpack_note_alias(u, e->ordinal, err) : LAY_OK;
     case '5':
         return make_directory(u, kept, err);
     case '2':
         if (!e->link_len)
             return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
-        u->size += (int64_t)e->link_len;
+        if (add_size(u, (int64_t)e->link_len, err))
+            return err->code;
         return lay_place_symlink(&u->place, u->dir->fd, u->base, e->link, &u->meta, err);
     case '1':
         return make_link(u, e, err);
@@ -352,14 +376,18 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 
 /* ---- payload --------------------------------------------------------------------------------------------------- */
 
-/* A copy of the xattrs in one piece: the job outlives the reader's buffers. */
-static lay_code copy_xattrs(lay_meta *m, lay_error *err)
+#define POSTED_XATTRS (16u << 10)   /* more than this does not wait in the pool's queue: it would be a lot of memory */
+
+/* A copy of the xattrs in one piece: the job outlives the reader's buffers. *size: its bytes. */
+static lay_code copy_xattrs(lay_meta *m, size_t *size, lay_error *err)
 {
+    *size = 0;
     if (!m->nxattrs)
         return LAY_OK;
     size_t bytes = m->nxattrs * sizeof(lay_xattr);
     for (size_t i = 0; i < m->nxattrs; i++)
         bytes += strlen(m->xattrs[i].name) + 1 + m->xattrs[i].len;
+    *size = bytes;
     lay_xattr *copy = malloc(bytes);
     if (!copy)
         return lay_fail_nomem(err);
@@ -383,14 +411,15 @@ static lay_code copy_xattrs(lay_meta *m, lay_error *err)
 static lay_code whole_file(lay_unpack *u, const lay_tar_entry *e, const uint8_t *p, size_t n, const lay_span *span, lay_error *err)
 {
     lay_job job = { .dir = u->dir, .p = p, .n = n, .slot = -1, .meta = u->meta, .offset = e->offset };
-    if (copy_xattrs(&job.meta, err))
+    size_t copied;
+    if (copy_xattrs(&job.meta, &copied, err))
         return err->code;
     if (!job.meta.nxattrs)
         job.meta.xattrs = NULL;
     memcpy(job.name, u->base, strlen(u->base) + 1);
     lay_dir_retain(u->dir);
     u->payload = PAYLOAD_NONE;
-    if (!u->pool)
+    if (!u->pool || copied > POSTED_XATTRS)
         return lay_job_run(&u->place, u->ring, &job, err);
     if (n && u->ring) {
         lay_ring_hold(u->ring, span->slot);

@@ -18,6 +18,7 @@ typedef struct lay_unpack_options {
     unsigned flags;          /* LAY_APPLY_MERGED, LAY_APPLY_USERNS */
     int threads;             /* of the pool; 0: none, and then the caller's thread is not ours to change */
     lay_ring *ring;          /* whose slots the spans are; NULL: none */
+    const lay_limits *limits;   /* borrowed until free; NULL: lay_limits_default */
 } lay_unpack_options;
 
 lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err);

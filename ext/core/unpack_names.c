@@ -50,6 +50,7 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
 {
     lay_text rest = { 0 };
     unsigned links = 0;
+    int64_t steps = 0;
     bool absolute = false;
     char target[PATH_MAX];
     if (lay_text_set(resolved, "", 0, err) || lay_text_set(&rest, parent, n, err))
@@ -63,6 +64,10 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
         at = end + 1;
         if (len == 0 || (len == 1 && part[0] == '.'))
             continue;
+        if (lay_is_over(++steps, u->limits->depth)) {
+            lay_fail_limit(err, -1, "max_depth", u->limits->depth, "components", "a name is too deep, with the links it leads through");
+            goto done;
+        }
         if (len == 2 && part[0] == '.' && part[1] == '.') {
             if (!before && !absolute) {
                 lay_fail(err, LAY_E_BREAKOUT, "path escapes from parent");
@@ -156,7 +161,8 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
             return err->code;
         }
         int made = mkdirat(fd, name, 0755) == 0 ? 0 : errno;
-        if (made == 0 && lay_place_directory(&u->place, fd, name, true, &plain, err)) {
+        u->implied += made == 0;
+        if (made == 0 && (lay_unpack_count(u, err) || lay_place_directory(&u->place, fd, name, true, &plain, err))) {
             close(fd);
             return err->code;
         }

@@ -4,6 +4,7 @@
 #define LAY_UNPACK_STATE_H
 
 #include "dirs.h"
+#include "limit.h"
 #include "nameset.h"
 #include "place.h"
 #include "pool.h"
@@ -42,9 +43,12 @@ struct lay_unpack {
     alias *aliases; size_t naliases, aliases_cap;
     bool gone_sorted, replaced;
     int64_t size, header_sizes;
-    uint64_t entries;
+    const lay_limits *limits;
+    uint64_t entries, implied;               /* implied: directories made for want of an entry */
 };
 
+/* LAY_E_LIMIT when there are more entries and implied directories than may be. */
+lay_code lay_unpack_count(lay_unpack *u, lay_error *err);
 /* Waits for the pool. */
 lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
 /* Remember a cleaned or resolved path; *seen: maybe it was there before. */

@@ -28,9 +28,13 @@ class Apply:
         spool_fd: int = -1,
         workers: int = -1,
         flags: int = 0,
+        limits: object | None = None,   # a Limits; None: the core's own defaults
     ) -> None: ...
     @property
     def taken(self) -> int: ...
+    @property
+    def max_window(self) -> int:
+        """The limit of that name, for who decompresses before it comes here."""
     def push(self, data: bytes) -> bool:
         """Copy bytes in. True: nothing more is wanted."""
     def lend(self, buffer: object) -> bool:
@@ -45,4 +49,6 @@ class Apply:
 
 def guess_format(head: bytes) -> str:
     """What the first bytes of a stream are: "plain", "gzip", "zstd", "bzip2", "xz" or "lz4"."""
+def default_limits() -> dict[str, int]:
+    """The core's own limits, by the names that Limits has."""
 def build_info() -> dict[str, str]: ...

@@ -1,7 +1,8 @@
-"""bzip2, xz and lz4 streams become plain bytes, by libarchive's filters.
+"""bzip2, xz and lz4 streams become plain bytes: xz by Python's lzma, the others by libarchive's filters.
 
 Blocks of a compressed stream come in by a callback, plain blocks go out. Nothing is silently short:
-a cut stream, a broken one, and anything but zeros behind its end are errors.
+a cut stream, a broken one, and anything but zeros behind its end are errors. xz may ask for 4 GiB of memory
+in a hundred bytes, and libarchive would give it; lzma takes a limit.
 """
 
 from __future__ import annotations
@@ -9,24 +10,77 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
-from layerstore.errors import NotSupportedError, TarFormatError
+from layerstore.errors import LimitExceededError, NotSupportedError, TarFormatError
 
 _BLOCK = 1 << 20
 _ARCHIVE_FATAL = -30
 # More than any file system holds behind a stream only to align it.
 _PADDING_LIMIT = 1 << 20
+_XZ_MAGIC = b"\xfd7zXZ\0"
+# What a decoder of xz takes beside its window.
+_XZ_SPARE = 1 << 20
 
 
-def decompress(kind: str, read: Callable[[], bytes], give: Callable[[bytes], bool]) -> None:
+def decompress(kind: str, read: Callable[[], bytes], give: Callable[[bytes], bool], max_window: int = 0) -> None:
     """Decompress a stream.
 
-    kind   "bzip2", "xz" or "lz4"
-    read   gives the next bytes of the stream, b"" at its end; what it raises passes through
-    give   takes the next plain bytes; True: no more are wanted
+    kind         "bzip2", "xz" or "lz4"
+    read         gives the next bytes of the stream, b"" at its end; what it raises passes through
+    give         takes the next plain bytes; True: no more are wanted
+    max_window   the most bytes that xz may look back, which takes as much memory; 0: any
 
-    Raises  TarFormatError      the stream is cut, broken, or followed by something else
-            NotSupportedError   libarchive cannot be loaded
+    Raises  TarFormatError       the stream is cut, broken, or followed by something else
+            LimitExceededError   max_window
+            NotSupportedError    libarchive, or Python's lzma, cannot be loaded
     """
+    if kind == "xz":
+        _decompress_xz(read, give, max_window)
+    else:
+        _decompress_by_libarchive(kind, read, give)
+
+
+def _decompress_xz(read: Callable[[], bytes], give: Callable[[bytes], bool], max_window: int) -> None:
+    try:
+        import lzma
+    except ImportError as err:
+        raise NotSupportedError(f"xz streams take Python's lzma, which cannot be loaded: {err}") from err
+    given, data = 0, read()
+    while True:  # a stream
+        decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, max_window + _XZ_SPARE if max_window else None)
+        while not decoder.eof:
+            try:
+                block = decoder.decompress(data, _BLOCK)
+            except lzma.LZMAError as err:
+                # By its words alone: there is no class of its own for it.
+                if max_window and "emory usage limit" in str(err):
+                    what = f"xz: the stream looks back too far: more than {max_window} bytes (max_window)"
+                    raise LimitExceededError(f"{what} (at byte {given})", offset=given, option="max_window") from None
+                raise TarFormatError(f"the xz stream cannot be decompressed: {err}") from None
+            given += len(block)
+            if block and give(block):
+                return
+            data = b""
+            if decoder.needs_input and not decoder.eof:
+                data = read()
+                if not data:
+                    raise TarFormatError("the xz stream cannot be decompressed: it is cut")
+        data, seen = decoder.unused_data, 0
+        while not (rest := data.lstrip(b"\0")):
+            seen += len(data)
+            if seen > _PADDING_LIMIT:
+                raise TarFormatError("something else follows the xz stream")
+            data = read()
+            if not data:
+                return
+        seen += len(data) - len(rest)
+        while len(rest) < len(_XZ_MAGIC) and (data := read()):
+            rest += data
+        if seen % 4 or seen > _PADDING_LIMIT or not rest.startswith(_XZ_MAGIC):
+            raise TarFormatError("something else follows the xz stream")
+        data = rest
+
+
+def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callable[[bytes], bool]) -> None:
     # Here, so that a machine without the library can do everything else.
     try:
         import libarchive

@@ -8,6 +8,7 @@ core, which the bindings hand to from_core() at the moment of raising. Texts are
 from __future__ import annotations
 
 import os
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LayerDoesNotExistError",
     "LayerNotRetainedError",
     "LayerStoreError",
+    "LimitExceededError",
     "MaxDepthExceededError",
     "MountDoesNotExistError",
     "MountNameConflictError",
@@ -135,6 +137,22 @@ class TarFormatError(LayerStoreError, ValueError):
         self.offset: int | None = offset
 
 
+class LimitExceededError(TarFormatError):
+    """A layer tar asks for more than a limit allows.
+
+    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    path     the entry's name, or ""
+    option   the store's option that sets the limit ("max_entries"), or "" where none does
+    """
+
+    text = "the layer's tar exceeds a limit"
+
+    def __init__(self, *args: object, offset: int | None = None, path: str = "", option: str = "") -> None:
+        super().__init__(*args, offset=offset)
+        self.path: str = path
+        self.option: str = option
+
+
 class BreakoutError(LayerStoreError):
     """An entry would leave the root of its layer.
 
@@ -186,7 +204,7 @@ CORE_CLASSES: dict[str, type[Exception]] = {
     "LAY_E_NOMEM": MemoryError,
     "LAY_E_TAR": TarFormatError,
     "LAY_E_TRUNCATED": TarFormatError,
-    "LAY_E_LIMIT": TarFormatError,
+    "LAY_E_LIMIT": LimitExceededError,
     "LAY_E_BREAKOUT": BreakoutError,
     "LAY_E_SPLIT": CorruptLayerError,
     "LAY_E_MISMATCH": CorruptLayerError,
@@ -196,9 +214,18 @@ CORE_CLASSES: dict[str, type[Exception]] = {
 }
 
 
+# With what the core's sentence ends where a limit has an option.
+_OPTION = re.compile(r"\((max_\w+)\)$")
+
+
+# What a terminal would act on.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
 def readable(path: str) -> str:
-    """Give a path as text that any stream can print: what is not UTF-8 becomes \\xNN."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Give a path as text that any stream can print: what is not UTF-8, and control characters, become \\xNN."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def from_core(
@@ -214,13 +241,13 @@ def from_core(
 
     Returns  the exception, not raised; RuntimeError for a code that has no row
     """
-    name = os.fsdecode(path)
+    name, text = os.fsdecode(path), readable(text)
     known = _CODES[code] if 0 < code < len(_CODES) else None
     kind = CORE_CLASSES.get(known) if known else None
     if kind is None:
         return RuntimeError(f"unknown code {code} from the core: {text}")
     err = _made(kind, sys_errno, offset, name, text)
-    if offset >= 0 and kind is not TarFormatError:
+    if offset >= 0 and not issubclass(kind, TarFormatError):
         # The text stays moby's or the kernel's own.
         entry = f'entry "{readable(name)}", ' if name else ""
         err.add_note(f"{entry}at byte {offset} of the tar")
@@ -235,12 +262,16 @@ def _made(kind: type[Exception], sys_errno: int, offset: int, name: str, text: s
         return OSError(sys_errno, text or os.strerror(sys_errno), name or None)
     if kind is MemoryError:
         return MemoryError(text)
-    if kind is TarFormatError:
+    if issubclass(kind, TarFormatError):
         where = [f'entry "{readable(name)}"'] if name else []
         if offset >= 0:
             where.append(f"at byte {offset}")
-        message = f"{text or TarFormatError.text} ({', '.join(where)})" if where else text
-        return TarFormatError(*([message] if message else []), offset=offset if offset >= 0 else None)
+        message = f"{text or kind.text} ({', '.join(where)})" if where else text
+        words, at = [message] if message else [], offset if offset >= 0 else None
+        if issubclass(kind, LimitExceededError):
+            option = _OPTION.search(text)
+            return kind(*words, offset=at, path=name, option=option[1] if option else "")
+        return kind(*words, offset=at)
     if kind is BreakoutError:
         message = text or BreakoutError.text
         if name and readable(name) not in message:

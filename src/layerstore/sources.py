@@ -2,7 +2,7 @@
 
 In: a descriptor, a path, a buffer, a real file, or anything with read(n). Out: every byte of it, in the
 core's own reads where that can be, so that no Python runs per block. gzip and zstd go in as they are;
-bzip2, xz and lz4 are opened by libarchive on the way.
+bzip2, xz and lz4 are opened on the way.
 """
 
 from __future__ import annotations
@@ -204,5 +204,5 @@ def _feed_foreign(source: Input, apply: Apply, teller: Teller, format: str, head
         teller.tell(taken)
         return bool(done)
 
-    decompress(format, read, give)
+    decompress(format, read, give, apply.max_window)
     teller.tell(taken, end=True)

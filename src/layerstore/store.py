@@ -34,6 +34,7 @@ from layerstore.errors import (
 from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
+from layerstore.limits import Limits
 from layerstore.locks import NamedLocks
 from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
 from layerstore.records import Records
@@ -85,7 +86,8 @@ class Store:
         options   the driver's ("<driver>.size": the size of every writable layer, on xfs with quotas), and
                   "durability": "full" (default; what a call has returned survives a crash of the machine),
                   "ordered" (the store's own small files are synced, as moby does) or "none";
-                  "read_only": "true" or "false"; true by itself while a dockerd uses the root
+                  "read_only": "true" or "false"; true by itself while a dockerd uses the root;
+                  limits for tars one cannot trust ("max_size": "10G"; all are fields of layerstore.limits.Limits)
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
                   InvalidOptionError   an option nobody knows
                   LayerStoreError, OSError
@@ -100,6 +102,7 @@ class Store:
         given = dict(options or {})
         self._durability: Durability = _durability(given.pop("durability", "full"))
         self._read_only = self._why_read_only(given.pop("read_only", "false"))
+        limits = Limits.take(given)
         fresh = not os.path.lexists(self.root)
         try:
             name = drivers.choose(self.root, driver)
@@ -110,7 +113,7 @@ class Store:
             if not self._read_only:
                 os.makedirs(self.root, 0o711, exist_ok=True)
             self._driver = drivers.open_driver(
-                name, self.root, given, self._holds, read_only=bool(self._read_only)
+                name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits
             )
         except LayerStoreError as err:
             if fresh:
@@ -206,8 +209,8 @@ class Store:
                    known), at most ten times a second; what it raises ends the call
         durability as the store's option of that name; None: the store's
 
-        Raises  LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), BreakoutError
-                (.path), NotSupportedError, OSError; then nothing is left on disk
+        Raises  LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), LimitExceededError
+                (.option), BreakoutError (.path), NotSupportedError, OSError; then nothing is left on disk
         """
         return self.register_with_descriptor(source, parent, os, None, progress=progress, durability=durability)
 

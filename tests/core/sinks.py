@@ -119,8 +119,9 @@ def lines(any_record: bytes) -> list[Line]:
 
 @contextmanager
 def applying(
-    *, root: int = -1, record_fd: int = -1, scratch: int = -1, workers: int = 0, flags: int = 0, spool: int = -1
-) -> Iterator[Any]:
+    *, root: int = -1, record_fd: int = -1, scratch: int = -1, workers: int = 0, flags: int = 0, spool: int = -1,
+    limits: Any = None,
+) -> Iterator[Any]:  # fmt: skip
     """An open lay_apply, freed at the end of the block; record_fd's record is plain."""
     lib = door.lib
     options = door.ffi.new(
@@ -133,6 +134,7 @@ def applying(
             "spool_fd": spool,
             "workers": workers,
             "flags": flags | lib.LAY_APPLY_PLAIN_RECORD,
+            "limits": limits or door.ffi.NULL,
         },
     )
     handle = door.ffi.new("lay_apply **")
@@ -149,7 +151,7 @@ def finish(a: Any) -> Applied:
     return Applied(bytes(got.diff_id), got.tar_size, got.size, got.entries)
 
 
-def apply(tar: bytes, *, step: int | None = None, **where: int) -> Applied:
+def apply(tar: bytes, *, step: int | None = None, **where: Any) -> Applied:
     """Push tar through lay_apply, whole or step bytes at a time."""
     with applying(**where) as a:
         for window, n in windows(tar, step):
@@ -167,6 +169,18 @@ def assemble(record_fd: int, root: int, diff_id: bytes | None = None, *, step: i
         return read_source(source[0], step)
     finally:
         door.lib.lay_source_free(source[0])
+
+
+def problems(record_fd: int, root: int) -> list[tuple[int, bytes, str]]:
+    """What lay_check finds: (kind, path, sentence)."""
+    ffi = door.ffi
+    check, found = door.make("lay_check_open", "lay_check *", record_fd, root, ffi.NULL), []
+    kind, end, problem = ffi.new("int *"), ffi.new("int *"), ffi.new("lay_error *")
+    while not end[0]:
+        door.call("lay_check_next", check, 100, kind, end, problem)
+        if kind[0] != door.lib.LAY_PROBLEM_NONE:
+            found.append((kind[0], ffi.string(problem.path), ffi.string(problem.text).decode()))
+    return found
 
 
 def read_source(source: Any, step: int = LIMIT) -> bytes:

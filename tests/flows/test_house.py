@@ -17,7 +17,7 @@ PACKAGE = TOP / "src" / "layerstore"
 C_FLOORS = [
     {"lay"},
     {"error"},
-    {"text", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
+    {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
     {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "export"},
@@ -36,7 +36,7 @@ PY_FLOORS = [
     {"values"},
     {"sources"},
     {"metadata", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options", "drivers.graft"},
-    {"drivers.checks", "drivers.quota"},
+    {"drivers.checks", "drivers.quota", "limits"},
     {"drivers.overlay2"},
     {"drivers"},
     {"layer"},

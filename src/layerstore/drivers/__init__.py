@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from layerstore.errors import LayerStoreError
 from layerstore.holds import Holds
+from layerstore.limits import Limits
 from layerstore.tarstream import TarStream
 from layerstore.values import Change, Durability
 
@@ -89,10 +90,11 @@ def _holds_something(path: str) -> bool:
 
 
 def open_driver(
-    name: str, root: str, options: Mapping[str, str], holds: Holds, *, read_only: bool = False
-) -> Driver:
-    """Make the driver of this name for root; holds tells other stores what is mounted here."""
+    name: str, root: str, options: Mapping[str, str], holds: Holds, *, read_only: bool = False,
+    limits: Limits | None = None,
+) -> Driver:  # fmt: skip
+    """Make the driver of this name for root; holds tells other stores what is mounted here, limits bound its tars."""
     # Here, so that a driver may import the protocol it follows.
     from layerstore.drivers.overlay2 import Overlay2
 
-    return Overlay2(os.path.join(root, name), options, holds=holds, read_only=read_only)
+    return Overlay2(os.path.join(root, name), options, holds=holds, read_only=read_only, limits=limits)

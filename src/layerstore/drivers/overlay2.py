@@ -36,6 +36,7 @@ from layerstore.errors import (
 )
 from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
+from layerstore.limits import Limits
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
 from layerstore.textfile import make_directory, read_small, replace_small, sync_directory, sync_file, trimmed
@@ -110,16 +111,19 @@ class Overlay2:
     name = "overlay2"
 
     def __init__(
-        self, home: str, options: Mapping[str, str], *, holds: Holds | None = None, read_only: bool = False
-    ) -> None:
+        self, home: str, options: Mapping[str, str], *, holds: Holds | None = None, read_only: bool = False,
+        limits: Limits | None = None,
+    ) -> None:  # fmt: skip
         """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError.
 
         holds       tells other stores which mounts are in use here
         read_only   make, mount and change nothing below home
+        limits      what tars may ask for; None: the defaults
         """
         self.home = home
         self._default_size = parse_driver_options(options)
         self._holds = holds or Holds("")
+        self._limits = limits or Limits()
         self._read_only = read_only
         self._locks = NamedLocks()
         self._counter = MountCounter(mounts.is_overlay)
@@ -513,16 +517,17 @@ class Overlay2:
         """Unpack a layer tar into id and record it: the core's Applied."""
         flags = _apply.USERNS if self.userxattr else 0
         with opened(self._dir(id)) as scratch, opened("diff", dir_fd=scratch) as root:
-            return self._apply(_apply.Apply(root, record_fd, scratch, flags=flags), feed)
+            return self._apply(_apply.Apply(root, record_fd, scratch, flags=flags, limits=self._limits), feed)
 
     def apply_diff(self, id: str, parent: str, feed: Callable[[Any], None]) -> int:
         """Unpack a tar over a writable layer; gives its size as moby counts it."""
         flags = _apply.NO_DRAIN | (_apply.USERNS if self.userxattr else 0)
         if self._is_native(id, parent):
             with self._opened_diff(id) as root:
-                return int(self._apply(_apply.Apply(root, flags=flags), feed).size)
+                return int(self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed).size)
         with self._mounted(id) as root:
-            return int(self._apply(_apply.Apply(root, flags=flags | _apply.MERGED), feed).size)
+            apply = _apply.Apply(root, flags=flags | _apply.MERGED, limits=self._limits)
+            return int(self._apply(apply, feed).size)
 
     @staticmethod
     def _apply(apply: _apply.Apply, feed: Callable[[Any], None]) -> Any:
