@@ -13,7 +13,12 @@
 #include <sys/stat.h>
 
 #define READ_BLOCK (256u << 10)
-#define LINE_MAX_BYTES (512u << 20)   /* old tar-split put all trailing bytes on one line */
+/* Against records that somebody wrote to hurt us. Ours have lines of 6 MB at most, of one entry's headers; so have
+ * dockerd's since 17.12, while before that all trailing bytes stood on one line. */
+#define LINE_MAX_BYTES (32u << 20)
+#define IDLE_MAX 1024u                /* lines in a row without a byte of the tar: there is one before each entry */
+#define POINTS_CLOSE 1024u            /* beyond so many restart points they lie POINT_STEP bytes of the record apart */
+#define POINT_STEP 4096
 
 typedef struct point { int64_t file_offset, tar_offset; uint64_t line; } point;
 
@@ -28,6 +33,7 @@ struct lay_split_reader {
     char *name; size_t name_cap;
     uint8_t header[LAY_TAR_BLOCK]; size_t header_len;   /* the last framing block seen */
     int64_t tar_offset; uint64_t index;
+    unsigned idle;                            /* lines since tar_offset moved */
     point *points; size_t npoints;
     bool points_known;
     int64_t total;                            /* -1: not known */
@@ -45,6 +51,7 @@ static lay_code restart(lay_split_reader *r, const point *from, lay_error *err)
     r->index = from->line;
     r->at = r->len = 0;
     r->header_len = 0;
+    r->idle = 0;
     r->input_end = r->text_end = false;
     lay_inflate_free(r->z);
     r->z = NULL;
@@ -266,6 +273,8 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
         *line = (lay_split_line){ .tar_offset = r->tar_offset, .index = r->index };
         r->index++;
         r->at += used;
+        if (++r->idle > IDLE_MAX)
+            return unreadable(err, "it holds many lines and nothing of a tar");
         if (json.type == 2) {
             if (json.payload && decode(r, json.payload, json.payload_len, &line->n, err))
                 return err->code;
@@ -273,7 +282,9 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
             if (!line->n)
                 continue;                       /* dockerd before 25 ends every record so */
             remember_framing(r, line->p, line->n);
-            r->tar_offset += (int64_t)line->n;
+            if (__builtin_add_overflow(r->tar_offset, (int64_t)line->n, &r->tar_offset))
+                return unreadable(err, "the sizes leave 63 bits");
+            r->idle = 0;
             return LAY_OK;
         }
         if (json.type == 1) {
@@ -281,6 +292,8 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
                 return err->code;
             if (__builtin_add_overflow(r->tar_offset, line->size, &r->tar_offset))
                 return unreadable(err, "the sizes leave 63 bits");
+            if (line->size)
+                r->idle = 0;
             return LAY_OK;
         }
     }
@@ -313,7 +326,8 @@ static lay_code find_points(lay_split_reader *r, lay_error *err)
         int64_t tar_offset = (int64_t)le64toh(head.seek.tar_offset), member = (int64_t)le64toh(head.seek.member);
         if (member < (int64_t)sizeof head || member > st.st_size - at || tar_offset < 0 || (r->npoints && tar_offset < r->points[r->npoints - 1].tar_offset))
             return unreadable(err, "a seek field is wrong");
-        r->points[r->npoints++] = (point){ at, tar_offset, le64toh(head.seek.line) };
+        if (r->npoints < POINTS_CLOSE || at - r->points[r->npoints - 1].file_offset >= POINT_STEP)
+            r->points[r->npoints++] = (point){ at, tar_offset, le64toh(head.seek.line) };
         if (at == 0 && le64toh(head.seek.total) <= INT64_MAX)
             r->total = (int64_t)le64toh(head.seek.total);
         at += member;
