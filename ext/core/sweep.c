@@ -196,6 +196,12 @@ lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
     return code;
 }
 
+/* A name is no longer the kind of thing it was when it was read: somebody else is at work here. */
+static bool is_another_kind(const lay_error *err)
+{
+    return err->code == LAY_E_OS && (err->sys_errno == ENOTDIR || err->sys_errno == ELOOP || err->sys_errno == EISDIR);
+}
+
 static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_error *err)
 {
     sweep s = { .trail = LAY_TRAIL_NONE, .removing = true, .prefix = strlen(name) };
@@ -203,8 +209,14 @@ static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_er
     for (unsigned tries = 0; code == LAY_OK; tries++) {
         lay_trail_free(&s.trail);
         s.depth = s.count = s.text_len = 0;
+        lay_path_cut(&s.path, s.prefix);
         code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "open directory")
                                                            : sweep_run(&s, err);
+        if (code != LAY_OK && tries < MAX_TRIES && is_another_kind(err)) {
+            lay_error_clear(err);
+            code = LAY_OK;
+            continue;
+        }
         if (code != LAY_OK || unlinkat(parent_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
             break;
         if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
