@@ -7,8 +7,12 @@ in a hundred bytes, and libarchive would give it; lzma takes a limit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from layerstore.errors import LimitExceededError, NotSupportedError, TarFormatError
 
@@ -117,7 +121,7 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
 
     try:
         callback = ffi.READ_CALLBACK(read_block)
-        with new_archive_read("raw", kind) as pointer:
+        with _heard(read_block, failure), new_archive_read("raw", kind) as pointer:
             # A stream of no bytes is a stream, too; "raw" alone does not know it.
             ffi.get_read_format_function("empty")(pointer)
             ffi.read_open(pointer, None, ffi.NO_OPEN_CB, callback, ffi.NO_CLOSE_CB)
@@ -125,7 +129,7 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
             # Without a filter "raw" would hand the compressed bytes on; with two it was packed twice.
             found = [name.decode() if isinstance(name, bytes) else name for name in archive.filter_names]
             if found != [kind]:
-                raise TarFormatError(f"not one whole {kind} stream")
+                raise failure[0] if failure else TarFormatError(f"not one whole {kind} stream")
             room = ctypes.create_string_buffer(_BLOCK)
             for _entry in archive:
                 while size := ffi.read_data(pointer, room, _BLOCK):
@@ -137,6 +141,28 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
     if failure:
         raise failure[0]
     _expect_padding(kind, held[0][len(held[0]) - (given - used) :] if given > used else b"", read)
+
+
+@contextlib.contextmanager
+def _heard(callback: object, failure: list[BaseException]) -> Iterator[None]:
+    """Keep what a callback of ctypes raises before its first line, which a signal does: else it is printed and lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield                                # no signal is handled here
+        return
+    before = sys.unraisablehook
+
+    def hear(told: Any) -> None:
+        # From Python 3.13 on the object is named in the message only.
+        if told.object is callback or (told.object is None and repr(callback) in (told.err_msg or "")):
+            failure.append(told.exc_value)
+        else:
+            before(told)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _expect_padding(kind: str, rest: bytes, read: Callable[[], bytes]) -> None:
