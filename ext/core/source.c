@@ -14,6 +14,8 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <time.h>
 
 #define PIECE_SIZE (1u << 20)
@@ -224,6 +226,22 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+/* write(), which into a pipe does not wait (Linux 6.5): a signal that comes just before it would not be heard until
+ * somebody reads. *waits: it does, as anywhere else. */
+static ssize_t put_some(int fd, const void *p, size_t n, bool *waits)
+{
+    struct stat st;
+    struct iovec v = { .iov_base = (void *)(uintptr_t)p, .iov_len = n };
+    *waits = fstat(fd, &st) != 0 || !S_ISFIFO(st.st_mode);
+    if (!*waits) {
+        ssize_t put = pwritev2(fd, &v, 1, -1, RWF_NOWAIT);
+        if (put >= 0 || (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS && errno != ESPIPE))
+            return put;
+        *waits = true;
+    }
+    return write(fd, p, n);
+}
+
 /* Write what is left of a piece. *more false: go back to the caller, as the descriptor is slow or a signal
  * came (whose handler may want to be heard before we block again). */
 static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t limit, int64_t deadline, int64_t *written, bool *more, lay_error *err)
@@ -237,12 +255,13 @@ static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t lim
             *more = false;
             break;
         }
-        ssize_t put = write(fd, piece->p + piece->at, want);
+        bool waits;
+        ssize_t put = put_some(fd, piece->p + piece->at, want, &waits);
         if (put >= 0) {
             piece->at += (size_t)put;
             s->position += put;
             *written += put;
-            *more = piece->at == piece->len;
+            *more = !waits || piece->at == piece->len;
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             struct pollfd p = { .fd = fd, .events = POLLOUT };
             int64_t left = deadline < 0 ? 1000 : deadline - now_ms();
