@@ -371,7 +371,7 @@ class Store:
                 self._holds.drop(made.chain_id)
             try:
                 visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
-            except (FileNotFoundError, LayerStoreError):
+            except (FileNotFoundError, NotADirectoryError, LayerStoreError):
                 visible = False
             if visible:
                 aside = self._metadata.set_aside(made.chain_id)
