@@ -749,7 +749,9 @@ class FileMetadataStore:
 
     def remove_nameless_mounts(self) -> _Names:
         """Remove, and name, the records of writable layers that were stopped before their first file, the mount-id."""
-        found = []
+        found: _Names = []
+        if not is_directory(os.path.join(self.root, "mounts")):
+            return found                     # a link leads to what is not ours
         with self.exclusive():
             for name in self._names("mounts"):
                 try:
