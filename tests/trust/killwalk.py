@@ -1,0 +1,341 @@
+"""Kill a process at one system call after the other, and look at what it leaves.
+
+    python tests/trust/ownspace.py killwalk.py '{"act": "register", "first": 1, "step": 1}'
+
+One plan is one act. It is done once in peace, which tells what it makes. Then for each n: the same start, a child
+process does the act and is killed on entry of its n-th system call (killwalk.c); the root is opened anew and held
+against what was there before and what the act makes. With "all" every call counts, not only those that change
+something. With "kind": "ext4" or "xfs" the power is cut there too: only what had reached the disk is left.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import disk
+import ownspace
+import powercut
+import seeded
+import workload
+from cutdisk import CutDisk
+
+from layerstore import CreateRWLayerOpts, Store
+
+INIT = CreateRWLayerOpts(init_func=workload.init)
+
+
+def library(place: Path) -> ctypes.CDLL:
+    made = place / "killwalk.so"
+    subprocess.run(["cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC",
+                    "-o", str(made), str(ownspace.HERE / "killwalk.c")], check=True)
+    return ctypes.CDLL(str(made))
+
+
+class Walk(ctypes.Structure):
+    _fields_ = (("counted", ctypes.c_int64), ("call", ctypes.c_int64), ("killed", ctypes.c_int32),
+                ("status", ctypes.c_int32))
+
+
+# ---- the acts ------------------------------------------------------------------------------------
+BASE, TOP, NEW = 11, 12, 13     # small layers: TOP stands on BASE, NEW comes onto TOP
+
+
+def chain(*seeds: int) -> str:
+    below = ""
+    for seed in seeds:
+        below = seeded.chain_id(below, seeded.layer(seed).diff_id)
+    return below
+
+
+def two_layers(store: Store) -> None:
+    base = store.register(seeded.layer(BASE).tar)
+    store.register(seeded.layer(TOP).tar, base.chain_id)
+
+
+def with_box(store: Store) -> None:
+    two_layers(store)
+    box = store.create_rw_layer("box", chain(BASE, TOP), INIT)
+    with box.mounted() as path:
+        for name in ("one", "two"):
+            Path(path, name).write_text(name * 900)
+            os.utime(f"{path}/{name}", (1e9, 1e9))
+
+
+def nothing(store: Store) -> None:
+    pass
+
+
+def all_held(store: Store) -> dict[str, Any]:
+    return {id: store.get(id) for id in store.map()}
+
+
+def new_again(*below: int) -> Callable[[Store], None]:
+    def again(store: Store) -> None:
+        layer = store.register(seeded.layer(NEW).tar, chain(*below))
+        with layer.tar_stream() as stream:
+            assert stream.read() == seeded.layer(NEW).tar
+
+    return again
+
+
+def release_again(store: Store) -> None:
+    for layer in all_held(store).values():
+        store.release(layer)
+    assert store.map() == {}
+
+
+def box_again(name: str, parent: str, opts: CreateRWLayerOpts | None) -> Callable[[Store], None]:
+    def again(store: Store) -> None:
+        held = all_held(store)
+        if name in store.mounts():
+            box = store.get_rw_layer(name)
+            with box.mounted() as path:
+                assert opts is None or Path(path, "made-by-init").read_text() == workload.INIT_TEXT
+            store.release_rw_layer(box)
+        with store.create_rw_layer(name, parent, opts) as box, box.mounted() as path:
+            assert opts is None or Path(path, "made-by-init").read_text() == workload.INIT_TEXT
+            Path(path, "new").write_text("x")
+        assert held.keys() == store.map().keys()
+
+    return again
+
+
+def commit_again(store: Store) -> None:
+    with store.get_rw_layer("box").commit().tar_stream() as stream:
+        assert b"one" * 900 in stream.read()
+
+
+def mount_again(store: Store) -> None:
+    with store.get_rw_layer("box").mounted() as path:
+        assert Path(path, "one").read_text() == "one" * 900
+
+
+def unbox_again(store: Store) -> None:
+    held = all_held(store)      # noqa: F841   what is below stays
+    if "box" in store.mounts():
+        store.release_rw_layer(store.get_rw_layer("box"))
+    assert store.mounts() == []
+
+
+def mount_and_unmount(store: Store, box: Any) -> None:
+    box.mount()
+    box.unmount()
+
+
+class Act(NamedTuple):
+    before: Callable[[Store], None]             # what is there at the start
+    ready: Callable[[Store], Any]               # in the child, before the walk begins
+    do: Callable[[Store, Any], object]          # what is walked
+    again: Callable[[Store], None]              # in whatever is left: the act succeeds now
+    leaves: tuple[str, ...] = ()                # acts that are killed half-way on the start, for cleanup() to find
+
+
+ACTS = {
+    "register": Act(two_layers, nothing, lambda store, _: store.register(seeded.layer(NEW).tar), new_again()),
+    "register on": Act(two_layers, nothing, lambda store, _: store.register(seeded.layer(NEW).tar, chain(BASE, TOP)),
+                       new_again(BASE, TOP)),
+    "register known": Act(two_layers, nothing, lambda store, _: store.register(seeded.layer(BASE).tar), nothing),
+    "release": Act(two_layers, lambda store: store.get(chain(BASE, TOP)), lambda store, top: store.release(top), release_again),
+    "create": Act(two_layers, nothing, lambda store, _: store.create_rw_layer("new", chain(BASE, TOP), INIT),
+                  box_again("new", chain(BASE, TOP), INIT)),
+    "create bare": Act(two_layers, nothing, lambda store, _: store.create_rw_layer("new"), box_again("new", "", None)),
+    "commit": Act(with_box, lambda store: store.get_rw_layer("box"), lambda store, box: box.commit(), commit_again),
+    "mount": Act(with_box, lambda store: store.get_rw_layer("box"), mount_and_unmount, mount_again),
+    "release box": Act(with_box, lambda store: (all_held(store), store.get_rw_layer("box"))[1],
+                       lambda store, box: store.release_rw_layer(box), unbox_again),
+    "release box and all": Act(with_box, lambda store: store.get_rw_layer("box"),
+                               lambda store, box: store.release_rw_layer(box), release_again),
+    "cleanup": Act(with_box, nothing, lambda store, _: store.cleanup(), nothing,
+                   ("register on", "create", "release box and all", "mount")),
+    "open": Act(nothing, nothing, lambda store, _: store.close(), new_again()),
+}
+
+
+# ---- what is there -------------------------------------------------------------------------------
+def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
+    """Every path below the root, by owner and with no random name in it; not what is in layers' diff directories."""
+    layerdb = root / "image/overlay2/layerdb"
+    owners = {layer.cache_id: id for id, layer in store.map().items()}
+    for name in store.mounts():
+        owners[store.get_mount_id(name)] = f"box {name}"
+        if (init := layerdb / "mounts" / name / "init-id").exists():
+            owners[init.read_text().strip()] = f"init of {name}"
+    layers = {id.split(":")[1]: id for id in store.map()}
+    found: dict[str, set[str]] = {}
+    for path in disk.inventory(root):
+        parts = path.split("/")
+        owner = ""
+        if parts[0] == "overlay2" and len(parts) > 1:
+            if parts[1] == "l" and len(parts) > 2:
+                owner, parts = owners.get(os.readlink(root / path).split("/")[1], "nobody"), ["l"]
+            elif parts[1] in owners:
+                owner, parts = owners[parts[1]], parts[2:]
+                if owner in layers.values() and parts[:1] == ["diff"]:
+                    parts = ["diff"]
+        elif parts[:4] == ["image", "overlay2", "layerdb", "sha256"] and parts[4:5] and parts[4] in layers:
+            owner, parts = layers[parts[4]], ["layerdb", *parts[5:]]
+        elif parts[:4] == ["image", "overlay2", "layerdb", "mounts"] and parts[4:5] and parts[4] in store.mounts():
+            owner, parts = f"box {parts[4]}", ["layerdb", *parts[5:]]
+        found.setdefault(owner, set()).add("/".join(parts))
+    return {owner: frozenset(paths) for owner, paths in found.items()}
+
+
+class State(NamedTuple):
+    layers: frozenset[str]
+    boxes: frozenset[str]
+    shape: dict[str, frozenset[str]]
+
+
+class Walker:
+    def __init__(self, plan: dict[str, Any], place: Path) -> None:
+        self.plan, self.place, self.act = plan, place, ACTS[plan["act"]]
+        self.lib, self.judge = library(place), powercut.Judge(place / "judge")
+        self.disk = CutDisk(place, plan["kind"]) if plan.get("kind") else None
+        self.root = (self.disk.point if self.disk else place) / "docker"
+        self.start = place / "start"
+        self.known: dict[str, Any] = {}
+        self.problems: list[str] = []
+        for seeds in ((BASE,), (BASE, TOP), (BASE, TOP, NEW), (NEW,)):
+            self.known[chain(*seeds)] = {"parent": chain(*seeds[:-1]), "seed": seeds[-1],
+                                         "diff": seeded.layer(seeds[-1]).diff_id}
+
+    # ---- in the child --------------------------------------------------------------------------
+    def child(self, act: Act, root: Path, at: int) -> Walk:
+        """The act in a process of its own, killed at that call (0: never)."""
+        pid = os.fork()
+        if not pid:
+            try:
+                opening = act is ACTS["open"]
+                if not opening:
+                    store = Store(root, options={"durability": "full"})
+                    ready = act.ready(store)
+                assert self.lib.killwalk_be_traced() == 0
+                os.kill(os.getpid(), signal.SIGSTOP)
+                if opening:
+                    store, ready = Store(root, options={"durability": "full"}), None
+                act.do(store, ready)
+                self.lib.killwalk_end()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(3)
+        walk = Walk()
+        if error := self.lib.killwalk_run(pid, ctypes.c_int64(at), int(self.plan.get("all", False)), ctypes.byref(walk)):
+            raise OSError(error, os.strerror(error))
+        if not walk.killed and walk.status:
+            raise RuntimeError(f"the act failed by itself: status {walk.status:#x}")
+        return walk
+
+    # ---- the start -----------------------------------------------------------------------------
+    def lay(self) -> None:
+        disk.unmount_below(self.root.parent) if self.disk else None
+        if self.root.exists():
+            disk.unmount_below(self.root)
+            disk.remove_tree(self.root)
+        subprocess.run(["cp", "-a", str(self.start), str(self.root)], check=True)
+        if self.disk:
+            disk._libc.syncfs(self.disk.fd)
+
+    def state(self, root: Path) -> State:
+        with Store(root) as store:
+            return State(frozenset(store.map()), frozenset(store.mounts()), shape(root, store))
+
+    def prepare(self) -> None:
+        with Store(self.start) as store:
+            self.act.before(store)
+        self.before = self.state(self.start)
+        for name in self.act.leaves:
+            self.root, root = self.start, self.root
+            half = ACTS[name]
+            if half.before is two_layers or half.before is with_box:
+                self.child(half, self.start, {"mount": 12}.get(name, 40))
+            self.root = root
+        if self.act is ACTS["open"]:
+            disk.remove_tree(self.start)
+            self.start.mkdir()
+        self.lay()
+        self.total = self.child(self.act, self.root, 0).counted
+        with Store(self.root) as store:
+            if self.act is not ACTS["cleanup"]:
+                store.cleanup()
+            for id, layer in store.map().items():
+                if id not in self.known:
+                    self.known[id] = {"parent": layer.parent.chain_id if layer.parent else "", "diff": layer.diff_id, "files": {}}
+        self.after = self.state(self.root)
+        if self.act.leaves:     # what was left half-way was the acts' own to lose
+            self.before = self.after
+
+    # ---- after each kill -------------------------------------------------------------------------
+    def judge_what_is_left(self, finished: bool) -> list[str]:
+        wrong = []
+        with Store(self.root, options={"durability": "full"}) as store:
+            layers, boxes = store.map(), set(store.mounts())
+            for what, now, before, after in (("layers", set(layers), self.before.layers, self.after.layers),
+                                             ("boxes", boxes, self.before.boxes, self.after.boxes)):
+                must = after if finished else before & after
+                if lost := must - now:
+                    wrong.append(f"{what} lost: {sorted(lost)}")
+                if extra := now - (after if finished else before | after):
+                    wrong.append(f"{what} from nowhere: {sorted(extra)}")
+            for id, layer in layers.items():
+                if faults := self.judge.faults(layer, self.known.get(id)):
+                    wrong.append(f"layer {id}: {faults}")
+            wrong += [f"before cleanup() {problem}" for problem in store.verify() if problem.kind != "orphan"]
+            store.cleanup()
+            wrong += [f"after cleanup() {problem}" for problem in store.verify()]
+            wrong += [f"after cleanup() {name} is left" for name in powercut.owned_by_nobody(self.root, store)]
+            for owner, paths in shape(self.root, store).items():
+                one, other = self.before.shape.get(owner), self.after.shape.get(owner)
+                least = (one or other or frozenset()) & (other or one or frozenset())
+                most = (one or frozenset()) | (other or frozenset())
+                if not least <= paths <= most:
+                    wrong.append(f"after cleanup() {owner or 'the root'}: {sorted(least - paths)} missing, {sorted(paths - most)} too many")
+            if mounts := [point for point in disk.mounts_below(self.root) if point != str(self.root)]:
+                wrong.append(f"after cleanup() mounted: {mounts}")
+        with Store(self.root, options={"durability": "full"}) as store:
+            self.act.again(store)
+            if self.act.again is not nothing:
+                wrong += [f"after doing it again {problem}" for problem in store.verify()]
+        return wrong
+
+    def run(self) -> dict[str, Any]:
+        self.prepare()
+        kills, n, calls = 0, self.plan.get("first", 1), set()
+        until = time.monotonic() + self.plan.get("seconds", 3600)
+        while time.monotonic() < until:
+            self.lay()
+            walk = self.child(self.act, self.root, n)
+            if self.disk:
+                disk.unmount_below(self.disk.point)
+                self.disk.cut()
+                self.disk.again()
+            kills += walk.killed
+            try:
+                wrong = self.judge_what_is_left(not walk.killed)
+            except Exception as error:
+                wrong = ["".join(traceback.format_exception(error))[-1500:]]
+            if wrong:
+                self.problems.append(f"{json.dumps({**self.plan, 'first': n})} at call {n} (number {walk.call}): {wrong}")
+            calls.add(walk.call)
+            if not walk.killed or len(self.problems) > 20:
+                break
+            n += self.plan.get("step", 1)
+        disk.unmount_below(self.place)
+        return {"plan": self.plan, "kills": kills, "of": self.total, "calls": len(calls), "problems": self.problems}
+
+
+def walk(plan: dict[str, Any], place: Path) -> dict[str, Any]:
+    return Walker(plan, place).run()
+
+
+if __name__ == "__main__":
+    sys.setswitchinterval(1)
+    ownspace.main(walk)

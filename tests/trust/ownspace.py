@@ -1,0 +1,77 @@
+"""A script of this folder as a process with a mount namespace and a tmpfs of its own.
+
+    result = ownspace.call("powercut.py", plan, seconds=60)     in a test
+    ownspace.main(function)                                     at the end of the script
+    python tests/trust/ownspace.py powercut.py '{"kind": "ext4", ...}'      by hand
+
+The script's function is given (plan, place) and returns what JSON can carry. When the process ends, however it ends,
+its mounts, loop devices and files go with it.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+INSIDE = "TRUST_INSIDE"
+
+
+def paths() -> list[str]:
+    """What sys.path needs for this folder, tests/ and the package in this checkout."""
+    return [str(HERE), str(HERE.parent), str(HERE.parent.parent / "src")]
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(HERE / script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths()), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def start(script: str, plan: dict[str, Any]) -> subprocess.Popen[str]:
+    place = tempfile.mkdtemp(prefix="layerstore-trust-")
+    command = ["unshare", "--mount", "--propagation", "private", "--", *python(script, json.dumps(plan))]
+    process = subprocess.Popen(command, env={**environment(), INSIDE: place}, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.place = place   # type: ignore[attr-defined]
+    return process
+
+
+def finish(process: subprocess.Popen[str], seconds: float) -> Any:
+    """The script's result; its own error, if it has none."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    finally:
+        os.rmdir(process.place)     # type: ignore[attr-defined]
+    if process.returncode:
+        raise RuntimeError(f"{process.args} ended with {process.returncode}\n{err}")
+    return json.loads(out.splitlines()[-1])
+
+
+def call(script: str, plan: dict[str, Any], seconds: float) -> Any:
+    return finish(start(script, plan), seconds)
+
+
+def main(function: Callable[[dict[str, Any], Path], Any]) -> None:
+    """The script's side: its function is given the plan and the place, its result goes to call()."""
+    import disk
+
+    place = os.environ.pop(INSIDE)
+    disk.mount("tmpfs", place, "tmpfs", 0, "mode=755")
+    print(json.dumps(function(json.loads(sys.argv[1]), Path(place))))
+
+
+if __name__ == "__main__":
+    result = call(sys.argv[1], json.loads(sys.argv[2]), 7200)
+    print(json.dumps(result, indent=1))
+    sys.exit(bool(result["problems"]))
