@@ -1,0 +1,231 @@
+"""Many processes on one root, some of them killed at any moment; none may take away what another one holds.
+
+    python tests/trust/ownspace.py crowd.py '{"seconds": 10, "processes": 8, "seed": 1}'
+
+Each process registers, gets, reads, releases, mounts and commits layers of one small family of chains. A table in
+shared memory says who holds what: a slot is set after a reference was given and cleared before it is given back, so a
+set slot is a reference for certain. A process that is to be killed is stopped first, and its slots are cleared.
+
+The result has "broken" (the promise below), "errors" (any call that raised what it should not) and "problems" (what is
+wrong at the end, after cleanup()).
+"""
+
+import json
+import mmap
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import disk
+import ownspace
+import powercut
+import seeded
+
+from layerstore import Layer, LayerDoesNotExistError, Store
+
+# Three bases, two layers on each, two on each of those: seeds from the base up. Those of one base are large.
+FAMILY: list[tuple[int, ...]] = []
+for base in (101, 102, 1103):
+    FAMILY.append((base,))
+    for child in (base + 10, base + 20):
+        FAMILY.append((base, child))
+        FAMILY += [(base, child, child + leaf) for leaf in (100, 200)]
+
+
+def chain_of(seeds: tuple[int, ...]) -> str:
+    chain = ""
+    for seed in seeds:
+        chain = seeded.chain_id(chain, seeded.layer(seed).diff_id)
+    return chain
+
+
+def held_layer_is_kept(before: dict[int, int], after: dict[int, int]) -> bool:
+    """THE PROMISE: a layer that somebody holds, in any process, is never deleted.
+
+    before, after: who held the layer when a call began, and when it raised LayerDoesNotExistError (process -> the
+    number of its holding). Who is in both with one number held the layer all the time, so the error is a lie.
+    """
+    return not any(after.get(process) == holding for process, holding in before.items())
+
+
+class Table:
+    """Who holds what: a row a process, a 64-bit number a layer, odd while it is held."""
+
+    def __init__(self, path: Path, processes: int) -> None:
+        size = processes * len(FAMILY) * 8
+        with open(path, "a+b") as file:
+            file.truncate(size)
+            self.cells = memoryview(mmap.mmap(file.fileno(), size)).cast("Q")
+        self.processes = processes
+
+    def at(self, process: int, layer: int) -> int:
+        return process * len(FAMILY) + layer
+
+    def hold(self, process: int, layer: int, on: bool) -> None:
+        cell = self.at(process, layer)
+        if self.cells[cell] % 2 != on:
+            self.cells[cell] += 1
+
+    def holders(self, layer: int) -> dict[int, int]:
+        numbers = {process: self.cells[self.at(process, layer)] for process in range(self.processes)}
+        return {process: number for process, number in numbers.items() if number % 2}
+
+
+# ---- one of the crowd ------------------------------------------------------------------------------
+class Member:
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan, self.me = plan, plan["process"]
+        self.draw = random.Random(plan["seed"])
+        self.table = Table(Path(plan["table"]), plan["processes"])
+        self.log = os.open(plan["log"], os.O_WRONLY | os.O_APPEND)
+        self.store = Store(plan["root"], options={"durability": plan["durability"]})
+        self.held: dict[int, list[Layer]] = {}
+        self.boxes = self.done = 0
+
+    def say(self, kind: str, text: str) -> None:
+        os.write(self.log, json.dumps([kind, f"process {self.me}: {text}"]).encode() + b"\n")
+
+    def hold(self, index: int, layer: Layer) -> None:
+        self.held.setdefault(index, []).append(layer)
+        self.table.hold(self.me, index, True)
+
+    def let_go(self, index: int) -> None:
+        layer = self.held[index].pop()
+        if not self.held[index]:
+            del self.held[index]
+            self.table.hold(self.me, index, False)
+        self.store.release(layer)
+
+    def register(self) -> None:
+        index = self.draw.randrange(len(FAMILY))
+        seeds = FAMILY[index]
+        for depth in range(1, len(seeds) + 1):      # each one of the chain is held until the next one stands on it
+            below, part = seeds[: depth - 1], FAMILY.index(seeds[:depth])
+            self.hold(part, self.store.register(seeded.layer(seeds[depth - 1]).tar, chain_of(below)))
+        for depth in range(1, len(seeds)):
+            self.let_go(FAMILY.index(seeds[:depth]))
+
+    def get(self) -> None:
+        index = self.draw.randrange(len(FAMILY))
+        before = self.table.holders(index)
+        try:
+            layer = self.store.get(chain_of(FAMILY[index]))
+        except LayerDoesNotExistError:
+            after = self.table.holders(index)
+            if not held_layer_is_kept(before, after):
+                self.say("broken", f"get of layer {FAMILY[index]}: does not exist, but is held by {before} and {after}")
+        else:
+            self.hold(index, layer)
+
+    def read(self, index: int) -> None:
+        with self.held[index][-1].tar_stream() as stream:
+            if stream.read() != seeded.layer(FAMILY[index][-1]).tar:
+                self.say("broken", f"layer {FAMILY[index]} gives another tar")
+
+    def box(self, index: int) -> None:
+        self.boxes += 1
+        box = self.store.create_rw_layer(f"box-{os.getpid()}-{self.boxes}", chain_of(FAMILY[index]))
+        with box.mounted() as path:
+            if os.readlink(f"{path}/c/link") == "":
+                self.say("broken", "what is below a box is not there")
+            Path(path, "mine").write_text(str(self.draw.random()))
+        if self.draw.random() < 0.5:
+            with box.commit().tar_stream() as stream:
+                stream.read()
+        box.release()
+
+    def step(self) -> None:
+        act = self.draw.choice(("register", "register", "get", "get", "get", "read", "read", "box", "release", "release"))
+        index = self.draw.choice(sorted(self.held)) if self.held else None
+        try:
+            if act in ("register", "get") and len(self.held) < 8:
+                getattr(self, act)()
+            elif index is not None and act in ("read", "box"):
+                getattr(self, act)(index)
+            elif index is not None:
+                act = "release"
+                self.let_go(index)
+        except Exception as error:
+            # Everything but a get is done on layers that this process holds itself.
+            kind = "broken" if isinstance(error, LayerDoesNotExistError | FileNotFoundError) else "errors"
+            self.say(kind, f"{act} of {FAMILY[index] if index is not None else 'a layer'}: {type(error).__name__}: {str(error)[:200]}")
+            if "trace" in self.plan:
+                traceback.print_exc(file=open(self.plan["trace"], "a"))     # noqa: SIM115
+        self.done += 1
+        if self.done % 50 == 0:
+            self.say("steps", "50")
+
+    def run(self) -> None:
+        while time.time() < self.plan["until"]:
+            self.step()
+        os._exit(0)     # what is held at the end goes with the process
+
+
+# ---- all of them -----------------------------------------------------------------------------------
+def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
+    draw, count = random.Random(plan["seed"]), plan.get("processes", 8)
+    root, log = place / "docker", place / "log"
+    table = Table(place / "table", count)
+    log.touch()
+    powercut.Judge(root)    # makes the root
+    until = time.time() + plan["seconds"]
+
+    def member(process: int) -> subprocess.Popen[bytes]:
+        todo = {"process": process, "processes": count, "root": str(root), "log": str(log), "table": str(place / "table"),
+                "seed": draw.randrange(1 << 40), "until": until, "durability": plan.get("durability", "full"),
+                **{key: plan[key] for key in ("trace",) if key in plan}}
+        return subprocess.Popen(ownspace.python("crowd.py", "--member", json.dumps(todo)), stdin=subprocess.DEVNULL)
+
+    members, kills, problems = [member(process) for process in range(count)], 0, []
+    while time.time() < until:
+        time.sleep(draw.uniform(0.1, 0.6))
+        victim = draw.randrange(count)
+        os.kill(members[victim].pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, members[victim].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        for index in range(len(FAMILY)):
+            table.hold(victim, index, False)
+        members[victim].kill()
+        members[victim].wait()
+        kills += 1
+        members[victim] = member(victim)
+    for process in members:
+        try:
+            if process.wait(30):
+                problems.append(f"a process ended with {process.returncode}")
+        except subprocess.TimeoutExpired:
+            problems.append("a process hangs")
+            process.kill()
+            process.wait()
+    said: dict[str, list[str]] = {"broken": [], "errors": [], "steps": []}
+    for line in log.read_text().splitlines():
+        kind, text = json.loads(line)
+        said[kind].append(text)
+    return {"plan": plan, "kills": kills, "steps": 50 * len(said["steps"]), "broken": said["broken"],
+            "errors": said["errors"], "problems": problems + at_the_end(root, place)}
+
+
+def at_the_end(root: Path, place: Path) -> list[str]:
+    judge, wrong = powercut.Judge(place / "judge"), []
+    known = {chain_of(seeds): {"parent": chain_of(seeds[:-1]), "diff": seeded.layer(seeds[-1]).diff_id, "seed": seeds[-1]}
+             for seeds in FAMILY}
+    with Store(root) as store:
+        wrong += [f"before cleanup() {problem}" for problem in store.verify() if problem.kind != "orphan"]
+        store.cleanup()
+        wrong += [f"after cleanup() {problem}" for problem in store.verify()]
+        for id, layer in store.map().items():
+            wrong += [f"layer {id}: {fault}" for fault in judge.faults(layer, known.get(id))]
+        wrong += [f"after cleanup() {name} is left" for name in powercut.owned_by_nobody(root, store)]
+        wrong += [f"mounted: {point}" for point in disk.mounts_below(root)]
+    return wrong
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--member":
+        Member(json.loads(sys.argv[2])).run()
+    ownspace.main(crowd)
