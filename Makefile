@@ -7,6 +7,8 @@
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
 #   make fuzz     each fuzzer for FUZZ_SECONDS (60)
+#   make soak     tests/trust for long: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, many processes
+#                 on one root for STRESS_SECONDS (180); SEED=... draws the same round again
 #   make wheel    dist/*.whl
 #   make clean    what was built; .venv stays
 #
@@ -18,13 +20,16 @@ TESTS ?=
 BENCH ?=
 COMPARE ?=
 FUZZ_SECONDS ?= 60
+CUTS ?= 200
+STRESS_SECONDS ?= 180
+SEED ?=
 export PYTHON
 
 python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench bench-peers ratios fuzz wheel clean system-demo system-test system-fuzz
+.PHONY: demo test lint bench bench-peers ratios fuzz soak wheel clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
@@ -52,6 +57,9 @@ bench-peers:
 
 fuzz: system-fuzz build/.built
 	@FUZZ_SECONDS='$(FUZZ_SECONDS)' .ci/fuzz
+
+soak: system-test build/.built
+	@CUTS='$(CUTS)' STRESS_SECONDS='$(STRESS_SECONDS)' SEED='$(SEED)' .ci/soak
 
 wheel: system-demo .venv/.requirements
 	@$(python) -m pip wheel -q --no-deps --no-build-isolation -w dist .

@@ -1,6 +1,6 @@
 """Power cuts, kills and crowds. A short round by itself, a long one in `make soak`; both say what they did.
 
-TRUST_CUTS, TRUST_SECONDS, TRUST_EVERY_CALL and TRUST_SEED make the round longer, or another one.
+TRUST_CUTS, TRUST_SECONDS, TRUST_EVERY_CALL (see test_kills.py) and TRUST_SEED make the round longer, or another one.
 """
 
 import os
@@ -18,14 +18,13 @@ FIGURES = pytest.StashKey[list[str]]()
 class Round(NamedTuple):
     cuts: int           # power cuts, over all file systems and durabilities
     seconds: int        # of the crowd
-    every_call: bool    # kill at every system call, and cut the power there, not at a spread of them
     seed: int
 
 
 @pytest.fixture(scope="session")
 def size():
     return Round(int(os.environ.get("TRUST_CUTS", "24")), int(os.environ.get("TRUST_SECONDS", "10")),
-                 bool(os.environ.get("TRUST_EVERY_CALL")), int(os.environ.get("TRUST_SEED", "1")))
+                 int(os.environ.get("TRUST_SEED", "1")))
 
 
 @pytest.fixture(scope="session")

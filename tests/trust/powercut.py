@@ -265,7 +265,7 @@ class Cutter:
             rest += piece
             lines = rest.count(b"\n")
         time.sleep(delay)
-        before = select.select([out], [], [], 0)[0] and os.read(out, 1 << 16) or b""
+        before = (select.select([out], [], [], 0)[0] and os.read(out, 1 << 16)) or b""
         self.disk.cut()
         process.kill()
         process.wait()
