@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(3000 if o
 
 SHARE = {"full": 0.5, "ordered": 0.25, "none": 0.25}
 ONE_DISK = 10       # cuts of one plan
+OPTIONS = {"ext4": ("", "data=writeback", "commit=1"), "xfs": ("", "", "logbsize=256k")}     # of the plans of a long round, in turn
 # create_rw_layer() writes a box's files one after the other where they are read: a cut between them leaves a box that
 # verify() calls wrong and cleanup() keeps. test_kills.py shows it at every call. To be deleted with the defect.
 HALF_MADE_BOXES_STAY = True
@@ -29,7 +30,8 @@ def cuts(size, figures):
         if (kind, durability) not in done:
             wanted, results = max(3, round(size.cuts * SHARE[durability] / len(cutdisk.KINDS))), []
             for n in range(0, wanted, ONE_DISK):
-                plan = {"kind": kind, "durability": durability, "seed": size.seed * 1000 + n, "cuts": min(ONE_DISK, wanted - n)}
+                plan = {"kind": kind, "durability": durability, "seed": size.seed * 1000 + n, "cuts": min(ONE_DISK, wanted - n),
+                        "options": OPTIONS[kind][n // ONE_DISK % 3]}
                 results.append(ownspace.call("powercut.py", plan, 300))
             done[kind, durability] = results
             total = {key: sum(result[key] for result in results) for key in results[0] if isinstance(results[0][key], int)}
