@@ -22,7 +22,7 @@ class Round(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def size():
+def the_round():
     return Round(int(os.environ.get("TRUST_CUTS", "24")), int(os.environ.get("TRUST_SECONDS", "10")),
                  int(os.environ.get("TRUST_SEED", "1")))
 

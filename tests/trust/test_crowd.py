@@ -11,12 +11,15 @@ import pytest
 
 SECONDS = int(os.environ.get("TRUST_SECONDS", "10"))
 pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(SECONDS + 120)]
+# To be deleted with the defect, which a crowd meets now and then.
+NOT_YET = pytest.mark.xfail(strict=False, reason="a store that reads a layer while another process deletes it takes it for bad ever "
+                            "after: get() raises though it was registered anew and is held, register() replaces what is held")
 
 
 @pytest.fixture(scope="module")
-def crowd(size, figures):
-    result = ownspace.call("crowd.py", {"seconds": size.seconds, "processes": 8, "seed": size.seed}, size.seconds + 90)
-    figures.append(f"crowd: 8 processes, {size.seconds} s, {result['steps']} calls, {result['kills']} killed; "
+def crowd(the_round, figures):
+    result = ownspace.call("crowd.py", {"seconds": the_round.seconds, "processes": 8, "seed": the_round.seed}, the_round.seconds + 90)
+    figures.append(f"crowd: 8 processes, {the_round.seconds} s, {result['steps']} calls, {result['kills']} killed; "
                    f"held layers missed {len(result['broken'])}, other errors {len(result['errors'])}, problems at the end {len(result['problems'])}")
     return result
 
@@ -26,16 +29,16 @@ def test_a_crowd_did_something(crowd):
     assert crowd["kills"] >= crowd["plan"]["seconds"] // 2
 
 
-@pytest.mark.xfail(strict=False, reason="now and then: a layer whose parent was deleted, and made anew elsewhere, below it")
+@NOT_YET
 def test_after_a_crowd_all_is_well(crowd):
     assert crowd["problems"] == []
 
 
-@pytest.mark.xfail(strict=True, reason="references are counted in each process by itself, so the last one of a process deletes")
+@NOT_YET
 def test_a_layer_that_any_process_holds_is_never_deleted(crowd):
     assert crowd["broken"] == []
 
 
-@pytest.mark.xfail(strict=True, reason="follows from the above: a layer that vanishes while it is registered or released")
+@NOT_YET
 def test_nothing_else_fails_in_a_crowd(crowd):
     assert crowd["errors"] == []

@@ -18,15 +18,15 @@ OPTIONS = {"ext4": ("", "data=writeback", "commit=1"), "xfs": ("", "", "logbsize
 
 
 @pytest.fixture(scope="module")
-def cuts(size, figures):
+def cuts(the_round, figures):
     """Do the share of cuts of this file system and durability once; gives the results, a plan each."""
     done = {}
 
     def made(kind, durability):
         if (kind, durability) not in done:
-            wanted, results = max(3, round(size.cuts * SHARE[durability] / len(cutdisk.KINDS))), []
+            wanted, results = max(3, round(the_round.cuts * SHARE[durability] / len(cutdisk.KINDS))), []
             for n in range(0, wanted, ONE_DISK):
-                plan = {"kind": kind, "durability": durability, "seed": size.seed * 1000 + n, "cuts": min(ONE_DISK, wanted - n),
+                plan = {"kind": kind, "durability": durability, "seed": the_round.seed * 1000 + n, "cuts": min(ONE_DISK, wanted - n),
                         "options": OPTIONS[kind][n // ONE_DISK % 3]}
                 results.append(ownspace.call("powercut.py", plan, 300))
             done[kind, durability] = results
@@ -63,10 +63,10 @@ def test_none_opens_tells_cleans_and_begins_anew(cuts, kind):
 
 # ---- the test has teeth ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
-def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_and_not_with_it(kind, figures, size):
+def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_and_not_with_it(kind, figures, the_round):
     lost = {}
     for durability in ("none", "full"):
-        results = [ownspace.call("powercut.py", {"kind": kind, "durability": durability, "seed": size.seed * 1000 + seed, "cuts": 1,
+        results = [ownspace.call("powercut.py", {"kind": kind, "durability": durability, "seed": the_round.seed * 1000 + seed, "cuts": 1,
                                                  "reports": 3, "stands": True, "stir": False}, 60) for seed in range(4)]
         lost[durability] = sum(result["lost"] + result["damaged"] for result in results)
         assert all(result["returned"] == 2 for result in results)       # the store was open, and one register was done
