@@ -22,6 +22,7 @@ class Record:
 
     held       references: handles, and calls that work on it
     standing   layers and writable layers known to stand on it
+    durable    this store saw it, and all below it, put on the disk; otherwise nobody knows
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Record:
         self.store, self.chain_id, self.diff_id, self.parent = store, chain_id, diff_id, parent
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
         self.held = self.standing = 0
+        self.durable = False
         self.handles: set[Layer] = set()
         self.depth: int = parent.depth + 1 if parent else 1
         self.size: int = size + (parent.size if parent else 0)

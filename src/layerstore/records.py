@@ -46,10 +46,10 @@ class Records:
     # ---- layers ----
 
     def _appeared(self, chain_id: str) -> bool:
-        """Is it on disk, and not read yet? Another process may have registered it."""
+        """Is it on disk, and not read, or not to be read at the last look? Another process may have registered it."""
         if chain_id in self._unread:
             return True
-        if chain_id in self.layers or chain_id in self.bad:
+        if chain_id in self.layers:
             return False
         with contextlib.suppress(InvalidDigestError):
             return self._metadata.has(chain_id)
@@ -59,6 +59,8 @@ class Records:
         """Give the record of a layer, read with its ancestors; None: not there, or bad."""
         todo: list[ChainID] = []
         at = chain_id
+        if chain_id in self.bad and not self._appeared(chain_id):
+            del self.bad[chain_id]
         while at and at not in todo and self._appeared(at):
             todo.append(ChainID(at))
             try:
@@ -67,11 +69,13 @@ class Records:
                 at = ""
         for chain in reversed(todo):
             self._unread.discard(chain)
+            known = self.bad.pop(chain, None)
             try:
                 self.layers[chain] = self._read(chain)
             except (OSError, LayerStoreError) as err:
                 self.bad[chain] = err
-                log.warning("Failed to load layer %s: %s", chain, err)
+                if str(known) != str(err):
+                    log.warning("Failed to load layer %s: %s", chain, err)
         return self.layers.get(cast(ChainID, chain_id))
 
     def load_current(self, chain_id: str) -> Record | None:
@@ -114,8 +118,12 @@ class Records:
     def load_all(self) -> None:
         """Read every layer and mount there is."""
         chains, mounts = self._metadata.list()
-        self._unread.update(c for c in chains if c not in self.layers and c not in self.bad)
-        self._unread_mounts.update(m for m in mounts if m not in self.mounts and m not in self.bad_mounts)
+        self._unread.update(c for c in chains if c not in self.layers)
+        self._unread_mounts.update(m for m in mounts if m not in self.mounts)
+        for name in [name for name in self.bad if name not in self._unread]:
+            del self.bad[name]
+        for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:
+            del self.bad_mounts[name]
         while self._unread:
             self.load(next(iter(self._unread)))
         while self._unread_mounts:
@@ -156,7 +164,7 @@ class Records:
                 made.parent.standing += 1
             self.layers[made.chain_id] = made
             return made
-        existing.cache_id, existing.descriptor = made.cache_id, made.descriptor
+        existing.cache_id, existing.descriptor, existing.durable = made.cache_id, made.descriptor, made.durable
         for handle in existing.handles:
             handle.cache_id = made.cache_id
         return existing
@@ -192,8 +200,9 @@ class Records:
     def load_mount(self, name: str) -> Mount | None:
         """Give the record of a writable layer; None: not there, or bad."""
         appeared = name in self._unread_mounts
-        if not appeared and name not in self.mounts and name not in self.bad_mounts:
+        if not appeared and name not in self.mounts:
             appeared = self._metadata.has_mount(name)
+        known = None if name in self.mounts else self.bad_mounts.pop(name, None)
         if appeared:
             self._unread_mounts.discard(name)
             try:
@@ -203,7 +212,8 @@ class Records:
                 self.mounts[name] = Mount(self._store, name, mount_id, init_id, parent)
             except (OSError, LayerStoreError) as err:
                 self.bad_mounts[name] = err
-                log.warning("Failed to load mount %s: %s", name, err)
+                if str(known) != str(err):
+                    log.warning("Failed to load mount %s: %s", name, err)
         return self.mounts.get(name)
 
     def find_mount(self, name: str) -> Mount | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from layerstore import _files, dockerd, drivers, reclaim
+from layerstore.drivers import mounts
 from layerstore.errors import (
     CorruptLayerError,
     InvalidOptionError,
@@ -123,7 +124,6 @@ class Store:
             raise type(err)(f"error initializing graphdriver: {err}{named}") from err
         if self._driver.in_memory:
             self._durability = "none"
-        self._unsynced = False            # something was stored with less than "full"
         self._metadata = FileMetadataStore(layerdb, durability=self._durability, make=not self._read_only)
         if not self._read_only:
             self._holds.open()
@@ -178,11 +178,11 @@ class Store:
 
     def _retain(self, chain_id: str) -> Record:
         with self._lock:
-            record = self._records.load(chain_id)
-            if record and self._holds.holds(chain_id):
-                self._hold(record)
-                return record
-            with self._metadata.exclusive():      # nobody deletes it between the look and the hold
+            known = self._records.layers.get(cast(ChainID, chain_id))
+            if known and self._holds.holds(chain_id):
+                self._hold(known)
+                return known
+            with self._metadata.exclusive():      # nobody deletes it while it is read, and before it is held
                 record = self._records.load_current(chain_id)
                 if record is None:
                     raise _noted(LayerDoesNotExistError(), chain_id)
@@ -238,12 +238,26 @@ class Store:
         level = self._durability if durability is None else _durability(durability)
         return "none" if self._driver.in_memory else level
 
-    def _sync(self, ids: list[str], transaction: FileMetadataTransaction, level: Durability) -> None:
+    def _sync(
+        self, ids: list[str], transaction: FileMetadataTransaction, above: Record | None, level: Durability
+    ) -> None:
         """Put what was made on the disk, as far as level says, before it becomes visible."""
-        everywhere = self._driver.sync(ids, level, everything=self._unsynced)
-        if level == "none" or (everywhere and self._one_device()):
-            return
-        transaction.sync()
+        # What it stands on may have been stored with less, by anybody; then one sync of everything sees to that, too.
+        known = above is None or above.durable
+        everywhere = self._driver.sync(ids, level, everything=level == "full" and not known)
+        if level != "none" and not (everywhere and self._one_device()):
+            transaction.sync()
+        if level == "full" and above and not known:
+            self._make_durable(above)
+
+    def _make_durable(self, record: Record) -> None:
+        """All of the driver's file system is on the disk: see to the layerdb's, and note it."""
+        if not self._one_device():
+            mounts.sync_filesystem(self._metadata.root)
+        below: Record | None = record
+        while below and not below.durable:
+            below.durable = True
+            below = below.parent
 
     def _one_device(self) -> bool:
         """Are the layerdb and the driver's directories on one file system?"""
@@ -254,8 +268,6 @@ class Store:
         """After something became visible: a power cut shall not make it invisible again."""
         if level == "full":
             self._metadata.sync_names()
-        else:
-            self._unsynced = True
 
     def _register(
         self, fill: Callable[[Any], None], above: Record | None, descriptor: Descriptor, level: Durability
@@ -300,10 +312,16 @@ class Store:
             if above:
                 transaction.set_parent(above.chain_id)
             self._driver.settle(cache_id, above.cache_id if above else "")
-            self._sync([cache_id], transaction, level)
+            self._sync([cache_id], transaction, above, level)
             made = Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
             handle = self._commit_or_existing(transaction, made)
             self._settle_names(level)
+            record = handle._record
+            if level == "full" and record is made:
+                made.durable = True
+            elif level == "full" and not record.durable:
+                self._driver.sync([record.cache_id], level, everything=True)
+                self._make_durable(record)
         except BaseException:
             try:
                 self._withdraw(made)
@@ -548,7 +566,7 @@ class Store:
                 self._driver.settle(init_id, below)
             self._driver.settle(mount_id, init_id or below)
             transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
-            self._sync(made, transaction, level)
+            self._sync(made, transaction, above, level)
             mount = Mount(self, name, mount_id, init_id, above)
             aside = self._commit_mount(transaction, mount)
             self._settle_names(level)

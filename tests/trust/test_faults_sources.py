@@ -3,6 +3,7 @@
 Nothing is left on disk, no descriptor, thread or mount, and the store goes on working with the same objects.
 """
 
+import contextlib
 import fcntl
 import gc
 import gzip
@@ -98,12 +99,9 @@ def raising(error: BaseException) -> Callable[[], Any]:
 # ---- sources ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("way", ["register", "apply_diff", "disassemble"])
+@pytest.mark.parametrize("way, packing", [("disassemble", "plain"), *((way, packing) for way in ("register", "apply_diff") for packing in PACKINGS)])
 def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground, way: str, packing: str) -> None:
     data, step = PACKINGS[packing]
-    if way == "disassemble" and packing != "plain":
-        pytest.skip("disassemble() takes tars")
     calls = {
         "register": lambda source: g.store.register(source, g.base.chain_id),
         "apply_diff": lambda source: g.bare.apply_diff(source),
@@ -111,7 +109,10 @@ def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground,
     }
     gc.collect()
     held = Held.now(g.root)
-    for at in range(1, 24, 1 if SOAK else 4):
+    counted = Source(data, step=step)
+    layerstore.disassemble(counted, io.BytesIO()) if way == "disassemble" else g.store.register(counted).release()
+    # Each of them, the one that tells the end too, if it is asked for.
+    for at in range(1, counted.calls + 1, 1 if SOAK else 4):
         error = StoppedError(at)
         before = state(g.root)
         with pytest.raises(StoppedError) as caught:
@@ -172,17 +173,19 @@ def test_a_pipe_that_is_not_ready_is_waited_for(g: Ground) -> None:
     def slowly() -> None:
         for at in range(0, len(LARGE), 100_000):
             time.sleep(0.002)
-            os.write(writer, LARGE[at : at + 50_000]) and os.write(writer, LARGE[at + 50_000 : at + 100_000])
+            piece = LARGE[at : at + 100_000]
+            while piece:
+                piece = piece[os.write(writer, piece) :]
         os.close(writer)
 
     thread = threading.Thread(target=slowly)
-    with whole(g):
+    try:
         thread.start()
         with g.store.register(reader, g.base.chain_id) as layer:
             assert layer.diff_id == tarkit.diff_id(LARGE)
+    finally:
         thread.join()
-        gc.collect()
-    os.close(reader)
+        os.close(reader)
 
 
 @pytest.mark.parametrize("to", [0, 600, 512 * 700, len(LARGE) - 5000])
@@ -239,23 +242,19 @@ def test_a_file_that_grows_while_it_is_read_gives_a_layer_of_what_was_read(g: Gr
 def test_a_source_that_is_closed_under_us_is_an_error(g: Ground, room: Path, kind: str) -> None:
     path = room / "tar"
     path.write_bytes(LARGE)
-    with whole(g):
-        opened = open(path, "rb", buffering=0 if kind == "file" else -1)  # noqa: SIM115
+    with whole(g), open(path, "rb", buffering=0 if kind == "file" else -1) as opened:
         if kind == "reader":
             source: Any = Source(LARGE, 3, lambda: opened.close() or opened.read(), 100_000)
-            with pytest.raises(ValueError):
-                g.store.register(source, g.base.chain_id)
         else:
-            # Its descriptor is closed by the first progress; what it is reused for would be read, so nothing reuses it.
-            with pytest.raises((OSError, LayerStoreError, ValueError)):
-                g.store.register(Closing(opened, LARGE), g.base.chain_id)
-        opened.close()
+            source = Closing(opened)
+        with pytest.raises(ValueError):
+            g.store.register(source, g.base.chain_id)
 
 
 class Closing:
     """Closes the file that it reads from, in the middle."""
 
-    def __init__(self, opened: Any, data: bytes) -> None:
+    def __init__(self, opened: Any) -> None:
         self.opened, self.calls = opened, 0
 
     def read(self, n: int) -> bytes:
@@ -268,7 +267,7 @@ class Closing:
 def test_a_source_that_uses_the_store_from_read_is_served(g: Ground) -> None:
     inner: list[Any] = []
 
-    def use() -> bytes:
+    def use() -> None:
         layer = g.store.register(EVERY_KIND, g.base.chain_id)
         inner.append(faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded)
         inner.append(g.store.verify() == [])
@@ -279,7 +278,6 @@ def test_a_source_that_uses_the_store_from_read_is_served(g: Ground) -> None:
         # Even the very layer that is being made.
         g.store.register(LARGE, g.base.chain_id).release()
         g.store.cleanup()
-        return LARGE[source.given : source.given + 1000] if not source.__setattr__("given", source.given + 1000) else b""
 
     def act() -> bytes:
         at = source.given
@@ -377,12 +375,17 @@ class Prepared:
         (room / "packed").write_bytes(subprocess.run(["bzip2", "-c"], input=LARGE + recipes.noise(3 << 20), capture_output=True, check=True).stdout)
         self.packed = room / "packed"
         self.reader, self.writer = os.pipe()
+        self.null = os.open(os.devnull, os.O_WRONLY)
         self.room = room
 
     def until(self, call: Callable[[], Any]) -> None:
         """Again and again: the signal decides when it is over."""
         while True:
             call()
+
+    def create_and_release(self) -> None:
+        self.new = self.g.store.create_rw_layer("new", self.g.above.chain_id)
+        self.new.release()
 
     def spill(self) -> None:
         """What cleanup() finds to do: thousands of files of nobody."""
@@ -401,9 +404,9 @@ INTERRUPTED: dict[str, Callable[[Prepared], Any]] = {
     "register bzip2": lambda p: p.until(lambda: p.g.store.register(p.packed, p.g.base.chain_id).release()),
     "register a pipe nobody writes": lambda p: p.g.store.register(p.reader),
     "register a hole": lambda p: p.until(lambda: p.g.store.register(HUGE_HOLE, p.g.base.chain_id).release()),
-    "tar_stream.read": lambda p: p.until(lambda: p.hole.tar_stream().read(1 << 40)),
-    "copy_to a pipe nobody reads": lambda p: p.hole.tar_stream().copy_to(p.writer),
-    "copy_to": lambda p: p.until(lambda: p.hole.tar_stream().copy_to(p.room / "out" if False else os.open(os.devnull, os.O_WRONLY))),
+    "tar_stream.read": lambda p: p.until(lambda: p.many.tar_stream().read()),
+    "copy_to a pipe nobody reads": lambda p: p.many.tar_stream().copy_to(p.writer),
+    "copy_to": lambda p: p.until(lambda: p.many.tar_stream().copy_to(p.null)),
     "changes": lambda p: p.until(p.big.changes),
     "tar_stream of a writable layer": lambda p: p.until(lambda: faultkit.tar_of(p.big.tar_stream)),
     "size": lambda p: p.until(p.big.size),
@@ -411,12 +414,11 @@ INTERRUPTED: dict[str, Callable[[Prepared], Any]] = {
     "commit": lambda p: p.until(lambda: p.big.commit().release()),
     "create_rw_layer": lambda p: p.g.store.create_rw_layer("new", p.g.above.chain_id, CreateRWLayerOpts(init_func=written_to_by_init)),
     "apply_diff": lambda p: p.until(lambda: p.g.bare.apply_diff(MANY)),
-    "create and release": lambda p: p.until(lambda: p.g.store.create_rw_layer("new", p.g.above.chain_id).release()),
+    "create and release": lambda p: p.until(p.create_and_release),
     "cleanup": lambda p: p.until(lambda: (p.spill(), p.g.store.cleanup())),
     "disassemble": lambda p: p.until(lambda: layerstore.disassemble(MANY, io.BytesIO())),
     "changes_between": lambda p: p.until(lambda: layerstore.changes_between(p.g.root / "overlay2" / p.many.cache_id / "diff", p.g.root)),
 }
-del INTERRUPTED["copy_to"]
 
 
 @pytest.mark.time_limit(300 if SOAK else 60)
@@ -458,6 +460,14 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
             problems = again.verify()
             if [problem for problem in problems if problem.kind != "orphan"]:
                 wrong.append(f"{seed}: {problems}")
+            if name == "create and release" and "new" in g.store.mounts():
+                # A release that was interrupted is tried again; what was made, and not yet in our hands, is another store's.
+                with contextlib.suppress(LayerStoreError):
+                    p.new.release()
+                if "new" in g.store.mounts():
+                    g.store, old = g.again(), g.store
+                    g.store.get_rw_layer("new").release()
+                    old.close()
             if littered:
                 released = {n for n in again.mounts() if n not in layers} | {str(c) for c in again.map() if str(c) not in layers}
                 if released and name in ("apply_diff",):

@@ -39,7 +39,15 @@ from layerstore.ids import is_driver_id
 from layerstore.limits import Limits
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.tarstream import TarStream
-from layerstore.textfile import make_directory, read_small, replace_small, sync_directory, sync_file, trimmed
+from layerstore.textfile import (
+    make_directory,
+    read_small,
+    replace_small,
+    sync_directory,
+    sync_file,
+    trimmed,
+    write_small,
+)
 from layerstore.values import Change, ChangeKind, Durability
 
 log = logging.getLogger("layerstore")
@@ -221,7 +229,8 @@ class Overlay2:
 
     @staticmethod
     def _write(path: str, data: bytes, mode: int) -> None:
-        replace_small(path, data, mode, sync=False)
+        """A file of a directory that nobody looks into yet."""
+        write_small(path, data, mode, sync=False)
 
     def _create(self, id: str, parent: str, options: Mapping[str, str]) -> None:
         directory = self._dir(id)
@@ -329,7 +338,7 @@ class Overlay2:
     def settle(self, id: str, parent: str) -> None:
         """id is whole, and stands on parent, which from now on is not mounted writable."""
         if parent and not os.path.exists(self._dir(parent, "committed")):
-            self._write(self._dir(parent, "committed"), b"", 0o600)
+            write_small(self._dir(parent, "committed"), b"", 0o600, sync=False)    # nothing in it can be half there
 
     def recorded(self, id: str) -> None:
         """A layer or mount on disk names id now: it is no longer kept from cleanup()."""
@@ -733,6 +742,12 @@ class Overlay2:
         self._holds.drop(_use(""))
         if failed:
             raise failed
+        with os.scandir(self.home) as entries:           # left where a mount or an unmount was stopped
+            names = [entry.name for entry in entries if is_driver_id(entry.name)]
+        for name in names:
+            if not self._holds.held_elsewhere(_use(name)):   # it may be mounted where this process does not see it
+                with contextlib.suppress(OSError):
+                    os.rmdir(self._dir(name, "merged"))
 
     def _unused_elsewhere(self, point: str) -> bool:
         id = os.path.relpath(point, os.path.realpath(self.home)).split("/")[0]
