@@ -11,9 +11,6 @@ import pytest
 
 SECONDS = int(os.environ.get("TRUST_SECONDS", "10"))
 pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(SECONDS + 120)]
-# To be deleted with the defect, which a crowd meets now and then.
-NOT_YET = pytest.mark.xfail(strict=False, reason="a store that reads a layer while another process deletes it takes it for bad ever "
-                            "after: get() raises though it was registered anew and is held, register() replaces what is held")
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +26,13 @@ def test_a_crowd_did_something(crowd):
     assert crowd["kills"] >= crowd["plan"]["seconds"] // 2
 
 
-@NOT_YET
 def test_after_a_crowd_all_is_well(crowd):
     assert crowd["problems"] == []
 
 
-@NOT_YET
 def test_a_layer_that_any_process_holds_is_never_deleted(crowd):
     assert crowd["broken"] == []
 
 
-@NOT_YET
 def test_nothing_else_fails_in_a_crowd(crowd):
     assert crowd["errors"] == []

@@ -77,13 +77,7 @@ def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_a
 
 
 # ---- what "full" stands on ----------------------------------------------------------------------------------
-NOT_YET = {"register": "a layer that is known already is given out as it is, on the disk or not",
-           "box": "create_rw_layer() does not see to the layer below it"}
-UPON = [pytest.param(upon, marks=[pytest.mark.xfail(strict=True, reason=NOT_YET[upon])] if upon in NOT_YET else [])
-        for upon in ("register", "child", "box")]
-
-
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
-@pytest.mark.parametrize("upon", UPON)
+@pytest.mark.parametrize("upon", ["register", "child", "box"])
 def test_full_takes_with_it_what_was_made_without_durability(kind, upon):
     assert ownspace.call("powercut.py", {"kind": kind, "upon": upon}, 60)["problems"] == []
