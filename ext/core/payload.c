@@ -55,6 +55,8 @@ int lay_payload_open(int root_fd, lay_parent *parent, const char *path, size_t n
         if (gone)
             lay_fail(err, LAY_E_MISMATCH, "cannot open \"%.*s\" of the layer: %s", (int)(name_len < 300 ? name_len : 300), name,
                      e == ENOENT || e == ENOTDIR ? "it is gone" : "it is not a regular file");
+        else if (e == ENOMEM)
+            lay_fail_nomem(err);              /* says nothing about the file */
         else
             lay_fail_os(err, e, NULL, "cannot open a file of the layer");
         lay_error_path(err, name, name_len);

@@ -124,10 +124,21 @@ class Records:
             del self.bad[name]
         for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:
             del self.bad_mounts[name]
+        self._forget_what_went(set(chains), set(mounts))
         while self._unread:
             self.load(next(iter(self._unread)))
         while self._unread_mounts:
             self.load_mount(next(iter(self._unread_mounts)))
+
+    def _forget_what_went(self, chains: set[ChainID], mounts: set[str]) -> None:
+        """Drop what is on the disk no longer and in nobody's hands here: another process deleted it."""
+        for mount in list(self.mounts.values()):
+            if mount.name not in mounts and not mount.handles:
+                self.forget_mount(mount.name)
+        went = [record for chain, record in self.layers.items() if chain not in chains]
+        for record in sorted(went, key=lambda record: -record.depth):     # what stands on others first
+            if not record.held and not record.standing:
+                self.forget(record)
 
     def count_standing_on(self, record: Record) -> int:
         """Count what stands on a layer that might go, after a look at what other processes put there."""

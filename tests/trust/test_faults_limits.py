@@ -71,7 +71,8 @@ def create(g: Ground) -> bool:
 
 
 def opened(g: Ground) -> bool:
-    return len(g.again().map()) == 3
+    with g.again() as again:
+        return len(again.map()) == 3
 
 
 CALLS: dict[str, Callable[[Ground], bool]] = {
@@ -130,8 +131,8 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
                 wrong.append(f"{more}: a wrong result")
             littered = state(g.root) != before
             if littered and "new" not in g.store.mounts():
-                again = g.again()
-                again.cleanup()
+                with g.again() as again:
+                    again.cleanup()
                 wrong += [f"{more}: behind cleanup() {line}" for line in faultkit.disk.changed(before, state(g.root))]
             if not call(g):
                 wrong.append(f"{more}: then a wrong result")

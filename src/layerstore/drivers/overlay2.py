@@ -457,6 +457,8 @@ class Overlay2:
                 f"{id}/work" if writable else None,
                 context=mount_label, index_off=self._index_off, userxattr=self.userxattr,
             )  # fmt: skip
+            if writable:
+                self._require_writable(merged)
         except BaseException:
             if self._counter.decrement(merged) <= 0:
                 with contextlib.suppress(OSError):
@@ -464,6 +466,15 @@ class Overlay2:
                 with contextlib.suppress(OSError):
                     os.rmdir(merged)
             raise
+
+    def _require_writable(self, merged: str) -> None:
+        """Where the kernel cannot make its work directory, on a full disk say, it mounts read-only and is silent."""
+        if not os.statvfs(merged).f_flag & os.ST_RDONLY:
+            return
+        below = os.statvfs(self.home)
+        full = not below.f_bavail or (below.f_files and not below.f_favail)
+        code = errno.ENOSPC if full and not below.f_flag & os.ST_RDONLY else errno.EROFS
+        raise OSError(code, f"{os.strerror(code)} (the kernel mounted the overlay for reading only)", merged)
 
     def put(self, id: str) -> None:
         """Count one user less; unmount at zero. Harmless without a get()."""
