@@ -1,5 +1,7 @@
 """layerstore: the layer store of Docker/moby as a Python package with a C core."""
 
+import logging
+
 from layerstore._apply import build_info
 from layerstore.compare import changes_between, overlay_changes
 from layerstore.errors import (
@@ -32,6 +34,9 @@ from layerstore.tarstream import TarStream, assemble, disassemble
 from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor, Done, Metadata, Orphan, Problem
 
 __version__ = "0.1.0"
+
+# Silent until the program that imports it wants to hear: a logger without a handler would print warnings.
+logging.getLogger("layerstore").addHandler(logging.NullHandler())
 
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",

@@ -610,7 +610,7 @@ class FileMetadataStore:
             try:
                 chains.append(ChainID(f"sha256:{name}"))
             except InvalidDigestError:
-                log.debug("Ignoring invalid digest sha256:%s", readable(name))
+                log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
         return chains, self._names("mounts")
 
     def set_aside(self, chain_id: str) -> str | None:
@@ -698,7 +698,7 @@ class FileMetadataStore:
             try:
                 chain = ChainID("sha256:" + name.partition("-")[0])
             except InvalidDigestError:
-                log.debug("Ignoring invalid digest sha256:%s", readable(name))
+                log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
                 continue
             path = os.path.join(self.root, "sha256", name, "cache-id")
             try:
@@ -706,7 +706,8 @@ class FileMetadataStore:
             except FileNotFoundError:
                 continue
             except (OSError, InvalidMetadataError) as err:
-                log.error("Cannot read the cache-id of %s: %s", readable(name), err)
+                about = {"directory": name, "error": err}
+                log.error("Cannot read the cache-id of %s: %s", readable(name), err, extra=about)
         return orphans
 
     def remove_orphan(self, chain_id: str, cache_id: str) -> None:
@@ -726,7 +727,7 @@ class FileMetadataStore:
             except FileNotFoundError:
                 continue
             except (OSError, InvalidMetadataError) as err:
-                log.error("Cannot remove orphan %s: %s", readable(name), err)
+                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
 
     def removing(self) -> _Names:
         """Name the directories of interrupted deletions, as they are called below sha256/."""
@@ -745,7 +746,7 @@ class FileMetadataStore:
             except FileNotFoundError:
                 remove_directory(directory)
             except (OSError, InvalidMetadataError) as err:
-                log.error("Cannot remove orphan %s: %s", readable(name), err)
+                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
 
     def remove_nameless_mounts(self) -> _Names:
         """Remove, and name, the records of writable layers that were stopped before their first file, the mount-id."""
@@ -761,9 +762,11 @@ class FileMetadataStore:
                         self.remove_mount(name)
                         found.append(name)
                     except OSError as err:
-                        log.error("Cannot remove the record of mount %s: %s", readable(name), err)
+                        text = "Cannot remove the record of mount %s: %s"
+                        log.error(text, readable(name), err, extra={"mount": name, "error": err})
                 except OSError as err:
-                    log.error("Cannot read the mount-id of %s: %s", readable(name), err)
+                    about = {"mount": name, "error": err}
+                    log.error("Cannot read the mount-id of %s: %s", readable(name), err, extra=about)
         return found
 
     def abandoned_transactions(self, *, remove: bool) -> _Names:
@@ -781,7 +784,8 @@ class FileMetadataStore:
                     remove_directory(path)
                 found.append(path)
             except OSError as err:
-                log.error("Cannot remove abandoned %s: %s", readable(path), err)
+                about = {"directory": path, "error": err}
+                log.error("Cannot remove abandoned %s: %s", readable(path), err, extra=about)
             finally:
                 claim.release()
         return found

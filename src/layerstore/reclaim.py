@@ -49,7 +49,8 @@ def finish(metadata: FileMetadataStore, driver: Driver, owned: Owned) -> None:
                 driver.remove(removing.cache_id)
             metadata.remove_orphan(removing.chain_id, removing.cache_id)
         except (OSError, LayerStoreError) as err:
-            log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err)
+            about = {"chain_id": removing.chain_id, "error": err}
+            log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err, extra=about)
     metadata.remove_nameless_orphans()
     metadata.remove_nameless_mounts()
     metadata.abandoned_transactions(remove=True)
@@ -57,4 +58,4 @@ def finish(metadata: FileMetadataStore, driver: Driver, owned: Owned) -> None:
         driver.reclaim(owned)
     except (OSError, LayerStoreError) as err:
         # Better to leave too much than to take what an unreadable file may name.
-        log.error("Not everything was reclaimed: %s", err)
+        log.error("Not everything was reclaimed: %s", err, extra={"error": err})

@@ -75,7 +75,7 @@ class Records:
             except (OSError, LayerStoreError) as err:
                 self.bad[chain] = err
                 if str(known) != str(err):
-                    log.warning("Failed to load layer %s: %s", chain, err)
+                    log.warning("Failed to load layer %s: %s", chain, err, extra={"chain_id": chain, "error": err})
         return self.layers.get(cast(ChainID, chain_id))
 
     def load_current(self, chain_id: str) -> Record | None:
@@ -88,7 +88,8 @@ class Records:
 
     def _drop(self, record: Record) -> None:
         """Forget a layer that another process deleted; its handles refer to nothing now."""
-        log.warning("Layer %s was removed by another process", record.chain_id)
+        about = {"chain_id": record.chain_id}
+        log.warning("Layer %s was removed by another process", record.chain_id, extra=about)
         self.layers.pop(record.chain_id, None)
         if record.parent:
             record.parent.standing -= 1
@@ -224,7 +225,7 @@ class Records:
             except (OSError, LayerStoreError) as err:
                 self.bad_mounts[name] = err
                 if str(known) != str(err):
-                    log.warning("Failed to load mount %s: %s", name, err)
+                    log.warning("Failed to load mount %s: %s", name, err, extra={"mount": name, "error": err})
         return self.mounts.get(name)
 
     def find_mount(self, name: str) -> Mount | None:

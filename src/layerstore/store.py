@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -141,7 +142,7 @@ class Store:
         if not database:
             return ""
         why = f"a dockerd is using {self.root} ({database} is locked); stop it, or use a root of your own"
-        log.warning("Open for reading only: %s", why)
+        log.warning("Open for reading only: %s", why, extra={"root": self.root, "database": database})
         return why
 
     @property
@@ -359,7 +360,8 @@ class Store:
             self._hold(existing)
             handle = self._handle(existing)
             if aside:
-                log.warning("The broken layer %s was replaced by the one registered now", chain)
+                text = "The broken layer %s was replaced by the one registered now"
+                log.warning(text, chain, extra={"chain_id": chain, "cache_id": made.cache_id})
                 self._stand_on_anew(existing)
         if aside:
             remove_directory(aside)
@@ -400,11 +402,13 @@ class Store:
         try:
             self._driver.remove(cache_id)
         except Exception as err:
-            log.error("Error cleaning up cache layer %s: %s", cache_id, err)
+            about = {"cache_id": cache_id, "error": err}
+            log.error("Error cleaning up cache layer %s: %s", cache_id, err, extra=about)
         try:
             transaction.cancel()
         except OSError as err:
-            log.error("Error canceling metadata transaction %s: %s", transaction, err)
+            about = {"directory": str(transaction), "error": err}
+            log.error("Error canceling metadata transaction %s: %s", transaction, err, extra=about)
 
     def get(self, chain_id: str) -> Layer:
         """Give a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
@@ -468,7 +472,8 @@ class Store:
             return None                   # another thread was quicker
         database = dockerd.locked_database(self.root)
         if database:
-            log.warning("Layer %s is left to the dockerd that is running now (%s)", record.chain_id, database)
+            text, about = "Layer %s is left to the dockerd that is running now (%s)", {"chain_id": record.chain_id}
+            log.warning(text, record.chain_id, database, extra={**about, "database": database})
             return None
         with self._metadata.exclusive():
             # An interrupt may have lost a count; nothing is deleted from under what stands on it.
@@ -671,7 +676,8 @@ class Store:
                 if mount.init_id:
                     self._driver.remove(mount.init_id)
             except BaseException as err:
-                log.error("Error removing mounted layer %s: %s", mount.name, err)
+                about = {"mount": mount.name, "mount_id": mount.mount_id, "error": err}
+                log.error("Error removing mounted layer %s: %s", mount.name, err, extra=about)
                 self._holds.retain(_rw(mount.name))
                 mount.handles.add(layer)              # so that it can be tried again
                 if mount.aside and not begun:
@@ -690,7 +696,8 @@ class Store:
             return False
         database = dockerd.locked_database(self.root)
         if database:
-            log.warning("Writable layer %s is left to the dockerd that is running now (%s)", mount.name, database)
+            text = "Writable layer %s is left to the dockerd that is running now (%s)"
+            log.warning(text, mount.name, database, extra={"mount": mount.name, "database": database})
             return False
         with self._metadata.exclusive():
             if self._holds.held_elsewhere(_rw(mount.name)):
@@ -939,6 +946,15 @@ class Store:
         self._closed = True
         self._holds.close()
 
+    def __del__(self) -> None:
+        # Not where __init__ failed. Who warns keeps a reference, which is an unfinished store's last.
+        if getattr(self, "_closed", True):
+            return
+        held = [handle for record in self._records.layers.values() for handle in record.handles]
+        held_too = f", which holds {len(held)} layers" if held else ""
+        warnings.warn(f"unclosed store {self.root}{held_too}", ResourceWarning, source=self, stacklevel=2)
+        self.close()
+
     def __enter__(self) -> Store:
         self._check_open()
         return self
@@ -950,7 +966,7 @@ class Store:
 def log_release_metadata(metadata: Iterable[Metadata]) -> None:
     """Log each removed layer: "Layer <chain id> cleaned up"."""
     for item in metadata:
-        log.info("Layer %s cleaned up", item.chain_id)
+        log.info("Layer %s cleaned up", item.chain_id, extra=item._asdict())
 
 
 def release_and_log(store: Store, layer: Layer) -> None:
@@ -958,4 +974,5 @@ def release_and_log(store: Store, layer: Layer) -> None:
     try:
         log_release_metadata(store.release(layer))
     except Exception as err:
-        log.error("Error releasing layer %s: %s", layer.chain_id, err)
+        about = {"chain_id": layer.chain_id, "error": err}
+        log.error("Error releasing layer %s: %s", layer.chain_id, err, extra=about)

@@ -9,6 +9,7 @@ import os
 import stat
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -123,6 +124,11 @@ class TarStream(io.RawIOBase):
             teller.tell(total)
         teller.tell(total, end=True)
         return total
+
+    def __del__(self) -> None:
+        if not self.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
 
     def write(self, _data: Any, /) -> int:
         """Raise io.UnsupportedOperation."""

@@ -183,7 +183,8 @@ def uses_metacopy(where: str) -> bool:
                 if err.errno != errno.ENODATA:
                     raise
     except OSError as err:
-        log.warning("Unable to detect whether overlay kernel module supports metacopy: %s", err)
+        text = "Unable to detect whether overlay kernel module supports metacopy: %s"
+        log.warning(text, err, extra={"directory": where, "error": err})
     _metacopy[device] = found
     return found
 

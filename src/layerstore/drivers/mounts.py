@@ -223,7 +223,7 @@ def unmount_below(path: str, may_go: Callable[[str], bool] = lambda point: True)
             unmount(point)
         except OSError as err:
             last = err
-            log.debug("Failed to unmount %s: %s", point, err)
+            log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
     return last if last is not None and mounts_below(path) else None
 
 

@@ -517,8 +517,8 @@ class Overlay2:
         if self._native is None:
             why = checks.native_diff_problem(self._where_to_probe())
             if why:
-                log.warning("Not using native diff for overlay2, "
-                            "this may cause degraded performance for building images: %s", why)  # fmt: skip
+                text = "Not using native diff for overlay2, this may cause degraded performance for building images: %s"
+                log.warning(text, why, extra={"directory": self.home})
             self._native = not why
         return self._native
 
