@@ -1,7 +1,8 @@
-"""Sources of a layer's tar for repairing it: another store's layer, or the files of other layers of this one.
+"""Repair: a damaged layer from its tar, from another store's layer, or from the files of other layers of this one.
 
-Enters: a damaged layer, its problems, and other layers. Leaves: a reader of its tar, which the store unpacks and whose
-DiffID decides. A file is known elsewhere by size and CRC-64, which only says where to look.
+Enters: a damaged layer, and where to take it from. Leaves: the layer as it was registered. Whatever the source, a
+whole tar is read and unpacked beside the layer, and its DiffID decides; then only what is damaged changes places with
+it. A file is known in other layers by size and CRC-64, which just says where to look.
 """
 
 from __future__ import annotations
@@ -9,16 +10,98 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
-from layerstore.errors import CorruptLayerError, LayerStoreError
-from layerstore.layer import Layer
+from layerstore import _files
+from layerstore.drivers import Driver
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
+from layerstore.ids import diff_id_of, random_id
+from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
+from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
-from layerstore.values import Problem
+from layerstore.values import Durability, Problem, Progress
+
+log = logging.getLogger("layerstore")
 
 _BLOCK = 1 << 20
+
+
+def tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack) -> Any:
+    """Give what register() takes of a source that may be a store or a layer, too; stack closes it.
+
+    Raises  LayerDoesNotExistError   a store without such a layer
+    """
+    if callable(getattr(source, "map", None)):
+        layers: dict[str, Layer] = source.map()
+        same = [layer for layer in layers.values() if layer.diff_id == diff_id]
+        found = layers.get(chain_id) or (same[0] if same else None)
+        if found is None:
+            err = LayerDoesNotExistError("the other store has no such layer")
+            err.add_note(chain_id)
+            raise err
+        source = found
+    return stack.enter_context(source.tar_stream()) if isinstance(source, Layer) else source
+
+
+class Repair:
+    """Mends layers of one store."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, verify: Callable[[str], list[Problem]], level: Durability
+    ) -> None:
+        """verify   gives a layer's problems; level   what is put on the disk"""
+        self._metadata, self._driver, self._verify, self._level = metadata, driver, verify, level
+
+    def layer(self, record: Record, source: Any, others: Iterable[Layer], progress: Progress | None) -> None:
+        """Mend what can be mended of one layer, which nobody deletes meanwhile.
+
+        source   of its tar; None: others, the layers to take damaged files from
+        """
+        parent, below = ("", "") if record.parent is None else (record.parent.chain_id, record.parent.cache_id)
+        self._metadata.rewrite(
+            record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
+        )
+        self._driver.mend(record.cache_id, below)
+        # What is left needs the tar: files, or the record of it.
+        problems = self._verify(record.chain_id)
+        if problems:
+            self._from_tar(record, below, problems, source, others, progress)
+
+    def _from_tar(
+        self, record: Record, below: str, problems: list[Problem], source: Any, others: Iterable[Layer],
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        cache_id = random_id()
+        transaction = self._metadata.start_deferred()
+        try:
+            with contextlib.ExitStack() as stack:
+                if source is None:
+                    tar: Any = from_other_layers(self._metadata, Layer(record), problems, others, stack)
+                else:
+                    tar = tar_of(record.chain_id, record.diff_id, source, stack)
+                given = stack.enter_context(contextlib.closing(Input(tar)))
+                self._driver.create(cache_id, below)
+                record_fd = transaction.open_tar_split()
+                stack.callback(_files.close, record_fd)
+                done = self._driver.register(cache_id, below, record_fd, lambda apply: feed(given, apply, progress))
+            got = diff_id_of(done.diff_id)
+            if got != record.diff_id:
+                raise CorruptLayerError(f"the source is another layer: its DiffID is {got}, not {record.diff_id}")
+            self._driver.sync([cache_id], self._level, everything=True)
+            self._driver.graft(record.cache_id, cache_id, [problem.path for problem in problems if problem.path])
+            if any(not problem.path for problem in problems) or self._verify(record.chain_id):
+                self._metadata.take_record(record.chain_id, transaction)
+            self._driver.sync([record.cache_id], self._level, everything=True)
+        finally:
+            try:
+                self._driver.remove(cache_id)
+            except (OSError, LayerStoreError) as err:
+                text, about = "Error cleaning up cache layer %s: %s", {"cache_id": cache_id, "error": err}
+                log.error(text, cache_id, err, extra=about)
+            transaction.cancel()
 
 
 class Payload(NamedTuple):

@@ -40,7 +40,7 @@ from layerstore.limits import Limits
 from layerstore.locks import NamedLocks
 from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
 from layerstore.records import Records
-from layerstore.repair import from_other_layers
+from layerstore.repair import Repair, tar_of
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
@@ -824,7 +824,9 @@ class Store:
         else:
             record = self._retain(chain_id)
             try:
-                self._repair(record, problems, source, progress)
+                Repair(self._metadata, self._driver, self.verify, self._level("full")).layer(
+                    record, source, self.map().values(), progress
+                )
             finally:
                 with self._lock:          # a layer that nobody had asked for stays, as it did before
                     self._unhold(record)
@@ -844,65 +846,13 @@ class Store:
         if source is None:
             raise CorruptLayerError(f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed")
         with contextlib.ExitStack() as stack:
-            layer = self.register(self._tar_of(chain_id, "", source, stack), parent, progress=progress)
+            layer = self.register(tar_of(chain_id, "", source, stack), parent, progress=progress)
         with self._lock:
             layer._record.handles.discard(layer)
             self._unhold(layer._record)
         if layer.chain_id != chain_id:
             self._remove_unneeded(layer._record)
             raise CorruptLayerError(f"the source is another layer, {layer.chain_id}, not {chain_id}")
-
-    @staticmethod
-    def _tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack) -> Any:
-        """What register() takes of a source that may be a store or a layer."""
-        if isinstance(source, Store):
-            layers = source.map()
-            same = [layer for layer in layers.values() if layer.diff_id == diff_id]
-            found = layers.get(cast(ChainID, chain_id)) or (same[0] if same else None)
-            if found is None:
-                raise _noted(LayerDoesNotExistError("the other store has no such layer"), chain_id)
-            source = found
-        return stack.enter_context(source.tar_stream()) if isinstance(source, Layer) else source
-
-    def _repair(self, record: Record, problems: list[Problem], source: Any, progress: Progress | None) -> None:
-        parent, below = ("", "") if record.parent is None else (record.parent.chain_id, record.parent.cache_id)
-        self._metadata.rewrite(
-            record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
-        )
-        self._driver.mend(record.cache_id, below)
-        # What is left needs the tar: files, or the record of it.
-        problems = [problem for problem in self.verify(record.chain_id) if problem.subject == record.chain_id]
-        if not problems:
-            return
-        cache_id = random_id()
-        transaction = self._metadata.start_deferred()
-        try:
-            with contextlib.ExitStack() as stack:
-                if source is None:
-                    tar: Any = from_other_layers(
-                        self._metadata, Layer(record), problems, self.map().values(), stack
-                    )
-                else:
-                    tar = self._tar_of(record.chain_id, record.diff_id, source, stack)
-                given = stack.enter_context(contextlib.closing(Input(tar)))
-                self._driver.create(cache_id, below)
-                record_fd = transaction.open_tar_split()
-                try:
-                    done = self._driver.register(
-                        cache_id, below, record_fd, lambda apply: feed(given, apply, progress)
-                    )
-                finally:
-                    _files.close(record_fd)
-            got = diff_id_of(done.diff_id)
-            if got != record.diff_id:
-                raise CorruptLayerError(f"the source is another layer: its DiffID is {got}, not {record.diff_id}")
-            self._driver.sync([cache_id], self._level("full"), everything=True)
-            self._driver.graft(record.cache_id, cache_id, [problem.path for problem in problems if problem.path])
-            if any(not problem.path for problem in problems) or self.verify(record.chain_id):
-                self._metadata.take_record(record.chain_id, transaction)
-            self._driver.sync([record.cache_id], self._level("full"), everything=True)
-        finally:
-            self._discard(cache_id, transaction)
 
     def orphans(self) -> list[Orphan]:
         """List what no layer and no writable layer owns, largest first. Nothing is written.
