@@ -456,6 +456,8 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
             if (!to)
                 return lay_fail_nomem(err);
         }
+        if (room > (size_t)(limit - a->taken))        /* what follows may be somebody else's */
+            room = (size_t)(limit - a->taken);
         ssize_t n = read_some(fd, offset, to, room);
         if (n < 0 && errno == EINTR)
             return LAY_OK;                            /* let the caller look at its signals */

@@ -366,6 +366,27 @@ def test_without_draining_nothing_is_wanted_after_the_end(room: Path, workers: i
     assert (room / "f").read_text() == "f"
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("at_offset", [False, True])
+def test_pump_takes_no_more_than_it_may(ground: Ground, packed: bool, at_offset: bool) -> None:
+    """What follows in the file, or the pipe, is somebody else's."""
+    tar = FRONT + file("f", b"f") + end()
+    data = gzip.compress(tar, 1) if packed else tar
+
+    def push(a: Any) -> None:
+        with sinks.memory(data + b"what follows") as fd:
+            at, stop = door.ffi.new("int64_t *", 0 if at_offset else -1), door.out("int *")
+            taken = 0
+            while taken < len(data):
+                door.call("lay_apply_pump", a, fd, at, min(700, len(data) - taken), 1000, stop)
+                now = at[0] if at_offset else os.lseek(fd, 0, os.SEEK_CUR)
+                assert taken < now <= taken + 700
+                taken = now
+            assert taken == len(data)
+
+    assert ground.apply(push).applied == ground.of(tar).applied
+
+
 def test_a_descriptor_that_cannot_be_read_is_an_error_of_its_own(room: Path) -> None:
     with sinks.directory(room) as fd, sinks.memory() as record_fd, sinks.applying(record_fd=record_fd) as a:
         with door.fails("LAY_E_OS") as errors:
