@@ -14,7 +14,7 @@ import select
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerstore import _files
 from layerstore._apply import Apply, guess_format
@@ -28,12 +28,21 @@ HEAD = 512
 FOREIGN = ("bzip2", "xz", "lz4")
 
 
+class Section(NamedTuple):
+    """Part of a regular file, as a source: read at its own offsets, so that many may share one descriptor."""
+
+    fd: int
+    offset: int
+    size: int
+
+
 class Input:
     """One opened source: exactly one of fd, buffer and read is set."""
 
     def __init__(self, source: Any) -> None:
         """Look at source. Raises TypeError or OSError, before anything is made."""
         self.fd = self.offset = -1
+        self.end = -1                        # of a Section
         self.buffer: memoryview | None = None
         self.lendable = False
         self.taken = 0                       # of buffer
@@ -42,7 +51,9 @@ class Input:
         self.file: Any = None
         if isinstance(source, bool) or source is None:
             raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {source!r}")
-        if isinstance(source, int):
+        if isinstance(source, Section):
+            self.fd, self.offset, self.end = source.fd, source.offset, source.offset + source.size
+        elif isinstance(source, int):
             os.fstat(source)
             self.fd = source
         elif isinstance(source, (str, os.PathLike)):
@@ -87,6 +98,10 @@ class Input:
             return self.fd, self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
         return -1, 0
 
+    def left(self) -> int:
+        """How many bytes may still be there; of a Section, how many there are."""
+        return self.end - self.offset if self.end >= 0 else 1 << 40
+
     def block(self) -> bytes:
         """The next bytes of it; b"" at the end."""
         if self.buffer is not None:
@@ -98,7 +113,7 @@ class Input:
                 raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
             return bytes(block)
         if self.offset >= 0:
-            found = _files.read(self.fd, BLOCK, self.offset)
+            found = _files.read(self.fd, min(BLOCK, self.left()), self.offset)
             self.offset += len(found)
             return found
         return self._read_descriptor()
@@ -107,7 +122,7 @@ class Input:
         """The first bytes, to tell what it is; of a regular file without taking them."""
         if self.regular:
             at = self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
-            return _files.read(self.fd, HEAD, at)
+            return _files.read(self.fd, min(HEAD, self.left()), at)
         head = b""
         while len(head) < HEAD and (block := self.block()):
             head += block
@@ -115,6 +130,8 @@ class Input:
 
     def length(self) -> int | None:
         """How many bytes are still to be taken, where that is known."""
+        if self.end >= 0:
+            return self.left()
         if self.buffer is not None:
             return len(self.buffer)
         if not self.regular:
@@ -171,8 +188,9 @@ def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
     done = bool(head) and apply.push(head)
     if source.fd >= 0:
         while not done:
-            done, offset = apply.pump(source.fd, source.offset, 1 << 40, 100 if progress is not None else 250)
+            done, offset = apply.pump(source.fd, source.offset, source.left(), 100 if progress is not None else 250)
             source.offset = offset if source.offset >= 0 else -1
+            done = done or not source.left()
             teller.tell(apply.taken)
     else:
         while not done and (block := source.block()):

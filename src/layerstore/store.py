@@ -15,7 +15,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from layerstore import _files, dockerd, drivers, reclaim
 from layerstore.drivers import mounts
@@ -34,7 +34,7 @@ from layerstore.errors import (
     StoreInUseError,
 )
 from layerstore.holds import STORE, Holds
-from layerstore.ids import OS, ChainID, chain_on, diff_id_of, random_id
+from layerstore.ids import OS, ChainID, DiffID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.limits import Limits
 from layerstore.locks import NamedLocks
@@ -52,6 +52,19 @@ log = logging.getLogger("layerstore")
 
 MAX_DEPTH = 125
 StrPath = str | bytes | os.PathLike[Any]
+
+
+class Unpacked(NamedTuple):
+    """A layer tar that was unpacked and stands on nothing yet; done: the core's Applied."""
+
+    cache_id: str
+    transaction: FileMetadataTransaction
+    done: Any
+
+    @property
+    def diff_id(self) -> DiffID:
+        """The DiffID of the tar."""
+        return diff_id_of(self.done.diff_id)
 
 
 def _rw(name: str) -> str:
@@ -297,32 +310,9 @@ class Store:
         made: Record | None = None
         transaction = self._metadata.start_deferred()
         try:
-            self._driver.create(cache_id, above.cache_id if above else "")
-            record_fd = transaction.open_tar_split()
-            try:
-                done = self._driver.register(cache_id, above.cache_id if above else "", record_fd, fill)
-            finally:
-                _files.close(record_fd)
-            diff_id = diff_id_of(done.diff_id)
-            chain = chain_on(above.chain_id if above else "", diff_id)
-            transaction.set_diff_id(diff_id)
-            transaction.set_size(done.size)
-            transaction.set_cache_id(cache_id)
-            if descriptor.digest:
-                transaction.set_descriptor(descriptor)
-            if above:
-                transaction.set_parent(above.chain_id)
-            self._driver.settle(cache_id, above.cache_id if above else "")
-            self._sync([cache_id], transaction, above, level)
-            made = Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
-            handle = self._commit_or_existing(transaction, made)
-            self._settle_names(level)
-            record = handle._record
-            if level == "full" and record is made:
-                made.durable = True
-            elif level == "full" and not record.durable:
-                self._driver.sync([record.cache_id], level, everything=True)
-                self._make_durable(record)
+            done = self._fill(cache_id, above.cache_id if above else "", transaction, fill)
+            made = self._describe(cache_id, transaction, done, above, descriptor)
+            handle = self._make_visible(transaction, made, level)
         except BaseException:
             try:
                 self._withdraw(made)
@@ -331,13 +321,111 @@ class Store:
                 raise
             self._discard(cache_id, transaction)
             raise
+        return handle, self._settle(cache_id, transaction, handle)
+
+    def _fill(self, cache_id: str, below: str, transaction: Any, fill: Callable[[Any], None]) -> Any:
+        """Unpack and record what fill() pushes, beside all layers: the core's Applied."""
+        self._driver.create(cache_id, below)
+        record_fd = transaction.open_tar_split()
+        try:
+            return self._driver.register(cache_id, below, record_fd, fill)
+        finally:
+            _files.close(record_fd)
+
+    def _describe(
+        self, cache_id: str, transaction: Any, done: Any, above: Record | None, descriptor: Descriptor
+    ) -> Record:
+        """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
+        diff_id = diff_id_of(done.diff_id)
+        chain = chain_on(above.chain_id if above else "", diff_id)
+        transaction.set_diff_id(diff_id)
+        transaction.set_size(done.size)
+        transaction.set_cache_id(cache_id)
+        if descriptor.digest:
+            transaction.set_descriptor(descriptor)
+        if above:
+            transaction.set_parent(above.chain_id)
+        self._driver.settle(cache_id, above.cache_id if above else "")
+        return Record(self, chain, diff_id, above, cache_id, done.size, descriptor)
+
+    def _make_visible(self, transaction: Any, made: Record, level: Durability) -> Layer:
+        self._sync([made.cache_id], transaction, made.parent, level)
+        handle = self._commit_or_existing(transaction, made)
+        self._settle_names(level)
+        record = handle._record
+        if level == "full" and record is made:
+            made.durable = True
+        elif level == "full" and not record.durable:
+            self._driver.sync([record.cache_id], level, everything=True)
+            self._make_durable(record)
+        return handle
+
+    def _settle(self, cache_id: str, transaction: Any, handle: Layer) -> bool:
+        """Give up what was only needed meanwhile. Returns whether the layer was not there before."""
         is_new = handle.cache_id == cache_id
         if is_new:
             self._driver.recorded(cache_id)
             transaction.release()
         else:
             self._discard(cache_id, transaction)
+        return is_new
+
+    # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
+
+    def _unpack_ahead(self, fill: Callable[[Any], None]) -> Unpacked:
+        """Unpack what fill() pushes, for _register_unpacked() or _discard_unpacked(). Nobody sees it till then.
+
+        Any number of threads at once. cleanup() takes it only when its process is gone.
+        """
+        self._check_writable()
+        cache_id = random_id()
+        transaction = self._metadata.start_deferred()
+        try:
+            return Unpacked(cache_id, transaction, self._fill(cache_id, "", transaction, fill))
+        except BaseException:
+            self._discard(cache_id, transaction)
+            raise
+
+    def _register_unpacked(
+        self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
+    ) -> tuple[Layer, bool]:
+        """Make a layer on parent of what was unpacked: a reference to it, and whether it was not there before.
+
+        Whatever happens, unpacked is spent. Raises as register() does.
+        """
+        made: Record | None = None
+        above: Record | None = None
+        cache_id, transaction, done = unpacked
+        try:
+            self._check_writable()
+            above = self._retain(parent) if parent else None
+            if above and above.depth >= MAX_DEPTH:
+                raise MaxDepthExceededError()
+            if above:
+                self._driver.put_on(cache_id, above.cache_id)
+            made = self._describe(cache_id, transaction, done, above, descriptor)
+            handle = self._make_visible(transaction, made, level)
+        except BaseException:
+            self._withdraw(made)
+            self._discard(cache_id, transaction)
+            if above:
+                self._release_chain(above)
+            raise
+        is_new = self._settle(cache_id, transaction, handle)
+        if above:
+            with self._lock:              # the new layer keeps it, or the one that was there
+                self._unhold(above)
         return handle, is_new
+
+    def _discard_unpacked(self, unpacked: Unpacked) -> None:
+        self._discard(unpacked.cache_id, unpacked.transaction)
+
+    def _let_go(self, layer: Layer) -> None:
+        """Give a reference back and delete nothing: a layer that nobody had asked for stays, as it did before."""
+        with self._lock:
+            if layer in layer._record.handles:
+                layer._record.handles.remove(layer)
+                self._unhold(layer._record)
 
     def _commit_or_existing(self, transaction: Any, made: Record) -> Layer:
         """Make a layer visible; where it is there already, and whole, that one wins."""

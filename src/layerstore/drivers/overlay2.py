@@ -245,11 +245,7 @@ class Overlay2:
             _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
             self._write(self._dir(id, "link"), link.encode(), 0o644)
             if parent:
-                _make(self._dir(id, "work"), 0o700)
-                lower = self._lower_for(parent)
-                if lower.count(":") + 1 > MAX_LOWERS:
-                    raise MaxDepthExceededError()
-                self._write(self._dir(id, "lower"), lower.encode(), 0o644)
+                self.put_on(id, parent)
         except BaseException:
             self._forget_link(link)
             try:
@@ -293,6 +289,14 @@ class Overlay2:
         with contextlib.suppress(FileNotFoundError):
             lower += ":" + trimmed(read_small(self._dir(parent, "lower")))
         return lower
+
+    def put_on(self, id: str, parent: str) -> None:
+        """Let id, made on nothing, stand on parent. Raises MaxDepthExceededError, OSError."""
+        _make(self._dir(id, "work"), 0o700)
+        lower = self._lower_for(parent)
+        if lower.count(":") + 1 > MAX_LOWERS:
+            raise MaxDepthExceededError()
+        self._write(self._dir(id, "lower"), lower.encode(), 0o644)
 
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
