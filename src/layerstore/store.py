@@ -35,6 +35,7 @@ from layerstore.errors import (
 )
 from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, DiffID, chain_on, diff_id_of, random_id
+from layerstore.imagedb import ImageDB
 from layerstore.layer import Layer, Record
 from layerstore.limits import Limits
 from layerstore.locks import NamedLocks
@@ -87,8 +88,8 @@ def _noted(err: LayerStoreError, subject: str) -> LayerStoreError:
 class Store:
     """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it.
 
-    A layer lives as long as somebody holds a reference, a child or a writable layer stands on it, or nobody
-    has asked for it since the root was opened; the last release() deletes it from disk. close() releases
+    A layer lives as long as somebody holds a reference, a child, a writable layer or an image stands on it, or
+    nobody has asked for it since the root was opened; the last release() deletes it from disk. close() releases
     nothing and unmounts nothing.
     """
 
@@ -141,6 +142,7 @@ class Store:
         self._metadata = FileMetadataStore(layerdb, durability=self._durability, make=not self._read_only)
         if not self._read_only:
             self._holds.open()
+        self._images = ImageDB(os.path.dirname(layerdb), self._durability)
         self._records = Records(self, self._metadata)
         self._lock = self._records.lock
         self._names = NamedLocks()
@@ -568,6 +570,8 @@ class Store:
             record.standing = self._records.count_standing_on(record)
             record.held = len(record.handles)
             if record.held or record.standing or self._holds.held_elsewhere(record.chain_id):
+                return None
+            if self._images.stands_on(record.chain_id):
                 return None
             aside = self._metadata.set_aside(record.chain_id) if self._records.names_layer(record) else None
             self._records.forget(record)

@@ -32,9 +32,10 @@ def trimmed(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape").strip(_GO_SPACE)
 
 
-def read_small(path: str) -> bytes:
+def read_small(path: str, limit: int = _LIMIT) -> bytes:
     """Read a whole small file.
 
+    limit   bytes it may have
     Raises  OSError                with filename
             InvalidMetadataError   it is no regular file, or larger than any such file is
     """
@@ -42,7 +43,7 @@ def read_small(path: str) -> bytes:
     try:
         if not stat.S_ISREG(_files.mode_of(fd)):
             raise InvalidMetadataError(f"{readable(path)} is not a regular file")
-        pieces, left = [], _LIMIT + 1
+        pieces, left = [], limit + 1
         while left > 0 and (piece := _files.read(fd, min(left, 1 << 14))):
             pieces.append(piece)
             left -= len(piece)
@@ -50,7 +51,7 @@ def read_small(path: str) -> bytes:
         with contextlib.suppress(OSError):      # nothing was written that could be lost
             _files.close(fd)
     if left <= 0:
-        raise InvalidMetadataError(f"{readable(path)} is larger than {_LIMIT} bytes")
+        raise InvalidMetadataError(f"{readable(path)} is larger than {limit} bytes")
     return b"".join(pieces)
 
 

@@ -35,7 +35,7 @@ PY_FLOORS = [
     {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_mount"},
     {"values"},
     {"sources"},
-    {"metadata", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options", "drivers.graft"},
+    {"metadata", "imagedb", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options", "drivers.graft"},
     {"drivers.checks", "drivers.quota", "limits"},
     {"drivers.overlay2"},
     {"drivers"},

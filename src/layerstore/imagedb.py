@@ -1,0 +1,214 @@
+"""The image database on disk, as dockerd keeps it: configs, what is noted beside them, and the names of images.
+
+    image/<driver>/imagedb/content/sha256/<hex>             an image's config; the name is its SHA-256
+    image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated]
+    image/<driver>/repositories.json                        {"Repositories": {name: {"name:tag" or "name@digest": id}}}
+
+Each file is replaced in one step. Who changes something holds the lock of the layerdb meanwhile (exclusive()), so that
+two processes lose nothing of each other's, and who deletes layers sees every image that stands on them.
+Source: moby, image/fs.go and reference/store.go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from layerstore import _files
+from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
+from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.textfile import (
+    make_directories,
+    read_small,
+    remove_directory,
+    replace_small,
+    sync_directory,
+    trimmed,
+)
+from layerstore.values import Durability
+
+log = logging.getLogger("layerstore")
+
+# No larger document is read, of disk or of an archive.
+DOCUMENT_LIMIT = 8 << 20
+_REPOSITORIES_LIMIT = 256 << 20
+
+Repositories = dict[str, dict[str, str]]
+
+
+def parse_document(data: bytes, what: str) -> Any:
+    """Read JSON. Raises InvalidMetadataError."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as err:
+        raise InvalidMetadataError(f"{what} is not valid JSON: {err}") from None
+
+
+def diff_ids_of(config: Any) -> list[DiffID]:
+    """Give the DiffIDs an image's config names, base first. Raises InvalidMetadataError."""
+    rootfs = config.get("rootfs") if isinstance(config, dict) else None
+    if not isinstance(rootfs, dict):
+        raise InvalidMetadataError("invalid image JSON, no RootFS key")
+    found = rootfs.get("diff_ids") or []
+    try:
+        return [DiffID(text) for text in found]
+    except (InvalidDigestError, TypeError) as err:
+        raise InvalidMetadataError(f"invalid image JSON, its diff_ids are no digests: {err}") from None
+
+
+def chains_of(diff_ids: list[DiffID]) -> tuple[ChainID, ...]:
+    """Fold DiffIDs into the ChainIDs of all layers of an image, base first."""
+    chains: list[ChainID] = []
+    for diff_id in diff_ids:
+        chains.append(chain_on(chains[-1] if chains else "", diff_id))
+    return tuple(chains)
+
+
+def now() -> str:
+    """The time as Go writes it: RFC 3339 with nanoseconds, UTC."""
+    ns = time.time_ns()
+    head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9))
+    tail = f".{ns % 10**9:09}".rstrip("0").rstrip(".")
+    return f"{head}{tail}Z"
+
+
+class ImageDB:
+    """The images of one root. Nothing is read before it is asked for, and nothing made before it is written."""
+
+    def __init__(self, root: str, durability: Durability) -> None:
+        """root   image/<driver> below the data root"""
+        self.root = root
+        self._durability: Durability = durability
+        self._content = os.path.join(root, "imagedb", "content", "sha256")
+        self._metadata = os.path.join(root, "imagedb", "metadata", "sha256")
+        self._repositories = os.path.join(root, "repositories.json")
+        self._chains: dict[str, frozenset[str] | None] = {}      # of contents; None: what they are cannot be read
+
+    def _write(self, path: str, data: bytes) -> None:
+        make_directories(os.path.dirname(path), 0o700)
+        replace_small(path, data, 0o600, sync=self._durability != "none")
+        if self._durability == "full":
+            sync_directory(os.path.dirname(path))
+
+    # ---- contents ----
+
+    def ids(self) -> list[Digest]:
+        """Name all images, sorted. What else lies there is passed over."""
+        try:
+            names = sorted(os.listdir(self._content))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            with contextlib.suppress(InvalidDigestError):
+                found.append(Digest(f"sha256:{name}"))
+        return found
+
+    def has(self, id: str) -> bool:
+        """Say whether there is an image with this id."""
+        return os.path.lexists(self._path(id))
+
+    def _path(self, id: str) -> str:
+        return os.path.join(self._content, Digest(id).encoded)
+
+    def content(self, id: str) -> bytes:
+        """Read a config. Raises FileNotFoundError, OSError, InvalidMetadataError (it is not what its name says)."""
+        data = read_small(self._path(id), DOCUMENT_LIMIT)
+        if hashlib.sha256(data).hexdigest() != Digest(id).encoded:
+            raise InvalidMetadataError(f"failed to verify: {id}")
+        return data
+
+    def add(self, data: bytes) -> Digest:
+        """Write a config; its id."""
+        id = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+        made = not os.path.isdir(self._content)
+        self._write(self._path(id), data)
+        if made and self._durability == "full":
+            for directory in (os.path.dirname(self._content), os.path.join(self.root, "imagedb"), self.root):
+                sync_directory(directory)
+        return id
+
+    def remove(self, id: str) -> None:
+        """Remove an image with what is noted beside it, not its names; fine if it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(self._path(id))
+            if self._durability == "full":
+                sync_directory(self._content)
+        remove_directory(os.path.join(self._metadata, Digest(id).encoded))
+
+    def sweep(self) -> None:
+        """Remove what a process that died left half written; while nobody else writes."""
+        for directory in (self._content, self.root):
+            with contextlib.suppress(FileNotFoundError):
+                for name in os.listdir(directory):
+                    if name.startswith(".tmp-"):
+                        with contextlib.suppress(OSError):
+                            _files.unlink(os.path.join(directory, name))
+
+    # ---- what is noted beside ----
+
+    def note(self, id: str, name: str, value: str) -> None:
+        """Write "parent" or "lastUpdated"."""
+        self._write(os.path.join(self._metadata, Digest(id).encoded, name), value.encode())
+
+    def noted(self, id: str, name: str) -> str:
+        """Read what note() wrote; "" where there is nothing."""
+        try:
+            return trimmed(read_small(os.path.join(self._metadata, Digest(id).encoded, name)))
+        except FileNotFoundError:
+            return ""
+
+    # ---- who stands on a layer ----
+
+    def stands_on(self, chain_id: str) -> bool:
+        """Say whether an image names this layer; also where one cannot be read, that may name it."""
+        ids = self.ids()
+        for gone in self._chains.keys() - set(ids):
+            self._chains.pop(gone, None)
+        for id in ids:
+            if self._chains.get(id) is None:
+                self._chains[id] = self._read_chains(id)
+        return any(chains is None or chain_id in chains for chains in self._chains.values())
+
+    def _read_chains(self, id: Digest) -> frozenset[str] | None:
+        try:
+            return frozenset(chains_of(diff_ids_of(parse_document(self.content(id), f"the image {id}"))))
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, LayerStoreError) as err:
+            log.warning("Nothing is deleted, as the image %s cannot be read, and may need it: %s", id, err)
+            return None
+
+    # ---- names ----
+
+    def repositories(self) -> Repositories:
+        """Read which names there are: {name: {"name:tag" or "name@digest": id}}.
+
+        Raises  OSError, InvalidMetadataError   the file is not what it must be
+        """
+        try:
+            data = read_small(self._repositories, _REPOSITORIES_LIMIT)
+        except FileNotFoundError:
+            return {}
+        found = parse_document(data, readable(self._repositories))
+        names = found.get("Repositories") if isinstance(found, dict) else None
+        if names is None:
+            names = {}
+        sound = isinstance(names, dict) and all(
+            isinstance(tags, dict) and all(isinstance(id, str) for id in tags.values()) for tags in names.values()
+        )
+        if not sound:
+            raise InvalidMetadataError(f"{readable(self._repositories)} does not name images")
+        return {name: dict(tags) for name, tags in names.items()}
+
+    def write_repositories(self, names: Repositories) -> None:
+        """Write what repositories() reads."""
+        kept = {name: tags for name, tags in names.items() if tags}
+        self._write(
+            self._repositories, json.dumps({"Repositories": kept}, sort_keys=True, separators=(",", ":")).encode()
+        )
