@@ -8,6 +8,8 @@ from layerstore.errors import (
     ActiveMountError,
     BreakoutError,
     CorruptLayerError,
+    ImageDoesNotExistError,
+    ImageError,
     InvalidDigestError,
     InvalidMetadataError,
     InvalidOptionError,
@@ -26,6 +28,7 @@ from layerstore.errors import (
     TarFormatError,
 )
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
+from layerstore.images import Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
 from layerstore.metadata import FileMetadataStore, MetadataStore, MetadataTransaction
 from layerstore.rwlayer import RWLayer
@@ -41,11 +44,12 @@ logging.getLogger("layerstore").addHandler(logging.NullHandler())
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
     "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done",
-    "FileMetadataStore", "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer",
-    "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError", "LimitExceededError",
-    "MaxDepthExceededError", "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError",
-    "MountNameConflictError", "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer",
-    "ReadOnlyStoreError", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream",
-    "assemble", "build_info", "changes_between", "create_chain_id", "disassemble", "log_release_metadata",
-    "overlay_changes", "release_and_log",
+    "FileMetadataStore", "Image", "ImageDoesNotExistError", "ImageError", "Images", "InvalidDigestError",
+    "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError",
+    "LayerStoreError", "LimitExceededError", "MaxDepthExceededError", "Metadata", "MetadataStore",
+    "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotMountedError",
+    "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed", "Store",
+    "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",
+    "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
+    "release_and_log",
 ]  # fmt: skip

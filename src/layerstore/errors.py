@@ -15,6 +15,8 @@ __all__ = [
     "ActiveMountError",
     "BreakoutError",
     "CorruptLayerError",
+    "ImageDoesNotExistError",
+    "ImageError",
     "InvalidDigestError",
     "InvalidMetadataError",
     "InvalidOptionError",
@@ -179,6 +181,18 @@ class CorruptLayerError(LayerStoreError):
     def __init__(self, *args: object, path: str = "") -> None:
         super().__init__(*args)
         self.path: str = path
+
+
+class ImageError(LayerStoreError):
+    """An image, an archive of images or a name of one is not what it must be, or is still in use."""
+
+    text = "invalid image"
+
+
+class ImageDoesNotExistError(ImageError, LookupError):
+    """No image has this name or id."""
+
+    text = "No such image"
 
 
 # ---- from the core ----------------------------------------------------------------------------

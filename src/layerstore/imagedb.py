@@ -4,8 +4,8 @@
     image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated]
     image/<driver>/repositories.json                        {"Repositories": {name: {"name:tag" or "name@digest": id}}}
 
-Each file is replaced in one step. Who changes something holds the lock of the layerdb meanwhile (exclusive()), so that
-two processes lose nothing of each other's, and who deletes layers sees every image that stands on them.
+Each file is replaced in one step. Who changes something holds a lock on image/<driver> meanwhile, so that two processes
+lose nothing of each other's.
 Source: moby, image/fs.go and reference/store.go
 """
 

@@ -506,6 +506,19 @@ class Store:
         with self._lock:
             return self._handle(self._retain(chain_id))
 
+    def _size_of(self, chain_id: str) -> int:
+        """Bytes of a layer and all below it; 0 where it cannot be read."""
+        with self._lock:
+            record = self._records.load(chain_id)
+            return record.size if record else 0
+
+    def _mounts_on(self, chain_id: str) -> list[str]:
+        """Name the writable layers that stand right on a layer."""
+        with self._lock:
+            self._records.load_all()
+            mounts = self._records.mounts.values()
+            return sorted(mount.name for mount in mounts if mount.parent and mount.parent.chain_id == chain_id)
+
     def map(self) -> dict[ChainID, Layer]:
         """Give all layers, bare: no references. The way to look at layers without owning them."""
         self._check_open()

@@ -113,8 +113,7 @@ class TarStream(io.RawIOBase):
         if fd >= 0:
             end = False
             while not end:
-                with self._lock:
-                    end, written = self._open().copy_to_fd(fd, 1 << 40, 100 if progress is not None else 250)
+                end, written = self.copy_some(fd, 100 if progress is not None else 250)
                 total += written
                 teller.tell(total, end=end)
             return total
@@ -130,6 +129,11 @@ class TarStream(io.RawIOBase):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
+    def copy_some(self, fd: int, max_ms: int = 250) -> tuple[bool, int]:
+        """Write to a descriptor for so long: (that was all, bytes written)."""
+        with self._lock:
+            return self._open().copy_to_fd(fd, 1 << 40, max_ms)
+
     def write(self, _data: Any, /) -> int:
         """Raise io.UnsupportedOperation."""
         raise io.UnsupportedOperation("not writable")
@@ -139,9 +143,13 @@ class TarStream(io.RawIOBase):
         end = False
         teller = Teller(progress, None)
         while not end:
-            with self._lock:
-                end = apply.pump_source(self._open(), 1 << 40, 100)
+            end = self.pump_once(apply)
             teller.tell(apply.taken, end=end)
+
+    def pump_once(self, apply: _apply.Apply) -> bool:
+        """Push what is left into apply, for about a tenth of a second. True: that was all."""
+        with self._lock:
+            return apply.pump_source(self._open(), 1 << 40, 100)
 
     def close(self) -> None:
         """Stop, once a running read is over; give back what the stream holds. Twice is harmless."""

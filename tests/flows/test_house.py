@@ -44,6 +44,16 @@ PY_FLOORS = [
     {"records", "verify"},
     {"reclaim", "repair"},
     {"store"},
+    {"images.archive", "images.references"},
+    {"images.shelf"},
+    {"images.documents"},
+    {"images.v1"},
+    {"images.plan"},
+    {"images.gather", "images.image"},
+    {"images.stream", "images.unpack", "images.save"},
+    {"images.load"},
+    {"images.images"},
+    {"images"},
     {"__init__"},
 ]
 

@@ -1,0 +1,321 @@
+"""From planned images to layers in the store: each file of an archive is unpacked once, and put where it belongs.
+
+A file is unpacked before it is known, or before it is there, what its layer stands on: overlay's directories do not
+depend on what lies below, and what is unpacked waits as it will stay. So layers of one image are unpacked side by side,
+and a stream needs no spool, whatever its order. What waits is nobody's until it is put on its parent by one rename;
+after a crash cleanup() takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+from layerstore import _files
+from layerstore._apply import guess_format
+from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
+from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.images import v1
+from layerstore.images.documents import Config
+from layerstore.images.plan import Planned, PlannedLayer
+from layerstore.images.shelf import MissingError
+from layerstore.layer import Layer
+from layerstore.sources import BLOCK, HEAD, Input, Section, feed
+from layerstore.store import Store, Unpacked
+from layerstore.values import Descriptor, Done, Durability, Progress
+
+# Layers that are unpacked side by side; each has a few threads of its own in the core.
+_WORKERS_LIMIT = 8
+
+
+class Stopped(BaseException):
+    """The load ended meanwhile, by an error elsewhere: nothing that anybody sees."""
+
+
+class Job:
+    """A file of an archive that is, or was, unpacked.
+
+    unpacked  what waits to be put somewhere; None once it was
+    layer     a layer of the same DiffID
+    digest    of the file itself, where anybody asked for it
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.unpacked: Unpacked | None = None
+        self.layer: Layer | None = None
+        self.digest: Digest | None = None
+        self.size = self.taken = 0
+        self.error: Exception | None = None
+
+    @property
+    def diff_id(self) -> DiffID:
+        """What the tar is."""
+        if self.unpacked:
+            return self.unpacked.diff_id
+        assert self.layer
+        return self.layer.diff_id
+
+    def check(self, layer: PlannedLayer) -> None:
+        """Compare what came with what was promised. Raises ImageError, or what went wrong with the file."""
+        if self.error:
+            raise self.error
+        where = readable(layer.name)
+        if layer.size >= 0 and self.size != layer.size:
+            raise ImageError(f"the layer {where} has {self.size} bytes, not the {layer.size} its manifest says")
+        if layer.digest and self.digest != layer.digest:
+            raise ImageError(f"the layer {where} is damaged: its digest is {self.digest}, not {layer.digest}")
+        if layer.diff_id and self.diff_id != layer.diff_id:
+            raise ImageError(f"the layer {where} is another one: its DiffID is {self.diff_id}, not {layer.diff_id}")
+
+
+class Teller:
+    """Calls progress at most ten times a second, from one thread."""
+
+    def __init__(self, progress: Progress | None, total: int | None) -> None:
+        """total   of how many bytes, where that is known"""
+        self._progress, self._total, self._last = progress, total, time.monotonic()
+
+    def tell(self, done: int, *, end: bool = False) -> None:
+        """Say how far it has come."""
+        now = time.monotonic()
+        if self._progress and (end or now - self._last >= 0.1):
+            self._last = now
+            self._progress(Done(done, self._total))
+
+
+class Gatherer:
+    """The layers of one load: held until the images that need them are on the disk, or undone."""
+
+    def __init__(self, store: Store, level: Durability) -> None:
+        """level   the durability of this load"""
+        self.store, self._level = store, level
+        self._held: dict[ChainID, Layer] = {}
+        self._known: list[Layer] = []          # that were there before: of images, or nobody's
+        self._imaged: set[ChainID] = set()
+        self._new: list[Layer] = []
+        self.jobs: dict[str, Job] = {}
+
+    def has(self, chain: ChainID) -> bool:
+        """Say whether a layer is in the store, and whole; it is held from then on."""
+        if chain in self._held:
+            return True
+        try:
+            layer = self.store.get(chain)
+        except LayerDoesNotExistError:
+            return False
+        self.hold(layer)
+        if not self.store._driver_of().exists(layer.cache_id):
+            return False                       # registering it anew mends it
+        self._held[chain] = layer
+        return True
+
+    def missing(self, images: Iterable[Planned]) -> dict[str, PlannedLayer]:
+        """The files that have to be unpacked, by name, in the order in which they are wanted."""
+        found: dict[str, PlannedLayer] = {}
+        for image in images:
+            parent = ""
+            for layer in image.layers:
+                if not layer.diff_id:
+                    found.setdefault(layer.name, layer)
+                    continue
+                parent = chain_on(parent, layer.diff_id)
+                if not self.has(parent):
+                    found.setdefault(layer.name, layer)
+        return found
+
+    def hold(self, layer: Layer) -> None:
+        """Take over a reference to a layer that was there before."""
+        self._known.append(layer)
+        if self.store._images.stands_on(layer.chain_id):
+            self._imaged.add(layer.chain_id)
+
+    def put(self, images: Iterable[Planned], job_of: Callable[[str], Job]) -> list[Config]:
+        """Make all layers of images, each on the one below: the images' configs.
+
+        job_of   gives the job of a file, whose work is over
+        Raises   ImageError, and what unpacking raised
+        """
+        configs = []
+        for image in images:
+            parent: ChainID | str = ""
+            diff_ids: list[DiffID] = []
+            for layer in image.layers:
+                if layer.diff_id and self.has(chain := chain_on(parent, layer.diff_id)):
+                    parent, diff_id = chain, DiffID(layer.diff_id)
+                else:
+                    job = job_of(layer.name)
+                    job.check(layer)
+                    diff_id = job.diff_id
+                    parent = self._put(job, parent)
+                diff_ids.append(diff_id)
+            configs.append(image.config or v1.make_config(image.v1, diff_ids))
+        return configs
+
+    def _put(self, job: Job, parent: ChainID | str) -> ChainID:
+        chain = chain_on(parent, job.diff_id)
+        if self.has(chain):
+            return chain
+        if job.unpacked is None:
+            # The same tar on another parent: it comes out of the store.
+            assert job.layer
+            with job.layer.tar_stream() as stream:
+                job.unpacked = self.store._unpack_ahead(stream.pump_into)
+        unpacked = job.unpacked
+        handle, is_new = self.store._register_unpacked(unpacked, parent, Descriptor(), self._level)
+        if is_new:
+            self._new.append(handle)
+        else:
+            self.hold(handle)
+        job.unpacked, job.layer = None, handle
+        self._held[chain] = handle
+        return chain
+
+    def close(self) -> None:
+        """Give all references back, and what was unpacked for nothing.
+
+        What this load has made goes, if no image needs it now; what was there before stays as it was.
+        """
+        for job in self.jobs.values():
+            unpacked, job.unpacked = job.unpacked, None
+            if unpacked:
+                self.store._discard_unpacked(unpacked)
+        for layer in reversed(self._new):      # an image keeps what shall stay
+            with contextlib.suppress(LayerStoreError):
+                self.store.release(layer)
+        for layer in reversed(self._known):
+            if layer.chain_id in self._imaged:
+                with contextlib.suppress(LayerStoreError):
+                    self.store.release(layer)  # the image may have been removed meanwhile
+            else:
+                self.store._let_go(layer)
+        self._new, self._known = [], []
+        self._held.clear()
+
+
+# ---- files that can be read at any place -------------------------------------------------------
+
+
+class Openable(Protocol):
+    """A shelf whose files can be had in any order."""
+
+    def opened(self, name: str) -> contextlib.AbstractContextManager[Section]:
+        """Lend a file."""
+        ...
+
+
+def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> Digest:
+    """Take the digest of a part of a file."""
+    hashed = hashlib.new(algorithm)
+    at, end = section.offset, section.offset + section.size
+    while at < end:
+        stop()
+        block = os.pread(section.fd, min(BLOCK, end - at), at)
+        if not block:
+            break
+        hashed.update(block)
+        at += len(block)
+    return Digest(f"{algorithm}:{hashed.hexdigest()}")
+
+
+class Crew:
+    """Threads that unpack the files of a shelf, side by side."""
+
+    def __init__(self, gatherer: Gatherer, shelf: Openable, progress: Progress | None) -> None:
+        """progress   told of the bytes of files taken"""
+        self._gatherer, self._shelf = gatherer, shelf
+        self._stopped = threading.Event()
+        self._futures: dict[str, Future[None]] = {}
+        self._progress = progress
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def begin(self, wanted: dict[str, PlannedLayer]) -> None:
+        """Start on these. Raises MissingError, ImageError: one is not there, or of another size."""
+        total = 0
+        for layer in wanted.values():
+            with self._shelf.opened(layer.name) as section:
+                total += section.size
+                if layer.size >= 0 and section.size != layer.size:
+                    raise ImageError(
+                        f"the layer {readable(layer.name)} has {section.size} bytes, not the {layer.size} "
+                        "its manifest says"
+                    )
+        self._teller = Teller(self._progress, total)
+        if not wanted:
+            return
+        workers = min(len(os.sched_getaffinity(0)), _WORKERS_LIMIT, len(wanted))
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="layerstore-load")
+        for name, layer in wanted.items():
+            job = self._gatherer.jobs[name] = Job()
+            self._futures[name] = self._pool.submit(self._run, layer, job)
+
+    def _check_stopped(self, _done: object = None) -> None:
+        if self._stopped.is_set():
+            raise Stopped
+
+    def _run(self, layer: PlannedLayer, job: Job) -> None:
+        self._check_stopped()
+        with self._shelf.opened(layer.name) as section:
+            job.size = section.size
+            head = _files.read(section.fd, min(HEAD, section.size), section.offset)
+            # A plain tar's digest is its DiffID.
+            is_plain = guess_format(head) == "plain"
+            if layer.digest and not (is_plain and layer.digest.algorithm == "sha256"):
+                job.digest = hash_section(section, layer.digest.algorithm, self._check_stopped)
+                if job.digest != layer.digest:
+                    return                     # check() says so
+            job.unpacked = self._gatherer.store._unpack_ahead(lambda apply: self._feed(section, apply, job))
+            if layer.digest and job.digest is None:
+                job.digest = Digest(job.diff_id)
+
+    def _feed(self, section: Section, apply: Any, job: Job) -> None:
+        def tell(done: Done) -> None:
+            job.taken = int(done)
+            self._check_stopped()
+
+        with contextlib.closing(Input(section)) as given:
+            feed(given, apply, tell)
+
+    def job_of(self, name: str) -> Job:
+        """Wait for a file. Raises what unpacking it raised."""
+        future = self._futures.get(name)
+        if future is None:
+            raise MissingError(f"the archive has no {readable(name)}")
+        while not future.done():
+            wait([future], 0.1)
+            self._tell()
+        self._tell()
+        with named(name):
+            future.result()
+        return self._gatherer.jobs[name]
+
+    def _tell(self, *, end: bool = False) -> None:
+        self._teller.tell(sum(job.taken for job in self._gatherer.jobs.values()), end=end)
+
+    def end(self) -> None:
+        """Say that all is done."""
+        self._tell(end=True)
+
+
+@contextlib.contextmanager
+def named(name: str) -> Iterator[None]:
+    """Say which file it is that cannot be unpacked."""
+    try:
+        yield
+    except (LayerStoreError, OSError) as err:
+        err.add_note(f"in the layer {readable(name)} of the archive")
+        raise

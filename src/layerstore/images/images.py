@@ -1,0 +1,431 @@
+"""Images: the images of a store, in Docker's own image database and under Docker's own names.
+
+Who changes the database holds a lock on its directory. An image that is in it keeps its layers: store.py looks for one
+after it looked who holds a layer, so a load that holds its layers until its configs are there loses none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from layerstore.errors import (
+    ImageDoesNotExistError,
+    ImageError,
+    InvalidDigestError,
+    LayerDoesNotExistError,
+    LayerStoreError,
+    readable,
+)
+from layerstore.ids import Digest
+from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
+from layerstore.images import load, references
+from layerstore.images.gather import Gatherer
+from layerstore.images.image import Image, Removed
+from layerstore.images.load import names_for
+from layerstore.images.plan import Planned
+from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, new_file, save
+from layerstore.images.unpack import unpack
+from layerstore.layer import Layer
+from layerstore.locks import claim_directory
+from layerstore.store import Store
+from layerstore.values import Metadata, Progress
+
+log = logging.getLogger("layerstore")
+
+_Images = list[Image]
+_MIN_ID = 4
+
+
+class Images:
+    """The images of a store: what `docker images` lists on the same root. Safe to use from many threads."""
+
+    def __init__(self, store: Store) -> None:
+        """store   open for as long as this is used; it is not closed here"""
+        if not isinstance(store, Store):
+            raise TypeError(f"Images() takes a Store, not {type(store).__name__}")
+        self.store = store
+        self._db: ImageDB = store._images
+
+    # ---- looking ----
+
+    def list(self) -> _Images:
+        """Give all images, the newest first. One that cannot be read is logged and left out."""
+        self.store._check_open()
+        names = self._db.repositories()
+        found = []
+        for id in self._db.ids():
+            try:
+                found.append(self._image(id, names))
+            except FileNotFoundError:
+                continue
+            except (OSError, LayerStoreError) as err:
+                log.warning("Failed to load image %s: %s", id, err)
+        return sorted(found, key=lambda image: image.created, reverse=True)
+
+    def _image(self, id: Digest, names: Repositories) -> Image:
+        data = self._db.content(id)
+        config = parse_document(data, f"the image {id}")
+        diff_ids = diff_ids_of(config)
+        layers = chains_of(diff_ids)
+        of_it = sorted(name for tags in names.values() for name, named in tags.items() if named == id)
+        return Image(
+            id=id,
+            references=tuple(name for name in of_it if "@" not in name),
+            digests=tuple(name for name in of_it if "@" in name),
+            config=config,
+            diff_ids=tuple(diff_ids),
+            layers=layers,
+            size=self.store._size_of(layers[-1]) if layers else 0,
+            parent=self._db.noted(id, "parent"),
+        )
+
+    def get(self, reference: str | Image) -> Image:
+        """Give one image.
+
+        reference   "name" (its tag "latest"), "name:tag", "name@sha256:...", an id, with or without "sha256:", or the
+                    beginning of one that fits no other; or an Image, to see how it is now
+
+        Raises  ImageDoesNotExistError
+                ImageError               it is no name, or fits several images
+        """
+        self.store._check_open()
+        return self._find(reference)[0]
+
+    def _find(self, reference: str | Image) -> tuple[Image, str]:
+        """The image, and the name it was called by; "" for its id."""
+        names = self._db.repositories()
+        text = reference.id if isinstance(reference, Image) else reference
+        if not isinstance(text, str):
+            raise TypeError(f"an image is called by a str, not {type(text).__name__}")
+        id, name = self._resolve(text, names)
+        try:
+            return self._image(id, names), name
+        except FileNotFoundError:
+            raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {text}") from None
+
+    def _resolve(self, text: str, names: Repositories) -> tuple[Digest, str]:
+        with contextlib.suppress(InvalidDigestError):
+            return Digest(text), ""
+        with contextlib.suppress(InvalidDigestError):
+            return Digest(f"sha256:{text}"), ""
+        called = references.parse_or_none(text)
+        if called:
+            name = str(called.tagged())
+            found = names.get(called.name, {}).get(name)
+            if found is not None:
+                return Digest(found), name
+        start = text.removeprefix("sha256:")
+        if len(start) >= _MIN_ID and not start.strip("0123456789abcdef"):
+            fits = [id for id in self._db.ids() if id.encoded.startswith(start)]
+            if len(fits) > 1:
+                raise ImageError(f"{text} is the beginning of the ids of {len(fits)} images")
+            if fits:
+                return fits[0], ""
+        if called is None:
+            references.parse(text)
+        raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {called.tagged() if called else text}")
+
+    def inspect(self, reference: str | Image) -> dict[str, Any]:
+        """Tell all about an image, in the words of `docker image inspect`. Raises as get() does."""
+        image = self.get(reference)
+        found: dict[str, Any] = {
+            "Id": image.id,
+            "RepoTags": [*image.references],
+            "RepoDigests": [*image.digests],
+            "Parent": image.parent,
+            "Comment": image._text("comment"),
+            "Created": image.created,
+            "DockerVersion": image._text("docker_version"),
+            "Author": image._text("author"),
+            "Config": image.config.get("config"),
+            "Architecture": image.architecture,
+            "Os": image.os,
+            "Size": image.size,
+            "GraphDriver": {"Data": None, "Name": self.store.driver_name()},
+            "RootFS": {"Type": "layers", "Layers": [*image.diff_ids]},
+            "Metadata": {"LastTagTime": self._db.noted(image.id, "lastUpdated") or "0001-01-01T00:00:00Z"},
+        }
+        if image.variant:
+            found["Variant"] = image.variant
+        if image.layers:
+            with contextlib.suppress(LayerDoesNotExistError, OSError), self._layers(image) as layers:
+                found["GraphDriver"]["Data"] = layers[-1].metadata()
+        return found
+
+    @contextlib.contextmanager
+    def _layers(self, *images: Image) -> Iterator[Sequence[Layer]]:
+        """References to all layers of images, for the length of a `with` block."""
+        held: list[Layer] = []
+        try:
+            for image in images:
+                for chain in image.layers:
+                    held.append(self.store.get(chain))
+            yield held
+        finally:
+            for layer in held:                 # which go now, if the image was removed meanwhile
+                layer.release()
+
+    # ---- in and out ----
+
+    def load(
+        self, source: Any, *, tags: str | Sequence[str] = (), platform: str | None = None,
+        progress: Progress | None = None, durability: str | None = None,
+    ) -> _Images:  # fmt: skip
+        """Load the images of an archive: their layers, their configs, their names.
+
+        source     a path, of a tar or of an OCI layout's directory; a descriptor; an open binary file; anything with
+                   read(n); a buffer. A tar may be compressed as a layer may be. docker save's archives of every age,
+                   OCI layouts and what is both are told apart by what is in them
+        tags       names for the one image there is, in place of those in the archive
+        platform   which one, where there are several: "linux/arm64", "linux/arm/v7"; "all"; None: this host's
+        progress   called with the bytes taken (a Done), at most ten times a second, from the calling thread
+        durability as Store.register()'s
+
+        Returns  the images, in the archive's order
+        Raises   ImageError       the archive is not what it must be, or has none for the platform
+                 TarFormatError, BreakoutError   a layer is not what it must be
+                 ReadOnlyStoreError, OSError
+                 Then nothing is left: an archive is loaded whole or not at all.
+        A regular file is read where it lies, several layers at once; what can be read only once (a pipe, a compressed
+        file) is unpacked as it comes, and no copy is made of it. Files that are of no use go when it ends; those of a
+        load that was killed go with cleanup().
+        """
+        self.store._check_writable()
+        level = self.store._level(durability)
+        given = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
+        gatherer = Gatherer(self.store, level)
+        db = ImageDB(self._db.root, level)
+        with contextlib.closing(gatherer):
+            planned, configs = load.gather(gatherer, source, platform, progress)
+            if given:
+                if len(planned) != 1:
+                    raise ImageError(f"the archive has {len(planned)} images: nobody says which of them is to be named")
+                planned = [planned[0]._replace(references=given)]
+            with self._changing():
+                self._publish(db, planned, [config.data for config in configs])
+            return [self.get(config.id) for config in configs]
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Keep other threads and processes from the database; no dockerd shall have been started meanwhile."""
+        claim = claim_directory(self._db.root)
+        try:
+            self.store._check_writable()
+            yield
+        finally:
+            if claim:
+                claim.release()
+
+    def _publish(self, db: ImageDB, planned: Iterable[Planned], contents: Sequence[bytes]) -> None:
+        """Write configs, then names; what was written is taken back if the rest cannot be."""
+        names = db.repositories()
+        db.sweep()
+        made: list[Digest] = []
+        try:
+            for image, data in zip(planned, contents, strict=True):
+                id = Digest(f"sha256:{_sha256(data)}")
+                if not db.has(id):
+                    made.append(id)
+                db.add(data)
+                if image.parent and id in made and self._is_parent(db, image.parent, data):
+                    db.note(id, "parent", image.parent)
+                for name in image.references:
+                    _name(names, name, id)
+                if image.references:
+                    db.note(id, "lastUpdated", now())
+            db.write_repositories(names)
+        except BaseException:
+            for id in made:
+                with contextlib.suppress(OSError):
+                    db.remove(id)
+            raise
+
+    @staticmethod
+    def _is_parent(db: ImageDB, parent: str, data: bytes) -> bool:
+        """Could an image be built on that one? Only then it is noted."""
+        try:
+            below = diff_ids_of(parse_document(db.content(parent), parent))
+            return diff_ids_of(parse_document(data, "the image"))[: len(below)] == below
+        except (OSError, LayerStoreError):
+            return False
+
+    def save(
+        self, images: str | Image | Iterable[str | Image], target: Any, *, format: str = "docker",
+        compression: str | None = None, progress: Progress | None = None,
+    ) -> int:  # fmt: skip
+        """Write images to an archive, the same bytes each time.
+
+        images       a name, an id, an Image, or several. A name saves the image under it alone, an id under all of its
+        target       a path, where a file is replaced when the new one is whole; a descriptor; a binary file. Of
+                     "oci-dir": the path of a directory that is made, or is empty
+        format       "docker" (what docker load, skopeo and containerd read: an OCI layout with docker's manifest.json),
+                     "docker-v1" (as docker save wrote until 25), "oci" (a tar), "oci-dir"
+        compression  None or "gzip": of layers, not of docker-v1
+        progress     called with the bytes of layers written (.total: of how many), at most ten times a second
+
+        Returns  bytes written
+        Raises   ImageDoesNotExistError, CorruptLayerError (a layer is not what was registered), ImageError, OSError
+        """
+        self.store._check_open()
+        if format not in FORMATS:
+            raise ImageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
+        if compression not in COMPRESSIONS or (compression and format == "docker-v1"):
+            raise ImageError(f"{compression!r} is no compression of {format}")
+        chosen = self._outgoing([images] if isinstance(images, (str, Image)) else [*images])
+        spool = None if self.store.read_only else os.path.join(self.store._metadata.root, "tmp")
+        if spool and not os.path.isdir(spool):
+            spool = None
+        with self._layers(*(out.image for out in chosen)) as held, contextlib.ExitStack() as stack:
+            by_chain = {layer.chain_id: layer for layer in held}
+            if format == "oci-dir":
+                if not isinstance(target, (str, bytes, os.PathLike)):
+                    raise TypeError(f"an OCI layout is written to a path, not to {type(target).__name__}")
+                target = stack.enter_context(new_directory(os.fsdecode(target)))
+            elif isinstance(target, (str, bytes, os.PathLike)):
+                target = stack.enter_context(new_file(os.fsdecode(target)))
+            elif isinstance(target, bool) or not (isinstance(target, int) or hasattr(target, "write")):
+                raise TypeError(f"an archive is written to a path, a descriptor or a file, not {type(target).__name__}")
+            return save(
+                chosen, target, format, compression, lambda chain: by_chain[chain].tar_stream(), spool, progress
+            )
+
+    def _outgoing(self, wanted: Sequence[str | Image]) -> Sequence[Outgoing]:
+        found: dict[Digest, Outgoing] = {}
+        if not wanted:
+            raise ImageError("no image is named")
+        for each in wanted:
+            image, name = self._find(each)
+            of_it = (name,) if name and "@" not in name else () if name else image.references
+            if image.id in found:
+                of_it = tuple(dict.fromkeys([*found[image.id].references, *of_it]))
+            found[image.id] = Outgoing(image, self._db.content(image.id), of_it)
+        return list(found.values())
+
+    def unpack(self, reference: str | Image, directory: Any, *, progress: Progress | None = None) -> None:
+        """Unpack an image's file system into a plain directory: owners, modes, times and attributes as in the layers.
+
+        directory   made, or empty
+        progress    called with the bytes of layers applied (.total: of how many), at most ten times a second
+        Raises      ImageDoesNotExistError
+                    ImageError, CorruptLayerError, OSError   then nothing is left in it
+        """
+        image = self.get(reference)
+        with self._layers(image) as layers:
+            unpack(layers, os.fsdecode(directory), progress)
+
+    # ---- names, and the end ----
+
+    def tag(self, reference: str | Image, name: str) -> Image:
+        """Give an image one more name; another image that has it loses it.
+
+        name   "name:tag"; "name" is "name:latest"
+        Raises  ImageDoesNotExistError, ImageError (no name of an image), ReadOnlyStoreError, OSError
+        """
+        called = references.parse(name).tagged()
+        if called.digest:
+            raise ImageError("refusing to create a tag with a digest reference")
+        with self._changing():
+            image = self.get(reference)
+            names = self._db.repositories()
+            _name(names, str(called), image.id)
+            self._db.write_repositories(names)
+            self._db.note(image.id, "lastUpdated", now())
+            return self.get(image.id)
+
+    def remove(self, reference: str | Image, *, force: bool = False) -> Removed:
+        """Take a name from an image; with its last name, or by its id, the image goes, and what layers nobody needs.
+
+        force   also with several names, and while a writable layer stands on it
+        Raises  ImageDoesNotExistError
+                ImageError             it has several names, a writable layer, or an image that was built on it
+                ReadOnlyStoreError, OSError
+        """
+        with self._changing():
+            id, name = self._resolve_for_removal(reference)
+            names = self._db.repositories()
+            of_it = [each for tags in names.values() for each, named in tags.items() if named == id]
+            if name and [each for each in of_it if each != name and "@" not in each]:
+                _unname(names, [name])
+                self._db.write_repositories(names)
+                return Removed((name,), (), [])
+            self._check_removable(id, name, [each for each in of_it if "@" not in each], force)
+            tops = [self._top_of(id)]
+            deleted = [id]
+            parent = self._db.noted(id, "parent")
+            _unname(names, of_it)
+            self._db.write_repositories(names)
+            self._db.remove(id)
+            while parent and self._is_unneeded(parent, names):
+                tops.append(self._top_of(parent))
+                deleted.append(Digest(parent))
+                parent, gone = self._db.noted(parent, "parent"), parent
+                self._db.remove(gone)
+        layers: list[Metadata] = []
+        for top in tops:
+            with contextlib.suppress(LayerDoesNotExistError):
+                if top:
+                    layers += self.store.get(top).release()
+        return Removed(tuple(sorted(of_it)), tuple(deleted), layers)
+
+    def _resolve_for_removal(self, reference: str | Image) -> tuple[Digest, str]:
+        """As _find(), but also an image that cannot be read can go."""
+        if isinstance(reference, Image):
+            id, name = reference.id, ""
+        else:
+            id, name = self._resolve(reference, self._db.repositories())
+        if not self._db.has(id) and not name:
+            raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {reference}")
+        return id, name
+
+    def _check_removable(self, id: Digest, name: str, names: Sequence[str], force: bool) -> None:
+        short = id.encoded[:12]
+        if not name and len(names) > 1 and not force:
+            raise ImageError(f"conflict: unable to delete {short} (must be forced) - it is called {', '.join(names)}")
+        if any(self._db.noted(other, "parent") == id for other in self._db.ids() if other != id):
+            raise ImageError(
+                f"conflict: unable to delete {short} (cannot be forced) - image has dependent child images"
+            )
+        top = self._top_of(id)
+        if force or not top or any(self._top_of(other) == top for other in self._db.ids() if other != id):
+            return
+        users = self.store._mounts_on(top)
+        if users:
+            raise ImageError(
+                f"conflict: unable to delete {short} (must be forced) - the writable layer {readable(users[0])} uses it"
+            )
+
+    def _is_unneeded(self, id: str, names: Repositories) -> bool:
+        """An image without a name that only its children needed."""
+        return (
+            self._db.has(id)
+            and not any(named == id for tags in names.values() for named in tags.values())
+            and not any(self._db.noted(other, "parent") == id for other in self._db.ids())
+        )
+
+    def _top_of(self, id: str) -> str:
+        """The uppermost layer of an image; "" where it has none, or cannot be read."""
+        try:
+            chains = chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
+        except (OSError, LayerStoreError):
+            return ""
+        return chains[-1] if chains else ""
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _name(names: Repositories, name: str, id: Digest) -> None:
+    called = references.parse(name)
+    names.setdefault(called.name, {})[str(called)] = id
+
+
+def _unname(names: Repositories, gone: Iterable[str]) -> None:
+    for tags in names.values():
+        for name in gone:
+            tags.pop(name, None)

@@ -1,0 +1,97 @@
+"""Images.load(): whatever holds images is opened, its layers go into the store, then its images become visible."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from layerstore._apply import guess_format
+from layerstore.errors import ImageError
+from layerstore.images.documents import Config
+from layerstore.images.gather import Crew, Gatherer
+from layerstore.images.plan import Planned, plan
+from layerstore.images.shelf import DirectoryShelf, TarShelf
+from layerstore.images.stream import Reader, Stream, decompressed, teller_of
+from layerstore.sources import HEAD, Input
+from layerstore.values import Progress
+
+_Loaded = tuple[list[Planned], list[Config]]
+_SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".tar")
+
+
+def gather(gatherer: Gatherer, source: Any, platform: str | None, progress: Progress | None) -> _Loaded:
+    """Bring all layers of an archive into the store: what was planned, and the images' configs.
+
+    source   as Images.load() takes it
+    """
+    if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
+        with contextlib.closing(DirectoryShelf(os.fspath(source))) as shelf:
+            return _from_shelf(gatherer, shelf, platform, _stem(source), progress)
+    with contextlib.closing(Input(source)) as given:
+        head = given.head()
+        kind = guess_format(head[:HEAD])
+        stem = _stem(source) if isinstance(source, (str, os.PathLike)) else ""
+        if not head:
+            raise ImageError("the archive is empty")
+        if given.regular and kind == "plain":
+            found = _from_shelf(gatherer, TarShelf(given.fd, given.reread()[1]), platform, stem, progress)
+            _at_the_end(given)
+            return found
+        if given.regular:
+            head = b""
+        if kind == "plain":
+            fd = given.fd if given.offset < 0 else -1
+            reader = Reader(given.block, fd=fd, begin=head)
+            tell = teller_of(progress, None, lambda: reader.position)
+            return _from_stream(gatherer, reader, platform, stem, tell)
+        taken = [0]
+
+        def count(n: int) -> None:
+            taken[0] += n
+
+        total = os.fstat(given.fd).st_size - given.reread()[1] if given.regular else None
+        tell = teller_of(progress, total, lambda: taken[0])
+        with decompressed(kind, given, head, count) as reader:
+            return _from_stream(gatherer, reader, platform, stem, tell)
+
+
+def _stem(path: str | os.PathLike[Any]) -> str:
+    """What a file or a directory is called, without what says how it is packed."""
+    stem = os.path.basename(os.path.abspath(os.fsdecode(path)))
+    while stem.lower().endswith(_SUFFIXES):
+        stem = stem.rpartition(".")[0]
+    return stem
+
+
+def _at_the_end(given: Input) -> None:
+    """All of the file was taken, as anybody who reads on will want to know."""
+    if given.offset >= 0:
+        given.offset = os.fstat(given.fd).st_size
+    elif not given.owned:
+        os.lseek(given.fd, 0, os.SEEK_END)
+
+
+def _from_shelf(
+    gatherer: Gatherer, shelf: TarShelf | DirectoryShelf, platform: str | None, stem: str, progress: Progress | None
+) -> _Loaded:
+    images = plan(shelf, platform, stem)
+    with Crew(gatherer, shelf, progress) as crew:
+        crew.begin(gatherer.missing(images))
+        configs = gatherer.put(images, crew.job_of)
+        crew.end()
+    return images, configs
+
+
+def _from_stream(gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Any) -> _Loaded:
+    stream = Stream(gatherer, reader, platform, stem, tell)
+    images = stream.run()
+    configs = gatherer.put(images, stream.job_of)
+    tell(end=True)
+    return images, configs
+
+
+def names_for(tags: str | Sequence[str]) -> list[str]:
+    """The names that load() was given."""
+    return [tags] if isinstance(tags, str) else list(tags)

@@ -1,0 +1,105 @@
+"""Names of images: what people write becomes "name:tag" or "name@digest" as Docker shows and stores it.
+
+Source: distribution/reference, regexp.go and normalize.go
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from layerstore.errors import ImageError, InvalidDigestError
+from layerstore.ids import Digest
+
+_COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
+_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*(?::[0-9]+)?|\[[a-fA-F0-9:]+\](?::[0-9]+)?")
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
+_HEX_ID = re.compile(r"[a-f0-9]{64}")
+
+_HUB, _OFFICIAL = "docker.io", "library/"
+_NAME_LIMIT = 255
+
+
+class Reference(NamedTuple):
+    """A name as Docker shows it ("busybox", "ghcr.io/a/b"), with a tag, a digest, or neither."""
+
+    name: str
+    tag: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        if self.digest:
+            return f"{self.name}@{self.digest}"
+        return f"{self.name}:{self.tag}" if self.tag else self.name
+
+    def tagged(self) -> Reference:
+        """The same, as "latest" where nothing is said."""
+        return self if self.tag or self.digest else self._replace(tag="latest")
+
+    @property
+    def full_name(self) -> str:
+        """The name with its registry: "docker.io/library/busybox"."""
+        domain, path = split_domain(self.name)
+        return f"{domain}/{path}"
+
+
+def split_domain(name: str) -> tuple[str, str]:
+    """Split a name into registry and path, both filled in."""
+    first, slash, rest = name.partition("/")
+    if slash and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first):
+        domain, path = ("docker.io" if first == "index.docker.io" else first), rest
+    else:
+        domain, path = _HUB, name
+    if domain == _HUB and "/" not in path:
+        path = _OFFICIAL + path
+    return domain, path
+
+
+def parse(text: str) -> Reference:
+    """Read a name.
+
+    Raises  ImageError   it is none
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"the name of an image is a str, not {type(text).__name__}")
+    rest, at, digest = text.partition("@")
+    head, slash, last = rest.rpartition("/")
+    last, colon, tag = last.partition(":")
+    name = f"{head}{slash}{last}"
+    domain, path = split_domain(name) if name else ("", "")
+    if path != path.lower():
+        raise ImageError(f"invalid reference format: repository name must be lowercase: {text!r}")
+    sound = (
+        _DOMAIN.fullmatch(domain) and _PATH.fullmatch(path)
+        and (_TAG.fullmatch(tag) if colon else True) and not _HEX_ID.fullmatch(name)
+    )  # fmt: skip
+    if not sound:
+        raise ImageError(f"invalid reference format: {text!r}")
+    if at:
+        try:
+            Digest(digest)
+        except InvalidDigestError as err:
+            raise ImageError(f"invalid reference format: {text!r}: {err}") from None
+    if len(name) > _NAME_LIMIT:
+        raise ImageError(f"repository name must not be more than {_NAME_LIMIT} characters")
+    if domain == _HUB:
+        path = path.removeprefix(_OFFICIAL) if "/" not in path.removeprefix(_OFFICIAL) else path
+        return Reference(path, "" if at else tag, digest)
+    return Reference(f"{domain}/{path}", "" if at else tag, digest)
+
+
+def parse_or_none(text: object) -> Reference | None:
+    """Read a name, if it is one."""
+    try:
+        return parse(text) if isinstance(text, str) else None
+    except ImageError:
+        return None
+
+
+def from_file_name(stem: str, tag: str) -> str | None:
+    """Make a name of a layout's own name and a bare tag in it, as its tools call it: "dir:tag". None: it makes none."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")
+    found = parse_or_none(f"{name}:{tag}")
+    return str(found) if found else None

@@ -1,0 +1,342 @@
+"""An archive that comes once, from its first byte to its last: a pipe, an open socket, a compressed file.
+
+Documents are kept, layers unpacked as they come, whatever stands where: gather.py says why nothing need be spooled.
+Where the documents come first, only what is wanted is unpacked, and what the store has already is passed over; where
+they come last (as `docker save` writes), a file is unpacked unless its name says the digest of a tar the store has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import select
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from layerstore._apply import guess_format
+from layerstore.decompress import decompress
+from layerstore.errors import ImageError, LayerStoreError, readable
+from layerstore.ids import ChainID, DiffID, Digest
+from layerstore.imagedb import DOCUMENT_LIMIT
+from layerstore.images.archive import FILE, Entry, entries, is_header
+from layerstore.images.gather import Gatherer, Job, Teller, named
+from layerstore.images.plan import Planned, digest_in, plan
+from layerstore.images.shelf import DOCUMENTS_LIMIT, Catalogue, MissingError
+from layerstore.sources import BLOCK, HEAD, Input, feed
+
+_TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")
+
+
+class Reader:
+    """The bytes of a stream in exact portions, counted."""
+
+    def __init__(self, block: Callable[[], bytes], *, fd: int = -1, begin: bytes = b"") -> None:
+        """block   gives the next bytes, however many; b"" at the end
+        fd     where they come from, if that is a descriptor: then the core may read it itself
+        begin  what was read of it before
+        """
+        self._block, self._fd, self._pending = block, fd, begin
+        self.position = 0
+
+    def some(self, n: int) -> bytes:
+        """Give up to n bytes; none only at the end."""
+        if not self._pending:
+            self._pending = self._from_fd(min(n, BLOCK)) if self._fd >= 0 else self._block()
+        found, self._pending = self._pending[:n], self._pending[n:]
+        self.position += len(found)
+        return found
+
+    def _from_fd(self, n: int) -> bytes:
+        while True:
+            try:
+                return os.read(self._fd, n)
+            except BlockingIOError:
+                select.select([self._fd], [], [])
+
+    def exactly(self, n: int) -> bytes:
+        """Give n bytes, fewer only at the end."""
+        found = b""
+        while len(found) < n and (more := self.some(n - len(found))):
+            found += more
+        return found
+
+    def skip(self, n: int, tell: Callable[[], None] | None = None) -> None:
+        """Pass over n bytes, or to the end."""
+        while n > 0 and (passed := len(self.some(min(n, BLOCK)))):
+            n -= passed
+            if tell:
+                tell()
+
+    def pump(self, apply: Any, n: int, tell: Callable[[], None]) -> int:
+        """Push n bytes into apply, by the core where that can be. Returns how many there were."""
+        left = n
+        while left and (self._pending or self._fd < 0):
+            block = self.some(left)
+            if not block:
+                return n - left
+            apply.push(block)
+            left -= len(block)
+            tell()
+        while left:
+            before = apply.taken
+            end, _ = apply.pump(self._fd, -1, left, 100)
+            taken = apply.taken - before
+            left -= taken
+            self.position += taken
+            tell()
+            if end:
+                break
+        return n - left
+
+
+class Part:
+    """A file of the stream as a source: read(n), and the digest of what was read."""
+
+    def __init__(self, reader: Reader, head: bytes, left: int, algorithm: str, tell: Callable[[], None]) -> None:
+        """head   its first bytes, read before; left: how many follow"""
+        self._reader, self._head, self.left, self._tell = reader, head, left, tell
+        self._hash = hashlib.new(algorithm)
+        self._algorithm = algorithm
+
+    def read(self, n: int) -> bytes:
+        """Give the next bytes."""
+        block, self._head = self._head, b""
+        if not block:
+            block = self._reader.some(min(n, self.left))
+            self.left -= len(block)
+        self._hash.update(block)
+        self._tell()
+        return block
+
+    def digest(self) -> Digest:
+        """Take the digest of the whole; what was not asked for is read."""
+        while self.read(BLOCK):
+            pass
+        return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+
+
+class Stream:
+    """One pass over an archive."""
+
+    def __init__(self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None]):
+        """tell   called now and then, for progress"""
+        self._gatherer, self._reader, self._tell = gatherer, reader, tell
+        self._platform, self._stem = platform, stem
+        self._catalogue = Catalogue()
+        self._documents: dict[str, bytes] = {}
+        self._kept = 0
+        self._tops: dict[DiffID, ChainID] | None = None
+        self._wanted: set[str] | None = None       # files to be unpacked, once that is known
+        self._stale = False                        # a document came since it was last asked
+
+    # -- the shelf that plan() reads --
+
+    def document(self, name: str) -> bytes | None:
+        """Give a document that came."""
+        entry = self._catalogue.find(name)
+        if entry is None:
+            return None
+        if entry.name not in self._documents:
+            raise ImageError(f"{readable(name)} in the archive is no document, or is larger than one may be")
+        return self._documents[entry.name]
+
+    def names(self) -> list[str]:
+        """Name all entries that came."""
+        return self._catalogue.names()
+
+    # -- the pass --
+
+    def run(self) -> list[Planned]:
+        """Read all of it. Returns what is to be loaded; job_of() then has the files."""
+        reader = self._reader
+        for entry in entries(reader.exactly, lambda n: reader.skip(n, self._tell), lambda: reader.position):
+            self._catalogue.add(entry)
+            if entry.kind == FILE:
+                self._take(entry)
+        reader.skip(1 << 62, self._tell)
+        return plan(self, self._platform, self._stem)
+
+    def job_of(self, name: str) -> Job:
+        """Give the job of a file. Raises MissingError."""
+        entry = self._catalogue.find(name)
+        if entry is None:
+            raise MissingError(f"the archive has no {readable(name)}")
+        job = self._gatherer.jobs.get(entry.name)
+        if job is None:
+            raise ImageError(f"{readable(name)} in the archive is no layer's tar")
+        with named(name):
+            if job.error:
+                raise job.error
+        return job
+
+    def _take(self, entry: Entry) -> None:
+        head = self._reader.exactly(min(HEAD, entry.size))
+        if len(head) < min(HEAD, entry.size):
+            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        kind = guess_format(head)
+        if kind == "plain" and not is_header(head) and head.strip(b"\0"):
+            if entry.size <= DOCUMENT_LIMIT:
+                self._keep(entry, head)
+            return
+        if kind == "plain" and not head:
+            self._documents[entry.name] = b""
+            return
+        self._look_ahead()
+        if self._wanted is not None and entry.name not in self._wanted:
+            return
+        job = self._gatherer.jobs[entry.name] = Job()
+        job.size = entry.size
+        try:
+            with named(entry.name):
+                self._unpack(entry, head, kind, job)
+        except LayerStoreError as err:
+            # Perhaps nobody wants it; job_of() raises it if somebody does.
+            if self._wanted is not None:
+                raise
+            job.error = err
+
+    def _keep(self, entry: Entry, head: bytes) -> None:
+        self._kept += entry.size
+        if self._kept > DOCUMENTS_LIMIT:
+            raise ImageError(f"the archive has documents of more than {DOCUMENTS_LIMIT} bytes")
+        data = head + self._reader.exactly(entry.size - len(head))
+        if len(data) < entry.size:
+            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        self._documents[entry.name] = data
+        self._stale = True
+
+    def _look_ahead(self) -> None:
+        """Where all documents have come already, they say what is wanted."""
+        if not self._stale or self._wanted is not None:
+            return
+        self._stale = False
+        if not {"manifest.json", "index.json"} & self._documents.keys():
+            return
+        try:
+            images = plan(self, self._platform, self._stem)
+        except MissingError:
+            return
+        self._wanted = set()
+        for name in self._gatherer.missing(images):
+            self._wanted.add(name)
+
+    def _unpack(self, entry: Entry, head: bytes, kind: str, job: Job) -> None:
+        named_digest = digest_in(entry.name)
+        algorithm = named_digest.algorithm if named_digest else "sha256"
+        if kind == "plain" and algorithm == "sha256":
+            if self._hash_known(entry, head, job):
+                return
+
+            def fill(apply: Any) -> None:
+                apply.push(head)
+                got = len(head) + self._reader.pump(apply, entry.size - len(head), self._tell)
+                if got < entry.size:
+                    raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+
+            job.unpacked = self._gatherer.store._unpack_ahead(fill)
+            job.digest = Digest(job.diff_id)
+            return
+        part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
+
+        def fill_part(apply: Any) -> None:
+            with contextlib.closing(Input(part)) as given:
+                feed(given, apply)
+            job.digest = part.digest()
+            if part.left:
+                raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+
+        job.unpacked = self._gatherer.store._unpack_ahead(fill_part)
+
+    def _hash_known(self, entry: Entry, head: bytes, job: Job) -> bool:
+        """Where the name says the digest of a tar that the store has, look whether it is that one."""
+        digest = digest_in(entry.name)
+        hexes = _TAR_NAME.fullmatch(entry.name)
+        said = digest or (Digest(f"sha256:{hexes[1]}") if hexes else None)
+        if said is None:
+            return False
+        if self._tops is None:
+            self._tops = {layer.diff_id: chain for chain, layer in self._gatherer.store.map().items()}
+        chain = self._tops.get(DiffID(said))
+        if chain is None or not self._gatherer.has(chain):
+            return False
+        layer = self._gatherer.store.get(chain)
+        self._gatherer.hold(layer)
+        part = Part(self._reader, head, entry.size - len(head), "sha256", self._tell)
+        found = part.digest()
+        if part.left:
+            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        if found != said:
+            raise ImageError(f"the layer {readable(entry.name)} is damaged: its digest is {found}, not {said}")
+        job.layer, job.digest = layer, found
+        return True
+
+
+# ---- a compressed archive ----------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def decompressed(kind: str, given: Input, head: bytes, count: Callable[[int], None]) -> Iterator[Reader]:
+    """Open the archive within a compressed stream, which a thread of its own decompresses.
+
+    kind    as guess_format() says
+    head    what was read of given before
+    count   told of compressed bytes taken, from that thread
+    Raises  at the end, what decompressing raised
+    """
+    end_to_read, end_to_write = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(end_to_write, fcntl.F_SETPIPE_SZ, BLOCK)
+    failure: list[BaseException] = []
+    waiting = [head]
+    left = threading.Event()
+
+    def read() -> bytes:
+        block = (waiting.pop() if waiting else b"") or (b"" if left.is_set() else given.block())
+        count(len(block))
+        return block
+
+    def give(block: bytes) -> bool:
+        view = memoryview(block)
+        while view:
+            view = view[os.write(end_to_write, view) :]
+        return left.is_set()
+
+    def work() -> None:
+        try:
+            decompress(kind, read, give)
+        except BrokenPipeError:
+            pass                               # nobody wants the rest
+        except BaseException as err:
+            failure.append(err)
+        finally:
+            os.close(end_to_write)
+
+    thread = threading.Thread(target=work, name="layerstore-decompress", daemon=True)
+    thread.start()
+    try:
+        yield Reader(lambda: b"", fd=end_to_read)
+    except Exception as err:
+        if failure:                            # why the tar is cut
+            raise failure[0] from err
+        raise
+    finally:
+        left.set()
+        os.close(end_to_read)
+        # A source that gives nothing any more cannot be told to stop; then only its thread waits on.
+        thread.join(10)
+    if failure:
+        raise failure[0]
+
+
+def teller_of(progress: Any, total: int | None, done: Callable[[], int]) -> Callable[..., None]:
+    """What a stream calls now and then."""
+    teller = Teller(progress, total)
+
+    def tell(*, end: bool = False) -> None:
+        teller.tell(done(), end=end)
+
+    return tell
