@@ -130,7 +130,7 @@ class Stream:
         self._documents: dict[str, bytes] = {}
         self._kept = 0
         self._tops: dict[DiffID, ChainID] | None = None
-        self._wanted: set[str] | None = None       # files to be unpacked, once that is known
+        self._wanted: dict[str, bool] | None = None      # once that is known: files that are named, whether to unpack
         self._stale = False                        # a document came since it was last asked
 
     # -- the shelf that plan() reads --
@@ -186,7 +186,7 @@ class Stream:
             self._documents[entry.name] = b""
             return
         self._look_ahead()
-        if self._wanted is not None and entry.name not in self._wanted:
+        if not self._is_wanted(entry.name):
             return
         job = self._gatherer.jobs[entry.name] = Job()
         job.size = entry.size
@@ -195,7 +195,7 @@ class Stream:
                 self._unpack(entry, head, kind, job)
         except LayerStoreError as err:
             # Perhaps nobody wants it; job_of() raises it if somebody does.
-            if self._wanted is not None:
+            if self._wanted and entry.name in self._wanted:
                 raise
             job.error = err
 
@@ -220,9 +220,14 @@ class Stream:
             images = plan(self, self._platform, self._stem)
         except MissingError:
             return
-        self._wanted = set()
-        for name in self._gatherer.missing(images):
-            self._wanted.add(name)
+        missing = self._gatherer.missing(images)
+        self._wanted = {layer.name: layer.name in missing for image in images for layer in image.layers}
+
+    def _is_wanted(self, name: str) -> bool:
+        """Might a file be a layer that has to be unpacked? A link that comes later may lead to it, but not to a blob."""
+        if self._wanted is None:
+            return True
+        return self._wanted.get(name, digest_in(name) is None)
 
     def _unpack(self, entry: Entry, head: bytes, kind: str, job: Job) -> None:
         named_digest = digest_in(entry.name)

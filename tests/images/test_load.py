@@ -1,0 +1,475 @@
+"""Whatever holds images, and however it comes: the same images with the same layers."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import subprocess
+import threading
+
+import imagekit
+import pytest
+import tarkit
+from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of, write_to
+
+import layerstore
+from layerstore import ImageError, Images
+
+LAYERS = [BASE, MIDDLE, TOP]
+CHAINS = [tarkit.chain_id(*map(tarkit.diff_id, LAYERS[: n + 1])) for n in range(3)]
+
+ARCHIVES = {
+    "docker": lambda: imagekit.docker([(LAYERS, ["a/b:1"])]),
+    "docker, layers packed": lambda: imagekit.docker([(LAYERS, ["a/b:1"])], gzip.compress),
+    "oci": lambda: imagekit.oci(LAYERS, "plain", "docker.io/a/b:1"),
+    "oci gzip": lambda: imagekit.oci(LAYERS, "gzip", "docker.io/a/b:1"),
+    "oci zstd": lambda: imagekit.oci(LAYERS, "zstd", "docker.io/a/b:1"),
+    "docker's media types": lambda: imagekit.oci(LAYERS, "gzip", "docker.io/a/b:1", docker_types=True),
+}  # fmt: skip
+ORDERS = [imagekit.documents_first, imagekit.documents_last, imagekit.layers_upside_down]
+
+
+def pipe_of(data: bytes):
+    """(descriptor to read, thread that writes)"""
+    to_read, to_write = os.pipe()
+
+    def work():
+        with open(to_write, "wb") as out:
+            out.write(data)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return to_read, thread
+
+
+def load_file(images, data, room):
+    (room / "archive").write_bytes(data)
+    return images.load(room / "archive")
+
+
+def load_open_file(images, data, room):
+    """From where it stands, and to its end."""
+    (room / "archive").write_bytes(b"before" + data)
+    with open(room / "archive", "rb") as file:
+        file.seek(6)
+        found = images.load(file)
+        assert file.read() == b""
+    return found
+
+
+def load_descriptor(images, data, room):
+    (room / "archive").write_bytes(b"before" + data)
+    with open(room / "archive", "rb", buffering=0) as file:
+        os.lseek(file.fileno(), 6, os.SEEK_SET)
+        found = images.load(file.fileno())
+        assert os.read(file.fileno(), 10) == b""
+    return found
+
+
+def load_pipe(images, data, room):
+    fd, thread = pipe_of(data)
+    try:
+        return images.load(fd)
+    finally:
+        os.close(fd)
+        thread.join()
+
+
+WAYS = {
+    "path": load_file,
+    "open file": load_open_file,
+    "descriptor": load_descriptor,
+    "pipe": load_pipe,
+    "read(n)": lambda images, data, room: images.load(Once(data)),
+    "buffer": lambda images, data, room: images.load(data),
+    "gzip": lambda images, data, room: images.load(gzip.compress(data)),
+    "gzip in a file": lambda images, data, room: load_file(images, gzip.compress(data), room),
+    "xz through a pipe": lambda images, data, room: load_pipe(images, lzma.compress(data), room),
+    "bzip2": lambda images, data, room: images.load(Once(bz2.compress(data))),
+    "zstd": lambda images, data, room: images.load(imagekit.zstd(data)),
+}
+
+
+def check(store, image):
+    assert image.id == image_id(LAYERS)
+    assert image.references == ("a/b:1",)
+    assert list(image.layers) == CHAINS
+    assert image.top == CHAINS[-1]
+    assert set(store.map()) == set(CHAINS)
+    assert [bytes(open_tar(layer)) for layer in map(store.map().get, CHAINS)] == LAYERS
+    assert store.verify() == []
+    assert store.orphans() == []
+
+
+def open_tar(layer) -> bytes:
+    with layer.tar_stream() as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("archive", ["docker", "oci gzip"])
+def test_every_way_in_gives_the_same_image(store, images, room, archive, way):
+    [image] = WAYS[way](images, tar_of(ARCHIVES[archive]()), room)
+    check(store, image)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.__name__)
+@pytest.mark.parametrize("way", ["path", "pipe", "read(n)"])
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_every_archive_in_every_order(store, images, room, archive, way, order):
+    [image] = WAYS[way](images, tar_of(order(ARCHIVES[archive]())), room)
+    check(store, image)
+
+
+@pytest.mark.parametrize("archive", ARCHIVES)
+def test_an_unpacked_archive(store, images, room, archive):
+    [image] = images.load(write_to(room / "layout", ARCHIVES[archive]()))
+    check(store, image)
+
+
+def test_what_docker_25_saves_is_both(store, images):
+    """An OCI layout with manifest.json: its names count, and they are those of docker."""
+    files = imagekit.oci(LAYERS, "plain", "other/name:9")
+    blobs = [imagekit.blob(layer)[0] for layer in LAYERS]
+    files["manifest.json"] = imagekit.encode([
+        {"Config": imagekit.blob(imagekit.config(LAYERS))[0], "RepoTags": ["a/b:1"], "Layers": blobs}
+    ])  # fmt: skip
+    [image] = images.load(tar_of(files))
+    check(store, image)
+
+
+@pytest.mark.parametrize("way", ["path", "pipe"])
+def test_what_docker_saved_before_1_10(store, images, room, way):
+    [image] = WAYS[way](images, tar_of(imagekit.v1(LAYERS, "a/b:1")), room)
+    assert list(image.layers) == CHAINS
+    assert image.references == ("a/b:1",)
+    assert image.config["history"][1] == {"created": "2013-01-01T00:00:00Z", "created_by": "sh -c step 1"}
+    assert "id" not in image.config
+    assert image.created == "2013-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("way", ["path", "pipe", "read(n)"])
+def test_links_between_layers_are_followed(store, images, room, way):
+    files = imagekit.docker([(LAYERS, ["a/b:1"])])
+    layer = files.pop("1/layer.tar")
+    links = {"1/layer.tar": "../elsewhere/./layer.tar"}
+    [image] = WAYS[way](images, tar_of(files | {"elsewhere/layer.tar": layer}, links), room)
+    check(store, image)
+
+
+@pytest.mark.parametrize("way", ["path", "pipe"])
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: order.__name__)
+def test_several_images_that_share_layers(store, images, room, way, order):
+    """One of them has a layer on another parent: it is unpacked once, and both are whole."""
+    many = [(LAYERS, ["a/b:1", "a/b:latest"]), ([BASE], ["base"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
+    found = WAYS[way](images, tar_of(order(imagekit.docker(many))), room)
+    assert [image.id for image in found] == [image_id(layers) for layers, _ in many]
+    assert [image.references for image in found] == [("a/b:1", "a/b:latest"), ("base:latest",), (), ("empty:x",)]
+    for image, (layers, _) in zip(found, many, strict=True):
+        assert [open_tar(store.map()[chain]) for chain in image.layers] == layers
+    assert store.verify() == []
+    assert store.orphans() == []
+    assert found[3].size == 0
+    assert found[3].top == ""
+
+
+@pytest.mark.parametrize("way", ["path", "pipe", "read(n)"])
+@pytest.mark.parametrize("archive", ["docker", "oci", "oci gzip"])
+def test_what_is_there_is_not_unpacked_again(store, images, room, root, archive, way):
+    data = tar_of(imagekit.documents_first(ARCHIVES[archive]()))
+    [image] = WAYS[way](images, data, room)
+    stamps = {path: os.stat(root / "overlay2" / path).st_ctime_ns for path in os.listdir(root / "overlay2")}
+    assert WAYS[way](images, data, room) == [image]
+    home = os.stat(root / "overlay2").st_mtime_ns
+    assert WAYS[way](images, data, room) == [image]
+    assert os.stat(root / "overlay2").st_mtime_ns == home       # no directory was even begun
+    assert {path: os.stat(root / "overlay2" / path).st_ctime_ns for path in os.listdir(root / "overlay2")} == stamps
+
+
+def test_a_stream_with_its_documents_last_does_not_unpack_what_a_name_says_is_there(store, images, room, root):
+    """skopeo's docker-archive and docker 25 name a layer by its digest."""
+    files = imagekit.documents_last(imagekit.oci(LAYERS, "plain", "a/b:1"))
+    images.load(Once(tar_of(files)))
+    home = os.stat(root / "overlay2").st_mtime_ns
+    images.load(Once(tar_of(files)))
+    assert os.stat(root / "overlay2").st_mtime_ns == home
+
+
+def test_a_layer_known_by_its_name_goes_on_another_parent(store, images):
+    images.load(Once(tar_of(imagekit.documents_last(imagekit.oci([BASE, TOP])))))
+    [image] = images.load(Once(tar_of(imagekit.documents_last(imagekit.oci([TOP, BASE])))))
+    assert [open_tar(store.map()[chain]) for chain in image.layers] == [TOP, BASE]
+    assert store.verify() == []
+
+
+def test_a_broken_layer_is_mended_by_loading_its_image_again(store, images, root):
+    data = tar_of(ARCHIVES["docker"]())
+    images.load(data)
+    layer = store.map()[CHAINS[0]]
+    subprocess.run(["rm", "-r", root / "overlay2" / layer.cache_id], check=True)
+    assert store.verify() != []
+    images.load(data)
+    store.cleanup()                                            # the short name that led to what is gone
+    assert store.verify() == []
+
+
+def test_no_copy_of_a_stream_is_made(store, images, room, root):
+    """When the last bytes come, the disk has the files of the layers that came, and nothing else of any size."""
+    noise = os.urandom(3 << 20)
+    layers = [tarkit.file(f"f{n}", noise) + tarkit.end() for n in range(3)]
+    data = tar_of(imagekit.documents_last(imagekit.docker([(layers, [])])))
+    seen = []
+
+    class Watched(Once):
+        def read(self, n):
+            found = super().read(n)
+            if self._at > len(data) - 1024 and not seen:
+                for place in (root / "overlay2", root / "image"):
+                    size = subprocess.run(["du", "-s", "-B1", "--apparent-size", place], capture_output=True, text=True, check=True).stdout
+                    seen.append(int(size.split()[0]))
+            return found
+
+    images.load(Watched(data, 1 << 20))
+    assert 6 << 20 < seen[0] < (9 << 20) + (1 << 19)
+    assert seen[1] < 1 << 19
+
+
+# ---- names -------------------------------------------------------------------------------------
+def test_names_move_to_what_was_loaded_last(images):
+    [first] = images.load(tar_of(imagekit.docker([([BASE], ["a/b:1", "keep"])])))
+    [second] = images.load(tar_of(imagekit.docker([([TOP], ["a/b:1"])])))
+    assert images.get(first.id).references == ("keep:latest",)
+    assert images.get("a/b:1") == second
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("docker.io/library/busybox:1", "busybox:1"), ("index.docker.io/library/busybox", "busybox:latest"),
+        ("busybox", "busybox:latest"), ("docker.io/a/b:1", "a/b:1"), ("localhost:5000/a:1", "localhost:5000/a:1"),
+        ("ghcr.io/a/b/c:x.y_z-1", "ghcr.io/a/b/c:x.y_z-1"), ("localhost/a", "localhost/a:latest"),
+    ],
+)  # fmt: skip
+def test_names_are_docker_s_own(images, written, shown):
+    [image] = images.load(tar_of(imagekit.docker([([BASE], [written])])))
+    assert image.references == (shown,)
+    assert images.get(written) == images.get(shown) == image
+
+
+def test_tags_replace_the_names_in_the_archive(images):
+    data = tar_of(ARCHIVES["docker"]())
+    assert images.load(data, tags="x")[0].references == ("x:latest",)
+    assert images.load(data, tags=["y:1", "z"])[0].references == ("x:latest", "y:1", "z:latest")
+
+
+def test_tags_for_several_images_are_nobody_s(images, nothing_left):
+    data = tar_of(imagekit.docker([([BASE], []), ([TOP], [])]))
+    with nothing_left(), pytest.raises(ImageError, match="2 images"):
+        images.load(data, tags="x")
+
+
+def test_a_bare_tag_in_a_layout_is_of_what_the_layout_is_called(images, room):
+    """As skopeo and umoci say it: oci:app:v1."""
+    document, blobs = imagekit.manifest([BASE])
+    entry = imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"})
+    files = imagekit.layout([entry], blobs | dict([imagekit.blob(document)]))
+    assert images.load(write_to(room / "App_1", files))[0].references == ("app_1:v1",)
+    (room / "other.tar.gz").write_bytes(gzip.compress(tar_of(files)))
+    assert images.load(room / "other.tar.gz")[0].references == ("app_1:v1", "other:v1")
+    assert images.load(tar_of(files))[0].references == ("app_1:v1", "other:v1")
+
+
+# ---- platforms ---------------------------------------------------------------------------------
+PLATFORMS = {
+    "linux/amd64": [BASE], "linux/arm64/v8": [TOP], "linux/arm/v6": [MIDDLE], "linux/arm/v7": [BASE, TOP],
+}  # fmt: skip
+
+
+def fat(*, nested: bool, docker_types: bool = False, name: str = "fat:1") -> dict[str, bytes]:
+    """A layout for several platforms, with an attestation, as buildx makes them."""
+    entries, blobs = [], {}
+    for platform, layers in PLATFORMS.items():
+        system, architecture, *variant = platform.split("/")
+        document, more = imagekit.manifest(layers, "gzip", architecture=architecture, docker_types=docker_types)
+        named = {"os": system, "architecture": architecture} | ({"variant": variant[0]} if variant else {})
+        entries.append(imagekit.descriptor(document, json.loads(document)["mediaType"], platform=named))
+        blobs |= more | dict([imagekit.blob(document)])
+    entries.append(imagekit.descriptor(b"{}", imagekit.OCI + "manifest.v1+json", platform={"os": "unknown", "architecture": "unknown"},
+                                       annotations={"vnd.docker.reference.type": "attestation-manifest"}))  # fmt: skip
+    names = {"annotations": {"io.containerd.image.name": name}}
+    if not nested:
+        return imagekit.layout([entry | names for entry in entries[:-1]], blobs)
+    kind = imagekit.DOCKER + "distribution.manifest.list.v2+json" if docker_types else imagekit.OCI + "index.v1+json"
+    index = imagekit.encode({"schemaVersion": 2, "mediaType": kind, "manifests": entries})
+    return imagekit.layout([imagekit.descriptor(index, kind) | names], blobs | dict([imagekit.blob(index)]))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("way", ["path", "pipe"])
+@pytest.mark.parametrize(
+    ("platform", "wanted"),
+    [
+        (None, "linux/amd64"), ("linux/amd64", "linux/amd64"), ("arm64", "linux/arm64/v8"), ("linux/arm64/v8", "linux/arm64/v8"),
+        ("linux/arm/v7", "linux/arm/v7"), ("linux/arm/v6", "linux/arm/v6"), ("linux/arm/v8", "linux/arm/v7"),
+    ],
+)  # fmt: skip
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the default is this host's platform")
+def test_the_platform_asked_for_is_loaded(store, images, room, nested, way, platform, wanted):
+    (room / "a.tar").write_bytes(tar_of(imagekit.documents_last(fat(nested=nested, docker_types=nested))))
+    if way == "path":
+        [image] = images.load(room / "a.tar", platform=platform)
+    else:
+        [image] = images.load(io.BytesIO((room / "a.tar").read_bytes()), platform=platform)
+    layers = PLATFORMS[wanted]
+    assert list(image.diff_ids) == [tarkit.diff_id(layer) for layer in layers]
+    assert image.architecture == wanted.split("/")[1]
+    assert image.references == ("fat:1",)
+    assert len(store.map()) == len(layers)                    # and nothing of the others
+
+
+def test_all_platforms(images):
+    found = images.load(tar_of(fat(nested=True)), platform="all")
+    assert [image.architecture for image in found] == ["amd64", "arm64", "arm", "arm"]
+
+
+def test_a_platform_that_is_not_there(images, nothing_left):
+    with nothing_left(), pytest.raises(ImageError, match=r"no image for linux/s390x .* linux/amd64, linux/arm/v6"):
+        images.load(tar_of(fat(nested=True)), platform="linux/s390x")
+
+
+def test_an_image_for_another_machine_is_loaded_unless_one_was_asked_for(images):
+    document, blobs = imagekit.manifest([BASE], architecture="riscv64")
+    files = imagekit.layout([imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json")], blobs | dict([imagekit.blob(document)]))
+    assert images.load(tar_of(files))[0].architecture == "riscv64"
+    with pytest.raises(ImageError, match="is for linux/riscv64, not for linux/amd64"):
+        images.load(tar_of(files), platform="linux/amd64")
+
+
+def test_a_layout_that_has_only_one_platform_s_blobs(images):
+    """`docker save` of 25 and skopeo leave the others in the index, and their blobs out."""
+    files = fat(nested=True)
+    document, blobs = imagekit.manifest([BASE], "gzip")
+    kept = {*blobs, imagekit.blob(document)[0]}
+    index = [name for name, data in files.items() if b"vnd.docker.reference.type" in data]
+    thin = {name: data for name, data in files.items() if name in kept or name in index or not name.startswith("blobs")}
+    assert len(thin) < len(files)
+    [image] = images.load(tar_of(thin), platform="linux/amd64")
+    assert list(image.diff_ids) == [tarkit.diff_id(BASE)]
+
+
+# ---- what holds, and what is said --------------------------------------------------------------
+def test_layers_of_an_image_stay_and_go_with_it(store, images):
+    """Nobody holds them when load() returns; others may take and give references as they like."""
+    [image] = images.load(tar_of(ARCHIVES["docker"]()))
+    assert store._holds._counts.keys() == {"store"}
+    with store.get(image.top):
+        pass
+    with store.create_rw_layer("box", image.layers[1]):
+        pass
+    assert set(store.map()) == set(CHAINS)
+    removed = images.remove("a/b:1")
+    assert removed.untagged == ("a/b:1",)
+    assert removed.deleted == (image.id,)
+    assert [gone.chain_id for gone in removed.layers] == CHAINS[::-1]
+    assert store.map() == {}
+
+
+def test_a_layer_that_was_nobody_s_before_a_failed_load_stays(store, images):
+    with layerstore.Store(store.root) as other:
+        other.register(BASE)                                   # left on purpose, as README says
+    files = ARCHIVES["docker"]()
+    files["2/layer.tar"] = BASE
+    with pytest.raises(ImageError):
+        images.load(tar_of(files))
+    assert list(store.map()) == CHAINS[:1]
+
+
+def test_progress_is_told_as_numbers_of_all(images, room):
+    noise = os.urandom(20 << 20)
+    layers = [tarkit.file("a", noise) + tarkit.end(), tarkit.file("b", noise[::-1]) + tarkit.end()]
+    data = tar_of(imagekit.docker([(layers, [])]))
+    (room / "archive").write_bytes(data)
+    told: list[layerstore.Done] = []
+    images.load(room / "archive", progress=told.append)
+    total = sum(map(len, layers))
+    assert told[-1] == told[-1].total == total
+    assert all(done.total == total for done in told)
+    assert told == sorted(told)
+    images.remove(images.list()[0])
+    told.clear()
+    images.load(Once(data, 1 << 20), progress=told.append)
+    assert told[-1] == len(data)
+    assert told[-1].total is None
+    images.remove(images.list()[0])
+    (room / "archive.gz").write_bytes(gzip.compress(data, 1))
+    told.clear()
+    images.load(room / "archive.gz", progress=told.append)
+    assert told[-1] == told[-1].total == (room / "archive.gz").stat().st_size
+
+
+@pytest.mark.parametrize("way", ["path", "read(n)", "gzip"])
+def test_what_progress_raises_ends_the_load(images, room, nothing_left, way):
+    class Enough(Exception):
+        pass
+
+    def enough(_done):
+        raise Enough
+
+    data = tar_of(ARCHIVES["docker"]())
+    (room / "archive").write_bytes(data)
+    source = {"path": room / "archive", "read(n)": Once(data), "gzip": gzip.compress(data)}[way]
+    with nothing_left(), pytest.raises(Enough):
+        images.load(source, progress=enough)
+
+
+def test_what_a_source_raises_passes_through(images, nothing_left):
+    class Broken(Once):
+        def read(self, n):
+            if self._at > 5000:
+                raise RuntimeError("the line is dead")
+            return super().read(n)
+
+    for data in (tar_of(ARCHIVES["docker"]()), gzip.compress(os.urandom(20_000))):
+        with nothing_left(), pytest.raises(RuntimeError, match="the line is dead"):
+            images.load(Broken(data))
+
+
+@pytest.mark.parametrize("durability", ["full", "ordered", "none"])
+def test_durability_is_taken_as_register_takes_it(images, durability):
+    assert images.load(tar_of(ARCHIVES["docker"]()), durability=durability)
+    with pytest.raises(layerstore.InvalidOptionError):
+        images.load(tar_of(ARCHIVES["docker"]()), durability="perhaps")
+
+
+def test_a_store_open_for_reading_only_loads_nothing(open_store, images):
+    images.load(tar_of(ARCHIVES["docker"]()))
+    reader = Images(open_store(options={"read_only": "true"}))
+    with pytest.raises(layerstore.ReadOnlyStoreError):
+        reader.load(tar_of(ARCHIVES["docker"]()))
+    with pytest.raises(layerstore.ReadOnlyStoreError):
+        reader.remove("a/b:1")
+    assert [image.references for image in reader.list()] == [("a/b:1",)]
+    assert reader.inspect("a/b:1")["Id"] == image_id(LAYERS)
+
+
+def test_many_threads_load_the_same_at_once(store, images, room):
+    (room / "archive").write_bytes(tar_of(ARCHIVES["oci gzip"]()))
+    failures = []
+
+    def work():
+        try:
+            for _ in range(5):
+                assert images.load(room / "archive")[0].id == image_id(LAYERS)
+        except BaseException as err:
+            failures.append(err)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    check(store, images.list()[0])
+    assert store._holds._counts.keys() == {"store"}
