@@ -387,7 +387,7 @@ def test_a_layer_that_was_nobody_s_before_a_failed_load_stays(store, images):
 
 
 def test_progress_is_told_as_numbers_of_all(images, room):
-    noise = os.urandom(20 << 20)
+    noise = os.urandom(4 << 20)
     layers = [tarkit.file("a", noise) + tarkit.end(), tarkit.file("b", noise[::-1]) + tarkit.end()]
     data = tar_of(imagekit.docker([(layers, [])]))
     (room / "archive").write_bytes(data)

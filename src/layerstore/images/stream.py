@@ -188,6 +188,8 @@ class Stream:
         self._look_ahead()
         if not self._is_wanted(entry.name):
             return
+        if entry.name in self._gatherer.jobs:
+            return                                 # twice, which the catalogue tells who asks for it
         job = self._gatherer.jobs[entry.name] = Job()
         job.size = entry.size
         try:
