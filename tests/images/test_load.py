@@ -411,16 +411,16 @@ def test_progress_is_told_as_numbers_of_all(images, room):
 
 @pytest.mark.parametrize("way", ["path", "read(n)", "gzip"])
 def test_what_progress_raises_ends_the_load(images, room, nothing_left, way):
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     def enough(_done):
-        raise Enough
+        raise EnoughError
 
     data = tar_of(ARCHIVES["docker"]())
     (room / "archive").write_bytes(data)
     source = {"path": room / "archive", "read(n)": Once(data), "gzip": gzip.compress(data)}[way]
-    with nothing_left(), pytest.raises(Enough):
+    with nothing_left(), pytest.raises(EnoughError):
         images.load(source, progress=enough)
 
 

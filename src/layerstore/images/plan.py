@@ -230,15 +230,15 @@ class Layout:
         return found
 
     def _name_of(self, blob: Blob) -> str:
-        full = references.parse_or_none(blob.annotations.get(CONTAINERD_NAME))
-        if full:
-            return str(full.tagged())
-        name = blob.annotations.get(REF_NAME)
+        full, name = references.parse_or_none(blob.annotations.get(CONTAINERD_NAME)), blob.annotations.get(REF_NAME)
         if not isinstance(name, str):
-            return ""
+            return str(full.tagged()) if full else ""
         if "/" in name or ":" in name:
-            found = references.parse_or_none(name)
+            found = references.parse_or_none(name) or full
             return str(found.tagged()) if found else ""
+        if full:
+            # A tool that knows only the latter, as umoci does, leaves the former as it was on a new image.
+            return str(references.parse_or_none(f"{full.name}:{name}") or full.tagged())
         return references.from_file_name(self._stem, name) or "" if self._stem else ""
 
     def _chosen(self, blobs: list[Blob], what: str, *, top: bool = False) -> list[Blob]:
