@@ -69,6 +69,10 @@ def chains_of(diff_ids: list[DiffID]) -> tuple[ChainID, ...]:
     return tuple(chains)
 
 
+def _names_images(tags: Any) -> bool:
+    return isinstance(tags, dict) and all(isinstance(id, str) for id in tags.values())
+
+
 def now() -> str:
     """The time as Go writes it: RFC 3339 with nanoseconds, UTC."""
     ns = time.time_ns()
@@ -196,13 +200,8 @@ class ImageDB:
         except FileNotFoundError:
             return {}
         found = parse_document(data, readable(self._repositories))
-        names = found.get("Repositories") if isinstance(found, dict) else None
-        if names is None:
-            names = {}
-        sound = isinstance(names, dict) and all(
-            isinstance(tags, dict) and all(isinstance(id, str) for id in tags.values()) for tags in names.values()
-        )
-        if not sound:
+        names = (found.get("Repositories") or {}) if isinstance(found, dict) else None
+        if not isinstance(names, dict) or not all(_names_images(tags) for tags in names.values()):
             raise InvalidMetadataError(f"{readable(self._repositories)} does not name images")
         return {name: dict(tags) for name, tags in names.items()}
 

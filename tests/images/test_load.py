@@ -6,7 +6,9 @@ import io
 import json
 import lzma
 import os
+import signal
 import subprocess
+import sys
 import threading
 
 import imagekit
@@ -473,3 +475,43 @@ def test_many_threads_load_the_same_at_once(store, images, room):
     assert failures == []
     check(store, images.list()[0])
     assert store._holds._counts.keys() == {"store"}
+
+
+STALLED = """
+import sys
+from layerstore import Images, Store
+class Stalled:
+    def __init__(self, file): self.file = file
+    def read(self, n):
+        found = self.file.read(n)
+        if not found:
+            print("here", flush=True)
+            sys.stdin.read()
+        return found
+with Store(sys.argv[1]) as store, open(sys.argv[2], "rb") as file:
+    Images(store).load(Stalled(file))
+"""
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
+def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
+    """Interrupted it leaves nothing; killed, what cleanup() takes, and nothing that anybody takes for a layer."""
+    (room / "cut.tar").write_bytes(tar_of(imagekit.documents_last(ARCHIVES["docker"]()))[:-8000])
+    before = imagekit.inventory(root)
+    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(layerstore.__file__))}
+    with subprocess.Popen(
+        [sys.executable, "-c", STALLED, root, room / "cut.tar"], env=environment,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout.read(4) == b"here"
+        assert len(imagekit.inventory(root) - before) > 20     # layers that wait
+        assert store.orphans() == []                           # but are somebody's
+        process.send_signal(by)
+        process.wait()
+    assert store.map() == {}
+    if by == signal.SIGKILL:
+        assert store.orphans() != []
+        store.cleanup()
+    empty = {"image/overlay2/layerdb/tmp"}
+    assert imagekit.inventory(root) - empty == before - empty
+    check(store, images.load(tar_of(ARCHIVES["docker"]()))[0])

@@ -307,8 +307,9 @@ class Images:
         return list(found.values())
 
     def unpack(self, reference: str | Image, directory: Any, *, progress: Progress | None = None) -> None:
-        """Unpack an image's file system into a plain directory: owners, modes, times and attributes as in the layers.
+        """Unpack an image's file system, as a container would see it, into a plain directory.
 
+        Owners, modes, times and extended attributes are those of the layers. Nothing is mounted for it.
         directory   made, or empty
         progress    called with the bytes of layers applied (.total: of how many), at most ten times a second
         Raises      ImageDoesNotExistError
@@ -422,6 +423,8 @@ def _sha256(data: bytes) -> str:
 
 def _name(names: Repositories, name: str, id: Digest) -> None:
     called = references.parse(name)
+    if called.name == "sha256":
+        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name")
     names.setdefault(called.name, {})[str(called)] = id
 
 

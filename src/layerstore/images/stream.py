@@ -122,7 +122,9 @@ class Part:
 class Stream:
     """One pass over an archive."""
 
-    def __init__(self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None]):
+    def __init__(
+        self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None]
+    ) -> None:
         """tell   called now and then, for progress"""
         self._gatherer, self._reader, self._tell = gatherer, reader, tell
         self._platform, self._stem = platform, stem
@@ -226,7 +228,7 @@ class Stream:
         self._wanted = {layer.name: layer.name in missing for image in images for layer in image.layers}
 
     def _is_wanted(self, name: str) -> bool:
-        """Might a file be a layer that has to be unpacked? A link that comes later may lead to it, but not to a blob."""
+        """Might a file be a layer that has to be unpacked? A link that comes later may lead to it, but to no blob."""
         if self._wanted is None:
             return True
         return self._wanted.get(name, digest_in(name) is None)

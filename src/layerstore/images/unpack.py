@@ -1,12 +1,14 @@
 """The file system of an image as a plain directory: its layers applied one over the other, whiteouts and all.
 
-Nothing is mounted, and every layer is checked against its DiffID on the way.
+Nothing is mounted, and every layer is checked against its DiffID on the way. The result is what a mount shows, but that
+a directory which a layer has no entry for, only files in it, keeps the mode, the owner and the time it has below.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Sequence
 
 from layerstore import _files
@@ -58,14 +60,24 @@ def _apply(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     root = _files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for layer, size in zip(layers, sizes, strict=True):
-            apply = Apply(root, flags=MERGED)
-            with contextlib.closing(apply), layer.tar_stream() as stream:
-                end = False
-                while not end:
-                    end = stream.pump_once(apply)
+            if before:
+                _make_way(layer.metadata()["UpperDir"], directory)
+            with contextlib.closing(Apply(root, flags=MERGED)) as apply, layer.tar_stream() as stream:
+                while not stream.pump_once(apply):
                     teller.tell(before + stream.tell())
                 apply.finish()
             before += size
         teller.tell(before, end=True)
     finally:
         _files.close(root)
+
+
+def _make_way(layer: str, directory: str) -> None:
+    """Remove what is no directory where a layer has one: a mount never looks through a link of a layer below."""
+    for place, names, _ in os.walk(layer):
+        below = os.path.join(directory, os.path.relpath(place, layer))
+        for name in names:
+            path = os.path.join(below, name)        # of directories only: those above were seen before
+            with contextlib.suppress(FileNotFoundError):
+                if not stat.S_ISDIR(os.lstat(path).st_mode) and not os.path.islink(os.path.join(place, name)):
+                    os.unlink(path)

@@ -1,0 +1,210 @@
+"""What save() writes: every layer bit for bit, the same bytes each time, wherever it goes."""
+
+import gzip
+import io
+import json
+import os
+import tarfile
+
+import imagekit
+import pytest
+import tarkit
+from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of
+
+import layerstore
+from layerstore import CorruptLayerError, ImageError, Images, Store
+
+LAYERS = [BASE, MIDDLE, TOP]
+MANY = [(LAYERS, ["a/b:1", "a/b:2"]), ([BASE], ["base:latest"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
+WAYS = [("docker", None), ("docker", "gzip"), ("docker-v1", None), ("oci", None), ("oci", "gzip"), ("oci-dir", None), ("oci-dir", "gzip")]
+
+
+@pytest.fixture
+def loaded(images):
+    images.load(tar_of(imagekit.docker(MANY)))
+    return images
+
+
+@pytest.mark.parametrize(("format", "compression"), WAYS)
+def test_what_went_out_comes_in_again(loaded, room, format, compression):
+    """All images with all names and layers, also through a pipe; into a store that has nothing of them."""
+    ids = [image_id(layers) for layers, _ in MANY]
+    written = loaded.save(ids, room / "out", format=format, compression=compression)
+    sources = [room / "out"]
+    if format != "oci-dir":
+        assert written == (room / "out").stat().st_size
+        sources.append(Once((room / "out").read_bytes()))
+    for number, source in enumerate(sources):
+        with Store(room / str(number), options={"durability": "none"}) as store:
+            found = Images(store).load(source)
+            assert [image.id for image in found] == ids
+            assert [image.references for image in found] == [tuple(names) for _, names in MANY]
+            for image, (layers, _) in zip(found, MANY, strict=True):
+                assert [read(store, chain) for chain in image.layers] == layers
+            assert store.verify() == []
+
+
+def read(store, chain) -> bytes:
+    with store.map()[chain].tar_stream() as stream:
+        return stream.read()
+
+
+@pytest.mark.parametrize(("format", "compression"), [way for way in WAYS if way[0] != "oci-dir"])
+def test_the_bytes_are_the_same_each_time(loaded, room, format, compression):
+    """From another store, loaded in another order, at another time, to another kind of target."""
+    loaded.save(["a/b:1", "base"], room / "one.tar", format=format, compression=compression)
+    with Store(room / "second", options={"durability": "none"}) as store:
+        other = Images(store)
+        other.load(Once(tar_of(imagekit.layers_upside_down(imagekit.docker(MANY)))))
+        out = io.BytesIO()
+        other.save(["a/b:1", "base"], out, format=format, compression=compression)
+    assert out.getvalue() == (room / "one.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+        assert {(member.mtime, member.uid, member.gid, member.uname) for member in tar} == {(0, 0, 0, "")}
+
+
+def test_documents_come_before_layers(loaded):
+    """So a reader of the stream knows what it wants before it comes."""
+    for format in ("docker", "oci"):
+        out = io.BytesIO()
+        loaded.save("a/b:1", out, format=format)
+        with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+            names = tar.getnames()
+        layers = [names.index(imagekit.blob(layer)[0]) for layer in LAYERS]
+        assert layers == sorted(layers)
+        assert min(layers) > max(names.index(name) for name in names if not name.startswith("blobs") or len(names) < 3)
+        assert min(layers) > names.index(imagekit.blob(imagekit.config(LAYERS))[0])
+        assert "manifest.json" in names or format == "oci"
+
+
+def test_a_layer_that_images_share_is_there_once(loaded, room):
+    loaded.save([image_id(layers) for layers, _ in MANY], room / "out")
+    with tarfile.open(room / "out") as tar:
+        names = tar.getnames()
+    assert len(names) == len(set(names))
+    assert sum(name.startswith("blobs/sha256/") for name in names) == 3 + 2 * len(MANY)
+
+
+def test_a_name_takes_itself_along_and_an_id_all(loaded):
+    for wanted, names in (("a/b:1", ["a/b:1"]), (image_id(LAYERS), ["a/b:1", "a/b:2"]), (["a/b:2", "a/b:1"], ["a/b:2", "a/b:1"])):
+        out = io.BytesIO()
+        loaded.save(wanted, out)
+        with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
+            entries = json.load(tar.extractfile("manifest.json"))
+        assert [entry["RepoTags"] for entry in entries] == [names]
+
+
+@pytest.mark.parametrize("target", ["path", "descriptor", "pipe", "file", "unbuffered", "write()"])
+def test_every_target_gets_the_same_bytes(loaded, room, target):
+    loaded.save("a/b:1", room / "wanted")
+    wanted, path = (room / "wanted").read_bytes(), room / "out"
+    if target == "path":
+        assert loaded.save("a/b:1", path) == len(wanted)
+    elif target == "write()":
+
+        class Little:
+            """A raw file, which takes what it likes."""
+
+            data = b""
+
+            def write(self, data):
+                self.data += bytes(data[:777])
+                return min(len(data), 777)
+
+        out = Little()
+        loaded.save("a/b:1", out)
+        path.write_bytes(out.data)
+    elif target == "pipe":
+        to_read, to_write = os.pipe()
+        with open(to_read, "rb") as reader:
+            with open(to_write, "wb"):
+                loaded.save("base", to_write)
+            path.write_bytes(reader.read())
+        loaded.save("base", room / "wanted")
+        wanted = (room / "wanted").read_bytes()
+    else:
+        with open(path, "wb", buffering=0 if target == "unbuffered" else -1) as out:
+            loaded.save("a/b:1", out.fileno() if target == "descriptor" else out)
+    assert path.read_bytes() == wanted
+
+
+def test_gzip_is_of_the_layer_and_its_digest_of_that(loaded, room):
+    loaded.save("a/b:1", room / "out", format="oci-dir", compression="gzip")
+    index = json.loads((room / "out/index.json").read_bytes())
+    manifest = json.loads((room / "out/blobs/sha256" / index["manifests"][0]["digest"][7:]).read_bytes())
+    for layer, tar in zip(manifest["layers"], LAYERS, strict=True):
+        data = (room / "out/blobs/sha256" / layer["digest"][7:]).read_bytes()
+        assert (imagekit.digest(data), len(data)) == (layer["digest"], layer["size"])
+        assert gzip.decompress(data) == tar
+        assert layer["mediaType"].endswith("tar+gzip")
+
+
+def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
+    path = room / "out.tar"
+    path.write_text("the old one")
+    damaged = store.map()[loaded.get("a/b:1").top]
+    with open(os.path.join(damaged.metadata()["UpperDir"], "app/main"), "r+b") as file:
+        file.write(b"y")
+    for format in ("docker", "docker-v1", "oci"):
+        with pytest.raises(CorruptLayerError):
+            loaded.save("a/b:1", path, format=format)
+    with pytest.raises(CorruptLayerError):
+        loaded.save("a/b:1", path, compression="gzip")
+    with pytest.raises(CorruptLayerError):
+        loaded.save("a/b:1", room / "directory", format="oci-dir")
+    assert path.read_text() == "the old one"
+    assert sorted(os.listdir(room)) == ["docker", "out.tar"]
+    loaded.save("base", path)
+    assert path.stat().st_size > 1000
+    assert store._holds._counts.keys() == {"store"}
+
+
+def test_a_directory_has_to_be_empty(loaded, room):
+    (room / "full").mkdir()
+    (room / "full/x").write_text("")
+    with pytest.raises(ImageError, match="not empty"):
+        loaded.save("base", room / "full", format="oci-dir")
+    (room / "empty").mkdir()
+    loaded.save("base", room / "empty", format="oci-dir")
+    assert sorted(os.listdir(room / "full")) == ["x"]
+
+
+def test_what_cannot_be_asked_for(loaded, room):
+    for wrong in ({"format": "zip"}, {"compression": "xz"}, {"format": "docker-v1", "compression": "gzip"}):
+        with pytest.raises(ImageError):
+            loaded.save("base", room / "out", **wrong)
+    with pytest.raises(ImageError, match="no image is named"):
+        loaded.save([], room / "out")
+    for target in (None, True, object()):
+        with pytest.raises(TypeError):
+            loaded.save("base", target)
+    with pytest.raises(TypeError):
+        loaded.save("base", 1, format="oci-dir")
+    assert sorted(os.listdir(room)) == ["docker"]
+
+
+def test_progress_is_told_in_bytes_of_layers(images, room):
+    layers = [tarkit.file("a", bytes(4 << 20)) + tarkit.end(), BASE]
+    images.load(tar_of(imagekit.docker([(layers, ["x"])])))
+    for format, compression in WAYS:
+        told: list[layerstore.Done] = []
+        images.save("x", room / f"{format}{compression}", format=format, compression=compression, progress=told.append)
+        assert told[-1] == told[-1].total == sum(map(len, layers))
+        assert told == sorted(told)
+
+
+def test_what_is_larger_than_a_header_can_say(images, room):
+    """9 GB of zeros: the size needs a PAX record. A hole in, a hole out of the file system, never in memory."""
+    size = 9 << 30
+    head = tarkit.raw_header("hole", typeflag=b"S", magic=tarkit.GNU, size=0, patch={483: tarkit.number(size, 12)})
+    assert len(head) == 512                                    # a sparse file of nothing but a hole: small as a tar
+    images.load(tar_of(imagekit.docker([([head + tarkit.end()], ["hole"])])))
+    assert images.get("hole").size == size
+    assert images.save("hole", room / "out") < 20_000
+    from layerstore.images.save import TarTarget
+
+    out = io.BytesIO()
+    target = TarTarget(out)
+    target._header("large", b"0", size, 0o644)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue() + bytes(1024))) as tar:
+        assert tar.next().size == size

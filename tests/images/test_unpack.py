@@ -1,0 +1,118 @@
+"""Images.unpack(): the flat file system is what an overlay mount shows, to the attribute and the second."""
+
+import os
+
+import disk
+import imagekit
+import pytest
+import tarkit
+from imagekit import BASE, MIDDLE, TOP, tar_of
+
+import layerstore
+from layerstore import CorruptLayerError, ImageError
+
+LOWER = b"".join([
+    tarkit.dir("etc/", mtime=1000), tarkit.file("etc/a", b"a", mtime=1001), tarkit.file("etc/b", b"b", mtime=1002),
+    tarkit.dir("opaque/", mtime=5), tarkit.file("opaque/old", b"o", mtime=6), tarkit.dir("gone/", mtime=7), tarkit.file("gone/x", b"x"),
+    tarkit.file("setuid", b"s", mode=0o4755, uid=3, gid=4, mtime=8), tarkit.hardlink("same", "setuid"),
+    tarkit.xattrs({"user.note": b"n\0n"}) + tarkit.file("noted", b"n", mtime=9),
+    tarkit.symlink("link", "etc/a", mtime=10), tarkit.fifo("fifo", mtime=11), tarkit.node("null", "c", 1, 3, mtime=12),
+    tarkit.file("becomes-a-directory", b"", mtime=13), tarkit.dir("becomes-a-file/", mtime=14), tarkit.file("becomes-a-file/x", b""),
+    tarkit.end(),
+])  # fmt: skip
+UPPER = b"".join([
+    tarkit.dir("etc/", mtime=2000), tarkit.whiteout("etc/a"), tarkit.file("etc/c", b"c", mtime=2001),
+    tarkit.dir("opaque/", mtime=2002), tarkit.opaque("opaque"), tarkit.file("opaque/new", b"n", mtime=2003), tarkit.whiteout("gone"),
+    tarkit.dir("becomes-a-directory/", mtime=2004), tarkit.file("becomes-a-directory/x", b"", mtime=2005),
+    tarkit.file("becomes-a-file", b"f", mtime=2006), tarkit.end(),
+])  # fmt: skip
+
+
+@pytest.fixture(params=["mounted", "read_only"])
+def unpacking(request, images, open_store):
+    """Images of the same root: as the loader has them, and as one has them that may only read."""
+    return images if request.param == "mounted" else layerstore.Images(open_store(options={"read_only": "true"}))
+
+
+def test_it_is_what_a_mount_shows(images, unpacking, store, room):
+    images.load(tar_of(imagekit.docker([([LOWER, UPPER, TOP], ["x"])])))
+    unpacking.unpack("x", room / "flat")
+    with store.create_rw_layer("box", images.get("x").top) as box, box.mounted() as merged:
+        wanted = disk.disk_state(merged, times=True)
+    found = disk.disk_state(room / "flat", times=True)
+    for state in (wanted, found):
+        state.pop(b"")                                         # the top itself is in no layer
+    assert disk.changed(wanted, found) == []
+    assert sorted(os.listdir(room / "flat")) == [
+        "app", "becomes-a-directory", "becomes-a-file", "etc", "fifo", "link", "noted", "null", "opaque", "same", "setuid",
+    ]  # fmt: skip
+    assert disk.mounts_below(room) == []
+
+
+def test_an_image_of_one_layer_with_whiteouts(images, unpacking, room):
+    """Nothing lies below, so they mean nothing, and are no files."""
+    images.load(tar_of(imagekit.docker([([UPPER], ["x"])])))
+    unpacking.unpack("x", room / "flat")
+    assert sorted(os.listdir(room / "flat")) == ["becomes-a-directory", "becomes-a-file", "etc", "opaque"]
+    assert os.listdir(room / "flat/etc") == ["c"]
+    assert os.listxattr(room / "flat/opaque") == []
+
+
+def test_links_in_an_image_lead_out_of_nothing(images, unpacking, room, victim):
+    """A link to a directory in one layer, files below it in the next: a directory, as in a mount."""
+    lower = tarkit.symlink("out", "../victim") + tarkit.symlink("abs", "/") + tarkit.end()
+    upper = tarkit.file("out/planted", b"p") + tarkit.file("abs/sub/planted", b"q") + tarkit.end()
+    images.load(tar_of(imagekit.docker([([lower, upper], ["x"])])))
+    unpacking.unpack("x", room / "flat")
+    assert os.listdir(room / "flat/out") == ["planted"]
+    assert sorted(os.listdir(room / "flat")) == ["abs", "out"]
+    assert sorted(os.listdir(victim)) == ["hello", "link", "sub"]
+
+
+def test_only_into_what_is_empty(images, room):
+    images.load(tar_of(imagekit.docker([([BASE], ["x"])])))
+    (room / "full").mkdir()
+    (room / "full/x").write_text("mine")
+    with pytest.raises(ImageError, match="not empty"):
+        images.unpack("x", room / "full")
+    with pytest.raises(FileExistsError):
+        images.unpack("x", room / "full/x")
+    with pytest.raises(FileNotFoundError):
+        images.unpack("x", room / "nowhere/x")
+    assert (room / "full/x").read_text() == "mine"
+    (room / "empty").mkdir(mode=0o700)
+    images.unpack("x", room / "empty")
+    assert sorted(os.listdir(room / "empty")) == ["etc", "tool"]
+
+
+@pytest.mark.parametrize("how", ["damaged", "stopped"])
+def test_a_failure_leaves_nothing(images, unpacking, store, room, how):
+    images.load(tar_of(imagekit.docker([([BASE, MIDDLE, TOP], ["x"])])))
+    if how == "damaged":
+        with open(os.path.join(store.map()[images.get("x").top].metadata()["UpperDir"], "app/main"), "r+b") as file:
+            file.write(b"y")
+    (room / "there").mkdir()
+
+    def stop(_done):
+        raise RuntimeError("enough")
+
+    for name in ("there", "new"):
+        with pytest.raises(CorruptLayerError if how == "damaged" else RuntimeError):
+            unpacking.unpack("x", room / name, progress=stop if how == "stopped" else None)
+    assert os.listdir(room / "there") == []
+    assert not (room / "new").exists()
+    assert store._holds._counts.keys() == {"store"}
+    assert disk.mounts_below(room) == []
+
+
+def test_an_image_of_no_layers_is_an_empty_directory(images, unpacking, room):
+    images.load(tar_of(imagekit.docker([([], ["x"])])))
+    unpacking.unpack("x", room / "flat")
+    assert os.listdir(room / "flat") == []
+
+
+def test_progress(images, unpacking, room):
+    images.load(tar_of(imagekit.docker([([BASE, MIDDLE, TOP], ["x"])])))
+    told: list[layerstore.Done] = []
+    unpacking.unpack("x", room / "flat", progress=told.append)
+    assert told[-1] == told[-1].total == sum(map(len, (BASE, MIDDLE, TOP)))
