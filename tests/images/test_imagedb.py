@@ -252,6 +252,40 @@ def test_removing_what_a_save_is_reading(loaded, store, room):
     assert Images(store).load(out.data)[0].id == image_id(LAYERS)
 
 
+# ---- made here ---------------------------------------------------------------------------------
+def test_an_image_is_made_of_layers_of_the_store(images, store, room):
+    base = store.register(BASE)
+    with store.create_rw_layer("box", base.chain_id) as box:
+        with box.mounted() as path:
+            (room / "x").write_text("")
+            os.rename(os.path.join(path, "tool"), os.path.join(path, "moved"))
+        top = box.commit()
+    given = {"config": {"Cmd": ["/moved"]}, "created": "2026-01-01T00:00:00Z", "architecture": "arm64", "variant": "v8"}
+    made = images.create(top, given, tags=["made:1", "made"])
+    assert made.references == ("made:1", "made:latest")
+    assert (made.layers, made.architecture, made.variant) == ((base.chain_id, top.chain_id), "arm64", "v8")
+    assert images.create(top.chain_id, given) == made
+    for layer in (top, base):
+        assert layer.release() == []
+    images.save("made", room / "out")
+    assert len(images.remove(made, force=True).layers) == 2
+    assert images.load(room / "out") == [made]
+    assert images.create("").layers == ()
+
+
+def test_an_image_is_not_made_of_nonsense(images, store, nothing_left):
+    layer = store.register(BASE)
+    with nothing_left():
+        for wrong in ({"os": "plan9"}, {"created": "now"}, {"history": [{}, {}]}, {"config": 1}):
+            with pytest.raises(ImageError):
+                images.create(layer, wrong)
+        with pytest.raises(ImageError):
+            images.create(layer, tags="Not A Name")
+        with pytest.raises(layerstore.LayerDoesNotExistError):
+            images.create("sha256:" + "0" * 64)
+    layer.release()
+
+
 # ---- several at once ---------------------------------------------------------------------------
 PROGRAM = """
 import sys

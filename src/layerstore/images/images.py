@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layerstore.errors import (
@@ -24,11 +24,12 @@ from layerstore.errors import (
 from layerstore.ids import Digest
 from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.images import load, references
+from layerstore.images.documents import host_platform, parse_config
 from layerstore.images.gather import Gatherer
 from layerstore.images.image import Image, Removed
 from layerstore.images.load import names_for
 from layerstore.images.plan import Planned
-from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, new_file, save
+from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, encode, new_directory, new_file, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer
 from layerstore.locks import claim_directory
@@ -220,6 +221,37 @@ class Images:
         finally:
             if claim:
                 claim.release()
+
+    def create(
+        self, layer: Layer | str, config: Mapping[str, Any] | None = None, *, tags: str | Sequence[str] = ()
+    ) -> Image:
+        """Make an image of a layer and all below it, so that it can be named, kept and saved.
+
+        layer    its uppermost one (RWLayer.commit() gives one), or a ChainID; "" for none
+        config   the image's config as JSON has it: "config" (Cmd, Env ...), "architecture", "created" ...; what is not
+                 given is this host's and this moment's, and "rootfs" is always made here
+        tags     names for it
+
+        Raises  LayerDoesNotExistError, ImageError (a config or a name that is none), ReadOnlyStoreError, OSError
+        """
+        self.store._check_writable()
+        names = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
+        chain = layer.chain_id if isinstance(layer, Layer) else layer
+        with contextlib.ExitStack() as stack:
+            diff_ids: list[str] = []
+            at: Layer | None = stack.enter_context(self.store.get(chain)) if chain else None
+            while at is not None:
+                diff_ids.insert(0, at.diff_id)
+                at = at.parent
+            moment, host = now(), host_platform()
+            found: dict[str, Any] = {"architecture": host.architecture, "os": host.os, "created": moment, "config": {}}
+            found |= config or {}
+            found.setdefault("history", [{"created": found["created"]} for _ in diff_ids])
+            found["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
+            made = parse_config(encode(found), "the config")
+            with self._changing():
+                self._publish(self._db, [Planned(made, [], names)], [made.data])
+            return self.get(made.id)
 
     def _publish(self, db: ImageDB, planned: Iterable[Planned], contents: Sequence[bytes]) -> None:
         """Write configs, then names; what was written is taken back if the rest cannot be."""
