@@ -159,6 +159,23 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
     assert store._holds._counts.keys() == {"store"}
 
 
+def test_a_link_is_followed_and_a_device_stays_one(loaded, room):
+    (room / "real.tar").write_text("old")
+    (room / "link.tar").symlink_to("real.tar")
+    loaded.save("base", room / "link.tar")
+    assert (room / "link.tar").is_symlink()
+    assert (room / "real.tar").stat().st_size > 1000
+    os.mknod(room / "null", 0o600 | 0o020000, os.makedev(1, 3))
+    assert loaded.save("base", room / "null") > 1000
+    assert (room / "null").is_char_device()
+    (room / "place").mkdir()
+    (room / "to-place").symlink_to("place")
+    loaded.save("base", room / "to-place", format="oci-dir")
+    assert (room / "place/index.json").exists()
+    with pytest.raises(OSError, match="Is a directory"):
+        loaded.save("base", room / "place")
+
+
 def test_a_directory_has_to_be_empty(loaded, room):
     (room / "full").mkdir()
     (room / "full/x").write_text("")

@@ -209,7 +209,7 @@ class Images:
                 planned = [planned[0]._replace(references=given)]
             with self._changing():
                 self._publish(db, planned, [config.data for config in configs])
-            return [self.get(config.id) for config in configs]
+                return [self.get(config.id) for config in configs]
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -251,7 +251,7 @@ class Images:
             made = parse_config(encode(found), "the config")
             with self._changing():
                 self._publish(self._db, [Planned(made, [], names)], [made.data])
-            return self.get(made.id)
+                return self.get(made.id)
 
     def _publish(self, db: ImageDB, planned: Iterable[Planned], contents: Sequence[bytes]) -> None:
         """Write configs, then names; what was written is taken back if the rest cannot be."""
@@ -293,8 +293,8 @@ class Images:
         """Write images to an archive, the same bytes each time.
 
         images       a name, an id, an Image, or several. A name saves the image under it alone, an id under all of its
-        target       a path, where a file is replaced when the new one is whole; a descriptor; a binary file. Of
-                     "oci-dir": the path of a directory that is made, or is empty
+        target       a path, where a file is replaced when the new one is whole (a device or a fifo is written to); a
+                     descriptor; a binary file. Of "oci-dir": the path of a directory that is made, or is empty
         format       "docker" (what docker load, skopeo and containerd read: an OCI layout with docker's manifest.json),
                      "docker-v1" (as docker save wrote until 25), "oci" (a tar), "oci-dir"
         compression  None or "gzip": of layers, not of docker-v1

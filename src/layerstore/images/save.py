@@ -411,7 +411,18 @@ def save(
 
 @contextlib.contextmanager
 def new_file(path: str) -> Iterator[int]:
-    """A file that is at path once the block ended well, whole; before, and else, path is as it was."""
+    """A file that is at path once the block ended well, whole; before, and else, path is as it was.
+
+    A link is followed; what is no regular file, as /dev/stdout, is written to and stays.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        fd = _files.open(path, os.O_WRONLY)
+        try:
+            yield fd
+        finally:
+            _files.close(fd)
+        return
     beside = f"{path}.tmp-{random_number()}"
     fd = _files.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
@@ -430,7 +441,8 @@ def new_directory(path: str) -> Iterator[str]:
     """A directory that is at path once the block ended well. Raises ImageError: something is in it already."""
     if os.path.isdir(path) and os.listdir(path):
         raise ImageError(f"{readable(path)} is not empty")
-    beside = f"{path.rstrip('/')}.tmp-{random_number()}"
+    path = os.path.realpath(path)
+    beside = f"{path}.tmp-{random_number()}"
     os.mkdir(beside, 0o777)
     try:
         yield beside
