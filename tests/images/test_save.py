@@ -61,6 +61,7 @@ def test_the_bytes_are_the_same_each_time(loaded, room, format, compression):
     assert out.getvalue() == (room / "one.tar").read_bytes()
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
         assert {(member.mtime, member.uid, member.gid, member.uname) for member in tar} == {(0, 0, 0, "")}
+        assert all(member.mode == {b"0": 0o644, b"5": 0o755}.get(member.type, 0o777) for member in tar)
 
 
 def test_documents_come_before_layers(loaded):
