@@ -13,6 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 HERE = Path(__file__).resolve().parent
@@ -26,7 +27,11 @@ BINDINGS = ("_files", "_apply", "_tarstream", "_changes")
 CORE_FILES = [*probe.core_sources(), *probe.core_headers()]
 # Rewritten when the findings change, so that objects of another configuration are not reused.
 CONFIG_FILE = "build/core-config.txt"
-MOUNT_BUILD = "ext/bind/mount_build.py"
+BIND = "ext/bind"
+NAMES = [f"layerstore.{name}" for name in BINDINGS]
+MOUNT_BUILD = f"{BIND}/mount_build.py"
+# Of all that is linked in, libcrypto too, a module shows its PyInit_ alone.
+EXPORTS = f"{BIND}/exports.map"
 
 
 @functools.cache
@@ -58,38 +63,53 @@ class BuildCore(build_clib):
         super().build_libraries(libraries)
 
 
+def generate(modules, out):
+    """The C of every .pyx, below out: (extension, path of its C). Cython is needed; a compiler is not."""
+    from Cython.Build import cythonize
+
+    made = cythonize(
+        [Extension(e.name, e.sources, depends=e.depends) for e in modules],
+        include_path=[BIND],
+        build_dir=out,
+        compiler_directives={"language_level": 3, "freethreading_compatible": True},
+        quiet=True,
+    )
+    return [(e, m.sources[0]) for e, m in zip(modules, made, strict=True)]
+
+
 class BuildBindings(build_ext):
     """The extensions: from Cython at the moment of building, and never without the library."""
 
-    def finalize_options(self):
-        from Cython.Build import cythonize
-
+    def run(self):
         config = configuration()
-        modules = self.distribution.ext_modules
-        ours = [e for e in modules if e.sources[0].endswith(".pyx")]
+        ours = [e for e in self.extensions if e.name in NAMES]
         for extension in ours:
             # After -llaycore, whose needs these are.
-            extension.extra_link_args = ["-llaycore", *config.link_args]
-            extension.depends = [*CORE_FILES, "ext/bind/lay.pxd", CONFIG_FILE]
-        made = cythonize(
-            ours,
-            include_path=["ext/bind"],
-            build_dir="build/cython",
-            compiler_directives={"language_level": 3, "freethreading_compatible": True},
-            quiet=True,
-        )
-        modules[:] = [*made, *(e for e in modules if e not in ours)]
-        super().finalize_options()
-
-    def run(self):
+            extension.extra_link_args = [f"-Wl,--version-script={EXPORTS}", "-llaycore", *config.link_args]
+            extension.depends = [*CORE_FILES, f"{BIND}/lay.pxd", EXPORTS, CONFIG_FILE]
+        # Without Cython setuptools has put .c for .pyx by itself: what a source distribution brings.
+        for extension, source in generate([e for e in ours if e.sources[0].endswith(".pyx")], "build/cython"):
+            extension.sources = [source]
+        for extension in ours:
+            if not Path(extension.sources[0]).exists():
+                raise CompileError(f"{extension.sources[0]} is only in a source distribution: install Cython 3.1 or later")
         self.run_command("build_clib")
         super().run()
+
+
+class SourceDistribution(sdist):
+    """What is in MANIFEST.in, and the C that Cython makes, so that it can be built without Cython."""
+
+    def make_release_tree(self, base_dir, files):
+        super().make_release_tree(base_dir, files)
+        for extension, source in generate(self.distribution.ext_modules[: len(NAMES)], "build/cython"):
+            self.copy_file(source, f"{base_dir}/{extension.sources[0].removesuffix('.pyx')}.c")
 
 
 def binding(name: str) -> Extension:
     return Extension(
         f"layerstore.{name}",
-        [f"ext/bind/{name}.pyx"],
+        [f"{BIND}/{name}.pyx"],
         include_dirs=[probe.CORE],
         define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],
         py_limited_api=ABI3,
@@ -98,8 +118,8 @@ def binding(name: str) -> Extension:
 
 setup(
     libraries=[("laycore", {"sources": probe.core_sources(), "include_dirs": [probe.CORE]})],
-    ext_modules=[binding(name) for name in BINDINGS if Path(f"ext/bind/{name}.pyx").exists()],
-    cffi_modules=[f"{MOUNT_BUILD}:ffibuilder"] if Path(MOUNT_BUILD).exists() else [],
-    cmdclass={"build_clib": BuildCore, "build_ext": BuildBindings},
+    ext_modules=[binding(name) for name in BINDINGS],
+    cffi_modules=[f"{MOUNT_BUILD}:ffibuilder"],
+    cmdclass={"build_clib": BuildCore, "build_ext": BuildBindings, "sdist": SourceDistribution},
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ABI3 else {},
 )

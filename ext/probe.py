@@ -102,7 +102,10 @@ def _links(code: str, link_args: list[str]) -> bool:
 
 
 def _static_library(name: str) -> str | None:
-    """The compiler's own answer to where a .a lies; it repeats the name when it knows none."""
+    """Where a .a lies: below a -L of LDFLAGS, or by the compiler, which repeats the name when it knows none."""
+    for flag in _from_environment("LDFLAGS"):
+        if flag.startswith("-L") and os.path.exists(f"{flag[2:]}/{name}"):
+            return os.path.realpath(f"{flag[2:]}/{name}")
     command = [*compiler(), *_from_environment("LDFLAGS"), f"-print-file-name={name}"]
     answer = subprocess.run(command, capture_output=True, check=False, text=True).stdout.strip()
     return os.path.realpath(answer) if os.path.isabs(answer) else None
@@ -112,10 +115,11 @@ def _find_libcrypto() -> tuple[list[str], str]:
     # Static first: three functions of it are 38 KB, and a wheel then carries no OpenSSL.
     archive = _static_library("libcrypto.a")
     if archive:
-        args = [archive, "-Wl,--exclude-libs,ALL"]
-        for more in ([], ["-ldl", "-pthread"]):
-            if _links(SHA256, args + more):
-                return args + more, f"libcrypto: static, {archive}"
+        # Not every linker knows the flag; the modules' own list of exports hides as much.
+        for hidden in (["-Wl,--exclude-libs,ALL"], []):
+            for more in ([], ["-ldl", "-pthread"]):
+                if _links(SHA256, [archive, *hidden, *more]):
+                    return [archive, *hidden, *more], f"libcrypto: static, {archive}"
     if _links(SHA256, ["-lcrypto"]):
         return ["-lcrypto"], "libcrypto: shared"
     raise MissingLibraryError(
