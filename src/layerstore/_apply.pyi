@@ -2,7 +2,9 @@
 
 The GIL is free in every call that does work; an Apply has one user at a time (a second gets RuntimeError).
 """
-from typing import NamedTuple
+from typing import NamedTuple, Self
+
+from typing_extensions import disjoint_base
 
 MERGED: int
 USERNS: int
@@ -16,9 +18,10 @@ class Applied(NamedTuple):
     size: int        # bytes in the tree (moby's size of a layer)
     entries: int
 
+@disjoint_base
 class Apply:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         root_fd: int,
         record_fd: int = -1,
         scratch_fd: int = -1,
@@ -29,7 +32,7 @@ class Apply:
         workers: int = -1,
         flags: int = 0,
         limits: object | None = None,   # a Limits; None: the core's own defaults
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def taken(self) -> int: ...
     @property

@@ -2,6 +2,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Changes:
     """A finished comparison, in C memory. Made by the functions below."""
     def __len__(self) -> int: ...

@@ -2,9 +2,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import disjoint_base
+
 EXPORT_OVERLAY: int
 EXPORT_USERXATTR: int
 
+@disjoint_base
 class Source:
     """A tar on its way out. Made by the functions below; one user at a time."""
     def read(self, n: int) -> bytes:
