@@ -2,14 +2,16 @@
 #
 #   make demo     the whole life of a file system, on real data, in half a minute
 #   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
-#   make lint     ruff and mypy
+#   make lint     ruff, mypy, and stubtest: do the stubs say what was compiled
 #   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
 #   make fuzz     each fuzzer for FUZZ_SECONDS (60)
 #   make soak     tests/trust for long: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, many processes
 #                 on one root for STRESS_SECONDS (180); SEED=... draws the same round again
-#   make wheel    dist/*.whl
+#   make wheel    dist/: an sdist, and a wheel for every CPython from 3.11 on, judged by auditwheel and abi3audit
+#   make wheel-test   that wheel passes tests/package and tests/flows in an empty venv with no compiler;
+#                     and the sdist builds without Cython
 #   make clean    what was built; .venv stays
 #
 # PYTHON=... names the interpreter for .venv. TESTS='tests/flows -k docs' runs some tests only.
@@ -38,9 +40,10 @@ demo: system-demo build/.built
 test: system-test build/.built-strict
 	@.ci/tests $(TESTS)
 
-lint: system-demo .venv/.requirements
+lint: system-demo build/.built
 	@$(python) -m ruff check .
-	@$(python) -m mypy src
+	@$(python) -m mypy
+	@$(python) -m mypy.stubtest layerstore --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
 
 bench: system-test build/.built
 	@$(python) -c 'import matplotlib' 2>/dev/null || $(python) -m pip install -q 'matplotlib>=3.7'
@@ -62,8 +65,11 @@ soak: system-test build/.built
 	@CUTS='$(CUTS)' STRESS_SECONDS='$(STRESS_SECONDS)' SEED='$(SEED)' .ci/soak
 
 wheel: system-demo .venv/.requirements
-	@$(python) -m pip wheel -q --no-deps --no-build-isolation -w dist .
-	@ls -l dist/*.whl
+	@.ci/wheel
+
+wheel-test: system-test .venv/.requirements
+	@.ci/sdist-test
+	@.ci/wheel-test $(TESTS)
 
 clean:
 	rm -rf build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis

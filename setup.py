@@ -5,6 +5,7 @@ something is compiled, not before: making a source distribution needs no compile
 """
 
 import functools
+import importlib.util
 import os
 import sys
 import sysconfig
@@ -64,7 +65,7 @@ class BuildCore(build_clib):
 
 
 def generate(modules, out):
-    """The C of every .pyx, below out: (extension, path of its C). Cython is needed; a compiler is not."""
+    """The C of each extension, below out. Cython is needed; a compiler is not."""
     from Cython.Build import cythonize
 
     made = cythonize(
@@ -74,11 +75,16 @@ def generate(modules, out):
         compiler_directives={"language_level": 3, "freethreading_compatible": True},
         quiet=True,
     )
-    return [(e, m.sources[0]) for e, m in zip(modules, made, strict=True)]
+    return [extension.sources[0] for extension in made]
+
+
+def made_c(extension):
+    """Where a source distribution keeps the C of an extension."""
+    return f"{BIND}/{extension.name.rpartition('.')[2]}.c"
 
 
 class BuildBindings(build_ext):
-    """The extensions: from Cython at the moment of building, and never without the library."""
+    """The extensions: from Cython at the moment of building, else from C that came along; never without the library."""
 
     def run(self):
         config = configuration()
@@ -87,12 +93,14 @@ class BuildBindings(build_ext):
             # After -llaycore, whose needs these are.
             extension.extra_link_args = [f"-Wl,--version-script={EXPORTS}", "-llaycore", *config.link_args]
             extension.depends = [*CORE_FILES, f"{BIND}/lay.pxd", EXPORTS, CONFIG_FILE]
-        # Without Cython setuptools has put .c for .pyx by itself: what a source distribution brings.
-        for extension, source in generate([e for e in ours if e.sources[0].endswith(".pyx")], "build/cython"):
+        if importlib.util.find_spec("Cython"):
+            sources = generate(ours, "build/cython")
+        else:
+            sources = [made_c(extension) for extension in ours]
+        for extension, source in zip(ours, sources, strict=True):
+            if not Path(source).exists():
+                raise CompileError(f"{source} is in a source distribution only: install Cython 3.1 or later")
             extension.sources = [source]
-        for extension in ours:
-            if not Path(extension.sources[0]).exists():
-                raise CompileError(f"{extension.sources[0]} is only in a source distribution: install Cython 3.1 or later")
         self.run_command("build_clib")
         super().run()
 
@@ -102,8 +110,9 @@ class SourceDistribution(sdist):
 
     def make_release_tree(self, base_dir, files):
         super().make_release_tree(base_dir, files)
-        for extension, source in generate(self.distribution.ext_modules[: len(NAMES)], "build/cython"):
-            self.copy_file(source, f"{base_dir}/{extension.sources[0].removesuffix('.pyx')}.c")
+        ours = [e for e in self.distribution.ext_modules if e.name in NAMES]
+        for extension, source in zip(ours, generate(ours, "build/cython"), strict=True):
+            self.copy_file(source, f"{base_dir}/{made_c(extension)}")
 
 
 def binding(name: str) -> Extension:

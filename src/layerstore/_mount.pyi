@@ -23,8 +23,8 @@ class _Lib:
         """1: every entry of the directory comes with its type; 0: not."""
     def lay_quota_get_project(self, dir: bytes, project: Any) -> int: ...
     def lay_quota_set_project(self, dir: bytes, project: int) -> int: ...
-    def lay_quota_set_limit(self, device: bytes, project: int, bytes: int) -> int:
-        """bytes   hard and soft limit of the project, in bytes; rounded down to 512"""
+    def lay_quota_set_limit(self, device: bytes, project: int, size: int) -> int:
+        """size   hard and soft limit of the project, in bytes; rounded down to 512"""
     def lay_quota_state(self, device: bytes) -> int:
         """1: project quotas are counted and enforced on the device; 0: not."""
 

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from layerstore import _apply, _tarstream
 from layerstore.ids import DiffID, diff_id_of
@@ -22,7 +22,15 @@ StrPath = str | bytes | os.PathLike[Any]
 COPY_BLOCK = 4 << 20
 
 
-class TarStream(io.RawIOBase):
+if TYPE_CHECKING:
+    # What the typing of io.FileIO does: a type checker takes it wherever a BinaryIO is wanted.
+    class _BinaryFile(io.RawIOBase, BinaryIO):
+        pass
+else:
+    _BinaryFile = io.RawIOBase
+
+
+class TarStream(_BinaryFile):
     """A layer's tar, byte for byte. Context manager; read, readinto, and where seekable() seek.
 
     Read from its first byte to its end it checks the DiffID, and every file's CRC as it passes:
