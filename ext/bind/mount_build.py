@@ -7,6 +7,8 @@ The work that needs a directory of its own (relative option texts) runs in a sho
 has left the process's shared directory with unshare(CLONE_FS), so nobody else sees a chdir.
 """
 
+import sysconfig
+
 from cffi import FFI
 
 ffibuilder = FFI()
@@ -279,7 +281,8 @@ static int lay_quota_state(const char *device)
     return (s.qs_flags & FS_QUOTA_PDQ_ACCT) && (s.qs_flags & FS_QUOTA_PDQ_ENFD);
 }
 """,
-    py_limited_api=True,
+    # A free-threaded interpreter has no stable ABI to build for.
+    py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"],
     extra_link_args=["-pthread"],
 )
