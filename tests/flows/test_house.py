@@ -55,6 +55,14 @@ PY_FLOORS = [
     {"images.images"},
     {"images"},
     {"__init__"},
+    {"cli.exits", "cli.texts"},
+    {"cli.screen"},
+    {"cli.opening", "cli.parser"},
+    {"cli.layers", "cli.host", "cli.doctor", "cli.completion"},
+    {"cli.writable", "cli.contents", "cli.health", "cli.images", "cli.bench"},
+    {"cli.commands"},
+    {"cli.main"},
+    {"cli"},
 ]
 
 

@@ -1,0 +1,144 @@
+"""bench: how fast a store is on this host, in a store of its own that is gone afterwards."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from layerstore import Store, _changes
+from layerstore.cli.exits import Exit
+from layerstore.cli.layers import add_durability
+from layerstore.cli.opening import root_of
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.drivers import mounts
+
+EDITS = 1000
+
+
+class Result(NamedTuple):
+    """One measurement: the median of the rounds, and how much was done in one."""
+
+    what: str
+    seconds: float
+    amount: int
+    unit: str
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    bench = commands.command(
+        "bench", run_bench, "measure how fast a store is here",
+        more="In a store of its own, which is gone afterwards. Medians; compare figures of one machine and hour only.",
+        examples=["bench", "bench --at /srv --mb 512", "bench --tar layer.tar --durability none"],
+    )  # fmt: skip
+    bench.add_argument("--at", metavar="DIR", help="where (default: at the root, or the nearest directory above)")
+    bench.add_argument("--tar", metavar="TAR", help="a layer of yours (default: one is made up)")
+    bench.add_argument("--mb", metavar="N", type=_positive, default=64, help="size of the layer made up (64)")
+    bench.add_argument("--files", metavar="N", type=_positive, default=2000, help="files in it (2000)")
+    bench.add_argument("--rounds", metavar="N", type=_positive, default=3, help="how often each is done (3)")
+    add_durability(bench)
+
+
+def run_bench(args: Any, screen: Screen) -> int:
+    """Measure."""
+    at = os.path.abspath(args.at) if args.at is not None else root_of(args)
+    while args.at is None and not os.path.isdir(at):
+        at = os.path.dirname(at)
+    place = tempfile.mkdtemp(prefix="layerstore-bench-", dir=at)
+    try:
+        tar = args.tar
+        if tar is None:
+            tar = os.path.join(place, "layer.tar")
+            _make_tar(tar, args.mb * 10**6, args.files)
+        with Store(os.path.join(place, "store"), options={"durability": args.durability or "full"}) as store:
+            results = _measure(store, tar, args.rounds, screen)
+    finally:
+        mounts.unmount_below(place)
+        fd = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _changes.remove_tree(fd, os.path.basename(place))
+        finally:
+            os.close(fd)
+    if screen.as_json:
+        screen.json({"at": at, "results": [{**r._asdict(), "per_second": r.amount / r.seconds} for r in results]})
+        return Exit.OK
+    rows: list[list[Cell]] = [
+        [result.what, f"{result.seconds * 1e3:.1f} ms",
+         f"{result.amount / result.seconds / 1e6:.0f} MB/s" if result.unit == "bytes"
+         else f"{result.amount / result.seconds:,.0f} {result.unit}/s"]
+        for result in results
+    ]  # fmt: skip
+    screen.table(("WHAT", ">TIME", ">RATE"), rows)
+    return Exit.OK
+
+
+def _make_tar(path: str, size: int, files: int) -> None:
+    """A layer of files of one size, whose bytes do not compress."""
+    import tarfile
+
+    each = max(size // files, 1)
+    noise = os.urandom(each + files)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for at in range(files):
+            entry = tarfile.TarInfo(f"data/{at // 100:04}/{at:06}")
+            entry.size = each
+            tar.addfile(entry, io.BytesIO(noise[at : at + each]))
+
+
+def _measure(store: Store, tar: str, rounds: int, screen: Screen) -> list[Result]:
+    import statistics  # not for every command that starts
+
+    results: list[Result] = []
+
+    def timed(
+        what: str, amount: int, unit: str, run: Callable[[], object], after: Callable[[], object] = lambda: 0
+    ) -> None:
+        screen.note(f"{what} ...")
+        taken = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+            after()
+        results.append(Result(what, statistics.median(taken), amount, unit))
+
+    size = os.path.getsize(tar)
+    held: list[Any] = []
+    timed("register", size, "bytes", lambda: held.append(store.register(tar)), lambda: held.pop().release())
+    layer = store.register(tar)
+
+    def export() -> None:
+        sink = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            with layer.tar_stream() as stream:
+                stream.copy_to(sink)
+        finally:
+            os.close(sink)
+
+    timed("export", size, "bytes", export)
+    timed("verify", max(layer.diff_size, 1), "bytes", lambda: store.verify(layer.chain_id))
+    timed("rw create", 1, "calls", lambda: held.append(store.create_rw_layer("bench", layer.chain_id)),
+          lambda: held.pop().release())  # fmt: skip
+    with store.create_rw_layer("bench", layer.chain_id) as rw:
+        timed("rw mount", 1, "calls", rw.mount, rw.unmount)
+        with rw.mounted() as path:
+            for at in range(EDITS):
+                with open(os.path.join(path, f"edit-{at:04}"), "wb") as file:
+                    file.write(b"an edit\n")
+        timed("rw changes", EDITS, "paths", rw.changes)
+        timed("rw commit", EDITS, "paths", lambda: held.append(rw.commit()), lambda: held.pop().release())
+    layer.release()
+    return results

@@ -1,0 +1,47 @@
+"""All commands: the parser of the whole command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from layerstore import __version__
+from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, writable
+from layerstore.cli.exits import MEANINGS
+from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options
+
+_EPILOG = """\
+a LAYER is named by its ChainID, by a unique beginning of it (with or without "sha256:"), or by an image: debian:12
+
+environment:
+  LAYERSTORE_ROOT     the store, where --root is not given
+  LAYERSTORE_DEBUG=1  tracebacks instead of one line
+  NO_COLOR=1          no colours
+
+exit codes:
+"""
+
+
+def build() -> argparse.ArgumentParser:
+    """Make the parser of all commands. What it gives has `run`, the command."""
+    common = common_options()
+    codes = "".join(f"  {code.value:>3}  {meaning}\n" for code, meaning in MEANINGS.items())
+    parser = Parser(
+        prog=PROGRAM, parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Docker's layer store: layer tars in, the same tars out, and file systems mounted between.",
+        epilog=_EPILOG + codes, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = Commands(parser, "commands", common)
+    for family in (host, layers, contents, writable, images, health, doctor, bench, completion):
+        family.add(commands)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line. Raises Failure for a wrong one, SystemExit behind --help and --version."""
+    args = build().parse_args(argv)
+    for name, value in DEFAULTS.items():
+        if not hasattr(args, name):
+            setattr(args, name, value)
+    return args

@@ -1,0 +1,304 @@
+"""doctor: what this host can do for a store, and what to do about what it cannot.
+
+Nothing is guessed: every answer comes from a try, in a directory that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from layerstore import NotSupportedError, _changes, _files, build_info, dockerd
+from layerstore.cli.exits import Exit, sentence
+from layerstore.cli.opening import is_store, root_of
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.cli.texts import human_size
+from layerstore.drivers import checks, mounts
+from layerstore.drivers.quota import ProjectQuota
+
+OK, NOTE, BAD = "ok", "note", "bad"
+_STYLES = {OK: "green", NOTE: "yellow", BAD: "red"}
+_NAMESPACE = "unshare --user --map-root-user --mount"
+_OPENAT2 = 437
+_LITTLE_SPACE, _FEW_INODES = 1 << 30, 10_000
+
+
+class Check(NamedTuple):
+    """One answer.
+
+    state   "ok"; "note": it goes without; "bad": a store cannot work so
+    todo    what to do about it, or ""
+    """
+
+    name: str
+    state: str
+    found: str
+    todo: str = ""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    commands.command(
+        "doctor", run_doctor, "say what this host can do, and what to do about what it cannot",
+        more='"note": it goes without. "bad": a store cannot work so; the exit code is 1 then.',
+        examples=["doctor", "--root /srv/layers doctor", "doctor --json"],
+    )  # fmt: skip
+
+
+def run_doctor(args: Any, screen: Screen) -> int:
+    """Examine this host."""
+    found = examine(root_of(args))
+    bad = any(check.state == BAD for check in found)
+    if screen.as_json:
+        screen.json([check._asdict() for check in found])
+        return Exit.FAILED if bad else Exit.OK
+    rows: list[list[Cell]] = []
+    for check in found:
+        rows.append([check.name, (check.state, _STYLES[check.state]), check.found])
+        if check.todo:
+            rows.append(["", "", (f"-> {check.todo}", "bold")])
+    screen.table(("WHAT", "STATE", "FOUND"), rows)
+    if bad:
+        screen.note("a store cannot work here yet", "red")
+    return Exit.FAILED if bad else Exit.OK
+
+
+def examine(root: str) -> list[Check]:
+    """Look at everything; root need not be there."""
+    place = _nearest(root)
+    found = [_kernel(), _rights(), _store(root), _dockerd(root), _space(place)]
+    try:
+        with _room(place) as room:
+            found += [look(room) for look in _TRIES]
+    except OSError as err:
+        found.append(Check("writing", BAD, sentence(err), "name a directory that you may write to with --root"))
+    return [*found, _libraries(), _libarchive(), _rich()]
+
+
+def _nearest(root: str) -> str:
+    """The directory of root, or the nearest one above that is there."""
+    while not os.path.isdir(root):
+        root = os.path.dirname(root)
+    return root
+
+
+@contextlib.contextmanager
+def _room(place: str) -> Iterator[str]:
+    room = tempfile.mkdtemp(prefix="layerstore-doctor-", dir=place)
+    try:
+        yield room
+    finally:
+        mounts.unmount_below(room)
+        with _opened(place) as fd:
+            _changes.remove_tree(fd, os.path.basename(room))
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+# ---- the host -----------------------------------------------------------------------------------
+def _kernel() -> Check:
+    release = os.uname().release
+    if checks.kernel_version() < (4, 0):
+        return Check("kernel", BAD, release, "a kernel from 4.0 on has overlays with many layers")
+    if checks.in_user_namespace() and checks.kernel_version() < (5, 11):
+        return Check("kernel", BAD, release, "a kernel from 5.11 on mounts overlays in user namespaces; or be root")
+    return Check("kernel", OK, release)
+
+
+def _rights() -> Check:
+    if checks.in_user_namespace():
+        todo = "owners that are not mapped here cannot be unpacked: map more of them (newuidmap), or be root"
+        return Check("rights", NOTE, f"user {os.geteuid()} of a user namespace", todo)
+    if os.geteuid() != 0:
+        return Check("rights", BAD, f"user {os.geteuid()}, who may not mount", f"be root, or: {_NAMESPACE}")
+    return Check("rights", OK, "root")
+
+
+def _store(root: str) -> Check:
+    try:
+        there = is_store(root)
+    except OSError as err:
+        return Check("store", BAD, sentence(err), "be the user to whom it belongs, or name another one with --root")
+    if there:
+        return Check("store", OK, root)
+    return Check("store", NOTE, f"none at {root} yet", f"layerstore --root {root} init")
+
+
+def _dockerd(root: str) -> Check:
+    database = dockerd.locked_database(root)
+    if database is None:
+        return Check("dockerd", OK, "none is running on this root")
+    return Check("dockerd", NOTE, f"one is running on this root: {database} is locked",
+                 "reading works; to change something stop it, or use a root of your own")  # fmt: skip
+
+
+def _space(place: str) -> Check:
+    found = os.statvfs(place)
+    free, inodes = found.f_bavail * found.f_frsize, found.f_favail
+    shown = f"{human_size(free)} free" + (f", {inodes:,} inodes" if found.f_files else "")
+    little = free < _LITTLE_SPACE or (found.f_files and inodes < _FEW_INODES)
+    if not little:
+        return Check("space", OK, shown)
+    todo = "make room, or put the root on another file system; `layerstore gc --dry-run` says what is left over"
+    return Check("space", BAD if free == 0 else NOTE, shown, todo)
+
+
+# ---- tried in a room of the file system ---------------------------------------------------------
+def _file_system(room: str) -> Check:
+    name = checks.fs_name(room)
+    if name in ("overlayfs", "nfs", "fuse"):
+        return Check("file system", BAD, name,
+                     "overlays want ext4, xfs, btrfs or a tmpfs; in a container, give the root a volume")  # fmt: skip
+    if name == "tmpfs":
+        return Check("file system", NOTE, name, "what is on a tmpfs is gone when the machine stops")
+    return Check("file system", OK, name)
+
+
+def _overlay(room: str) -> Check:
+    try:
+        checks.probe_overlay(room)
+    except OSError as err:
+        if err.errno == errno.ENODEV:
+            todo = "modprobe overlay"
+        elif err.errno in (errno.EPERM, errno.EACCES):
+            todo = f"be root, or: {_NAMESPACE} (a container wants --privileged for it)"
+        else:
+            todo = "put the root on ext4, xfs or a tmpfs; in a container, give it a volume"
+        return Check("overlay mounts", BAD, sentence(err), todo)
+    return Check("overlay mounts", OK, "with userxattr" if checks.needs_userxattr(room) else "work")
+
+
+def _d_type(room: str) -> Check:
+    if checks.has_d_type(room):
+        return Check("d_type", OK, "directories tell the types of what is in them")
+    return Check("d_type", BAD, "directories do not tell the types of what is in them",
+                 "make the file system anew: mkfs.xfs -n ftype=1, or mkfs.ext4 -O filetype")  # fmt: skip
+
+
+def _xattrs(room: str) -> Check:
+    path = os.path.join(room, "xattrs")
+    os.mkdir(path)
+    names = ["user"] if checks.in_user_namespace() else ["user", "trusted"]
+    for name in names:
+        try:
+            os.setxattr(path, f"{name}.layerstore", b"y")
+        except OSError as err:
+            todo = "opaque directories are marked by them" if name == names[-1] else "layers that have such are refused"
+            return Check("xattrs", BAD if name == names[-1] else NOTE, f"no {name}.*: {os.strerror(err.errno or 0)}",
+                         f"{todo}: use ext4, xfs, btrfs, or a tmpfs of a newer kernel")  # fmt: skip
+    return Check("xattrs", OK, " and ".join(f"{name}.*" for name in names))
+
+
+def _whiteouts(room: str) -> Check:
+    path = os.path.join(room, "whiteout")
+    try:
+        os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
+    except OSError as err:
+        return Check("whiteouts", BAD, f"no device can be made: {os.strerror(err.errno or 0)}",
+                     "a layer that deletes something needs them: kernel 5.8 or later, or be root")  # fmt: skip
+    return Check("whiteouts", OK, "devices 0:0 can be made")
+
+
+def _native(room: str) -> Check:
+    why = checks.native_diff_problem(room)
+    if why is None:
+        return Check("changes", OK, "read off the upper directory alone")
+    return Check("changes", NOTE, why, "changes() and commit() compare both trees, which takes longer")
+
+
+def _mount_api(room: str) -> Check:
+    for name in ("lower", "upper", "work", "merged"):
+        os.makedirs(os.path.join(room, "api", name))
+    home = os.path.join(room, "api")
+    try:
+        userxattr = checks.needs_userxattr(room)
+        mounts.mount_overlay(home, "merged", ["lower"], "upper", "work", api="new", userxattr=userxattr)
+    except OSError as err:
+        if err.errno in (errno.ENOSYS, errno.EINVAL):
+            return Check("mount API", NOTE, "mount(2) alone", "nothing to do: kernel 6.8 brings the newer way")
+        return Check("mount API", NOTE, sentence(err), "see: overlay mounts")
+    mounts.unmount(os.path.join(home, "merged"), 0)
+    return Check("mount API", OK, "fsopen(), a directory at a time")
+
+
+def _openat2(room: str) -> Check:
+    import ctypes  # not for every command that starts
+
+    how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(_OPENAT2, ctypes.c_int(-100), ctypes.c_char_p(os.fsencode(room)), how, ctypes.c_size_t(24))
+    if fd < 0:
+        why = os.strerror(ctypes.get_errno())
+        return Check("openat2", NOTE, why, "paths are followed step by step, which takes longer: kernel 5.6 or later; "
+                     "in a container, a seccomp profile that knows it")  # fmt: skip
+    os.close(fd)
+    return Check("openat2", OK, "the kernel keeps paths below a layer's root")
+
+
+def _locks(room: str) -> Check:
+    with _opened(room) as one, _opened(room) as other:
+        try:
+            _files.lock_byte(one, _files.SHARED, 1)
+            seen = _files.is_byte_locked(other, 1)
+        except OSError as err:
+            return Check("locks", NOTE, sentence(err), "let one process at a time use the root")
+    if seen:
+        return Check("locks", OK, "processes see what others hold")
+    return Check("locks", NOTE, "processes do not see what others hold", "let one process at a time use the root")
+
+
+def _quota(room: str) -> Check:
+    if checks.fs_name(room) != "xfs":
+        return Check("quota", NOTE, "only xfs bounds the size of writable layers",
+                     "for `rw create --size`: an xfs mounted with pquota")  # fmt: skip
+    home = os.path.join(room, "quota")
+    os.mkdir(home)
+    try:
+        ProjectQuota(home)
+    except (NotSupportedError, OSError) as err:
+        return Check("quota", NOTE, sentence(err), "for `rw create --size`: mount the xfs with -o pquota")
+    return Check("quota", OK, "project quotas")
+
+
+_TRIES: tuple[Callable[[str], Check], ...] = (
+    _file_system, _overlay, _d_type, _xattrs, _whiteouts, _native, _mount_api, _openat2, _locks, _quota,
+)  # fmt: skip
+
+
+# ---- this build ---------------------------------------------------------------------------------
+def _libraries() -> Check:
+    found = build_info()
+    shown = ", ".join(f"{use}: {library}" for use, library in found.items())
+    if "isa-l" not in found.get("gzip", ""):
+        return Check("libraries", NOTE, shown, "for faster gzip install libisal-dev and build again")
+    if "zstd" not in found or "libzstd" not in found["zstd"]:
+        return Check("libraries", NOTE, shown, "for zstd layers install libzstd-dev and build again")
+    return Check("libraries", OK, shown)
+
+
+def _libarchive() -> Check:
+    try:
+        import libarchive  # noqa: F401
+    except (ImportError, OSError, TypeError, AttributeError) as err:
+        return Check("libarchive", NOTE, sentence(err), "for layers in bzip2, xz or lz4: apt-get install libarchive13")
+    return Check("libarchive", OK, "bzip2, xz and lz4 layers")
+
+
+def _rich() -> Check:
+    if importlib.util.find_spec("rich") is None:
+        return Check("rich", NOTE, "not installed", "for colours and progress bars: pip install 'layerstore[cli]'")
+    return Check("rich", OK, "colours and progress bars")

@@ -1,0 +1,101 @@
+"""How a command ends: the exit codes, and what an exception says in one line.
+
+Enters: any exception. Leaves: a sentence that fits one line, and the code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import IntEnum
+
+from layerstore.errors import (
+    InvalidDigestError,
+    InvalidOptionError,
+    NotSupportedError,
+    ReadOnlyStoreError,
+    StoreInUseError,
+)
+
+
+class Exit(IntEnum):
+    """The exit codes; MEANINGS says what each means."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_THERE = 3
+    IN_USE = 4
+    NOT_SUPPORTED = 5
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+    TERMINATED = 143
+
+
+MEANINGS = {
+    Exit.OK: "done, and all is well",
+    Exit.FAILED: "it failed, or problems were found (verify, doctor)",
+    Exit.USAGE: "the command line is wrong, or a name in it means several things",
+    Exit.NOT_THERE: "no such store, layer, writable layer, image or file",
+    Exit.IN_USE: "in use by something else, or the store is open for reading only (a dockerd runs on it)",
+    Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
+    Exit.INTERRUPTED: "Ctrl-C",
+    Exit.BROKEN_PIPE: "whoever read the output has gone",
+    Exit.TERMINATED: "SIGTERM",
+}
+
+
+class Failure(Exception):  # noqa: N818  what a command ends with need not be an error of the program
+    """A command cannot go on: the sentence to print, and the exit code."""
+
+    def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
+        """text   one line, without the program's name"""
+        super().__init__(text)
+        self.code = code
+
+
+_USAGE = (InvalidDigestError, InvalidOptionError)
+_IN_USE = (ReadOnlyStoreError, StoreInUseError)
+_IN_USE_ERRNO = (errno.EBUSY, errno.ETXTBSY)
+
+
+def printable(text: str) -> str:
+    """Give text that a terminal prints as it stands: no control characters, no bytes that are not UTF-8."""
+    return "".join(char if char.isprintable() else _escaped(char) for char in text)
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:                # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
+
+
+def code_of(error: BaseException) -> Exit:
+    """Give the exit code for an exception."""
+    if isinstance(error, Failure):
+        return error.code
+    if isinstance(error, _IN_USE) or (isinstance(error, OSError) and error.errno in _IN_USE_ERRNO):
+        return Exit.IN_USE
+    if isinstance(error, _USAGE):
+        return Exit.USAGE
+    if isinstance(error, (LookupError, FileNotFoundError)) and not isinstance(error, (KeyError, IndexError)):
+        return Exit.NOT_THERE
+    if isinstance(error, (NotSupportedError, PermissionError)):
+        return Exit.NOT_SUPPORTED
+    return Exit.FAILED
+
+
+def sentence(error: BaseException) -> str:
+    """Say in one line what an exception means."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if isinstance(error.filename, (str, bytes)) and os.fsdecode(error.filename) not in text:
+            text = f"{os.fsdecode(error.filename)}: {text}"
+    else:
+        text = str(error) or type(error).__name__
+    notes: list[str] = getattr(error, "__notes__", [])
+    for note in notes:
+        if note not in text:
+            text += f": {note}"
+    return printable(text.replace("\n", "; "))

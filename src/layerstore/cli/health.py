@@ -1,0 +1,127 @@
+"""Whether what is stored is sound: verify, repair, orphans, gc."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from layerstore import Orphan, Problem, Store
+from layerstore.cli.exits import Exit
+from layerstore.cli.layers import source_of
+from layerstore.cli.opening import reading, require_store, writing
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.cli.texts import short_id
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    verify = commands.command(
+        "verify", run_verify, "compare what is stored with what was registered",
+        more="Reads every file of the layers, all of the store where none is named. Exit code 1: there are problems.",
+        examples=["verify", "verify debian:12 --json"],
+    )  # fmt: skip
+    verify.add_argument("layers", metavar="LAYER", nargs="*")
+
+    repair = commands.command(
+        "repair", run_repair, "make a damaged layer what it was; only what is damaged is replaced",
+        more="Without a source, damaged files are taken from other layers that hold the same.",
+        examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup"],
+    )  # fmt: skip
+    repair.add_argument("layer", metavar="LAYER")
+    source = repair.add_mutually_exclusive_group()
+    source.add_argument("tar", metavar="TAR", nargs="?", help='the tar it was registered from; "-" is standard input')
+    source.add_argument("--store", metavar="DIR", help="another store that has the layer")
+
+    commands.command("orphans", run_orphans, "list what lies in the store and belongs to nobody",
+                     examples=["orphans", "orphans --json"])  # fmt: skip
+
+    gc = commands.command(
+        "gc", run_gc, "remove what belongs to nobody",
+        more="Layers are never removed by this: see `release`. It wants the root alone, without a dockerd or another\n"
+             "program that has the store open.",
+        examples=["gc --dry-run", "gc"],
+    )  # fmt: skip
+    gc.add_argument("-n", "--dry-run", action="store_true", help="say only what would go")
+
+
+def _tell_problems(problems: list[Problem], screen: Screen) -> None:
+    rows: list[list[Cell]] = [
+        [(problem.kind, "red"), short_id(problem.subject), problem.path or "-", problem.detail] for problem in problems
+    ]
+    screen.table(("KIND", "OF", "PATH", "WHAT"), rows)
+
+
+def _facts(problems: list[Problem]) -> list[dict[str, str]]:
+    return [problem._asdict() for problem in problems]
+
+
+def run_verify(args: Any, screen: Screen) -> int:
+    """Verify layers, or all."""
+    with reading(args) as opened, screen.progress("verify") as progress:
+        if args.layers:
+            chains = list(dict.fromkeys(opened.find(name) for name in args.layers))
+            problems = [problem for chain in chains for problem in opened.store.verify(chain, progress=progress)]
+            looked = len(chains)
+        else:
+            problems = opened.store.verify(progress=progress)
+            looked = len(opened.metadata.list()[0])
+    if screen.as_json:
+        screen.json({"layers": looked, "problems": _facts(problems)})
+    else:
+        _tell_problems(problems, screen)
+        if problems:
+            screen.note(f"problems: {len(problems)}; see: layerstore repair --help", "red")
+        else:
+            screen.note(f"{looked} layer{'' if looked == 1 else 's'}, all as registered", "green")
+    return Exit.FAILED if problems else Exit.OK
+
+
+def run_repair(args: Any, screen: Screen) -> int:
+    """Mend one layer."""
+    source = source_of(args.tar) if args.tar is not None else None
+    with writing(args) as opened, screen.progress("repair") as progress:
+        chain = opened.find(args.layer)
+        if args.store is not None:
+            require_store(args.store)
+            with Store(args.store, options={"read_only": "true"}) as other:
+                problems = opened.store.repair(chain, other, progress=progress)
+        else:
+            problems = opened.store.repair(chain, source, progress=progress)
+    if screen.as_json:
+        screen.json({"chain_id": chain, "mended": _facts(problems)})
+    elif problems:
+        _tell_problems(problems, screen)
+        screen.note("all mended", "green")
+    else:
+        screen.note("nothing to mend", "green")
+    return Exit.OK
+
+
+def _tell_orphans(orphans: list[Orphan], screen: Screen, verb: str) -> None:
+    if screen.as_json:
+        screen.json([orphan._asdict() for orphan in orphans])
+        return
+    rows: list[list[Cell]] = [[orphan.kind, screen.size(orphan.size), orphan.path] for orphan in orphans]
+    screen.table(("KIND", ">SIZE", "PATH"), rows)
+    total = sum(orphan.size for orphan in orphans)
+    screen.note(f"{verb}: {screen.size(total)} in {len(orphans)}" if orphans else "nothing is left over")
+
+
+def run_orphans(args: Any, screen: Screen) -> int:
+    """List what nobody owns."""
+    with reading(args) as opened:
+        orphans = opened.store.orphans()
+    _tell_orphans(orphans, screen, "left over")
+    return Exit.OK
+
+
+def run_gc(args: Any, screen: Screen) -> int:
+    """Remove what nobody owns."""
+    with writing(args) as opened:
+        found = opened.store.reclaim()
+        gone = found if args.dry_run else opened.store.reclaim(dry_run=False)
+    _tell_orphans(gone, screen, "would go" if args.dry_run else "gone")
+    left = [orphan.path for orphan in found if orphan not in gone]
+    for path in left:
+        screen.warn(f"{path} could not be removed")
+    return Exit.FAILED if left else Exit.OK

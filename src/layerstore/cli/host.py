@@ -1,0 +1,68 @@
+"""The store itself: init, info."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from layerstore import Store, __version__, build_info, dockerd
+from layerstore.cli.exits import Exit
+from layerstore.cli.opening import is_store, reading, refuse_dockerd, root_of
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    commands.command("init", run_init, "make a store; harmless where there is one",
+                     examples=["init", "--root /srv/layers init"])  # fmt: skip
+    commands.command("info", run_info, "say what a store holds and what it stands on", examples=["info", "info --json"])
+
+
+def run_init(args: Any, screen: Screen) -> int:
+    """Make a store."""
+    root = root_of(args)
+    refuse_dockerd(root)
+    new = not is_store(root)
+    if new:
+        os.makedirs(os.path.dirname(root), exist_ok=True)
+    with Store(root) as store:
+        driver = store.driver_name()
+    if screen.as_json:
+        screen.json({"root": root, "driver": driver, "new": new})
+    else:
+        screen.names([root])
+        screen.note(f"a new store, {driver}" if new else "there is a store already")
+    return Exit.OK
+
+
+def run_info(args: Any, screen: Screen) -> int:
+    """Say what there is."""
+    with reading(args) as opened:
+        store, layers = opened.store, opened.store.map()
+        known = opened.metadata.list()[0]
+        facts: dict[str, Any] = {
+            "root": store.root, "driver": store.driver_name(), "driver_status": dict(store.driver_status()),
+            "layers": len(layers), "unreadable_layers": len(known) - len(layers),
+            "size": sum(layer.diff_size for layer in layers.values()),
+            "writable_layers": len(store.mounts()), "images": len(opened.images.list()),
+        }  # fmt: skip
+    facts["dockerd"] = dockerd.locked_database(store.root)
+    facts |= {"libraries": build_info(), "version": __version__}
+    if screen.as_json:
+        screen.json(facts)
+        return Exit.OK
+    pairs: list[tuple[str, Cell]] = [
+        ("root", facts["root"]), ("driver", facts["driver"]), ("layers", str(facts["layers"])),
+        ("size", screen.size(facts["size"])), ("writable layers", str(facts["writable_layers"])),
+        ("images", str(facts["images"])),
+    ]  # fmt: skip
+    if facts["unreadable_layers"]:
+        pairs.append(("unreadable", (f"{facts['unreadable_layers']}; see: layerstore verify", "red")))
+    if facts["dockerd"]:
+        pairs.append(("dockerd", (f"is running on it ({facts['dockerd']}): reading only", "yellow")))
+    pairs += [(name, value) for name, value in facts["driver_status"].items()]
+    pairs += [(name, value) for name, value in facts["libraries"].items()]
+    pairs.append(("layerstore", facts["version"]))
+    screen.pairs(pairs)
+    return Exit.OK

@@ -1,0 +1,196 @@
+"""Images: image load, save, ls, rm, tag, inspect, unpack."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from typing import Any
+
+from layerstore import Image, ImageDoesNotExistError, ImageError
+from layerstore.cli.exits import Exit, Failure
+from layerstore.cli.layers import add_durability, output_file, source_of
+from layerstore.cli.opening import reading, writing
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.cli.texts import human_age, short_id
+
+FORMATS = ("docker", "oci", "oci-dir")
+
+
+def add(commands: Commands) -> None:
+    """Add the family."""
+    image = commands.family(
+        "image", "images: load, save, tag, unpack",
+        examples=["image load debian.tar", "image ls", "image save debian:12 -o debian.tar"],
+    )  # fmt: skip
+    load = image.command(
+        "load", run_load, "load the images of an archive",
+        more="Archives of docker save and OCI layouts (a tar, or a directory), plain or compressed.",
+        examples=["image load debian.tar.gz", "image load - < debian.tar", "image load layout/ --tag debian:12"],
+    )  # fmt: skip
+    load.add_argument("archive", metavar="TAR", help='the archive, or the directory of a layout; "-" is standard input')
+    load.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for the one image in it")
+    load.add_argument("--platform", metavar="OS/ARCH", help='linux/arm64, for instance, or "all"; else this host\'s')
+    add_durability(load)
+
+    save = image.command(
+        "save", run_save, "write images into an archive",
+        examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --gzip | ssh host skopeo ...",
+                  "image save app:1 --format oci-dir -o layout"],
+    )  # fmt: skip
+    save.add_argument("images", metavar="IMAGE", nargs="+")
+    save.add_argument("-o", "--output", metavar="FILE", default="-", help='where to; "-" (default) is standard output')
+    told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
+    save.add_argument("--format", choices=FORMATS, default="docker", help=told)
+    save.add_argument("--gzip", action="store_true", help="compress the layers (OCI formats)")
+
+    image.command("ls", run_ls, "list the images, the newest first", examples=["image ls", "image ls --json"])
+
+    remove = image.command("rm", run_rm, "remove names of images, and with the last name the image and its layers",
+                           examples=["image rm debian:12", "image rm --force 5f70bf18a086"])  # fmt: skip
+    remove.add_argument("images", metavar="IMAGE", nargs="+")
+    remove.add_argument("-f", "--force", action="store_true", help="also with several names, or a writable layer on it")
+
+    tag = image.command("tag", run_tag, "give an image one more name", examples=["image tag debian:12 base:latest"])
+    tag.add_argument("image", metavar="IMAGE")
+    tag.add_argument("name", metavar="NEW_NAME")
+
+    inspect = image.command("inspect", run_inspect, "print all that is known of images, as docker image inspect does",
+                            examples=["image inspect debian:12"])  # fmt: skip
+    inspect.add_argument("images", metavar="IMAGE", nargs="+")
+
+    unpack = image.command("unpack", run_unpack, "unpack an image's file system into a plain directory",
+                           examples=["image unpack debian:12 rootfs"])  # fmt: skip
+    unpack.add_argument("image", metavar="IMAGE")
+    unpack.add_argument("directory", metavar="DIR", help="made where it is not there; else it must be empty")
+
+
+def _facts(image: Image) -> dict[str, Any]:
+    return {
+        "id": image.id, "references": list(image.references), "digests": list(image.digests), "created": image.created,
+        "os": image.os, "architecture": image.architecture, "variant": image.variant, "size": image.size,
+        "layers": list(image.layers), "diff_ids": list(image.diff_ids), "top": image.top,
+    }  # fmt: skip
+
+
+def _age(created: str) -> str:
+    try:
+        made = datetime.datetime.fromisoformat(created)
+    except ValueError:
+        return ""
+    if made.tzinfo is None:
+        made = made.replace(tzinfo=datetime.UTC)
+    return human_age(time.time() - made.timestamp())
+
+
+def run_load(args: Any, screen: Screen) -> int:
+    """Load an archive."""
+    source = source_of(args.archive)
+    with writing(args) as opened, screen.progress("load") as progress:
+        loaded = opened.images.load(
+            source, tags=args.tag, platform=args.platform, progress=progress, durability=args.durability
+        )
+    if screen.as_json:
+        screen.json([_facts(image) for image in loaded])
+        return Exit.OK
+    for image in loaded:
+        screen.line("  ".join((image.id, *image.references)))
+    return Exit.OK
+
+
+def run_save(args: Any, screen: Screen) -> int:
+    """Write an archive."""
+    if args.output == "-" and screen.as_json:
+        raise Failure("--json and an archive cannot both go to standard output: name a file with -o", Exit.USAGE)
+    if args.output == "-" and args.format == "oci-dir":
+        raise Failure("a directory cannot go to standard output: name one with -o", Exit.USAGE)
+    compression = "gzip" if args.gzip else None
+    with reading(args) as opened:
+        images = [opened.images.get(name) and name for name in args.images]      # before anything is written
+        target = screen.binary("an archive") if args.output == "-" else args.output
+        with screen.progress("save") as progress:
+            if args.output == "-" or args.format == "oci-dir":
+                written = opened.images.save(
+                    images, target, format=args.format, compression=compression, progress=progress
+                )
+            else:
+                with output_file(args.output) as fd:
+                    written = opened.images.save(
+                        images, fd, format=args.format, compression=compression, progress=progress
+                    )
+    if screen.as_json:
+        screen.json({"images": args.images, "output": args.output, "bytes": written})
+    elif args.output != "-":
+        screen.note(f"{args.output}: {screen.size(written)}")
+    return Exit.OK
+
+
+def run_ls(args: Any, screen: Screen) -> int:
+    """List images."""
+    with reading(args) as opened:
+        found = opened.images.list()
+    if screen.as_json:
+        screen.json([_facts(image) for image in found])
+        return Exit.OK
+    rows: list[list[Cell]] = [
+        [(name, "cyan"), short_id(image.id), str(len(image.layers)), screen.size(image.size), _age(image.created)]
+        for image in found for name in image.references or ("-",)
+    ]  # fmt: skip
+    screen.table(("IMAGE", "ID", ">LAYERS", ">SIZE", "AGE"), rows)
+    if not rows:
+        screen.note("no images")
+    return Exit.OK
+
+
+def run_rm(args: Any, screen: Screen) -> int:
+    """Remove names, and images."""
+    with writing(args) as opened:
+        for name in args.images:
+            opened.images.get(name)                       # all are there, before anything goes
+        try:
+            removed = [opened.images.remove(name, force=args.force) for name in args.images]
+        except ImageDoesNotExistError:
+            raise
+        except ImageError as err:                         # a conflict: another name, or a writable layer
+            raise Failure(str(err), Exit.IN_USE) from None
+    if screen.as_json:
+        screen.json({
+            "untagged": [name for one in removed for name in one.untagged],
+            "deleted": [id for one in removed for id in one.deleted],
+            "layers": [item.chain_id for one in removed for item in one.layers],
+        })  # fmt: skip
+        return Exit.OK
+    for one in removed:
+        for name in one.untagged:
+            screen.line(f"untagged {name}")
+        for id in one.deleted:
+            screen.line(f"deleted {id}")
+        for item in one.layers:
+            screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
+    return Exit.OK
+
+
+def run_tag(args: Any, screen: Screen) -> int:
+    """Give a name."""
+    with writing(args) as opened:
+        image = opened.images.tag(args.image, args.name)
+    if screen.as_json:
+        screen.json(_facts(image))
+    return Exit.OK
+
+
+def run_inspect(args: Any, screen: Screen) -> int:
+    """Print images whole; always JSON."""
+    with reading(args) as opened:
+        screen.json([opened.images.inspect(name) for name in args.images])
+    return Exit.OK
+
+
+def run_unpack(args: Any, screen: Screen) -> int:
+    """Unpack an image."""
+    with reading(args) as opened, screen.progress("unpack") as progress:
+        opened.images.unpack(args.image, args.directory, progress=progress)
+    if screen.as_json:
+        screen.json({"image": args.image, "directory": os.path.abspath(args.directory)})
+    return Exit.OK

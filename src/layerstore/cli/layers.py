@@ -1,0 +1,404 @@
+"""Layers: ls, show, register, export, release, diff."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from layerstore import ChainID, FileEntry, Image, Layer, LayerStoreError, Metadata, TarStream
+from layerstore.cli.exits import Exit, Failure
+from layerstore.cli.opening import Opened, reading, writing
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.cli.texts import iso_time, short_id
+from layerstore.ids import is_driver_id
+
+DURABILITIES = ("full", "ordered", "none")
+
+
+def add(commands: Commands) -> None:
+    """Add the commands."""
+    ls = commands.command(
+        "ls", run_ls, "list the layers as a tree",
+        more="Each layer stands below its parent; writable layers and images are shown where they stand.",
+        examples=["ls", "ls --no-trunc", "ls --json"],
+    )  # fmt: skip
+    ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
+
+    show = commands.command("show", run_show, "say all that is known of a layer",
+                            examples=["show 4e596c87bd09", "show debian:12 --json"])  # fmt: skip
+    show.add_argument("layer", metavar="LAYER")
+
+    register = commands.command(
+        "register", run_register, "store a layer tar, and print its ChainID",
+        more="The tar may be plain or compressed (gzip, zstd, bzip2, xz, lz4). The layer stays until it is released.",
+        examples=["register base.tar", "register app.tar.gz --parent 4e596c87bd09",
+                  "register - --parent debian:12 < app.tar"],
+    )  # fmt: skip
+    register.add_argument("tar", metavar="TAR", help='the layer tar; "-" is standard input')
+    register.add_argument("--parent", metavar="LAYER", help="the layer below")
+    add_durability(register)
+
+    export = commands.command(
+        "export", run_export, "write a layer's tar, byte for byte as it was registered",
+        more="It is checked on the way: a changed file ends it with an error, and with -o nothing is left.",
+        examples=["export 4e596c87bd09 -o base.tar", "export debian:12 | tar t",
+                  "export app:1 --from debian:12 -o new.tar"],
+    )  # fmt: skip
+    export.add_argument("layer", metavar="LAYER")
+    export.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
+    export.add_argument("--from", dest="below", metavar="LAYER",
+                        help="a fresh tar of all between this ancestor and the layer; not verified")  # fmt: skip
+
+    release = commands.command(
+        "release", run_release, "remove layers that nothing needs, and say what went",
+        more="What stands below a removed layer goes with it unless something else needs it: another layer,\n"
+             "a writable layer, an image, or another process.",
+        examples=["release 4e596c87bd09", "release --only 4e596c87bd09"],
+    )  # fmt: skip
+    release.add_argument("layers", metavar="LAYER", nargs="+")
+    release.add_argument("--only", action="store_true", help="remove these alone, whatever becomes of those below")
+
+    diff = commands.command(
+        "diff", run_diff, "compare the file systems of two layers, by their records",
+        more="Lines begin with A (added), D (deleted) or C (changed: content, kind, rights, owner, attributes).",
+        examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7c4f1a --json"],
+    )  # fmt: skip
+    diff.add_argument("old", metavar="LAYER")
+    diff.add_argument("new", metavar="LAYER")
+    diff.add_argument("--times", action="store_true", help="a file of another time is changed, too")
+    add_null(diff)
+
+
+def add_durability(parser: Any) -> None:
+    """Add --durability."""
+    told = "full (default): what is stored survives a power cut; ordered: as moby does; none"
+    parser.add_argument("--durability", choices=DURABILITIES, help=told)
+
+
+def add_null(parser: Any) -> None:
+    """Add -0."""
+    parser.add_argument("-0", "--null", action="store_true", help="end each line with a NUL, for xargs -0")
+
+
+_Names = dict[str, list[str]]
+
+
+def _standing(opened: Opened) -> _Names:
+    """Give the names of the writable layers on each layer."""
+    standing: _Names = {}
+    for name in opened.store.mounts():
+        standing.setdefault(str(opened.metadata.get_mount_parent(name)), []).append(name)
+    return standing
+
+
+def _children(opened: Opened, chain_id: str) -> list[str]:
+    """Give the layers right on one."""
+    layers = opened.store.map().values()
+    return sorted(str(layer.chain_id) for layer in layers if layer.parent and layer.parent.chain_id == chain_id)
+
+
+# ---- ls -----------------------------------------------------------------------------------------
+def run_ls(args: Any, screen: Screen) -> int:
+    """Print the layers of a store."""
+    with reading(args) as opened:
+        layers = opened.store.map()
+        images = opened.image_names()
+        standing = _standing(opened)
+        if screen.as_json:
+            found = [_facts(opened, layer, images, standing) for layer in layers.values()]
+            pairs = [(name, parent) for parent, names in standing.items() for name in names]
+            writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
+            screen.json({"layers": found, "writable": writable})
+            return Exit.OK
+        rows = list(_Tree(opened, screen, layers, images, standing, whole=args.no_trunc).rows())
+        screen.table(("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES"), rows)
+        if not rows:
+            screen.note(f"no layers in {opened.store.root}")
+    return Exit.OK
+
+
+def _facts(opened: Opened, layer: Layer, images: _Names, standing: _Names) -> dict[str, Any]:
+    made = opened.made(layer.chain_id)
+    return {
+        "chain_id": layer.chain_id,
+        "diff_id": layer.diff_id,
+        "parent": layer.parent.chain_id if layer.parent else None,
+        "diff_size": layer.diff_size,
+        "size": layer.size,
+        "cache_id": layer.cache_id,
+        "created": iso_time(made) if made else None,
+        "images": images.get(layer.chain_id, []),
+        "writable": standing.get(layer.chain_id, []),
+    }
+
+
+class _Tree:
+    """The rows of `ls`: each layer below its parent, the oldest first."""
+
+    def __init__(
+        self, opened: Opened, screen: Screen, layers: dict[ChainID, Layer], images: _Names, standing: _Names, *,
+        whole: bool,
+    ) -> None:  # fmt: skip
+        self._opened, self._screen, self._images, self._standing, self._whole = opened, screen, images, standing, whole
+        self._made = {chain: opened.made(chain) for chain in layers}
+        self._children: dict[str, list[Layer]] = {}
+        for chain in sorted(layers, key=lambda chain: (self._made[chain], chain)):
+            layer = layers[chain]
+            self._children.setdefault(layer.parent.chain_id if layer.parent else "", []).append(layer)
+        self._branch, self._last, self._on, self._none = screen.branches()
+
+    def rows(self) -> Iterator[list[Cell]]:
+        """Give the rows, from the base layers up."""
+        for layer in self._children.get("", []):
+            yield self._row("", layer)
+            yield from self._above(layer.chain_id, "")
+        for name in self._standing.get("", []):
+            yield self._writable("", name)
+
+    def _above(self, top: str, before: str) -> Iterator[list[Cell]]:
+        # With a stack of its own: layers stand up to 125 high.
+        todo: list[tuple[str, bool, Layer | str]] = self._on_top(top, before)
+        while todo:
+            before, last, what = todo.pop()
+            drawn = before + (self._last if last else self._branch)
+            if isinstance(what, str):
+                yield self._writable(drawn, what)
+                continue
+            yield self._row(drawn, what)
+            todo += self._on_top(what.chain_id, before + (self._none if last else self._on))
+
+    def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | str]]:
+        """What stands on a layer, the last first."""
+        found: list[Layer | str] = [*self._standing.get(chain, []), *self._children.get(chain, [])]
+        return [(before, at == 0, what) for at, what in enumerate(reversed(found))]
+
+    def _row(self, drawn: str, layer: Layer) -> list[Cell]:
+        screen, made = self._screen, self._made[layer.chain_id]
+        name = layer.chain_id if self._whole else short_id(layer.chain_id)
+        images = ", ".join(self._images.get(layer.chain_id, []))
+        age = screen.age(made) if made else ""
+        return [drawn + name, screen.size(layer.diff_size), screen.size(layer.size), age, (images, "cyan")]
+
+    def _writable(self, drawn: str, name: str) -> list[Cell]:
+        made = self._opened.rw_made(name)
+        if not self._whole and is_driver_id(name):        # what dockerd calls a container
+            name = short_id(name)
+        return [(f"{drawn}{name} (writable)", "green"), "", "", self._screen.age(made) if made else "", ""]
+
+
+# ---- show ---------------------------------------------------------------------------------------
+def run_show(args: Any, screen: Screen) -> int:
+    """Print all that is known of one layer."""
+    with reading(args) as opened:
+        layer = opened.layer(args.layer)
+        standing = _standing(opened)
+        facts = _facts(opened, layer, opened.image_names(), standing)
+        below = []
+        parent = layer.parent
+        while parent:
+            below.append(parent.chain_id)
+            parent = parent.parent
+        above = _children(opened, layer.chain_id)
+        found = layer.descriptor
+        tar_size, directories = None, {}
+        with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with a damaged one
+            directories = layer.metadata()
+            with layer.tar_stream() as stream:
+                tar_size = stream.size
+        facts |= {
+            "tar_size": tar_size, "depth": len(below) + 1, "below": below, "above": above,
+            "descriptor": found._asdict() if found else None, "directories": directories,
+        }  # fmt: skip
+    if screen.as_json:
+        screen.json(facts)
+        return Exit.OK
+    pairs: list[tuple[str, Cell]] = [
+        ("ChainID", layer.chain_id), ("DiffID", layer.diff_id), ("size", screen.size(layer.diff_size)),
+        ("with below", screen.size(layer.size)), ("tar", "?" if tar_size is None else screen.size(tar_size)),
+        ("registered", facts["created"] or "?"), ("depth", str(facts["depth"])),
+    ]  # fmt: skip
+    pairs += [("below", chain) for chain in below] + [("above", chain) for chain in facts["above"]]
+    pairs += [("writable", name) for name in facts["writable"]] + [("image", name) for name in facts["images"]]
+    if found:
+        pairs.append(("blob", f"{found.digest}, {screen.size(found.size)}, {found.media_type}"))
+    pairs += [(key, value) for key, value in facts["directories"].items() if key in ("UpperDir", "MergedDir")]
+    screen.pairs(pairs)
+    return Exit.OK
+
+
+# ---- register, export ---------------------------------------------------------------------------
+def source_of(name: str) -> Any:
+    """Give what register() takes for a name on a command line; "-" is standard input."""
+    if name != "-":
+        return name
+    if sys.stdin is None or os.isatty(sys.stdin.fileno()):
+        raise Failure("a tar is wanted on standard input, which is a terminal", Exit.USAGE)
+    return sys.stdin.fileno()
+
+
+def run_register(args: Any, screen: Screen) -> int:
+    """Store a layer tar."""
+    source = source_of(args.tar)
+    with writing(args) as opened:
+        parent = opened.layer(args.parent).chain_id if args.parent is not None else ""
+        before = set(opened.metadata.list()[0])
+        with screen.progress("register") as progress:
+            layer = opened.store.register(source, parent, progress=progress, durability=args.durability)
+    tell_layer(layer, screen, new=layer.chain_id not in before)
+    return Exit.OK
+
+
+def tell_layer(layer: Layer, screen: Screen, *, new: bool) -> None:
+    """Print a layer that was just made, or was there already."""
+    if screen.as_json:
+        screen.json({
+            "chain_id": layer.chain_id, "diff_id": layer.diff_id, "size": layer.size, "diff_size": layer.diff_size,
+            "parent": layer.parent.chain_id if layer.parent else None, "new": new,
+        })  # fmt: skip
+        return
+    screen.line(layer.chain_id)
+    screen.note(f"{screen.size(layer.diff_size)} in files" if new else "known already")
+
+
+def run_export(args: Any, screen: Screen) -> int:
+    """Write a layer's tar."""
+    if args.output == "-" and screen.as_json:
+        raise Failure("--json and a tar cannot both go to standard output: name a file with -o", Exit.USAGE)
+    # A tar of a difference may need a mount, which a store for reading only does not make.
+    with (reading if args.below is None else writing)(args) as opened:
+        layer = opened.layer(args.layer)
+        below = opened.find(args.below) if args.below is not None else None
+        with contextlib.ExitStack() as stack:
+            fd = screen.binary("a tar") if args.output == "-" else stack.enter_context(output_file(args.output))
+            tar: TarStream = layer.tar_stream() if below is None else layer.tar_stream_from(below)
+            stack.enter_context(tar)
+            progress = stack.enter_context(screen.progress("export"))
+            written = tar.copy_to(fd, progress=progress)
+    if screen.as_json:
+        screen.json({"chain_id": layer.chain_id, "diff_id": layer.diff_id, "output": args.output, "bytes": written})
+    elif args.output != "-":
+        screen.note(f"{args.output}: {screen.size(written)}")
+    return Exit.OK
+
+
+@contextlib.contextmanager
+def output_file(path: str) -> Iterator[int]:
+    """A descriptor to write path with: it takes the name when it is whole. What is no regular file is written to."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+            return
+    target = os.path.realpath(path)
+    try:
+        fd, beside = tempfile.mkstemp(prefix=".layerstore-", dir=os.path.dirname(target))
+    except OSError as err:
+        raise type(err)(err.errno, err.strerror, path) from None
+    try:
+        yield fd
+        mask = os.umask(0)
+        os.umask(mask)
+        os.fchmod(fd, 0o666 & ~mask)
+        os.replace(beside, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    finally:
+        os.close(fd)
+
+
+# ---- release ------------------------------------------------------------------------------------
+def run_release(args: Any, screen: Screen) -> int:
+    """Give layers back, and say what went and what stayed."""
+    removed: list[Metadata] = []
+    kept: dict[str, str] = {}
+    with writing(args) as opened:
+        chains: list[str] = list(dict.fromkeys(opened.find(name) for name in args.layers))
+        of_images: dict[str, Image] = {chain: image for image in opened.images.list() for chain in image.layers}
+        for chain in chains:
+            image = of_images.get(chain)
+            if image:
+                name = (*image.references, short_id(image.id))[0]
+                raise Failure(f"{short_id(chain)} belongs to the image {name}; remove that: layerstore image rm {name}",
+                              Exit.IN_USE)  # fmt: skip
+        held = [opened.store.get(chain) for chain in chains]
+        if args.only:
+            for layer in held:
+                if layer.parent and layer.parent.chain_id not in chains:
+                    opened.store.get(layer.parent.chain_id)
+        for layer in held:
+            removed += layer.release()
+        gone = {item.chain_id for item in removed}
+        kept = {chain: _why_kept(opened, chain) for chain in chains if chain not in gone}
+    tell_removed(removed, screen, kept)
+    for chain, why in kept.items():
+        screen.warn(f"{short_id(chain)} stays: {why}")
+    return Exit.IN_USE if kept else Exit.OK
+
+
+def tell_removed(removed: list[Metadata], screen: Screen, kept: dict[str, str] | None = None) -> None:
+    """Print layers that went."""
+    if screen.as_json:
+        screen.json({
+            "removed": [{"chain_id": item.chain_id, "diff_id": item.diff_id, "size": item.size,
+                         "diff_size": item.diff_size} for item in removed],
+            "kept": [{"chain_id": chain, "why": why} for chain, why in (kept or {}).items()],
+        })  # fmt: skip
+        return
+    for item in removed:
+        screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
+
+
+def _why_kept(opened: Opened, chain: str) -> str:
+    needed = [f"the layer {short_id(above)}" for above in _children(opened, chain)]
+    needed += [f"the writable layer {name}" for name in _standing(opened).get(chain, [])]
+    if not needed:
+        return "another process uses it"
+    return f"on it stands {', '.join(needed[:3])}{' and others' if len(needed) > 3 else ''}"
+
+
+# ---- diff ---------------------------------------------------------------------------------------
+def run_diff(args: Any, screen: Screen) -> int:
+    """Compare two layers, each with all below it."""
+    with reading(args) as opened:
+        old, new = opened.layer(args.old), opened.layer(args.new)
+        was = {entry.path: entry for entry in old.merged().files()}
+        found: list[dict[str, Any]] = []
+        for entry in new.merged().files():
+            before = was.pop(entry.path, None)
+            what = _differences(before, entry, times=args.times) if before else []
+            if before is None or what:
+                found.append({"kind": "C" if before else "A", "path": f"/{entry.path}", "what": what})
+        found += [{"kind": "D", "path": f"/{path}", "what": []} for path in was]
+    found.sort(key=lambda change: os.fsencode(change["path"]).split(b"/"))
+    if screen.as_json:
+        screen.json(found)
+    else:
+        screen.names((f"{change['kind']} {change['path']}" for change in found), null=args.null)
+    return Exit.OK
+
+
+def _differences(old: FileEntry, new: FileEntry, *, times: bool) -> list[str]:
+    """Say in what two entries of one path differ."""
+    if old.type != new.type:
+        return ["type"]
+    looks = {
+        "content": (old.size, old.crc) != (new.size, new.crc),
+        "link": old.type == "symlink" and old.link != new.link,
+        "device": old.device != new.device,
+        "mode": old.mode != new.mode,
+        "owner": (old.uid, old.gid) != (new.uid, new.gid),
+        "xattrs": dict(old.xattrs) != dict(new.xattrs),
+        "time": times and old.type != "directory" and old.mtime_ns != new.mtime_ns,
+    }
+    return [name for name, differs in looks.items() if differs]

@@ -1,0 +1,148 @@
+"""The store of a command, and the layers in it by their names.
+
+Enters: --root, LAYERSTORE_ROOT, and names as people type them. Leaves: an open store and references to layers. Every
+layer that was named is held until the process ends and never released: so no failure, and no removal of what stands on
+it, takes it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from layerstore import ChainID, FileMetadataStore, ImageError, Images, Layer, Store, dockerd, drivers
+from layerstore.cli.exits import Exit, Failure
+from layerstore.cli.texts import short_id
+from layerstore.drivers import checks
+
+ROOT_VARIABLE = "LAYERSTORE_ROOT"
+_HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+
+
+def default_root() -> str:
+    """Give the root of a command that names none: LAYERSTORE_ROOT, else a place fit for this user."""
+    given = os.environ.get(ROOT_VARIABLE)
+    if given:
+        return given
+    if os.geteuid() == 0 and not checks.in_user_namespace():
+        return "/var/lib/layerstore"
+    data = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(data, "layerstore")
+
+
+def root_of(args: Any) -> str:
+    """Give the root that a command line means. Raises Failure for an empty one."""
+    root = default_root() if args.root is None else args.root
+    if not root:
+        raise Failure("--root is a directory's path, not an empty text", Exit.USAGE)
+    return os.path.abspath(root)
+
+
+def layerdb_of(root: str) -> str:
+    """Give where the layerdb of a root is, or would be."""
+    return os.path.join(root, "image", drivers.choose(root, None), "layerdb")
+
+
+def is_store(root: str) -> bool:
+    """Say whether there is a store below root. Raises PermissionError."""
+    try:
+        os.stat(os.path.join(layerdb_of(root), "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+class Opened:
+    """An open store, and how layers in it are named."""
+
+    def __init__(self, store: Store) -> None:
+        """Look into store; whoever opened it closes it."""
+        self.store = store
+        self.metadata = FileMetadataStore(layerdb_of(store.root), make=False)
+        self.images = Images(store)
+
+    def find(self, name: str) -> ChainID:
+        """Give the ChainID that a name means: a ChainID, the unique beginning of one, or an image's name.
+
+        Raises  Failure   it means none, or several
+        """
+        digits = _HEX.fullmatch(name)
+        if digits:
+            found = [chain for chain in self.metadata.list()[0] if chain.encoded.startswith(digits[1])]
+            if len(found) > 1:
+                shown = ", ".join(short_id(chain) for chain in sorted(found)[:3])
+                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+                raise Failure(f"{name} is the beginning of several layers: {shown}{more}", Exit.USAGE)
+            if found:
+                return found[0]
+        try:
+            top = self.images.get(name).top
+        except LookupError:
+            raise Failure(f"there is no layer and no image {name} in {self.store.root}", Exit.NOT_THERE) from None
+        except ImageError as err:                 # no name at all, or the beginning of several
+            raise Failure(str(err), Exit.USAGE) from None
+        if not top:
+            raise Failure(f"the image {name} has no layers", Exit.NOT_THERE)
+        return ChainID(top)
+
+    def layer(self, name: str) -> Layer:
+        """Give the layer that a name means, held. Raises Failure, LayerDoesNotExistError."""
+        return self.store.get(self.find(name))
+
+    def image_names(self) -> dict[str, list[str]]:
+        """Give the names of the images whose topmost layer is a ChainID, by that."""
+        names: dict[str, list[str]] = {}
+        for image in self.images.list():
+            names.setdefault(image.top, []).extend(image.references or (short_id(image.id),))
+        return names
+
+    def made(self, chain_id: str) -> float:
+        """Give when a layer was registered, in seconds since 1970; 0 where nobody can say."""
+        return _changed(os.path.join(self.metadata.layer_directory(chain_id), "diff"))
+
+    def rw_made(self, name: str) -> float:
+        """Give when a writable layer was made."""
+        return _changed(os.path.join(layerdb_of(self.store.root), "mounts", name, "mount-id"))
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def require_store(root: str) -> None:
+    """Raise Failure where there is no store."""
+    if not is_store(root):
+        raise Failure(f"there is no store below {root}; make one with: layerstore --root {root} init", Exit.NOT_THERE)
+
+
+@contextlib.contextmanager
+def reading(args: Any) -> Iterator[Opened]:
+    """Open the store of a command line for reading only: also beside a running dockerd."""
+    root = root_of(args)
+    require_store(root)
+    with Store(root, options={"read_only": "true"}) as store:
+        yield Opened(store)
+
+
+def refuse_dockerd(root: str) -> None:
+    """Raise Failure where a dockerd runs on root."""
+    database = dockerd.locked_database(root)
+    if database:
+        why = f"a dockerd is using {root} ({database} is locked): stop it, or use a root of your own"
+        raise Failure(why, Exit.IN_USE)
+
+
+@contextlib.contextmanager
+def writing(args: Any) -> Iterator[Opened]:
+    """Open the store of a command line to change it. Raises Failure where there is none or a dockerd runs on it."""
+    root = root_of(args)
+    require_store(root)
+    refuse_dockerd(root)
+    with Store(root) as store:
+        yield Opened(store)

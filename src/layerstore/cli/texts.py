@@ -1,0 +1,35 @@
+"""Numbers and names as people read them."""
+
+from __future__ import annotations
+
+import datetime
+
+_SHORT = 12
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
+_AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def human_size(size: float) -> str:
+    """Give bytes as for instance "114.0 MB" (powers of 1000)."""
+    for factor, unit in _UNITS:
+        if abs(size) >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"
+
+
+def human_age(seconds: float) -> str:
+    """Give for instance "3 h"; the largest unit of which there are two, or else a smaller one."""
+    for length, unit in _AGES:
+        if seconds >= (2 * length if unit in ("y", "w") else length):
+            return f"{int(seconds // length)} {unit}"
+    return "now"
+
+
+def short_id(digest: str) -> str:
+    """Give the first twelve hex digits of a digest."""
+    return digest.rpartition(":")[2][:_SHORT]
+
+
+def iso_time(seconds: float) -> str:
+    """Give a time in seconds since 1970 as RFC 3339 in UTC."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,220 @@
+"""Writable layers: rw create, ls, mount, unmount, changes, size, commit, rm.
+
+A mount made here outlives the process, and is found by the next: it ends with `rw unmount`, `rw rm` or the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Any
+
+from layerstore import CreateRWLayerOpts, LayerStoreError, Metadata, MountDoesNotExistError, ReadOnlyStoreError, RWLayer
+from layerstore.cli.exits import Exit, Failure
+from layerstore.cli.layers import add_durability, add_null, tell_layer, tell_removed
+from layerstore.cli.opening import Opened, reading, writing
+from layerstore.cli.parser import Commands
+from layerstore.cli.screen import Cell, Screen
+from layerstore.cli.texts import iso_time, short_id
+from layerstore.metadata import check_mount_name
+
+
+def add(commands: Commands) -> None:
+    """Add the family."""
+    rw = commands.family("rw", "writable layers: make, mount, compare, commit, remove",
+                         examples=["rw create box debian:12", "rw mount box", "rw changes box",
+                                   "rw commit box", "rw rm --force box"])  # fmt: skip
+    create = rw.command("create", run_create, "make a writable layer on a layer, or on nothing",
+                        examples=["rw create box debian:12", "rw create box 4e596c87bd09 --size 10G"])  # fmt: skip
+    create.add_argument("name", metavar="NEW_NAME", help="its name")
+    create.add_argument("layer", metavar="LAYER", nargs="?", help="what it stands on")
+    create.add_argument("--size", metavar="SIZE", help="what may be written, for instance 10G; on xfs with pquota only")
+    add_durability(create)
+
+    rw.command("ls", run_ls, "list the writable layers", examples=["rw ls", "rw ls --json"])
+
+    mount = rw.command("mount", run_mount, "mount one, and print where",
+                       more="It stays mounted when this command ends, until `rw unmount`. Twice is harmless.",
+                       examples=["rw mount box"])  # fmt: skip
+    mount.add_argument("name", metavar="NAME")
+    mount.add_argument("--label", metavar="CONTEXT", default="", help="SELinux label of the whole mount")
+
+    unmount = rw.command("unmount", run_unmount, "unmount one; what was written stays", examples=["rw unmount box"])
+    unmount.add_argument("name", metavar="NAME")
+
+    changes = rw.command(
+        "changes", run_changes, "list what differs from the layer below",
+        more="Lines begin with A (added), C (changed) or D (deleted).", examples=["rw changes box"],
+    )  # fmt: skip
+    changes.add_argument("name", metavar="NAME")
+    add_null(changes)
+
+    size = rw.command("size", run_size, "say how many bytes its own files have", examples=["rw size box --bytes"])
+    size.add_argument("name", metavar="NAME")
+
+    commit = rw.command("commit", run_commit, "keep what it holds now as a layer, and print its ChainID",
+                        more="The writable layer goes on, on its old parent.", examples=["rw commit box"])  # fmt: skip
+    commit.add_argument("name", metavar="NAME")
+    add_durability(commit)
+
+    remove = rw.command("rm", run_rm, "delete writable layers with all that was written",
+                        examples=["rw rm box", "rw rm --force box other"])  # fmt: skip
+    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("-f", "--force", action="store_true", help="also where it is mounted")
+    remove.add_argument("--layers", action="store_true", help="and the layers below, as far as nothing else needs them")
+
+
+def _checked(name: str) -> str:
+    try:
+        return check_mount_name(name)
+    except ValueError as err:
+        raise Failure(str(err), Exit.USAGE) from None
+
+
+def _rw(opened: Opened, name: str) -> RWLayer:
+    try:
+        return opened.store.get_rw_layer(_checked(name))
+    except MountDoesNotExistError:
+        raise Failure(f"there is no writable layer {name} in {opened.store.root}", Exit.NOT_THERE) from None
+
+
+def _mounted_at(rw: RWLayer) -> str | None:
+    """Give where it is mounted now, or None. One that stands on nothing needs no mount."""
+    try:
+        point = rw.metadata().get("MergedDir", "")
+    except (OSError, LayerStoreError):                    # its directories are gone: it can be removed all the same
+        return None
+    return point if point and os.path.ismount(point) else None
+
+
+def run_create(args: Any, screen: Screen) -> int:
+    """Make one."""
+    options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
+    with writing(args) as opened:
+        parent = opened.layer(args.layer).chain_id if args.layer is not None else ""
+        rw = opened.store.create_rw_layer(_checked(args.name), parent, options, durability=args.durability)
+        mount_id = opened.store.get_mount_id(rw.name)
+    if screen.as_json:
+        screen.json({"name": rw.name, "parent": parent or None, "mount_id": mount_id})
+    else:
+        screen.names([rw.name])
+    return Exit.OK
+
+
+def run_ls(args: Any, screen: Screen) -> int:
+    """List them."""
+    found: list[dict[str, Any]] = []
+    with reading(args) as opened:
+        for name in opened.store.mounts():
+            with contextlib.suppress(LookupError):        # another process has just removed it
+                rw = opened.store.get_rw_layer(name)
+                made = opened.rw_made(name)
+                size: int | None = None
+                mounted: str | None = None
+                with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
+                    size, mounted = rw.size(), _mounted_at(rw)
+                found.append({
+                    "name": name, "parent": rw.parent.chain_id if rw.parent else None, "size": size,
+                    "mounted": mounted, "created": iso_time(made) if made else None, "made": made,
+                })  # fmt: skip
+    if screen.as_json:
+        screen.json([{key: value for key, value in one.items() if key != "made"} for one in found])
+        return Exit.OK
+    rows: list[list[Cell]] = []
+    for one in found:
+        shown = "?" if one["size"] is None else screen.size(one["size"])
+        age = screen.age(one["made"]) if one["made"] else ""
+        on = short_id(one["parent"]) if one["parent"] else "-"
+        rows.append([(one["name"], "green"), on, shown, age, one["mounted"] or "-"])
+    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows)
+    if not rows:
+        screen.note("no writable layers")
+    return Exit.OK
+
+
+def run_mount(args: Any, screen: Screen) -> int:
+    """Mount one and leave it so."""
+    with writing(args) as opened:
+        path = _rw(opened, args.name).mount(args.label)
+    if screen.as_json:
+        screen.json({"name": args.name, "path": path})
+    else:
+        screen.names([path])
+    return Exit.OK
+
+
+def run_unmount(args: Any, screen: Screen) -> int:
+    """Unmount what an earlier process left mounted."""
+    with writing(args) as opened:
+        rw = _rw(opened, args.name)
+        before = _mounted_at(rw)
+        rw.unmount()
+        if _mounted_at(rw):
+            raise Failure(f"another process uses the mount of {args.name}: it goes when that has ended", Exit.IN_USE)
+    if screen.as_json:
+        screen.json({"name": args.name, "unmounted": before is not None})
+    elif before is None:
+        screen.note(f"{args.name} was not mounted")
+    return Exit.OK
+
+
+def run_changes(args: Any, screen: Screen) -> int:
+    """List what differs."""
+    try:
+        with reading(args) as opened:
+            changes = _rw(opened, args.name).changes()
+    except ReadOnlyStoreError:                            # both trees must be compared, and mounted for it
+        with writing(args) as opened:
+            changes = _rw(opened, args.name).changes()
+    if screen.as_json:
+        screen.json([{"kind": str(change.kind), "path": change.path} for change in changes])
+    else:
+        screen.names(map(str, changes), null=args.null)
+    return Exit.OK
+
+
+def run_size(args: Any, screen: Screen) -> int:
+    """Say how large it is."""
+    with reading(args) as opened:
+        size = _rw(opened, args.name).size()
+    if screen.as_json:
+        screen.json({"name": args.name, "size": size})
+    else:
+        screen.line(screen.size(size))
+    return Exit.OK
+
+
+def run_commit(args: Any, screen: Screen) -> int:
+    """Make a layer of it."""
+    with writing(args) as opened:
+        rw = _rw(opened, args.name)
+        before = set(opened.metadata.list()[0])
+        with screen.progress("commit") as progress:
+            layer = rw.commit(durability=args.durability, progress=progress)
+    tell_layer(layer, screen, new=layer.chain_id not in before)
+    return Exit.OK
+
+
+def run_rm(args: Any, screen: Screen) -> int:
+    """Delete some."""
+    removed: list[Metadata] = []
+    with writing(args) as opened:
+        names = list(dict.fromkeys(args.names))
+        held = [_rw(opened, name) for name in names]
+        mounted = [rw.name for rw in held if _mounted_at(rw)]
+        if mounted and not args.force:
+            raise Failure(f"{mounted[0]} is mounted; unmount it, or use --force", Exit.IN_USE)
+        for rw in held:
+            if rw.parent and not args.layers:
+                opened.store.get(rw.parent.chain_id)      # held, it stays
+        for rw in held:
+            removed += rw.release()
+        left = set(opened.store.mounts()).intersection(names)
+    if screen.as_json:
+        gone = [name for name in names if name not in left]
+        screen.json({"removed": gone, "layers": [item.chain_id for item in removed], "kept": sorted(left)})
+    else:
+        tell_removed(removed, screen)
+    for name in sorted(left):
+        screen.warn(f"{name} stays: another process uses it")
+    return Exit.IN_USE if left else Exit.OK
