@@ -1,0 +1,279 @@
+"""How a command ends and what it looks like: exit codes, one line for each failure, Ctrl-C, pipes, terminals, rich."""
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tarkit
+from commandline import command
+from tarkit import dir, end, file
+
+import layerstore
+from layerstore.cli import exits, main, screen, texts
+from layerstore.cli.commands import build
+from layerstore.cli.exits import Exit, Failure, code_of, sentence
+from layerstore.cli.parser import subparsers_of
+
+BASE = dir("etc/") + file("etc/motd", b"hello\n") + end()
+ID = tarkit.diff_id(BASE)
+
+
+@pytest.fixture
+def base(made, room):
+    (room / "base.tar").write_bytes(BASE)
+    made("register", room / "base.tar")
+    return made
+
+
+# ---- codes and sentences ------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (layerstore.LayerDoesNotExistError(), 3, "layer does not exist"),
+        (layerstore.MountDoesNotExistError(), 3, "mount does not exist"),
+        (layerstore.ReadOnlyStoreError(), 4, "the store is open for reading only"),
+        (layerstore.StoreInUseError(), 4, "the root is in use"),
+        (layerstore.NotSupportedError("no"), 5, "no"),
+        (layerstore.InvalidDigestError("no digest"), 2, "no digest"),
+        (layerstore.InvalidOptionError("no option"), 2, "no option"),
+        (layerstore.InvalidMetadataError("nonsense"), 1, "nonsense"),
+        (layerstore.TarFormatError("bad", offset=3), 1, "bad"),
+        (layerstore.CorruptLayerError(), 1, "layer data is corrupt"),
+        (layerstore.MountNameConflictError(), 1, "mount already exists with name"),
+        (OSError(errno.ENOENT, "No such file", "/x"), 3, "/x: No such file"),
+        (OSError(errno.EACCES, "Permission denied", b"/x\xff"), 5, "/x\\xff: Permission denied"),
+        (OSError(errno.EBUSY, "busy", "/x"), 4, "/x: busy"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (OSError("words"), 1, "words"),
+        (KeyError("a bug"), 1, "'a bug'"),
+        (ValueError(), 1, "ValueError"),
+        (Failure("this", Exit.USAGE), 2, "this"),
+        (RuntimeError("two\nlines \x1b[31m \udcff"), 1, "two; lines \\x1b[31m \\xff"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_each_error_has_its_code_and_one_line(error, code, text):
+    assert (int(code_of(error)), sentence(error)) == (code, text)
+
+
+def test_notes_are_part_of_the_sentence():
+    error = layerstore.LayerDoesNotExistError()
+    error.add_note("sha256:abc")
+    assert sentence(error) == "layer does not exist: sha256:abc"
+
+
+def test_every_exit_code_is_in_the_help_and_in_the_docs(cli):
+    from pathlib import Path
+
+    shown = cli("--help").out
+    told = (Path(__file__).parents[2] / "docs/cli.md").read_text()
+    for code, meaning in exits.MEANINGS.items():
+        assert re.search(rf"^ *{code.value}  {re.escape(meaning)}$", shown, re.M)
+        assert f"| {code.value} | {meaning} |" in told
+    assert set(exits.MEANINGS) == set(Exit)
+
+
+def test_a_fault_of_ours_is_one_line_too_unless_asked(base, cli, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(layerstore.Store, "map", broken)
+    assert cli("ls").said == "oh"
+    monkeypatch.setenv("LAYERSTORE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main.main(["ls"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["frobnicate"], ["rw"], ["rw", "frob"], ["ls", "--frob"], ["ls", "extra"], ["register"], ["--color", "blue", "ls"],
+     ["--roo", "x", "ls"], ["completion", "csh"], ["release"], ["repair", "a", "b", "--store", "c"], ["bench", "--mb", "-1"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_wrong_command_line(cli, words):
+    done = cli(*words)
+    assert done.code == 2 and "--help" in done.said
+
+
+# ---- help ---------------------------------------------------------------------------------------
+def every_path(parser=None, path=()):
+    parser = parser or build()
+    yield path
+    for name, one in subparsers_of(parser).items():
+        yield from every_path(one, (*path, name))
+
+
+@pytest.mark.parametrize("path", list(every_path()), ids=lambda path: " ".join(path) or "layerstore")
+def test_every_command_has_help_with_an_example(cli, path):
+    done = cli(*path, "--help")
+    assert done.code == 0 and done.err == ""
+    assert path == () or "examples:\n  layerstore " in done.out
+    if path:
+        for example in done.out.split("examples:\n")[1].splitlines():
+            assert len(example) < 120 and "layerstore" in example
+
+
+def test_every_example_is_a_command_line_that_parses(environment):
+    """So no example names an option that is gone."""
+    import shlex
+
+    parser, seen = build(), 0
+    for path in every_path():
+        one = parser
+        for name in path:
+            one = subparsers_of(one)[name]
+        for line in (one.epilog or "").partition("examples:\n")[2].splitlines():
+            found = re.search(r"layerstore (.*?)( [|<>].*|\)|)$", line)
+            parser.parse_args(shlex.split(found[1]))
+            seen += 1
+    assert seen > 60
+
+
+# ---- interrupted --------------------------------------------------------------------------------
+@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+def test_ctrl_c_in_a_register_leaves_nothing(made, root, number, code, said, open_store):
+    process = subprocess.Popen([*command(), "register", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
+    process.stdin.write(file("big", b"x" * 100_000, size=10**6)[:100_000])
+    process.stdin.flush()
+    until = time.monotonic() + 20
+    while time.monotonic() < until and len(os.listdir(root / "overlay2")) < 2:      # it has begun
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err.decode()) == (code, b"", f"layerstore: {said}\n")
+    assert os.listdir(root / "overlay2") == ["l"] and os.listdir(root / "overlay2/l") == []
+    assert open_store().map() == {}
+
+
+def test_a_pipe_that_is_closed_is_no_failure_to_speak_of(base, room):
+    many = b"".join(file(f"file-{at:06}", b"") for at in range(20_000)) + end()
+    (room / "many.tar").write_bytes(many)
+    chain, = base("register", room / "many.tar")
+    for words in (["ls-files", chain], ["export", chain]):
+        process = subprocess.Popen([*command(), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.read(10)
+        process.stdout.close()
+        assert (process.wait(20), process.stderr.read()) == (141, b""), words
+        process.stderr.close()
+
+
+def test_a_full_disk_behind_standard_output(base, program):
+    with open("/dev/full", "wb") as full:
+        done = program("export", ID, stdout=full)
+        assert done.code == 1 and done.err == "layerstore: write the tar: No space left on device\n"
+        done = program("ls", stdout=full)
+        assert done.code == 1 and done.err == "layerstore: No space left on device\n"
+
+
+def test_no_standard_output_at_all(base):
+    """What is opened next must not become what is printed to."""
+    for closed in (">&-", "<&- >&- 2>&-"):
+        for words in (["ls"], ["show", ID], ["rw", "create", f"box{len(closed)}", ID]):
+            done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command(), *words], capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), words
+
+
+# ---- a terminal ---------------------------------------------------------------------------------
+def test_colours_on_a_terminal_and_nowhere_else(base, terminal, program, monkeypatch):
+    base("rw", "create", "box", ID)
+    code, shown = terminal("rw", "ls")
+    assert code == 0 and "\x1b[32mbox" in shown and "\x1b[1mNAME" in shown
+    plain = program("rw", "ls").out
+    assert "\x1b" not in plain and lasting(re.sub(r"\x1b\[[0-9;]*m", "", shown)) == lasting(plain)
+    for how in ({"words": ["--color", "never"]}, {"NO_COLOR": "1"}, {"TERM": "dumb"}, {"rich": False}):
+        with monkeypatch.context() as patch:
+            for name in ("NO_COLOR", "TERM"):
+                if name in how:
+                    patch.setenv(name, how[name])
+            code, shown = terminal("rw", "ls", *how.get("words", ()), rich=how.get("rich", True))
+        assert code == 0 and "\x1b[3" not in shown and lasting(re.sub(r"\x1b\[[01]?m", "", shown)) == lasting(plain), how
+    assert "\x1b[32mbox" in program("rw", "ls", "--color", "always").out
+
+
+def lasting(table: str) -> list[str]:
+    """The words of a table without ages."""
+    return re.sub(r"\bnow\b|\b\d+ s\b", "", table).split()
+
+
+def test_long_lines_are_not_broken_on_a_terminal(base, terminal, cli):
+    code, shown = terminal("show", ID)
+    assert code == 0 and cli("show", ID, "--json").json["directories"]["UpperDir"] in shown
+
+
+def test_a_tar_is_not_printed_on_a_terminal(base, terminal):
+    code, shown = terminal("export", ID)
+    assert code == 2 and "is not printed on a terminal" in shown and len(shown.splitlines()) == 1
+    code, shown = terminal("register", "-")
+    assert code == 2 and "standard input, which is a terminal" in shown
+
+
+def slowly(pipe) -> None:
+    tar = file("big", b"x" * 4_000_000) + end()
+    for at in range(4):
+        pipe.write(tar[at * len(tar) // 4 : (at + 1) * len(tar) // 4])
+        pipe.flush()
+        time.sleep(0.15)
+
+
+def test_a_progress_bar_on_a_terminal(made, terminal):
+    code, shown = terminal("register", "-", feed=slowly)
+    assert code == 0 and "register" in shown and re.search(r"[0-9.]+(/[0-9.?]+)? MB", shown) and "\x1b[" in shown
+    assert shown.rstrip().splitlines()[-2:][0].endswith(tarkit.diff_id(file("big", b"x" * 4_000_000) + end()))
+
+
+def test_no_bar_without_rich_or_when_quiet(made, terminal):
+    for words, rich in ((["-q"], True), ([], False)):
+        code, shown = terminal("register", "-", *words, feed=slowly, rich=rich)
+        assert code == 0 and "\x1b[" not in shown and "━" not in shown
+
+
+def test_plain_lines_of_progress_where_there_is_no_terminal(base, cli, room, monkeypatch):
+    monkeypatch.setattr(screen, "_PLAIN_SECONDS", 0.0)
+    with open(room / "big.tar", "wb") as big:
+        big.write(file("big", b"", size=400_000_000))
+        big.truncate(512 + 400_000_000 + 1024 - 400_000_000 % 512)
+    done = cli("register", room / "big.tar", "--durability", "none")
+    assert done.code == 0
+    assert re.search(r"^register: [0-9.]+ MB of 400.0 MB, \d+ %$", done.err, re.M)
+    assert cli("register", room / "big.tar", "-q").err == ""
+
+
+def test_without_rich_all_works(base, program, cli):
+    for words in (["ls"], ["info"], ["doctor"], ["verify"]):
+        done = program(*words, rich=False)
+        assert done.code == 0, done.err
+    assert "pip install 'layerstore[cli]'" in program("doctor", rich=False).out
+
+
+def test_what_the_library_logs_is_one_line_each(base, cli, root):
+    (root / "image/overlay2/layerdb/sha256" / ID[7:] / "size").write_text("x")
+    done = cli("ls")
+    assert done.code == 0 and done.err.splitlines()[0].startswith("layerstore: warning: Failed to load layer")
+    assert "warning" not in cli("ls", "-q").err
+
+
+def test_the_program_starts_without_loading_rich(base):
+    probe = "import sys; from layerstore.cli.main import main; main(['ls']); print('rich' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (10240, "10.2 kB"), (10**6, "1.0 MB"), (5 * 10**12, "5.0 TB"), (-2000, "-2.0 kB")]
+)
+def test_sizes(size, text):
+    assert texts.human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "now"), (0.5, "now"), (1, "1 s"), (59, "59 s"), (60, "1 min"), (7200, "2 h"), (86400, "1 d"), (13 * 86400, "13 d"), (15 * 86400, "2 w"), (800 * 86400, "2 y")],
+)
+def test_ages(seconds, text):
+    assert texts.human_age(seconds) == text

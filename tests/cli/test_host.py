@@ -1,0 +1,206 @@
+"""init, info, doctor, bench, and where the store is."""
+
+import os
+import subprocess
+import sys
+
+import disk
+import pytest
+from commandline import command
+
+import layerstore
+from layerstore.cli import doctor, opening
+
+
+# ---- the root -----------------------------------------------------------------------------------
+def test_init_makes_a_store_and_is_harmless_where_there_is_one(ok, cli, root):
+    first, again = cli("init", "--json"), cli("init", "--json")
+    assert first.json == {"root": str(root), "driver": "overlay2", "new": True}
+    assert again.json == {**first.json, "new": False}
+    assert ok("init") == [str(root)]
+
+
+def test_init_makes_the_directories_above(cli, room):
+    assert cli("--root", room / "a/b/c", "init").code == 0
+    assert (room / "a/b/c/overlay2").is_dir()
+
+
+def test_the_root_before_and_behind_the_command(ok, cli, room):
+    ok("--root", room / "one", "init")
+    ok("init", "--root", room / "two")
+    assert cli("--root", room / "one", "info", "--json").json["root"] == str(room / "one")
+    assert cli("info", "--json", f"--root={room}/two").json["root"] == str(room / "two")
+    assert cli("--root", room / "one", "--root", room / "two", "info", "--json").json["root"] == str(room / "two")
+
+
+def test_a_root_without_a_store(cli, room, root):
+    for words in (["ls"], ["info"], ["register", "x.tar"], ["rw", "ls"], ["verify"], ["gc"], ["image", "ls"]):
+        done = cli(*words)
+        assert done.code == 3
+        assert done.said == f"there is no store below {root}; make one with: layerstore --root {root} init"
+    assert not root.exists()
+    assert cli("--root", "", "ls").code == 2
+    (room / "file").write_text("")
+    assert cli("--root", room / "file", "ls").code == 3
+    assert cli("--root", room / "file", "init").code == 1
+
+
+def test_where_the_store_is_when_nobody_says(monkeypatch):
+    monkeypatch.setenv("LAYERSTORE_ROOT", "/from/the/environment")
+    assert opening.default_root() == "/from/the/environment"
+    monkeypatch.delenv("LAYERSTORE_ROOT")
+    assert opening.default_root() == "/var/lib/layerstore"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    assert opening.default_root() == "/home/somebody/.local/share/layerstore"
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert opening.default_root() == "/data/layerstore"
+
+
+def test_info(made, cli, root):
+    found = cli("info", "--json").json
+    assert (found["root"], found["driver"], found["layers"], found["size"], found["images"]) == (str(root), "overlay2", 0, 0, 0)
+    assert found["driver_status"]["Backing Filesystem"] == "tmpfs" and found["dockerd"] is None
+    assert found["libraries"] == layerstore.build_info() and found["version"] == layerstore.__version__
+    shown = {line[:20].strip(): line[21:].strip() for line in made("info")}
+    assert (shown["root"], shown["layers"], shown["Supports d_type"]) == (str(root), "0", "true")
+
+
+def test_what_reads_writes_nothing(made, cli, root):
+    before = disk.disk_state(root, times=True)
+    for words in (["ls"], ["info"], ["verify"], ["rw", "ls"], ["orphans"], ["image", "ls"]):
+        assert cli(*words).code == 0
+    assert disk.changed(before, disk.disk_state(root, times=True)) == []
+
+
+# ---- doctor -------------------------------------------------------------------------------------
+def answers(done) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in done.json}
+
+
+def test_doctor_here(made, cli, root):
+    done = cli("doctor", "--json")
+    found = answers(done)
+    assert done.code == 0, done.out
+    names = ["kernel", "rights", "store", "dockerd", "space", "file system", "overlay mounts", "d_type", "xattrs", "whiteouts", "changes",
+             "mount API", "openat2", "locks", "quota", "libraries", "libarchive", "rich"]  # fmt: skip
+    assert list(found) == names
+    assert found["file system"]["found"] == "tmpfs" and found["quota"]["state"] == "note"
+    for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks"):
+        assert found[name]["state"] == "ok", found[name]
+    assert cli("doctor").out.count("->") == sum(1 for check in found.values() if check["todo"])
+    assert os.listdir(root) == ["image", "overlay2"] or sorted(os.listdir(root)) == ["image", "overlay2"]
+
+
+def test_doctor_before_there_is_a_store(cli, room, root):
+    found = answers(cli("doctor", "--json"))
+    assert found["store"]["state"] == "note" and found["store"]["todo"] == f"layerstore --root {root} init"
+    assert os.listdir(room) == []
+
+
+def test_doctor_on_an_overlay(cli, room):
+    for name in ("low", "up", "work", "merged"):
+        (room / name).mkdir()
+    disk.mount("overlay", room / "merged", "overlay", 0, f"lowerdir={room}/low,upperdir={room}/up,workdir={room}/work")
+    try:
+        done = cli("--root", room / "merged/root", "doctor", "--json")
+        found = answers(done)
+    finally:
+        disk.unmount(room / "merged")
+    assert done.code == 1
+    assert found["file system"]["state"] == "bad" and "volume" in found["file system"]["todo"]
+    assert found["overlay mounts"]["state"] == "bad"
+    assert [name for name in os.listdir(room / "up") if name.startswith("layerstore")] == []
+
+
+def test_doctor_where_nothing_may_be_written(cli, room):
+    (room / "ro").mkdir()
+    disk.mount("tmpfs", room / "ro", "tmpfs", 1)      # read-only
+    try:
+        done = cli("--root", room / "ro/root", "doctor", "--json")
+    finally:
+        disk.unmount(room / "ro")
+    assert done.code == 1 and answers(done)["writing"]["state"] == "bad"
+
+
+def test_doctor_on_a_full_disk(cli, room):
+    (room / "small").mkdir()
+    disk.mount("tmpfs", room / "small", "tmpfs", 0, "size=1m")
+    try:
+        found = answers(cli("--root", room / "small/root", "doctor", "--json"))
+        assert found["space"]["state"] == "note" and "make room" in found["space"]["todo"]
+    finally:
+        disk.unmount(room / "small")
+
+
+def run_as(before: tuple[str, ...], *argv: str, cwd: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*before, *command(), *argv], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def test_doctor_without_rights_says_how_to_get_them(environment, room):
+    import json
+
+    weak = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
+    done = run_as(weak, "doctor", "--json", cwd=str(room))
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert done.returncode == 1 and found["overlay mounts"]["state"] == "bad"
+    assert "unshare" in found["overlay mounts"]["todo"]
+    done = run_as(weak, "init", cwd=str(room))
+    assert done.returncode == 5 and len(done.stderr.splitlines()) == 1
+    assert os.listdir(room) == []
+
+
+def test_doctor_in_a_user_namespace(environment, room):
+    import json
+
+    done = run_as(("unshare", "--user", "--map-root-user", "--mount"), "doctor", "--json", cwd=str(room))
+    found = {check["name"]: check for check in json.loads(done.stdout)}
+    assert found["rights"]["state"] == "note" and "user namespace" in found["rights"]["found"]
+    assert found["overlay mounts"]["found"] == "with userxattr" and found["xattrs"]["found"] == "user.*"
+
+
+@pytest.mark.parametrize(
+    ("free", "inodes", "state"), [(0, 10**6, "bad"), (10**8, 10**6, "note"), (10**12, 10, "note"), (10**12, 10**6, "ok")]
+)
+def test_space(monkeypatch, free, inodes, state):
+    found = os.statvfs_result((1, 1, 10**9, free, free, 10**6, inodes, inodes, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _place: found)
+    assert doctor._space("/").state == state
+
+
+# ---- bench --------------------------------------------------------------------------------------
+def test_bench_measures_and_leaves_nothing(made, cli, room, root):
+    before = sorted(os.listdir(root))
+    done = cli("bench", "--mb", 1, "--files", 20, "--rounds", 1, "--json")
+    assert done.code == 0 and done.json["at"] == str(root)
+    assert [result["what"] for result in done.json["results"]] == [
+        "register", "export", "verify", "rw create", "rw mount", "rw changes", "rw commit",
+    ]  # fmt: skip
+    assert all(result["per_second"] > 0 for result in done.json["results"])
+    assert sorted(os.listdir(root)) == before and disk.mounts_below(room) == []
+
+
+def test_bench_of_a_tar_of_yours(cli, room):
+    import tarkit
+
+    (room / "mine.tar").write_bytes(tarkit.T1)
+    done = cli("bench", "--at", room, "--tar", room / "mine.tar", "--rounds", 1, "-q", "--durability", "none")
+    assert done.code == 0 and done.err == "" and "MB/s" in done.out
+    assert cli("bench", "--at", room / "none").code == 3
+    assert cli("bench", "--rounds", 0).code == 2 and cli("bench", "--mb", "many").code == 2
+    assert os.listdir(room) == ["mine.tar"]
+
+
+def test_python_m_and_the_console_script_are_the_same(program):
+    import importlib.metadata
+    import tomllib
+    from pathlib import Path
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"layerstore": "layerstore.cli.main:program"}
+    entry = importlib.metadata.EntryPoint("layerstore", project["scripts"]["layerstore"], "console_scripts")
+    assert entry.load().__name__ == "program"
+    done = subprocess.run([sys.executable, "-c", "from layerstore.cli.main import program; program()", "--version"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.stdout == program("--version").out == f"layerstore {layerstore.__version__}\n"

@@ -1,0 +1,157 @@
+"""image load, save, ls, rm, tag, inspect, unpack, and images as names of layers."""
+
+import json
+import tarfile
+
+import pytest
+import tarkit
+from dockerd import image_archive
+from tarkit import dir, end, file, whiteout
+
+BASE = dir("etc/") + file("etc/motd", b"hello\n") + dir("bin/") + file("bin/tool", b"#!/bin/sh\n", mode=0o755) + end()
+APP = dir("app/") + file("app/main", b"print\n") + dir("bin/") + whiteout("bin/tool") + end()
+BASE_ID = tarkit.diff_id(BASE)
+APP_ID = tarkit.chain_id(BASE_ID, tarkit.diff_id(APP))
+
+
+@pytest.fixture
+def archives(room):
+    (room / "base.tar").write_bytes(image_archive([BASE], "base"))
+    (room / "app.tar").write_bytes(image_archive([BASE, APP], "app"))
+    return room
+
+
+@pytest.fixture
+def two(made, archives):
+    """A store with two images, the one on the layer of the other."""
+    made("image", "load", archives / "base.tar")
+    made("image", "load", archives / "app.tar")
+    return made
+
+
+def test_load_prints_id_and_names(made, cli, archives):
+    line, = made("image", "load", archives / "app.tar")
+    image, name = line.split()
+    assert name == "app:latest" and len(image) == 71
+    found, = cli("image", "load", archives / "app.tar", "--json").json
+    assert (found["id"], found["references"], found["layers"], found["top"]) == (image, ["app:latest"], [BASE_ID, APP_ID], APP_ID)
+
+
+def test_load_from_standard_input_under_a_name_of_ours(made, program, archives, cli):
+    done = program("image", "load", "-", "--tag", "mine:1", "--tag", "mine:2", "--durability", "none", input=(archives / "app.tar").read_bytes())
+    assert done.code == 0, done.err
+    assert sorted(done.out.split()[1:]) == ["mine:1", "mine:2"]
+    assert sorted(name for image in cli("image", "ls", "--json").json for name in image["references"]) == ["mine:1", "mine:2"]
+
+
+def test_load_of_what_is_no_archive(made, cli, room):
+    (room / "bad.tar").write_bytes(BASE)
+    for words, code in ((["bad.tar"], 1), (["none.tar"], 3)):
+        done = cli("image", "load", room / words[0])
+        assert done.code == code and done.said
+    assert cli("ls", "--json").json["layers"] == []
+
+
+def test_ls(two, cli):
+    found = {image["references"][0]: image for image in cli("image", "ls", "--json").json}
+    assert found["app:latest"]["size"] == 22 and found["base:latest"]["top"] == BASE_ID
+    lines = {line.split()[0]: line.split() for line in two("image", "ls")}
+    assert lines["app:latest"][1:5] == [found["app:latest"]["id"][7:19], "2", "22", "B"]
+    assert lines["IMAGE"] == ["IMAGE", "ID", "LAYERS", "SIZE", "AGE"]
+
+
+def test_an_image_names_its_topmost_layer(two, cli):
+    assert cli("show", "app:latest", "--json").json["chain_id"] == APP_ID
+    assert cli("show", "app", "--json").json["images"] == ["app:latest"]
+    assert two("diff", "base", "app") == ["A /app", "A /app/main", "D /bin/tool"]
+    assert two("cat", "app", "etc/motd") == ["hello"]
+    assert [line.split()[-1] for line in two("ls")[1:]] == ["base:latest", "app:latest"]
+    two("rw", "create", "box", "app")
+    assert cli("rw", "ls", "--json").json[0]["parent"] == APP_ID
+
+
+def test_a_layer_of_an_image_is_not_released(two, cli, room):
+    for name in (APP_ID, BASE_ID, "app:latest"):
+        done = cli("release", name)
+        assert done.code == 4 and "belongs to the image" in done.said and "layerstore image rm" in done.said
+    (room / "more.tar").write_bytes(file("more", b"") + end())
+    more, = two("register", room / "more.tar", "--parent", "app")
+    assert two("release", more) == [f"removed {more}  0 B"]
+    two("rw", "create", "box", "app")
+    two("rw", "rm", "--layers", "box")
+    assert len(cli("ls", "--json").json["layers"]) == 2 and cli("verify").code == 0
+
+
+@pytest.mark.parametrize("format", ["docker", "oci"])
+def test_save_and_load_again(two, cli, program, room, format):
+    id = cli("image", "inspect", "app").json[0]["Id"]
+    done = cli("image", "save", "app", "base", "-o", room / "out.tar", "--format", format, "--json")
+    assert done.json["bytes"] == (room / "out.tar").stat().st_size
+    piped = program("image", "save", "app", "--format", format)
+    (room / "piped.tar").write_bytes(piped.out.encode("utf-8", "surrogateescape"))
+    for name, count in (("out.tar", 2), ("piped.tar", 1)):
+        assert cli("--root", room / name[:3], "init").code == 0
+        loaded = cli("--root", room / name[:3], "image", "load", room / name, "--json")
+        assert loaded.code == 0, loaded.err
+        assert len(loaded.json) == count and id in [image["id"] for image in loaded.json]
+    assert (room / "out.tar").stat().st_mode & 0o400
+
+
+def test_save_as_a_directory_and_compressed(two, cli, room):
+    assert cli("image", "save", "app", "-o", room / "layout", "--format", "oci-dir", "--gzip").code == 0
+    index = json.loads((room / "layout/index.json").read_text())
+    assert index["schemaVersion"] == 2
+    assert cli("--root", room / "other", "init").code == 0
+    assert cli("--root", room / "other", "image", "load", room / "layout", "--json").json[0]["layers"] == [BASE_ID, APP_ID]
+
+
+def test_save_that_cannot_be(two, cli, room):
+    assert cli("image", "save", "app", "nothing", "-o", room / "o").code == 3
+    assert not (room / "o").exists()
+    assert cli("image", "save", "app", "--json").code == 2
+    assert cli("image", "save", "app", "--format", "oci-dir").code == 2
+    assert cli("image", "save", "app", "-o", room / "no/such").code == 3
+
+
+def test_tag_and_rm(two, cli):
+    two("image", "tag", "app", "mine:1")
+    assert two("image", "rm", "app:latest") == ["untagged app:latest"]
+    done = cli("image", "rm", "mine:1", "--json")
+    assert done.json["untagged"] == ["mine:1"] and len(done.json["deleted"]) == 1 and done.json["layers"] == [APP_ID]
+    assert [layer["chain_id"] for layer in cli("ls", "--json").json["layers"]] == [BASE_ID]
+    lines = two("image", "rm", "base")
+    assert lines[0] == "untagged base:latest" and lines[1].startswith("deleted sha256:") and lines[2] == f"removed {BASE_ID}  16 B"
+
+
+def test_rm_of_what_a_writable_layer_stands_on(two, cli):
+    two("rw", "create", "box", "app")
+    done = cli("image", "rm", "app")
+    assert done.code == 4 and "box" in done.said
+    two("image", "rm", "--force", "app")
+    assert cli("rw", "changes", "box").code == 0
+
+
+def test_inspect(two, cli):
+    app, base = cli("image", "inspect", "app", "base").json
+    assert app["RepoTags"] == ["app:latest"] and app["RootFS"]["Layers"] == [BASE_ID, tarkit.diff_id(APP)]
+    assert base["RootFS"]["Layers"] == [BASE_ID]
+
+
+def test_unpack(two, cli, room):
+    done = cli("image", "unpack", "app", room / "flat", "--json")
+    assert done.json == {"image": "app", "directory": str(room / "flat")}
+    assert (room / "flat/app/main").read_bytes() == b"print\n" and not (room / "flat/bin/tool").exists()
+    done = cli("image", "unpack", "app", room / "flat")
+    assert done.code == 1 and done.said
+
+
+@pytest.mark.parametrize("verb", [("save",), ("rm",), ("inspect",), ("unpack",), ("tag",)])
+def test_an_image_that_is_not_there(made, cli, room, verb):
+    done = cli("image", *verb, "nothing:1", *{"unpack": [room / "d"], "tag": ["y:1"]}.get(verb[0], []))
+    assert done.code == 3 and "nothing:1" in done.said
+
+
+def test_a_tar_of_docker_opens_with_tar(two, room):
+    two("image", "save", "app", "-o", room / "out.tar")
+    with tarfile.open(room / "out.tar") as tar:
+        assert "manifest.json" in tar.getnames()
