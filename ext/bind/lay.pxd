@@ -2,7 +2,7 @@
 #
 # Whatever is lay_'s is called without the GIL and raises nothing itself. A Handle is shown to the
 # sibling modules in a PyCapsule, as they share no types in the limited API.
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef extern from "lay.h" nogil:
     ctypedef enum lay_code:
@@ -77,6 +77,33 @@ cdef extern from "lay.h" nogil:
     lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err) noexcept
     int64_t lay_check_bytes(const lay_check *c) noexcept
     void lay_check_free(lay_check *c) noexcept
+
+    ctypedef struct lay_listed:
+        int kind
+        const char *name
+        size_t name_len
+        const char *path
+        size_t path_len
+        const char *link
+        size_t link_len
+        int64_t size, mode, uid, gid
+        int64_t mtime_sec, atime_sec
+        int mtime_nsec, atime_nsec, has_atime
+        int64_t dev_major, dev_minor
+        const char *xattrs
+        size_t nxattrs
+        int64_t offset
+        uint64_t crc
+        int has_crc
+    int LAY_LISTED_CHARACTER, LAY_LISTED_BLOCK
+    ctypedef struct lay_listing
+    lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err) noexcept
+    lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err) noexcept
+    void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out) noexcept
+    const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len) noexcept
+    void lay_listing_free(lay_listing *l) noexcept
+    lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, lay_error *err) noexcept
+    uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n) noexcept
 
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
     lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err) noexcept

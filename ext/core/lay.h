@@ -2,7 +2,8 @@
  *
  * Bytes of a layer tar enter through lay_apply and become files, a DiffID and a tar-split record.
  * Bytes of a tar leave through lay_source: the first tar again (assemble) or a fresh one (export).
- * lay_changes says how two trees differ; lay_check says whether a stored layer still is what it was.
+ * lay_changes says how two trees differ; lay_check says whether a stored layer still is what it was;
+ * lay_listing says what is in it.
  *
  * Nothing here knows Python, prints, exits, or touches the process's umask or directory.
  * Every function that can fail takes a lay_error last and returns its code.
@@ -186,6 +187,48 @@ lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8
 lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err);
 int64_t lay_check_bytes(const lay_check *c);     /* of files, looked at so far */
 void lay_check_free(lay_check *c);
+
+/* ---- listing: what a stored layer holds, by its record alone ------------------------------------ */
+
+#define LAY_LISTED_FILE 0
+#define LAY_LISTED_DIRECTORY 1
+#define LAY_LISTED_SYMLINK 2
+#define LAY_LISTED_LINK 3        /* a hard link */
+#define LAY_LISTED_CHARACTER 4
+#define LAY_LISTED_BLOCK 5
+#define LAY_LISTED_FIFO 6
+#define LAY_LISTED_WHITEOUT 7
+#define LAY_LISTED_OPAQUE 8
+
+/* One entry. Texts end with a NUL and live until the next batch. */
+typedef struct lay_listed {
+    int kind;                              /* LAY_LISTED_ */
+    const char *name; size_t name_len;     /* as the tar spells it */
+    const char *path; size_t path_len;     /* cleaned, relative, "." is the root; of a mark: what it hides */
+    const char *link; size_t link_len;     /* a symbolic link's text; a hard link's file, cleaned */
+    int64_t size;                          /* of a file, else 0 */
+    int64_t mode, uid, gid;
+    int64_t mtime_sec, atime_sec;
+    int mtime_nsec, atime_nsec, has_atime;
+    int64_t dev_major, dev_minor;
+    const char *xattrs; size_t nxattrs;    /* for lay_listed_xattr */
+    int64_t offset;                        /* of a file's bytes in the tar; -1 where they are not there as they are */
+    uint64_t crc; int has_crc;             /* CRC-64 of them */
+} lay_listed;
+
+typedef struct lay_listing lay_listing;
+lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err);
+/* Reads on, in the tar's order, to about max_entries or for about max_ms; *count entries are there then. *end 1:
+ * these are the last. LAY_E_SPLIT: what follows cannot be read; every entry before it has been given. */
+lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err);
+void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out);
+/* One xattr at a time: begin with listed.xattrs; gives where the next one is. */
+const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len);
+void lay_listing_free(lay_listing *l);
+/* A listed file for reading, beneath root and through no link: a regular file of this size, or LAY_E_MISMATCH. */
+lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, lay_error *err);
+/* Its CRC: begin with 0, add what was read. */
+uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n);
 
 /* ---- trees ------------------------------------------------------------------------------------ */
 

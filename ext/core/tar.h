@@ -65,6 +65,9 @@ lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err);
 bool lay_tar_skip(lay_tar *t, int64_t n);
 /* The stream ends here: LAY_OK, or LAY_E_TRUNCATED / LAY_E_TAR. Only after NEED. */
 lay_code lay_tar_eof(lay_tar *t, lay_error *err);
+/* The payload that is due, a sparse file's too, is not in the stream: go on behind it, without counting it. Only
+ * after NEED; false: none is due. Where a sparse map should come first, the ENTRY follows now. */
+bool lay_tar_omit(lay_tar *t);
 int64_t lay_tar_offset(const lay_tar *t);                    /* bytes consumed */
 bool lay_tar_ended(const lay_tar *t);                        /* END has been given */
 void lay_tar_free(lay_tar *t);

@@ -70,6 +70,16 @@ void lay_tar_feed(lay_tar *t, const void *p, size_t n)
     t->n = n;
 }
 
+bool lay_tar_omit(lay_tar *t)
+{
+    if (t->state == IN_PAX_MAP && !t->have)
+        lay_tar_complete(t);
+    else if (t->state != IN_DATA)
+        return false;
+    t->left = 0;
+    return true;
+}
+
 int64_t lay_tar_offset(const lay_tar *t) { return t->offset; }
 bool lay_tar_ended(const lay_tar *t) { return t->ended; }
 

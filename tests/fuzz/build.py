@@ -19,7 +19,7 @@ import sinks  # noqa: E402
 
 TARGETS = sorted(path.stem for path in HERE.glob("fuzz_*.c"))
 # What each target is fed with; tars for all others.
-SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz_inflate": ("packed", "tars")}
+SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz_listing": ("tars", "records"), "fuzz_inflate": ("packed", "tars")}
 # Of these the input is no tar, so blocks and checksums mean nothing.
 NO_TARS = {"fuzz_inflate", "fuzz_assemble"}
 # Longer ones teach a fuzzer nothing and cost it much.
