@@ -30,11 +30,23 @@ from layerstore.errors import (
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
 from layerstore.images import Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
+from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore, MetadataStore, MetadataTransaction
 from layerstore.rwlayer import RWLayer
 from layerstore.store import Store, log_release_metadata, release_and_log
 from layerstore.tarstream import TarStream, assemble, disassemble
-from layerstore.values import Change, ChangeKind, CreateRWLayerOpts, Descriptor, Done, Metadata, Orphan, Problem
+from layerstore.values import (
+    Change,
+    ChangeKind,
+    CreateRWLayerOpts,
+    Descriptor,
+    Done,
+    FileEntry,
+    FileType,
+    Metadata,
+    Orphan,
+    Problem,
+)
 
 __version__ = "0.1.0"
 
@@ -43,13 +55,13 @@ logging.getLogger("layerstore").addHandler(logging.NullHandler())
 
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
-    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done",
-    "FileMetadataStore", "Image", "ImageDoesNotExistError", "ImageError", "Images", "InvalidDigestError",
-    "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError",
-    "LayerStoreError", "LimitExceededError", "MaxDepthExceededError", "Metadata", "MetadataStore",
-    "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotMountedError",
-    "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed", "Store",
-    "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",
+    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done", "FileEntry",
+    "FileMetadataStore", "FileType", "Image", "ImageDoesNotExistError", "ImageError", "Images",
+    "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError",
+    "LayerNotRetainedError", "LayerStoreError", "LimitExceededError", "MaxDepthExceededError", "MergedTree",
+    "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
+    "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
+    "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",
     "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
     "release_and_log",
 ]  # fmt: skip

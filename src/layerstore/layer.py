@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
 
 from layerstore import _tarstream
 from layerstore.errors import LayerStoreError
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
+from layerstore.merged import MergedTree, StrPath
 from layerstore.tarstream import TarStream
-from layerstore.values import Descriptor, Metadata
+from layerstore.values import Descriptor, FileEntry, Metadata
 
 if TYPE_CHECKING:
     from layerstore.store import Store
@@ -52,6 +55,8 @@ class Layer:
     def __init__(self, record: Record) -> None:
         """Refer to a record; the store counts it."""
         self._record = record
+        self._alone: MergedTree | None = None
+        self._is_new = False              # the call that gave this reference made the layer
         self.chain_id, self.diff_id, self.cache_id = record.chain_id, record.diff_id, record.cache_id
         self.size, self.diff_size = record.size, record.diff_size
 
@@ -81,6 +86,41 @@ class Layer:
         Raises  LayerStoreError   parent is no proper ancestor
         """
         return self._record.store._tar_stream_from(self._record, parent)
+
+    def files(self) -> Iterator[FileEntry]:
+        """Give every entry of the layer in the order of its tar: links, whiteouts and replaced ones too.
+
+        From the record alone: no file of the layer is looked at, and memory does not grow with it.
+        Raises  OSError, CorruptLayerError   the record is gone or cannot be read: now, or behind what can be
+        """
+        return self._record.store._files(self._record)
+
+    def open(self, path: StrPath) -> BinaryIO:
+        """Open a regular file of this layer alone for reading: a seekable binary file. Nothing is mounted.
+
+        path    from the layer's root; links are followed, below that root
+        Raises  FileNotFoundError   it is not in this layer: hidden, or a lower one's (see merged())
+                IsADirectoryError, NotADirectoryError
+                OSError             ELOOP: too many links; EINVAL: a device or a fifo
+                CorruptLayerError   the file is not what was registered: now, or when the last byte is read of one that
+                                    is read from its first
+        The first call reads the record and keeps what it says, as merged() does, as long as this object lives.
+        """
+        if self._alone is None:
+            self._alone = self._record.store._merged([self._record])
+        return self._alone.open(path)
+
+    def merged(self) -> MergedTree:
+        """Lay this layer over all below it, as an overlay mount would; nothing is mounted.
+
+        Raises  OSError, CorruptLayerError   a record is gone or cannot be read
+        """
+        chain: list[Record] = []
+        record: Record | None = self._record
+        while record:
+            chain.insert(0, record)
+            record = record.parent
+        return self._record.store._merged(chain)
 
     def metadata(self) -> dict[str, str]:
         """Name the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir where there is a parent.
@@ -136,6 +176,18 @@ class EmptyLayer(Layer):
         if parent:
             raise LayerStoreError("can't get parent tar stream of an empty layer")
         return self.tar_stream()
+
+    def files(self) -> Iterator[FileEntry]:
+        """Give nothing."""
+        return iter(())
+
+    def open(self, path: StrPath) -> BinaryIO:
+        """Raise FileNotFoundError, or IsADirectoryError for the root."""
+        return self.merged().open(path)
+
+    def merged(self) -> MergedTree:
+        """Give a tree with nothing in it."""
+        return MergedTree([], lambda entry: io.BytesIO())
 
     def metadata(self) -> dict[str, str]:
         """Give nothing: no driver holds it."""

@@ -90,7 +90,10 @@ class Input:
     def _is_regular(source: Any) -> bool:
         if source.closed:
             raise ValueError("I/O operation on closed file.")
-        return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+        try:
+            return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+        except io.UnsupportedOperation:       # a buffer around what has no descriptor
+            return False
 
     def reread(self) -> tuple[int, int]:
         """Where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""

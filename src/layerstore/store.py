@@ -14,8 +14,8 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from layerstore import _files, dockerd, drivers, reclaim
 from layerstore.drivers import mounts
@@ -33,12 +33,14 @@ from layerstore.errors import (
     StoreClosedError,
     StoreInUseError,
 )
+from layerstore.files import entries, open_bytes
 from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, DiffID, chain_on, diff_id_of, random_id
 from layerstore.imagedb import ImageDB
 from layerstore.layer import Layer, Record
 from layerstore.limits import Limits
 from layerstore.locks import NamedLocks
+from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
 from layerstore.records import Records
 from layerstore.repair import Repair, tar_of
@@ -46,7 +48,16 @@ from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
 from layerstore.textfile import remove_directory
-from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress
+from layerstore.values import (
+    CreateRWLayerOpts,
+    Descriptor,
+    Durability,
+    FileEntry,
+    Metadata,
+    Orphan,
+    Problem,
+    Progress,
+)
 from layerstore.verify import Verifier
 
 log = logging.getLogger("layerstore")
@@ -297,6 +308,7 @@ class Store:
             if above:
                 self._release_chain(above)
             raise
+        handle._is_new = is_new
         if above and is_new:
             with self._lock:              # what stands on it keeps it now
                 self._unhold(above)
@@ -544,6 +556,19 @@ class Store:
             record.handles.remove(layer)
         return self._release_chain(record)
 
+    def _undo(self, layer: Layer | RWLayer) -> None:
+        """Undo the call that gave this reference, as nobody will get it: what was there before stays."""
+        if isinstance(layer, RWLayer):
+            with self._names.hold(layer.name):
+                layer._mount.handles.discard(layer)
+                self._holds.release(_rw(layer.name))
+        elif layer._is_new:
+            self.release(layer)
+        else:
+            with self._lock:
+                layer._record.handles.discard(layer)
+                self._unhold(layer._record)
+
     def _release_chain(self, record: Record) -> list[Metadata]:
         """Take one reference of record, and delete what nobody needs then, from it downwards."""
         with self._lock:
@@ -608,6 +633,24 @@ class Store:
                 f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
             )
         return self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
+
+    def _files(self, record: Record) -> Iterator[FileEntry]:
+        self._check_open()
+        fd = self._metadata.open_tar_split(record.chain_id)
+        try:
+            return entries(fd, record.chain_id)
+        finally:
+            _files.close(fd)
+
+    def _merged(self, chain: Sequence[Record]) -> MergedTree:
+        """The tree of these layers, base first."""
+        caches = {record.chain_id: record.cache_id for record in chain}
+
+        def opener(entry: FileEntry) -> BinaryIO:
+            driver = self._driver_of()
+            return open_bytes(lambda: driver.open_file(caches[entry.chain_id], entry.path, entry.size), entry)
+
+        return MergedTree(((record.chain_id, self._files(record)) for record in chain), opener)
 
     # ---- writable layers ----
 

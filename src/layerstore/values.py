@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Literal, NamedTuple
 
 from layerstore.ids import ChainID, DiffID
@@ -100,6 +100,53 @@ class Problem(NamedTuple):
     subject: str
     path: str
     detail: str
+
+
+class FileType(StrEnum):
+    """What an entry of a layer is; str() gives the word.
+
+    LINK is a hard link; WHITEOUT and OPAQUE hide what lower layers have.
+    """
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    LINK = "link"
+    CHARACTER = "character"
+    BLOCK = "block"
+    FIFO = "fifo"
+    WHITEOUT = "whiteout"
+    OPAQUE = "opaque"
+
+
+class FileEntry(NamedTuple):
+    """One entry of a layer, as its tar has it."""
+
+    path: str
+    """Relative to the root and cleaned; "." is the root. Of a whiteout: what it hides; of an opaque mark: its place."""
+    type: FileType
+    size: int
+    """Bytes of a regular file, else 0."""
+    mode: int
+    """Permission, setuid, setgid and sticky bits."""
+    uid: int
+    gid: int
+    mtime_ns: int
+    """As in the tar; 0 for a directory that has no entry of its own. On disk, times before 1970 are 1970."""
+    atime_ns: int | None
+    link: str
+    """A symbolic link's text; for a hard link the path of its file, in the same layer; else ""."""
+    device: tuple[int, int] | None
+    """Major and minor number of a device."""
+    xattrs: Mapping[str, bytes]
+    crc: int | None
+    """CRC-64/GO-ISO of a regular file's bytes, or None where the record does not say."""
+    offset: int | None
+    """Where a regular file's bytes begin in the layer's plain tar; None where they are not there as they are."""
+    name: str
+    """As the tar spells it: "./etc/passwd", "etc/.wh.shadow"; "" for a directory that has no entry of its own."""
+    chain_id: ChainID
+    """The layer it is from."""
 
 
 class Orphan(NamedTuple):

@@ -20,7 +20,7 @@ C_FLOORS = [
     {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
     {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes"},
-    {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "export"},
+    {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "listing", "export"},
     {"exact"},
     {"apply"},
 ]
@@ -32,10 +32,11 @@ C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export
 
 PY_FLOORS = [
     {"errors", "_files"},
-    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_mount"},
+    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_listing", "_mount"},
     {"values"},
     {"sources"},
-    {"metadata", "imagedb", "tarstream", "compare", "drivers.mounts", "drivers.counter", "drivers.options", "drivers.graft"},
+    {"metadata", "imagedb", "tarstream", "compare", "files", "merged", "drivers.mounts", "drivers.counter", "drivers.options",
+     "drivers.graft"},
     {"drivers.checks", "drivers.quota", "limits"},
     {"drivers.overlay2"},
     {"drivers"},
@@ -63,6 +64,7 @@ PY_FLOORS = [
     {"cli.commands"},
     {"cli.main"},
     {"cli"},
+    {"aio"},
 ]
 
 

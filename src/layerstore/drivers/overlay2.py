@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from layerstore import _apply, _changes, _files, _tarstream
+from layerstore import _apply, _changes, _files, _listing, _tarstream
 from layerstore.drivers import checks, mounts
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.graft import Graft
@@ -565,6 +565,11 @@ class Overlay2:
         """Give the recorded tar again."""
         with self._opened_diff(id) as root:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id), seekable=True)
+
+    def open_file(self, id: str, path: str, size: int) -> int:
+        """Open a recorded file of id for reading, beneath its directory, through no link. Raises CorruptLayerError."""
+        with self._opened_diff(id) as root:
+            return _listing.open_file(root, path, size)
 
     def check(
         self, id: str, record_fd: int, diff_id: bytes, report: Callable[[int], None] | None = None
