@@ -199,10 +199,10 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
         os.close(root_fd)
 
 
-def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
+def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | None = None) -> DiffID:
     """Record a tar's framing as JSON lines (not compressed) into tar_split.
 
-    source      as Store.register takes it
+    source, progress   as Store.register takes them
     Returns     the DiffID of the tar
     Raises      TarFormatError   .offset; then nothing has been written
     Source      tar-split, tar/asm
@@ -212,7 +212,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
         own = _empty_file(tar_split)
         if own >= 0:
             try:
-                diff_id = _record(given, own)
+                diff_id = _record(given, own, progress)
                 os.lseek(_regular(tar_split), 0, os.SEEK_END)
                 return diff_id
             except BaseException:
@@ -221,7 +221,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
             finally:
                 os.close(own)
         with tempfile.TemporaryFile() as record:
-            diff_id = _record(given, record.fileno())
+            diff_id = _record(given, record.fileno(), progress)
             record.seek(0)
             if isinstance(tar_split, int):
                 with os.fdopen(os.dup(tar_split), "wb") as out:
@@ -231,7 +231,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int) -> DiffID:
             return diff_id
 
 
-def _record(given: Input, record_fd: int) -> DiffID:
+def _record(given: Input, record_fd: int, progress: Progress | None) -> DiffID:
     """The work of disassemble(); record_fd is an empty file that can be read, too."""
     with contextlib.ExitStack() as stack:
         fd, offset = given.reread()
@@ -243,7 +243,7 @@ def _record(given: Input, record_fd: int) -> DiffID:
             -1, record_fd, reread_fd=fd, reread_offset=max(offset, 0), spool_fd=spool, flags=_apply.PLAIN_RECORD
         )
         stack.callback(apply.close)
-        feed(given, apply)
+        feed(given, apply, progress)
         return diff_id_of(apply.finish().diff_id)
 
 
@@ -261,7 +261,10 @@ def _regular(file: Any) -> int:
     """The descriptor of a regular file, or -1."""
     if not isinstance(file, (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
         return -1
-    fd = file if isinstance(file, int) else file.fileno()
+    try:
+        fd = file if isinstance(file, int) else file.fileno()
+    except io.UnsupportedOperation:           # a buffer around what has no descriptor
+        return -1
     return fd if stat.S_ISREG(os.fstat(fd).st_mode) else -1
 
 
