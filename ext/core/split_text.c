@@ -141,13 +141,29 @@ static void blanks(cursor *c)
         c->p++;
 }
 
+/* The first byte from p on that is no plain part of a string; eight at a time, as most of a record is such text. */
+static const char *plain_end(const char *p, const char *end)
+{
+    const uint64_t ones = 0x0101010101010101u, tops = 0x8080808080808080u;
+    uint64_t w;
+    for (; end - p >= (ptrdiff_t)sizeof w; p += sizeof w) {
+        memcpy(&w, p, sizeof w);
+        uint64_t quote = w ^ ones * '"', backslash = w ^ ones * '\\';
+        /* a byte below its limit borrows: then the loop below looks, which only costs where it was none */
+        if ((((quote - ones) & ~quote) | ((backslash - ones) & ~backslash) | ((w - ones * 0x20) & ~w)) & tops)
+            break;
+    }
+    while (p < end && *p != '"' && *p != '\\' && (uint8_t)*p >= 0x20)
+        p++;
+    return p;
+}
+
 /* After the opening quote: to the closing one. */
 static lay_json string_end(cursor *c, const char **text, size_t *len)
 {
     const char *start = c->p;
     for (;;) {
-        while (c->p < c->end && *c->p != '"' && *c->p != '\\' && (uint8_t)*c->p >= 0x20)
-            c->p++;
+        c->p = plain_end(c->p, c->end);
         if (c->p == c->end)
             return LAY_JSON_MORE;
         if (*c->p == '"') {
