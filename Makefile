@@ -12,6 +12,7 @@
 #   make wheel    dist/: an sdist, and a wheel for every CPython from 3.11 on, judged by auditwheel and abi3audit
 #   make wheel-test   that wheel passes tests/package and tests/flows in an empty venv with no compiler;
 #                     and the sdist builds without Cython
+#   make docs     the pages of docs/ in build/docs/, every warning an error
 #   make clean    what was built; .venv stays
 #
 # PYTHON=... names the interpreter for .venv. TESTS='tests/flows -k docs' runs some tests only.
@@ -31,7 +32,7 @@ python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench bench-peers ratios fuzz soak wheel clean system-demo system-test system-fuzz
+.PHONY: demo test lint bench bench-peers ratios fuzz soak docs wheel clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
@@ -63,6 +64,11 @@ fuzz: system-fuzz build/.built
 
 soak: system-test build/.built
 	@CUTS='$(CUTS)' STRESS_SECONDS='$(STRESS_SECONDS)' SEED='$(SEED)' .ci/soak
+
+docs: system-demo build/.built
+	@.ci/prepare docs
+	@$(python) -m sphinx -W --keep-going -E -q -b html docs build/docs
+	@echo build/docs/index.html
 
 wheel: system-demo .venv/.requirements
 	@.ci/wheel

@@ -3,10 +3,7 @@
 Enters: README.md, the public names, examples/demo.py. The examples run in order in one namespace, in a directory of their own.
 """
 
-import ast
-import builtins
 import inspect
-import io
 import os
 import re
 import subprocess
@@ -14,41 +11,24 @@ import sys
 from pathlib import Path
 
 import disk
+import pages
 import pytest
 
 import layerstore
 
 PROJECT = Path(__file__).resolve().parents[2]
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [
-    (README[: found.start(1)].count("\n"), found.group(1))
-    for found in re.finditer(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-]
-PROMISED = re.compile(r"# -> ?(.*)$", re.MULTILINE)
+PAGE = PROJECT / "README.md"
+README = PAGE.read_text(encoding="utf-8")
+BLOCKS = pages.blocks(PAGE)
 
 
 # ---- README -------------------------------------------------------------------------------------
-def run(source: str, line: int, namespace: dict) -> list[str]:
-    """Run one block; what it printed, line by line. A traceback shows README's own line."""
-    printed = io.StringIO()
-
-    def to_page(*values, **how):
-        builtins.print(*values, **{"file": printed, **how})
-
-    namespace["print"] = to_page
-    tree = ast.increment_lineno(ast.parse(source, "README.md"), line)
-    exec(compile(tree, str(PROJECT / "README.md"), "exec"), namespace)
-    return [text.rstrip() for text in printed.getvalue().splitlines()]
-
-
 def test_every_example_runs_in_order_and_prints_what_it_says(room, monkeypatch):
     monkeypatch.chdir(room)
     namespace = {"__name__": "readme"}
     try:
         for line, source in BLOCKS:
-            promised = [text.rstrip() for text in PROMISED.findall(source)]
-            printed = run(source, line, namespace)
-            assert printed == promised, f"the example at line {line + 1}"
+            assert pages.run(source, line, namespace, PAGE) == pages.promised(source), f"the example at line {line + 1}"
         assert disk.mounts_below(room) == [], "an example leaves something mounted"
     finally:
         namespace["store"].close()
@@ -57,7 +37,7 @@ def test_every_example_runs_in_order_and_prints_what_it_says(room, monkeypatch):
 def test_the_first_example_is_whole_and_leaves_nothing_in_its_store(room, monkeypatch):
     monkeypatch.chdir(room)
     namespace = {"__name__": "readme"}
-    run(BLOCKS[0][1], BLOCKS[0][0], namespace)
+    pages.run(BLOCKS[0][1], BLOCKS[0][0], namespace, PAGE)
     namespace["store"].close()
     left = [path for path in disk.inventory(room / "my-layers") if (room / "my-layers" / path).is_file()]
     assert left == []
@@ -66,7 +46,7 @@ def test_the_first_example_is_whole_and_leaves_nothing_in_its_store(room, monkey
 def test_most_of_the_examples_say_what_they_print():
     """Else the comparison above would pass on silence."""
     assert len(BLOCKS) >= 12
-    assert sum(len(PROMISED.findall(source)) for _, source in BLOCKS) >= 40
+    assert sum(len(pages.promised(source)) for _, source in BLOCKS) >= 40
 
 
 @pytest.mark.parametrize("name", layerstore.__all__)
@@ -109,9 +89,7 @@ def test_every_variable_named_is_read_somewhere():
 
 
 def test_links_within_the_readme_lead_somewhere():
-    anchors = {re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)}
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.removeprefix("#") in anchors if target.startswith("#") else (PROJECT / target).exists(), target
+    assert pages.broken_links(PAGE) == []
 
 
 # ---- docstrings ---------------------------------------------------------------------------------
