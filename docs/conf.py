@@ -13,7 +13,7 @@ with open(HERE.parent / "pyproject.toml", "rb") as file:
 project = _about["name"]
 release = version = _about["version"]
 author = "the layerstore authors"
-copyright = author
+
 extensions = ["myst_parser", "sphinx.ext.autodoc", "columns"]
 exclude_patterns = ["_ext"]
 source_suffix = {".md": "markdown"}

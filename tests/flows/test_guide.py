@@ -1,0 +1,195 @@
+"""The guide is true: every example of docs/guide/ runs and prints what it says; the pages hang together; the examples work.
+
+Enters: docs/, examples/, the public names. Each page is a program of its own, in a directory of its own; the one about Docker's
+root runs beside a real dockerd on a root of ours. That Sphinx makes the pages without a warning is a step of .ci/run.
+"""
+
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import disk
+import dockerd
+import pages
+import pytest
+import tarkit
+
+import layerstore
+
+PROJECT = pages.PROJECT
+DOCS = PROJECT / "docs"
+DOCKER_PAGE = DOCS / "guide" / "docker.md"
+GUIDE = sorted(page for page in (DOCS / "guide").glob("*.md") if page != DOCKER_PAGE)
+PAGES = sorted(page for page in DOCS.rglob("*.md"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+# ---- the guide ----------------------------------------------------------------------------------
+def run_page(page: Path, **replaced: str) -> None:
+    """Run a page from its first block to its last; close what it left open, however it ends."""
+    namespace: dict = {"__name__": page.stem}
+    try:
+        for line, source in pages.blocks(page):
+            for old, new in replaced.items():
+                assert old in "".join(text for _, text in pages.blocks(page))
+                source = source.replace(old, new)
+            printed = pages.run(source, line, namespace, page)
+            assert printed == pages.promised(source), f"the example at line {line + 1}"
+    finally:
+        server, store = namespace.get("server"), namespace.get("store")
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+        if store is not None:
+            store.close()
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
+def test_every_example_of_the_guide_runs_and_prints_what_it_says(page, room, monkeypatch):
+    monkeypatch.chdir(room)
+    run_page(page)
+    assert disk.mounts_below(room) == [], "an example leaves something mounted"
+
+
+@pytest.mark.time_limit(240)
+def test_a_docker_root_reads_as_the_guide_says_beside_a_running_dockerd(root, room, monkeypatch):
+    if dockerd.programs() is None:
+        reason = "there is no dockerd on this machine (Debian: docker.io)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    monkeypatch.chdir(room)
+    (room / "motd").write_text("hello\n")
+    with dockerd.Dockerd(root) as docker:
+        docker.load([tarkit.dir("etc/") + tarkit.file("etc/hostname", b"box\n") + tarkit.end()], "theirs/one")
+        container = docker.create("theirs/one")
+        docker.docker("cp", str(room / "motd"), f"{container}:/etc/motd")
+        before = disk.inventory(root / "image")
+        run_page(DOCKER_PAGE, **{"/var/lib/docker": str(root)})
+        assert disk.inventory(root / "image") == before, "something was written"
+
+
+def test_every_page_of_the_guide_has_examples_that_print():
+    """Else the comparison above would pass on silence."""
+    assert len(GUIDE) >= 4
+    for page in [*GUIDE, DOCKER_PAGE]:
+        assert len(pages.blocks(page)) >= 4, page.name
+        assert sum(len(pages.promised(source)) for _, source in pages.blocks(page)) >= 5, page.name
+
+
+# ---- the pages ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_links_of_a_page_lead_somewhere(page):
+    assert pages.broken_links(page) == []
+
+
+def test_every_page_is_in_the_table_of_contents():
+    listed = re.findall(r"^(?:[\w ]+<)?([a-z/]+)>?$", "\n".join(toctrees()), re.MULTILINE)
+    assert sorted(listed) == sorted(str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.name != "index.md")
+
+
+def toctrees() -> list[str]:
+    index = (DOCS / "index.md").read_text(encoding="utf-8")
+    return [re.sub(r"^:.*\n", "", tree, flags=re.MULTILINE) for tree in re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)]
+
+
+def test_every_public_name_is_in_the_reference_once():
+    text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md")))
+    named = re.findall(r"^\.\. (?:auto\w+|py:data):: layerstore\.(\w+)$", text, re.MULTILINE)
+    assert sorted(named) == sorted(layerstore.__all__)
+
+
+def test_figures_are_quoted_not_made_up():
+    """A number with a unit of time on the page about speed stands in README or in a measured table."""
+    measured = (PROJECT / "README.md").read_text() + (PROJECT / "benchmarks/results/compare.md").read_text()
+    text = (DOCS / "performance.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"\b(\d+\.\d+)\b(?= ?s\b| times| seconds)", text))
+    assert [number for number in sorted(numbers) if number not in measured] == []
+
+
+# ---- the examples -------------------------------------------------------------------------------
+def test_the_sandbox_example_runs_to_its_end_and_leaves_nothing(room):
+    command = [sys.executable, str(PROJECT / "examples" / "sandbox.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, "TMPDIR": str(room)}, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = {line[:12].strip(): line[12:].strip() for line in done.stdout.splitlines()}
+    assert told["changed"] == "A /answer.txt  A /log  A /log/1"
+    assert told["spoilt"] == "2 changes"
+    assert told["rolled back"] == "answer.txt is 42"
+    assert told["diff"] == "C /answer.txt"
+    assert told["released"] == "3 layers removed"
+    assert list(room.iterdir()) == []
+    assert disk.mounts_below(room) == []
+
+
+@pytest.fixture
+def served(root, open_store):
+    """examples/serve.py on a store with two layers: the address, and the tars by DiffID."""
+    tars = [b"".join([tarkit.file(f"f/{n}", bytes([n]) * size) for n in range(50)]) + tarkit.end() for size in (3000, 70_000)]
+    with open_store() as store:
+        parent = ""
+        for tar in tars:
+            parent = store.register(tar, parent).chain_id
+    command = [sys.executable, str(PROJECT / "examples" / "serve.py"), str(root), "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True) as server:
+        try:
+            yield server.stdout.readline().strip(), {tarkit.diff_id(tar): tar for tar in tars}
+            server.send_signal(signal.SIGINT)
+            _, said = server.communicate(timeout=20)
+            assert (server.returncode, "Traceback" in said) == (0, False), said
+        finally:
+            server.kill()
+
+
+def fetch(url: str, method: str = "GET", **headers: str):
+    """Status, headers and body; a refusal is no exception."""
+    request = urllib.request.Request(url, headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers, error.read()
+
+
+def test_the_server_example_lists_and_gives_whole_layers(served):
+    address, tars = served
+    status, _, listed = fetch(address)
+    assert status == 200
+    assert dict(line.split() for line in listed.decode().splitlines()) == {name: str(len(tar)) for name, tar in tars.items()}
+    for name, tar in tars.items():
+        status, headers, body = fetch(address + name)
+        assert (status, headers["Accept-Ranges"], headers["ETag"]) == (200, "bytes", f'"{name}"')
+        assert "sha256:" + hashlib.sha256(body).hexdigest() == name
+        status, headers, body = fetch(address + name, "HEAD")
+        assert (status, headers["Content-Length"], body) == (200, str(len(tar)), b"")
+    assert fetch(address + "sha256:" + "0" * 64)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "asked, first, behind",
+    [("0-0", 0, 1), ("0-", 0, None), ("511-1024", 511, 1025), ("100000-", 100_000, None), ("-1", -1, None),
+     ("3000000-99999999", 3_000_000, None), ("-99999999", 0, None)],
+)  # fmt: skip
+def test_the_server_example_gives_the_range_that_is_asked_for(served, asked, first, behind):
+    address, tars = served
+    name, tar = max(tars.items(), key=lambda item: len(item[1]))
+    status, headers, body = fetch(address + name, Range=f"bytes={asked}")
+    start = first % len(tar)
+    assert status == 206
+    assert headers["Content-Range"] == f"bytes {start}-{(behind or len(tar)) - 1}/{len(tar)}"
+    assert body == tar[first:behind]
+
+
+@pytest.mark.parametrize("asked, status", [("99999999-", 416), ("-0", 416), ("9-1", 200), ("a-b", 200), ("0-1,5-6", 200)])
+def test_the_server_example_refuses_or_passes_over_other_ranges(served, asked, status):
+    address, tars = served
+    name, tar = max(tars.items(), key=lambda item: len(item[1]))
+    told, headers, body = fetch(address + name, Range=f"bytes={asked}")
+    assert (told, body) == (status, tar if status == 200 else b"")
+    if status == 416:
+        assert headers["Content-Range"] == f"bytes */{len(tar)}"
