@@ -21,6 +21,7 @@ import pytest
 import tarkit
 
 import layerstore
+import layerstore.aio
 
 PROJECT = pages.PROJECT
 DOCS = PROJECT / "docs"
@@ -100,8 +101,8 @@ def toctrees() -> list[str]:
 
 def test_every_public_name_is_in_the_reference_once():
     text = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "api").glob("*.md")))
-    named = re.findall(r"^\.\. (?:auto\w+|py:data):: layerstore\.(\w+)$", text, re.MULTILINE)
-    assert sorted(named) == sorted(layerstore.__all__)
+    named = re.findall(r"^\.\. (?:auto\w+|py:data):: layerstore\.([\w.]+)$", text, re.MULTILINE)
+    assert sorted(named) == sorted([*layerstore.__all__, *(f"aio.{name}" for name in layerstore.aio.__all__)])
 
 
 def test_figures_are_quoted_not_made_up():
