@@ -14,7 +14,7 @@ project = _about["name"]
 release = version = _about["version"]
 author = "the layerstore authors"
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "columns"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "columns", "elsewhere"]
 exclude_patterns = ["_ext"]
 source_suffix = {".md": "markdown"}
 
