@@ -59,7 +59,7 @@ def main() -> None:
                     Path(root, "answer.txt").write_text("42, and here is why\n")
                 print("diff       ", *box.changes(), sep="  ")
                 final = box.commit()
-            print(f"committed   {final.diff_size} bytes, {final.chain_id[:19]}, on {final.parent.chain_id[:19]}")
+            print(f"committed   {final.diff_size} bytes, {final.chain_id[:19]}, on {checkpoint.chain_id[:19]}")
 
             removed = [gone for kept in (final, checkpoint, layer) for gone in kept.release()]
             print(f"released    {len(removed)} layers removed")

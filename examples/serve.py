@@ -1,8 +1,8 @@
 """Serve the layers of a store over HTTP, ranges too: as root `python examples/serve.py ROOT [PORT]`.
 
 In: the root of a store, Docker's own too: it is opened for reading only. Out: GET / lists DiffIDs and lengths, GET
-/sha256:<hex> is that layer's tar, byte for byte, whole or the one range asked for. The first line printed is the address.
-Ctrl-C ends it.
+/sha256:<hex> is that layer's tar, byte for byte, whole or the one range asked for. The first line printed is the
+address. Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Layers(http.server.BaseHTTPRequestHandler):
         layers = {str(layer.diff_id): layer for layer in self.server.store.map().values()}
         if self.path == "/":
             lines = []
-            for diff_id, layer in sorted(layers.items()):
-                with layer.tar_stream() as stream:
+            for diff_id, listed in sorted(layers.items()):
+                with listed.tar_stream() as stream:
                     lines.append(f"{diff_id} {stream.size}\n")
             self.head(200, len(text := "".join(lines).encode()), "text/plain")
             if self.command == "GET":
@@ -104,8 +104,9 @@ class Server(http.server.ThreadingHTTPServer):
 def main() -> None:
     if len(sys.argv) not in (2, 3):
         raise SystemExit(__doc__)
-    with Store(sys.argv[1], options={"read_only": "true"}) as store:
-        with Server(store, int(sys.argv[2]) if len(sys.argv) > 2 else 8000) as server, contextlib.suppress(KeyboardInterrupt):
+    port = int(sys.argv[2]) if len(sys.argv) > 2 else 8000
+    with Store(sys.argv[1], options={"read_only": "true"}) as store, Server(store, port) as server:
+        with contextlib.suppress(KeyboardInterrupt):
             print(f"http://127.0.0.1:{server.server_port}/", flush=True)
             server.serve_forever()
 
