@@ -30,19 +30,22 @@ def named(text: str) -> str:
 
 
 def errors(lines: list[str]) -> list[str]:
-    """What stands behind Raises: a list of classes where each has its own line, else a sentence."""
+    """What stands behind Raises: a list of classes where each has its own line, else a sentence.
+
+    lines   those that are indented beyond the names of classes begin with a tab
+    """
     if not any(ERRORS.match(line) for line in lines):
-        return [plain(" ".join(lines))]
+        return [plain(" ".join(line.strip() for line in lines))]
     out: list[str] = []
     for line in lines:
         found = ERRORS.match(line) or MORE_ERRORS.match(line)
         if found:
-            out += [named(found.group(1)), f"    {plain(found.group(2) or '')}".rstrip() or "    \\"]
-        elif out:
-            out[-1] = f"{out[-1]} {plain(line)}"
+            out += [named(found.group(1)), f"    {plain(found.group(2) or '')}"]
+        elif line.startswith("\t") and out:
+            out[-1] = f"{out[-1]} {plain(line.strip())}"
         else:
-            out += [plain(line), "    \\"]
-    return [line if line.strip() else "    \\ " for line in out]
+            out += ["", plain(line.strip())]
+    return [line if line == "" or line.strip() else "    \\ " for line in out]
 
 
 def block(rows: list[tuple[str, list[str]]]) -> list[str]:
@@ -51,7 +54,7 @@ def block(rows: list[tuple[str, list[str]]]) -> list[str]:
     for name, lines in rows:
         section = name in ("Raises", "Returns", "Source")
         out.append(f"*{name}*" if section else named(name))
-        told = errors(lines) if name == "Raises" else [plain(" ".join(lines))]
+        told = errors(lines) if name == "Raises" else [plain(" ".join(line.strip() for line in lines))]
         out += [f"    {line}".rstrip() for line in told]
     return [*out, ""]
 
@@ -69,7 +72,8 @@ def rest(lines: list[str]) -> list[str]:
         elif rows and NAME.match(line[: column - 1]) and line[column - 1 : column] == " ":
             rows.append((line[: column - 1], [line[column:]]))        # a name as wide as its column
         elif rows and line.startswith(" "):
-            rows[-1][1].append(line.strip())
+            deeper = len(line) - len(line.lstrip()) > column
+            rows[-1][1].append("\t" * deeper + line.strip())
         else:
             if rows:
                 out += block(rows)
