@@ -32,7 +32,7 @@ python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench bench-peers ratios fuzz soak docs wheel clean system-demo system-test system-fuzz
+.PHONY: demo test lint bench bench-peers ratios fuzz soak docs wheel wheel-test clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
