@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 
+import disk
 import imagekit
 import pytest
 import tarkit
@@ -317,6 +318,28 @@ def test_links_in_a_circle_and_fifos_end(images, room, nothing_left):
     os.mkfifo(layer)
     with nothing_left(), pytest.raises(ImageError, match="is no file"):
         images.load(place)
+
+
+# ---- a full disk -------------------------------------------------------------------------------
+@pytest.mark.parametrize("way", WAYS)
+def test_a_disk_that_is_full_leaves_nothing(room, open_store, way):
+    """The second layer does not fit; then a smaller image does."""
+    place = room / "small"
+    place.mkdir()
+    disk.mount("tmpfs", place, "tmpfs", 0, "size=3m")
+    try:
+        store = open_store(place / "docker")
+        images = layerstore.Images(store)
+        before = imagekit.inventory(place)
+        large = tarkit.file("large", os.urandom(4 << 20)) + tarkit.end()
+        with pytest.raises(OSError, match="No space left"):
+            WAYS[way](images, imagekit.docker([([BASE, large], ["x"])]), room)
+        empty = {"docker/image/overlay2/layerdb/tmp", "docker/image/overlay2/layerdb/sha256"}
+        assert imagekit.inventory(place) - empty == before - empty
+        assert images.load(tar_of(imagekit.docker([(LAYERS, ["x"])])))
+        store.close()
+    finally:
+        disk.unmount(place)
 
 
 # ---- memory ------------------------------------------------------------------------------------
