@@ -185,7 +185,8 @@ class ImageDB:
         except FileNotFoundError:
             return frozenset()
         except (OSError, LayerStoreError) as err:
-            log.warning("Nothing is deleted, as the image %s cannot be read, and may need it: %s", id, err)
+            text = "Nothing is deleted, as the image %s cannot be read, and may need it: %s"
+            log.warning(text, id, err, extra={"image": id, "error": err})
             return None
 
     # ---- names ----

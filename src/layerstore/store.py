@@ -369,10 +369,14 @@ class Store:
         record = handle._record
         if level == "full" and record is made:
             made.durable = True
-        elif level == "full" and not record.durable:
+        self._ensure_durable(record, level)
+        return handle
+
+    def _ensure_durable(self, record: Record, level: Durability) -> None:
+        """A layer that was there before may have been stored with less than is asked for now."""
+        if level == "full" and not record.durable:
             self._driver.sync([record.cache_id], level, everything=True)
             self._make_durable(record)
-        return handle
 
     def _settle(self, cache_id: str, transaction: Any, handle: Layer) -> bool:
         """Give up what was only needed meanwhile. Returns whether the layer was not there before."""

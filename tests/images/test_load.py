@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import disk
 import imagekit
 import pytest
 import tarkit
@@ -443,6 +444,23 @@ def test_durability_is_taken_as_register_takes_it(images, durability):
     assert images.load(tar_of(ARCHIVES["docker"]()), durability=durability)
     with pytest.raises(layerstore.InvalidOptionError):
         images.load(tar_of(ARCHIVES["docker"]()), durability="perhaps")
+
+
+def test_an_image_of_layers_stored_with_less_is_put_on_the_disk(open_store, room):
+    """On a tmpfs nothing ever is: an ext4 of our own, in a file."""
+    (room / "place").mkdir()
+    (room / "disk").write_bytes(b"")
+    os.truncate(room / "disk", 64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", room / "disk"], check=True)
+    subprocess.run(["mount", "-o", "loop", room / "disk", room / "place"], check=True)
+    try:
+        for durability, durable in (("none", False), ("full", True)):
+            store = open_store(room / "place/docker")
+            [image] = Images(store).load(tar_of(ARCHIVES["docker"]()), durability=durability)
+            assert [store.map()[chain]._record.durable for chain in image.layers] == [durable] * 3
+            store.close()
+    finally:
+        disk.unmount(room / "place")
 
 
 def test_a_store_open_for_reading_only_loads_nothing(open_store, images):

@@ -155,6 +155,8 @@ class Gatherer:
                     diff_id = job.diff_id
                     parent = self._put(job, parent)
                 diff_ids.append(diff_id)
+            if parent:
+                self.store._ensure_durable(self._held[ChainID(parent)]._record, self._level)
             configs.append(image.config or v1.make_config(image.v1, diff_ids))
         return configs
 

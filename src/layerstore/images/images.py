@@ -65,7 +65,7 @@ class Images:
             except FileNotFoundError:
                 continue
             except (OSError, LayerStoreError) as err:
-                log.warning("Failed to load image %s: %s", id, err)
+                log.warning("Failed to load image %s: %s", id, err, extra={"image": id, "error": err})
         return sorted(found, key=lambda image: image.created, reverse=True)
 
     def _image(self, id: Digest, names: Repositories) -> Image:
@@ -240,6 +240,8 @@ class Images:
         with contextlib.ExitStack() as stack:
             diff_ids: list[str] = []
             at: Layer | None = stack.enter_context(self.store.get(chain)) if chain else None
+            if at:
+                self.store._ensure_durable(at._record, self.store._level(None))
             while at is not None:
                 diff_ids.insert(0, at.diff_id)
                 at = at.parent
