@@ -458,16 +458,15 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
         }
         if (room > (size_t)(limit - a->taken))        /* what follows may be somebody else's */
             room = (size_t)(limit - a->taken);
+        struct pollfd p = { .fd = fd, .events = POLLIN };
+        int64_t left = stop - now_ms();
+        if (*offset < 0 && poll(&p, 1, left > 0 ? (int)left : 0) <= 0)
+            return LAY_OK;                            /* a pipe nobody writes to: the caller may want to stop */
         ssize_t n = read_some(fd, offset, to, room);
         if (n < 0 && errno == EINTR)
             return LAY_OK;                            /* let the caller look at its signals */
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            struct pollfd p = { .fd = fd, .events = POLLIN };
-            int64_t left = stop - now_ms();
-            if (poll(&p, 1, left > 0 ? (int)left : 0) <= 0)
-                return LAY_OK;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             continue;
-        }
         if (n < 0)
             return lay_fail_os(err, errno, NULL, "cannot read the layer's tar");
         if (n == 0) {

@@ -104,3 +104,23 @@ def test_what_progress_raises_ends_the_call_and_leaves_nothing(store, root):
     with layer.tar_stream() as stream, open(os.devnull, "wb") as out, pytest.raises(EnoughError):
         stream.copy_to(out, progress=enough)
     assert len(os.listdir("/proc/self/fd")) == descriptors and threading.active_count() == 1
+
+
+@pytest.mark.time_limit(20)
+def test_a_pipe_nobody_writes_to_can_be_given_up(store, root):
+    store.register(file("first") + end())
+    before = disk_state(root)
+    reader, writer = os.pipe()
+    os.write(writer, TAR[:1000])
+    told = []
+
+    def later(done):
+        told.append(done)
+        if len(told) == 5:
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        store.register(reader, progress=later)
+    assert changed(before, disk_state(root)) == [] and told[-1] == 1000
+    os.close(reader)
+    os.close(writer)
