@@ -28,6 +28,12 @@ SHA256 = """
 void probe(void);
 void probe(void) { SHA256_CTX c; unsigned char d[32]; SHA256_Init(&c); SHA256_Update(&c, d, 1); SHA256_Final(d, &c); }
 """
+# Of libcrypto.a alone: what it calls by itself when it is loaded, if the linker lets it.
+CPUID_SETUP = """
+void OPENSSL_cpuid_setup(void);
+void setup(void);
+void setup(void) { OPENSSL_cpuid_setup(); }
+"""
 ISAL = """
 #include <isa-l.h>
 unsigned long probe(struct inflate_state *s, struct isal_zstream *z);
@@ -111,17 +117,20 @@ def _static_library(name: str) -> str | None:
     return os.path.realpath(answer) if os.path.isabs(answer) else None
 
 
-def _find_libcrypto() -> tuple[list[str], str]:
+def _find_libcrypto() -> tuple[list[str], list[str], str]:
+    """Macros, link arguments, finding."""
     # Static first: three functions of it are 38 KB, and a wheel then carries no OpenSSL.
     archive = _static_library("libcrypto.a")
     if archive:
         # Not every linker knows the flag; the modules' own list of exports hides as much.
         for hidden in (["-Wl,--exclude-libs,ALL"], []):
             for more in ([], ["-ldl", "-pthread"]):
-                if _links(SHA256, [archive, *hidden, *more]):
-                    return [archive, *hidden, *more], f"libcrypto: static, {archive}"
+                args = [archive, *hidden, *more]
+                if _links(SHA256, args):
+                    macros = ["LIBCRYPTO_STATIC"] if _links(SHA256 + CPUID_SETUP, args) else []
+                    return macros, args, f"libcrypto: static, {archive}"
     if _links(SHA256, ["-lcrypto"]):
-        return ["-lcrypto"], "libcrypto: shared"
+        return [], ["-lcrypto"], "libcrypto: shared"
     raise MissingLibraryError(
         "libcrypto (OpenSSL) cannot be compiled and linked with: install libssl-dev (Debian, Ubuntu)"
         " or openssl-devel (Fedora)"
@@ -130,8 +139,7 @@ def _find_libcrypto() -> tuple[list[str], str]:
 
 def discover() -> Config:
     """Probe for everything; MissingLibraryError if the core cannot be built at all."""
-    macros: list[str] = []
-    link_args, finding = _find_libcrypto()
+    macros, link_args, finding = _find_libcrypto()
     findings = [finding]
     if not switched_on("LAYERSTORE_WITHOUT_ISAL") and _links(ISAL, ["-lisal"]):
         macros.append("HAVE_ISAL")
