@@ -2,6 +2,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import disjoint_base
+
+@disjoint_base
 class Listing:
     """An iterator of batches over the record of a descriptor, which it duplicates."""
     def __init__(self, record_fd: int) -> None: ...
