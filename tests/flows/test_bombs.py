@@ -54,7 +54,10 @@ def answer(job):
     store = layerstore.Store(job["root"], options={"durability": "none", **job["options"]}) if job["work"] not in ("disassemble", "assemble") else None
     before, began = peak(), time.monotonic()
     try:
-        said = {"result": work() if job["work"] == "verify" else bool(work())}
+        result = work()
+        # Of a layer that was not refused: what it was taken for.
+        about = {"layer": [result.diff_id, result.diff_size, os.path.getsize(job["source"])]} if job["work"] == "register" else {}
+        said = {"result": result if job["work"] == "verify" else bool(result), **about}
     except Exception as error:
         said = {"error": type(error).__name__, "text": str(error), "option": getattr(error, "option", ""), "path": getattr(error, "path", "")}
     return {**said, "mb": peak() - before, "seconds": time.monotonic() - began}
