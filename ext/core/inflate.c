@@ -44,6 +44,18 @@ const char *lay_build_zstd(void)
 #endif
 }
 
+/* A tar may begin with a name that looks like a compressor's mark. But a blank checksum counts as 0, and bytes that
+ * are mostly zero, as of compressed zeros, may add up to that when they are taken as signed: it proves nothing. */
+static bool is_tar(const uint8_t *p, size_t n)
+{
+    if (n < LAY_TAR_BLOCK || !lay_tar_is_header(p))
+        return false;
+    for (size_t i = 148; i < 156; i++)
+        if (p[i] >= '0' && p[i] <= '7')
+            return true;
+    return false;
+}
+
 lay_format lay_format_guess(const uint8_t *p, size_t n)
 {
     static const struct { lay_format format; uint8_t n; uint8_t magic[6]; } known[] = {
@@ -53,7 +65,7 @@ lay_format lay_format_guess(const uint8_t *p, size_t n)
         { LAY_FORMAT_XZ, 6, { 0xfd, '7', 'z', 'X', 'Z', 0x00 } },
         { LAY_FORMAT_LZ4, 4, { 0x04, 0x22, 0x4d, 0x18 } },
     };
-    if (n >= LAY_TAR_BLOCK && lay_tar_is_header(p))
+    if (is_tar(p, n))
         return LAY_FORMAT_PLAIN;
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
         if (n >= known[i].n && memcmp(p, known[i].magic, known[i].n) == 0)
