@@ -58,8 +58,7 @@ class Operation:
     def prepare(self, g: Ground) -> None:
         pass
 
-    def run(self, g: Ground) -> Any:
-        raise NotImplementedError
+    run: Callable[[Ground], Any]      # each has its own
 
     def right(self, g: Ground, value: Any) -> bool:
         return True
