@@ -100,8 +100,8 @@ class Store:
     """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it.
 
     A layer lives as long as somebody holds a reference, a child, a writable layer or an image stands on it, or
-    nobody has asked for it since the root was opened; the last release() deletes it from disk. close() releases
-    nothing and unmounts nothing.
+    nobody has asked for it since the root was opened; the last release() deletes it from disk. close() gives back
+    what was held, deletes nothing and unmounts nothing.
     """
 
     def __init__(
@@ -118,8 +118,7 @@ class Store:
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
                   InvalidOptionError   an option nobody knows
                   LayerStoreError, OSError
-        References are counted in this object: layers of one root that several Stores hold should be held
-        (get()) by each, since the last release() of any of them deletes.
+        Several Stores, of this process and of others, may have one root open: what any of them holds none deletes.
         """
         if not os.fspath(root):
             raise ValueError("the root of a store is a directory's path, not an empty text")
@@ -569,9 +568,7 @@ class Store:
         elif layer._is_new:
             self.release(layer)
         else:
-            with self._lock:
-                layer._record.handles.discard(layer)
-                self._unhold(layer._record)
+            self._let_go(layer)
 
     def _release_chain(self, record: Record) -> list[Metadata]:
         """Take one reference of record, and delete what nobody needs then, from it downwards."""
@@ -897,8 +894,8 @@ class Store:
         Raises  OSError   something is still mounted below the driver's home
         """
         self._check_writable()
+        reclaim.finish(self._metadata, self._driver, self._records.owned)
         with self._lock:
-            reclaim.finish(self._metadata, self._driver, self._records.owned)
             self._records.forget_bad()
         self._driver.cleanup()
 
@@ -999,12 +996,10 @@ class Store:
             raise CorruptLayerError(f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed")
         with contextlib.ExitStack() as stack:
             layer = self.register(tar_of(chain_id, "", source, stack), parent, progress=progress)
-        with self._lock:
-            layer._record.handles.discard(layer)
-            self._unhold(layer._record)
         if layer.chain_id != chain_id:
-            self._remove_unneeded(layer._record)
+            self._undo(layer)             # which may have been there before
             raise CorruptLayerError(f"the source is another layer, {layer.chain_id}, not {chain_id}")
+        self._let_go(layer)
 
     def orphans(self) -> list[Orphan]:
         """List what no layer and no writable layer owns, largest first. Nothing is written.

@@ -146,8 +146,14 @@ def test_a_layer_that_cannot_be_read_is_mended_from_its_tar(store, open_store, r
     again = open_store()
     with pytest.raises(CorruptLayerError, match="its tar, or another store, is needed"):
         again.repair(layer.chain_id)
-    with pytest.raises(CorruptLayerError, match="the source is another layer"):
-        again.repair(layer.chain_id, tarkit.T1)
+    other = again.register(tarkit.T2, layer.parent.chain_id).chain_id
+    again.close()
+    store.close()
+    again = open_store()                             # to which nobody has asked for that one yet
+    for wrong in (tarkit.T1, tarkit.T2):
+        with pytest.raises(CorruptLayerError, match="the source is another layer"):
+            again.repair(layer.chain_id, wrong)
+    assert set(again.map()) == {layer.parent.chain_id, other}
     assert [p.kind for p in again.repair(layer.chain_id, TAR)] == ["metadata"]
     assert again.get(layer.chain_id).tar_stream().read() == TAR
 
