@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
-from layerstore.ids import ChainID
+from layerstore.ids import ChainID, DiffID
 from layerstore.layer import Record
 from layerstore.metadata import FileMetadataStore, check_mount_name
 from layerstore.rwlayer import Mount
+from layerstore.values import Descriptor
 
 if TYPE_CHECKING:
     from layerstore.store import Store
@@ -168,6 +169,12 @@ class Records:
         except (OSError, LayerStoreError):
             return True                   # damaged, which verify() tells
 
+    def new_layer(
+        self, chain: ChainID, diff: DiffID, parent: Record | None, cache: str, size: int, descriptor: Descriptor
+    ) -> Record:
+        """Make the record of a layer that nobody sees yet."""
+        return Record(self._store, chain, diff, parent, cache, size, descriptor)
+
     def replace(self, existing: Record | None, made: Record) -> Record:
         """Enter a layer that has just become visible; existing: the record whose files were gone."""
         self.bad.pop(made.chain_id, None)
@@ -195,6 +202,10 @@ class Records:
         self.bad_mounts.clear()
 
     # ---- writable layers ----
+
+    def new_mount(self, name: str, mount_id: str, init_id: str, parent: Record | None) -> Mount:
+        """Make the record of a writable layer that nobody sees yet."""
+        return Mount(self._store, name, mount_id, init_id, parent)
 
     def add_mount(self, mount: Mount) -> None:
         """Enter a writable layer that has just been recorded."""

@@ -605,3 +605,27 @@ def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(roo
     print(f"{name}: {raised} raised, {succeeded} overcome", *wrong, sep="\n  ")
     assert not wrong, f"{len(wrong)} of {raised + succeeded}"
     assert raised > 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "open", "close"])
+def test_a_second_register_that_fails_leaves_no_reference_behind(room: Path, kind: str) -> None:
+    """With the first reference the layer goes, however often it was asked for in vain."""
+    def work(say: Callable[[str], None]) -> tuple[int, list[str]]:
+        faults, failed = Faults(), 0
+        with layerstore.Store(place / "root") as store:
+            layer = store.register(faultkit.EVERY_KIND, durability="none")
+            for place_of_fault in range(1, 400):
+                say(f"{kind} {place_of_fault}")
+                again, raised, met = faults.run(
+                    lambda: store.register(faultkit.EVERY_KIND, durability="full"), kind, errno.EIO, place_of_fault, None
+                )
+                if raised is None:
+                    again.release()
+                failed += raised is not None
+                if not met.failed:
+                    break
+            return failed, [str(gone.chain_id) for gone in layer.release()] or ["nothing went"]
+
+    with faultkit.sized_file_system(room, "ext4", size=64 << 20) as place:
+        failed, gone = faultkit.in_a_child(work, seconds=55)
+    assert failed > 0 and len(gone) == 1 and gone[0].startswith("sha256:")

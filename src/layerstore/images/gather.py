@@ -26,8 +26,9 @@ from layerstore.images.documents import Config
 from layerstore.images.plan import Planned, PlannedLayer
 from layerstore.images.shelf import MissingError
 from layerstore.layer import Layer
+from layerstore.registration import Unpacked
 from layerstore.sources import BLOCK, HEAD, Input, Section, feed
-from layerstore.store import Store, Unpacked
+from layerstore.store import Store
 from layerstore.values import Descriptor, Done, Durability, Progress
 
 # Layers that are unpacked side by side; each has a few threads of its own in the core.
@@ -156,7 +157,7 @@ class Gatherer:
                     parent = self._put(job, parent)
                 diff_ids.append(diff_id)
             if parent:
-                self.store._ensure_durable(self._held[ChainID(parent)]._record, self._level)
+                self.store._syncing.ensure(self._held[ChainID(parent)]._record, self._level)
             configs.append(image.config or v1.make_config(image.v1, diff_ids))
         return configs
 
@@ -168,9 +169,9 @@ class Gatherer:
             # The same tar on another parent: it comes out of the store.
             assert job.layer
             with job.layer.tar_stream() as stream:
-                job.unpacked = self.store._unpack_ahead(stream.pump_into)
+                job.unpacked = self.store._registration.unpack_ahead(stream.pump_into)
         unpacked = job.unpacked
-        handle, is_new = self.store._register_unpacked(unpacked, parent, Descriptor(), self._level)
+        handle, is_new = self.store._registration.register_unpacked(unpacked, parent, Descriptor(), self._level)
         if is_new:
             self._new.append(handle)
         else:
@@ -187,7 +188,7 @@ class Gatherer:
         for job in self.jobs.values():
             unpacked, job.unpacked = job.unpacked, None
             if unpacked:
-                self.store._discard_unpacked(unpacked)
+                self.store._registration.discard(unpacked)
         for layer in reversed(self._new):      # an image keeps what shall stay
             with contextlib.suppress(LayerStoreError):
                 self.store.release(layer)
@@ -196,7 +197,7 @@ class Gatherer:
                 with contextlib.suppress(LayerStoreError):
                     self.store.release(layer)  # the image may have been removed meanwhile
             else:
-                self.store._let_go(layer)
+                self.store._references.let_go(layer)
         self._new, self._known = [], []
         self._held.clear()
 
@@ -280,7 +281,8 @@ class Crew:
                 job.digest = hash_section(section, layer.digest.algorithm, self._check_stopped)
                 if job.digest != layer.digest:
                     return                     # check() says so
-            job.unpacked = self._gatherer.store._unpack_ahead(lambda apply: self._feed(section, apply, job))
+            unpack_ahead = self._gatherer.store._registration.unpack_ahead
+            job.unpacked = unpack_ahead(lambda apply: self._feed(section, apply, job))
             if layer.digest and job.digest is None:
                 job.digest = Digest(job.diff_id)
 

@@ -197,7 +197,7 @@ class Images:
         load that was killed go with cleanup().
         """
         self.store._check_writable()
-        level = self.store._level(durability)
+        level = self.store._syncing.level(durability)
         given = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
         gatherer = Gatherer(self.store, level)
         db = ImageDB(self._db.root, level)
@@ -241,7 +241,7 @@ class Images:
             diff_ids: list[str] = []
             at: Layer | None = stack.enter_context(self.store.get(chain)) if chain else None
             if at:
-                self.store._ensure_durable(at._record, self.store._level(None))
+                self.store._syncing.ensure(at._record, self.store._syncing.level(None))
             while at is not None:
                 diff_ids.insert(0, at.diff_id)
                 at = at.parent

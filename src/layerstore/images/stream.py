@@ -246,7 +246,7 @@ class Stream:
                 if got < entry.size:
                     raise ImageError(f"the archive is cut, in {readable(entry.name)}")
 
-            job.unpacked = self._gatherer.store._unpack_ahead(fill)
+            job.unpacked = self._gatherer.store._registration.unpack_ahead(fill)
             job.digest = Digest(job.diff_id)
             return
         part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
@@ -258,7 +258,7 @@ class Stream:
             if part.left:
                 raise ImageError(f"the archive is cut, in {readable(entry.name)}")
 
-        job.unpacked = self._gatherer.store._unpack_ahead(fill_part)
+        job.unpacked = self._gatherer.store._registration.unpack_ahead(fill_part)
 
     def _hash_known(self, entry: Entry, head: bytes, job: Job) -> bool:
         """Where the name says the digest of a tar that the store has, look whether it is that one."""

@@ -1,0 +1,255 @@
+"""Registration: a layer is unpacked, described, put on the disk, and made visible by one rename.
+
+Enters: a function that pushes a tar, and what the layer stands on. Leaves: a reference to the layer, and whether it
+was not there before; or an error, and nothing on the disk. No lock is held while the tar is worked on.
+Source: moby, layer/layer_store.go (registerWithDescriptor)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from layerstore import _files
+from layerstore.drivers import Driver
+from layerstore.durability import Syncing
+from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
+from layerstore.holds import Holds
+from layerstore.ids import DiffID, chain_on, diff_id_of, random_id
+from layerstore.layer import Layer, Record
+from layerstore.metadata import FileMetadataStore, FileMetadataTransaction
+from layerstore.records import Records
+from layerstore.references import References
+from layerstore.textfile import remove_directory
+from layerstore.values import Descriptor, Durability
+
+log = logging.getLogger("layerstore")
+
+MAX_DEPTH = 125
+
+Fill = Callable[[Any], None]
+
+
+class Unpacked(NamedTuple):
+    """A layer tar that was unpacked and stands on nothing yet; done: the core's Applied."""
+
+    cache_id: str
+    transaction: FileMetadataTransaction
+    done: Any
+
+    @property
+    def diff_id(self) -> DiffID:
+        """The DiffID of the tar."""
+        return diff_id_of(self.done.diff_id)
+
+
+class Registration:
+    """Makes layers of one store."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
+        syncing: Syncing, check_writable: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
+        self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
+        self._references, self._syncing, self._check_writable = references, syncing, check_writable
+        self._lock = records.lock
+
+    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Layer:
+        """Make a layer of what fill() pushes. Takes over the reference to `above`: it is given back."""
+        try:
+            _check_depth(above)
+            unpacked = self._unpack(fill, above.cache_id if above else "")
+            handle, is_new = self._make_visible(unpacked, above, descriptor, level)
+        except BaseException:
+            if above:
+                self._references.release(above)
+            raise
+        handle._is_new = is_new
+        if above and is_new:
+            with self._lock:              # what stands on it keeps it now
+                self._references.unhold(above)
+        elif above:
+            self._references.release(above)
+        return handle
+
+    # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
+
+    def unpack_ahead(self, fill: Fill) -> Unpacked:
+        """Unpack what fill() pushes, for register_unpacked() or discard(). Nobody sees it till then.
+
+        Any number of threads at once. cleanup() takes it only when its process is gone.
+        """
+        self._check_writable()
+        return self._unpack(fill, "")
+
+    def register_unpacked(
+        self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
+    ) -> tuple[Layer, bool]:
+        """Make a layer on parent of what was unpacked: a reference to it, and whether it was not there before.
+
+        Whatever happens, unpacked is spent. Raises as Store.register() does.
+        """
+        above: Record | None = None
+        try:
+            try:
+                self._check_writable()
+                above = self._references.retain(parent) if parent else None
+                _check_depth(above)
+                if above:
+                    self._driver.put_on(unpacked.cache_id, above.cache_id)
+            except BaseException:
+                self.discard(unpacked)
+                raise
+            handle, is_new = self._make_visible(unpacked, above, descriptor, level)
+        except BaseException:
+            if above:
+                self._references.release(above)
+            raise
+        if above:
+            with self._lock:              # the new layer keeps it, or the one that was there
+                self._references.unhold(above)
+        return handle, is_new
+
+    def discard(self, unpacked: Unpacked) -> None:
+        """Remove what was unpacked. Never raises: what cannot be removed is cleanup()'s."""
+        cache_id, transaction, _ = unpacked
+        try:
+            self._driver.remove(cache_id)
+        except Exception as err:
+            about = {"cache_id": cache_id, "error": err}
+            log.error("Error cleaning up cache layer %s: %s", cache_id, err, extra=about)
+        try:
+            transaction.cancel()
+        except OSError as err:
+            about = {"directory": str(transaction), "error": err}
+            log.error("Error canceling metadata transaction %s: %s", transaction, err, extra=about)
+
+    # ---- the steps ----
+
+    def _unpack(self, fill: Fill, below: str) -> Unpacked:
+        """Unpack and record what fill() pushes, beside all layers."""
+        cache_id, transaction = random_id(), self._metadata.start_deferred()
+        try:
+            self._driver.create(cache_id, below)
+            record_fd = transaction.open_tar_split()
+            try:
+                return Unpacked(cache_id, transaction, self._driver.register(cache_id, below, record_fd, fill))
+            finally:
+                _files.close(record_fd)
+        except BaseException:
+            self.discard(Unpacked(cache_id, transaction, None))
+            raise
+
+    def _make_visible(
+        self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor, level: Durability
+    ) -> tuple[Layer, bool]:
+        """Spend unpacked: a layer of it, or the one that was there before."""
+        cache_id, transaction, _ = unpacked
+        made: Record | None = None
+        handle: Layer | None = None
+        try:
+            made = self._describe(unpacked, above, descriptor)
+            self._syncing.before([cache_id], transaction, above, level)
+            handle = self._commit_or_existing(transaction, made)
+            self._syncing.after(level)
+            if level == "full" and handle._record is made:
+                made.durable = True
+            self._syncing.ensure(handle._record, level)
+        except BaseException:
+            if handle and handle._record is not made:
+                self._references.let_go(handle)       # of a layer that was there before, and stays
+            try:
+                self._withdraw(made)
+            except OSError:
+                self._driver.recorded(cache_id)   # still visible, perhaps: then it is whole, else cleanup()'s
+                transaction.release()
+                raise
+            self.discard(unpacked)
+            raise
+        is_new = handle.cache_id == cache_id
+        if is_new:
+            self._driver.recorded(cache_id)
+            transaction.release()
+        else:
+            self.discard(unpacked)
+        return handle, is_new
+
+    def _describe(self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor) -> Record:
+        """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
+        cache_id, transaction, done = unpacked
+        transaction.set_diff_id(unpacked.diff_id)
+        transaction.set_size(done.size)
+        transaction.set_cache_id(cache_id)
+        if descriptor.digest:
+            transaction.set_descriptor(descriptor)
+        if above:
+            transaction.set_parent(above.chain_id)
+        self._driver.settle(cache_id, above.cache_id if above else "")
+        chain = chain_on(above.chain_id if above else "", unpacked.diff_id)
+        return self._records.new_layer(chain, unpacked.diff_id, above, cache_id, done.size, descriptor)
+
+    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record) -> Layer:
+        """Make a layer visible; where it is there already, and whole, that one wins."""
+        chain, records = made.chain_id, self._records
+        aside = None
+        with self._lock, self._metadata.exclusive():
+            self._check_writable()
+            existing = records.load_current(chain)
+            if existing is None or not self._driver.exists(existing.cache_id):
+                if made.parent and not records.names_layer(made.parent):
+                    raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
+                aside = self._metadata.set_aside(chain) if self._metadata.has(chain) else None
+                try:
+                    transaction.publish(chain)
+                except BaseException:
+                    if aside:
+                        self._metadata.put_back(chain, aside)
+                    raise
+                existing = records.replace(existing, made)
+            self._references.hold(existing)
+            handle = self._references.handle(existing)
+            if aside:
+                text = "The broken layer %s was replaced by the one registered now"
+                log.warning(text, chain, extra={"chain_id": chain, "cache_id": made.cache_id})
+                self._stand_on_anew(existing)
+        if aside:
+            remove_directory(aside)
+        return handle
+
+    def _stand_on_anew(self, record: Record) -> None:
+        """Under the lock: what stands on a layer that was replaced is told of its new directory."""
+        self._records.forget_bad()
+        self._records.count_standing_on(record)
+        for layer in list(self._records.layers.values()):
+            if layer.parent is record:
+                self._driver.stand_on(layer.cache_id, record.cache_id)
+                self._stand_on_anew(layer)
+        for mount in list(self._records.mounts.values()):
+            if mount.parent is record:
+                for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.below)):
+                    if id:
+                        self._driver.stand_on(id, below)
+
+    def _withdraw(self, made: Record | None) -> None:
+        """A failure, or an interrupt, behind the rename that made a layer visible: make it invisible again."""
+        if made is None:
+            return
+        with self._lock, self._metadata.exclusive():
+            if self._records.layers.get(made.chain_id) is made:
+                self._records.forget(made)
+                self._holds.drop(made.chain_id)
+            try:
+                visible = self._metadata.get_cache_id(made.chain_id) == made.cache_id
+            except (FileNotFoundError, NotADirectoryError, LayerStoreError):
+                visible = False
+            if visible:
+                aside = self._metadata.set_aside(made.chain_id)
+                if aside:
+                    remove_directory(aside)
+
+
+def _check_depth(above: Record | None) -> None:
+    if above and above.depth >= MAX_DEPTH:
+        raise MaxDepthExceededError()

@@ -1,0 +1,260 @@
+"""Writable layers: made, found, mounted by their users, committed and released.
+
+Enters: names. Leaves: references, RWLayers. Each name has a lock of its own, held for the length of a call; the record
+of a writable layer becomes visible, and goes, by one rename.
+Source: moby, layer/layer_store.go (CreateRWLayer, ReleaseRWLayer)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from layerstore.drivers import Driver
+from layerstore.durability import Syncing
+from layerstore.errors import (
+    LayerDoesNotExistError,
+    LayerNotRetainedError,
+    MountDoesNotExistError,
+    MountNameConflictError,
+)
+from layerstore.holds import Holds
+from layerstore.ids import random_id
+from layerstore.layer import Layer, Record
+from layerstore.locks import NamedLocks
+from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
+from layerstore.records import Records
+from layerstore.references import References, noted
+from layerstore.registration import Registration
+from layerstore.rwlayer import Mount, RWLayer
+from layerstore.sources import Input, feed
+from layerstore.textfile import remove_directory
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
+
+log = logging.getLogger("layerstore")
+
+
+def _key(name: str) -> str:
+    """The key under which a reference to a writable layer is held."""
+    return f"rw {name}"
+
+
+class WritableLayers:
+    """The writable layers of one store."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
+        syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
+        self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
+        self._references, self._syncing, self._registration = references, syncing, registration
+        self._check_writable = check_writable
+        self._lock = records.lock
+        self._names = NamedLocks()
+
+    # ---- making ----
+
+    def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> RWLayer:
+        """Make one. Raises as Store.create_rw_layer() does."""
+        with self._names.hold(name):
+            if self.find(name):
+                raise noted(MountNameConflictError(), name)
+            above = self._references.retain(parent) if parent else None
+            try:
+                mount = self._create(name, above, opts, level)
+            except BaseException:
+                if above:
+                    self._references.release(above)
+                raise
+            if above:
+                with self._lock:          # the writable layer keeps it now
+                    self._references.unhold(above)
+            return self._handle(mount)
+
+    def _handle(self, mount: Mount) -> RWLayer:
+        handle = RWLayer(mount)
+        mount.handles.add(handle)
+        return handle
+
+    def _create(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
+        mount_id, init_id = random_id(), ""
+        below = above.cache_id if above else ""
+        made: list[str] = []
+        mount: Mount | None = None
+        transaction = self._metadata.start_deferred()
+        try:
+            if opts.init_func:
+                init_id = f"{mount_id}-init"
+                self._driver.create_read_write(init_id, below, opts.storage_opt)
+                made.append(init_id)
+                path = self._driver.get(init_id)
+                try:
+                    opts.init_func(path)
+                finally:
+                    self._driver.put(init_id)
+            self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
+            made.append(mount_id)
+            if init_id:
+                self._driver.settle(init_id, below)
+            self._driver.settle(mount_id, init_id or below)
+            transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
+            self._syncing.before(made, transaction, above, level)
+            mount = self._records.new_mount(name, mount_id, init_id, above)
+            aside = self._commit_record(transaction, mount)
+            self._syncing.after(level)
+        except BaseException:
+            try:
+                self._withdraw(mount)
+            except OSError:
+                for id in made:           # still visible, perhaps: then it is whole, else cleanup()'s
+                    self._driver.recorded(id)
+                transaction.release()
+                raise
+            for id in reversed(made):
+                with contextlib.suppress(OSError):
+                    self._driver.remove(id)
+            with contextlib.suppress(OSError):
+                transaction.cancel()
+            raise
+        for id in made:
+            self._driver.recorded(id)
+        transaction.release()
+        if aside:
+            remove_directory(aside)
+        return mount
+
+    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount) -> str | None:
+        """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
+        name = mount.name
+        with self._lock, self._metadata.exclusive():
+            self._check_writable()
+            if mount.parent and not self._records.names_layer(mount.parent):
+                raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
+            aside = None
+            if self._metadata.has_mount(name):
+                if self._records.is_loadable(name):      # another process was quicker
+                    raise noted(MountNameConflictError(), name)
+                aside = self._metadata.set_mount_aside(name)
+            transaction.publish_mount(name)
+            # Under the same lock: nobody may load it from disk as a second record beside this one.
+            self._records.add_mount(mount)
+            self._holds.retain(_key(name))
+            return aside
+
+    def _withdraw(self, mount: Mount | None) -> None:
+        """A failure, or an interrupt, behind the rename that made a writable layer visible."""
+        if mount is None:
+            return
+        with self._lock, self._metadata.exclusive():
+            if self._records.mounts.get(mount.name) is mount:
+                self._records.forget_mount(mount.name)
+                self._holds.drop(_key(mount.name))
+            if self._metadata.has_mount(mount.name) and self._records.names_mount(mount):
+                aside = self._metadata.set_mount_aside(mount.name)
+                if aside:
+                    remove_directory(aside)
+
+    # ---- finding ----
+
+    def find(self, name: str) -> Mount | None:
+        """Give the record of one, or None. Raises ValueError (name)."""
+        with self._lock:
+            return self._records.find_mount(name)
+
+    def mount_id(self, name: str) -> str:
+        """Give the driver's id of one. Raises MountDoesNotExistError."""
+        mount = self.find(name)
+        if mount is None:
+            raise noted(MountDoesNotExistError(), name)
+        return mount.mount_id
+
+    def get(self, name: str) -> RWLayer:
+        """Give a new reference. Raises MountDoesNotExistError."""
+        check_mount_name(name)
+        with self._names.hold(name):
+            with self._lock, self._metadata.exclusive():
+                mount = self._records.find_mount(name)
+                if mount is None:
+                    raise noted(MountDoesNotExistError(), name)
+                self._holds.retain(_key(name))
+            return self._handle(mount)
+
+    def let_go(self, layer: RWLayer) -> None:
+        """Give a reference back and delete nothing."""
+        with self._names.hold(layer.name):
+            if layer in layer._mount.handles:
+                layer._mount.handles.remove(layer)
+                self._holds.release(_key(layer.name))
+
+    # ---- ending ----
+
+    def release(self, layer: RWLayer) -> list[Metadata]:
+        """Give a reference back; with the last one it is unmounted and deleted. Raises LayerNotRetainedError."""
+        with self._names.hold(layer.name):
+            mount = self.find(layer.name)
+            if mount is None:
+                return []
+            if layer not in mount.handles:
+                raise LayerNotRetainedError()
+            mount.handles.remove(layer)
+            self._holds.release(_key(mount.name))
+            if mount.handles:
+                return []
+            # First the record goes, by one rename: from then on its files are nobody's, however this ends.
+            begun = False
+            try:
+                if not self._set_aside(mount):
+                    return []
+                begun = True
+                self._driver.remove(mount.mount_id)
+                if mount.init_id:
+                    self._driver.remove(mount.init_id)
+            except BaseException as err:
+                about = {"mount": mount.name, "mount_id": mount.mount_id, "error": err}
+                log.error("Error removing mounted layer %s: %s", mount.name, err, extra=about)
+                self._holds.retain(_key(mount.name))
+                mount.handles.add(layer)              # so that it can be tried again
+                if mount.aside and not begun:
+                    self._metadata.put_mount_back(mount.name, mount.aside)
+                    mount.aside = None
+                raise
+            if mount.aside:
+                remove_directory(mount.aside)
+            with self._lock:
+                self._records.forget_mount(mount.name)
+            return self._references.remove_unneeded(mount.parent)
+
+    def _set_aside(self, mount: Mount) -> bool:
+        """Make a writable layer invisible that nobody holds. False: it stays."""
+        about = {"mount": mount.name, "mount_id": mount.mount_id}
+        if self._references.may_not_delete("writable layer", mount.name, about):
+            return False
+        with self._metadata.exclusive():
+            if self._holds.held_elsewhere(_key(mount.name)):
+                return False
+            if not mount.aside and self._records.names_mount(mount):
+                mount.aside = self._metadata.set_mount_aside(mount.name)
+            return True
+
+    # ---- contents ----
+
+    def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
+        """Unpack a tar over one; gives its size as moby counts it."""
+        with contextlib.closing(Input(source)) as given:
+            return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
+
+    def commit(self, mount: Mount, level: Durability, progress: Progress | None) -> Layer:
+        """Register what one holds now, on the same parent."""
+        above = mount.parent
+        if above:
+            with self._lock:
+                self._references.hold(above)
+
+        def fill(apply: Any) -> None:
+            with self._driver.diff(mount.mount_id, mount.below) as stream:
+                stream.pump_into(apply, progress)
+
+        return self._registration.register(fill, above, Descriptor(), level)
