@@ -5,6 +5,7 @@ Enters: driver ids, a write set, the record they stand on, and a level. No lock 
 
 from __future__ import annotations
 
+import contextlib
 from typing import cast
 
 from layerstore import _files
@@ -48,10 +49,9 @@ class Syncing:
         if level == "full" and above and not known:
             self._note(above)
 
-    def after(self, level: Durability) -> None:
-        """Something became visible: a power cut shall not make it invisible again."""
-        if level == "full":
-            self._metadata.sync_names()
+    def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
+        """Around the rename that makes something visible: a power cut shall not make it invisible again."""
+        return self._metadata.names_synced(kind) if level == "full" else contextlib.nullcontext()
 
     def ensure(self, record: Record, level: Durability) -> None:
         """A layer that was there before may have been stored with less than is asked for now."""

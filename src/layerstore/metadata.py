@@ -452,11 +452,22 @@ class FileMetadataStore:
         """Begin a write set of which nothing is synced but by its sync(). Cancel, or publish and release it."""
         return FileMetadataTransaction(self.root, self._durability, deferred=True)
 
-    def sync_names(self) -> None:
-        """Put on the disk what the last renames made visible."""
-        for name in ("sha256", "mounts", "."):
-            with contextlib.suppress(FileNotFoundError):
-                sync_directory(os.path.join(self.root, name))
+    @contextlib.contextmanager
+    def names_synced(self, kind: str) -> Iterator[None]:
+        """Around a rename that makes something visible: behind it, its name is put on the disk.
+
+        kind   "sha256" or "mounts". The directories are opened before the rename, so that behind it nothing can fail
+               but the disk itself.
+        """
+        with contextlib.ExitStack() as opened:
+            fds = []
+            for path in (os.path.join(self.root, kind), self.root):
+                make_directories(path, 0o755)
+                fds.append(_files.open(path, os.O_RDONLY | os.O_DIRECTORY))
+                opened.callback(_files.close, fds[-1])
+            yield
+            for fd in fds:
+                _files.fsync(fd)
 
     # -- layers --
 
@@ -653,6 +664,16 @@ class FileMetadataStore:
         sync_file(path)
         _files.rename(path, self._layer_file(chain_id, _TAR_SPLIT))
         sync_directory(self.layer_directory(chain_id))
+
+    def remove_aside(self, aside: str | None) -> None:
+        """Remove what was set aside, if anything was. Never raises OSError: what cannot be removed is cleanup()'s."""
+        if aside is None:
+            return
+        try:
+            remove_directory(aside)
+        except OSError as err:
+            about = {"directory": aside, "error": err}
+            log.warning("Cannot remove %s; cleanup() will: %s", readable(aside), err, extra=about)
 
     def put_back(self, chain_id: str, aside: str) -> None:
         """Undo set_aside()."""

@@ -21,7 +21,6 @@ from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore, FileMetadataTransaction
 from layerstore.records import Records
 from layerstore.references import References
-from layerstore.textfile import remove_directory
 from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")
@@ -152,8 +151,8 @@ class Registration:
         try:
             made = self._describe(unpacked, above, descriptor)
             self._syncing.before([cache_id], transaction, above, level)
-            handle = self._commit_or_existing(transaction, made)
-            self._syncing.after(level)
+            with self._syncing.name("sha256", level):
+                handle = self._commit_or_existing(transaction, made)
             if level == "full" and handle._record is made:
                 made.durable = True
             self._syncing.ensure(handle._record, level)
@@ -214,8 +213,7 @@ class Registration:
                 text = "The broken layer %s was replaced by the one registered now"
                 log.warning(text, chain, extra={"chain_id": chain, "cache_id": made.cache_id})
                 self._stand_on_anew(existing)
-        if aside:
-            remove_directory(aside)
+        self._metadata.remove_aside(aside)
         return handle
 
     def _stand_on_anew(self, record: Record) -> None:
@@ -245,9 +243,7 @@ class Registration:
             except (FileNotFoundError, NotADirectoryError, LayerStoreError):
                 visible = False
             if visible:
-                aside = self._metadata.set_aside(made.chain_id)
-                if aside:
-                    remove_directory(aside)
+                self._metadata.remove_aside(self._metadata.set_aside(made.chain_id))
 
 
 def _check_depth(above: Record | None) -> None:

@@ -103,8 +103,8 @@ class WritableLayers:
             transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
             self._syncing.before(made, transaction, above, level)
             mount = self._records.new_mount(name, mount_id, init_id, above)
-            aside = self._commit_record(transaction, mount)
-            self._syncing.after(level)
+            with self._syncing.name("mounts", level):
+                aside = self._commit_record(transaction, mount)
         except BaseException:
             try:
                 self._withdraw(mount)
@@ -122,8 +122,7 @@ class WritableLayers:
         for id in made:
             self._driver.recorded(id)
         transaction.release()
-        if aside:
-            remove_directory(aside)
+        self._metadata.remove_aside(aside)
         return mount
 
     def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount) -> str | None:
@@ -153,9 +152,7 @@ class WritableLayers:
                 self._records.forget_mount(mount.name)
                 self._holds.drop(_key(mount.name))
             if self._metadata.has_mount(mount.name) and self._records.names_mount(mount):
-                aside = self._metadata.set_mount_aside(mount.name)
-                if aside:
-                    remove_directory(aside)
+                self._metadata.remove_aside(self._metadata.set_mount_aside(mount.name))
 
     # ---- finding ----
 
