@@ -31,10 +31,11 @@ from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, cre
 from layerstore.images import Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
 from layerstore.merged import MergedTree
-from layerstore.metadata import FileMetadataStore, MetadataStore, MetadataTransaction
+from layerstore.metadata import FileMetadataStore, MetadataStore
 from layerstore.rwlayer import RWLayer
 from layerstore.store import Store, log_release_metadata, release_and_log
 from layerstore.tarstream import TarStream, assemble, disassemble
+from layerstore.transaction import MetadataTransaction
 from layerstore.values import (
     Change,
     ChangeKind,

@@ -12,7 +12,8 @@ from layerstore import _files
 from layerstore.drivers import Driver, mounts
 from layerstore.errors import InvalidOptionError
 from layerstore.layer import Record
-from layerstore.metadata import FileMetadataStore, FileMetadataTransaction
+from layerstore.metadata import FileMetadataStore
+from layerstore.transaction import FileMetadataTransaction
 from layerstore.values import Durability
 
 

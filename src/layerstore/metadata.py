@@ -1,4 +1,4 @@
-"""FileMetadataStore: the layerdb on disk, its transactions, and what an interruption left behind.
+"""FileMetadataStore: the layerdb on disk, and what an interruption left behind in it.
 
     layerdb/tmp/write-set-<decimal>/      a transaction; one rename makes it ...
     layerdb/sha256/<hex of ChainID>/      ... a layer: diff size cache-id [parent] [descriptor.json]
@@ -7,7 +7,7 @@
     layerdb/mounts/<name>/                a writable layer: mount-id [init-id] [parent]
 
 Every file is to the byte what dockerd reads and writes; modes do not depend on the umask.
-A running transaction holds an advisory lock on its directory, so that an abandoned one can be told.
+Source: moby, layer/filestore.go
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
-import io
-import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from layerstore import _files
+from layerstore.descriptor import decode_descriptor, encode_descriptor
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.locks import Claim, claim_directory
@@ -40,6 +39,7 @@ from layerstore.textfile import (
     trimmed,
     write_small,
 )
+from layerstore.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
 from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")
@@ -47,41 +47,8 @@ log = logging.getLogger("layerstore")
 StrPath = str | bytes | os.PathLike[Any]
 
 _REMOVING = "-removing"
-_TAR_SPLIT = "tar-split.json.gz"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
 _D = TypeVar("_D", bound=Digest)
-
-
-class MetadataTransaction(Protocol):
-    """A layer's metadata on its way in: all of it becomes visible at commit(), or nothing."""
-
-    def set_size(self, size: int) -> None:
-        """Note the layer's own size in bytes."""
-
-    def set_parent(self, parent: str) -> None:
-        """Note the parent's ChainID."""
-
-    def set_diff_id(self, diff_id: str) -> None:
-        """Note the DiffID."""
-
-    def set_cache_id(self, cache_id: str) -> None:
-        """Note the driver's id of the layer."""
-
-    def set_descriptor(self, descriptor: Descriptor) -> None:
-        """Note the blob's descriptor."""
-
-    def set_os(self, os: OS) -> None:
-        """Note the operating system; on Linux nothing is written."""
-
-    def tar_split_writer(self, compress_input: bool) -> BinaryIO:
-        """Give a writer of the tar-split record; compress_input: JSON lines come in, gzip is stored."""
-        ...
-
-    def commit(self, chain_id: str) -> None:
-        """Make all of it visible as the layer chain_id."""
-
-    def cancel(self) -> None:
-        """Forget all of it."""
 
 
 class MetadataStore(Protocol):
@@ -161,249 +128,6 @@ class Removing(NamedTuple):
 # Inside of the stores `list` is their own method.
 _Names = list[str]
 _Orphans = list[Removing]
-
-
-# ---- descriptor.json --------------------------------------------------------------------------
-
-# Go's encoding/json escapes these inside of strings.
-_GO_ESCAPES = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
-
-
-def encode_descriptor(descriptor: Descriptor) -> bytes:
-    """Give descriptor.json as Go writes it: that order of keys, empty ones left out, no newline."""
-    fields: dict[str, object] = {
-        "mediaType": str(descriptor.media_type),
-        "size": int(descriptor.size),
-        "digest": str(descriptor.digest),
-        "urls": [str(url) for url in descriptor.urls],
-        "annotations": dict(sorted((descriptor.annotations or {}).items())),
-    }
-    kept = {key: value for key, value in fields.items() if value}
-    text = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
-    for plain, escaped in _GO_ESCAPES.items():
-        text = text.replace(plain, escaped)
-    # Go writes U+FFFD for what is not UTF-8.
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
-
-
-def decode_descriptor(data: bytes) -> Descriptor:
-    """Read descriptor.json as Go does: keys in any case, unknown ones ignored.
-
-    Raises  InvalidMetadataError   no JSON object, or a value of another type
-    """
-    try:
-        found = json.loads(data.decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as err:
-        raise InvalidMetadataError(f"descriptor.json is not valid JSON: {err}") from None
-    if found is None:
-        return Descriptor()
-    if not isinstance(found, dict):
-        raise InvalidMetadataError("descriptor.json is not a JSON object")
-    fields = {key.lower(): value for key, value in found.items()}
-
-    def field(name: str, kind: type, empty: Any) -> Any:
-        value = fields.get(name)
-        if value is None:
-            return empty
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise InvalidMetadataError(f"descriptor.json: {name} has the wrong type")
-        return value
-
-    urls = field("urls", list, [])
-    annotations = field("annotations", dict, None)
-    texts: Iterable[object] = [*urls, *(annotations or {}).values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidMetadataError("descriptor.json: urls and annotations must be texts")
-    return Descriptor(
-        media_type=field("mediatype", str, ""),
-        digest=field("digest", str, ""),
-        size=field("size", int, 0),
-        urls=tuple(urls),
-        annotations=cast("Mapping[str, str] | None", annotations),
-    )
-
-
-# ---- the tar-split record ---------------------------------------------------------------------
-
-
-class _TarSplitWriter(io.BufferedIOBase):
-    """tar-split.json.gz in the making: close() completes the gzip stream and syncs the file."""
-
-    def __init__(self, fd: int, *, compress: bool, sync: bool) -> None:
-        self._raw = os.fdopen(fd, "wb")
-        # A header without name and time, as Go's: the same lines give the same file.
-        self._gzip = (
-            gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=self._raw, mtime=0)
-            if compress
-            else None
-        )
-        self._sync = sync
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        if self.closed:
-            raise ValueError("I/O operation on closed file.")
-        return (self._gzip or self._raw).write(data)
-
-    def close(self) -> None:
-        if self.closed:
-            return
-        try:
-            with self._raw:
-                if self._gzip is not None:
-                    self._gzip.close()
-                self._raw.flush()
-                if self._sync:
-                    os.fsync(self._raw.fileno())
-        finally:
-            super().close()
-
-
-# ---- transactions -----------------------------------------------------------------------------
-
-
-class FileMetadataTransaction:
-    """A write set: files in a directory of their own below tmp/ until commit() renames it.
-
-    str() of it is that directory. Cancel it, or commit it; after either it is spent.
-    Source   moby, layer/filestore.go
-    """
-
-    def __init__(self, root: str, durability: Durability, *, deferred: bool = False) -> None:
-        """Make the directory. Raises OSError (NotADirectoryError where tmp is a file).
-
-        deferred   nothing is synced as it is written: the caller does it, by sync() or otherwise, before publish()
-        """
-        self._root = root
-        self._durability = durability
-        self._sync_files = durability != "none" and not deferred
-        tmp = os.path.join(root, "tmp")
-        claim: Claim | None = None
-        while claim is None:
-            make_directories(tmp, 0o755)
-            self._directory = os.path.join(tmp, f"write-set-{random_number()}")
-            # None, or gone: a cleanup() took the new directory for an abandoned one. Another, then.
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                _files.mkdir(self._directory, 0o700)
-                try:
-                    _files.chmod(self._directory, 0o700)
-                    claim = claim_directory(self._directory)
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(self._directory)
-                    raise
-        self._claim = claim
-
-    def __str__(self) -> str:
-        return self._directory
-
-    def _write(self, name: str, data: bytes) -> None:
-        path = os.path.join(self._directory, name)
-        write_small(path, data, sync=self._sync_files)
-
-    def set_size(self, size: int) -> None:
-        """Write the layer's own size in bytes."""
-        self._write("size", b"%d" % size)
-
-    def set_parent(self, parent: str) -> None:
-        """Write the parent's ChainID. Not checked."""
-        self._write("parent", os.fsencode(parent))
-
-    def set_diff_id(self, diff_id: str) -> None:
-        """Write the DiffID. Not checked."""
-        self._write("diff", os.fsencode(diff_id))
-
-    def set_cache_id(self, cache_id: str) -> None:
-        """Write the driver's id. Not checked."""
-        self._write("cache-id", os.fsencode(cache_id))
-
-    def set_descriptor(self, descriptor: Descriptor) -> None:
-        """Write descriptor.json, even of an empty descriptor."""
-        self._write("descriptor.json", encode_descriptor(descriptor))
-
-    def set_os(self, os: OS) -> None:
-        """Do nothing: on Linux no file says so."""
-
-    def open_tar_split(self) -> int:
-        """Open tar-split.json.gz empty, for reading and writing. The caller closes the descriptor."""
-        path = os.path.join(self._directory, _TAR_SPLIT)
-        fd = _files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-        try:
-            _files.fchmod(fd, 0o644)
-        except BaseException:
-            _files.close(fd)
-            raise
-        return fd
-
-    def tar_split_writer(self, compress_input: bool) -> BinaryIO:
-        """Open tar-split.json.gz for writing; close it before commit().
-
-        compress_input   True: JSON lines come in; False: they come as gzip already
-        """
-        fd = self.open_tar_split()
-        writer = _TarSplitWriter(fd, compress=compress_input, sync=self._sync_files)
-        return cast(BinaryIO, writer)
-
-    def set_mount(self, mount_id: str, init_id: str, parent: str) -> None:
-        """Write what a writable layer's directory holds, in place of a layer's."""
-        for name, value in (("mount-id", mount_id), ("init-id", init_id), ("parent", parent)):
-            if value:
-                self._write(name, os.fsencode(value))
-        _files.chmod(self._directory, 0o755)
-
-    def sync(self) -> None:
-        """Put what was written on the disk."""
-        with os.scandir(self._directory) as entries:
-            for path in [entry.path for entry in entries]:
-                sync_file(path)
-        sync_directory(self._directory)
-
-    def publish(self, chain_id: str) -> None:
-        """Make the layer visible: the one rename, and no waiting for a disk. Raises as commit() does."""
-        chain = ChainID(chain_id)
-        self._publish(os.path.join(self._root, chain.algorithm), chain.encoded)
-
-    def publish_mount(self, name: str) -> None:
-        """Make a writable layer visible. Raises OSError (ENOTEMPTY: it is there already)."""
-        self._publish(os.path.join(self._root, "mounts"), check_mount_name(name))
-
-    def _publish(self, parent: str, name: str) -> None:
-        make_directories(parent, 0o755)
-        _files.rename(self._directory, os.path.join(parent, name))
-
-    def commit(self, chain_id: str) -> None:
-        """Make the layer visible by one rename.
-
-        Raises  InvalidDigestError   chain_id is none
-                OSError              with filename; ENOTEMPTY or EEXIST: the layer is there already
-        """
-        full = self._durability == "full"
-        if full:
-            sync_directory(self._directory)
-        self.publish(chain_id)
-        if full:
-            sync_directory(os.path.join(self._root, ChainID(chain_id).algorithm))
-            sync_directory(self._root)
-        self.release()
-
-    def release(self) -> None:
-        """Be done, after publish(): cleanup() no longer leaves the directory alone. Twice is harmless."""
-        self._claim.release()
-
-    def cancel(self) -> None:
-        """Remove what was written; fine if nothing is there."""
-        try:
-            remove_directory(self._directory)
-        finally:
-            self._claim.release()
 
 
 # ---- the store --------------------------------------------------------------------------------
@@ -525,7 +249,7 @@ class FileMetadataStore:
 
     def open_tar_split(self, chain_id: str) -> int:
         """Open the layer's tar-split record, compressed as it is. The caller closes the descriptor."""
-        path = self._layer_file(chain_id, _TAR_SPLIT)
+        path = self._layer_file(chain_id, TAR_SPLIT)
         return _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
 
     def tar_split_reader(self, chain_id: str) -> BinaryIO:
@@ -660,9 +384,9 @@ class FileMetadataStore:
 
     def take_record(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
         """Put the tar-split record of a write set in the place of a layer's."""
-        path = os.path.join(str(transaction), _TAR_SPLIT)
+        path = os.path.join(str(transaction), TAR_SPLIT)
         sync_file(path)
-        _files.rename(path, self._layer_file(chain_id, _TAR_SPLIT))
+        _files.rename(path, self._layer_file(chain_id, TAR_SPLIT))
         sync_directory(self.layer_directory(chain_id))
 
     def remove_aside(self, aside: str | None) -> None:
@@ -824,21 +548,6 @@ class _OwningGzipReader(gzip.GzipFile):
             super().close()
         finally:
             self._under.close()
-
-
-def check_mount_name(name: str) -> str:
-    """Give the name back, if it can be a directory's name of its own.
-
-    Raises  TypeError    not a str
-            ValueError   empty, ".", "..", or with "/" or NUL in it, or longer than a name may be
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"the name of a mount is a str, not {type(name).__name__}")
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise ValueError(f"invalid mount name {name!r}")
-    if len(os.fsencode(name)) > 255:
-        raise ValueError(f"mount name of {len(os.fsencode(name))} bytes is too long")
-    return name
 
 
 def _digest(kind: Callable[[str], _D], data: bytes) -> _D:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, DiffID
 from layerstore.layer import Record
-from layerstore.metadata import FileMetadataStore, check_mount_name
+from layerstore.metadata import FileMetadataStore
 from layerstore.rwlayer import Mount
+from layerstore.transaction import check_mount_name
 from layerstore.values import Descriptor
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthE
 from layerstore.holds import Holds
 from layerstore.ids import DiffID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
-from layerstore.metadata import FileMetadataStore, FileMetadataTransaction
+from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
+from layerstore.transaction import FileMetadataTransaction
 from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")

@@ -39,7 +39,7 @@ from layerstore.imagedb import ImageDB
 from layerstore.layer import Layer, Record
 from layerstore.limits import Limits
 from layerstore.merged import MergedTree
-from layerstore.metadata import FileMetadataStore, check_mount_name
+from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References, noted
 from layerstore.registration import Registration
@@ -47,6 +47,7 @@ from layerstore.repair import Repair, tar_of
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
+from layerstore.transaction import check_mount_name
 from layerstore.values import (
     CreateRWLayerOpts,
     Descriptor,

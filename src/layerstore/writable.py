@@ -24,13 +24,14 @@ from layerstore.holds import Holds
 from layerstore.ids import random_id
 from layerstore.layer import Layer, Record
 from layerstore.locks import NamedLocks
-from layerstore.metadata import FileMetadataStore, FileMetadataTransaction, check_mount_name
+from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References, noted
 from layerstore.registration import Registration
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.textfile import remove_directory
+from layerstore.transaction import FileMetadataTransaction, check_mount_name
 from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
 
 log = logging.getLogger("layerstore")
