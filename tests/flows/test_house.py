@@ -68,6 +68,11 @@ PY_FLOORS = [
     {"cli.commands"},
     {"cli.main"},
     {"cli"},
+    {"aio.calls"},
+    {"aio.streams"},
+    {"aio.sources"},
+    {"aio.layers"},
+    {"aio.store"},
     {"aio"},
 ]
 

@@ -1,0 +1,118 @@
+"""One blocking call in a thread of its own: waited for in the event loop, stopped when nobody waits any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from layerstore.values import Done, Progress
+
+T = TypeVar("T")
+SHORT_CALLS = 8
+
+
+class _StoppedError(Exception):
+    """Nobody waits for this work any more."""
+
+
+class Call:
+    """One blocking call in its thread: how it is told to stop, and how it tells."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.why: BaseException | None = None
+        self.on_stop: list[Callable[[], object]] = []
+
+    def stop(self, why: BaseException) -> None:
+        """In the loop: end the work at its next check(). The first reason counts."""
+        if self.why is None:
+            self.why = why
+            for callback in self.on_stop:
+                callback()
+
+    def check(self) -> None:
+        """In the thread: raise what stopped the work."""
+        if self.why is not None:
+            raise self.why
+
+    def hook(self, progress: Progress | None) -> Progress:
+        """A progress argument for the blocking call, by which it is stopped, too."""
+
+        def told(done: Done) -> None:
+            self.check()
+            if progress is not None:
+                self.loop.call_soon_threadsafe(self._tell, progress, done)
+
+        return told
+
+    def _tell(self, progress: Progress, done: Done) -> None:
+        try:
+            if self.why is None:
+                progress(done)
+        except BaseException as err:
+            self.stop(err)
+
+
+async def in_thread(
+    work: Callable[[Call], T], slots: asyncio.Semaphore | None, undo: Callable[[T], object] | None = None
+) -> T:
+    """Do work in a thread; slots bounds how many run. Cancelled: stop it, wait for its end, undo what it gave."""
+    if slots is None:
+        return await _carried_through(work, undo)
+    async with slots:
+        return await _carried_through(work, undo)
+
+
+async def _carried_through(work: Callable[[Call], T], undo: Callable[[T], object] | None) -> T:
+    call = Call()
+    ended: asyncio.Future[None] = call.loop.create_future()
+    result: list[T] = []
+    failed: list[BaseException] = []
+    context = contextvars.copy_context()
+
+    def body() -> None:
+        try:
+            result.append(context.run(work, call))
+        except BaseException as err:
+            failed.append(err)
+        call.loop.call_soon_threadsafe(ended.set_result, None)
+
+    thread = threading.Thread(target=body, name="layerstore-aio")
+    thread.start()
+    cancelled: BaseException | None = None
+    while not ended.done():
+        try:
+            await asyncio.wait([ended])
+        except asyncio.CancelledError as err:
+            cancelled = err
+            call.stop(_StoppedError())
+    thread.join()
+    why = cancelled or call.why
+    if result and why is not None and undo is not None:
+        given = result[0]
+        try:
+            await _carried_through(lambda _: undo(given), None)
+        except asyncio.CancelledError as err:
+            cancelled = why = err
+    try:
+        if cancelled is not None:
+            raise cancelled
+        if failed:
+            raise failed[0]
+        if why is not None:
+            raise why
+        return result[0]
+    finally:
+        result, failed, cancelled, why = [], [], None, None     # no cycle through the traceback
+
+
+class Slots:
+    """How much of one store's work runs at a time. Reads have slots of their own: they feed what runs longer."""
+
+    def __init__(self, workers: int | None) -> None:
+        self.long = asyncio.Semaphore(workers or min(4, os.cpu_count() or 1))
+        self.short = asyncio.Semaphore(SHORT_CALLS)
