@@ -2,22 +2,10 @@
 
 from pathlib import Path
 
-import pytest
 import tarkit
 
 import layerstore
-from benchmarks import baselines, peers
-
-
-@pytest.fixture
-def edited(new_store, layer):
-    """A writable layer over a layer, up to 10,000 of its files changed."""
-    store = new_store()
-    below = store.register(layer.path)
-    rw = store.create_rw_layer("edited", below.chain_id)
-    with rw.mounted() as merged:
-        peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
-    return rw
+from benchmarks import baselines
 
 
 def test_changes_entries_per_s(measured, edited):

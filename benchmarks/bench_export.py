@@ -3,19 +3,7 @@
 import io
 from pathlib import Path
 
-import pytest
-
-from benchmarks import baselines, measure, peers
-
-
-@pytest.fixture
-def edited(new_store, layer):
-    store = new_store()
-    below = store.register(layer.path)
-    rw = store.create_rw_layer("edited", below.chain_id)
-    with rw.mounted() as merged:
-        peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
-    return rw
+from benchmarks import baselines, measure
 
 
 def _copied(stream):

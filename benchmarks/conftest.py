@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import layers, measure
+from benchmarks import layers, measure, peers
 
 NO_SYNC = {"durability": "none"}
 _rows: list[tuple[str, float, str]] = []
@@ -143,3 +143,14 @@ def new_store(place: Path) -> Iterator[Callable[..., Any]]:
 
     yield fresh
     close()
+
+
+@pytest.fixture
+def edited(new_store: Callable[..., Any], layer: layers.Layer) -> Any:
+    """A writable layer over a layer, up to 10,000 of its files changed."""
+    store = new_store()
+    below = store.register(layer.path)
+    rw = store.create_rw_layer("edited", below.chain_id)
+    with rw.mounted() as merged:
+        peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
+    return rw

@@ -141,23 +141,12 @@ static void engine_begin(engine *e)
 
 static void engine_close(engine *e) { (void)e; }
 
-static outcome engine_run(lay_inflate *z, uint8_t *out, size_t room, size_t *got)
+static outcome engine_step(lay_inflate *z)
 {
     engine *e = &z->engine;
-    e->next_in = (uint8_t *)(uintptr_t)z->p;   /* never written */
-    e->avail_in = at_most_1g(z->n);
-    e->next_out = out;
-    e->avail_out = at_most_1g(room);
-    size_t had_in = e->avail_in, had_out = e->avail_out;
     int result = isal_inflate(e);
-    if (result < 0 || result == ISAL_NEED_DICT) {   /* what it says of its input is no longer to be trusted */
-        z->n = 0;
-        *got = 0;
+    if (result < 0 || result == ISAL_NEED_DICT)
         return BODY_BROKEN;
-    }
-    z->p += had_in - e->avail_in;
-    z->n -= had_in - e->avail_in;
-    *got = had_out - e->avail_out;
     if (e->block_state != ISAL_BLOCK_FINISH)
         return GOES_ON;
     /* It reads up to 7 bytes ahead into its bit register, perhaps out of windows that are gone: they
@@ -177,6 +166,15 @@ static bool engine_open(engine *e)
 static void engine_begin(engine *e) { inflateReset(e); }
 static void engine_close(engine *e) { inflateEnd(e); }
 
+static outcome engine_step(lay_inflate *z)
+{
+    int result = inflate(&z->engine, Z_NO_FLUSH);
+    if (result == Z_STREAM_END)
+        return BODY_ENDS;
+    return result == Z_OK || result == Z_BUF_ERROR ? GOES_ON : BODY_BROKEN;
+}
+#endif
+
 static outcome engine_run(lay_inflate *z, uint8_t *out, size_t room, size_t *got)
 {
     engine *e = &z->engine;
@@ -185,15 +183,17 @@ static outcome engine_run(lay_inflate *z, uint8_t *out, size_t room, size_t *got
     e->next_out = out;
     e->avail_out = at_most_1g(room);
     size_t had_in = e->avail_in, had_out = e->avail_out;
-    int result = inflate(e, Z_NO_FLUSH);
+    outcome how = engine_step(z);
+    if (how == BODY_BROKEN) {   /* what it says of its input is no longer to be trusted */
+        z->n = 0;
+        *got = 0;
+        return how;
+    }
     z->p += had_in - e->avail_in;
     z->n -= had_in - e->avail_in;
     *got = had_out - e->avail_out;
-    if (result == Z_STREAM_END)
-        return BODY_ENDS;
-    return result == Z_OK || result == Z_BUF_ERROR ? GOES_ON : BODY_BROKEN;
+    return how;
 }
-#endif
 
 /* ---- gzip ---- */
 

@@ -355,16 +355,7 @@ class FileMetadataStore:
         Raises   OSError
         """
         directory = self.layer_directory(chain_id)
-        while True:
-            aside = f"{directory}-{_files.random(32).hex()}{_REMOVING}"
-            try:
-                _files.rename(directory, aside)
-                return aside
-            except FileNotFoundError:
-                return None
-            except OSError as err:
-                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
+        return _renamed(directory, lambda: f"{directory}-{_files.random(32).hex()}{_REMOVING}")
 
     def rewrite(
         self, chain_id: str, diff_id: str, size: int, cache_id: str, parent: str, descriptor: Descriptor
@@ -414,17 +405,9 @@ class FileMetadataStore:
         Returns  the new path, or None: it is gone
         """
         directory = os.path.join(self.root, "mounts", check_mount_name(mount))
-        make_directories(os.path.join(self.root, "tmp"), 0o755)
-        while True:
-            aside = os.path.join(self.root, "tmp", f"write-set-{random_number()}")
-            try:
-                _files.rename(directory, aside)
-                return aside
-            except FileNotFoundError:
-                return None
-            except OSError as err:
-                if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
+        tmp = os.path.join(self.root, "tmp")
+        make_directories(tmp, 0o755)
+        return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{random_number()}"))
 
     def put_mount_back(self, mount: str, aside: str) -> None:
         """Undo set_mount_aside()."""
@@ -548,6 +531,20 @@ class _OwningGzipReader(gzip.GzipFile):
             super().close()
         finally:
             self._under.close()
+
+
+def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
+    """Rename a directory to a name nobody has, and give it; None: the directory is gone."""
+    while True:
+        name = draw()
+        try:
+            _files.rename(directory, name)
+            return name
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
 
 
 def _digest(kind: Callable[[str], _D], data: bytes) -> _D:

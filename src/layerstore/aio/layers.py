@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import layerstore
 from layerstore.aio.calls import Slots, T, in_thread
@@ -18,9 +18,39 @@ from layerstore.values import Change, Descriptor, FileEntry, Metadata, Progress
 
 StrPath = str | bytes | os.PathLike[Any]
 BATCH = 512
+B = TypeVar("B", layerstore.Layer, layerstore.RWLayer)
 
 
-class Layer:
+class _Reference(Generic[B]):
+    """A blocking reference, whose calls are done in threads. `async with` releases it at the end."""
+
+    def __init__(self, blocking: B, slots: Slots) -> None:
+        """Take over a blocking reference."""
+        self._blocking, self._slots = blocking, slots
+
+    @property
+    def blocking(self) -> B:
+        """The same reference for blocking calls."""
+        return self._blocking
+
+    async def _do(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+        return await in_thread(lambda _: work(), self._slots.short, undo)
+
+    async def _stream(self, make: Callable[[], layerstore.TarStream]) -> TarStream:
+        return TarStream(await self._do(make, lambda stream: stream.close()), self._slots)
+
+    async def release(self) -> list[Metadata]:
+        """Give the reference back: the blocking one's release()."""
+        return await in_thread(lambda _: self._blocking.release(), None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.release()
+
+
+class Layer(_Reference[layerstore.Layer]):
     """A reference to a read-only layer: what layerstore.Layer is. `async with layer:` releases it at the end."""
 
     chain_id: ChainID
@@ -32,17 +62,12 @@ class Layer:
 
     def __init__(self, blocking: layerstore.Layer, slots: Slots) -> None:
         """Take over a blocking reference."""
-        self._blocking, self._slots = blocking, slots
+        super().__init__(blocking, slots)
         self.chain_id, self.diff_id, self.cache_id = blocking.chain_id, blocking.diff_id, blocking.cache_id
         self.size, self.diff_size = blocking.size, blocking.diff_size
 
     def __repr__(self) -> str:
         return f"<aio.Layer {self.chain_id}>"
-
-    @property
-    def blocking(self) -> layerstore.Layer:
-        """The same reference for blocking calls."""
-        return self._blocking
 
     @property
     def parent(self) -> Layer | None:
@@ -55,17 +80,13 @@ class Layer:
         """The descriptor it was registered with, or None."""
         return self._blocking.descriptor
 
-    async def _do(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
-        return await in_thread(lambda _: work(), self._slots.short, undo)
-
     async def tar_stream(self) -> TarStream:
         """Give the layer's tar, byte for byte, seekable and verified."""
-        return TarStream(await self._do(self._blocking.tar_stream, lambda stream: stream.close()), self._slots)
+        return await self._stream(self._blocking.tar_stream)
 
     async def tar_stream_from(self, parent: str) -> TarStream:
         """Make a fresh tar of the difference to an ancestor ("" = everything); not verified."""
-        made = await self._do(lambda: self._blocking.tar_stream_from(parent), lambda stream: stream.close())
-        return TarStream(made, self._slots)
+        return await self._stream(lambda: self._blocking.tar_stream_from(parent))
 
     async def files(self) -> AsyncIterator[FileEntry]:
         """Give every entry of the layer in the order of its tar; memory does not grow with it."""
@@ -86,41 +107,23 @@ class Layer:
         """Name the driver's directories."""
         return await self._do(self._blocking.metadata)
 
-    async def release(self) -> list[Metadata]:
-        """Give the reference back: the store's release(self)."""
-        return await in_thread(lambda _: self._blocking.release(), None)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.release()
-
-
-class RWLayer:
+class RWLayer(_Reference[layerstore.RWLayer]):
     """A reference to a writable layer: what layerstore.RWLayer is. `async with rw:` releases it at the end."""
 
     def __init__(self, blocking: layerstore.RWLayer, slots: Slots) -> None:
         """Take over a blocking reference."""
-        self._blocking, self._slots = blocking, slots
+        super().__init__(blocking, slots)
         self.name: str = blocking.name
 
     def __repr__(self) -> str:
         return f"<aio.RWLayer {self.name}>"
 
     @property
-    def blocking(self) -> layerstore.RWLayer:
-        """The same reference for blocking calls."""
-        return self._blocking
-
-    @property
     def parent(self) -> Layer | None:
         """The bare layer below, or None."""
         below = self._blocking.parent
         return Layer(below, self._slots) if below else None
-
-    async def _do(self, work: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
-        return await in_thread(lambda _: work(), self._slots.short, undo)
 
     async def mount(self, mount_label: str = "") -> str:
         """Mount it, or count one user more; gives the path."""
@@ -149,7 +152,7 @@ class RWLayer:
 
     async def tar_stream(self) -> TarStream:
         """Make a tar of what differs from its parent."""
-        return TarStream(await self._do(self._blocking.tar_stream, lambda stream: stream.close()), self._slots)
+        return await self._stream(self._blocking.tar_stream)
 
     async def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
         """Unpack a tar over it; gives the bytes of all its own files then.
@@ -173,13 +176,3 @@ class RWLayer:
             self._slots.long, store._undo,
         )  # fmt: skip
         return Layer(made, self._slots)
-
-    async def release(self) -> list[Metadata]:
-        """Give the reference back: the store's release_rw_layer(self)."""
-        return await in_thread(lambda _: self._blocking.release(), None)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.release()
