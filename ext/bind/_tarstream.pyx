@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strerror
@@ -20,19 +20,6 @@ cdef extern from "Python.h":
 
 EXPORT_OVERLAY = <int>lay.LAY_EXPORT_OVERLAY
 EXPORT_USERXATTR = <int>lay.LAY_EXPORT_USERXATTR
-
-cdef extern from "<poll.h>" nogil:
-    """
-    #include <poll.h>
-    #include <unistd.h>
-    static int lay_wait_writable(int fd, int ms)
-    {
-        struct pollfd p = { .fd = fd, .events = POLLOUT };
-        return poll(&p, 1, ms);
-    }
-    """
-    int lay_wait_writable(int fd, int ms)
-    Py_ssize_t c_write "write"(int fd, const void *p, size_t n)
 
 cdef enum:
     PART = 16 << 20
@@ -175,17 +162,15 @@ cdef class Source:
     cdef int64_t write_ahead(self, int fd, int64_t max_bytes, int max_ms) except -1:
         """Write of what was read ahead what the descriptor takes at once."""
         cdef size_t n = min(self.ahead_len - self.ahead_at, <size_t>max(max_bytes, 0))
-        cdef Py_ssize_t put
+        cdef int64_t put
         cdef int e
         with nogil:
-            put = c_write(fd, self.ahead + self.ahead_at, n)
+            put = lay.lay_write_some(fd, self.ahead + self.ahead_at, n, max_ms)
             e = errno if put < 0 else 0
-            if e == EAGAIN:
-                lay_wait_writable(fd, max_ms)
-        if put < 0 and e != EAGAIN and e != EINTR:
-            raise OSError(e, "write the tar: " + strerror(e).decode())
-        if put < 0:
+        if e == EINTR:
             return 0
+        if put < 0:
+            raise OSError(e, "write the tar: " + strerror(e).decode())
         self.ahead_at += <size_t>put
         return put
 

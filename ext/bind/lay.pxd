@@ -54,6 +54,7 @@ cdef extern from "lay.h" nogil:
     ctypedef struct lay_source
     lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err) noexcept
     lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err) noexcept
+    int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms) noexcept
     lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err) noexcept
     lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err) noexcept
     int64_t lay_source_tell(const lay_source *s) noexcept

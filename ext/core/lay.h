@@ -134,6 +134,9 @@ typedef struct lay_source lay_source;
 lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err);
 /* Writes to fd from the present position, at most max_bytes or about max_ms; *end as in pump. */
 lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err);
+/* Writes of n bytes what fd takes now, into a pipe without waiting; none and EAGAIN: waits max_ms for room, and gives 0.
+ * -1 with errno otherwise, EINTR among others. */
+int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms);
 /* The whole length, wherever the source stands. May read the record or walk the tree once. */
 lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err);
 /* Only an assembled tar can: else LAY_E_UNSUPPORTED. Beyond the end is allowed, as in a file. */

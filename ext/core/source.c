@@ -242,6 +242,17 @@ static ssize_t put_some(int fd, const void *p, size_t n, bool *waits)
     return write(fd, p, n);
 }
 
+int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms)
+{
+    bool waits;
+    ssize_t put = put_some(fd, p, n, &waits);
+    if (put >= 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
+        return put;
+    struct pollfd ready = { .fd = fd, .events = POLLOUT };
+    poll(&ready, 1, max_ms);
+    return 0;
+}
+
 /* Write what is left of a piece. *more false: go back to the caller, as the descriptor is slow or a signal
  * came (whose handler may want to be heard before we block again). */
 static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t limit, int64_t deadline, int64_t *written, bool *more, lay_error *err)

@@ -1,5 +1,6 @@
 """What reads ahead must not show: reads, copies, seeks and tells by turns give the bytes of the tar, each once."""
 
+import contextlib
 import io
 import os
 
@@ -101,6 +102,22 @@ def test_a_copy_to_a_full_pipe_goes_on_when_it_is_drained(layer):
         thread.join()
         os.close(out)
     assert head + b"".join(parts) == TAR
+
+
+@pytest.mark.time_limit(20)
+def test_what_was_read_ahead_does_not_wait_in_a_full_pipe_where_no_signal_would_be_heard(layer):
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(into, bytes(65536)):
+            pass
+    os.set_blocking(into, True)
+    with layer.tar_stream() as stream:
+        head = stream.read(5000) + stream.read(5000)
+        assert stream._source.copy_to_fd(into, 1 << 30, 50) == (False, 0)      # and comes back
+        os.close(into)
+        os.close(out)
+        assert head + stream.read() == TAR
 
 
 def test_a_changed_file_is_an_error_in_the_read_that_meets_it_and_not_before(layer, diff_of):
