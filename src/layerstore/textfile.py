@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
-import sys
-from typing import Any
 
-from layerstore import _files
+from layerstore import _changes, _files
 from layerstore.errors import InvalidMetadataError, readable
 
 # More than any small file of a store holds (`lower` of 128 layers has under 4 KiB).
@@ -107,17 +104,17 @@ def sync_file(path: str) -> None:
 
 
 def remove_directory(path: str) -> None:
-    """Remove a directory with all in it; fine if it is gone, or going by another's hand."""
+    """Remove a directory with all in it; fine if it is gone, or going by another's hand. Raises OSError.
 
-    def failed(_function: object, _path: str, found: Any) -> None:
-        err = found[1] if isinstance(found, tuple) else found
-        if not isinstance(err, FileNotFoundError):
-            raise err
-
-    if sys.version_info >= (3, 12):
-        shutil.rmtree(path, onexc=failed)
-    else:
-        shutil.rmtree(path, onerror=failed)
+    Not by shutil: interrupted, its rmtree may close a descriptor twice, the second time perhaps another one.
+    """
+    above, name = os.path.split(path)
+    with contextlib.suppress(FileNotFoundError):
+        fd = _files.open(above, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            _changes.remove_tree(fd, name)
+        finally:
+            _files.close(fd)
 
 
 def make_directory(path: str, mode: int) -> None:

@@ -31,8 +31,8 @@ C_NEIGHBOURS = {("sweep", "trail")}
 C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
 
 PY_FLOORS = [
-    {"errors", "_files"},
-    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_changes", "_listing", "_mount"},
+    {"errors", "_files", "_changes"},
+    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_mount"},
     {"values"},
     {"sources", "descriptor"},
     {"transaction"},

@@ -26,7 +26,8 @@ class _Reference(Generic[B]):
 
     def __init__(self, blocking: B, slots: Slots) -> None:
         """Take over a blocking reference."""
-        self._blocking, self._slots = blocking, slots
+        self._blocking: B = blocking
+        self._slots = slots
 
     @property
     def blocking(self) -> B:

@@ -13,12 +13,12 @@ import functools
 import logging
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 
 from layerstore.drivers import mounts
 from layerstore.locks import claim_directory
+from layerstore.textfile import remove_directory
 
 log = logging.getLogger("layerstore")
 
@@ -95,7 +95,8 @@ def _probe_directory(where: str, prefix: str, *names: str) -> Iterator[str]:
 
 def _remove_probe(directory: str) -> None:
     mounts.unmount_below(directory)
-    shutil.rmtree(directory, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove_directory(directory)
 
 
 def remove_abandoned(where: str) -> None:
