@@ -106,6 +106,13 @@ cdef extern from "lay.h" nogil:
     lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, lay_error *err) noexcept
     uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n) noexcept
 
+    ctypedef enum lay_packing:
+        LAY_PACK_GZIP, LAY_PACK_ZSTD
+    ctypedef struct lay_packer
+    lay_code lay_packer_open(lay_packer **out, lay_packing how, lay_error *err) noexcept
+    lay_code lay_packer_run(lay_packer *k, const void *p, size_t n, int end, void *out, size_t room, size_t *used, size_t *got, int *done, lay_error *err) noexcept
+    void lay_packer_free(lay_packer *k) noexcept
+
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
     lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err) noexcept
 

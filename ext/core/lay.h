@@ -233,6 +233,17 @@ lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, l
 /* Its CRC: begin with 0, add what was read. */
 uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n);
 
+/* ---- packing: plain bytes become gzip or zstd --------------------------------------------------- */
+
+typedef enum lay_packing { LAY_PACK_GZIP, LAY_PACK_ZSTD } lay_packing;
+typedef struct lay_packer lay_packer;   /* one gzip member, or one frame */
+
+lay_code lay_packer_open(lay_packer **out, lay_packing how, lay_error *err);   /* LAY_E_UNSUPPORTED: no libzstd in this build */
+/* Takes *used of n bytes and gives *got of at most room. end: nothing follows these n; again, with what is left of them,
+ * until *done. Without end, again until all are used. */
+lay_code lay_packer_run(lay_packer *k, const void *p, size_t n, int end, void *out, size_t room, size_t *used, size_t *got, int *done, lay_error *err);
+void lay_packer_free(lay_packer *k);
+
 /* ---- trees ------------------------------------------------------------------------------------ */
 
 /* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */

@@ -97,8 +97,12 @@ def test_save_and_load_again(two, cli, program, room, format):
     assert (room / "out.tar").stat().st_mode & 0o400
 
 
-def test_save_as_a_directory_and_compressed(two, cli, room):
-    assert cli("image", "save", "app", "-o", room / "layout", "--format", "oci-dir", "--gzip").code == 0
+@pytest.mark.parametrize("how", ["gzip", "zstd"])
+def test_save_as_a_directory_and_compressed(two, cli, room, how):
+    assert cli("image", "save", "app", "-o", room / "layout", "--format", "oci-dir", f"--{how}").code == 0
+    manifest = json.loads((room / "layout/index.json").read_text())["manifests"][0]["digest"]
+    layers = json.loads((room / "layout/blobs" / manifest.replace(":", "/")).read_text())["layers"]
+    assert {layer["mediaType"] for layer in layers} == {f"application/vnd.oci.image.layer.v1.tar+{how}"}
     index = json.loads((room / "layout/index.json").read_text())
     assert index["schemaVersion"] == 2
     assert cli("--root", room / "other", "init").code == 0

@@ -17,7 +17,7 @@ PACKAGE = TOP / "src" / "layerstore"
 C_FLOORS = [
     {"lay"},
     {"error"},
-    {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar"},
+    {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar", "pack"},
     {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "listing", "export"},
@@ -32,7 +32,7 @@ C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export
 
 PY_FLOORS = [
     {"errors", "_files", "_changes"},
-    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_mount"},
+    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount"},
     {"values"},
     {"sources", "descriptor"},
     {"transaction"},

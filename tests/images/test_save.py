@@ -5,9 +5,11 @@ import io
 import json
 import os
 import tarfile
+import threading
 
 import imagekit
 import pytest
+import recipes
 import tarkit
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of
 
@@ -16,7 +18,8 @@ from layerstore import CorruptLayerError, ImageError, Images, Store
 
 LAYERS = [BASE, MIDDLE, TOP]
 MANY = [(LAYERS, ["a/b:1", "a/b:2"]), ([BASE], ["base:latest"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
-WAYS = [("docker", None), ("docker", "gzip"), ("docker-v1", None), ("oci", None), ("oci", "gzip"), ("oci-dir", None), ("oci-dir", "gzip")]
+WAYS = [("docker", None), ("docker", "gzip"), ("docker-v1", None), ("oci", None), ("oci", "gzip"), ("oci", "zstd"),
+        ("oci-dir", None), ("oci-dir", "gzip"), ("oci-dir", "zstd")]  # fmt: skip
 
 
 @pytest.fixture
@@ -152,6 +155,8 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
     with pytest.raises(CorruptLayerError):
         loaded.save("a/b:1", path, compression="gzip")
     with pytest.raises(CorruptLayerError):
+        loaded.save("a/b:1", path, format="oci", compression="zstd")
+    with pytest.raises(CorruptLayerError):
         loaded.save("a/b:1", room / "directory", format="oci-dir")
     assert path.read_text() == "the old one"
     assert sorted(os.listdir(room)) == ["docker", "out.tar"]
@@ -188,7 +193,9 @@ def test_a_directory_has_to_be_empty(loaded, room):
 
 
 def test_what_cannot_be_asked_for(loaded, room):
-    for wrong in ({"format": "zip"}, {"compression": "xz"}, {"format": "docker-v1", "compression": "gzip"}):
+    for wrong in (
+        {"format": "zip"}, {"compression": "xz"}, {"format": "docker-v1", "compression": "gzip"}, {"compression": "zstd"},
+    ):  # fmt: skip
         with pytest.raises(ImageError):
             loaded.save("base", room / "out", **wrong)
     with pytest.raises(ImageError, match="no image is named"):
@@ -209,6 +216,26 @@ def test_progress_is_told_in_bytes_of_layers(images, room):
         images.save("x", room / f"{format}{compression}", format=format, compression=compression, progress=told.append)
         assert told[-1] == told[-1].total == sum(map(len, layers))
         assert told == sorted(told)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_packing_that_is_stopped_leaves_nothing(images, store, room, compression):
+    """By what progress raises, several layers on their way."""
+    layers = [tarkit.file(name, recipes.noise(20 << 20, 3)) + tarkit.end() for name in "abc"]
+    images.load(tar_of(imagekit.docker([(layers, ["x"])])))
+    threads = threading.active_count()
+
+    class EnoughError(Exception):
+        pass
+
+    def stop(done):
+        raise EnoughError
+
+    with pytest.raises(EnoughError):
+        images.save("x", room / "out", format="oci", compression=compression, progress=stop)
+    assert sorted(os.listdir(room)) == ["docker"]
+    assert threading.active_count() == threads
+    assert store._holds._counts.keys() == {"store"}
 
 
 def test_what_is_larger_than_a_header_can_say(images, room):

@@ -22,7 +22,7 @@ from layerstore import Images
 pytestmark = pytest.mark.time_limit(180)
 
 LAYERS = [BASE, MIDDLE, TOP]
-FORMATS = {"docker": None, "docker gzip": "gzip", "docker-v1": None, "oci": None, "oci gzip": "gzip"}
+FORMATS = {"docker": None, "docker gzip": "gzip", "docker-v1": None, "oci": None, "oci gzip": "gzip", "oci zstd": "zstd"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -36,14 +36,17 @@ def add(commands: Commands) -> None:
 
     save = image.command(
         "save", run_save, "write images into an archive",
-        examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --gzip | ssh host skopeo ...",
+        examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --zstd | ssh host skopeo ...",
                   "image save app:1 --format oci-dir -o layout"],
     )  # fmt: skip
     save.add_argument("images", metavar="IMAGE", nargs="+")
     save.add_argument("-o", "--output", metavar="FILE", default="-", help='where to; "-" (default) is standard output')
     told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
     save.add_argument("--format", choices=FORMATS, default="docker", help=told)
-    save.add_argument("--gzip", action="store_true", help="compress the layers (OCI formats)")
+    packed = save.add_mutually_exclusive_group()
+    packed.add_argument("--gzip", dest="compression", action="store_const", const="gzip", help="compress the layers")
+    packed.add_argument("--zstd", dest="compression", action="store_const", const="zstd",
+                        help="compress the layers with zstd (oci, oci-dir)")  # fmt: skip
 
     image.command("ls", run_ls, "list the images, the newest first", examples=["image ls", "image ls --json"])
 
@@ -105,19 +108,18 @@ def run_save(args: Any, screen: Screen) -> int:
         raise Failure("--json and an archive cannot both go to standard output: name a file with -o", Exit.USAGE)
     if args.output == "-" and args.format == "oci-dir":
         raise Failure("a directory cannot go to standard output: name one with -o", Exit.USAGE)
-    compression = "gzip" if args.gzip else None
     with reading(args) as opened:
         images = [opened.images.get(name) and name for name in args.images]      # before anything is written
         target = screen.binary("an archive") if args.output == "-" else args.output
         with screen.progress("save") as progress:
             if args.output == "-" or args.format == "oci-dir":
                 written = opened.images.save(
-                    images, target, format=args.format, compression=compression, progress=progress
+                    images, target, format=args.format, compression=args.compression, progress=progress
                 )
             else:
                 with output_file(args.output) as fd:
                     written = opened.images.save(
-                        images, fd, format=args.format, compression=compression, progress=progress
+                        images, fd, format=args.format, compression=args.compression, progress=progress
                     )
     if screen.as_json:
         screen.json({"images": args.images, "output": args.output, "bytes": written})

@@ -299,7 +299,7 @@ class Images:
                      descriptor; a binary file. Of "oci-dir": the path of a directory that is made, or is empty
         format       "docker" (what docker load, skopeo and containerd read: an OCI layout with docker's manifest.json),
                      "docker-v1" (as docker save wrote until 25), "oci" (a tar), "oci-dir"
-        compression  None or "gzip": of layers, not of docker-v1
+        compression  of layers: None, "gzip" (not of docker-v1) or "zstd" (of the OCI formats)
         progress     called with the bytes of layers written (.total: of how many), at most ten times a second
 
         Returns  bytes written
@@ -308,7 +308,7 @@ class Images:
         self.store._check_open()
         if format not in FORMATS:
             raise ImageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
-        if compression not in COMPRESSIONS or (compression and format == "docker-v1"):
+        if compression not in COMPRESSIONS[format]:
             raise ImageError(f"{compression!r} is no compression of {format}")
         chosen = self._outgoing([images] if isinstance(images, (str, Image)) else [*images])
         spool = None if self.store.read_only else os.path.join(self.store._metadata.root, "tmp")

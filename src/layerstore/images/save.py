@@ -12,18 +12,21 @@ before it is written, waits in a file without a name.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import io
 import json
 import os
+import queue
 import tarfile
 import tempfile
-import zlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
 from layerstore import _files
+from layerstore._pack import Packer
 from layerstore.errors import ImageError, readable
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images import references
@@ -33,9 +36,11 @@ from layerstore.images.image import Image
 from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
 from layerstore.textfile import random_number, remove_directory
 
-FORMATS = ("docker", "docker-v1", "oci", "oci-dir")
-COMPRESSIONS = (None, "gzip")
-_GZIP_LEVEL = 6
+# What each format's readers take: of zstd, dockerd's do only since 23.
+COMPRESSIONS = {"docker": (None, "gzip"), "docker-v1": (None,), "oci": (None, "gzip", "zstd"),
+                "oci-dir": (None, "gzip", "zstd")}  # fmt: skip
+FORMATS = tuple(COMPRESSIONS)
+_WORKERS = min(4, os.cpu_count() or 1)
 _NO_TIME = "1970-01-01T00:00:00Z"
 
 OpenLayer = Callable[[ChainID], TarStream]
@@ -182,26 +187,49 @@ class Layers:
         self._packed: dict[DiffID, IO[bytes]] = {}
         self._stack = contextlib.ExitStack()
 
-    def compress(self, tell: Callable[[int], None]) -> None:
-        """Pack all of them with gzip, into files without a name. The same bytes each time: no name, no time in them."""
-        for diff_id, chain in self.chains.items():
-            packed = self._packed[diff_id] = self._stack.enter_context(
-                tempfile.TemporaryFile(dir=self._spool)  # noqa: SIM115
-            )
-            hashed, size = hashlib.sha256(), 0
-            packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, 31)
-            with self._open(chain) as stream:
-                end = False
-                while not end:
-                    block = stream.read(COPY_BLOCK)
-                    end = not block
-                    out = packer.flush() if end else packer.compress(block)
-                    hashed.update(out)
-                    packed.write(out)
-                    size += len(out)
-                    tell(len(block))
-            packed.flush()
-            self.blobs[diff_id] = _Blob(Digest(f"sha256:{hashed.hexdigest()}"), size)
+    def compress(self, how: str, tell: Callable[[int], None]) -> None:
+        """Pack all of them, several at once, into files without a name. The same bytes each time.
+
+        how    "gzip" or "zstd"
+        tell   called here, in the calling thread, with the bytes packed since; what it raises ends the packing
+        """
+        for diff_id in self.chains:
+            self._packed[diff_id] = self._stack.enter_context(tempfile.TemporaryFile(dir=self._spool))  # noqa: SIM115
+        packed: queue.SimpleQueue[int] = queue.SimpleQueue()
+        stop = threading.Event()
+        with concurrent.futures.ThreadPoolExecutor(_WORKERS, "layerstore-pack") as pool:
+            running = {
+                pool.submit(self._pack, how, diff_id, self._packed[diff_id], packed.put, stop): diff_id
+                for diff_id in self.chains
+            }
+            try:
+                for future in running:
+                    future.add_done_callback(lambda _: packed.put(0))
+                while not all(future.done() for future in running) or not packed.empty():
+                    tell(packed.get())
+            except BaseException:
+                stop.set()
+                raise
+            for future, diff_id in running.items():
+                self.blobs[diff_id] = future.result()
+
+    def _pack(
+        self, how: str, diff_id: DiffID, packed: IO[bytes], count: Callable[[int], None], stop: threading.Event
+    ) -> _Blob:  # fmt: skip
+        """In a thread: pack one."""
+        hashed, size, end = hashlib.sha256(), 0, False
+        packer = Packer(how)
+        with self._open(self.chains[diff_id]) as stream:
+            while not end and not stop.is_set():
+                block = stream.read(COPY_BLOCK)
+                end = not block
+                out = packer.flush() if end else packer.compress(block)
+                hashed.update(out)
+                packed.write(out)
+                size += len(out)
+                count(len(block))
+        packed.flush()
+        return _Blob(Digest(f"sha256:{hashed.hexdigest()}"), size)
 
     def write(self, diff_id: DiffID, name: str, target: Target, tell: Callable[[int], None]) -> None:
         """Write one into the archive."""
@@ -271,10 +299,10 @@ def _manifest(out: Outgoing, layers: Layers, media_type: str) -> bytes:
 
 def write_layout(
     images: Sequence[Outgoing], layers: Layers, target: Target, tell: Callable[[int], None], *,
-    compressed: bool, with_docker: bool,
+    compression: str | None, with_docker: bool,
 ) -> None:  # fmt: skip
     """Write an OCI layout; with_docker: also the documents that docker load reads."""
-    media_type = OCI_LAYER + ("+gzip" if compressed else "")
+    media_type = OCI_LAYER + (f"+{compression}" if compression else "")
     documents: dict[Digest, bytes] = {}
     index = []
     for out in images:
@@ -391,13 +419,11 @@ def save(
     target = DirectoryTarget(out) if format == "oci-dir" else TarTarget(out)
     try:
         if compression:
-            layers.compress(tell)
+            layers.compress(compression, tell)
         if format == "docker-v1":
             write_v1(images, layers, target, tell)
         else:
-            write_layout(
-                images, layers, target, tell, compressed=compression is not None, with_docker=format == "docker"
-            )
+            write_layout(images, layers, target, tell, compression=compression, with_docker=format == "docker")
     finally:
         layers.close()
     if isinstance(target, TarTarget):
