@@ -51,8 +51,10 @@ def mapped(path: Path) -> Iterator[Any]:
     """A file as C memory."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
         view = door.ffi.from_buffer(memory)
-        yield view
-        door.ffi.release(view)
+        try:
+            yield view
+        finally:
+            door.ffi.release(view)
 
 
 def _spans(data: Any) -> Iterator[tuple[Any, int]]:
@@ -79,9 +81,11 @@ def crc64(data: Any) -> int:
 def tar_read(data: Any) -> int:
     """Every event of the reader; entries."""
     ffi, lib = _walker()
-    entries = lib.bench_tar_walk(ffi.cast("void *", int(door.ffi.cast("uintptr_t", data))), len(data),
-                                 ffi.cast("void *", int(door.ffi.cast("uintptr_t", door.new_error()))))  # fmt: skip
-    assert entries >= 0
+    err = door.new_error()
+    there = [ffi.cast("void *", int(door.ffi.cast("uintptr_t", p))) for p in (data, err)]
+    entries = lib.bench_tar_walk(there[0], len(data), there[1])
+    if entries < 0:
+        raise door.error_of(err)
     return entries
 
 
