@@ -178,6 +178,44 @@ def test_several_images_that_share_layers(store, images, room, way, order):
     assert found[3].top == ""
 
 
+@pytest.mark.parametrize("first", ["parent", "child"])
+def test_a_parent_is_noted_wherever_it_stands_in_the_archive(images, first):
+    """docker save writes images in no order, and so in another one each time."""
+    files = imagekit.docker([([BASE], ["parent"]), ([BASE, MIDDLE], ["child"])])
+    below, above = json.loads(files["manifest.json"])
+    above["Parent"] = image_id([BASE])
+    files["manifest.json"] = json.dumps([below, above] if first == "parent" else [above, below]).encode()
+    images.load(tar_of(files))
+    assert images.get("child").parent == image_id([BASE])
+    assert images.get("parent").parent == ""
+    assert images.remove("child").deleted == (image_id([BASE, MIDDLE]),)
+
+
+def test_two_images_that_are_each_other_s_parents(images):
+    """The same layers, other configs: the second is not noted as the first one's parent again, or nothing would end."""
+    files = imagekit.docker([([BASE], ["one"])])
+    [one] = json.loads(files["manifest.json"])
+    data = imagekit.config([BASE], author="another")
+    two = one | {"Config": f"{imagekit.hexes(data)}.json", "RepoTags": ["two:latest"], "Parent": image_id([BASE])}
+    one["Parent"] = imagekit.digest(data)
+    files |= {two["Config"]: data, "manifest.json": json.dumps([one, two]).encode()}
+    images.load(tar_of(files))
+    assert sorted([images.get("one").parent, images.get("two").parent]) == ["", imagekit.digest(data)]
+    assert images.remove("one").deleted == (image_id([BASE]),)
+    assert images.remove("two").deleted == (imagekit.digest(data),)
+
+
+@pytest.mark.parametrize("of", ["another image's layers", "itself", "nobody", "what is no digest"])
+def test_a_parent_that_cannot_be_one_is_not_noted(images, of):
+    files = imagekit.docker([([TOP], ["other"]), ([BASE, MIDDLE], ["child"])])
+    other, child = json.loads(files["manifest.json"])
+    child["Parent"] = {"itself": image_id([BASE, MIDDLE]), "nobody": image_id([MIDDLE]), "what is no digest": "../x"}.get(of, image_id([TOP]))
+    files["manifest.json"] = json.dumps([other, child]).encode()
+    images.load(tar_of(files))
+    assert images.get("child").parent == ""
+    assert len(images.remove("child").deleted) == 1
+
+
 @pytest.mark.parametrize("way", ["path", "pipe", "read(n)"])
 @pytest.mark.parametrize("archive", ["docker", "oci", "oci gzip"])
 def test_what_is_there_is_not_unpacked_again(store, images, room, root, archive, way):

@@ -260,13 +260,14 @@ class Images:
         names = db.repositories()
         db.sweep()
         made: list[Digest] = []
+        ids = [Digest(f"sha256:{_sha256(data)}") for data in contents]
         try:
-            for image, data in zip(planned, contents, strict=True):
-                id = Digest(f"sha256:{_sha256(data)}")
+            for id, data in zip(ids, contents, strict=True):
                 if not db.has(id):
                     made.append(id)
                 db.add(data)
-                if image.parent and id in made and self._is_parent(db, image.parent, data):
+            for id, image, data in zip(ids, planned, contents, strict=True):     # a parent may come behind its child
+                if image.parent and id in made and self._is_parent(db, image.parent, id, data):
                     db.note(id, "parent", image.parent)
                 for name in image.references:
                     _name(names, name, id)
@@ -280,9 +281,16 @@ class Images:
             raise
 
     @staticmethod
-    def _is_parent(db: ImageDB, parent: str, data: bytes) -> bool:
-        """Could an image be built on that one? Only then it is noted."""
+    def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
+        """Could an image be built on that one? Only then it is noted, so that nothing is its own ancestor."""
+        above: set[str] = {id}
         try:
+            at = parent
+            while at:
+                if at in above:
+                    return False
+                above.add(at)
+                at = db.noted(at, "parent")
             below = diff_ids_of(parse_document(db.content(parent), parent))
             return diff_ids_of(parse_document(data, "the image"))[: len(below)] == below
         except (OSError, LayerStoreError):

@@ -36,7 +36,7 @@ from layerstore.images.image import Image
 from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
 from layerstore.textfile import random_number, remove_directory
 
-# What each format's readers take: of zstd, dockerd's do only since 23.
+# What each format's readers take: docker load of 20.10 has no zstd.
 COMPRESSIONS = {"docker": (None, "gzip"), "docker-v1": (None,), "oci": (None, "gzip", "zstd"),
                 "oci-dir": (None, "gzip", "zstd")}  # fmt: skip
 FORMATS = tuple(COMPRESSIONS)
