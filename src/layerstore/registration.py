@@ -16,7 +16,7 @@ from layerstore.drivers import Driver
 from layerstore.durability import Syncing
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.holds import Holds
-from layerstore.ids import DiffID, chain_on, diff_id_of, random_id
+from layerstore.ids import ChainID, DiffID, chain_on, diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -151,9 +151,11 @@ class Registration:
         handle: Layer | None = None
         try:
             made = self._describe(unpacked, above, descriptor)
-            self._syncing.before([cache_id], transaction, above, level)
-            with self._syncing.name("sha256", level):
-                handle = self._commit_or_existing(transaction, made)
+            handle = self._existing(made.chain_id)
+            if handle is None:
+                self._syncing.before([cache_id], transaction, above, level)
+                with self._syncing.name("sha256", level):
+                    handle = self._commit_or_existing(transaction, made)
             if level == "full" and handle._record is made:
                 made.durable = True
             self._syncing.ensure(handle._record, level)
@@ -189,6 +191,16 @@ class Registration:
         self._driver.settle(cache_id, above.cache_id if above else "")
         chain = chain_on(above.chain_id if above else "", unpacked.diff_id)
         return self._records.new_layer(chain, unpacked.diff_id, above, cache_id, done.size, descriptor)
+
+    def _existing(self, chain_id: ChainID) -> Layer | None:
+        """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""
+        with self._lock, self._metadata.exclusive():
+            self._check_writable()
+            existing = self._records.load_current(chain_id)
+            if existing is None or not self._driver.exists(existing.cache_id):
+                return None
+            self._references.hold(existing)
+            return self._references.handle(existing)
 
     def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record) -> Layer:
         """Make a layer visible; where it is there already, and whole, that one wins."""
