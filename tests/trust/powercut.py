@@ -14,6 +14,7 @@ What must hold after a cut:
               is good, if need be after repair(); all can be released, and a new layer is good
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ import workload
 from cutdisk import CutDisk
 
 from layerstore import CreateRWLayerOpts, Store
+from layerstore.transaction import FileMetadataTransaction
 
 Line = dict[str, Any]
 FRESH = seeded.layer(0)
@@ -433,8 +435,48 @@ def known_already(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     return {"plan": plan, "problems": problems}
 
 
+def behind_the_rename(plan: dict[str, Any], place: Path) -> dict[str, Any]:
+    """The file system dies, as with its disk, between the rename that makes something visible and what syncs its name.
+
+    "behind" says in which call: "register", "create", "commit". It must not say that all is well: an XFS in that state
+    answers 0 to the fsync of a directory.
+    """
+    loop, problems = CutDisk(place, plan["kind"]), []
+    root, renamed = loop.point / "docker", FileMetadataTransaction._publish
+
+    def publish(*given: Any) -> None:
+        renamed(*given)
+        loop.cut()
+
+    with Store(root, options={"durability": "full"}) as store:
+        layer = store.register(seeded.layer(2001).tar)
+        box = store.create_rw_layer("box", layer.chain_id)
+        with box.mounted() as path:
+            Path(path, "new").write_text("new")
+        calls = {"register": lambda: store.register(seeded.layer(2002).tar, layer.chain_id),
+                 "create": lambda: store.create_rw_layer("other", layer.chain_id), "commit": box.commit}
+        FileMetadataTransaction._publish = publish      # type: ignore[method-assign]
+        try:
+            problems.append(f"it returned {calls[plan['behind']]()!r}")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                problems.append(f"it said {error!r}")
+        finally:
+            FileMetadataTransaction._publish = renamed  # type: ignore[method-assign]
+    disk.unmount_below(loop.point)
+    loop.again()
+    with Store(root) as store:
+        store.cleanup()
+        problems += map(str, store.verify())
+        if store.map().keys() != {layer.chain_id} or store.mounts() != ["box"]:
+            problems.append(f"there is {[*store.map()]} and {store.mounts()}")
+    loop.off()
+    return {"plan": plan, "problems": problems}
+
+
 def cut(plan: dict[str, Any], place: Path) -> dict[str, Any]:
-    return known_already(plan, place) if "upon" in plan else Cutter(plan, place).run()
+    special = {"upon": known_already, "behind": behind_the_rename}
+    return next((special[key](plan, place) for key in special if key in plan), None) or Cutter(plan, place).run()
 
 
 if __name__ == "__main__":

@@ -81,3 +81,9 @@ def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_a
 @pytest.mark.parametrize("upon", ["register", "child", "box"])
 def test_full_takes_with_it_what_was_made_without_durability(kind, upon):
     assert ownspace.call("powercut.py", {"kind": kind, "upon": upon}, 60)["problems"] == []
+
+
+@pytest.mark.parametrize("kind", cutdisk.KINDS)
+@pytest.mark.parametrize("behind", ["register", "create", "commit"])
+def test_a_file_system_that_dies_behind_the_rename_is_an_error(kind, behind):
+    assert ownspace.call("powercut.py", {"kind": kind, "behind": behind}, 60)["problems"] == []
