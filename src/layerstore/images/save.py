@@ -197,6 +197,12 @@ class Layers:
             self._packed[diff_id] = self._stack.enter_context(tempfile.TemporaryFile(dir=self._spool))  # noqa: SIM115
         packed: queue.SimpleQueue[int] = queue.SimpleQueue()
         stop = threading.Event()
+
+        def ended(future: concurrent.futures.Future[_Blob]) -> None:
+            if future.exception():
+                stop.set()                # the others work for nothing
+            packed.put(0)
+
         with concurrent.futures.ThreadPoolExecutor(_WORKERS, "layerstore-pack") as pool:
             running = {
                 pool.submit(self._pack, how, diff_id, self._packed[diff_id], packed.put, stop): diff_id
@@ -204,7 +210,7 @@ class Layers:
             }
             try:
                 for future in running:
-                    future.add_done_callback(lambda _: packed.put(0))
+                    future.add_done_callback(ended)
                 while not all(future.done() for future in running) or not packed.empty():
                     tell(packed.get())
             except BaseException:
