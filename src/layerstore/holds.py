@@ -91,12 +91,17 @@ class Holds:
                 del self._counts[key]
                 self._change(key, _files.NONE)
 
-    def drop(self, start: str) -> None:
-        """Hold no key that begins with start any more, however often it was held."""
+    def drop(self, key: str) -> None:
+        """Hold key no more, however often it was held."""
+        with self._lock:
+            if self._counts.pop(key, 0):
+                self._change(key, _files.NONE)
+
+    def drop_all(self, start: str) -> None:
+        """Hold no key that begins with start any more."""
         with self._lock:
             for key in [key for key in self._counts if key.startswith(start)]:
-                del self._counts[key]
-                self._change(key, _files.NONE)
+                self.drop(key)
 
     def holds(self, key: str) -> bool:
         """Say whether this store holds key."""

@@ -165,6 +165,8 @@ class Registration:
             try:
                 self._withdraw(made)
             except OSError:
+                if handle and handle._record is made:
+                    self._references.let_go(handle)
                 self._driver.recorded(cache_id)   # still visible, perhaps: then it is whole, else cleanup()'s
                 transaction.release()
                 raise

@@ -110,6 +110,7 @@ class WritableLayers:
             try:
                 self._withdraw(mount)
             except OSError:
+                self._holds.drop(_key(name))
                 for id in made:           # still visible, perhaps: then it is whole, else cleanup()'s
                     self._driver.recorded(id)
                 transaction.release()

@@ -1,5 +1,7 @@
 """Two stores on one root, as two processes have them: what one holds the other does not delete."""
 
+import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -58,6 +60,62 @@ def test_a_writable_layer_held_elsewhere_is_not_deleted(two):
     other.release_rw_layer(theirs)
     with pytest.raises(MountDoesNotExistError):
         one.get_rw_layer("c")
+
+
+@pytest.mark.parametrize("withdrawn", [True, False], ids=["withdrawn", "left visible"])
+def test_a_create_that_fails_behind_its_rename_gives_back_just_what_it_held(two, monkeypatch, withdrawn):
+    """Not what is held of a writable layer whose name only begins so."""
+    one, other = two
+    base = one.register(tarkit.T1)
+    held = one.create_rw_layer("box-2", base.chain_id)
+
+    @contextlib.contextmanager
+    def dying(kind, level):
+        yield
+        if not withdrawn:
+            monkeypatch.setattr(one._metadata, "exclusive", failing)
+        raise OSError(errno.EIO, "the disk")
+
+    def failing():
+        raise OSError(errno.EIO, "the disk, still")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(one._syncing, "name", dying)
+        with pytest.raises(OSError, match="the disk"):
+            one.create_rw_layer("box", base.chain_id)
+    monkeypatch.undo()
+    assert other.release_rw_layer(other.get_rw_layer("box-2")) == []
+    assert "box-2" in other.mounts(), "what the first store holds was deleted"
+    if withdrawn:
+        assert other.mounts() == ["box-2"]
+    else:
+        other.release_rw_layer(other.get_rw_layer("box"))       # nobody holds it
+        assert other.mounts() == ["box-2"]
+    assert held.apply_diff(file("x", b"y") + end()) == 1
+    one.release_rw_layer(held)
+    one.cleanup()
+    assert one.verify() == []
+
+
+def test_a_register_that_fails_behind_its_rename_and_stays_visible_is_held_by_nobody(two, monkeypatch):
+    one, other = two
+
+    def failing():
+        raise OSError(errno.EIO, "the disk, still")
+
+    @contextlib.contextmanager
+    def dying(kind, level):
+        yield
+        monkeypatch.setattr(one._metadata, "exclusive", failing)
+        raise OSError(errno.EIO, "the disk")
+
+    monkeypatch.setattr(one._syncing, "name", dying)
+    with pytest.raises(OSError, match="the disk"):
+        one.register(tarkit.T1)
+    monkeypatch.undo()
+    [chain] = other.map()
+    assert [gone.chain_id for gone in other.get(chain).release()] == [chain]
+    assert one.map() == {} and one.verify() == []
 
 
 def test_a_mount_is_made_once_and_goes_with_the_last_of_its_users(two):

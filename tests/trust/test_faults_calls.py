@@ -514,6 +514,8 @@ class Walk:
                     assert fresh.verify() == []
                 faultkit.disk.remove_tree(g.root / "fresh")
         elif littered or self.deletes or "umount2" in label:
+            if op.durability == "full" and kind == "stat" and many:
+                self.release_visible(again)
             again.cleanup()
             problems = again.verify()
             if problems:
@@ -545,6 +547,14 @@ class Walk:
         if not op.right(g, value):
             self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")
         op.undo(g, value)
+
+    def release_visible(self, again: Any) -> None:
+        """Release what was not there before. When a file system dies behind the rename, which the fstat of an fsync tells,
+        nothing can be made invisible again: it is whole, as verify() has said, and the call said that it failed."""
+        for chain in again.map().keys() - self.layers.keys():
+            again.get(chain).release()
+        for name in set(again.mounts()) - self.layers.keys():
+            again.get_rw_layer(name).release()
 
     def drop_checked(self, again: Any, label: str) -> None:
         """What was not to be deleted is exact, and what was may be there whole or not at all."""

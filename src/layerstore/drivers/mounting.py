@@ -141,7 +141,7 @@ class Mounting:
         """Unmount everything below home that no other store uses."""
         failed = mounts.unmount_below(self._at.home, self._unused_elsewhere)
         self._counter.forget()
-        self._holds.drop(_use(""))
+        self._holds.drop_all(_use(""))
         if failed:
             raise failed
         with os.scandir(self._at.home) as entries:           # left where a mount or an unmount was stopped
