@@ -14,6 +14,7 @@ import json
 import mmap
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -86,7 +87,6 @@ class Member:
         self.log = os.open(plan["log"], os.O_WRONLY | os.O_APPEND)
         self.store = Store(plan["root"], options={"durability": plan["durability"]})
         self.held: dict[int, list[Layer]] = {}
-        self.boxes = 0
 
     def say(self, kind: str, text: str) -> None:
         os.write(self.log, json.dumps([kind, f"at {time.time() % 1000:.4f} process {self.me} ({os.getpid()}): {text}"]).encode() + b"\n")
@@ -129,8 +129,8 @@ class Member:
                 self.say("broken", f"layer {FAMILY[index]} gives another tar")
 
     def box(self, index: int) -> None:
-        self.boxes += 1
-        box = self.store.create_rw_layer(f"box-{os.getpid()}-{self.boxes}", chain_of(FAMILY[index]))
+        # No number of a process: those come again within a minute, threads take them, too.
+        box = self.store.create_rw_layer(f"box-{secrets.token_hex(8)}", chain_of(FAMILY[index]))
         with box.mounted() as path:
             if os.readlink(f"{path}/c/link") == "":
                 self.say("broken", "what is below a box is not there")
