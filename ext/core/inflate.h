@@ -24,9 +24,4 @@ lay_code lay_inflate_eof(lay_inflate *z, lay_error *err);
 bool lay_inflate_left_over(const lay_inflate *z);
 void lay_inflate_free(lay_inflate *z);
 
-/* One independent gzip member of n bytes at out (room: lay_gzip_bound(n) + extra_len), with an FEXTRA
- * field of extra_len bytes when extra_len > 0; fast level. Any gzip reader joins members. */
-size_t lay_gzip_bound(size_t n);
-lay_code lay_gzip_member(const void *p, size_t n, const void *extra, size_t extra_len, void *out, size_t room, size_t *len, lay_error *err);
-
 #endif

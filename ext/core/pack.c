@@ -1,9 +1,11 @@
-/* pack.c - plain bytes in, one gzip member or one zstd frame out, a piece at a time.
+/* pack.c - plain bytes in, one gzip member or one zstd frame out, a piece at a time; or a small member in one go.
  *
  * No name and no time goes into either: the same bytes, cut in the same places, give the same stream by the same library.
  * Source: RFC 1952; RFC 8878.
  */
-#include "error.h"
+#include "pack.h"
+
+#include <string.h>
 
 #ifdef HAVE_ISAL
 #include <isa-l.h>
@@ -165,4 +167,118 @@ void lay_packer_free(lay_packer *k)
     ZSTD_freeCCtx(k->zstd);
 #endif
     free(k);
+}
+
+/* ---- a member in one go ---- */
+
+#define HAS_EXTRA 0x04u
+#define HEADER_SIZE 10u
+#define TRAILER_SIZE 8u
+#define STORED_MAX 65535u   /* of one stored block, which has 5 bytes of its own */
+#define STORED_HEAD 5u
+
+uint32_t lay_crc32_add(uint32_t crc, const void *p, size_t n)
+{
+    if (n == 0)
+        return crc;
+#ifdef HAVE_ISAL
+    return crc32_gzip_refl(crc, p, n);
+#else
+    return (uint32_t)crc32_z(crc, p, n);
+#endif
+}
+
+static size_t stored_size(size_t n) { return n + STORED_HEAD * (n / STORED_MAX + 1); }
+
+size_t lay_gzip_bound(size_t n)
+{
+    return HEADER_SIZE + 2 + stored_size(n) + TRAILER_SIZE;
+}
+
+static uint8_t *put_u16(uint8_t *out, size_t v)
+{
+    out[0] = (uint8_t)v;
+    out[1] = (uint8_t)(v >> 8);
+    return out + 2;
+}
+
+static uint8_t *put_u32(uint8_t *out, uint32_t v)
+{
+    return put_u16(put_u16(out, v), v >> 16);
+}
+
+/* Deflates at the fastest level that looks for matches into room bytes; *len stays 0 when it does not fit. */
+static lay_code deflate_fast(const uint8_t *p, uint32_t n, uint8_t *out, uint32_t room, size_t *len, lay_error *err)
+{
+#ifdef HAVE_ISAL
+    struct memory { struct isal_zstream stream; uint8_t level[ISAL_DEF_LVL1_DEFAULT]; };
+    LAY_AUTO_FREE struct memory *m = malloc(sizeof *m);
+    if (!m)
+        return lay_fail_nomem(err);
+    isal_deflate_stateless_init(&m->stream);
+    m->stream.level = 1;
+    m->stream.level_buf = m->level;
+    m->stream.level_buf_size = sizeof m->level;
+    m->stream.end_of_stream = 1;
+    m->stream.flush = NO_FLUSH;
+    m->stream.gzip_flag = IGZIP_DEFLATE;
+    m->stream.next_in = (uint8_t *)(uintptr_t)p;   /* never written */
+    m->stream.avail_in = n;
+    m->stream.next_out = out;
+    m->stream.avail_out = room;
+    if (isal_deflate_stateless(&m->stream) == COMP_OK && m->stream.avail_in == 0)
+        *len = room - m->stream.avail_out;
+#else
+    z_stream s = { .next_in = (uint8_t *)(uintptr_t)p, .avail_in = n, .next_out = out, .avail_out = room };
+    if (deflateInit2(&s, 1, Z_DEFLATED, -MAX_WBITS, 8, Z_DEFAULT_STRATEGY) != Z_OK)
+        return lay_fail_nomem(err);
+    if (deflate(&s, Z_FINISH) == Z_STREAM_END)
+        *len = room - s.avail_out;
+    deflateEnd(&s);
+#endif
+    return LAY_OK;
+}
+
+static size_t store(const uint8_t *p, size_t n, uint8_t *out)
+{
+    uint8_t *at = out;
+    do {
+        size_t piece = n < STORED_MAX ? n : STORED_MAX;
+        *at++ = piece == n;
+        at = put_u16(put_u16(at, piece), ~piece);
+        if (piece > 0)
+            memcpy(at, p, piece);
+        at += piece;
+        p += piece;
+        n -= piece;
+    } while (n > 0);
+    return (size_t)(at - out);
+}
+
+lay_code lay_gzip_member(const void *p, size_t n, const void *extra, size_t extra_len, void *out, size_t room, size_t *len, lay_error *err)
+{
+    static const uint8_t header[HEADER_SIZE] = { 0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 0xff };
+    if (extra_len > 0xffff || n > 1u << 30)
+        return lay_fail(err, LAY_E_LIMIT, "gzip: a member of %zu bytes with a field of %zu", n, extra_len);
+    if (room < lay_gzip_bound(n) + extra_len)
+        return lay_fail(err, LAY_E_STATE, "gzip: %zu bytes are too few for a member of %zu", room, n);
+    uint8_t *at = out;
+    memcpy(at, header, sizeof header);
+    at += sizeof header;
+    if (extra_len > 0) {
+        ((uint8_t *)out)[3] = HAS_EXTRA;
+        at = put_u16(at, extra_len);
+        memcpy(at, extra, extra_len);
+        at += extra_len;
+    }
+    /* Never more room than the stored form takes: what does not fit is not worth deflating. */
+    size_t stored = stored_size(n), packed = 0;
+    lay_code code = deflate_fast(p, (uint32_t)n, at, (uint32_t)stored, &packed, err);
+    if (code != LAY_OK)
+        return code;
+    at += packed > 0 ? packed : store(p, n, at);
+    at = put_u32(at, lay_crc32_add(0, p, n));
+    at = put_u32(at, (uint32_t)n);
+    *len = (size_t)(at - (uint8_t *)out);
+    return LAY_OK;
 }

@@ -7,9 +7,9 @@
  * to dockerd (names longer than a path may be), is recorded as segments at once; of names that come again,
  * by a second pass with a plan.
  */
-#include "inflate.h"
 #include "limit.h"
 #include "nameset.h"
+#include "pack.h"
 #include "split.h"
 #include "split_seek.h"
 #include "split_text.h"

@@ -5,6 +5,7 @@
 #include "digest.h"
 #include "fuzz.h"
 #include "inflate.h"
+#include "pack.h"
 
 #define ENOUGH (1u << 20)   /* a bomb is as good after its first MiB */
 
