@@ -153,7 +153,7 @@ class WritableLayers:
             if self._records.mounts.get(mount.name) is mount:
                 self._records.forget_mount(mount.name)
                 self._holds.drop(_key(mount.name))
-            if self._metadata.has_mount(mount.name) and self._records.names_mount(mount):
+            if self._records.names_mount(mount):      # or cannot be read: then it may be ours, and visible
                 self._metadata.remove_aside(self._metadata.set_mount_aside(mount.name))
 
     # ---- finding ----

@@ -103,8 +103,7 @@ class Held(NamedTuple):
         found += [f"descriptor {fd} is closed ({what})" for fd, what in self.files.items() if fd not in now.files and "/proc/" not in what]
         found += [f"mount {point}" for point in now.mounts if mounts and now.mounts.count(point) > self.mounts.count(point)]
         found += [f"no mount at {point} any more" for point in self.mounts if now.mounts.count(point) < self.mounts.count(point)]
-        # Fewer is well: one that had been joined was still listed in /proc when they were counted first.
-        if settled_threads(self.threads) > self.threads:
+        if settled_threads(self.threads) != self.threads:
             found.append(f"{threads()} threads, not {self.threads}")
         return found
 

@@ -517,7 +517,7 @@ class Walk:
                     assert fresh.verify() == []
                 faultkit.disk.remove_tree(g.root / "fresh")
         elif littered or self.deletes or "umount2" in label:
-            if op.durability == "full" and kind == "stat" and many:
+            if op.durability == "full" and kind == "stat" and many and said != "None":
                 self.release_visible(again)
             again.cleanup()
             problems = again.verify()

@@ -98,6 +98,7 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
 
     def work(say: Callable[[str], None]) -> tuple[int, int, list[str]]:
         gc.freeze()
+        alone = faultkit.threads()
         g = Ground(room / "docker")
         g.large = g.store.register(LARGE, g.base.chain_id)
         assert call(g)
@@ -110,6 +111,7 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
             while (fd := os.open("/dev/null", os.O_RDONLY)) < max(faultkit.disk.open_files()):
                 fillers.append(fd)
             fillers.append(fd)
+            assert faultkit.settled_threads(alone) == alone       # those of the call before have left /proc
             held = Held.now(room)
             resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 1 + more, hard))
             right: Any = None
