@@ -122,10 +122,9 @@ def path(environment, room, monkeypatch, cli):
 
 def shell(name: str) -> str:
     found = shutil.which(name)
-    if not found and os.environ.get("CI"):
-        pytest.fail(f"{name} is missing")
     if not found:
-        pytest.skip(f"{name} is not installed")
+        reason = f"NOT TESTED: no {name} to complete in on this machine (make system-test installs it; under CI this fails)"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     return found
 
 

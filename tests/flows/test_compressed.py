@@ -30,7 +30,7 @@ def tool(name, *options):
     @functools.cache
     def pack(data):
         if shutil.which(name) is None:
-            reason = f"NOT TESTED: no {name} program on this machine (make system-test installs it)"
+            reason = f"NOT TESTED: no {name} program on this machine (make system-test installs it; under CI this fails)"
             pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
         return subprocess.run([name, *options], input=data, stdout=subprocess.PIPE, check=True).stdout
 

@@ -62,7 +62,7 @@ def test_every_example_of_a_page_runs_and_prints_what_it_says(page, room, monkey
 @pytest.mark.time_limit(240)
 def test_a_docker_root_reads_as_the_guide_says_beside_a_running_dockerd(root, room, monkeypatch):
     if dockerd.programs() is None:
-        reason = "there is no dockerd on this machine (Debian: docker.io)"
+        reason = "NOT TESTED: no dockerd to compare with on this machine (make system-test installs docker.io; under CI this fails)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     monkeypatch.chdir(room)
     (room / "motd").write_text("hello\n")

@@ -27,7 +27,7 @@ HOLDS = (errno.ENOSPC, errno.EDQUOT)
 def xfs(tmpfs):
     """Make an XFS with these mount options; gives its directory."""
     if shutil.which("mkfs.xfs") is None:
-        reason = "NOT TESTED: no mkfs.xfs on this machine"
+        reason = "NOT TESTED: no mkfs.xfs on this machine (make system-test installs xfsprogs; under CI this fails)"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     made, refused = {}, set()
 
