@@ -25,7 +25,8 @@ cdef class Packer:
         if self.handle.c != NULL:
             raise RuntimeError("already open")
         cdef lay.lay_packing packing = PACKINGS[how]
-        self.room = <char *>malloc(ROOM)
+        if self.room == NULL:
+            self.room = <char *>malloc(ROOM)
         if self.room == NULL:
             raise MemoryError
         cdef lay.lay_code code = lay.lay_packer_open(&k, packing, &err)     # microseconds

@@ -108,7 +108,7 @@ def remove_directory(path: str) -> None:
 
     Not by shutil: interrupted, its rmtree may close a descriptor twice, the second time perhaps another one.
     """
-    above, name = os.path.split(path)
+    above, name = os.path.split(os.path.abspath(path))
     with contextlib.suppress(FileNotFoundError):
         fd = _files.open(above, os.O_RDONLY | os.O_DIRECTORY)
         try:

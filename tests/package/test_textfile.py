@@ -1,0 +1,43 @@
+"""textfile.remove_directory: all of it goes, whatever it is called by, and nothing a link in it leads to."""
+
+import os
+
+import pytest
+
+from layerstore.textfile import remove_directory
+
+
+@pytest.fixture
+def tree(room, monkeypatch):
+    monkeypatch.chdir(room)
+    (room / "outside").mkdir()
+    (room / "outside/kept").write_text("kept")
+    (room / "tree/a/b").mkdir(parents=True)
+    (room / "tree/a/b/file").write_text("x")
+    (room / "tree/link").symlink_to(room / "outside")
+    return room / "tree"
+
+
+@pytest.mark.parametrize("given", [lambda tree: str(tree), lambda tree: "tree", lambda tree: "./tree", lambda tree: f"{tree}/"])
+def test_it_goes_by_any_of_its_names(tree, room, given):
+    remove_directory(given(tree))
+    assert sorted(os.listdir(room)) == ["outside"]
+    assert (room / "outside/kept").read_text() == "kept"
+
+
+def test_a_link_goes_and_what_it_leads_to_stays(tree, room):
+    (room / "other").symlink_to(tree)
+    remove_directory(str(room / "other"))
+    assert sorted(os.listdir(room)) == ["outside", "tree"]
+    assert (tree / "a/b/file").read_text() == "x"
+
+
+def test_what_is_gone_is_fine(room):
+    remove_directory(str(room / "gone"))
+    remove_directory(str(room / "gone/with/all/above"))
+
+
+def test_what_cannot_be_removed_is_said(room):
+    with pytest.raises(OSError) as caught:
+        remove_directory("/proc/self/fd")
+    assert caught.value.errno
