@@ -226,8 +226,8 @@ static lay_code file_line(lay_split_reader *r, const lay_json_line *json, lay_sp
         if (decode(r, json->name_raw, json->name_raw_len, &len, err))
             return err->code;
         memcpy(r->name, r->bytes, len);
-    } else if (json->name) {
-        len = lay_json_unescape(json->name, json->name_len, r->name);
+    } else if (json->name && !lay_json_unescape(json->name, json->name_len, r->name, &len)) {
+        return unreadable(err, "invalid JSON");
     }
     r->name[len] = '\0';
     line->is_file = true;

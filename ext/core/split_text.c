@@ -158,6 +158,11 @@ static const char *plain_end(const char *p, const char *end)
     return p;
 }
 
+static int hex_digit(char ch)
+{
+    return ch >= '0' && ch <= '9' ? ch - '0' : ch >= 'a' && ch <= 'f' ? ch - 'a' + 10 : ch >= 'A' && ch <= 'F' ? ch - 'A' + 10 : -1;
+}
+
 /* After the opening quote: to the closing one. */
 static lay_json string_end(cursor *c, const char **text, size_t *len)
 {
@@ -177,6 +182,15 @@ static lay_json string_end(cursor *c, const char **text, size_t *len)
             return LAY_JSON_MORE;
         if (!strchr("\"\\/bfnrtu", c->p[1]) || !c->p[1])
             return LAY_JSON_BAD;
+        if (c->p[1] == 'u') {                   /* four digits follow: an escape is never shorter than what it stands for */
+            for (size_t i = 2; i < 6; i++) {
+                if ((size_t)(c->end - c->p) <= i)
+                    return LAY_JSON_MORE;
+                if (hex_digit(c->p[i]) < 0)
+                    return LAY_JSON_BAD;
+            }
+            c->p += 4;
+        }
         c->p += 2;
     }
 }
@@ -327,8 +341,7 @@ static int hex4(const char *p)
 {
     int v = 0;
     for (int i = 0; i < 4; i++) {
-        char ch = p[i];
-        int d = ch >= '0' && ch <= '9' ? ch - '0' : ch >= 'a' && ch <= 'f' ? ch - 'a' + 10 : ch >= 'A' && ch <= 'F' ? ch - 'A' + 10 : -1;
+        int d = hex_digit(p[i]);
         if (d < 0)
             return -1;
         v = v << 4 | d;
@@ -356,15 +369,18 @@ static char *put_utf8(char *o, uint32_t u)
     return o;
 }
 
-size_t lay_json_unescape(const char *p, size_t n, char *out)
+bool lay_json_unescape(const char *p, size_t n, char *out, size_t *len)
 {
     char *o = out;
     const char *end = p + n;
+    *len = 0;
     while (p < end) {
         if (*p != '\\') {
             *o++ = *p++;
             continue;
         }
+        if (end - p < 2)
+            return false;
         char ch = p[1];
         p += 2;
         if (ch != 'u') {
@@ -372,10 +388,8 @@ size_t lay_json_unescape(const char *p, size_t n, char *out)
             continue;
         }
         int u = end - p >= 4 ? hex4(p) : -1;
-        if (u < 0) {
-            o = put_utf8(o, 0xfffd);
-            continue;
-        }
+        if (u < 0)
+            return false;
         p += 4;
         if (u >= 0xd800 && u < 0xe000) {        /* a pair of surrogates is one character, a lone one none */
             int low = u < 0xdc00 && end - p >= 6 && p[0] == '\\' && p[1] == 'u' ? hex4(p + 2) : -1;
@@ -389,5 +403,6 @@ size_t lay_json_unescape(const char *p, size_t n, char *out)
         }
         o = put_utf8(o, (uint32_t)u);
     }
-    return (size_t)(o - out);
+    *len = (size_t)(o - out);
+    return true;
 }

@@ -28,7 +28,8 @@ typedef enum lay_json { LAY_JSON_OK, LAY_JSON_MORE, LAY_JSON_BAD } lay_json;
 /* Parses one object at p; *used bytes. MORE: the object goes on after n bytes. Keys are matched without
  * regard to case, unknown ones are passed over. */
 lay_json lay_json_object(const char *p, size_t n, lay_json_line *line, size_t *used);
-/* Undoes the escapes of a JSON string; out has room for n + 1. Bad escapes become U+FFFD as in Go. */
-size_t lay_json_unescape(const char *p, size_t n, char *out);
+/* Undoes the escapes of a JSON string: *len bytes to out, never more than n, which is the room it needs. A lone
+ * surrogate becomes U+FFFD, as in Go. False: an escape that is none. */
+bool lay_json_unescape(const char *p, size_t n, char *out, size_t *len);
 
 #endif
