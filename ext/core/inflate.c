@@ -516,6 +516,11 @@ lay_code lay_inflate_eof(lay_inflate *z, lay_error *err)
     return between ? LAY_OK : lay_fail_at(err, LAY_E_TRUNCATED, z->given, "gzip: the stream ends inside a member");
 }
 
+bool lay_inflate_is_between(const lay_inflate *z)
+{
+    return z->format == LAY_FORMAT_GZIP && !z->failed && z->begun && z->step == IN_HEADER && !z->nheld && !z->n;
+}
+
 bool lay_inflate_left_over(const lay_inflate *z)
 {
     return z->left_over || (z->step == IN_HEADER && z->begun && z->nheld > 0);

@@ -20,6 +20,8 @@ void lay_inflate_feed(lay_inflate *z, const void *p, size_t n);                 
 lay_code lay_inflate_next(lay_inflate *z, void *out, size_t n, size_t *got, lay_error *err);
 /* No more input: LAY_OK, or LAY_E_TRUNCATED when a member or frame is cut. */
 lay_code lay_inflate_eof(lay_inflate *z, lay_error *err);
+/* Gzip: has all that was fed been whole members, to the last byte, so that another one may follow? */
+bool lay_inflate_is_between(const lay_inflate *z);
 /* After the end: was there something behind the last gzip member, and no zeros? It may be one whose header is damaged. */
 bool lay_inflate_left_over(const lay_inflate *z);
 void lay_inflate_free(lay_inflate *z);

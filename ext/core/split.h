@@ -56,9 +56,11 @@ lay_code lay_split_reader_open(lay_split_reader **out, int record_fd, lay_error 
 /* *line is valid until the next call; *end 1 after the last. Lines of no known type are passed over.
  * A file whose framing header is a link, directory or node has no payload: size is given as 0. */
 lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *end, lay_error *err);
-/* Go to the last restart point at or before tar offset (>= 0); the next line begins there. */
+/* Go to the last restart point at or before tar offset (>= 0); the next line begins there. The way to a point is read
+ * once before it serves: the lines are those that reading from the start gives. */
 lay_code lay_split_reader_rewind(lay_split_reader *r, int64_t tar_offset, lay_error *err);
-/* The tar's whole length, from the seek fields where there are any. Needs a rewind after it. */
+/* The tar's whole length, as the first seek field claims it, else counted. Reading to the end is LAY_E_SPLIT where the
+ * claim is wrong. Needs a rewind after it. */
 lay_code lay_split_reader_size(lay_split_reader *r, int64_t *size, lay_error *err);
 void lay_split_reader_free(lay_split_reader *r);
 

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import resource
+import zlib
 from typing import Any
 
 import door
@@ -11,7 +12,7 @@ import pytest
 import recipes
 import sinks
 import tarkit
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sinks import Line, lines, record, shape
 from tarkit import dir, end, file
@@ -424,6 +425,82 @@ def test_a_wrong_seek_field_is_passed_over_and_the_right_bytes_are_found(packed:
             assert line.tar_offset <= 700_000
             if line.segment:
                 assert LONG[line.tar_offset :].startswith(line.segment), at
+
+
+def member(text: bytes, tar_offset: int, line: int, total: int, *, length: int = 0) -> bytes:
+    """A gzip member with a seek field, whatever it claims. length: added to the bytes that it says it has."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, -15)
+    body = packer.compress(text) + packer.flush()
+    numbers = b"".join(n.to_bytes(8, "little") for n in (64 + len(body) + length, tar_offset, line, total))
+    numbers += door.lib.lay_crc64_add(0, numbers, len(numbers)).to_bytes(8, "little")
+    return (b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x2c\0LS\x28\0" + numbers + body
+            + zlib.crc32(text).to_bytes(4, "little") + len(text).to_bytes(4, "little"))  # fmt: skip
+
+
+NO_TOTAL = 2**64 - 1
+LIES = ["", "", "", "offset", "line", "length", "junk", "zeros", "cut", "total", "joined"]
+
+
+SEGMENTS = [tarkit.raw_header("f", size=3), tarkit.raw_header("d/", size=700, typeflag=b"5"), bytes(9), bytes(512), bytes(300)]
+TEXTS = [json.dumps(line).encode() + b"\n" for line in (
+    *({"type": 2, "payload": base64.b64encode(segment).decode()} for segment in SEGMENTS),
+    {"type": 1, "name": "f", "size": 3, "payload": "AAAAAAAAAAA="},
+    {"type": 1, "name": "d/", "size": 700, "payload": "AAAAAAAAAAA="},
+    {"type": 1, "name": "e", "payload": None},
+)]  # fmt: skip
+
+
+@st.composite
+def forged(draw: Any) -> bytes:
+    """A record of several members whose fields tell the truth, or lie in one way each."""
+    texts = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=16))
+    whole = lines(b"".join(texts))
+    offsets = [line.tar_offset for line in whole] + [whole[-1].tar_offset + whole[-1].size]
+    made, at = b"", 0
+    for _ in range(draw(st.integers(1, 5))):
+        n, lie = draw(st.integers(0, len(texts) - at)), draw(st.sampled_from(LIES))
+        part = b"".join(texts[at : at + n])
+        total = NO_TOTAL if made else 7 if lie == "total" else offsets[-1]
+        moved = draw(st.sampled_from([-512, 512, 3])) if lie == "offset" and offsets[at] else 0
+        longer = draw(st.sampled_from([-8, 8, 70])) if lie == "length" else 0
+        made += {"junk": b"garbage", "zeros": bytes(8)}.get(lie, b"") if made else b""
+        made += member(part[:-1] if lie == "cut" else part, max(0, offsets[at] + moved), at + (lie == "line"), total, length=longer)
+        if lie != "joined":
+            at += n
+    return made + (gzip.compress(b"".join(texts[at:])) if draw(st.booleans()) else b"")
+
+
+def until_error(reader: Any) -> tuple[list[Any], bool]:
+    found: list[Any] = []
+    try:
+        for line in iter(lambda: sinks.next_line(reader), None):
+            found.append(line)
+    except door.CoreError as err:
+        assert err.code == "LAY_E_SPLIT"
+        return found, True
+    return found, False
+
+
+@settings(max_examples=400)
+@given(forged(), st.lists(st.integers(0, 8000), min_size=1, max_size=4))
+def test_wherever_a_reader_rewinds_it_reads_what_reading_from_the_start_gives(packed: bytes, offsets: list[int]) -> None:
+    with sinks.memory(packed) as fd:
+        whole, failed = until_error(door.make("lay_split_reader_open", "lay_split_reader *", fd))
+        reader = door.make("lay_split_reader_open", "lay_split_reader *", fd)
+        for offset in offsets:
+            door.call("lay_split_reader_rewind", reader, offset)
+            rest, also = until_error(reader)
+            assert rest == whole[len(whole) - len(rest) :]
+            assert also == failed
+            assert all(line.tar_offset + line.size <= offset for line in whole[: len(whole) - len(rest)])
+
+
+def test_the_claim_of_a_wrong_length_is_told_at_the_end() -> None:
+    text = record(tarkit.raw_header("a") + bytes(1024))
+    with sinks.memory(member(text, 0, 0, 1536)) as fd:
+        assert until_error(door.make("lay_split_reader_open", "lay_split_reader *", fd))[1] is False
+    with sinks.memory(member(text, 0, 0, 1537)) as fd:
+        assert until_error(door.make("lay_split_reader_open", "lay_split_reader *", fd))[1] is True
 
 
 # ---- repeats and plans ------------------------------------------------------------------------------
