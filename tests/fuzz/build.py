@@ -19,9 +19,18 @@ import sinks  # noqa: E402
 
 TARGETS = sorted(path.stem for path in HERE.glob("fuzz_*.c"))
 # What each target is fed with; tars for all others.
-SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz_listing": ("tars", "records"), "fuzz_inflate": ("packed", "tars")}
+SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz_listing": ("tars", "records"), "fuzz_inflate": ("packed", "tars"),
+         "fuzz_gzip": ("packed",), "fuzz_seek": ("records",)}
 # Of these the input is no tar, so blocks and checksums mean nothing.
-NO_TARS = {"fuzz_inflate", "fuzz_assemble"}
+NO_TARS = {"fuzz_inflate", "fuzz_assemble", "fuzz_gzip", "fuzz_seek"}
+# Records that only somebody who means harm would write.
+ODD_RECORDS = {
+    "no-digits": b'{"type":1,"name":"' + b"\\u" * 300 + b'","size":5,"payload":"AAAAAAAAAAA="}\n',
+    "lone-surrogates": b'{"type":1,"name":"\\ud83d\\udc\\ude00","size":5}\n',
+    "cut-escape": b'{"type":1,"name":"a\\',
+    "brackets": b'{"x":' + b"[" * 3000,
+    "spare-members": gzip.compress(b'{"type":2,"payload":"AAAA"}\n', mtime=0) * 3 + b"junk",
+}
 # Longer ones teach a fuzzer nothing and cost it much.
 LONGEST = 200_000
 
@@ -74,6 +83,7 @@ def write_seeds(place: Path) -> None:
             kinds["records"][name] = sinks.record(kinds["tars"][name])
             kinds["records"][f"{name}.gz"] = sinks.record(kinds["tars"][name], gzip=True)
             kinds["packed"][f"{name}.gz"] = gzip.compress(kinds["tars"][name], 6, mtime=0)
+    kinds["records"] |= ODD_RECORDS
     plain = kinds["tars"]["good_t1"]
     kinds["packed"]["members.gz"] = gzip.compress(plain, 0, mtime=0) + gzip.compress(b"") + b"garbage"
     kinds["packed"]["t1.zst"] = subprocess.run(["zstd", "-qc"], input=plain, capture_output=True, check=True).stdout

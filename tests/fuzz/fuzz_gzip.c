@@ -1,0 +1,110 @@
+/* fuzz_gzip.c - the container of gzip: members with every field that a header may have, damaged in one byte or cut. What
+ * comes out without a failure is what went in, or ends before a member that is none any more and says so. */
+#include "digest.h"
+#include "fuzz.h"
+#include "inflate.h"
+#include "pack.h"
+
+#include <endian.h>
+
+#define MOST_MEMBERS 4u
+#define MOST_PLAIN 4096u
+
+typedef struct stream { uint8_t *p; size_t n; } stream;
+
+static void put(stream *s, const void *p, size_t n)
+{
+    s->p = realloc(s->p, s->n + n + 1);
+    PROMISE(s->p != NULL, "the fuzzer itself has memory");
+    if (n)
+        memcpy(s->p + s->n, p, n);
+    s->n += n;
+}
+
+/* Optional fields in the order of RFC 1952: extra 4, name 8, comment 16, header CRC 2. */
+static void put_member(stream *s, const uint8_t *plain, size_t size, fuzz_dice *dice)
+{
+    lay_error err = { .code = LAY_OK };
+    size_t room = lay_gzip_bound(size), n, start = s->n;
+    uint8_t *packed = fuzz_memory(room);
+    PROMISE(!lay_gzip_member(plain, size, NULL, 0, packed, room, &n, &err), "any bytes are packed");
+    size_t fixed = 10 + (packed[3] & 4 ? 2u + packed[10] + 256u * packed[11] : 0u);
+    uint8_t flags = (uint8_t)(fuzz_throw(dice, 16) << 1), head[10] = { 0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 255 };
+    put(s, head, sizeof head);
+    if (flags & 4) {
+        uint16_t len = (uint16_t)fuzz_throw(dice, 40), le = htole16(len);
+        put(s, &le, 2);
+        for (uint16_t i = 0; i < len; i++)
+            put(s, &(uint8_t){ (uint8_t)fuzz_throw(dice, 256) }, 1);
+    }
+    for (uint8_t field = 8; field <= 16; field = (uint8_t)(2 * field))
+        if (flags & field)
+            put(s, "a name\0 or more", fuzz_throw(dice, 2) ? 7 : 1), s->p[s->n - 1] = 0;
+    if (flags & 2) {
+        uint16_t crc = htole16((uint16_t)lay_crc32_add(0, s->p + start, s->n - start));
+        put(s, &crc, 2);
+    }
+    put(s, packed + fixed, n - fixed);
+    free(packed);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    fuzz_dice dice = fuzz_dice_of(data, size);
+    stream s = { 0 };
+    size_t ends[MOST_MEMBERS], members = 0, total = 0;
+    if (size > MOST_PLAIN)
+        size = MOST_PLAIN;
+    for (size_t most = 1 + fuzz_throw(&dice, MOST_MEMBERS); members < most; members++) {
+        size_t n = members + 1 == most ? size - total : fuzz_throw(&dice, size - total + 1);
+        put_member(&s, data + total, n, &dice);
+        total += n;
+        ends[members] = total;
+    }
+    bool sound = fuzz_throw(&dice, 3) == 0;
+    if (!sound && fuzz_throw(&dice, 4) == 0)
+        s.n = fuzz_throw(&dice, s.n);
+    else if (!sound)
+        s.p[fuzz_throw(&dice, s.n)] ^= (uint8_t)(1u << fuzz_throw(&dice, 8));
+
+    lay_error err = { .code = LAY_OK };
+    lay_inflate *z;
+    PROMISE(!lay_inflate_open(&z, LAY_FORMAT_GZIP, &err), "gzip is always known");
+    uint8_t *out = fuzz_memory(MOST_PLAIN + 1);
+    size_t have = 0, got;
+    lay_code code = LAY_OK;
+    for (size_t at = 0; at < s.n && !code;) {
+        size_t n = fuzz_piece(&dice, s.n - at);
+        uint8_t *window = fuzz_copy(s.p + at, n);
+        lay_inflate_feed(z, window, n);
+        do {
+            size_t room = 1 + fuzz_throw(&dice, MOST_PLAIN);
+            uint8_t *to = fuzz_memory(room);
+            code = lay_inflate_next(z, to, room, &got, &err);
+            size_t fits = got <= MOST_PLAIN - have ? got : MOST_PLAIN - have;
+            memcpy(out + have, to, fits);
+            PROMISE(fits == got || !sound, "no more comes out than went in");
+            have += fits;
+            free(to);
+        } while (got && !code);
+        free(window);
+        at += n;
+    }
+    if (!code)
+        code = lay_inflate_eof(z, &err);
+    if (code) {
+        fuzz_error_is_whole(&err, code);
+        PROMISE(!sound, "a sound stream is inflated");
+    } else {
+        bool whole = !s.n;
+        for (size_t i = 0; i < members; i++)
+            whole = whole || ends[i] == have;
+        PROMISE(whole && memcmp(out, data, have) == 0, "what comes out is what went in, up to the end of a member");
+        PROMISE(!sound || (have == total && lay_inflate_is_between(z)), "of a sound stream all of it");
+        PROMISE(have == total || lay_inflate_left_over(z) || !s.n || lay_inflate_is_between(z), "what is passed over is told");
+    }
+    lay_inflate_free(z);
+    free(out);
+    free(s.p);
+    return 0;
+}
