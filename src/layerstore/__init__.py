@@ -1,7 +1,6 @@
 """layerstore: the layer store of Docker/moby as a Python package with a C core."""
 
-import logging
-
+from layerstore import logs
 from layerstore._apply import build_info
 from layerstore.compare import changes_between, overlay_changes
 from layerstore.errors import (
@@ -51,8 +50,7 @@ from layerstore.values import (
 
 __version__ = "0.1.0"
 
-# Silent until the program that imports it wants to hear: a logger without a handler would print warnings.
-logging.getLogger("layerstore").addHandler(logging.NullHandler())
+logs.prepare()
 
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "ActiveMountError",
@@ -37,13 +37,46 @@ __all__ = [
 
 
 class LayerStoreError(Exception):
-    """The root of everything that layerstore itself finds wrong."""
+    """The root of everything that layerstore itself finds wrong.
+
+    chain_id   the layer that the error is about, or ""
+    name       the writable layer or the image that it is about, or ""
+    path       the file, directory or entry of a tar that it is about, or ""
+    What is not "" stands in the text, too, which any terminal can print: control characters in it are escaped.
+    """
 
     # What an error made without words says.
     text: ClassVar[str] = ""
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*(args or ((self.text,) if self.text else ())))
+    def __init__(self, *args: object, chain_id: str = "", name: str = "", path: str = "") -> None:
+        subjects = [subject for subject in (chain_id, name, path) if subject]
+        super().__init__(*(args or ((": ".join([self.text, *subjects]),) if self.text else ())))
+        self.chain_id: str = str(chain_id)
+        self.name: str = name
+        self.path: str = path
+        self._say(chain_id, name, path)
+
+    def _say(self, *subjects: str) -> None:
+        """Make the text readable, and end it with the subjects that it does not name."""
+        if len(self.args) != 1 or not isinstance(self.args[0], str):
+            return
+        text = readable(self.args[0])
+        for subject in filter(None, subjects):
+            if not _is_named(subject, text):
+                text += f": {readable(subject)}"
+        self.args = (text,)
+
+    def about(self, *, chain_id: str = "", name: str = "", path: str = "") -> Self:
+        """Name what the error is about, as far as it does not say so already; return the error."""
+        self.chain_id, self.name, self.path = self.chain_id or str(chain_id), self.name or name, self.path or path
+        self._say(self.chain_id, self.name, self.path)
+        return self
+
+
+def _is_named(subject: str, text: str) -> bool:
+    """Say whether a text has a name in it, whole: as it is shown, or as Python quotes it."""
+    shown = {re.escape(readable(subject)), re.escape(repr(subject)[1:-1])}
+    return any(re.search(rf"(?<![\w/.-]){each}(?![\w/-])", text) for each in shown)
 
 
 class InvalidDigestError(LayerStoreError, ValueError):
@@ -130,12 +163,15 @@ class TarFormatError(LayerStoreError, ValueError):
     """A layer tar, or the compression around it, is malformed or cut short.
 
     offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    path     the entry's name, or ""
     """
 
     text = "archive/tar: invalid tar header"
 
-    def __init__(self, *args: object, offset: int | None = None) -> None:
-        super().__init__(*args)
+    def __init__(
+        self, *args: object, offset: int | None = None, chain_id: str = "", name: str = "", path: str = ""
+    ) -> None:
+        super().__init__(*args, chain_id=chain_id, name=name, path=path)
         self.offset: int | None = offset
 
 
@@ -149,9 +185,11 @@ class LimitExceededError(TarFormatError):
 
     text = "the layer's tar exceeds a limit"
 
-    def __init__(self, *args: object, offset: int | None = None, path: str = "", option: str = "") -> None:
-        super().__init__(*args, offset=offset)
-        self.path: str = path
+    def __init__(
+        self, *args: object, offset: int | None = None, chain_id: str = "", name: str = "", path: str = "",
+        option: str = "",
+    ) -> None:  # fmt: skip
+        super().__init__(*args, offset=offset, chain_id=chain_id, name=name, path=path)
         self.option: str = option
 
 
@@ -164,9 +202,10 @@ class BreakoutError(LayerStoreError):
 
     text = "entry is outside of the layer"
 
-    def __init__(self, *args: object, path: str = "", offset: int | None = None) -> None:
-        super().__init__(*args)
-        self.path: str = path
+    def __init__(
+        self, *args: object, path: str = "", offset: int | None = None, chain_id: str = "", name: str = ""
+    ) -> None:
+        super().__init__(*args, chain_id=chain_id, name=name, path=path)
         self.offset: int | None = offset
 
 
@@ -177,10 +216,6 @@ class CorruptLayerError(LayerStoreError):
     """
 
     text = "layer data is corrupt"
-
-    def __init__(self, *args: object, path: str = "") -> None:
-        super().__init__(*args)
-        self.path: str = path
 
 
 class ImageError(LayerStoreError):
@@ -232,14 +267,19 @@ CORE_CLASSES: dict[str, type[Exception]] = {
 _OPTION = re.compile(r"\((max_\w+)\)$")
 
 
-# What a terminal would act on.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+def readable(text: str) -> str:
+    """Return text that any stream and any terminal can print.
+
+    Control characters, what turns the direction of writing, and bytes that are not UTF-8 become \\n, \\xNN or \\uNNNN.
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
-def readable(path: str) -> str:
-    """Give a path as text that any stream can print: what is not UTF-8, and control characters, become \\xNN."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:                # a byte of a name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode()
 
 
 def from_core(
@@ -285,12 +325,10 @@ def _made(kind: type[Exception], sys_errno: int, offset: int, name: str, text: s
         if issubclass(kind, LimitExceededError):
             option = _OPTION.search(text)
             return kind(*words, offset=at, path=name, option=option[1] if option else "")
-        return kind(*words, offset=at)
+        return kind(*words, offset=at, path=name)
+    words = [text] if text else []
     if kind is BreakoutError:
-        message = text or BreakoutError.text
-        if name and readable(name) not in message:
-            message = f'{message}: "{readable(name)}"'
-        return BreakoutError(message, path=name, offset=offset if offset >= 0 else None)
-    if kind is CorruptLayerError:
-        return CorruptLayerError(*([text] if text else []), path=name)
-    return kind(*([text] if text else []))
+        return BreakoutError(*words, path=name, offset=offset if offset >= 0 else None)
+    if issubclass(kind, LayerStoreError):
+        return kind(*words, path=name)
+    return kind(*words)

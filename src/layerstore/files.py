@@ -33,6 +33,8 @@ def _batches(listing: _listing.Listing, chain_id: ChainID) -> Iterator[FileEntry
     try:
         while batch := listing.next(FileEntry, KINDS, chain_id):
             yield from batch
+    except CorruptLayerError as err:
+        raise err.about(chain_id=chain_id) from None
     finally:
         listing.close()
 
@@ -46,7 +48,7 @@ class _Bytes(io.RawIOBase):
         self._fd = fd
         self.name = entry.path
         self.mode = "rb"
-        self._size, self._crc = entry.size, entry.crc
+        self._size, self._crc, self._chain_id = entry.size, entry.crc, entry.chain_id
         self._at = 0
         self._summed, self._sum = 0, 0    # the CRC of so many bytes from the first on
 
@@ -112,7 +114,8 @@ class _Bytes(io.RawIOBase):
             raise self._differs()
 
     def _differs(self) -> CorruptLayerError:
-        return CorruptLayerError(f'file integrity checksum failed for "{readable(self.name)}"', path=self.name)
+        text = f'file integrity checksum failed for "{readable(self.name)}"'
+        return CorruptLayerError(text, chain_id=self._chain_id, path=self.name)
 
     def close(self) -> None:
         if not self.closed:
@@ -122,7 +125,10 @@ class _Bytes(io.RawIOBase):
 
 def open_bytes(open_fd: Callable[[], int], entry: FileEntry) -> io.BufferedReader:
     """Give a regular file's bytes: a readable, seekable binary file. Read whole, it checks the CRC."""
-    fd = open_fd()
+    try:
+        fd = open_fd()
+    except CorruptLayerError as err:
+        raise err.about(chain_id=entry.chain_id) from None
     try:
         return io.BufferedReader(_Bytes(fd, entry), BUFFER)
     except BaseException:

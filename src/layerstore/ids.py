@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from layerstore import _files
-from layerstore.errors import InvalidDigestError
+from layerstore.errors import InvalidDigestError, readable
 
 # Bytes of each supported digest; the text has two hex digits for each.
 _DIGEST_SIZES = {"sha256": 32, "sha384": 48, "sha512": 64}
@@ -24,18 +24,26 @@ _INVALID_LENGTH = "invalid checksum digest length"
 _UNSUPPORTED = "unsupported digest algorithm"
 
 
+_SHOWN = 200
+
+
+def _invalid(words: str, text: str) -> InvalidDigestError:
+    """The error for a text that is no digest: moby's words, then as much of it as fits a line."""
+    return InvalidDigestError(f"{words}: {readable(text[:_SHOWN])}" if text else words)
+
+
 def _validate(text: str) -> None:
     algorithm, colon, encoded = text.partition(":")
     if not (algorithm and colon and encoded):
-        raise InvalidDigestError(_INVALID_FORMAT)
+        raise _invalid(_INVALID_FORMAT, text)
     size = _DIGEST_SIZES.get(algorithm)
     if size is None:
-        raise InvalidDigestError(_UNSUPPORTED if _GRAMMAR.fullmatch(text) else _INVALID_FORMAT)
+        raise _invalid(_UNSUPPORTED if _GRAMMAR.fullmatch(text) else _INVALID_FORMAT, text)
     # Lengths are of bytes, as in Go, so that a non-ASCII text gets the same answer.
     if len(encoded.encode("utf-8", "surrogatepass")) != 2 * size:
-        raise InvalidDigestError(_INVALID_LENGTH)
+        raise _invalid(_INVALID_LENGTH, text)
     if not _HEX.fullmatch(encoded):
-        raise InvalidDigestError(_INVALID_FORMAT)
+        raise _invalid(_INVALID_FORMAT, text)
 
 
 class Digest(str):

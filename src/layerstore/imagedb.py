@@ -140,7 +140,10 @@ class ImageDB:
     def remove(self, id: str) -> None:
         """Remove an image with what is noted beside it, not its names; fine if it is gone."""
         with contextlib.suppress(FileNotFoundError):
-            _files.unlink(self._path(id))
+            try:
+                _files.unlink(self._path(id))
+            except IsADirectoryError:                     # damage, and no image any more
+                remove_directory(self._path(id))
             if self._durability == "full":
                 sync_directory(self._content)
         remove_directory(os.path.join(self._metadata, Digest(id).encoded))

@@ -213,28 +213,29 @@ class FileMetadataStore:
         Raises  FileNotFoundError      the layer or the file is not there
                 InvalidMetadataError   not a decimal number of 64 bits
         """
-        data = read_small(self._layer_file(chain_id, "size"))
+        path = self._layer_file(chain_id, "size")
+        data = read_small(path)
         # Not trimmed: moby refuses a newline here, and so hides the layer.
         size = int(data) if len(data) <= 20 and _INTEGER.fullmatch(data) else None
         if size is None or not -(1 << 63) <= size < 1 << 63:
             shown = data[:40].decode("utf-8", "backslashreplace")
-            raise InvalidMetadataError(f'parsing size "{shown}": invalid syntax')
+            raise InvalidMetadataError(f'parsing size "{shown}": invalid syntax', chain_id=chain_id, path=path)
         return size
 
     def get_parent(self, chain_id: str) -> ChainID | str:
         """Read the parent's ChainID; "" where there is none."""
         try:
-            return _digest(ChainID, read_small(self._layer_file(chain_id, "parent")))
+            return _digest(ChainID, self._layer_file(chain_id, "parent"))
         except FileNotFoundError:
             return ""
 
     def get_diff_id(self, chain_id: str) -> DiffID:
         """Read the layer's DiffID."""
-        return _digest(DiffID, read_small(self._layer_file(chain_id, "diff")))
+        return _digest(DiffID, self._layer_file(chain_id, "diff"))
 
     def get_cache_id(self, chain_id: str) -> str:
         """Read the driver's id of the layer. Raises InvalidMetadataError when it is blank."""
-        return _cache_id(read_small(self._layer_file(chain_id, "cache-id")))
+        return _cache_id(self._layer_file(chain_id, "cache-id"))
 
     def get_descriptor(self, chain_id: str) -> Descriptor:
         """Read the blob's descriptor; Descriptor() where there is none."""
@@ -299,7 +300,7 @@ class FileMetadataStore:
         """Read the driver's id of a writable layer. Raises InvalidMetadataError when it is none."""
         mount_id = trimmed(read_small(self._mount_file(mount, "mount-id")))
         if not is_driver_id(mount_id):
-            raise InvalidMetadataError("invalid mount id value")
+            raise InvalidMetadataError("invalid mount id value", name=mount, path=self._mount_file(mount, "mount-id"))
         return mount_id
 
     def get_init_id(self, mount: str) -> str:
@@ -309,13 +310,13 @@ class FileMetadataStore:
         except FileNotFoundError:
             return ""
         if not is_driver_id(init_id):
-            raise InvalidMetadataError("invalid init id value")
+            raise InvalidMetadataError("invalid init id value", name=mount, path=self._mount_file(mount, "init-id"))
         return init_id
 
     def get_mount_parent(self, mount: str) -> ChainID | str:
         """Read the ChainID a writable layer stands on; "" where there is none."""
         try:
-            return _digest(ChainID, read_small(self._mount_file(mount, "parent")))
+            return _digest(ChainID, self._mount_file(mount, "parent"))
         except FileNotFoundError:
             return ""
 
@@ -430,7 +431,7 @@ class FileMetadataStore:
                 continue
             path = os.path.join(self.root, "sha256", name, "cache-id")
             try:
-                orphans.append(Removing(chain, _cache_id(read_small(path))))
+                orphans.append(Removing(chain, _cache_id(path)))
             except FileNotFoundError:
                 continue
             except (OSError, InvalidMetadataError) as err:
@@ -449,7 +450,7 @@ class FileMetadataStore:
                 continue
             directory = os.path.join(self.root, "sha256", name)
             try:
-                if _cache_id(read_small(os.path.join(directory, "cache-id"))) != cache_id:
+                if _cache_id(os.path.join(directory, "cache-id")) != cache_id:
                     continue
                 remove_directory(directory)
             except FileNotFoundError:
@@ -547,12 +548,15 @@ def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
                 raise
 
 
-def _digest(kind: Callable[[str], _D], data: bytes) -> _D:
-    return kind(trimmed(data))
+def _digest(kind: Callable[[str], _D], path: str) -> _D:
+    try:
+        return kind(trimmed(read_small(path)))
+    except InvalidDigestError as err:
+        raise err.about(path=path) from None
 
 
-def _cache_id(data: bytes) -> str:
-    cache_id = trimmed(data)
+def _cache_id(path: str) -> str:
+    cache_id = trimmed(read_small(path))
     if not cache_id:
-        raise InvalidMetadataError("invalid cache id value")
+        raise InvalidMetadataError("invalid cache id value", path=path)
     return cache_id

@@ -101,7 +101,7 @@ class Records:
             try:
                 return read(chain)
             except (OSError, LayerStoreError) as err:
-                raise LayerStoreError(f"failed to get {what} for {chain}: {err}") from err
+                raise LayerStoreError(f"failed to get {what} for {chain}: {err}", chain_id=chain) from err
 
         m = self._metadata
         diff, size = get("diff id", m.get_diff_id), get("size", m.get_size)
@@ -113,7 +113,9 @@ class Records:
     def _parent(self, parent_id: str, parent: Record | None) -> Record | None:
         """The record of what something stands on, counted; None for ""."""
         if parent_id and parent is None:
-            raise self.bad.get(parent_id) or LayerDoesNotExistError(f"its parent {parent_id} does not exist")
+            raise self.bad.get(parent_id) or LayerDoesNotExistError(
+                f"{LayerDoesNotExistError.text}: its parent {parent_id}", chain_id=parent_id
+            )
         if parent:
             parent.standing += 1
         return parent

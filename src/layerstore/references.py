@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from layerstore import dockerd
 from layerstore.drivers import Driver
-from layerstore.errors import LayerDoesNotExistError, LayerStoreError
+from layerstore.errors import LayerDoesNotExistError
 from layerstore.holds import Holds
 from layerstore.ids import ChainID
 from layerstore.imagedb import ImageDB
@@ -23,12 +23,6 @@ from layerstore.textfile import remove_directory
 from layerstore.values import Metadata
 
 log = logging.getLogger("layerstore")
-
-
-def noted(err: LayerStoreError, subject: str) -> LayerStoreError:
-    """Say whom it is about, beside moby's text."""
-    err.add_note(str(subject))
-    return err
 
 
 class References:
@@ -63,7 +57,7 @@ class References:
             with self._metadata.exclusive():      # nobody deletes it while it is read, and before it is held
                 record = self._records.load_current(chain_id)
                 if record is None:
-                    raise noted(LayerDoesNotExistError(), chain_id)
+                    raise LayerDoesNotExistError(chain_id=chain_id)
                 self.hold(record)
                 return record
 

@@ -213,7 +213,9 @@ class Registration:
             existing = records.load_current(chain)
             if existing is None or not self._driver.exists(existing.cache_id):
                 if made.parent and not records.names_layer(made.parent):
-                    raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: the parent was removed meanwhile")
+                    gone = made.parent.chain_id
+                    why = f"{LayerDoesNotExistError.text}: the parent {gone} was removed meanwhile"
+                    raise LayerDoesNotExistError(why, chain_id=gone)
                 aside = self._metadata.set_aside(chain) if self._metadata.has(chain) else None
                 try:
                     transaction.publish(chain)
@@ -263,4 +265,4 @@ class Registration:
 
 def _check_depth(above: Record | None) -> None:
     if above and above.depth >= MAX_DEPTH:
-        raise MaxDepthExceededError()
+        raise MaxDepthExceededError(chain_id=above.chain_id)

@@ -39,9 +39,7 @@ def tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack
         same = [layer for layer in layers.values() if layer.diff_id == diff_id]
         found = layers.get(chain_id) or (same[0] if same else None)
         if found is None:
-            err = LayerDoesNotExistError("the other store has no such layer")
-            err.add_note(chain_id)
-            raise err
+            raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text} in the other store", chain_id=chain_id)
         source = found
     return stack.enter_context(source.tar_stream()) if isinstance(source, Layer) else source
 
@@ -89,7 +87,8 @@ class Repair:
                 done = self._driver.register(cache_id, below, record_fd, lambda apply: feed(given, apply, progress))
             got = diff_id_of(done.diff_id)
             if got != record.diff_id:
-                raise CorruptLayerError(f"the source is another layer: its DiffID is {got}, not {record.diff_id}")
+                why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
+                raise CorruptLayerError(why, chain_id=record.chain_id)
             self._driver.sync([cache_id], self._level, everything=True)
             self._driver.graft(record.cache_id, cache_id, [problem.path for problem in problems if problem.path])
             if any(not problem.path for problem in problems) or self._verify(record.chain_id):
@@ -128,7 +127,8 @@ def payloads(metadata: FileMetadataStore, chain_id: str) -> Iterator[Payload]:
                     yield Payload(entry.get("name") or raw, offset, size, payload)
                     offset += size
         except (ValueError, AttributeError, TypeError, EOFError) as err:
-            raise CorruptLayerError(f"the tar-split record of {chain_id} cannot be read: {err}") from err
+            why = f"the tar-split record of {chain_id} cannot be read: {err}"
+            raise CorruptLayerError(why, chain_id=chain_id) from err
 
 
 class Spliced:
@@ -191,8 +191,8 @@ def from_other_layers(
         raise CorruptLayerError(
             f"{len(lost)} damaged files of {layer.chain_id} are in no other layer, the first is "
             f'"{lost[0].name}": a tar of the layer, or another store, is needed',
-            path=lost[0].name,
-        )
+            chain_id=layer.chain_id, path=lost[0].name,
+        )  # fmt: skip
     own = stack.enter_context(layer.tar_stream())
     return Spliced(own, [(payload, *found[payload.size, payload.crc]) for payload in damaged])
 

@@ -41,7 +41,7 @@ class RWLayer:
 
     def _held(self) -> Mount:
         if self not in self._mount.handles:
-            raise LayerNotRetainedError()
+            raise LayerNotRetainedError(name=self.name)
         return self._mount
 
     def __repr__(self) -> str:

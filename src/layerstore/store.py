@@ -13,6 +13,7 @@ Source: moby, layer/layer_store.go
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import warnings
@@ -41,7 +42,7 @@ from layerstore.limits import Limits
 from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
-from layerstore.references import References, noted
+from layerstore.references import References
 from layerstore.registration import Registration
 from layerstore.repair import Repair, tar_of
 from layerstore.rwlayer import Mount, RWLayer
@@ -105,18 +106,23 @@ class Store:
             layerdb = os.path.join(self.root, "image", name, "layerdb")
             self._holds = Holds(layerdb)
             if self._read_only and not os.path.isdir(os.path.join(self.root, name)):
-                raise LayerStoreError(f"there is no store below {self.root} to read")
+                raise LayerStoreError(f"there is no store below {self.root} to read", path=self.root)
             if not self._read_only:
                 os.makedirs(self.root, 0o711, exist_ok=True)
             self._driver = drivers.open_driver(
                 name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits
             )
-        except LayerStoreError as err:
+        except (LayerStoreError, OSError) as err:
             if fresh:
                 with contextlib.suppress(OSError):
                     os.rmdir(self.root)
+            if isinstance(err, OSError):
+                if err.errno == errno.EROFS:
+                    why = f"the file system of {self.root} is read-only, mount it for writing, or use read_only"
+                    raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {why}", path=self.root) from err
+                raise
             named = f": {driver}" if driver else ""
-            raise type(err)(f"error initializing graphdriver: {err}{named}") from err
+            raise type(err)(f"error initializing graphdriver: {err}{named}", path=err.path) from err
         # What outlives no crash is not synced, by the layerdb alone either.
         level: Durability = "none" if self._driver.in_memory else durability
         m = self._metadata = FileMetadataStore(layerdb, durability=level, make=not self._read_only)
@@ -155,15 +161,16 @@ class Store:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreClosedError()
+            raise StoreClosedError(path=self.root)
 
     def _check_writable(self) -> None:
         self._check_open()
         if self._read_only:
-            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {self._read_only}")
+            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {self._read_only}", path=self.root)
         database = dockerd.locked_database(self.root)
         if database:
-            raise ReadOnlyStoreError(f"a dockerd was started on {self.root} meanwhile: {database} is locked")
+            why = f"{ReadOnlyStoreError.text}: a dockerd was started on {self.root} meanwhile, {database} is locked"
+            raise ReadOnlyStoreError(why, path=self.root)
 
     def _driver_of(self) -> drivers.Driver:
         self._check_open()
@@ -248,7 +255,7 @@ class Store:
             if record is None:
                 return []
             if layer not in record.handles:
-                raise LayerNotRetainedError()
+                raise LayerNotRetainedError(chain_id=layer.chain_id)
             record.handles.remove(layer)
         return self._references.release(record)
 
@@ -265,7 +272,7 @@ class Store:
         self._check_open()
         fd = self._metadata.open_tar_split(record.chain_id)
         try:
-            return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)
+            return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)._of(record.chain_id)
         finally:
             _files.close(fd)
 
@@ -394,7 +401,7 @@ class Store:
         with self._lock:
             records.load_all()
             if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
-                raise noted(LayerDoesNotExistError(), chain_id)
+                raise LayerDoesNotExistError(chain_id=chain_id)
             chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
             bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
@@ -452,7 +459,8 @@ class Store:
                     self._references.unhold(record)
         left = self.verify(chain_id)
         if left:
-            raise CorruptLayerError(f"{chain_id} could not be mended: {left[0].detail}", path=left[0].path)
+            why = f"{chain_id} could not be mended: {left[0].detail}"
+            raise CorruptLayerError(why, chain_id=chain_id, path=left[0].path)
         return problems
 
     def _register_again(self, chain_id: str, source: Any, progress: Progress | None) -> None:
@@ -461,15 +469,18 @@ class Store:
             parent = self._metadata.get_parent(chain_id)
         except (OSError, LayerStoreError) as err:
             raise CorruptLayerError(
-                f"nothing says any more what {chain_id} stood on: register its tar on its parent again"
+                f"nothing says any more what {chain_id} stood on: register its tar on its parent again",
+                chain_id=chain_id,
             ) from err
         if source is None:
-            raise CorruptLayerError(f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed")
+            why = f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed"
+            raise CorruptLayerError(why, chain_id=chain_id)
         with contextlib.ExitStack() as stack:
             layer = self.register(tar_of(chain_id, "", source, stack), parent, progress=progress)
         if layer.chain_id != chain_id:
             self._undo(layer)             # which may have been there before
-            raise CorruptLayerError(f"the source is another layer, {layer.chain_id}, not {chain_id}")
+            why = f"the source is another layer, {layer.chain_id}, not {chain_id}"
+            raise CorruptLayerError(why, chain_id=chain_id)
         self._references.let_go(layer)
 
     def orphans(self) -> list[Orphan]:
@@ -496,7 +507,8 @@ class Store:
         self._check_open()
         self._check_no_dockerd()
         if self._holds.held_elsewhere(STORE):
-            raise StoreInUseError(f"{StoreInUseError.text}: another store, of this or another process, has it open")
+            why = f"{StoreInUseError.text}: another store, of this or another process, has it open"
+            raise StoreInUseError(why, path=self.root)
         found = self.orphans()
         if dry_run:
             return found
@@ -507,7 +519,7 @@ class Store:
     def _check_no_dockerd(self) -> None:
         database = dockerd.locked_database(self.root)
         if database:
-            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked")
+            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked", path=self.root)
 
     def close(self) -> None:
         """End the use of this object, and hold nothing any more; what is mounted stays mounted. Twice is harmless."""

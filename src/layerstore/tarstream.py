@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from layerstore import _apply, _tarstream
+from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
 from layerstore.sources import Input, Teller, feed
 from layerstore.values import Progress
@@ -30,6 +31,25 @@ else:
     _BinaryFile = io.RawIOBase
 
 
+class _Turns:
+    """The lock of a stream: threads take turns, and what they find wrong is said of the layer that is read."""
+
+    __slots__ = ("_lock", "chain_id")
+
+    def __init__(self) -> None:
+        """Begin without a user, and with a layer that has no name."""
+        self._lock = threading.RLock()
+        self.chain_id = ""
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, _kind: object, err: BaseException | None, _trace: object) -> None:
+        self._lock.release()
+        if isinstance(err, CorruptLayerError) and self.chain_id:
+            err.about(chain_id=self.chain_id)
+
+
 class TarStream(_BinaryFile):
     """A layer's tar, byte for byte. Context manager; read, readinto, and where seekable() seek.
 
@@ -42,10 +62,15 @@ class TarStream(_BinaryFile):
     ) -> None:
         """Take over source; on_close is called once."""
         # Before all else: close() is called also for an object whose making failed.
-        self._lock = threading.RLock()
+        self._lock = _Turns()
         self._source = source
         self._seekable = seekable
         self._on_close = on_close
+
+    def _of(self, chain_id: str) -> TarStream:
+        """Name the layer that errors are about; return the stream."""
+        self._lock.chain_id = chain_id
+        return self
 
     def _open(self) -> _tarstream.Source:
         if self.closed:

@@ -39,7 +39,7 @@ def read_small(path: str, limit: int = _LIMIT) -> bytes:
     fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
     try:
         if not stat.S_ISREG(_files.mode_of(fd)):
-            raise InvalidMetadataError(f"{readable(path)} is not a regular file")
+            raise InvalidMetadataError(f"{readable(path)} is not a regular file", path=path)
         pieces, left = [], limit + 1
         while left > 0 and (piece := _files.read(fd, min(left, 1 << 14))):
             pieces.append(piece)
@@ -48,7 +48,7 @@ def read_small(path: str, limit: int = _LIMIT) -> bytes:
         with contextlib.suppress(OSError):      # nothing was written that could be lost
             _files.close(fd)
     if left <= 0:
-        raise InvalidMetadataError(f"{readable(path)} is larger than {limit} bytes")
+        raise InvalidMetadataError(f"{readable(path)} is larger than {limit} bytes", path=path)
     return b"".join(pieces)
 
 

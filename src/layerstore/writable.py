@@ -26,7 +26,7 @@ from layerstore.layer import Layer, Record
 from layerstore.locks import NamedLocks
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
-from layerstore.references import References, noted
+from layerstore.references import References
 from layerstore.registration import Registration
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
@@ -62,7 +62,7 @@ class WritableLayers:
         """Make one. Raises as Store.create_rw_layer() does."""
         with self._names.hold(name):
             if self.find(name):
-                raise noted(MountNameConflictError(), name)
+                raise MountNameConflictError(name=name)
             above = self._references.retain(parent) if parent else None
             try:
                 mount = self._create(name, above, opts, level)
@@ -133,11 +133,12 @@ class WritableLayers:
         with self._lock, self._metadata.exclusive():
             self._check_writable()
             if mount.parent and not self._records.names_layer(mount.parent):
-                raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: it was removed meanwhile")
+                gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
+                raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
             aside = None
             if self._metadata.has_mount(name):
                 if self._records.is_loadable(name):      # another process was quicker
-                    raise noted(MountNameConflictError(), name)
+                    raise MountNameConflictError(name=name)
                 aside = self._metadata.set_mount_aside(name)
             transaction.publish_mount(name)
             # Under the same lock: nobody may load it from disk as a second record beside this one.
@@ -167,7 +168,7 @@ class WritableLayers:
         """Give the driver's id of one. Raises MountDoesNotExistError."""
         mount = self.find(name)
         if mount is None:
-            raise noted(MountDoesNotExistError(), name)
+            raise MountDoesNotExistError(name=name)
         return mount.mount_id
 
     def get(self, name: str) -> RWLayer:
@@ -177,7 +178,7 @@ class WritableLayers:
             with self._lock, self._metadata.exclusive():
                 mount = self._records.find_mount(name)
                 if mount is None:
-                    raise noted(MountDoesNotExistError(), name)
+                    raise MountDoesNotExistError(name=name)
                 self._holds.retain(_key(name))
             return self._handle(mount)
 
@@ -197,7 +198,7 @@ class WritableLayers:
             if mount is None:
                 return []
             if layer not in mount.handles:
-                raise LayerNotRetainedError()
+                raise LayerNotRetainedError(name=layer.name)
             mount.handles.remove(layer)
             self._holds.release(_key(mount.name))
             if mount.handles:

@@ -91,13 +91,65 @@ def test_a_fault_of_ours_is_one_line_too_unless_asked(base, cli, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["frobnicate"], ["rw"], ["rw", "frob"], ["ls", "--frob"], ["ls", "extra"], ["register"], ["--color", "blue", "ls"],
+    [["frobnicate"], ["rw", "frob"], ["ls", "--frob"], ["ls", "extra"], ["register"], ["--color", "blue", "ls"],
      ["--roo", "x", "ls"], ["completion", "csh"], ["release"], ["repair", "a", "b", "--store", "c"], ["bench", "--mb", "-1"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_wrong_command_line(cli, words):
     done = cli(*words)
     assert done.code == 2 and "--help" in done.said
+
+
+@pytest.mark.parametrize("words", [[], ["rw"], ["image"], ["--json"]], ids=" ".join)
+def test_what_has_commands_of_its_own_prints_its_help_when_alone(cli, words):
+    done = cli(*words)
+    assert done == (0, cli(*[word for word in words if word[0] != "-"], "--help").out, "")
+
+
+COMMANDS_ONLY = [
+    (["imge", "ls"], "image", ""), (["image", "lod", "x"], "load", "image"), (["images"], "image ls", ""),
+    (["load", "x"], "image load", ""), (["image", "list"], "ls", "image"), (["rw", "umount", "b"], "unmount", "rw"),
+    (["image", "load", "x", "--platfrom", "all"], "--platform", "image load"), (["ls", "--jsn"], "--json", "ls"),
+    (["image", "save", "--formt=oci", "x"], "--format", "image save"), (["rmi", "x"], "image rm", ""),
+    (["-q", "--roott", "x", "ls"], "--root", ""), (["image", "lss", "--help"], "ls", "image"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "meant", "where"), COMMANDS_ONLY, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_slip_is_answered_with_what_was_meant(cli, words, meant, where):
+    done = cli(*words)
+    assert done.code == 2 and f"did you mean {meant}" in done.said
+    assert f"(see: {' '.join(['layerstore', *where.split()])} --help)" in done.said
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [(["image", "load", "-i", "x.tar"], "image load"), (["image", "ls", "debian"], "image ls"), (["rw", "ls", "-x"], "rw ls"),
+     (["register"], "register"), (["ls", "--", "--json"], "ls"), (["image", "save", "-oq"], "image save"), (["ls", "-qx"], "ls")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_the_hint_is_the_help_of_the_command(cli, words, where):
+    done = cli(*words)
+    assert done.code == 2 and f"(see: layerstore {where} --help)" in done.said
+
+
+def test_no_command_and_option_that_is_there_is_taken_for_a_slip(environment):
+    """Each option of each command, with a value where it has one, and joined with it, is no mistake."""
+    from layerstore.cli.mistakes import check_words
+    from layerstore.cli.parser import arguments_of
+
+    parser, seen = build(), 0
+    for path in every_path():
+        one = parser
+        for name in path:
+            one = subparsers_of(one)[name]
+        for action in arguments_of(one):
+            for option in action.option_strings:
+                value = action.nargs != 0
+                for words in ([option, "-value"], [f"{option}=-v"] if option[:2] == "--" else [f"{option}-v"]) if value else ([option],):
+                    check_words(parser, [*path, *words])
+                    seen += 1
+    assert seen > 200
 
 
 # ---- help ---------------------------------------------------------------------------------------

@@ -159,3 +159,64 @@ def test_a_tar_of_docker_opens_with_tar(two, room):
     two("image", "save", "app", "-o", room / "out.tar")
     with tarfile.open(room / "out.tar") as tar:
         assert "manifest.json" in tar.getnames()
+
+
+def test_rm_tells_what_went_also_when_another_stays(two, cli, archives):
+    """Each name that went is on standard output, whatever the error on standard error is about."""
+    two("rw", "create", "box", "app")
+    two("image", "tag", "base", "more:1")
+    done = cli("image", "rm", "more:1", "base", "app")
+    assert done.code == 4 and "box uses it" in done.err
+    assert [line for line in done.out.splitlines() if line.startswith("untagged")] == ["untagged more:1", "untagged base:latest"]
+    assert [image["references"] for image in cli("image", "ls", "--json").json] == [["app:latest"]]
+    done = cli("image", "rm", "--json", "app", "app")
+    assert done.code == 4 and json.loads(done.out) == {"untagged": [], "deleted": [], "layers": []}
+    done = cli("image", "rm", "--force", "app", "app")
+    assert done.code == 3 and "No such image: app:latest" in done.err and done.out.splitlines()[0] == "untagged app:latest"
+
+
+def test_rm_of_what_is_not_there_touches_nothing(two, cli):
+    done = cli("image", "rm", "app", "nothing:1")
+    assert done.code == 3 and done.said == "No such image: nothing:1"
+    assert len(cli("image", "ls", "--json").json) == 2
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "another", "no json", "a directory"])
+@pytest.mark.parametrize("by", ["name", "id", "short id"])
+def test_rm_of_a_damaged_image(two, cli, root, how, by):
+    id = next(image["id"] for image in cli("image", "ls", "--json").json if image["references"] == ["app:latest"])
+    path = root / "image/overlay2/imagedb/content/sha256" / id[7:]
+    path.unlink()
+    if how == "a directory":
+        path.mkdir()
+    elif how != "gone":
+        path.write_bytes({"empty": b"", "another": b"{}", "no json": b"{"}[how])
+    word = {"name": "app", "id": id, "short id": id[7:19]}[by]
+    done = cli("image", "rm", word)
+    if how == "gone" and by != "name":
+        assert done.code == 3
+        return
+    assert done.code == 0 and "untagged app:latest" in done.out.splitlines() and f"deleted {id}" in done.out.splitlines()
+    assert [image["references"] for image in cli("image", "ls", "--json").json] == [["base:latest"]] and cli("image", "rm", "base").code == 0
+
+
+def test_a_name_that_moves_is_told_of(two, cli, room):
+    (room / "new.tar").write_bytes(image_archive([APP], "base"))
+    old = next(image["id"] for image in cli("image", "ls", "--json").json if image["references"] == ["base:latest"])
+    done = cli("image", "load", room / "new.tar")
+    assert done.code == 0 and f"base:latest was {old[7:19]} before" in done.err and old in done.err
+    assert old in [image["id"] for image in cli("image", "ls", "--json").json]
+    assert cli("image", "load", room / "new.tar").err == ""
+    done = cli("image", "tag", old, "base")
+    assert done.code == 0 and "base:latest was" in done.err and cli("image", "tag", old, "base").err == ""
+    moved = cli("image", "load", room / "new.tar", "--json").json
+    assert [image["moved"] for image in moved] == [{"base:latest": old}]
+
+
+@pytest.mark.parametrize("name", ["UPPER", "", "a b", "a:b:c", "x@y", "-", "a/../b", "\x1b[2J", "a" * 300])
+def test_a_bad_name_of_an_image_is_a_wrong_command_line(two, cli, archives, name):
+    for words in (["tag", "app", name], ["tag", name, "x:1"], ["rm", name], ["save", name, "-o", archives / "o"], ["inspect", name],
+                  ["unpack", name, archives / "o"], ["load", archives / "app.tar", "--tag", name]):  # fmt: skip
+        done = cli("image", *words)
+        assert done.code == 2 and "--help" not in done.said, words
+    assert not (archives / "o").exists() and len(cli("image", "ls", "--json").json) == 2

@@ -32,7 +32,7 @@ C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export
 
 PY_FLOORS = [
     {"errors", "_files", "_changes"},
-    {"ids", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount"},
+    {"ids", "logs", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount"},
     {"values"},
     {"sources", "descriptor"},
     {"transaction"},
@@ -63,7 +63,7 @@ PY_FLOORS = [
     {"cli.exits", "cli.texts"},
     {"cli.screen"},
     {"cli.opening", "cli.parser"},
-    {"cli.layers", "cli.host", "cli.doctor", "cli.completion"},
+    {"cli.mistakes", "cli.layers", "cli.host", "cli.doctor", "cli.completion"},
     {"cli.writable", "cli.contents", "cli.health", "cli.images", "cli.bench"},
     {"cli.commands"},
     {"cli.main"},

@@ -1,7 +1,10 @@
 """Every error of the contract: its place in the tree of classes, and that wrong use raises it."""
 
+import ast
 import inspect
+import logging
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import tarkit
 
 import layerstore
 from layerstore import LayerStoreError
+from layerstore.errors import readable
 
 BASES = {
     "InvalidDigestError": ValueError,
@@ -196,3 +200,124 @@ def test_messages_name_no_addresses(store):
     with pytest.raises(LayerStoreError) as caught:
         store.get(UNKNOWN)
     assert not re.search(r"0x[0-9a-f]{6}", str(caught.value))
+
+
+# ---- errors name what they are about ------------------------------------------------------------
+
+SUBJECTS = {
+    "LayerDoesNotExistError": {"chain_id"},
+    "LayerNotRetainedError": {"chain_id", "name"},
+    "MountDoesNotExistError": {"name"},
+    "MountNameConflictError": {"name"},
+    "ActiveMountError": {"name"},
+    "NotMountedError": {"name", "path"},
+    "MaxDepthExceededError": {"chain_id", "path"},
+    "CorruptLayerError": {"chain_id", "path"},
+    "StoreClosedError": {"path"},
+    "ReadOnlyStoreError": {"path"},
+    "StoreInUseError": {"path"},
+    "ImageDoesNotExistError": {"name"},
+}
+SOURCES = sorted(Path(layerstore.__file__).parent.rglob("*.py"))
+
+
+def made_in(path):
+    """Every call of one of these classes in a file: (class, line, names of its keywords)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SUBJECTS:
+            yield node.func.id, node.lineno, {keyword.arg for keyword in node.keywords}
+
+
+def test_every_error_about_something_is_made_with_it():
+    found = [(path, *each) for path in SOURCES for each in made_in(path)]
+    assert len(found) > 25
+    assert [(path.name, line, kind) for path, kind, line, given in found if not given & SUBJECTS[kind]] == []
+
+
+@pytest.mark.parametrize("kind", SUBJECTS)
+@pytest.mark.parametrize("words", [(), ("other words",)], ids=["moby's words", "other words"])
+def test_the_subject_is_in_the_text_and_an_attribute(kind, words):
+    cls = getattr(layerstore, kind)
+    subject = {"chain_id": UNKNOWN, "name": "b\x1b[2Jx", "path": "/a\udcff\nb"}
+    for key in SUBJECTS[kind]:
+        err = cls(*words, **{key: subject[key]})
+        assert str(err).startswith(f"{words[0] if words else cls.text}: ")
+        assert getattr(err, key) == subject[key] and readable(subject[key]) in str(err)
+        assert [getattr(err, other) for other in {"chain_id", "name", "path"} - {key}] == ["", ""]
+        again = pickle.loads(pickle.dumps(err))
+        assert (str(again), getattr(again, key)) == (str(err), subject[key])
+        assert str(cls(f"of {subject[key]}", **{key: subject[key]})) == f"of {readable(subject[key])}"
+
+
+def test_about_names_what_is_not_named_yet():
+    err = layerstore.CorruptLayerError("damaged", path="a/b")
+    assert err.about(chain_id=UNKNOWN, path="c") is err
+    assert (str(err), err.chain_id, err.path) == (f"damaged: a/b: {UNKNOWN}", UNKNOWN, "a/b")
+
+
+def test_errors_of_a_store_name_their_subject(store, root):
+    layer = store.register(tarkit.T1)
+    box = store.create_rw_layer("box", layer.chain_id)
+    told = {}
+    for what, call in {
+        "conflict": lambda: store.create_rw_layer("box"), "mount": lambda: store.get_mount_id("no"),
+        "layer": lambda: layerstore.Images(store).create(UNKNOWN), "verify": lambda: store.verify(UNKNOWN),
+    }.items():  # fmt: skip
+        with pytest.raises(LayerStoreError) as caught:
+            call()
+        told[what] = caught.value
+    assert (str(told["conflict"]), told["conflict"].name) == ("mount already exists with name: box", "box")
+    assert (str(told["mount"]), told["mount"].name) == ("mount does not exist: no", "no")
+    for what in ("layer", "verify"):
+        assert (str(told[what]), told[what].chain_id) == (f"layer does not exist: {UNKNOWN}", UNKNOWN)
+    box.release()
+    layer.release()
+    for call in (box.mount, layer.release):
+        try:
+            assert call() == []
+        except layerstore.LayerNotRetainedError as err:
+            assert str(err).startswith("layer not retained: ") and (err.name or err.chain_id) in ("box", layer.chain_id)
+    store.close()
+    with pytest.raises(layerstore.StoreClosedError, match=re.escape(f"layer store is closed: {root}")) as caught:
+        store.map()
+    assert caught.value.path == str(root)
+
+
+def test_a_damaged_layer_is_named_by_all_that_read_it(store, root):
+    layer = store.register(tarkit.T1)
+    path = next(p for p in (root / "overlay2" / layer.cache_id / "diff").rglob("*") if p.is_file() and p.stat().st_size)
+    path.write_bytes(bytes(path.stat().st_size))
+    name = str(path.relative_to(root / "overlay2" / layer.cache_id / "diff"))
+    for read in (lambda: layer.tar_stream().read(), lambda: layer.open(name).read(), lambda: layer.merged().open(name).read()):
+        with pytest.raises(layerstore.CorruptLayerError) as caught:
+            read()
+        assert caught.value.chain_id == layer.chain_id and caught.value.path.endswith(name)
+        assert layer.chain_id in str(caught.value) and name in str(caught.value)
+
+
+# ---- texts are readable -------------------------------------------------------------------------
+
+TRICKS = [*map(chr, range(0x20)), "\x7f", *map(chr, range(0x80, 0xA0)), *"\u200e\u200f\u202a\u202e\u2066\u2069\u2028\u2029\ufeff\xad", "\udcff", "\udc1b", "\ud800", "\U000e0001"]  # fmt: skip
+
+
+@pytest.mark.parametrize("trick", TRICKS, ids=ascii)
+def test_no_control_character_is_left_in_a_text(trick):
+    shown = readable(f"a{trick}b")
+    assert shown.isprintable() and shown.isascii() and shown.startswith("a\\") and shown.endswith("b")
+    assert readable(shown) == shown
+    assert str(LayerStoreError(f"a{trick}b")).isprintable()
+    assert str(layerstore.TarFormatError(f"a{trick}b", offset=1, path=f"c{trick}")).isprintable()
+
+
+def test_what_people_write_stays_as_it_is():
+    text = "Grüße, 世界 e\u0301 'quoted' \\x1b 🐳"
+    assert readable(text) is text
+
+
+def test_log_records_are_readable(caplog):
+    log = logging.getLogger("layerstore")
+    for trick in TRICKS:
+        log.warning("%s and %s: %d", f"a{trick}b", OSError(2, f"no{trick}", f"b{trick}"), 5, extra={"mount": trick})
+        log.warning("%(name)s", {"name": f"a{trick}b"})
+    assert len(caplog.records) == 2 * len(TRICKS) and all(record.getMessage().isprintable() for record in caplog.records)
+    assert [record.mount for record in caplog.records[::2]] == TRICKS

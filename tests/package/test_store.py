@@ -371,7 +371,7 @@ def test_release_and_log_never_raises(store, caplog):
         layerstore.release_and_log(store, keep)
         layerstore.release_and_log(store, keep)
     errors = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
-    assert errors == [f"Error releasing layer {layer.chain_id}: layer not retained"]
+    assert errors == [f"Error releasing layer {layer.chain_id}: layer not retained: {layer.chain_id}"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.INFO] == [
         f"Layer {layer.chain_id} cleaned up"
     ]

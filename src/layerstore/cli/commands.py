@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from layerstore import __version__
 from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, writable
 from layerstore.cli.exits import MEANINGS
-from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options
+from layerstore.cli.mistakes import check_words
+from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options, help_of
 
 _EPILOG = """\
 a LAYER is named by its ChainID, by a unique beginning of it (with or without "sha256:"), or by an image: debian:12
@@ -31,6 +32,7 @@ def build() -> argparse.ArgumentParser:
         description="Docker's layer store: layer tars in, the same tars out, and file systems mounted between.",
         epilog=_EPILOG + codes, allow_abbrev=False,
     )  # fmt: skip
+    parser.set_defaults(run=help_of(parser), parser=parser)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = Commands(parser, "commands", common)
     for family in (host, layers, contents, writable, images, health, doctor, bench, completion):
@@ -40,7 +42,11 @@ def build() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. Raises Failure for a wrong one, SystemExit behind --help and --version."""
-    args = build().parse_args(argv)
+    parser = build()
+    check_words(parser, argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"too many arguments: {' '.join(unknown)}")
     for name, value in DEFAULTS.items():
         if not hasattr(args, name):
             setattr(args, name, value)

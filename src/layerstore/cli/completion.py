@@ -18,6 +18,7 @@ from layerstore.cli.opening import Opened, reading
 from layerstore.cli.parser import Commands, arguments_of, subparsers_of
 from layerstore.cli.screen import Screen
 from layerstore.cli.texts import human_size, short_id
+from layerstore.errors import readable
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -190,7 +191,7 @@ def _paths(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
     start = "/" if current.startswith("/") else ""
     above, _, name = current.removeprefix("/").rpartition("/")
     for entry in tree.find(f"{above}/*" if above else "*"):
-        if entry.path.rpartition("/")[2].startswith(name) and entry.path.isprintable():
+        if entry.path.rpartition("/")[2].startswith(name):
             yield Word(start + entry.path + ("/" if entry.type == "directory" else ""))
 
 
@@ -204,7 +205,9 @@ def print_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
     finally:
         sys.stderr = said
     for word in words:
-        sys.stdout.write(f"{word.text}\t{' '.join(word.what.split())}".rstrip("\t") + "\n")
+        if not word.text.isprintable():                   # the shell would show it as it is
+            continue
+        sys.stdout.write(f"{word.text}\t{readable(' '.join(word.what.split()))}".rstrip("\t") + "\n")
     return Exit.OK
 
 

@@ -171,14 +171,12 @@ def _file_system(room: str) -> Check:
 def _overlay(room: str) -> Check:
     try:
         checks.probe_overlay(room)
+    except NotSupportedError as err:
+        cause = err.__cause__
+        todo = checks.how_to_mount(cause.errno, room) if isinstance(cause, OSError) else ""
+        return Check("overlay mounts", BAD, sentence(cause or err), todo)
     except OSError as err:
-        if err.errno == errno.ENODEV:
-            todo = "modprobe overlay"
-        elif err.errno in (errno.EPERM, errno.EACCES):
-            todo = f"be root, or: {_NAMESPACE} (a container wants --privileged for it)"
-        else:
-            todo = "put the root on ext4, xfs or a tmpfs; in a container, give it a volume"
-        return Check("overlay mounts", BAD, sentence(err), todo)
+        return Check("overlay mounts", BAD, sentence(err), "name another place with --root")
     return Check("overlay mounts", OK, "with userxattr" if checks.needs_userxattr(room) else "work")
 
 

@@ -15,6 +15,7 @@ from layerstore.errors import (
     NotSupportedError,
     ReadOnlyStoreError,
     StoreInUseError,
+    readable,
 )
 
 
@@ -59,18 +60,6 @@ _IN_USE = (ReadOnlyStoreError, StoreInUseError)
 _IN_USE_ERRNO = (errno.EBUSY, errno.ETXTBSY)
 
 
-def printable(text: str) -> str:
-    """Give text that a terminal prints as it stands: no control characters, no bytes that are not UTF-8."""
-    return "".join(char if char.isprintable() else _escaped(char) for char in text)
-
-
-def _escaped(char: str) -> str:
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:                # a byte of a name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
-
-
 def code_of(error: BaseException) -> Exit:
     """Give the exit code for an exception."""
     if isinstance(error, Failure):
@@ -98,4 +87,4 @@ def sentence(error: BaseException) -> str:
     for note in notes:
         if note not in text:
             text += f": {note}"
-    return printable(text.replace("\n", "; "))
+    return readable(text.replace("\n", "; "))

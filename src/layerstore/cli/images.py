@@ -1,19 +1,21 @@
-"""Images: image load, save, ls, rm, tag, inspect, unpack."""
+"""Images: image load, save, ls, rm, tag, inspect, unpack, create, history, prune."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from layerstore import Image, ImageDoesNotExistError, ImageError
+from layerstore import Image, ImageDoesNotExistError, ImageError, Removed
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, output_file, source_of
-from layerstore.cli.opening import reading, writing
+from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, short_id
+from layerstore.images import references
 
 FORMATS = ("docker", "oci", "oci-dir")
 
@@ -89,17 +91,54 @@ def _age(created: str) -> str:
 
 def run_load(args: Any, screen: Screen) -> int:
     """Load an archive."""
-    source = source_of(args.archive)
+    source, tags = source_of(args.archive), [_new_name(name) for name in args.tag]
     with writing(args) as opened, screen.progress("load") as progress:
+        before = _meanings(opened)
         loaded = opened.images.load(
-            source, tags=args.tag, platform=args.platform, progress=progress, durability=args.durability
+            source, tags=tags, platform=args.platform, progress=progress, durability=args.durability
         )
+        moved = [_moved(image, before) for image in loaded]
     if screen.as_json:
-        screen.json([_facts(image) for image in loaded])
+        screen.json([{**_facts(image), "moved": names} for image, names in zip(loaded, moved, strict=True)])
         return Exit.OK
-    for image in loaded:
+    for image, names in zip(loaded, moved, strict=True):
         screen.line("  ".join((image.id, *image.references)))
+        _tell_moved(names, screen)
     return Exit.OK
+
+
+def _new_name(name: str) -> str:
+    """Return a name that an image is to get. Raises Failure: it is none."""
+    try:
+        references.parse(name)
+    except ImageError as err:
+        raise Failure(str(err), Exit.USAGE) from None
+    return name
+
+
+def _named(opened: Opened, name: str) -> Image:
+    """Return the image that a word of the command line means. Raises Failure: it is no name, or means several."""
+    try:
+        return opened.images.get(name)
+    except ImageDoesNotExistError:
+        raise
+    except ImageError as err:
+        raise Failure(str(err), Exit.USAGE) from None
+
+
+def _meanings(opened: Opened) -> dict[str, str]:
+    """Return which image each name means."""
+    return {name: image.id for image in opened.images.list() for name in image.references}
+
+
+def _moved(image: Image, before: dict[str, str]) -> dict[str, str]:
+    """Return the names of an image that meant another one before, with the id of that."""
+    return {name: before[name] for name in image.references if before.get(name, image.id) != image.id}
+
+
+def _tell_moved(moved: dict[str, str], screen: Screen) -> None:
+    for name, id in moved.items():
+        screen.note(f"{name} was {short_id(id)} before, which is still there under its id: {id}", "yellow")
 
 
 def run_save(args: Any, screen: Screen) -> int:
@@ -109,7 +148,7 @@ def run_save(args: Any, screen: Screen) -> int:
     if args.output == "-" and args.format == "oci-dir":
         raise Failure("a directory cannot go to standard output: name one with -o", Exit.USAGE)
     with reading(args) as opened:
-        images = [opened.images.get(name) and name for name in args.images]      # before anything is written
+        images = [_named(opened, name) and name for name in args.images]         # before anything is written
         target = screen.binary("an archive") if args.output == "-" else args.output
         with screen.progress("save") as progress:
             if args.output == "-" or args.format == "oci-dir":
@@ -147,22 +186,40 @@ def run_ls(args: Any, screen: Screen) -> int:
 
 def run_rm(args: Any, screen: Screen) -> int:
     """Remove names, and images."""
+    removed: list[Removed] = []
     with writing(args) as opened:
-        for name in args.images:
-            opened.images.get(name)                       # all are there, before anything goes
+        names = [_checked(opened, name) for name in args.images]      # all are there, before anything goes
         try:
-            removed = [opened.images.remove(name, force=args.force) for name in args.images]
+            for name in names:
+                removed.append(opened.images.remove(name, force=args.force))
         except ImageDoesNotExistError:
             raise
         except ImageError as err:                         # a conflict: another name, or a writable layer
             raise Failure(str(err), Exit.IN_USE) from None
+        finally:
+            _tell_removed(removed, screen)                # what went, went, also when another stays
+    return Exit.OK
+
+
+def _checked(opened: Opened, name: str) -> str:
+    """Return a word of the command line that means an image, a damaged one too. Raises as _named()."""
+    try:
+        opened.images.resolve(name)
+    except ImageDoesNotExistError:
+        raise
+    except ImageError as err:
+        raise Failure(str(err), Exit.USAGE) from None
+    return name
+
+
+def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
     if screen.as_json:
         screen.json({
             "untagged": [name for one in removed for name in one.untagged],
             "deleted": [id for one in removed for id in one.deleted],
             "layers": [item.chain_id for one in removed for item in one.layers],
         })  # fmt: skip
-        return Exit.OK
+        return
     for one in removed:
         for name in one.untagged:
             screen.line(f"untagged {name}")
@@ -170,29 +227,33 @@ def run_rm(args: Any, screen: Screen) -> int:
             screen.line(f"deleted {id}")
         for item in one.layers:
             screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
-    return Exit.OK
 
 
 def run_tag(args: Any, screen: Screen) -> int:
     """Give a name."""
+    name = _new_name(args.name)
     with writing(args) as opened:
-        image = opened.images.tag(args.image, args.name)
+        before, id = _meanings(opened), _named(opened, args.image).id
+        image = opened.images.tag(id, name)
+        moved = _moved(image, before)
     if screen.as_json:
-        screen.json(_facts(image))
+        screen.json({**_facts(image), "moved": moved})
+    else:
+        _tell_moved(moved, screen)
     return Exit.OK
 
 
 def run_inspect(args: Any, screen: Screen) -> int:
     """Print images whole; always JSON."""
     with reading(args) as opened:
-        screen.json([opened.images.inspect(name) for name in args.images])
+        screen.json([opened.images.inspect(_named(opened, name)) for name in args.images])
     return Exit.OK
 
 
 def run_unpack(args: Any, screen: Screen) -> int:
     """Unpack an image."""
     with reading(args) as opened, screen.progress("unpack") as progress:
-        opened.images.unpack(args.image, args.directory, progress=progress)
+        opened.images.unpack(_named(opened, args.image), args.directory, progress=progress)
     if screen.as_json:
         screen.json({"image": args.image, "directory": os.path.abspath(args.directory)})
     return Exit.OK

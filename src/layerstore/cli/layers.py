@@ -25,7 +25,8 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     ls = commands.command(
         "ls", run_ls, "list the layers as a tree",
-        more="Each layer stands below its parent; writable layers and images are shown where they stand.",
+        more="Each layer stands below its parent, indented where several stand on one; writable layers and images are\n"
+             "shown where they stand.",
         examples=["ls", "ls --no-trunc", "ls --json"],
     )  # fmt: skip
     ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
@@ -171,7 +172,10 @@ class _Tree:
                 yield self._writable(drawn, what)
                 continue
             yield self._row(drawn, what)
-            todo += self._on_top(what.chain_id, before + (self._none if last else self._on))
+            above = before + (self._none if last else self._on)
+            on_top = self._on_top(what.chain_id, above)
+            # A line of descent goes straight on: what stands alone on the last one is drawn below it.
+            todo += self._on_top(what.chain_id, before) if last and len(on_top) == 1 else on_top
 
     def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | str]]:
         """What stands on a layer, the last first."""

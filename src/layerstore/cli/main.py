@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,6 +15,7 @@ from layerstore.cli.completion import print_words
 from layerstore.cli.exits import Exit, code_of, sentence
 from layerstore.cli.parser import PROGRAM
 from layerstore.cli.screen import Screen
+from layerstore.errors import readable
 
 DEBUG_VARIABLE = "LAYERSTORE_DEBUG"
 # What the completion scripts call: it prints candidates and never complains.
@@ -25,8 +27,13 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        text = " ".join(record.getMessage().splitlines())
+        text = readable(" ".join(record.getMessage().splitlines()))
         sys.stderr.write(f"{PROGRAM}: {record.levelname.lower()}: {text}\n")
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning of the library as a note."""
+    sys.stderr.write(f"{PROGRAM}: warning: {readable(str(message))}\n")
 
 
 class _TerminatedError(BaseException):
@@ -86,7 +93,8 @@ def _run(argv: Sequence[str]) -> int:
         return int(end.code or 0)
     screen = Screen(as_json=args.json, in_bytes=args.bytes, quiet=args.quiet, color=args.color)
     logger, handler = logging.getLogger("layerstore"), _Log()
-    before = logger.level
+    before, showing = logger.level, warnings.showwarning
+    warnings.showwarning = _show_warning
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if args.verbose else logging.ERROR if args.quiet else logging.WARNING)
     try:
@@ -95,6 +103,7 @@ def _run(argv: Sequence[str]) -> int:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        warnings.showwarning = showing
 
 
 def _open_standard_files() -> None:

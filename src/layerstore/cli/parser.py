@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.screen import Run
+from layerstore.cli.screen import Run, Screen
 
 PROGRAM = "layerstore"
 
@@ -48,7 +48,7 @@ class Commands:
     def __init__(self, parser: argparse.ArgumentParser, title: str, common: Parser) -> None:
         """Add below parser, the main one or that of a family."""
         self._common = common
-        self._below = parser.add_subparsers(title=title, metavar="COMMAND", parser_class=Parser, required=True)
+        self._below = parser.add_subparsers(title=title, metavar="COMMAND", parser_class=Parser)
         self.prog = parser.prog
 
     def command(
@@ -61,12 +61,14 @@ class Commands:
         examples   command lines, without the program's name
         """
         parser = self._add(name, short, more, examples)
-        parser.set_defaults(run=run)
+        parser.set_defaults(run=run, parser=parser)
         return parser
 
     def family(self, name: str, short: str, *, examples: Sequence[str] = ()) -> Commands:
         """Add a command that has commands of its own."""
-        return Commands(self._add(name, short, "", examples), "commands", self._common)
+        parser = self._add(name, short, "", examples)
+        parser.set_defaults(run=help_of(parser), parser=parser)
+        return Commands(parser, "commands", self._common)
 
     def _add(self, name: str, short: str, more: str, examples: Sequence[str]) -> argparse.ArgumentParser:
         described = short[0].upper() + short[1:] + "."
@@ -76,6 +78,16 @@ class Commands:
             epilog=shown if examples else None, parents=[self._common],
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
+
+
+def help_of(parser: argparse.ArgumentParser) -> Run:
+    """Return what runs when a command with commands of its own is named alone: it prints its help."""
+
+    def run(_args: Any, screen: Screen) -> int:
+        screen.out.write(parser.format_help())
+        return Exit.OK
+
+    return run
 
 
 def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

@@ -1,8 +1,8 @@
 """Screen: what a command prints, for people and for programs.
 
 Results go to standard output, notes and progress to standard error. Where a terminal is, and rich is installed, there
-are colours and progress bars; anywhere else plain lines. Names from layers are printed byte for byte into pipes and
-files, and escaped on a terminal, which they could otherwise play tricks on.
+are colours and progress bars; anywhere else plain lines. Names that others chose could play tricks on a terminal:
+every line is made readable on its way out. Only names() prints them byte for byte, into pipes and files alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
-from layerstore.cli.exits import Exit, Failure, printable
+from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import human_age, human_size
+from layerstore.errors import readable
 from layerstore.values import Done, Progress
 
 Cell = str | tuple[str, str]
@@ -37,6 +38,10 @@ def _rich() -> bool:
 
 def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell[0]
+
+
+def _shown(cell: Cell) -> Cell:
+    return readable(cell) if isinstance(cell, str) else (readable(cell[0]), cell[1])
 
 
 class Screen:
@@ -76,16 +81,15 @@ class Screen:
     def names(self, names: Iterable[str], *, null: bool = False) -> None:
         """Print names, each with a line of its own or with a NUL behind it."""
         end = "\0" if null else "\n"
-        escaped = self.on_terminal and not null
         for name in names:
-            self.out.write((printable(name) if escaped else name) + end)
+            self.out.write((readable(name) if self.on_terminal else name) + end)
 
     def table(self, titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Print rows below their titles; a title that begins with ">" heads a column of numbers."""
         if not rows:
             return
         heads = [title.lstrip(">") for title in titles]
-        shown = [[self._shown(cell) for cell in row] for row in rows]
+        shown = [[_shown(cell) for cell in row] for row in rows]
         widths = [max(len(_text(cell)) for cell in column) for column in zip(heads, *shown, strict=True)]
 
         def laid(cells: Sequence[Cell]) -> list[Cell]:
@@ -106,7 +110,7 @@ class Screen:
         listed = list(pairs)
         width = max((len(name) for name, _ in listed), default=0)
         for name, cell in listed:
-            self._print("out", [(name.ljust(width) + "  ", "bold"), self._shown(cell)])
+            self._print("out", [(name.ljust(width) + "  ", "bold"), cell])
 
     def size(self, size: int) -> str:
         """Give a size as was asked for."""
@@ -137,11 +141,11 @@ class Screen:
     def note(self, text: str, style: str = "dim") -> None:
         """Tell people something beside the result."""
         if not self.quiet:
-            self._print("err", [(printable(text), style)])
+            self._print("err", [(text, style)])
 
     def warn(self, text: str) -> None:
         """Tell what is not as it should be, also when quiet."""
-        self._print("err", [("layerstore: ", ""), (printable(text), "yellow")])
+        self._print("err", [("layerstore: ", ""), (text, "yellow")])
 
     @contextlib.contextmanager
     def progress(self, label: str) -> Iterator[Progress | None]:
@@ -180,11 +184,6 @@ class Screen:
 
     # ---- both ----
 
-    def _shown(self, cell: Cell) -> Cell:
-        if not self.on_terminal:
-            return cell
-        return printable(cell) if isinstance(cell, str) else (printable(cell[0]), cell[1])
-
     def _console(self, where: str) -> Any:
         """A rich console, or None for plain lines."""
         if where not in self._consoles:
@@ -202,6 +201,7 @@ class Screen:
         return self._consoles[where]
 
     def _print(self, where: str, cells: Sequence[Cell]) -> None:
+        cells = [_shown(cell) for cell in cells]
         stream, console = (self.out if where == "out" else self.err), self._console(where)
         if console is None:
             stream.write("".join(map(_text, cells)).rstrip(" ") + "\n")

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 
 from layerstore.drivers import mounts
+from layerstore.errors import NotSupportedError
 from layerstore.locks import claim_directory
 from layerstore.textfile import remove_directory
 
@@ -120,15 +121,53 @@ def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Itera
 
 
 def probe_overlay(where: str) -> None:
-    """Mount an overlay with two lowers below `where`. Raises OSError when that cannot be."""
+    """Mount an overlay with two lowers below `where`.
+
+    Raises  NotSupportedError   the kernel refuses the mount; it says why, and what to do
+            OSError             no directory can be made below where: it is read-only, full, or another user's
+    """
     device = os.stat(where).st_dev
     if device in _overlay_works:
         return
     names = ("lower1", "lower2", "upper", "work", "merged")
     with _probe_directory(where, "check-overlayfs-support", *names) as directory:
-        with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=needs_userxattr(where)):
-            pass
+        try:
+            with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=needs_userxattr(where)):
+                pass
+        except OSError as err:
+            remedy = how_to_mount(err.errno, where)
+            raise NotSupportedError(f"driver not supported: {err}{f' ({remedy})' if remedy else ''}") from err
     _overlay_works.add(device)
+
+
+def how_to_mount(code: int | None, where: str) -> str:
+    """Say what to do when the kernel refuses to mount an overlay below where; "" if there is no advice."""
+    container = in_container()
+    if code == errno.EPERM and container:
+        return ("this container has no right to mount: run it with --privileged, or with --cap-add SYS_ADMIN and "
+                "--security-opt apparmor=unconfined; or in a user namespace, where they are allowed: unshare -Urm"
+                )  # fmt: skip
+    if code == errno.EPERM:
+        return "mounting takes root, or a user namespace with mounts of its own: unshare -Urm"
+    if code == errno.EACCES:
+        return ("a security module forbids the mount: "
+                + ("run the container with --security-opt apparmor=unconfined, or with --privileged" if container
+                   else "see the kernel's log (dmesg) for what AppArmor or SELinux denied"))  # fmt: skip
+    if code == errno.ENODEV:
+        return "this kernel has no overlay: modprobe overlay"
+    if code == errno.EINVAL:
+        found = fs_name(where)
+        if found == "overlayfs":
+            return ("the store would be on the root of a container, an overlay, which cannot hold another one: "
+                    "put it on a volume (docker run -v layers:/var/lib/layerstore), or name another place")  # fmt: skip
+        return f"no overlay can be written to on {found}: put the store on ext4, xfs, btrfs or tmpfs"
+    return ""
+
+
+def in_container() -> bool:
+    """Say whether this process seems to run in a container: its managers leave one of these marks."""
+    marks = ("/.dockerenv", "/run/.containerenv")
+    return "container" in os.environ or any(os.path.exists(mark) for mark in marks)
 
 
 _overlay_works: set[int] = set()

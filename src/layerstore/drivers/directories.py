@@ -102,7 +102,7 @@ class Directories:
     def path(self, id: str, *parts: str) -> str:
         """Where id's directory is, or something in it. Raises LayerStoreError: id is no plain name."""
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
-            raise LayerStoreError(f"{id!r} is no id of a layer's directory")
+            raise LayerStoreError(f"{id!r} is no id of a layer's directory", name=id)
         return os.path.join(self.home, id, *parts)
 
     @contextlib.contextmanager
@@ -192,7 +192,7 @@ class Directories:
         make(self.path(id, "work"), 0o700)
         lower = self._lower_for(parent)
         if lower.count(":") + 1 > MAX_LOWERS:
-            raise MaxDepthExceededError()
+            raise MaxDepthExceededError(path=self.path(parent))
         self._write(self.path(id, "lower"), lower.encode(), 0o644)
 
     def stand_on(self, id: str, parent: str) -> None:
@@ -260,7 +260,7 @@ class Directories:
                 sound = _ITEM.fullmatch(item) is not None
                 target = _LINK.fullmatch(_files.readlink(os.path.join(self.home, item))) if sound else None
                 if target is None or target[1] in (".", "..", LINKS):
-                    raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer")
+                    raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer", path=item)
                 id = target[1]
                 self.require(id, "diff")
                 self._sound[item] = id

@@ -45,7 +45,7 @@ class Mounting:
                 return self._at.path(id, "diff")
             merged = self._at.path(id, "merged")
             if self._read_only:
-                raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it")
+                raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
             self._holds.retain(_use(id))
             try:
                 if self._counter.users(merged):

@@ -8,7 +8,6 @@ Source: moby, daemon/graphdriver/overlay2
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import tempfile
@@ -78,13 +77,7 @@ class Overlay2:
         where = home if os.path.isdir(home) else os.path.dirname(home)
         if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
             raise NotSupportedError("driver not supported: rootless with SELinux")
-        try:
-            checks.probe_overlay(where)
-        except OSError as err:
-            hint = ""
-            if err.errno == errno.EPERM:
-                hint = " (mounting takes root, or a user namespace with mounts of its own: unshare -Urm)"
-            raise NotSupportedError(f"driver not supported: {err}{hint}") from err
+        checks.probe_overlay(where)
         self._require_d_type(where)
         self._at.prepare()
 

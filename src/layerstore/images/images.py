@@ -107,7 +107,7 @@ class Images:
         try:
             return self._image(id, names), name
         except FileNotFoundError:
-            raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {text}") from None
+            raise ImageDoesNotExistError(name=text) from None
 
     def _resolve(self, text: str, names: Repositories) -> tuple[Digest, str]:
         with contextlib.suppress(InvalidDigestError):
@@ -124,12 +124,20 @@ class Images:
         if len(start) >= _MIN_ID and not start.strip("0123456789abcdef"):
             fits = [id for id in self._db.ids() if id.encoded.startswith(start)]
             if len(fits) > 1:
-                raise ImageError(f"{text} is the beginning of the ids of {len(fits)} images")
+                raise ImageError(f"{text} is the beginning of the ids of {len(fits)} images", name=text)
             if fits:
                 return fits[0], ""
         if called is None:
             references.parse(text)
-        raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {called.tagged() if called else text}")
+        raise ImageDoesNotExistError(name=str(called.tagged()) if called else text)
+
+    def resolve(self, reference: str | Image) -> Digest:
+        """Return the id of the image that a name means, a damaged one's too: its config is not read.
+
+        reference, and what is raised: as get() has it
+        """
+        self.store._check_open()
+        return self._resolve_for_removal(reference)[0]
 
     def inspect(self, reference: str | Image) -> dict[str, Any]:
         """Tell all about an image, in the words of `docker image inspect`. Raises as get() does."""
@@ -371,7 +379,7 @@ class Images:
         """
         called = references.parse(name).tagged()
         if called.digest:
-            raise ImageError("refusing to create a tag with a digest reference")
+            raise ImageError("refusing to create a tag with a digest reference", name=name)
         with self._changing():
             image = self.get(reference)
             names = self._db.repositories()
@@ -422,16 +430,18 @@ class Images:
         else:
             id, name = self._resolve(reference, self._db.repositories())
         if not self._db.has(id) and not name:
-            raise ImageDoesNotExistError(f"{ImageDoesNotExistError.text}: {reference}")
+            raise ImageDoesNotExistError(name=str(reference))
         return id, name
 
     def _check_removable(self, id: Digest, name: str, names: Sequence[str], force: bool) -> None:
         short = id.encoded[:12]
         if not name and len(names) > 1 and not force:
-            raise ImageError(f"conflict: unable to delete {short} (must be forced) - it is called {', '.join(names)}")
+            raise ImageError(
+                f"conflict: unable to delete {short} (must be forced) - it is called {', '.join(names)}", name=short
+            )
         if any(self._db.noted(other, "parent") == id for other in self._db.ids() if other != id):
             raise ImageError(
-                f"conflict: unable to delete {short} (cannot be forced) - image has dependent child images"
+                f"conflict: unable to delete {short} (cannot be forced) - image has dependent child images", name=short
             )
         top = self._top_of(id)
         if force or not top or any(self._top_of(other) == top for other in self._db.ids() if other != id):
@@ -439,7 +449,9 @@ class Images:
         users = self.store._mounts_on(top)
         if users:
             raise ImageError(
-                f"conflict: unable to delete {short} (must be forced) - the writable layer {readable(users[0])} uses it"
+                f"conflict: unable to delete {short} (must be forced) - "
+                f"the writable layer {readable(users[0])} uses it",
+                name=short,
             )
 
     def _is_unneeded(self, id: str, names: Repositories) -> bool:
@@ -466,7 +478,7 @@ def _sha256(data: bytes) -> str:
 def _name(names: Repositories, name: str, id: Digest) -> None:
     called = references.parse(name)
     if called.name == "sha256":
-        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name")
+        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name", name=name)
     names.setdefault(called.name, {})[str(called)] = id
 
 

@@ -70,20 +70,20 @@ def parse(text: str) -> Reference:
     name = f"{head}{slash}{last}"
     domain, path = split_domain(name) if name else ("", "")
     if path != path.lower():
-        raise ImageError(f"invalid reference format: repository name must be lowercase: {text!r}")
+        raise ImageError(f"invalid reference format: repository name must be lowercase: {text!r}", name=text)
     sound = (
         _DOMAIN.fullmatch(domain) and _PATH.fullmatch(path)
         and (_TAG.fullmatch(tag) if colon else True) and not _HEX_ID.fullmatch(name)
     )  # fmt: skip
     if not sound:
-        raise ImageError(f"invalid reference format: {text!r}")
+        raise ImageError(f"invalid reference format: {text!r}", name=text)
     if at:
         try:
             Digest(digest)
         except InvalidDigestError as err:
-            raise ImageError(f"invalid reference format: {text!r}: {err}") from None
+            raise ImageError(f"invalid reference format: {text!r}: {err}", name=text) from None
     if len(name) > _NAME_LIMIT:
-        raise ImageError(f"repository name must not be more than {_NAME_LIMIT} characters")
+        raise ImageError(f"repository name must not be more than {_NAME_LIMIT} characters", name=text[:2 * _NAME_LIMIT])
     if domain == _HUB:
         path = path.removeprefix(_OFFICIAL) if "/" not in path.removeprefix(_OFFICIAL) else path
         return Reference(path, "" if at else tag, digest)

@@ -1,0 +1,95 @@
+"""Mistakes: what is wrong with the words of a command line, and what was probably meant.
+
+Enters: the parser of all commands and the words. Leaves: nothing, or a Failure that names the word, what is like it,
+and the help of the command in which it stands. argparse finds the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+
+from layerstore.cli.exits import Exit, Failure
+from layerstore.cli.parser import arguments_of, subparsers_of
+
+_MOST = 3
+# Behind these nothing counts.
+_ENDS = ("-h", "--help", "--version")
+# What other tools, and docker above all, call our commands.
+_OTHER_WORDS = {
+    "containers": "rw ls", "delete": "rm", "del": "rm", "df": "info", "extract": "unpack", "images": "image ls",
+    "import": "register", "list": "ls", "ps": "rw ls", "remove": "rm", "rmi": "image rm", "run": "rw create",
+    "tree": "ls", "umount": "unmount", "files": "ls-files", "fsck": "verify",
+}  # fmt: skip
+
+
+def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """Look for commands and options that are none. Raises Failure for the first one."""
+    rest = iter(words)
+    options_over = False
+    for word in rest:
+        if word == "--":
+            options_over = True
+        elif word in _ENDS and not options_over:
+            return
+        elif word.startswith("-") and word != "-" and not options_over:
+            _check_option(parser, word, rest)
+        else:
+            below = subparsers_of(parser)
+            if not below:
+                continue
+            if word not in below:
+                raise _unknown(parser, f"there is no command {word!r}", _commands_like(parser, word))
+            parser = below[word]
+
+
+def _check_option(parser: argparse.ArgumentParser, word: str, rest: Iterator[str]) -> None:
+    """One word that begins with "-": it is known, and its value is taken from the rest, or it is a mistake."""
+    options = {name: action for action in arguments_of(parser) for name in action.option_strings}
+    name, equals, _ = word.partition("=")
+    if name in options:
+        if options[name].nargs != 0 and not equals:
+            next(rest, None)
+        return
+    if not word.startswith("--"):
+        for at, letter in enumerate(word[1:], 1):           # several of one letter, the last perhaps with its value
+            action = options.get(f"-{letter}")
+            if action is None:
+                break
+            if action.nargs != 0:
+                if at == len(word) - 1:
+                    next(rest, None)
+                return
+        else:
+            return
+    long = [one for one in options if one.startswith("--")]
+    raise _unknown(parser, f"there is no option {name!r}", _like(name, long))
+
+
+def _unknown(parser: argparse.ArgumentParser, what: str, meant: Sequence[str]) -> Failure:
+    guess = f": did you mean {' or '.join(meant)}?" if meant else ""
+    return Failure(f"{what}{guess} (see: {parser.prog} --help)", Exit.USAGE)
+
+
+def _like(word: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(word, list(known), _MOST, 0.6)
+
+
+def _commands_like(parser: argparse.ArgumentParser, word: str) -> list[str]:
+    """Commands that may be meant: of this name in a family, as others call them, or spelled much like it."""
+    below = subparsers_of(parser)
+    deeper = [f"{family} {name}" for family, one in below.items() for name in subparsers_of(one) if name == word]
+    other = _OTHER_WORDS.get(word, "")
+    if deeper or not (other and _is_command(parser, other.split())):
+        return deeper or _like(word, below)
+    return [other]
+
+
+def _is_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> bool:
+    for word in words:
+        below = subparsers_of(parser)
+        if word not in below:
+            return False
+        parser = below[word]
+    return True
