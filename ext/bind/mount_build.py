@@ -23,7 +23,8 @@ typedef struct {
     const char *upper;            /* NULL: read-only */
     const char *work;
     const char *context;          /* SELinux label, or NULL */
-    int index_off;
+    const char *const *off;       /* options to be given as "off" */
+    size_t n_off;
     int userxattr;
     const char *data;             /* option text of mount(2): set, it is used and the rest is not */
 } lay_overlay;
@@ -37,6 +38,11 @@ int lay_quota_get_project(const char *dir, unsigned *project);
 int lay_quota_set_project(const char *dir, unsigned project);
 int lay_quota_set_limit(const char *device, unsigned project, unsigned long long bytes);
 int lay_quota_state(const char *device);
+
+int lay_uses(unsigned major, unsigned minor, const int *ours, size_t n_ours, char **out, size_t *size);
+void lay_uses_free(char *out);
+int lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere);
+int lay_upper_in_use(const char *upper, int userxattr);
 """
 )
 
@@ -61,6 +67,7 @@ ffibuilder.set_source(
 #include <unistd.h>
 #include <linux/fs.h>
 #include <linux/dqblk_xfs.h>
+#include "inside.h"
 
 /* The new mount calls have the same numbers on every architecture; old C libraries lack their names. */
 #ifndef SYS_move_mount
@@ -81,7 +88,9 @@ typedef struct {
     const char *const *lowers;
     size_t n_lowers;
     const char *upper, *work, *context;
-    int index_off, userxattr;
+    const char *const *off;
+    size_t n_off;
+    int userxattr;
     const char *data;
 } lay_overlay;
 
@@ -107,8 +116,8 @@ static void read_log(int fs, char *log, size_t log_size)
 static int configure(int fs, const lay_overlay *o)
 {
     int e = set_string(fs, "source", "overlay");
-    if (!e && o->index_off)
-        e = set_string(fs, "index", "off");
+    for (size_t i = 0; !e && i < o->n_off; i++)
+        e = set_string(fs, o->off[i], "off");
     if (!e && o->userxattr && syscall(SYS_fsconfig, fs, SET_FLAG, "userxattr", NULL, 0) < 0)
         e = -errno;
     for (size_t i = 0; !e && i < o->n_lowers; i++) {
@@ -283,6 +292,9 @@ static int lay_quota_state(const char *device)
 """,
     # A free-threaded interpreter has no stable ABI to build for.
     py_limited_api=not sysconfig.get_config_var("Py_GIL_DISABLED"),
+    sources=["ext/bind/inside.c"],
+    include_dirs=["ext/bind"],
+    depends=["ext/bind/inside.c", "ext/bind/inside.h"],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-missing-field-initializers"],
     extra_link_args=["-pthread"],
 )

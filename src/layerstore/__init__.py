@@ -43,6 +43,7 @@ from layerstore.values import (
     Done,
     FileEntry,
     FileType,
+    Holder,
     Metadata,
     Orphan,
     Problem,
@@ -55,7 +56,7 @@ logs.prepare()
 __all__ = [
     "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
     "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done", "FileEntry",
-    "FileMetadataStore", "FileType", "Image", "ImageDoesNotExistError", "ImageError", "Images",
+    "FileMetadataStore", "FileType", "Holder", "Image", "ImageDoesNotExistError", "ImageError", "Images",
     "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError",
     "LayerNotRetainedError", "LayerStoreError", "LimitExceededError", "MaxDepthExceededError", "MergedTree",
     "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",

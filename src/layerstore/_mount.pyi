@@ -10,6 +10,7 @@ class _FFI:
     NULL: Any
     def new(self, cdecl: str, init: Any = ...) -> Any: ...
     def string(self, cdata: Any, maxlen: int = ...) -> bytes: ...
+    def buffer(self, cdata: Any, size: int = ...) -> Any: ...
 
 @type_check_only
 class _Lib:
@@ -25,6 +26,13 @@ class _Lib:
     def lay_quota_set_project(self, dir: bytes, project: int) -> int: ...
     def lay_quota_set_limit(self, device: bytes, project: int, size: int) -> int:
         """size   hard and soft limit of the project, in bytes; rounded down to 512"""
+    def lay_uses(self, major: int, minor: int, ours: Any, n_ours: int, out: Any, size: Any) -> int:
+        """Which processes use a device: see ext/bind/inside.h. Gives how many could not be looked into."""
+    def lay_uses_free(self, out: Any) -> None: ...
+    def lay_count_mounts(self, major: int, minor: int, here: Any, elsewhere: Any) -> int:
+        """How often a device is mounted in this mount namespace (int *here), and whether in others (int *elsewhere)."""
+    def lay_upper_in_use(self, upper: bytes, userxattr: bool) -> int:
+        """1: an overlay, attached or not, has this directory as its upper; 0: none has."""
     def lay_quota_state(self, device: bytes) -> int:
         """1: project quotas are counted and enforced on the device; 0: not."""
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import ClassVar, Self
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar, Self
+
+if TYPE_CHECKING:
+    from layerstore.values import Holder
 
 __all__ = [
     "ActiveMountError",
@@ -118,9 +122,16 @@ class MountNameConflictError(LayerStoreError):
 
 
 class ActiveMountError(LayerStoreError):
-    """A mount is still in use. Kept for moby's interface: the store never raises it."""
+    """A mount is still in use.
+
+    holders   who uses it: a Holder a process, by pid; pid 0 is the kernel itself
+    """
 
     text = "mount still active"
+
+    def __init__(self, *args: object, holders: Iterable[Holder] = (), name: str = "") -> None:
+        super().__init__(*args, name=name)
+        self.holders: tuple[Holder, ...] = tuple(holders)
 
 
 class NotMountedError(LayerStoreError):

@@ -270,8 +270,12 @@ class FileMetadataStore:
 
     # -- mounts --
 
+    def mount_directory(self, mount: str) -> str:
+        """Return the directory of a writable layer's record, whether or not it is there."""
+        return os.path.join(self.root, "mounts", check_mount_name(mount))
+
     def _mount_file(self, mount: str, name: str) -> str:
-        return os.path.join(self.root, "mounts", check_mount_name(mount), name)
+        return os.path.join(self.mount_directory(mount), name)
 
     def _set_mount(self, mount: str, name: str, value: str) -> None:
         path = self._mount_file(mount, name)

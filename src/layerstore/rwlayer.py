@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from layerstore.errors import LayerNotRetainedError
+from layerstore.errors import ActiveMountError, LayerNotRetainedError
 from layerstore.layer import Layer, Record
 from layerstore.tarstream import TarStream
-from layerstore.values import Change, Metadata, Progress
+from layerstore.values import Change, Holder, Metadata, Progress
 
 if TYPE_CHECKING:
     from layerstore.store import Store
@@ -56,24 +56,41 @@ class RWLayer:
         """Mount it, or count one user more; gives the path.
 
         mount_label   SELinux label of the whole mount, or ""
-        Raises        OSError   from the kernel: EINVAL for a label where there is no SELinux
+        Raises        OSError            from the kernel: EINVAL for a label where there is no SELinux
+                      ActiveMountError   it was detached and somebody is still inside, or another process has it
+                                         mounted in another mount namespace
         """
         if not isinstance(mount_label, str):
             raise TypeError(f"a mount label is a str, not {type(mount_label).__name__}")
         return self._held().store._driver_of().get(self._mount.mount_id, mount_label)
 
-    def unmount(self) -> None:
-        """Count one user less; unmount at zero. One too many is harmless."""
-        self._mount.store._driver_of().put(self._mount.mount_id)
+    def unmount(self, *, lazy: bool = False) -> None:
+        """Count one user less; unmount at zero. One too many is harmless.
+
+        lazy     detach it, whoever is inside: they keep what they have open, and until they end it cannot be mounted
+        Raises   ActiveMountError (.holders)   somebody is inside, through a copy of the mount in another mount
+                                               namespace too: it stays mounted, and this call is still owed
+        """
+        self._mount.store._driver_of().put(self._mount.mount_id, lazy=lazy)
+
+    def holders(self) -> list[Holder]:
+        """List the processes that use it, by pid: while it is mounted, or was detached and is still in use."""
+        return self._held().store._driver_of().holders(self._mount.mount_id)
 
     @contextmanager
     def mounted(self, mount_label: str = "") -> Iterator[str]:
-        """Mount for the length of a `with` block, which gets the path."""
+        """Mount for the length of a `with` block, which gets the path. The end is an unmount(), with its error.
+
+        Where the block itself raised, that is raised, and a box with somebody inside stays mounted.
+        """
         path = self.mount(mount_label)
         try:
             yield path
-        finally:
-            self.unmount()
+        except BaseException:
+            with suppress(ActiveMountError):
+                self.unmount()
+            raise
+        self.unmount()
 
     def size(self) -> int:
         """Count the bytes of its own files."""

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from layerstore.detached import Detached
 from layerstore.drivers import Driver
 from layerstore.durability import Syncing
 from layerstore.errors import (
@@ -50,6 +51,8 @@ class WritableLayers:
         syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
     ) -> None:  # fmt: skip
         """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
+        self._detached = Detached(metadata)
+        driver.mark_with(self._detached)
         self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
         self._references, self._syncing, self._registration = references, syncing, registration
         self._check_writable = check_writable
@@ -76,6 +79,7 @@ class WritableLayers:
             return self._handle(mount)
 
     def _handle(self, mount: Mount) -> RWLayer:
+        self._detached.know(mount.mount_id, mount.name)
         handle = RWLayer(mount)
         mount.handles.add(handle)
         return handle

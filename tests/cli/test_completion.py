@@ -45,7 +45,7 @@ COMMANDS = dict(every_command())
 # ---- words --------------------------------------------------------------------------------------
 def test_commands(base):
     assert words("r") == ["register", "release", "rw", "repair"]
-    assert words("rw", "") == ["create", "ls", "mount", "unmount", "changes", "size", "commit", "rm"]
+    assert words("rw", "") == ["create", "ls", "mount", "unmount", "holders", "changes", "size", "commit", "rm"]
     assert words("--root", "/x", "--json", "im") == ["image"]
     assert words("nonsense", "") == [] and words("ls", "") == []
 

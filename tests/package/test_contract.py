@@ -50,6 +50,7 @@ SIGNATURES = {
     "Layer.release": "(self)",
     "RWLayer.mount": "(self, mount_label='')",
     "RWLayer.unmount": "(self)",
+    "RWLayer.holders": "(self)",
     "RWLayer.mounted": "(self, mount_label='')",
     "RWLayer.size": "(self)",
     "RWLayer.changes": "(self)",

@@ -14,7 +14,7 @@ from layerstore.aio.sources import source_for
 from layerstore.aio.streams import File, TarStream
 from layerstore.ids import OS, ChainID, DiffID
 from layerstore.merged import MergedTree
-from layerstore.values import Change, Descriptor, FileEntry, Metadata, Progress
+from layerstore.values import Change, Descriptor, FileEntry, Holder, Metadata, Progress
 
 StrPath = str | bytes | os.PathLike[Any]
 BATCH = 512
@@ -130,18 +130,28 @@ class RWLayer(_Reference[layerstore.RWLayer]):
         """Mount it, or count one user more; gives the path."""
         return await self._do(lambda: self._blocking.mount(mount_label), lambda _: self._blocking.unmount())
 
-    async def unmount(self) -> None:
-        """Count one user less; unmount at zero. One too many is harmless."""
-        await in_thread(lambda _: self._blocking.unmount(), None)
+    async def unmount(self, *, lazy: bool = False) -> None:
+        """Count one user less; unmount at zero. One too many is harmless. Raises ActiveMountError.
+
+        lazy     detach it, whoever is inside: until they end it cannot be mounted again
+        """
+        await in_thread(lambda _: self._blocking.unmount(lazy=lazy), None)
+
+    async def holders(self) -> list[Holder]:
+        """List the processes that use it, by pid: while it is mounted, or was detached and is still in use."""
+        return await self._do(self._blocking.holders)
 
     @contextlib.asynccontextmanager
     async def mounted(self, mount_label: str = "") -> AsyncIterator[str]:
-        """Mount for the length of an `async with` block, which gets the path."""
+        """Mount for the length of an `async with` block, which gets the path; its end is an unmount()."""
         path = await self.mount(mount_label)
         try:
             yield path
-        finally:
-            await self.unmount()
+        except BaseException:
+            with contextlib.suppress(layerstore.ActiveMountError):
+                await self.unmount()
+            raise
+        await self.unmount()
 
     async def size(self) -> int:
         """Count the bytes of its own files."""

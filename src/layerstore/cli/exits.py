@@ -10,6 +10,7 @@ import os
 from enum import IntEnum
 
 from layerstore.errors import (
+    ActiveMountError,
     InvalidDigestError,
     InvalidOptionError,
     NotSupportedError,
@@ -56,7 +57,7 @@ class Failure(Exception):  # noqa: N818  what a command ends with need not be an
 
 
 _USAGE = (InvalidDigestError, InvalidOptionError)
-_IN_USE = (ReadOnlyStoreError, StoreInUseError)
+_IN_USE = (ActiveMountError, ReadOnlyStoreError, StoreInUseError)
 _IN_USE_ERRNO = (errno.EBUSY, errno.ETXTBSY)
 
 

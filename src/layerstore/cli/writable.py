@@ -1,4 +1,4 @@
-"""Writable layers: rw create, ls, mount, unmount, changes, size, commit, rm.
+"""Writable layers: rw create, ls, mount, unmount, holders, changes, size, commit, rm.
 
 A mount made here outlives the process, and is found by the next: it ends with `rw unmount`, `rw rm` or the machine.
 """
@@ -41,6 +41,13 @@ def add(commands: Commands) -> None:
 
     unmount = rw.command("unmount", run_unmount, "unmount one; what was written stays", examples=["rw unmount box"])
     unmount.add_argument("name", metavar="NAME")
+    unmount.add_argument("--lazy", action="store_true",
+                         help="also while processes are inside; until they end it cannot be mounted again")
+
+    holders = rw.command("holders", run_holders, "list the processes that use a mounted one",
+                         more="A PID of 0 is the kernel itself, or a mount that no process uses.",
+                         examples=["rw holders box", "rw holders box --json"])  # fmt: skip
+    holders.add_argument("name", metavar="NAME")
 
     changes = rw.command(
         "changes", run_changes, "list what differs from the layer below",
@@ -148,13 +155,27 @@ def run_unmount(args: Any, screen: Screen) -> int:
     with writing(args) as opened:
         rw = _rw(opened, args.name)
         before = _mounted_at(rw)
-        rw.unmount()
+        rw.unmount(lazy=args.lazy)
         if _mounted_at(rw):
             raise Failure(f"another process uses the mount of {args.name}: it goes when that has ended", Exit.IN_USE)
     if screen.as_json:
         screen.json({"name": args.name, "unmounted": before is not None})
     elif before is None:
         screen.note(f"{args.name} was not mounted")
+    return Exit.OK
+
+
+def run_holders(args: Any, screen: Screen) -> int:
+    """Say who is inside."""
+    with reading(args) as opened:
+        found = _rw(opened, args.name).holders()
+    if screen.as_json:
+        screen.json([holder._asdict() for holder in found])
+        return Exit.OK
+    rows: list[list[Cell]] = [[str(one.pid), one.command, ",".join(one.uses), " ".join(one.paths)] for one in found]
+    screen.table((">PID", "COMMAND", "USES", "PATHS"), rows)
+    if not rows:
+        screen.note(f"no process uses {args.name}")
     return Exit.OK
 
 

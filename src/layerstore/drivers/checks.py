@@ -70,9 +70,22 @@ def kernel_version() -> tuple[int, int]:
     return int(major), int(digits or 0)
 
 
-def index_parameter_exists() -> bool:
-    """Say whether this kernel's overlay knows `index`, which then is turned off."""
-    return os.path.exists("/sys/module/overlay/parameters/index")
+_PARAMETERS = "/sys/module/overlay/parameters"
+
+
+def options_off() -> tuple[str, ...]:
+    """Name the mount options that must be given as "off": what a box shows must follow from its directories alone.
+
+    index: two mounts on one lower would exclude each other. redirect_dir, metacopy, where the kernel has them on by
+    itself: an upper directory would not hold all of what was changed.
+    """
+    found = ["index"] if os.path.exists(os.path.join(_PARAMETERS, "index")) else []
+    if not in_user_namespace():           # with userxattr both are off, and a conflict to name
+        for name in ("redirect_dir", "metacopy"):
+            with contextlib.suppress(OSError), open(os.path.join(_PARAMETERS, name), encoding="ascii") as value:
+                if value.read().strip() not in ("N", "0"):
+                    found.append(name)
+    return tuple(found)
 
 
 _PROBES = re.compile(
@@ -113,7 +126,7 @@ def remove_abandoned(where: str) -> None:
 
 @contextlib.contextmanager
 def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Iterator[None]:
-    mounts.mount_overlay(directory, "merged", lowers, upper, "work", userxattr=userxattr)
+    mounts.mount_overlay(directory, "merged", lowers, upper, "work", off=options_off(), userxattr=userxattr)
     try:
         yield
     finally:

@@ -1,5 +1,7 @@
 """Mounting: a layer's directory as an overlay, counted, and shared with the other stores of its home.
 
+One upper directory is never in two overlays: a mount is not ended while somebody is inside, and not made while an
+overlay of it lives anywhere, detached or in another mount namespace. The kernel is asked, as it alone knows.
 Source: moby, daemon/graphdriver/overlay2, graphdriver/counter.go
 """
 
@@ -7,15 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
+import logging
 import os
+import time
 from collections.abc import Iterator
+from typing import Protocol
 
-from layerstore.drivers import mounts
+from layerstore.drivers import checks, mounts
 from layerstore.drivers.counter import MountCounter
-from layerstore.drivers.directories import Directories, make, opened
-from layerstore.errors import LayerStoreError, ReadOnlyStoreError
+from layerstore.drivers.directories import Directories, is_there, make, opened
+from layerstore.drivers.holders import UNKNOWN, holders, in_use
+from layerstore.errors import ActiveMountError, LayerStoreError, ReadOnlyStoreError
 from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
+from layerstore.values import Holder
+
+log = logging.getLogger("layerstore")
+
+# How often, and after what time, a mount is tried again that is in use by nobody who can be seen.
+_ATTEMPTS, _PAUSE = 5, 0.0005
 
 
 def _use(id: str) -> str:
@@ -23,21 +36,33 @@ def _use(id: str) -> str:
     return f"use {id}"
 
 
+class Marks(Protocol):
+    """What the store remembers of boxes that were detached while somebody was inside, by their driver ids."""
+
+    def device(self, id: str) -> int | None: ...
+    def mark(self, id: str, device: int) -> None: ...
+    def clear(self, id: str) -> None: ...
+    def shown_name(self, id: str) -> str: ...
+
+
 class Mounting:
     """The mounts of one store."""
 
-    def __init__(self, at: Directories, holds: Holds, *, read_only: bool, index_off: bool, userxattr: bool) -> None:
+    def __init__(self, at: Directories, holds: Holds, *, read_only: bool, userxattr: bool) -> None:
         """holds       tells other stores which mounts are in use here
         read_only   mount nothing
-        index_off   the kernel knows the mount option index, which is to be off
         userxattr   overlay's attributes are user.*
         """
         self._at, self._holds, self._read_only = at, holds, read_only
-        self._index_off, self._userxattr = index_off, userxattr
-        self._counter = MountCounter(mounts.is_overlay)
+        self._userxattr = userxattr
+        self._off = checks.options_off()
+        self._counter = MountCounter(mounts.is_mounted)
+        # Descriptors of this store in mounted boxes, for the length of a call.
+        self._ours: set[int] = set()
+        self.marks: Marks | None = None
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
-        """Mount id, or count one user more; gives the path. Raises OSError."""
+        """Mount id, or count one user more; gives the path. Raises OSError, ActiveMountError."""
         with self._at.locks.hold(id):
             lowers = self._at.lower_items(id)
             self._at.require(id, "diff")
@@ -48,7 +73,7 @@ class Mounting:
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
             self._holds.retain(_use(id))
             try:
-                if self._counter.users(merged):
+                if self._counter.users(merged) and mounts.is_mounted(merged):
                     self._counter.increment(merged)
                 else:
                     self._mount_or_share(id, lowers, merged, mount_label, read_only)
@@ -60,35 +85,39 @@ class Mounting:
     def _mount_or_share(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
         """Count the first user of this store. The lock keeps other stores from mounting or unmounting it meanwhile."""
         with self._at.claimed(id):
-            if self._holds.held_elsewhere(_use(id)) and mounts.is_overlay(merged):
-                self._counter.begin(merged)      # the last of all its users unmounts it
+            if not mounts.is_mounted(merged):
+                self._counter.forget(merged)              # what was counted, another one has unmounted
+                writable = not read_only and not os.path.exists(self._at.path(id, "committed"))
+                self._mount(id, lowers, merged, mount_label, writable)
+                self._counter.begin(merged)
+            elif self._holds.held_elsewhere(_use(id)):
+                self._counter.begin(merged)               # the last of all its users unmounts it
             else:
-                self._mount(id, lowers, merged, mount_label, read_only)
+                self._counter.increment(merged)           # beside the user that a mount found here has
 
-    def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
-        if self._counter.increment(merged) > 1:
-            return
+    def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, writable: bool) -> None:
         try:
             self._at.lower_ids(lowers)
-            make(merged, 0o700)
-            writable = not read_only and not os.path.exists(self._at.path(id, "committed"))
             if writable:
                 self._at.require(id, "work")
+                self._require_free(id, merged)
+            make(merged, 0o700)
             mounts.mount_overlay(
                 self._at.home, f"{id}/merged",
                 lowers if writable else [f"{id}/diff", *lowers],
                 f"{id}/diff" if writable else None,
                 f"{id}/work" if writable else None,
-                context=mount_label, index_off=self._index_off, userxattr=self._userxattr,
+                context=mount_label, off=self._off, userxattr=self._userxattr,
             )  # fmt: skip
             if writable:
                 self._require_writable(merged)
+        except ActiveMountError:
+            raise
         except BaseException:
-            if self._counter.decrement(merged) <= 0:
-                with contextlib.suppress(OSError):
-                    mounts.unmount(merged, 0)
-                with contextlib.suppress(OSError):
-                    os.rmdir(merged)
+            with contextlib.suppress(OSError):
+                mounts.unmount(merged, 0)
+            with contextlib.suppress(OSError):
+                os.rmdir(merged)
             raise
 
     def _require_writable(self, merged: str) -> None:
@@ -100,27 +129,139 @@ class Mounting:
         code = errno.ENOSPC if full and not below.f_flag & os.ST_RDONLY else errno.EROFS
         raise OSError(code, f"{os.strerror(code)} (the kernel mounted the overlay for reading only)", merged)
 
-    def put(self, id: str) -> None:
-        """Count one user less; unmount at zero. Harmless without a get()."""
+    # ---- who is inside ----
+
+    def _require_free(self, id: str, merged: str) -> None:
+        """No other overlay writes to the upper: the kernel calls two undefined. Raises ActiveMountError."""
+        if not is_there(self._at.path(id, "work", "work")):
+            return                        # the kernel makes it with the first mount
+        found = self._still_inside(id, merged)
+        if found is not None:
+            raise in_use(self._name(id), found, "; it is unmounted here, and can be mounted when that has ended")
+        if self.marks:
+            self.marks.clear(id)
+
+    def _still_inside(self, id: str, merged: str) -> list[Holder] | None:
+        """Who uses the overlay of an upper that is not mounted here; None: there is none."""
+        used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
+        if used is False:
+            return None
+        device = self._device_elsewhere(id)
+        if device is None and self.marks:
+            device = self.marks.device(id)
+        found = holders(device, merged, tuple(self._ours)) if device is not None else []
+        # A kernel that does not tell: what a process is seen to use, or another store says that it uses.
+        return found if used or found or self._holds.held_elsewhere(_use(id)) else None
+
+    def _device_elsewhere(self, id: str) -> int | None:
+        """The device of the overlay that writes to id and is mounted in another namespace, or elsewhere in this one."""
+        ends = (f"={id}/diff", f"/{id}/diff")
+        for table in itertools.chain((mounts.mount_table(),), mounts.other_tables()):
+            for mount in table:
+                options = mount.options.split(",")
+                if any(option.startswith("upperdir=") and option.endswith(ends) for option in options):
+                    return os.makedev(*mount.device)
+        return None
+
+    def holders(self, id: str) -> list[Holder]:
+        """List who is inside id: mounted here, detached, or mounted in another namespace; [] where it is not."""
+        merged = self._at.path(id, "merged")
+        if not self._at.lower_items(id):
+            return []
+        if mounts.is_mounted(merged):
+            return holders(os.stat(merged).st_dev, merged, tuple(self._ours))
+        if not is_there(self._at.path(id, "work", "work")):
+            return []
+        found = self._still_inside(id, merged)
+        return [] if found is None else found or [UNKNOWN]
+
+    def _name(self, id: str) -> str:
+        return self.marks.shown_name(id) if self.marks else id
+
+    # ---- unmounting ----
+
+    def put(self, id: str, *, lazy: bool = False) -> None:
+        """Count one user less; unmount at zero. Harmless without a get().
+
+        lazy     detach it, whoever is inside
+        Raises   ActiveMountError   somebody is inside: it stays mounted, and counted
+        """
         with self._at.locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
                 if not self._at.lower_items(id):
                     return
             merged = self._at.path(id, "merged")
-            left = self._counter.decrement(merged)
-            if left > 0 or self._read_only:
+            if self._counter.users(merged) > 1 or self._read_only:
+                self._counter.decrement(merged)
                 self._holds.release(_use(id))
                 return
             with contextlib.ExitStack() as stack:
                 with contextlib.suppress(OSError):       # what cannot be locked is unmounted all the same
                     stack.enter_context(self._at.claimed(id))
+                if not self._holds.held_elsewhere(_use(id)):       # else the last of the other stores unmounts it
+                    self._unmount(id, merged, lazy=lazy)
+                self._counter.decrement(merged)
                 self._holds.release(_use(id))
-                if self._holds.held_elsewhere(_use(id)):
-                    return                # the last of the other stores unmounts it
-                with contextlib.suppress(OSError):
-                    mounts.unmount(merged)
-                with contextlib.suppress(OSError):
-                    os.rmdir(merged)
+
+    def _unmount(self, id: str, merged: str, *, lazy: bool) -> None:
+        """Unmount id, if it is mounted here. Raises ActiveMountError, then nothing has changed."""
+        if not mounts.is_mounted(merged):
+            with contextlib.suppress(OSError):
+                os.rmdir(merged)
+            return
+        device = os.stat(merged).st_dev
+        # What only reads harms nobody: its next mount is another overlay on the same layers.
+        lazy = lazy or bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
+        copied = self._is_copied(device)
+        found = self._try(merged, device, copied=copied)
+        if found is not None:
+            if not lazy:
+                raise in_use(self._name(id), found)
+            self._detach(id, merged, device)
+        with contextlib.suppress(OSError):
+            os.rmdir(merged)              # with it go the copies that nobody uses
+        if copied and found is None and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
+            self._mark(id, device)        # who came in since
+
+    def _is_copied(self, device: int) -> bool:
+        """Is it mounted once more, here or in another mount namespace, which umount(2) does not see?"""
+        here, elsewhere = mounts.count_mounts(device)
+        return here > 1 or elsewhere
+
+    def _try(self, merged: str, device: int, *, copied: bool) -> list[Holder] | None:
+        """Unmount what nobody uses; else say who does."""
+        if copied:
+            found = holders(device, merged, tuple(self._ours))
+            if found:
+                return found
+        if self._goes(merged):
+            return None
+        found = holders(device, merged, tuple(self._ours))
+        for _ in range(_ATTEMPTS if not found else 0):
+            time.sleep(_PAUSE)            # a look-up under way is a use, too
+            if self._goes(merged):
+                return None
+        return found or [UNKNOWN]
+
+    @staticmethod
+    def _goes(merged: str) -> bool:
+        """Unmount; False: it is in use. Raises OSError."""
+        try:
+            mounts.unmount(merged, 0)
+        except OSError as err:
+            if err.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
+    def _mark(self, id: str, device: int) -> None:
+        if self.marks:
+            self.marks.mark(id, device)
+
+    def _detach(self, id: str, merged: str, device: int) -> None:
+        if not os.statvfs(merged).f_flag & os.ST_RDONLY:
+            self._mark(id, device)
+        mounts.unmount(merged)
 
     @contextlib.contextmanager
     def mounted(self, id: str, *, read_only: bool = False) -> Iterator[int]:
@@ -128,9 +269,35 @@ class Mounting:
         path = self.get(id, read_only=read_only)
         try:
             with opened(path) as fd:
-                yield fd
+                self._ours.add(fd)
+                try:
+                    yield fd
+                finally:
+                    self._ours.discard(fd)
         finally:
-            self.put(id)
+            self.done(id)
+
+    def done(self, id: str) -> None:
+        """Undo a get() that was for one call alone: its result stands, whether or not the mount can go."""
+        try:
+            self.put(id, lazy=True)
+        except OSError as err:
+            log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
+
+    def unmount_all(self, id: str) -> None:
+        """Under id's lock: unmount all below its directory, as it goes. Who is inside keeps what is open."""
+        merged = self._at.path(id, "merged")
+        for point in mounts.mounts_below(self._at.path(id)):
+            try:
+                if self._goes(point):
+                    continue
+                if os.path.realpath(merged) == point:
+                    found = holders(os.stat(point).st_dev, merged, tuple(self._ours))
+                    about = {"mount": self._name(id), "mount_id": id, "holders": found}
+                    log.warning("%s; it is removed all the same", in_use(self._name(id), found), extra=about)
+                mounts.unmount(point)
+            except OSError as err:
+                log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
 
     def end(self, id: str) -> None:
         """Under id's lock, behind its last file: nobody uses it."""
@@ -138,8 +305,8 @@ class Mounting:
         self._holds.drop(_use(id))
 
     def cleanup(self) -> None:
-        """Unmount everything below home that no other store uses."""
-        failed = mounts.unmount_below(self._at.home, self._unused_elsewhere)
+        """Unmount everything below home that no other store uses. Boxes with somebody inside are detached ones then."""
+        failed = mounts.unmount_below(self._at.home, self._unused_elsewhere, self._end_mount)
         self._counter.forget()
         self._holds.drop_all(_use(""))
         if failed:
@@ -151,6 +318,16 @@ class Mounting:
                 with contextlib.suppress(OSError):
                     os.rmdir(self._at.path(name, "merged"))
 
+    def _id_of(self, point: str) -> str:
+        return os.path.relpath(point, os.path.realpath(self._at.home)).split("/")[0]
+
     def _unused_elsewhere(self, point: str) -> bool:
-        id = os.path.relpath(point, os.path.realpath(self._at.home)).split("/")[0]
-        return not self._holds.held_elsewhere(_use(id))
+        return not self._holds.held_elsewhere(_use(self._id_of(point)))
+
+    def _end_mount(self, point: str) -> None:
+        id = self._id_of(point)
+        merged = os.path.realpath(self._at.path(id, "merged")) if is_driver_id(id) else ""
+        if point == merged and mounts.is_mounted(point):
+            self._unmount(id, point, lazy=True)
+        else:
+            mounts.unmount(point)

@@ -13,8 +13,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 from layerstore._mount import ffi, lib
 
@@ -60,12 +60,10 @@ def _option_text(
     work: str | None,
     *,
     context: str,
-    index_off: bool,
+    off: Sequence[str],
     userxattr: bool,
 ) -> str:
-    parts = []
-    if index_off:
-        parts.append("index=off")
+    parts = [f"{name}=off" for name in off]
     if userxattr:
         parts.append("userxattr")
     parts.append("lowerdir=" + ":".join(base + lower for lower in lowers))
@@ -85,7 +83,7 @@ def _mount_new(
     work: str | None,
     *,
     context: str,
-    index_off: bool,
+    off: Sequence[str],
     userxattr: bool,
 ) -> tuple[int, str]:
     paths = [*lowers, *(path for path in (upper, work) if path is not None)]
@@ -112,7 +110,9 @@ def _mount_new(
         request.work = text(base + (work or ""))
     if context:
         request.context = text(context)
-    request.index_off = index_off
+    switched_off = ffi.new("char *[]", [text(name) for name in off])
+    request.off = switched_off
+    request.n_off = len(off)
     request.userxattr = userxattr
     reason = ffi.new("char[]", 256)
     code = lib.lay_mount_overlay(request, reason, 256)
@@ -136,7 +136,7 @@ def mount_overlay(
     work: str | None = None,
     *,
     context: str = "",
-    index_off: bool = False,
+    off: Sequence[str] = (),
     userxattr: bool = False,
     api: str | None = None,
 ) -> None:
@@ -146,6 +146,7 @@ def mount_overlay(
     lowers     nearest first, at least one
     upper      with work: the writable layer; None: read-only
     context    SELinux label for all of the mount, or ""
+    off        names of options that are given as "off"
     api        "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
 
     Raises   OSError   with the kernel's errno, its own reason where it gave one, and the target
@@ -160,7 +161,7 @@ def mount_overlay(
     if api != "old":
         code, reason = _mount_new(
             home, target, lowers, upper, work,
-            context=context, index_off=index_off, userxattr=userxattr,
+            context=context, off=off, userxattr=userxattr,
         )  # fmt: skip
         if code >= 0:
             return
@@ -171,7 +172,7 @@ def mount_overlay(
     def option_text(base: str) -> str:
         return _option_text(
             base, lowers, upper, work,
-            context=context, index_off=index_off, userxattr=userxattr,
+            context=context, off=off, userxattr=userxattr,
         )  # fmt: skip
 
     limit = os.sysconf("SC_PAGESIZE") - 1
@@ -195,24 +196,49 @@ def unmount(path: str, flags: int = MNT_DETACH) -> None:
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
+class MountPoint(NamedTuple):
+    """One line of a process's mountinfo."""
+
+    device: tuple[int, int]
+    root: str
+    """What of the file system is mounted there: "/", or a path in it."""
+    point: str
+    options: str
+    """The file system's own."""
+
+
+def _unescaped(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
+
+
+def mount_table(process: str = "self") -> Iterator[MountPoint]:
+    """List the mounts that a process sees, oldest first. Raises OSError."""
+    with open(f"/proc/{process}/mountinfo", "rb") as table:
+        for line in table:
+            head, _, tail = line.rstrip(b"\n").partition(b" - ")
+            fields = head.split(b" ", 5)
+            major, _, minor = fields[2].partition(b":")
+            options = tail.split(b" ", 2)[2] if tail.count(b" ") > 1 else b""
+            device = int(major), int(minor)
+            yield MountPoint(device, _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(options))
+
+
 def mounts_below(path: str) -> list[str]:
     """Name the mount points at path and below it, deepest first."""
-    top = os.fsencode(os.path.realpath(path))
-    found = []
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), line.split(b" ", 5)[4])
-            if point == top or point.startswith(top + b"/"):
-                found.append(os.fsdecode(point))
+    top = os.path.realpath(path)
+    found = [mount.point for mount in mount_table() if mount.point == top or mount.point.startswith(top + "/")]
     # A later mount covers an earlier one at the same place: the table's order, reversed.
     found.reverse()
     return sorted(found, key=len, reverse=True)
 
 
-def unmount_below(path: str, may_go: Callable[[str], bool] = lambda point: True) -> OSError | None:
+def unmount_below(
+    path: str, may_go: Callable[[str], bool] = lambda point: True, end: Callable[[str], None] = unmount
+) -> OSError | None:
     """Unmount everything at path and below it, deepest first.
 
     may_go   says whether a mount point may be unmounted
+    end      unmounts one, or raises OSError
     Returns  the last failure, when something is still mounted there afterwards
     """
     last: OSError | None = None
@@ -220,7 +246,7 @@ def unmount_below(path: str, may_go: Callable[[str], bool] = lambda point: True)
         if not may_go(point):
             continue
         try:
-            unmount(point)
+            end(point)
         except OSError as err:
             last = err
             log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
@@ -239,6 +265,81 @@ def is_overlay(path: str) -> bool:
     with contextlib.suppress(OSError):
         return fs_magic(path) == OVERLAY_MAGIC
     return False
+
+
+def is_mounted(path: str) -> bool:
+    """Say whether an overlay is mounted at path; False where it cannot be asked."""
+    if not is_overlay(path):
+        return False
+    with contextlib.suppress(OSError):
+        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    return False
+
+
+def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
+    """Say whether an overlay writes to this directory: attached or not, in any namespace, or kept by a descriptor.
+
+    None   this kernel does not tell
+    """
+    answer = lib.lay_upper_in_use(os.fsencode(upper), userxattr)
+    if answer < 0:
+        log.debug("Cannot ask whether %s is in use: %s", upper, os.strerror(-answer), extra={"directory": upper})
+    return bool(answer) if answer >= 0 else None
+
+
+def count_mounts(device: int) -> tuple[int, bool]:
+    """Count how often a file system is mounted here, and say whether it is mounted in another mount namespace, too."""
+    here, elsewhere = ffi.new("int *"), ffi.new("int *")
+    lib.lay_count_mounts(os.major(device), os.minor(device), here, elsewhere)
+    numbers = (os.major(device), os.minor(device))
+    count = int(here[0])
+    if count < 0:                         # before Linux 6.11
+        count = sum(mount.device == numbers for mount in mount_table())
+    if elsewhere[0] >= 0:
+        return count, bool(elsewhere[0])
+    return count, any(mount.device == numbers for table in other_tables() for mount in table)
+
+
+def other_tables() -> Iterator[Iterable[MountPoint]]:
+    """List the mounts of each other mount namespace that a process is in."""
+    known = {_namespace("self")}
+    for name in os.listdir("/proc"):
+        space = _namespace(name) if name.isdecimal() else None
+        if space is not None and space not in known:
+            with contextlib.suppress(OSError):
+                table = list(mount_table(name))
+                known.add(space)
+                yield table
+
+
+def _namespace(process: str) -> int | None:
+    """The number of a process's mount namespace; None: it has ended, or may not be asked."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{process}/ns/mnt").st_ino
+    return None
+
+
+def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
+    """List what processes use of a file system: (pid, use, path), as ext/bind/inside.h has them.
+
+    ours    descriptors of this process that do not count
+    Raises  OSError
+    """
+    out, size = ffi.new("char **"), ffi.new("size_t *")
+    given = ffi.new("int[]", list(ours))
+    denied = lib.lay_uses(os.major(device), os.minor(device), given, len(ours), out, size)
+    _raise(denied, "", "/proc")
+    try:
+        text = bytes(ffi.buffer(out[0], size[0])) if size[0] else b""
+    finally:
+        lib.lay_uses_free(out[0])
+    if denied:
+        log.debug("%d processes may not be looked into", denied)
+    found = []
+    for record in text.split(b"\0")[:-1]:
+        pid, use, path = record.split(b" ", 2)
+        found.append((int(pid), use.decode(), os.fsdecode(path)))
+    return found
 
 
 def sync_filesystem(path: str) -> None:

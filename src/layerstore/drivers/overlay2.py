@@ -18,7 +18,7 @@ from layerstore import _apply, _changes, _files, _listing, _tarstream
 from layerstore.drivers import checks, mounts
 from layerstore.drivers.directories import Directories, is_there, opened
 from layerstore.drivers.graft import Graft
-from layerstore.drivers.mounting import Mounting
+from layerstore.drivers.mounting import Marks, Mounting
 from layerstore.drivers.options import human_size, parse_driver_options
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.drivers.unowned import Unowned
@@ -29,7 +29,7 @@ from layerstore.errors import (
 from layerstore.holds import Holds
 from layerstore.limits import Limits
 from layerstore.tarstream import TarStream
-from layerstore.values import Change, ChangeKind, Durability
+from layerstore.values import Change, ChangeKind, Durability, Holder
 
 log = logging.getLogger("layerstore")
 
@@ -63,10 +63,7 @@ class Overlay2:
             self._prepare(home)
         self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
         self.userxattr = checks.needs_userxattr(home)
-        self._mounting = Mounting(
-            self._at, holds or Holds(""), read_only=read_only, index_off=checks.index_parameter_exists(),
-            userxattr=self.userxattr,
-        )  # fmt: skip
+        self._mounting = Mounting(self._at, holds or Holds(""), read_only=read_only, userxattr=self.userxattr)
         if not read_only:
             self._quota, why = self._find_quota()
             if self._default_size and self._quota is None:
@@ -166,7 +163,7 @@ class Overlay2:
             try:
                 if is_there(directory):
                     if is_there(self._at.path(id, "merged")):      # there only while mounted
-                        mounts.unmount_below(directory)
+                        self._mounting.unmount_all(id)
                     self._at.remove_tree(id)
                 self._mounting.end(id)
             finally:
@@ -178,9 +175,17 @@ class Overlay2:
         """Mount id, or count one user more; gives the path. Raises OSError."""
         return self._mounting.get(id, mount_label, read_only=read_only)
 
-    def put(self, id: str) -> None:
-        """Count one user less; unmount at zero. Harmless without a get()."""
-        self._mounting.put(id)
+    def put(self, id: str, *, lazy: bool = False) -> None:
+        """Count one user less; unmount at zero. Harmless without a get(). Raises ActiveMountError."""
+        self._mounting.put(id, lazy=lazy)
+
+    def holders(self, id: str) -> list[Holder]:
+        """List who is inside id."""
+        return self._mounting.holders(id)
+
+    def mark_with(self, marks: Marks) -> None:
+        """Remember by marks which boxes were detached while somebody was inside."""
+        self._mounting.marks = marks
 
     def cleanup(self) -> None:
         """Unmount everything below home that no other store uses."""
@@ -267,9 +272,9 @@ class Overlay2:
                         source = _tarstream.export_changes(root, _changes.compare_trees(root, below))
                 else:
                     source = _tarstream.export_tree(root, 0)
-            return TarStream(source, seekable=False, on_close=lambda: self.put(id))
+            return TarStream(source, seekable=False, on_close=lambda: self._mounting.done(id))
         except BaseException:
-            self.put(id)
+            self._mounting.done(id)
             raise
 
     def diff_size(self, id: str, parent: str) -> int:
