@@ -113,7 +113,7 @@ def test_each_use_is_told_and_refuses_the_unmount(box, use):
         with pytest.raises(ActiveMountError) as error:
             box.unmount()
         assert error.value.holders == tuple(told)
-        shown = ALL[use][1].replace("\n", "\\x0a")
+        shown = ALL[use][1].replace("\n", "\\n")
         assert str(error.value) == f"box is in use by {told[0].command} ({child.pid}): {ALL[use][0]} {shown}"
         assert mount_line(path), "a refused unmount has unmounted"
     assert box.holders() == []
