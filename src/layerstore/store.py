@@ -100,6 +100,7 @@ class Store:
         durability = parse_durability(given.pop("durability", "full"))
         self._read_only = self._why_read_only(given.pop("read_only", "false"))
         limits = Limits.take(given)
+        self._max_window = limits.max_window
         fresh = not os.path.lexists(self.root)
         try:
             name = drivers.choose(self.root, driver)

@@ -98,7 +98,8 @@ WRONG = {
     "no config named": (docker_with(lambda f, e: e.pop("Config")), "has no Config"),
     "a config that is a number": (docker_with(set_key("Config", 1)), "Config has the wrong type"),
     "a config outside": (docker_with(set_key("Config", "../../etc/passwd")), "outside of the archive"),
-    "a config at the root": (docker_with(set_key("Config", "/etc/passwd")), "outside of the archive"),
+    "a config at the root": (docker_with(set_key("Config", "/etc/passwd")), "the archive has no etc/passwd"),
+    "a config behind the root": (docker_with(set_key("Config", "/../etc/passwd")), "outside of the archive"),
     "a config that is not there": (docker_with(set_key("Config", "nothing.json")), "has no nothing.json"),
     "a layer outside": (docker_with(set_key("Layers", ["../x", "a", "b"])), "outside of the archive"),
     "a layer that is not there": (docker_with(set_key("Layers", ["0/layer.tar", "1/layer.tar", "9/layer.tar"])), "has no 9/layer.tar"),
@@ -272,9 +273,12 @@ def test_a_layer_that_is_a_link_out_of_the_archive(images, room, nothing_left, v
 @pytest.mark.parametrize("name", ["manifest.json", "2/layer.tar"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_there_twice_is_refused(images, room, nothing_left, stream, name):
-    """One tool takes the first, another the last: they would see different images."""
+    """One tool takes the first, another the last: they would see different images. The same bytes are the same image."""
     files = imagekit.docker([(LAYERS, [])])
     data = tar_of(files)[:-1024] + tarkit.file(name, files[name]) + tarkit.end()
+    images.remove(images.load(Once(data) if stream else write_file(room, data))[0])
+    other = {"manifest.json": files[name] + b" ", "2/layer.tar": files["1/layer.tar"]}[name]
+    data = tar_of(files)[:-1024] + tarkit.file(name, other) + tarkit.end()
     with nothing_left(), pytest.raises(ImageError, match="more than once"):
         images.load(Once(data) if stream else write_file(room, data))
 

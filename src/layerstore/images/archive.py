@@ -7,6 +7,7 @@ whatever the headers say; the payloads are left to others.
 from __future__ import annotations
 
 import posixpath
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ BLOCK = 512
 ENTRIES_LIMIT = 200_000
 _EXTENSION_LIMIT = 1 << 20
 _NAME_LIMIT = 4096
+# Bytes that all names and link targets take in memory.
+_NAMES_LIMIT = 32 << 20
 
 FILE, LINK, HARD_LINK, OTHER = "file", "link", "hard link", "other"
 _KINDS = {b"0": FILE, b"\0": FILE, b"7": FILE, b"2": LINK, b"1": HARD_LINK}
@@ -106,7 +109,7 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
     Raises  ImageError   it is no tar, or cut
     """
     extension: dict[str, str] = {}
-    count = 0
+    count = names = 0
     while True:
         at = tell()
         block = read(BLOCK)
@@ -134,6 +137,9 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
             continue
         entry = _entry(block, _KINDS.get(kind, OTHER), start, size, extension)
         extension = {}
+        names += sys.getsizeof(entry.name) + sys.getsizeof(entry.target)
+        if names > _NAMES_LIMIT:
+            raise ImageError(f"the names in the archive take more than {_NAMES_LIMIT} bytes of memory")
         yield entry
         skip(entry.offset + entry.size + -entry.size % BLOCK - tell())
         if tell() < entry.offset + entry.size:

@@ -22,12 +22,13 @@ from layerstore._apply import guess_format
 from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
-from layerstore.images.documents import Config
-from layerstore.images.plan import Planned, PlannedLayer
-from layerstore.images.shelf import MissingError
+from layerstore.images.archive import is_header
+from layerstore.images.configs import Config
+from layerstore.images.planned import Planned, PlannedLayer
+from layerstore.images.shelf import hash_section, missing
 from layerstore.layer import Layer
 from layerstore.registration import Unpacked
-from layerstore.sources import BLOCK, HEAD, Input, Section, feed
+from layerstore.sources import HEAD, Input, Section, feed
 from layerstore.store import Store
 from layerstore.values import Descriptor, Done, Durability, Progress
 
@@ -65,15 +66,36 @@ class Job:
 
     def check(self, layer: PlannedLayer) -> None:
         """Compare what came with what was promised. Raises ImageError, or what went wrong with the file."""
-        if self.error:
-            raise self.error
         where = readable(layer.name)
-        if layer.size >= 0 and self.size != layer.size:
-            raise ImageError(f"the layer {where} has {self.size} bytes, not the {layer.size} its manifest says")
+        check_size(layer, self.size)
+        if self.error and (not layer.digest or self.digest in (None, layer.digest)):
+            raise self.error
         if layer.digest and self.digest != layer.digest:
             raise ImageError(f"the layer {where} is damaged: its digest is {self.digest}, not {layer.digest}")
         if layer.diff_id and self.diff_id != layer.diff_id:
             raise ImageError(f"the layer {where} is another one: its DiffID is {self.diff_id}, not {layer.diff_id}")
+
+
+def check_size(layer: PlannedLayer, size: int) -> None:
+    """Raise ImageError where a file has not the bytes that were promised."""
+    if layer.size not in (-1, size):
+        raise ImageError(f"the layer {readable(layer.name)} has {size} bytes, not the {layer.size} its manifest says")
+
+
+def no_tar(name: str) -> ImageError:
+    """Make the error of a file that is wanted as a layer, and is none."""
+    return ImageError(f"{readable(name)} in the archive is no layer's tar")
+
+
+def looks_like_tar(head: bytes) -> bool:
+    """Say whether a file that begins so may be a layer: packed or not, or of no bytes at all."""
+    return guess_format(head) != "plain" or is_header(head) or not head.strip(b"\0")
+
+
+def unpack_nothing(store: Store, job: Job, algorithm: str) -> None:
+    """Unpack a file of no bytes: the layer of a step that changed nothing."""
+    job.unpacked = store._registration.unpack_ahead(lambda _apply: None)
+    job.digest = Digest(f"{algorithm}:{hashlib.new(algorithm).hexdigest()}")
 
 
 class Teller:
@@ -120,6 +142,7 @@ class Gatherer:
     def missing(self, images: Iterable[Planned]) -> dict[str, PlannedLayer]:
         """The files that have to be unpacked, by name, in the order in which they are wanted."""
         found: dict[str, PlannedLayer] = {}
+        coming: set[str] = set()               # layers that an image before brings
         for image in images:
             parent = ""
             for layer in image.layers:
@@ -127,8 +150,9 @@ class Gatherer:
                     found.setdefault(layer.name, layer)
                     continue
                 parent = chain_on(parent, layer.diff_id)
-                if not self.has(parent):
+                if layer.name and parent not in coming and not self.has(parent):
                     found.setdefault(layer.name, layer)
+                    coming.add(parent)
         return found
 
     def hold(self, layer: Layer) -> None:
@@ -150,6 +174,8 @@ class Gatherer:
             for layer in image.layers:
                 if layer.diff_id and self.has(chain := chain_on(parent, layer.diff_id)):
                     parent, diff_id = chain, DiffID(layer.diff_id)
+                elif not layer.name:
+                    raise ImageError(f"a layer is left out of the archive, and is not in the store: {layer.diff_id}")
                 else:
                     job = job_of(layer.name)
                     job.check(layer)
@@ -213,20 +239,6 @@ class Openable(Protocol):
         ...
 
 
-def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> Digest:
-    """Take the digest of a part of a file."""
-    hashed = hashlib.new(algorithm)
-    at, end = section.offset, section.offset + section.size
-    while at < end:
-        stop()
-        block = os.pread(section.fd, min(BLOCK, end - at), at)
-        if not block:
-            break
-        hashed.update(block)
-        at += len(block)
-    return Digest(f"{algorithm}:{hashed.hexdigest()}")
-
-
 class Crew:
     """Threads that unpack the files of a shelf, side by side."""
 
@@ -252,11 +264,7 @@ class Crew:
         for layer in wanted.values():
             with self._shelf.opened(layer.name) as section:
                 total += section.size
-                if layer.size >= 0 and section.size != layer.size:
-                    raise ImageError(
-                        f"the layer {readable(layer.name)} has {section.size} bytes, not the {layer.size} "
-                        "its manifest says"
-                    )
+                check_size(layer, section.size)
         self._teller = Teller(self._progress, total)
         if not wanted:
             return
@@ -275,6 +283,12 @@ class Crew:
         with self._shelf.opened(layer.name) as section:
             job.size = section.size
             head = _files.read(section.fd, min(HEAD, section.size), section.offset)
+            if not looks_like_tar(head):
+                raise no_tar(layer.name)
+            if not section.size:
+                algorithm = layer.digest.algorithm if layer.digest else "sha256"
+                unpack_nothing(self._gatherer.store, job, algorithm)
+                return
             # A plain tar's digest is its DiffID.
             is_plain = guess_format(head) == "plain"
             if layer.digest and not (is_plain and layer.digest.algorithm == "sha256"):
@@ -298,7 +312,7 @@ class Crew:
         """Wait for a file. Raises what unpacking it raised."""
         future = self._futures.get(name)
         if future is None:
-            raise MissingError(f"the archive has no {readable(name)}")
+            raise missing(name)
         while not future.done():
             wait([future], 0.1)
             self._tell()

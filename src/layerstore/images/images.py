@@ -24,12 +24,14 @@ from layerstore.errors import (
 from layerstore.ids import Digest
 from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.images import load, references
-from layerstore.images.documents import host_platform, parse_config
+from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
+from layerstore.images.gojson import encode
 from layerstore.images.image import Image, Removed
 from layerstore.images.load import names_for
-from layerstore.images.plan import Planned
-from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, encode, new_directory, new_file, save
+from layerstore.images.planned import Planned
+from layerstore.images.platforms import host_platform
+from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, new_file, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer
 from layerstore.locks import claim_directory
@@ -210,7 +212,7 @@ class Images:
         gatherer = Gatherer(self.store, level)
         db = ImageDB(self._db.root, level)
         with contextlib.closing(gatherer):
-            planned, configs = load.gather(gatherer, source, platform, progress)
+            planned, configs = load.gather(gatherer, source, platform, progress, named=bool(given))
             if given:
                 if len(planned) != 1:
                     raise ImageError(f"the archive has {len(planned)} images: nobody says which of them is to be named")
@@ -258,7 +260,7 @@ class Images:
             found |= config or {}
             found.setdefault("history", [{"created": found["created"]} for _ in diff_ids])
             found["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
-            made = parse_config(encode(found), "the config")
+            made = parse_config(encode(found, "the config"), "the config")
             with self._changing():
                 self._publish(self._db, [Planned(made, [], names)], [made.data])
                 return self.get(made.id)

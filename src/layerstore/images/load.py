@@ -9,9 +9,10 @@ from typing import Any
 
 from layerstore._apply import guess_format
 from layerstore.errors import ImageError
-from layerstore.images.documents import Config
+from layerstore.images.configs import Config
 from layerstore.images.gather import Crew, Gatherer
-from layerstore.images.plan import Planned, plan
+from layerstore.images.plan import plan
+from layerstore.images.planned import Planned
 from layerstore.images.shelf import DirectoryShelf, TarShelf
 from layerstore.images.stream import Reader, Stream, decompressed, teller_of
 from layerstore.sources import HEAD, Input
@@ -21,14 +22,17 @@ _Loaded = tuple[list[Planned], list[Config]]
 _SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".tar")
 
 
-def gather(gatherer: Gatherer, source: Any, platform: str | None, progress: Progress | None) -> _Loaded:
+def gather(
+    gatherer: Gatherer, source: Any, platform: str | None, progress: Progress | None, *, named: bool
+) -> _Loaded:  # fmt: skip
     """Bring all layers of an archive into the store: what was planned, and the images' configs.
 
     source   as Images.load() takes it
+    named    names were given: those in the archive do not matter
     """
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         with contextlib.closing(DirectoryShelf(os.fspath(source))) as shelf:
-            return _from_shelf(gatherer, shelf, platform, _stem(source), progress)
+            return _from_shelf(gatherer, shelf, platform, _stem(source), progress, named=named)
     with contextlib.closing(Input(source)) as given:
         head = given.head()
         kind = guess_format(head[:HEAD])
@@ -36,7 +40,7 @@ def gather(gatherer: Gatherer, source: Any, platform: str | None, progress: Prog
         if not head:
             raise ImageError("the archive is empty")
         if given.regular and kind == "plain":
-            found = _from_shelf(gatherer, TarShelf(given.fd, given.reread()[1]), platform, stem, progress)
+            found = _from_shelf(gatherer, TarShelf(given.fd, given.reread()[1]), platform, stem, progress, named=named)
             _at_the_end(given)
             return found
         if given.regular:
@@ -45,16 +49,17 @@ def gather(gatherer: Gatherer, source: Any, platform: str | None, progress: Prog
             fd = given.fd if given.offset < 0 else -1
             reader = Reader(given.block, fd=fd, begin=head)
             tell = teller_of(progress, None, lambda: reader.position)
-            return _from_stream(gatherer, reader, platform, stem, tell)
+            return _from_stream(gatherer, reader, platform, stem, tell, named=named)
         taken = [0]
 
         def count(n: int) -> None:
             taken[0] += n
 
+        max_window = gatherer.store._max_window
         total = os.fstat(given.fd).st_size - given.reread()[1] if given.regular else None
         tell = teller_of(progress, total, lambda: taken[0])
-        with decompressed(kind, given, head, count) as reader:
-            return _from_stream(gatherer, reader, platform, stem, tell)
+        with decompressed(kind, given, head, count, max_window) as reader:
+            return _from_stream(gatherer, reader, platform, stem, tell, named=named)
 
 
 def _stem(path: str | os.PathLike[Any]) -> str:
@@ -74,9 +79,10 @@ def _at_the_end(given: Input) -> None:
 
 
 def _from_shelf(
-    gatherer: Gatherer, shelf: TarShelf | DirectoryShelf, platform: str | None, stem: str, progress: Progress | None
-) -> _Loaded:
-    images = plan(shelf, platform, stem)
+    gatherer: Gatherer, shelf: TarShelf | DirectoryShelf, platform: str | None, stem: str, progress: Progress | None,
+    *, named: bool,
+) -> _Loaded:  # fmt: skip
+    images = plan(shelf, platform, stem, named=named, known=gatherer.has)
     with Crew(gatherer, shelf, progress) as crew:
         crew.begin(gatherer.missing(images))
         configs = gatherer.put(images, crew.job_of)
@@ -84,9 +90,12 @@ def _from_shelf(
     return images, configs
 
 
-def _from_stream(gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Any) -> _Loaded:
-    stream = Stream(gatherer, reader, platform, stem, tell)
+def _from_stream(
+    gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Any, *, named: bool
+) -> _Loaded:  # fmt: skip
+    stream = Stream(gatherer, reader, platform, stem, tell, named=named)
     images = stream.run()
+    stream.check(gatherer.missing(images).values())
     configs = gatherer.put(images, stream.job_of)
     tell(end=True)
     return images, configs

@@ -103,3 +103,21 @@ def from_file_name(stem: str, tag: str) -> str | None:
     name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip("._-")
     found = parse_or_none(f"{name}:{tag}")
     return str(found) if found else None
+
+
+def parse_all(text: object, digest: str) -> list[Reference]:
+    """Read what a layout calls an entry: "name", "name:tag", "name@digest" or "name:tag@digest"; [] where it is none.
+
+    digest   the entry's own: a name by digest is kept only where it is that one
+    """
+    if not isinstance(text, str):
+        return []
+    name, at, said = text.partition("@")
+    found = []
+    called = parse_or_none(name)
+    if called and called.name != "sha256":
+        if not at or called.tag:
+            found.append(called.tagged())
+        if at and said == digest:
+            found.append(Reference(called.name, "", said))
+    return found

@@ -30,7 +30,15 @@ from layerstore._pack import Packer
 from layerstore.errors import ImageError, readable
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images import references
-from layerstore.images.documents import CONTAINERD_NAME, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, REF_NAME
+from layerstore.images.documents import (
+    CONTAINERD_NAME,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_LAYER,
+    OCI_MANIFEST,
+    OWN_IMAGE,
+    REF_NAME,
+)
 from layerstore.images.gather import Teller
 from layerstore.images.image import Image
 from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
@@ -320,7 +328,7 @@ def write_layout(
             platform = {"architecture": out.image.architecture, "os": out.image.os, "variant": out.image.variant}
             entry["platform"] = {key: value for key, value in platform.items() if value}
         for name in out.references or ("",):
-            index.append(entry | ({"annotations": _annotations(name)} if name else {}))
+            index.append(entry | {"annotations": _annotations(name) if name else {OWN_IMAGE: out.image.id}})
     target.file("oci-layout", encode({"imageLayoutVersion": "1.0.0"}))
     target.file("index.json", encode({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": index}))
     if with_docker:

@@ -1,27 +1,30 @@
 """Where the parts of an archive stand: a tar that can be read at any place, or the directory of a layout.
 
 A shelf gives documents whole, as they are small, and lends everything else as a section of a file. Names are paths in
-the archive; what leads out of it is not there.
+the archive; what leads out of it is not there. All shelves say the same of the same archive.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from layerstore import _files
 from layerstore.errors import ImageError, readable
+from layerstore.ids import Digest
 from layerstore.imagedb import DOCUMENT_LIMIT
-from layerstore.images.archive import FILE, HARD_LINK, LINK, Entry, entries, plain_path
-from layerstore.sources import Section
+from layerstore.images.archive import ENTRIES_LIMIT, Entry, entries, plain_path
+from layerstore.images.catalogue import Catalogue, follow
+from layerstore.sources import BLOCK, Section
 
-# All documents of an archive together.
-DOCUMENTS_LIMIT = 8 * DOCUMENT_LIMIT
-_LINKS_LIMIT = 10
+# All documents of an archive that are needed, together.
+DOCUMENTS_LIMIT = 4 * DOCUMENT_LIMIT
 
 
 class MissingError(ImageError):
@@ -35,55 +38,45 @@ class Shelf(Protocol):
         """Read a small file whole; None: it is not there. Raises ImageError (too large), OSError."""
         ...
 
-    def names(self) -> list[str]:
-        """Name all there is; [] where nobody looked."""
+    def has(self, name: str) -> bool:
+        """Say whether there is a file of this name."""
         ...
+
+    def names(self) -> list[str]:
+        """Name all there is, as far as the oldest archives need it."""
+        ...
+
+
+def missing(name: str) -> MissingError:
+    """Make the error that says what is not there."""
+    return MissingError(f"the archive has no {readable(name)}")
+
+
+def too_large(name: str, size: int) -> ImageError:
+    """Make the error of a document that is not read."""
+    return ImageError(f"{readable(name)} in the archive has {size} bytes, a document has at most {DOCUMENT_LIMIT}")
 
 
 def needed(shelf: Shelf, name: str) -> bytes:
     """Read a document that must be there. Raises MissingError."""
     found = shelf.document(name)
     if found is None:
-        raise MissingError(f"the archive has no {readable(name)}")
+        raise missing(name)
     return found
 
 
-def _check_size(name: str, size: int) -> None:
-    if size > DOCUMENT_LIMIT:
-        raise ImageError(f"{readable(name)} in the archive has {size} bytes, a document has at most {DOCUMENT_LIMIT}")
-
-
-class Catalogue:
-    """The entries of a tar by name, links followed within it."""
-
-    def __init__(self) -> None:
-        """Begin without any."""
-        self._entries: dict[str, Entry] = {}
-        self._twice: set[str] = set()
-
-    def add(self, entry: Entry) -> None:
-        """Enter one."""
-        if entry.name in self._entries and entry.kind in (FILE, LINK, HARD_LINK):
-            self._twice.add(entry.name)
-        self._entries[entry.name] = entry
-
-    def names(self) -> list[str]:
-        """Name all, in their order."""
-        return list(self._entries)
-
-    def find(self, name: str) -> Entry | None:
-        """Give the file of this name. Raises ImageError: it is no file, or not one alone."""
-        at = plain_path(name)
-        for _ in range(_LINKS_LIMIT):
-            if at in self._twice:
-                raise ImageError(f"{readable(at)} is in the archive more than once")
-            entry = self._entries.get(at)
-            if entry is None or entry.kind == FILE:
-                return entry
-            if entry.kind not in (LINK, HARD_LINK) or not entry.target:
-                raise ImageError(f"{readable(at)} in the archive is no file of it")
-            at = entry.target
-        raise ImageError(f"links in the archive lead in a circle: {readable(name)}")
+def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> Digest:
+    """Take the digest of a part of a file."""
+    hashed = hashlib.new(algorithm)
+    at, end = section.offset, section.offset + section.size
+    while at < end:
+        stop()
+        block = os.pread(section.fd, min(BLOCK, end - at), at)
+        if not block:
+            break
+        hashed.update(block)
+        at += len(block)
+    return Digest(f"{algorithm}:{hashed.hexdigest()}")
 
 
 class TarShelf:
@@ -94,12 +87,13 @@ class TarShelf:
         self.fd = fd
         self._at = start
         self._end = os.fstat(fd).st_size
-        self._catalogue = Catalogue()
+        self._catalogue = Catalogue(self._same)
         for entry in entries(self._read, self._skip, lambda: self._at - start):
             found = entry._replace(offset=entry.offset + start)
             if found.offset + found.size > self._end:
-                raise ImageError(f"the archive is cut: {readable(entry.name)} ends behind its end")
+                raise ImageError(f"the archive is cut, in {readable(entry.name)}")
             self._catalogue.add(found)
+        self._catalogue.end()
 
     def _read(self, n: int) -> bytes:
         data = b""
@@ -111,16 +105,27 @@ class TarShelf:
     def _skip(self, n: int) -> None:
         self._at += n
 
+    def _same(self, one: Entry, other: Entry) -> bool:
+        if one.size != other.size:
+            return False
+        first, second = (Section(self.fd, entry.offset, entry.size) for entry in (one, other))
+        return hash_section(first, "sha256", lambda: None) == hash_section(second, "sha256", lambda: None)
+
     def names(self) -> list[str]:
         """Name all entries."""
         return self._catalogue.names()
+
+    def has(self, name: str) -> bool:
+        """Say whether there is such a file."""
+        return self._catalogue.find(name) is not None
 
     def document(self, name: str) -> bytes | None:
         """Read a small file whole."""
         entry = self._catalogue.find(name)
         if entry is None:
             return None
-        _check_size(name, entry.size)
+        if entry.size > DOCUMENT_LIMIT:
+            raise too_large(name, entry.size)
         return os.pread(self.fd, entry.size, entry.offset)
 
     @contextlib.contextmanager
@@ -128,7 +133,7 @@ class TarShelf:
         """Lend a file for the length of a `with` block. Raises MissingError."""
         entry = self._catalogue.find(name)
         if entry is None:
-            raise MissingError(f"the archive has no {readable(name)}")
+            raise missing(name)
         yield Section(self.fd, entry.offset, entry.size)
 
 
@@ -147,65 +152,77 @@ class DirectoryShelf:
 
     def names(self) -> list[str]:
         """Name what lies two floors deep, as the oldest archives do."""
-        found = []
-        for top in sorted(os.listdir(self._fd)):
-            found.append(top)
+        found = list(itertools.islice(self._floors(), ENTRIES_LIMIT + 1))
+        if len(found) > ENTRIES_LIMIT:
+            raise ImageError(f"the archive has more than {ENTRIES_LIMIT} entries")
+        return found
+
+    def _floors(self) -> Iterator[str]:
+        for top in self._listed(self._fd):
+            yield top
             with contextlib.suppress(OSError):
                 fd = _files.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._fd)
                 try:
-                    found += [f"{top}/{name}" for name in sorted(os.listdir(fd))]
+                    yield from [f"{top}/{name}" for name in self._listed(fd)]
                 finally:
                     _files.close(fd)
-        return found
+
+    @staticmethod
+    def _listed(fd: int) -> list[str]:
+        with os.scandir(fd) as found:
+            return sorted(entry.name for entry in itertools.islice(found, ENTRIES_LIMIT + 1))
 
     def _open(self, name: str) -> int | None:
-        """A regular file's descriptor; None: it is not there. Links are read, and followed only inside."""
-        for _ in range(_LINKS_LIMIT):
-            at = plain_path(name)
-            if not at or at == ".":
-                return None
-            found = self._step(at)
-            if isinstance(found, int) or found is None:
-                return found
-            name = found
-        raise ImageError(f"links in the layout lead in a circle: {readable(name)}")
-
-    def _step(self, path: str) -> int | str | None:
-        """The file's descriptor, or the path that the first link on the way means."""
-        parts = path.split("/")
+        """Open a regular file; None: it is not there. Links are read, and followed only inside."""
+        at = follow(name, self._link_at)
+        if not at or at == ".":
+            return None
         directory = os.dup(self._fd)
         try:
+            parts = at.split("/")
             for number, part in enumerate(parts):
-                last = number == len(parts) - 1
-                flags = os.O_RDONLY | os.O_NOFOLLOW | (os.O_NONBLOCK | os.O_NOCTTY if last else os.O_DIRECTORY)
+                more = os.O_NONBLOCK | os.O_NOCTTY if number == len(parts) - 1 else os.O_DIRECTORY
                 try:
-                    fd = _files.open(part, flags, dir_fd=directory)
-                except FileNotFoundError:
+                    fd = _files.open(part, os.O_RDONLY | os.O_NOFOLLOW | more, dir_fd=directory)
+                except (FileNotFoundError, NotADirectoryError):
                     return None
                 except OSError as err:
-                    target = self._link(part, directory) if err.errno in (errno.ELOOP, errno.ENOTDIR) else None
-                    if target is None:
-                        raise
-                    where = plain_path("/".join([*parts[:number], target, *parts[number + 1 :]]))
-                    if target.startswith("/") or not where:
-                        raise ImageError(f"{readable(path)} leads out of the layout") from None
-                    return where
+                    if err.errno in (errno.ENXIO, errno.ELOOP):      # a socket; a link since a moment ago
+                        raise ImageError(f"{readable(at)} in the archive is no file of it") from None
+                    raise
                 _files.close(directory)
                 directory = fd
             if not stat.S_ISREG(_files.mode_of(directory)):
-                raise ImageError(f"{readable(path)} in the layout is no file")
+                raise ImageError(f"{readable(at)} in the archive is no file of it")
             found, directory = directory, -1
             return found
         finally:
             if directory >= 0:
                 _files.close(directory)
 
-    @staticmethod
-    def _link(name: str, directory: int) -> str | None:
+    def _link_at(self, path: str) -> str | None:
+        """Read a link whose own directory is reached through none: follow() asks from the root on."""
+        parts = path.split("/")
+        directory = os.dup(self._fd)
         try:
-            return os.readlink(name, dir_fd=directory)
+            for part in parts[:-1]:
+                fd = _files.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                _files.close(directory)
+                directory = fd
+            target = os.readlink(parts[-1], dir_fd=directory)
         except OSError:
             return None
+        finally:
+            _files.close(directory)
+        return "" if target.startswith("/") else plain_path("/".join([*parts[:-1], target]))
+
+    def has(self, name: str) -> bool:
+        """Say whether there is such a file."""
+        fd = self._open(name)
+        if fd is None:
+            return False
+        _files.close(fd)
+        return True
 
     def document(self, name: str) -> bytes | None:
         """Read a small file whole."""
@@ -213,7 +230,9 @@ class DirectoryShelf:
         if fd is None:
             return None
         try:
-            _check_size(name, os.fstat(fd).st_size)
+            size = os.fstat(fd).st_size
+            if size > DOCUMENT_LIMIT:
+                raise too_large(name, size)
             return os.pread(fd, DOCUMENT_LIMIT, 0)
         finally:
             _files.close(fd)
@@ -223,7 +242,7 @@ class DirectoryShelf:
         """Lend a file for the length of a `with` block. Raises MissingError, OSError."""
         fd = self._open(name)
         if fd is None:
-            raise MissingError(f"the layout has no {readable(name)}")
+            raise missing(name)
         try:
             yield Section(fd, 0, os.fstat(fd).st_size)
         finally:

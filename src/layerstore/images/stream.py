@@ -14,7 +14,8 @@ import os
 import re
 import select
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from layerstore._apply import guess_format
@@ -22,13 +23,19 @@ from layerstore.decompress import decompress
 from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.imagedb import DOCUMENT_LIMIT
-from layerstore.images.archive import FILE, Entry, entries, is_header
-from layerstore.images.gather import Gatherer, Job, Teller, named
-from layerstore.images.plan import Planned, digest_in, plan
-from layerstore.images.shelf import DOCUMENTS_LIMIT, Catalogue, MissingError
+from layerstore.images.archive import FILE, Entry, entries
+from layerstore.images.catalogue import Catalogue
+from layerstore.images.gather import Gatherer, Job, Teller, check_size, looks_like_tar, named, no_tar, unpack_nothing
+from layerstore.images.plan import plan
+from layerstore.images.planned import Planned, PlannedLayer, check_useful, digest_in
+from layerstore.images.shelf import missing, too_large
 from layerstore.sources import BLOCK, HEAD, Input, feed
 
 _TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")
+# Bytes of documents that wait, packed.
+_KEPT_LIMIT = 24 << 20
+# How often it is asked whether all documents have come: in most archives once is enough.
+_LOOKS_LIMIT = 32
 
 
 class Reader:
@@ -119,119 +126,182 @@ class Part:
         return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
 
 
+class Kept:
+    """The documents of a stream, as they come: packed, and only those that an image may need."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._catalogue = Catalogue(self._same)
+        self._documents: dict[int, bytes | ImageError] = {}      # by the entry's offset
+        self._digests: dict[int, Digest] = {}                    # of what is no document, where it is known
+        self._kept = 0
+        self.names, self.find = self._catalogue.names, self._catalogue.find
+        self.add, self.end = self._catalogue.add, self._catalogue.end
+
+    def has(self, name: str) -> bool:
+        """Say whether a file of this name came."""
+        return self.find(name) is not None
+
+    def keep(self, entry: Entry, data: bytes | None) -> None:
+        """Keep a document; None: it is too large."""
+        found: bytes | ImageError
+        try:
+            if data is None:
+                raise too_large(entry.name, entry.size)
+            check_useful(entry.name, data)
+            found = zlib.compress(data, 1)
+            self._kept += len(found)
+        except ImageError as err:
+            found = err.with_traceback(None)
+        if self._kept > _KEPT_LIMIT:
+            raise ImageError(f"the archive has documents of more than {_KEPT_LIMIT} bytes, packed")
+        self._documents[entry.offset] = found
+
+    def hashed(self, entry: Entry, digest: Digest | None) -> None:
+        """Learn the digest of what is no document."""
+        if digest:
+            self._digests[entry.offset] = digest
+
+    def document(self, name: str) -> bytes | None:
+        """Give a document that came."""
+        entry = self.find(name)
+        if entry is None:
+            return None
+        found = self._documents.get(entry.offset)
+        if found is None:
+            raise ImageError(f"{readable(entry.name)} in the archive is no document")
+        if isinstance(found, ImageError):
+            raise found
+        return zlib.decompress(found)
+
+    def _same(self, one: Entry, other: Entry) -> bool:
+        for of in (self._documents, self._digests):
+            first, second = of.get(one.offset), of.get(other.offset)
+            if isinstance(first, (bytes, str)) and first == second:
+                return True
+        return False
+
+
 class Stream:
     """One pass over an archive."""
 
     def __init__(
-        self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None]
-    ) -> None:
-        """tell   called now and then, for progress"""
+        self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None], *,
+        named: bool,
+    ) -> None:  # fmt: skip
+        """tell   called now and then, for progress.  named: as plan() has it"""
         self._gatherer, self._reader, self._tell = gatherer, reader, tell
-        self._platform, self._stem = platform, stem
-        self._catalogue = Catalogue()
-        self._documents: dict[str, bytes] = {}
-        self._kept = 0
+        self._platform, self._stem, self._named = platform, stem, named
+        self._kept = Kept()
         self._tops: dict[DiffID, ChainID] | None = None
         self._wanted: dict[str, bool] | None = None      # once that is known: files that are named, whether to unpack
+        self._planned: dict[str, PlannedLayer] = {}
+        self._sure = False                         # nothing else can be wanted
         self._stale = False                        # a document came since it was last asked
-
-    # -- the shelf that plan() reads --
-
-    def document(self, name: str) -> bytes | None:
-        """Give a document that came."""
-        entry = self._catalogue.find(name)
-        if entry is None:
-            return None
-        if entry.name not in self._documents:
-            raise ImageError(f"{readable(name)} in the archive is no document, or is larger than one may be")
-        return self._documents[entry.name]
-
-    def names(self) -> list[str]:
-        """Name all entries that came."""
-        return self._catalogue.names()
-
-    # -- the pass --
+        self._looks = 0
 
     def run(self) -> list[Planned]:
         """Read all of it. Returns what is to be loaded; job_of() then has the files."""
         reader = self._reader
         for entry in entries(reader.exactly, lambda n: reader.skip(n, self._tell), lambda: reader.position):
-            self._catalogue.add(entry)
+            self._kept.add(entry)
             if entry.kind == FILE:
                 self._take(entry)
         reader.skip(1 << 62, self._tell)
-        return plan(self, self._platform, self._stem)
+        self._kept.end()
+        return self._plan(complete=True)
+
+    def _plan(self, *, complete: bool) -> list[Planned]:
+        return plan(
+            self._kept, self._platform, self._stem, complete=complete, named=self._named, known=self._gatherer.has
+        )
+
+    def check(self, wanted: Iterable[PlannedLayer]) -> None:
+        """Raise MissingError, ImageError: a layer is not there, or is of another size."""
+        for layer in wanted:
+            entry = self._kept.find(layer.name)
+            if entry is None:
+                raise missing(layer.name)
+            check_size(layer, entry.size)
 
     def job_of(self, name: str) -> Job:
         """Give the job of a file. Raises MissingError."""
-        entry = self._catalogue.find(name)
+        entry = self._kept.find(name)
         if entry is None:
-            raise MissingError(f"the archive has no {readable(name)}")
+            raise missing(name)
         job = self._gatherer.jobs.get(entry.name)
         if job is None:
-            raise ImageError(f"{readable(name)} in the archive is no layer's tar")
-        with named(name):
-            if job.error:
-                raise job.error
+            with named(name):
+                raise no_tar(name)
         return job
 
     def _take(self, entry: Entry) -> None:
         head = self._reader.exactly(min(HEAD, entry.size))
         if len(head) < min(HEAD, entry.size):
             raise ImageError(f"the archive is cut, in {readable(entry.name)}")
-        kind = guess_format(head)
-        if kind == "plain" and not is_header(head) and head.strip(b"\0"):
-            if entry.size <= DOCUMENT_LIMIT:
-                self._keep(entry, head)
+        if not looks_like_tar(head):
+            self._keep(entry, head)
             return
-        if kind == "plain" and not head:
-            self._documents[entry.name] = b""
-            return
+        if not head:
+            self._kept.keep(entry, b"")
         self._look_ahead()
         if not self._is_wanted(entry.name):
             return
-        if entry.name in self._gatherer.jobs:
-            return                                 # twice, which the catalogue tells who asks for it
+        algorithm = named_digest.algorithm if (named_digest := digest_in(entry.name)) else "sha256"
+        if entry.name in self._gatherer.jobs:      # again: the catalogue asks whether it is the same
+            part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
+            self._kept.hashed(entry, part.digest())
+            return
         job = self._gatherer.jobs[entry.name] = Job()
         job.size = entry.size
         try:
             with named(entry.name):
-                self._unpack(entry, head, kind, job)
+                if head:
+                    self._unpack(entry, head, guess_format(head), job)
+                else:
+                    unpack_nothing(self._gatherer.store, job, algorithm)
         except LayerStoreError as err:
-            # Perhaps nobody wants it; job_of() raises it if somebody does.
-            if self._wanted and entry.name in self._wanted:
-                raise
-            job.error = err
+            # Perhaps nobody wants it; check() raises it if somebody does.
+            job.error = err.with_traceback(None)
+            if planned := self._planned.get(entry.name):
+                job.check(planned)
+        self._kept.hashed(entry, job.digest)
 
     def _keep(self, entry: Entry, head: bytes) -> None:
-        self._kept += entry.size
-        if self._kept > DOCUMENTS_LIMIT:
-            raise ImageError(f"the archive has documents of more than {DOCUMENTS_LIMIT} bytes")
+        if entry.size > DOCUMENT_LIMIT:
+            self._kept.keep(entry, None)
+            return
         data = head + self._reader.exactly(entry.size - len(head))
         if len(data) < entry.size:
             raise ImageError(f"the archive is cut, in {readable(entry.name)}")
-        self._documents[entry.name] = data
+        self._kept.keep(entry, data)
         self._stale = True
 
     def _look_ahead(self) -> None:
         """Where all documents have come already, they say what is wanted."""
-        if not self._stale or self._wanted is not None:
+        if not self._stale or self._wanted is not None or self._looks >= _LOOKS_LIMIT:
             return
         self._stale = False
-        if not {"manifest.json", "index.json"} & self._documents.keys():
-            return
+        self._looks += 1
         try:
-            images = plan(self, self._platform, self._stem)
-        except MissingError:
+            lists = [self._kept.has(name) for name in ("manifest.json", "index.json")]
+            images = self._plan(complete=False) if any(lists) else []
+        except ImageError:                         # what is still wrong at the end is said then
             return
-        missing = self._gatherer.missing(images)
-        self._wanted = {layer.name: layer.name in missing for image in images for layer in image.layers}
+        if not any(lists):
+            return
+        self._sure = all(lists)
+        self._planned = self._gatherer.missing(images)
+        self._wanted = {layer.name: layer.name in self._planned for image in images for layer in image.layers}
 
     def _is_wanted(self, name: str) -> bool:
-        """Might a file be a layer that has to be unpacked? A link that comes later may lead to it, but to no blob."""
+        """Might a file be a layer that has to be unpacked?
+
+        A list that comes later may name it, and a link that comes later may lead to it, but to no blob.
+        """
         if self._wanted is None:
             return True
-        return self._wanted.get(name, digest_in(name) is None)
+        return self._wanted.get(name, not self._sure or digest_in(name) is None)
 
     def _unpack(self, entry: Entry, head: bytes, kind: str, job: Job) -> None:
         named_digest = digest_in(entry.name)
@@ -252,8 +322,12 @@ class Stream:
         part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
 
         def fill_part(apply: Any) -> None:
-            with contextlib.closing(Input(part)) as given:
-                feed(given, apply)
+            try:
+                with contextlib.closing(Input(part)) as given:
+                    feed(given, apply)
+            except LayerStoreError:
+                job.digest = part.digest()             # other bytes than promised is what is said then
+                raise
             job.digest = part.digest()
             if part.left:
                 raise ImageError(f"the archive is cut, in {readable(entry.name)}")
@@ -288,12 +362,15 @@ class Stream:
 
 
 @contextlib.contextmanager
-def decompressed(kind: str, given: Input, head: bytes, count: Callable[[int], None]) -> Iterator[Reader]:
+def decompressed(
+    kind: str, given: Input, head: bytes, count: Callable[[int], None], max_window: int
+) -> Iterator[Reader]:  # fmt: skip
     """Open the archive within a compressed stream, which a thread of its own decompresses.
 
     kind    as guess_format() says
     head    what was read of given before
     count   told of compressed bytes taken, from that thread
+    max_window   as decompress() has it
     Raises  at the end, what decompressing raised
     """
     end_to_read, end_to_write = os.pipe()
@@ -316,7 +393,7 @@ def decompressed(kind: str, given: Input, head: bytes, count: Callable[[int], No
 
     def work() -> None:
         try:
-            decompress(kind, read, give)
+            decompress(kind, read, give, max_window)
         except BrokenPipeError:
             pass                               # nobody wants the rest
         except BaseException as err:

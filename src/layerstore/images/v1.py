@@ -5,31 +5,40 @@ Source: moby, image/v1/imagev1.go and image/tarexport/load.go (legacyLoadImage)
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from layerstore.errors import ImageError
-from layerstore.images.documents import Config, field, parse_config
+from layerstore.images.configs import V1, Config, parse_config
+from layerstore.images.gojson import encode, parse_object, struct
 
 _DROPPED = ("id", "parent", "Size", "parent_id", "layer_id", "throwaway")
 _GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
+def parse(data: bytes, what: str) -> dict[str, Any]:
+    """Read a layer's document, as it stands; its fields are of the right kinds. Raises ImageError."""
+    found = parse_object(data, what)
+    taken = struct(V1)(found, what)
+    odd = [key for key in taken if key not in found]
+    if odd:
+        raise ImageError(f"{what}: {odd[0]} is not spelled as docker spells it")
+    return found
+
+
 def parent_of(document: dict[str, Any]) -> str:
     """The id of the layer below; "" for a base."""
-    return field(document, "parent", str, "a layer's json", "")
+    return document.get("parent") or ""
 
 
 def _step(document: dict[str, Any]) -> dict[str, Any]:
     """The line of an image's history that a layer's document says."""
-    ran: dict[str, Any] = field(document, "container_config", dict, "a layer's json", {})
-    command = ran.get("Cmd") or []
-    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-        raise ImageError("a layer's json: its command is no list of texts")
+    command = (document.get("container_config") or {}).get("Cmd") or []
+    words = [command] if isinstance(command, str) else command
     step = {"created": document.get("created") or "0001-01-01T00:00:00Z"}
     for key, value in (
-        ("author", document.get("author")), ("created_by", " ".join(command)), ("comment", document.get("comment")),
+        ("author", document.get("author")), ("created_by", " ".join(word or "" for word in words)),
+        ("comment", document.get("comment")),
     ):  # fmt: skip
         if value:
             step[key] = value
@@ -41,7 +50,8 @@ def make_config(documents: Sequence[dict[str, Any]], diff_ids: Sequence[str]) ->
     top = {key: value for key, value in documents[-1].items() if key not in _DROPPED}
     top["rootfs"] = {"type": "layers", "diff_ids": list(diff_ids)}
     top["history"] = [_step(document) for document in documents]
-    data = json.dumps(dict(sorted(top.items())), ensure_ascii=False, separators=(",", ":"))
+    what = "the config made of a layer's json"
+    data = encode(dict(sorted(top.items())), what).decode()
     for plain, escaped in _GO_ESCAPES.items():
         data = data.replace(plain, escaped)
-    return parse_config(data.encode("utf-8", "replace"), "the config made of a layer's json")
+    return parse_config(data.encode(), what)

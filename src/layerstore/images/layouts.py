@@ -1,0 +1,297 @@
+"""Images of OCI layouts, and of what else names blobs by digest: from an index down to the images that serve.
+
+An index names manifests, and other indexes. What is no image (a chart, an SBOM, a signature, an attestation, one of
+another system) is passed over, and so is what an archive of one platform has left out; both are errors only where no
+image remains.
+Source: OCI image-layout.md, image-index.md and annotations.md; containerd, images/archive/importer.go
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from layerstore.errors import ImageError, readable
+from layerstore.ids import Digest
+from layerstore.images import references
+from layerstore.images.configs import NoImageError, parse_config
+from layerstore.images.documents import (
+    CONTAINERD_NAME,
+    INDEXES,
+    MANIFESTS,
+    OWN_IMAGE,
+    REF_NAME,
+    Blob,
+    Manifest,
+    parse_manifest_or_index,
+    read_blob,
+)
+from layerstore.images.planned import Documents, Planned, PlannedLayer
+from layerstore.images.platforms import Platform, normalized, rank
+from layerstore.images.shelf import MissingError
+
+# Indexes within indexes, and manifests altogether.
+_DEPTH_LIMIT = 8
+MANIFESTS_LIMIT = 4096
+# What says nothing about what it is.
+_VAGUE = ("", "application/json", "application/octet-stream", "text/plain")
+
+
+class Wanted(NamedTuple):
+    """Which images are asked for.
+
+    platform  whose; None: all that are there
+    asked     somebody asked for this platform; else it is this host's, and another serves where it is the only one
+    complete  all that the archive has has come; else MissingError says that something has not
+    stem      what the archive itself is called, for names that are only tags; ""
+    named     names were given: those in the archive do not matter
+    """
+
+    platform: Platform | None
+    asked: bool
+    complete: bool
+    stem: str
+    named: bool
+
+
+class _Leaf(NamedTuple):
+    """A manifest that an index leads to, and the platform that it is said to be for."""
+
+    blob: Blob
+    platform: Platform | None
+
+
+def place_in_layout(digest: Digest, *, manifest: bool = False) -> str:
+    """Give the path of a blob in an OCI layout."""
+    return f"blobs/{digest.algorithm}/{digest.encoded}"
+
+
+def is_attestation(blob: Blob) -> bool:
+    """Say whether an entry is what a builder tells about an image, and no image."""
+    kind = blob.annotations.get("vnd.docker.reference.type")
+    return kind == "attestation-manifest" or (blob.platform is not None and blob.platform.os == "unknown")
+
+
+class Layout:
+    """The images that an index leads to."""
+
+    def __init__(self, documents: Documents, wanted: Wanted, place: Callable[..., str] = place_in_layout) -> None:
+        """place   gives the path of a digest; manifest=True: of a manifest or an index"""
+        self._documents, self._wanted, self._place = documents, wanted, place
+        self._manifests = 0
+        self.notes: list[str] = []
+        self._no_images: list[ImageError] = []
+        self._lacking: list[ImageError] = []
+        self._unfit: list[ImageError] = []
+
+    def images(self, index: Sequence[Blob]) -> list[Planned]:
+        """Give them. Raises MissingError, ImageError."""
+        groups: dict[tuple[str, ...], list[Blob]] = {}
+        for blob in index:
+            if not is_attestation(blob):
+                groups.setdefault(_group(blob), []).append(blob)
+        found: list[Planned] = []
+        for group, blobs in groups.items():
+            images = self._chosen(blobs, flat=group == ("",))
+            names = self._names(blobs[0]) if images else []
+            found += [image._replace(references=names) for image in images]
+        if not found:
+            raise self._why_none()
+        self.notes += [f"passed over: {error}" for error in (*self._no_images, *self._unfit, *self._lacking)]
+        return found
+
+    def _why_none(self) -> ImageError:
+        for errors in (self._unfit, self._no_images, self._lacking):
+            if errors:
+                also = self._lacking[0] if self._lacking and errors is not self._lacking else None
+                return type(errors[0])(f"{errors[0]}; {also}") if also else errors[0]
+        return ImageError("there is no image in the layout")
+
+    # ---- names ----
+
+    def _names(self, blob: Blob) -> list[str]:
+        if self._wanted.named:
+            return []
+        said = [blob.annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if blob.annotations.get(key)]
+        found = [str(each) for each in _references(blob, self._wanted.stem)]
+        if said and not found:
+            where = "" if self._wanted.stem else " (the archive itself has no name that a bare tag could go with)"
+            self.notes.append(f"the image keeps no name: {readable(said[0][:200])!r} is none of Docker's{where}")
+        return found
+
+    # ---- from an entry to the manifests below ----
+
+    def _read(self, blob: Blob, *, manifest: bool) -> bytes | None:
+        try:
+            return read_blob(self._documents, self._place(blob.digest, manifest=manifest), blob)
+        except MissingError as err:
+            if not self._wanted.complete:
+                raise
+            self._lacking.append(err)
+            return None
+
+    def _parsed(self, blob: Blob) -> Manifest | list[Blob] | None:
+        """Read a manifest or an index; None: it is not there, or no image's."""
+        if blob.media_type not in (*INDEXES, *MANIFESTS, *_VAGUE):
+            kind = readable(blob.media_type[:100])
+            self._no_images.append(NoImageError(f"the blob {blob.digest} is no image but {kind!r}"))
+            return None
+        data = self._read(blob, manifest=True)
+        if data is None:
+            return None
+        try:
+            return parse_manifest_or_index(data, blob.media_type, f"the manifest {blob.digest}")
+        except NoImageError as err:
+            self._no_images.append(err)
+            return None
+
+    def _leaves(self, blob: Blob, depth: int = 0) -> Iterator[_Leaf]:
+        if depth > _DEPTH_LIMIT:
+            raise ImageError(f"indexes lie more than {_DEPTH_LIMIT} deep in each other, or in a circle")
+        self._manifests += 1
+        if self._manifests > MANIFESTS_LIMIT:
+            raise ImageError(f"the layout has more than {MANIFESTS_LIMIT} manifests")
+        if is_attestation(blob):
+            return
+        if blob.media_type not in MANIFESTS:
+            parsed = self._parsed(blob)
+            if parsed is None:
+                return
+            if isinstance(parsed, list):
+                for entry in parsed:
+                    yield from self._leaves(entry, depth + 1)
+                return
+        yield _Leaf(blob, normalized(*blob.platform) if blob.platform else None)
+
+    # ---- from a manifest to an image ----
+
+    def _image(self, leaf: _Leaf) -> Planned | None:
+        """Give the image of a manifest; None: it has none that can be had here."""
+        manifest = self._parsed(leaf.blob)
+        if not isinstance(manifest, Manifest):
+            return None
+        what = f"the manifest {leaf.blob.digest}"
+        data = self._read(manifest.config, manifest=False)
+        if data is None:
+            return None
+        try:
+            config = parse_config(data, f"the config {manifest.config.digest}")
+        except NoImageError as err:
+            self._no_images.append(err)
+            return None
+        is_for = normalized(*config.platform)
+        if self._wanted.asked and leaf.platform and is_for.architecture and is_for[:2] != leaf.platform[:2]:
+            raise ImageError(f"{what} is for {config.platform}, not for {leaf.platform}")
+        if len(manifest.layers) != len(config.diff_ids):
+            raise ImageError(f"{what} has {len(manifest.layers)} layers, its config {len(config.diff_ids)}")
+        layers = [
+            PlannedLayer(self._place(blob.digest), diff_id, blob.digest, blob.size)
+            for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+        ]
+        return Planned(config, layers, [])
+
+    # ---- which of them ----
+
+    def _chosen(self, blobs: Sequence[Blob], *, flat: bool) -> list[Planned]:
+        """Give the images of entries of one name: those that serve best.
+
+        flat   they have no name: one image for several platforms, or several images
+        """
+        pool: dict[tuple[Digest, Platform | None], tuple[int, _Leaf]] = {}
+        for entry, blob in enumerate(blobs):
+            for leaf in self._leaves(blob):
+                pool.setdefault((leaf.blob.digest, leaf.platform), (entry, leaf))
+        entries, leaves = [entry for entry, _ in pool.values()], [leaf for _, leaf in pool.values()]
+        made: dict[int, Planned | None] = {}
+
+        def image(number: int) -> Planned | None:
+            if number not in made:
+                made[number] = self._image(leaves[number])
+            return made[number]
+
+        def platform_of(number: int) -> Platform | None:
+            platform = leaves[number].platform
+            if platform is None and (found := image(number)) and found.config:
+                platform = normalized(*found.config.platform)
+            return platform
+
+        everything = range(len(leaves))
+        wanted = self._wanted.platform
+        if wanted is None:
+            return [found for number in everything if (found := image(number))]
+        platforms = {number: platform for number in everything if (platform := platform_of(number))}
+        ranks = {number: serves for number, has in platforms.items() if (serves := rank(has, wanted))}
+        for best in sorted(set(ranks.values()), reverse=True):
+            chosen: dict[int, Planned] = {}
+            for number in (number for number in ranks if ranks[number] == best):
+                if entries[number] not in chosen and (found := image(number)):
+                    chosen[entries[number]] = found
+            if chosen:
+                left_out = sorted({str(platforms[number]) for number in platforms.keys() - ranks.keys()})
+                if flat and left_out:
+                    self.notes.append(f"left out: images without a name for {', '.join(left_out)[:500]}")
+                return list(chosen.values())
+        if not self._wanted.asked:
+            others = {number: found for number in everything if number not in ranks and (found := image(number))}
+            if len({platforms.get(number) for number in others}) == 1:
+                return list(others.values())
+        if platforms:
+            has = ", ".join(sorted({str(platform) for platform in platforms.values()}))[:500]
+            self._unfit.append(ImageError(
+                f"no image for {wanted} in the archive, which has {has}" if len(platforms) > 1 else
+                f"no image for {wanted} in the archive: what it has is for {has}, not for {wanted}"
+            ))  # fmt: skip
+        return []
+
+    # ---- what else reads an index ----
+
+    def configs(self, index: Sequence[Blob]) -> tuple[dict[str, set[str]], bool]:
+        """Give the configs that an index leads to, by name ("" for all), and whether that is all of them.
+
+        Nothing here is an error: another document says what is loaded.
+        """
+        found: dict[str, set[str]] = {"": set()}
+        whole = True
+        for blob in index:
+            if is_attestation(blob):
+                continue
+            before = len(self._lacking)
+            ids: set[str] = set()
+            try:
+                for leaf in self._leaves(blob):
+                    manifest = self._parsed(leaf.blob)
+                    if isinstance(manifest, Manifest):
+                        ids.add(manifest.config.digest)
+            except MissingError:
+                raise
+            except ImageError:
+                whole = False
+            whole = whole and len(self._lacking) == before
+            for name in ("", *(str(each) for each in _references(blob, ""))):
+                found.setdefault(name, set()).update(ids)
+        return found, whole
+
+
+def _group(blob: Blob) -> tuple[str, ...]:
+    """Entries of one name are one image, for several platforms."""
+    named = (blob.annotations.get(CONTAINERD_NAME) or "", blob.annotations.get(REF_NAME) or "")
+    if any(named):
+        return named
+    own = blob.annotations.get(OWN_IMAGE) or (blob.digest if blob.media_type in INDEXES else "")
+    return ("own", own, "") if own else ("",)
+
+
+def _references(blob: Blob, stem: str) -> list[references.Reference]:
+    """The names of an entry that Docker knows."""
+    full = references.parse_all(blob.annotations.get(CONTAINERD_NAME), blob.digest)
+    name = blob.annotations.get(REF_NAME)
+    if not name:
+        return full
+    if "/" in name or ":" in name:
+        return references.parse_all(name, blob.digest) or full
+    if full:
+        # A tool that knows only the latter, as umoci does, leaves the former as it was on a new image.
+        moved = references.parse_or_none(f"{full[0].name}:{name}")
+        return [moved, *(each for each in full if each.digest)] if moved else full
+    made = references.from_file_name(stem, name) if stem else None
+    return [references.parse(made)] if made else []

@@ -1,0 +1,87 @@
+"""What is planned: the images to load, their layers, and the documents that say so."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from layerstore.errors import ImageError, InvalidDigestError, readable
+from layerstore.ids import DiffID, Digest
+from layerstore.images.configs import Config
+from layerstore.images.gojson import top_keys
+from layerstore.images.shelf import DOCUMENTS_LIMIT, Shelf
+
+_BLOB = re.compile(r"blobs/(sha256|sha512)/([a-f0-9]+)")
+# Larger documents are looked at before they are kept: attestations are large, and no image needs them.
+_SMALL = 64 << 10
+_KEYS = {"rootfs", "config", "layers", "manifests", "fslayers", "container_config"}
+_BY_NAME = ("manifest.json", "index.json", "repositories")
+
+
+class PlannedLayer(NamedTuple):
+    """A layer to be had from an archive.
+
+    name     its path in the archive; "" where it was left out, as the other side has it
+    diff_id  what its tar must be; "" where only the tar says
+    digest   what the file itself must be, or None
+    size     bytes of the file, or -1
+    """
+
+    name: str
+    diff_id: DiffID | str
+    digest: Digest | None = None
+    size: int = -1
+
+
+class Planned(NamedTuple):
+    """An image to be loaded.
+
+    config   None: made of v1, the documents of its layers, once the layers are known
+    """
+
+    config: Config | None
+    layers: list[PlannedLayer]
+    references: list[str]
+    parent: str = ""
+    v1: tuple[dict[str, Any], ...] = ()
+
+
+def digest_in(name: str) -> Digest | None:
+    """The digest that a blob's path in a layout says."""
+    found = _BLOB.fullmatch(name)
+    if not found:
+        return None
+    try:
+        return Digest(":".join(found.groups()))
+    except InvalidDigestError:
+        return None
+
+
+def check_useful(name: str, data: bytes) -> None:
+    """Raise ImageError where a large document is none that an image has."""
+    if len(data) <= _SMALL or name in _BY_NAME:
+        return
+    what = f"{readable(name)} in the archive"
+    if not top_keys(data, what) & _KEYS:
+        raise ImageError(f"{what} is no document of an image")
+
+
+class Documents:
+    """The documents of a shelf that are of use, and not more than memory has room for, all together."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        """shelf   asked for what is not known yet"""
+        self._shelf, self._left = shelf, DOCUMENTS_LIMIT
+        self._seen: set[str] = set()
+        self.names, self.has = shelf.names, shelf.has
+
+    def document(self, name: str) -> bytes | None:
+        """Read one, as the shelf does."""
+        found = self._shelf.document(name)
+        if found is not None and name not in self._seen:
+            self._seen.add(name)
+            check_useful(name, found)
+            self._left -= len(found)
+        if self._left < 0:
+            raise ImageError(f"the archive has documents of more than {DOCUMENTS_LIMIT} bytes")
+        return found
