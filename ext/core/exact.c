@@ -3,7 +3,7 @@
  * The bytes of the second pass come from where they are now (the tree, or the scratch directory for what
  * was replaced) through the assembler, which checks each CRC and the DiffID: so a plan that is wrong
  * cannot go unnoticed. Where there is no tree, the tar is read once more and the names alone say what tree
- * it would make. Rare, so simple: names are sorted in memory.
+ * it would make. Rare, so simple: hashes of the names are sorted in memory.
  */
 #include "exact.h"
 
@@ -18,7 +18,9 @@
 
 #define BLOCK (1u << 20)
 
-typedef struct named { char *name; uint64_t ordinal; char type; } named;   /* type: only without a tree */
+/* An entry, by hashes of its name and of the place that name stands for: 24 bytes however long the name. Two names with
+ * one hash would only put the earlier one's payload into the record for nothing. */
+typedef struct named { uint64_t name, place, ordinal; } named;
 
 typedef struct plan {
     uint8_t *marks; uint64_t count;
@@ -27,33 +29,44 @@ typedef struct plan {
 
 static void free_plan(plan *p)
 {
-    for (size_t i = 0; i < p->nnames; i++)
-        free(p->names[i].name);
     free(p->names);
     free(p->marks);
+}
+
+static int by(uint64_t a, uint64_t b, uint64_t ordinal_a, uint64_t ordinal_b)
+{
+    return a != b ? (a < b ? -1 : 1) : ordinal_a < ordinal_b ? -1 : ordinal_a > ordinal_b;
 }
 
 static int by_name(const void *a, const void *b)
 {
     const named *x = a, *y = b;
-    int c = strcmp(x->name, y->name);
-    return c ? c : x->ordinal < y->ordinal ? -1 : x->ordinal > y->ordinal;
+    return by(x->name, y->name, x->ordinal, y->ordinal);
 }
 
-static lay_code keep_name(plan *p, const char *name, size_t n, uint64_t ordinal, char type, lay_error *err)
+static int by_place(const void *a, const void *b)
+{
+    const named *x = a, *y = b;
+    return by(x->place, y->place, x->ordinal, y->ordinal);
+}
+
+static void sort(plan *p, int (*order)(const void *, const void *))
+{
+    if (p->nnames)
+        qsort(p->names, p->nnames, sizeof *p->names, order);
+}
+
+static lay_code keep_name(plan *p, const lay_split *first, const lay_text *clean, uint64_t ordinal, lay_error *err)
 {
     if (p->nnames == p->cap) {
         size_t cap = p->cap ? 2 * p->cap : 64;
-        named *grown = realloc(p->names, cap * sizeof *grown);
+        named *grown = reallocarray(p->names, cap, sizeof *grown);
         if (!grown)
             return lay_fail_nomem(err);
         p->names = grown;
         p->cap = cap;
     }
-    char *copy = strndup(name, n);
-    if (!copy)
-        return lay_fail_nomem(err);
-    p->names[p->nnames++] = (named){ copy, ordinal, type };
+    p->names[p->nnames++] = (named){ lay_split_name_hash(first, clean->p, clean->len), lay_split_place_hash(first, clean->p, clean->len), ordinal };
     return LAY_OK;
 }
 
@@ -66,11 +79,12 @@ static lay_code clean_into(lay_text *clean, const char *name, size_t n, lay_erro
     return LAY_OK;
 }
 
-/* Of several lines with one name only the last stays. The list is sorted by name. */
+/* Of several lines with one name only the last stays. */
 static void unname_earlier(plan *p)
 {
+    sort(p, by_name);
     for (size_t i = 0; i + 1 < p->nnames; i++)
-        if (!strcmp(p->names[i].name, p->names[i + 1].name))
+        if (p->names[i].name == p->names[i + 1].name)
             p->marks[p->names[i].ordinal] |= LAY_PLAN_UNNAMED | LAY_PLAN_INLINE;
 }
 
@@ -92,7 +106,7 @@ static lay_code plan_with_tree(const lay_exact *x, plan *p, lay_error *err)
             continue;
         code = clean_into(&clean, line.name, line.name_len, err);
         if (!code && lay_split_repeats(x->first, clean.p, clean.len))
-            code = keep_name(p, clean.p, clean.len, ordinal, 0, err);
+            code = keep_name(p, x->first, &clean, ordinal, err);
         lay_where where;
         if (!code && line.size) {
             code = lay_unpack_locate(x->tree, ordinal, clean.p, clean.len, &where, err);
@@ -103,72 +117,20 @@ static lay_code plan_with_tree(const lay_exact *x, plan *p, lay_error *err)
     }
     lay_split_reader_free(r);
     free(clean.p);
-    if (code)
-        return code;
-    if (p->nnames)
-        qsort(p->names, p->nnames, sizeof *p->names, by_name);
-    unname_earlier(p);
-    return LAY_OK;
+    if (!code)
+        unname_earlier(p);
+    return code;
 }
 
 /* ---- without a tree: what tree would this tar make? ---- */
 
-static const char *place_of(const named *x)
+/* The payload of a place is that of its last entry. */
+static void inline_earlier(plan *p)
 {
-    const char *place = x->name;
-    while (*place == '/')
-        place++;
-    return place;
-}
-
-/* A directory, then all below it, then the rest: '/' comes before every other character. */
-static int by_place(const void *a, const void *b)
-{
-    const unsigned char *x = (const unsigned char *)place_of(a), *y = (const unsigned char *)place_of(b);
-    while (*x && *x == *y) {
-        x++;
-        y++;
-    }
-    if (*x != *y)
-        return !*x ? -1 : !*y ? 1 : *x == '/' ? -1 : *y == '/' ? 1 : *x < *y ? -1 : 1;
-    return by_name(a, b);
-}
-
-static bool lies_below(const named *below, const named *above)
-{
-    const char *place = place_of(above);
-    size_t n = strlen(place);
-    return !strncmp(place_of(below), place, n) && place_of(below)[n] == '/';
-}
-
-/* The payload of a place is that of its last entry; below what ever was no directory nobody can say. */
-static lay_code mark_places(plan *p, lay_error *err)
-{
-    LAY_AUTO_FREE size_t *above = malloc((p->nnames + 1) * sizeof *above);   /* places that hold no directory */
-    size_t depth = 0, end;
-    if (!above)
-        return lay_fail_nomem(err);
-    qsort(p->names, p->nnames, sizeof *p->names, by_place);
-    for (size_t i = 0; i < p->nnames; i = end) {
-        uint64_t last = 0;
-        bool directory = true;
-        for (end = i; end < p->nnames && !strcmp(place_of(&p->names[i]), place_of(&p->names[end])); end++) {
-            if (p->names[end].type == 'g')
-                continue;
-            directory = directory && p->names[end].type == '5';
-            if (last < p->names[end].ordinal)
-                last = p->names[end].ordinal;
-        }
-        while (depth && !lies_below(&p->names[i], &p->names[above[depth - 1]]))
-            depth--;
-        for (size_t k = i; k < end; k++)
-            if (depth || p->names[k].ordinal != last)
-                p->marks[p->names[k].ordinal] |= LAY_PLAN_INLINE;
-        if (!directory)
-            above[depth++] = i;
-    }
-    unname_earlier(p);
-    return LAY_OK;
+    sort(p, by_place);
+    for (size_t i = 0; i + 1 < p->nnames; i++)
+        if (p->names[i].place == p->names[i + 1].place)
+            p->marks[p->names[i].ordinal] |= LAY_PLAN_INLINE;
 }
 
 /* The next bytes of the tar again, at most BLOCK of them. */
@@ -215,12 +177,19 @@ static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_erro
                 continue;
             code = clean_into(&clean, e->name, e->name_len, err);
             if (!code)
-                code = keep_name(p, clean.p, clean.len, e->ordinal, e->type, err);
+                code = keep_name(p, x->first, &clean, e->ordinal, err);
+            /* below what ever was no directory nobody can say where it went */
+            if (!code && lay_split_is_below_file(x->first, clean.p, clean.len))
+                p->marks[e->ordinal] |= LAY_PLAN_INLINE;
         }
     }
     lay_tar_free(tar);
     free(clean.p);
-    return code ? code : mark_places(p, err);
+    if (code)
+        return code;
+    inline_earlier(p);
+    unname_earlier(p);
+    return LAY_OK;
 }
 
 static lay_code make_plan(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)

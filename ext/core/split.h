@@ -35,6 +35,11 @@ lay_code lay_split_alone(lay_split *s, lay_error *err);
  * directory: a second pass is needed if any. */
 bool lay_split_has_repeats(const lay_split *s);
 bool lay_split_repeats(const lay_split *s, const char *clean_name, size_t n);
+/* Of a cleaned name, and of the place in the tree that it stands for; equal ones are (as good as) the same. */
+uint64_t lay_split_name_hash(const lay_split *s, const char *clean_name, size_t n);
+uint64_t lay_split_place_hash(const lay_split *s, const char *clean_name, size_t n);
+/* Alone: does it lie below a place that some entry makes what is no directory? */
+bool lay_split_is_below_file(const lay_split *s, const char *clean_name, size_t n);
 uint64_t lay_split_entries(const lay_split *s);
 void lay_split_free(lay_split *s);
 

@@ -366,3 +366,20 @@ bool lay_split_repeats(const lay_split *s, const char *clean_name, size_t n)
     clean_name = place_of(clean_name, &n);
     return lay_nameset_has(&s->repeats, lay_nameset_hash(&s->repeats, clean_name, n));
 }
+
+uint64_t lay_split_name_hash(const lay_split *s, const char *clean_name, size_t n) { return lay_nameset_hash(&s->names, clean_name, n); }
+
+uint64_t lay_split_place_hash(const lay_split *s, const char *clean_name, size_t n)
+{
+    clean_name = place_of(clean_name, &n);
+    return lay_nameset_hash(&s->names, clean_name, n);
+}
+
+bool lay_split_is_below_file(const lay_split *s, const char *clean_name, size_t n)
+{
+    clean_name = place_of(clean_name, &n);
+    for (size_t i = 1; i < n; i++)
+        if (clean_name[i] == '/' && lay_nameset_has(&s->no_directories, lay_nameset_hash(&s->no_directories, clean_name, i)))
+            return true;
+    return false;
+}
