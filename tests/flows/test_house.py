@@ -18,7 +18,7 @@ C_FLOORS = [
     {"lay"},
     {"error"},
     {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar", "pack"},
-    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload"},
+    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload", "paths"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "assemble", "check", "listing", "export"},
     {"exact"},
