@@ -165,7 +165,7 @@ class ReadOnlyStoreError(LayerStoreError):
 
 
 class StoreInUseError(LayerStoreError):
-    """What was asked needs the root alone, and a dockerd or another store is using it."""
+    """What was asked for is in use: the root, by a dockerd or another store; or a layer, and the text says by what."""
 
     text = "the root is in use"
 

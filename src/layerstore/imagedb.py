@@ -172,15 +172,27 @@ class ImageDB:
 
     # ---- who stands on a layer ----
 
-    def stands_on(self, chain_id: str) -> bool:
-        """Say whether an image names this layer; also where one cannot be read, that may name it."""
+    def standing_on(self, chain_id: str) -> str:
+        """Give the id of an image that needs this layer, or cannot be read and may need it; "" for none."""
         ids = self.ids()
         for gone in self._chains.keys() - set(ids):
             self._chains.pop(gone, None)
         for id in ids:
             if self._chains.get(id) is None:
                 self._chains[id] = self._read_chains(id)
-        return any(chains is None or chain_id in chains for chains in self._chains.values())
+        for name, chains in self._chains.items():
+            if chains is None or chain_id in chains:
+                return name
+        return ""
+
+    def why_standing(self, id: str) -> str:
+        """Say in words why the image that standing_on() gave keeps a layer."""
+        if self._chains.get(id) is None:
+            return f"the image {id} cannot be read, and may need it"
+        called = [id]
+        with contextlib.suppress(OSError, LayerStoreError):
+            called += (name for tags in self.repositories().values() for name, named in tags.items() if named == id)
+        return f"the image {called[-1]} needs it"
 
     def _read_chains(self, id: Digest) -> frozenset[str] | None:
         try:

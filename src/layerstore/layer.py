@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Record:
     """One read-only layer in memory: what all its handles share. The lock of Records guards what changes.
 
-    held       references: handles, and calls that work on it
-    standing   layers and writable layers known to stand on it
+    handles    the references to it
+    used       calls that work on it and must not lose it
     durable    this store saw it, and all below it, put on the disk; otherwise nobody knows
     """
 
@@ -35,11 +35,38 @@ class Record:
         """Hold what the metadata says."""
         self.store, self.chain_id, self.diff_id, self.parent = store, chain_id, diff_id, parent
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
-        self.held = self.standing = 0
+        self.used = 0
         self.durable = False
         self.handles: set[Layer] = set()
         self.depth: int = parent.depth + 1 if parent else 1
         self.size: int = size + (parent.size if parent else 0)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether this store has references to it, or works on it."""
+        return bool(self.handles) or self.used > 0
+
+
+class Top:
+    """What ends in a layer, and so can be what another one stands on: an Image."""
+
+    @property
+    def top(self) -> ChainID | str:
+        """The ChainID of its uppermost layer; "" where it has none."""
+        raise NotImplementedError
+
+
+def parent_id(parent: object) -> str:
+    """Give the ChainID that a `parent` argument means; "" for nothing. Raises TypeError."""
+    if parent is None:
+        return ""                         # what a base layer's `parent` is
+    if isinstance(parent, str):
+        return parent
+    if isinstance(parent, Layer):
+        return parent.chain_id
+    if isinstance(parent, Top):
+        return parent.top
+    raise TypeError(f"a parent is a ChainID, a Layer or an Image, not {type(parent).__name__}")
 
 
 class Layer:
@@ -50,23 +77,30 @@ class Layer:
     diff_id: DiffID
     size: int
     diff_size: int
-    cache_id: str
 
     def __init__(self, record: Record) -> None:
         """Refer to a record; the store counts it."""
         self._record = record
         self._alone: MergedTree | None = None
         self._is_new = False              # the call that gave this reference made the layer
-        self.chain_id, self.diff_id, self.cache_id = record.chain_id, record.diff_id, record.cache_id
+        self._took_mark = False           # it was released before, and something needed it
+        self._taken_of = record.cache_id  # a layer of this ChainID that is made anew is another one to a reference
+        self.chain_id, self.diff_id = record.chain_id, record.diff_id
         self.size, self.diff_size = record.size, record.diff_size
 
     def __repr__(self) -> str:
         return f"<Layer {self.chain_id}>"
 
     @property
+    def cache_id(self) -> str:
+        """The driver's id of the layer, as it was at the last look."""
+        return self._record.cache_id
+
+    @property
     def parent(self) -> Layer | None:
         """The bare layer below: no reference, cannot be released. None for a base layer."""
-        return Layer(self._record.parent) if self._record.parent else None
+        below = self._record.store._below(self._record)
+        return Layer(below) if below else None
 
     @property
     def descriptor(self) -> Descriptor | None:
@@ -80,12 +114,12 @@ class Layer:
         """
         return self._record.store._tar_stream(self._record)
 
-    def tar_stream_from(self, parent: str) -> TarStream:
+    def tar_stream_from(self, parent: str | Layer) -> TarStream:
         """Make a fresh tar of the difference to an ancestor ("" = everything); not verified.
 
         Raises  LayerStoreError   parent is no proper ancestor
         """
-        return self._record.store._tar_stream_from(self._record, parent)
+        return self._record.store._tar_stream_from(self._record, parent_id(parent))
 
     def files(self) -> Iterator[FileEntry]:
         """Give every entry of the layer in the order of its tar: links, whiteouts and replaced ones too.
@@ -119,7 +153,7 @@ class Layer:
         record: Record | None = self._record
         while record:
             chain.insert(0, record)
-            record = record.parent
+            record = self._record.store._below(record)
         return self._record.store._merged(chain)
 
     def metadata(self) -> dict[str, str]:
@@ -127,7 +161,7 @@ class Layer:
 
         Raises  OSError   they are gone
         """
-        return self._record.store._driver_of().metadata(self.cache_id)
+        return self._record.store._metadata_of(self._record)
 
     def release(self) -> list[Metadata]:
         """Give the reference back: the store's release(self)."""
@@ -151,7 +185,11 @@ class EmptyLayer(Layer):
         self.chain_id = ChainID(EMPTY_LAYER_DIFF_ID)
         self.diff_id = EMPTY_LAYER_DIFF_ID
         self.size = self.diff_size = 0
-        self.cache_id = ""
+
+    @property
+    def cache_id(self) -> str:
+        """Nothing: no driver has it."""
+        return ""
 
     @property
     def parent(self) -> Layer | None:
@@ -171,7 +209,7 @@ class EmptyLayer(Layer):
             file.flush()
             return TarStream(_tarstream.assemble(file.fileno(), -1, self.diff_id.raw), seekable=True)
 
-    def tar_stream_from(self, parent: str) -> TarStream:
+    def tar_stream_from(self, parent: str | Layer) -> TarStream:
         """Give 1024 zero bytes for "". Raises LayerStoreError for anything else."""
         if parent:
             raise LayerStoreError("can't get parent tar stream of an empty layer")

@@ -2,7 +2,7 @@
 
     layerdb/tmp/write-set-<decimal>/      a transaction; one rename makes it ...
     layerdb/sha256/<hex of ChainID>/      ... a layer: diff size cache-id [parent] [descriptor.json]
-                                              tar-split.json.gz
+                                              tar-split.json.gz [released]
     layerdb/sha256/<hex>-<hex>-removing/  a layer being deleted
     layerdb/mounts/<name>/                a writable layer: mount-id [init-id] [parent]
 
@@ -352,6 +352,10 @@ class FileMetadataStore:
             except InvalidDigestError:
                 log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
         return chains, self._names("mounts")
+
+    def list_mounts(self) -> _Names:
+        """Name all mounts, sorted. Raises OSError."""
+        return self._names("mounts")
 
     def set_aside(self, chain_id: str) -> str | None:
         """Rename a layer's directory to <hex>-<random>-removing, the first step of deleting it.

@@ -1,8 +1,9 @@
 """Records: which layers and writable layers a root has, read from its layerdb when they are first asked for.
 
-Opening lists names only: a layer's files are read when it is first asked for, and who stands on it when it might be
-deleted. What other processes put there or took away is found at the next look. Everything here is called under
-`lock`, the lock of both maps.
+Opening lists names only: a layer's files are read when it is first asked for. What other processes put there, took
+away or replaced is found at the next look: a layer is known by its ChainID, which names its content, and its record
+takes over the directory that the disk names now. Who needs a layer is not asked here, but in keeping.py.
+Everything here is called under `lock`, the lock of both maps.
 Source: moby, layer/layer_store.go (loadLayer, loadMount)
 """
 
@@ -34,7 +35,7 @@ class Records:
     def __init__(self, store: Store, metadata: FileMetadataStore) -> None:
         """List the names on disk. Raises OSError."""
         self.lock = threading.RLock()
-        self._store = store
+        self.store = store
         self._metadata = metadata
         self.layers: dict[ChainID, Record] = {}
         self.bad: dict[str, Exception] = {}
@@ -43,7 +44,6 @@ class Records:
         chains, mounts = metadata.list()
         self._unread: set[ChainID] = set(chains)
         self._unread_mounts: set[str] = set(mounts)
-        self._parent_of: dict[ChainID, str] = {}  # of layers on disk that were not read whole
 
     # ---- layers ----
 
@@ -81,20 +81,43 @@ class Records:
         return self.layers.get(cast(ChainID, chain_id))
 
     def load_current(self, chain_id: str) -> Record | None:
-        """Give what load() gives, unless another process deleted that one."""
+        """Give what load() gives, as the disk has it now."""
         record = self.load(chain_id)
-        if record and not self.names_layer(record):
+        if record and not self.refresh(record):
+            if record.in_use:
+                return None               # gone by a foreign hand; its references mean nothing
             self._drop(record)
             record = self.load(chain_id)
         return record
 
+    def refresh(self, record: Record) -> bool:
+        """Take over what another process changed: the same layer in another directory. False: it is gone."""
+        try:
+            cache_id = self._metadata.get_cache_id(record.chain_id)
+        except FileNotFoundError:
+            return self._metadata.has(record.chain_id)
+        except (OSError, LayerStoreError):
+            return True                   # damaged, which verify() tells
+        if cache_id != record.cache_id:
+            record.cache_id, record.durable = cache_id, False
+            with contextlib.suppress(OSError, LayerStoreError):
+                record.descriptor = self._metadata.get_descriptor(record.chain_id)
+        if record.parent:
+            record.parent = self.layers.get(record.parent.chain_id, record.parent)
+        return True
+
+    def below(self, record: Record) -> Record | None:
+        """Give what a layer stands on, as the disk has it now."""
+        if record.parent:
+            record.parent = self.layers.get(record.parent.chain_id, record.parent)
+            self.refresh(record.parent)
+        return record.parent
+
     def _drop(self, record: Record) -> None:
-        """Forget a layer that another process deleted; its handles refer to nothing now."""
+        """Forget a layer that another process deleted."""
         about = {"chain_id": record.chain_id}
         log.warning("Layer %s was removed by another process", record.chain_id, extra=about)
         self.layers.pop(record.chain_id, None)
-        if record.parent:
-            record.parent.standing -= 1
 
     def _read(self, chain: ChainID) -> Record:
         def get(what: str, read: Callable[[str], Any]) -> Any:
@@ -108,67 +131,53 @@ class Records:
         cache = get("cache id", m.get_cache_id)
         parent_id, descriptor = get("parent", m.get_parent), get("descriptor", m.get_descriptor)
         parent = self._parent(parent_id, self.layers.get(parent_id))
-        return Record(self._store, chain, diff, parent, cache, size, descriptor)
+        if parent:
+            self.refresh(parent)
+        return Record(self.store, chain, diff, parent, cache, size, descriptor)
 
     def _parent(self, parent_id: str, parent: Record | None) -> Record | None:
-        """The record of what something stands on, counted; None for ""."""
+        """The record of what something stands on; None for ""."""
         if parent_id and parent is None:
             raise self.bad.get(parent_id) or LayerDoesNotExistError(
                 f"{LayerDoesNotExistError.text}: its parent {parent_id}", chain_id=parent_id
             )
-        if parent:
-            parent.standing += 1
         return parent
 
     def load_all(self) -> None:
-        """Read every layer and mount there is."""
+        """Read every layer and mount there is, as the disk has them now."""
         chains, mounts = self._metadata.list()
         self._unread.update(c for c in chains if c not in self.layers)
-        self._unread_mounts.update(m for m in mounts if m not in self.mounts)
         for name in [name for name in self.bad if name not in self._unread]:
             del self.bad[name]
-        for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:
-            del self.bad_mounts[name]
-        self._forget_what_went(set(chains), set(mounts))
+        there = set(chains)
+        for record in list(self.layers.values()):
+            if (record.chain_id not in there or not self.refresh(record)) and not record.in_use:
+                self.forget(record)
         while self._unread:
             self.load(next(iter(self._unread)))
+        self._load_mounts(mounts)
+
+    def load_mounts(self) -> None:
+        """Read every mount there is, as the disk has them now."""
+        self._load_mounts(self._metadata.list_mounts())
+
+    def _load_mounts(self, mounts: list[str]) -> None:
+        there = set(mounts)
+        for mount in list(self.mounts.values()):
+            if (mount.name not in there or not (mount.aside or self.names_mount(mount))) and not mount.handles:
+                self.forget_mount(mount.name)
+        self._unread_mounts.update(m for m in mounts if m not in self.mounts)
+        for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:
+            del self.bad_mounts[name]
         while self._unread_mounts:
             self.load_mount(next(iter(self._unread_mounts)))
 
-    def _forget_what_went(self, chains: set[ChainID], mounts: set[str]) -> None:
-        """Drop what is on the disk no longer and in nobody's hands here: another process deleted it."""
-        for mount in list(self.mounts.values()):
-            if mount.name not in mounts and not mount.handles:
-                self.forget_mount(mount.name)
-        went = [record for chain, record in self.layers.items() if chain not in chains]
-        for record in sorted(went, key=lambda record: -record.depth):     # what stands on others first
-            if not record.held and not record.standing:
-                self.forget(record)
-
-    def count_standing_on(self, record: Record) -> int:
-        """Count what stands on a layer that might go, after a look at what other processes put there."""
-        chains, mounts = self._metadata.list()
-        for chain in chains:
-            if chain in self.layers:
-                continue
-            if chain not in self._parent_of:
-                with contextlib.suppress(OSError, LayerStoreError):
-                    self._parent_of[chain] = self._metadata.get_parent(chain)
-            if self._parent_of.get(chain) == record.chain_id:
-                self.load(chain)
-        for name in mounts:
-            self.load_mount(name)
-        standing = sum(r.parent is record for r in self.layers.values())
-        # One that cannot be read may be mended, and needs what it stands on then.
-        standing += sum(self._parent_of.get(cast(ChainID, chain)) == record.chain_id for chain in self.bad)
-        return standing + sum(m.parent is record for m in self.mounts.values())
-
-    def names_layer(self, record: Record) -> bool:
-        """Does the record on disk still mean these files, and not those of a layer registered anew?"""
+    def names_layer(self, chain_id: str, cache_id: str) -> bool:
+        """Say whether the record on disk means these files, and not those of a layer registered anew."""
         try:
-            return self._metadata.get_cache_id(record.chain_id) == record.cache_id
+            return self._metadata.get_cache_id(chain_id) == cache_id
         except FileNotFoundError:
-            return False
+            return self._metadata.has(chain_id)
         except (OSError, LayerStoreError):
             return True                   # damaged, which verify() tells
 
@@ -176,26 +185,23 @@ class Records:
         self, chain: ChainID, diff: DiffID, parent: Record | None, cache: str, size: int, descriptor: Descriptor
     ) -> Record:
         """Make the record of a layer that nobody sees yet."""
-        return Record(self._store, chain, diff, parent, cache, size, descriptor)
+        return Record(self.store, chain, diff, parent, cache, size, descriptor)
 
     def replace(self, existing: Record | None, made: Record) -> Record:
         """Enter a layer that has just become visible; existing: the record whose files were gone."""
         self.bad.pop(made.chain_id, None)
         if existing is None:
-            if made.parent:
-                made.parent.standing += 1
             self.layers[made.chain_id] = made
             return made
         existing.cache_id, existing.descriptor, existing.durable = made.cache_id, made.descriptor, made.durable
         for handle in existing.handles:
-            handle.cache_id = made.cache_id
+            handle._taken_of = made.cache_id
         return existing
 
     def forget(self, record: Record) -> None:
         """Undo replace(None, record)."""
-        del self.layers[record.chain_id]
-        if record.parent:
-            record.parent.standing -= 1
+        if self.layers.get(record.chain_id) is record:
+            del self.layers[record.chain_id]
 
     def forget_bad(self) -> None:
         """Read what could not be read again when it is asked for: what it stands on may have been mended."""
@@ -208,20 +214,16 @@ class Records:
 
     def new_mount(self, name: str, mount_id: str, init_id: str, parent: Record | None) -> Mount:
         """Make the record of a writable layer that nobody sees yet."""
-        return Mount(self._store, name, mount_id, init_id, parent)
+        return Mount(self.store, name, mount_id, init_id, parent)
 
     def add_mount(self, mount: Mount) -> None:
         """Enter a writable layer that has just been recorded."""
         self.mounts[mount.name] = mount
         self.bad_mounts.pop(mount.name, None)
-        if mount.parent:
-            mount.parent.standing += 1
 
     def forget_mount(self, name: str) -> None:
         """Undo add_mount(); harmless without it."""
-        mount = self.mounts.pop(name, None)
-        if mount and mount.parent:
-            mount.parent.standing -= 1
+        self.mounts.pop(name, None)
 
     def load_mount(self, name: str) -> Mount | None:
         """Give the record of a writable layer; None: not there, or bad."""
@@ -235,12 +237,16 @@ class Records:
                 mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
                 parent_id = self._metadata.get_mount_parent(name)
                 parent = self._parent(parent_id, self.load(parent_id) if parent_id else None)
-                self.mounts[name] = Mount(self._store, name, mount_id, init_id, parent)
+                self.mounts[name] = Mount(self.store, name, mount_id, init_id, parent)
             except (OSError, LayerStoreError) as err:
                 self.bad_mounts[name] = err
                 if str(known) != str(err):
                     log.warning("Failed to load mount %s: %s", name, err, extra={"mount": name, "error": err})
         return self.mounts.get(name)
+
+    def withdrawn(self, chain_id: str) -> list[str]:
+        """Name the writable layers on a layer that have no record any more, and could not be deleted yet."""
+        return [m.name for m in self.mounts.values() if m.aside and m.parent and m.parent.chain_id == chain_id]
 
     def find_mount(self, name: str) -> Mount | None:
         """Give what load_mount() gives, unless another process released that one."""

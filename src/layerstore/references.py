@@ -1,21 +1,26 @@
-"""References: who keeps a layer alive, and what happens when nobody does any more.
+"""References: who keeps a layer, and what goes when its last reference is given back.
 
-A layer is needed by handles and calls of this store (held), by layers and writable layers on it (standing), by images,
-and by what other stores hold. The last of them deletes it, and then perhaps what it stood on.
-Source: moby, layer/layer_store.go (releaseLayer)
+A layer is needed by references and running calls of this store, by those of other stores, by layers, writable layers
+and images on it. Whether one may go is decided when it would go, under the lock of the layerdb, by the disk and by what
+is held (keeping.py, holds.py, imagedb.py). Released is an event: with the last reference the layer goes, or, while
+something needs it, gets the mark `released`; then it goes with the last that needed it. Without the mark it stays.
+Source: sandbox.md 2; moby, layer/layer_store.go (releaseLayer)
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 from layerstore import dockerd
 from layerstore.drivers import Driver
-from layerstore.errors import LayerDoesNotExistError
+from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, StoreInUseError
 from layerstore.holds import Holds
 from layerstore.ids import ChainID
 from layerstore.imagedb import ImageDB
+from layerstore.keeping import Keeping, UnreadableError
 from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -25,98 +30,257 @@ from layerstore.values import Metadata
 log = logging.getLogger("layerstore")
 
 
+def _in_call(chain_id: str) -> str:
+    """The key under which a running call holds a layer; a reference holds its ChainID."""
+    return f"call {chain_id}"
+
+
+class Need(NamedTuple):
+    """What needs a layer: of which kind, and in words (an image: by its id)."""
+
+    kind: Literal["reference", "call", "layer", "writable layer", "image", "unreadable"]
+    text: str
+
+
+class _Going(NamedTuple):
+    """A layer that is invisible already, and whose files go next; its record may serve a layer registered anew."""
+
+    metadata: Metadata
+    parent: str
+    cache_id: str
+    aside: str
+
+
 class References:
     """The references of one store object."""
 
     def __init__(
         self, root: str, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds,
-        images: ImageDB, *, read_only: bool,
+        images: ImageDB, keeping: Keeping, *, read_only: bool,
     ) -> None:  # fmt: skip
-        """Count in records, tell other stores through holds; read_only: nothing is ever deleted."""
+        """Tell other stores through holds; read_only: nothing is ever deleted or marked."""
         self._root, self._metadata, self._driver = root, metadata, driver
         self._records, self._holds, self._images, self._read_only = records, holds, images, read_only
-        self._lock = records.lock
+        self._keeping, self._lock = keeping, records.lock
 
-    def hold(self, record: Record) -> None:
-        """Under the lock: count a reference of our own; other stores leave the layer alone meanwhile."""
-        self._holds.retain(record.chain_id)
-        record.held += 1
+    # ---- taking ----
 
-    def unhold(self, record: Record) -> None:
-        """Under the lock: undo hold(). Nothing is deleted."""
-        record.held -= 1
-        self._holds.release(record.chain_id)
+    def use(self, chain_id: str) -> Record:
+        """Keep a layer for the length of a call, which ends in end_use(). Raises LayerDoesNotExistError."""
+        with self._lock, self._metadata.exclusive():      # nobody deletes it while it is read, and before it is held
+            record = self._find(chain_id)
+            self.use_too(record)
+            return record
 
-    def retain(self, chain_id: str) -> Record:
-        """Find a layer and hold it. Raises LayerDoesNotExistError."""
+    def use_too(self, record: Record) -> None:
+        """Under the lock, of a layer that this store has references to: what use() does."""
+        self._holds.retain(_in_call(record.chain_id))
+        record.used += 1
+
+    def end_use(self, record: Record) -> list[Metadata]:
+        """End what use() began. A layer that was released meanwhile goes now; returns what went."""
+        with self._lock:
+            record.used -= 1
+            self._holds.release(_in_call(record.chain_id))
+        return self.sweep(record.chain_id)
+
+    @contextlib.contextmanager
+    def using(self, chain_id: str) -> Iterator[Record]:
+        """Keep a layer for the length of a `with` block."""
+        record = self.use(chain_id)
+        try:
+            yield record
+        finally:
+            self.end_use(record)
+
+    def _find(self, chain_id: str) -> Record:
+        record = self._records.load_current(chain_id)
+        if record is None:
+            raise LayerDoesNotExistError(chain_id=chain_id)
+        return record
+
+    def get(self, chain_id: str) -> Layer:
+        """Give a new reference to a layer. Raises LayerDoesNotExistError."""
         with self._lock:
             known = self._records.layers.get(cast(ChainID, chain_id))
-            if known and self._holds.holds(chain_id):
-                self.hold(known)
-                return known
-            with self._metadata.exclusive():      # nobody deletes it while it is read, and before it is held
-                record = self._records.load_current(chain_id)
-                if record is None:
-                    raise LayerDoesNotExistError(chain_id=chain_id)
-                self.hold(record)
-                return record
+            if known and known.handles and self._holds.holds(chain_id) and self._records.refresh(known):
+                return self.reference(known)      # what is held here has no mark, and nobody deletes it
+            with self._metadata.exclusive():
+                layer = self.reference(self._find(chain_id))
+        if layer._took_mark:
+            self._keeping.settle(chain_id)
+        return layer
 
-    def handle(self, record: Record) -> Layer:
-        """Under the lock: give the handle of a reference that is held."""
+    def reference(self, record: Record) -> Layer:
+        """Under both locks: give a new reference. The layer is no longer a released one."""
         layer = Layer(record)
+        self._holds.retain(record.chain_id)
+        try:
+            if not record.handles and not self._read_only:
+                layer._took_mark = self._keeping.unmark(record.chain_id)
+        except BaseException:
+            self._holds.release(record.chain_id)
+            raise
         record.handles.add(layer)
         return layer
 
+    # ---- giving back ----
+
+    def release(self, layer: Layer) -> list[Metadata]:
+        """Give a reference back; returns what went, top first. Raises LayerNotRetainedError."""
+        going: _Going | None = None
+        marked = False
+        with self._lock:
+            record = getattr(layer, "_record", None)
+            if record is None or layer not in record.handles or record.store is not self._records.store:
+                if self._records.load(layer.chain_id) is None:
+                    return []
+                raise LayerNotRetainedError(chain_id=layer.chain_id)
+            if len(record.handles) > 1 or self._may_not_delete_layer(record):
+                self._forget_handle(record, layer)
+                return []
+            with self._metadata.exclusive():
+                if self._is_last(record, layer):
+                    if self._need(record, but=layer):
+                        self._keeping.mark(record.chain_id)
+                        marked = True
+                    else:
+                        going = self._take_away(record)
+                self._forget_handle(record, layer)
+        if marked:
+            self._keeping.settle(record.chain_id)
+        return self._finish(going)
+
+    def _is_last(self, record: Record, layer: Layer) -> bool:
+        """Say whether no other store has a reference to the layer that this one was given for."""
+        return self._records.names_layer(record.chain_id, layer._taken_of) and not self._holds.held_elsewhere(
+            record.chain_id
+        )
+
+    def _forget_handle(self, record: Record, layer: Layer) -> None:
+        record.handles.discard(layer)
+        self._holds.release(record.chain_id)
+
     def let_go(self, layer: Layer) -> None:
-        """Give a reference back and delete nothing: a layer that nobody had asked for stays, as it did before."""
+        """Give back a reference that nobody got to see: the layer is what it was before."""
+        if layer._took_mark:
+            self.release(layer)
+            return
         with self._lock:
             if layer in layer._record.handles:
-                layer._record.handles.remove(layer)
-                self.unhold(layer._record)
+                self._forget_handle(layer._record, layer)
 
-    def release(self, record: Record) -> list[Metadata]:
-        """Take one reference of record, and delete what nobody needs then, from it downwards."""
-        with self._lock:
-            self.unhold(record)
-        return self.remove_unneeded(record)
+    def remove(self, chain_id: str) -> list[Metadata]:
+        """Release a layer that nobody holds.
 
-    def remove_unneeded(self, record: Record | None) -> list[Metadata]:
-        """Delete record and what it stands on, as far as nobody needs them; gives what went."""
+        Raises  LayerDoesNotExistError
+                StoreInUseError   something needs it; nothing was done
+        """
+        with self._lock, self._metadata.exclusive():
+            record = self._find(chain_id)
+            need = self._need(record)
+            if need:
+                why = self._images.why_standing(need.text) if need.kind == "image" else need.text
+                raise StoreInUseError(f"the layer {chain_id} is needed: {why}", chain_id=chain_id)
+            going = self._take_away(record)
+        return self._finish(going)
+
+    def release_image(self, chains: Sequence[str]) -> list[Metadata]:
+        """Release each layer of a removed image that no reference is held to and nothing else needs.
+
+        chains   as Image.layers has them, base first
+        """
         removed: list[Metadata] = []
-        while record:
-            with self._lock:
-                aside = self._take_away(record)
-            if aside is None:
+        for chain_id in reversed(chains):
+            going = None
+            with self._lock, self._metadata.exclusive():
+                record = self._records.load_current(chain_id)
+                if record is None:
+                    continue
+                if self._may_not_delete_layer(record):
+                    break
+                need = self._need(record)
+                if need and need.kind != "call":
+                    break                 # and what needs it needs all below it
+                if need:
+                    self._keeping.mark(chain_id)          # it goes with the end of the call
+                else:
+                    going = self._take_away(record)
+            if going is None:
+                self._keeping.settle(chain_id)
                 break
-            self._driver.remove(record.cache_id)
-            if aside:
-                remove_directory(aside)
-            removed.append(Metadata(record.chain_id, record.diff_id, record.size, record.diff_size))
-            record = record.parent
+            removed.append(self._delete(going))
         return removed
 
-    def _take_away(self, record: Record) -> str | None:
-        """Under the lock: make a layer that nobody needs invisible.
+    def sweep(self, chain_id: str) -> list[Metadata]:
+        """Something that needed a layer went: the layer goes, if it was released and nothing needs it; so on below."""
+        removed: list[Metadata] = []
+        while chain_id and self._keeping.is_released(chain_id):
+            with self._lock, self._metadata.exclusive():
+                record = self._records.load_current(chain_id)
+                if record is None or not self._keeping.is_released(chain_id) or self._may_not_delete_layer(record):
+                    break
+                if self._need(record):
+                    break
+                going = self._take_away(record)
+            removed.append(self._delete(going))
+            chain_id = going.parent
+        return removed
 
-        Returns  where its metadata is now, "" where it had vanished, or None: it stays
-        """
-        if record.held > 0 or record.standing > 0:
-            return None
-        if self._records.layers.get(record.chain_id) is not record:
-            return None                   # another thread was quicker
-        if self.may_not_delete("layer", record.chain_id, {"chain_id": record.chain_id}):
-            return None
-        with self._metadata.exclusive():
-            # An interrupt may have lost a count; nothing is deleted from under what stands on it.
-            record.standing = self._records.count_standing_on(record)
-            record.held = len(record.handles)
-            if record.held or record.standing or self._holds.held_elsewhere(record.chain_id):
-                return None
-            if self._images.stands_on(record.chain_id):
-                return None
-            aside = self._metadata.set_aside(record.chain_id) if self._records.names_layer(record) else None
-            self._records.forget(record)
-            return aside or ""
+    def sweep_all(self) -> list[Metadata]:
+        """Finish releases that were interrupted: what was released and is not needed goes."""
+        return [gone for chain_id in self._metadata.list()[0] for gone in self.sweep(chain_id)]
+
+    # ---- the decision ----
+
+    def _need(self, record: Record, but: Layer | None = None) -> Need | None:
+        """Under both locks: find one that needs the layer, beside the reference `but`. A running call comes last."""
+        chain_id = record.chain_id
+        if record.handles - {but}:
+            return Need("reference", "this store has a reference to it")
+        if self._holds.held_elsewhere(chain_id):
+            return Need("reference", "another process, or another store of this one, has a reference to it")
+        try:
+            for child in self._keeping.layers_on(chain_id):
+                return Need("layer", f"the layer {child} stands on it")
+            for name in self._keeping.mounts_on(chain_id):
+                return Need("writable layer", f"the writable layer {name} stands on it")
+        except UnreadableError as err:
+            text = "The layer %s stays, as it may be needed: %s"
+            log.warning(text, chain_id, err, extra={"chain_id": chain_id, "error": err})
+            return Need("unreadable", f"it may be, as {err}")
+        for mount in self._records.withdrawn(chain_id):
+            return Need("writable layer", f"the writable layer {mount} stands on it, and is going")
+        image = self._images.standing_on(chain_id)
+        if image:
+            return Need("image", image)
+        if record.used > 0:
+            return Need("call", "this store is working on it")
+        if self._holds.held_elsewhere(_in_call(chain_id)):
+            return Need("call", "another process, or another store of this one, is working on it")
+        return None
+
+    def _take_away(self, record: Record) -> _Going:
+        """Under both locks: make a layer that nothing needs invisible."""
+        metadata = Metadata(record.chain_id, record.diff_id, record.size, record.diff_size)
+        parent, cache_id = record.parent.chain_id if record.parent else "", record.cache_id
+        aside = self._metadata.set_aside(record.chain_id)
+        self._records.forget(record)
+        return _Going(metadata, parent, cache_id, aside or "")
+
+    def _delete(self, going: _Going) -> Metadata:
+        self._driver.remove(going.cache_id)
+        if going.aside:
+            remove_directory(going.aside)
+        return going.metadata
+
+    def _finish(self, going: _Going | None) -> list[Metadata]:
+        if going is None:
+            return []
+        return [self._delete(going), *self.sweep(going.parent)]
+
+    def _may_not_delete_layer(self, record: Record) -> bool:
+        return self.may_not_delete("layer", record.chain_id, {"chain_id": record.chain_id})
 
     def may_not_delete(self, what: str, name: str, about: dict[str, Any]) -> bool:
         """Whether nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""

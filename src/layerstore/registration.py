@@ -17,6 +17,7 @@ from layerstore.durability import Syncing
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.holds import Holds
 from layerstore.ids import ChainID, DiffID, chain_on, diff_id_of, random_id
+from layerstore.keeping import Keeping
 from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -49,29 +50,25 @@ class Registration:
 
     def __init__(
         self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
-        syncing: Syncing, check_writable: Callable[[], None],
+        keeping: Keeping, syncing: Syncing, check_writable: Callable[[], None],
     ) -> None:  # fmt: skip
         """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
         self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
-        self._references, self._syncing, self._check_writable = references, syncing, check_writable
+        self._references, self._keeping = references, keeping
+        self._syncing, self._check_writable = syncing, check_writable
         self._lock = records.lock
 
     def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Layer:
-        """Make a layer of what fill() pushes. Takes over the reference to `above`: it is given back."""
+        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens."""
         try:
             _check_depth(above)
-            unpacked = self._unpack(fill, above.cache_id if above else "")
-            handle, is_new = self._make_visible(unpacked, above, descriptor, level)
-        except BaseException:
-            if above:
-                self._references.release(above)
-            raise
+            below = above.cache_id if above else ""
+            unpacked = self._unpack(fill, below)
+            handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
+        finally:
+            if above:                     # what stands on it keeps it now
+                self._references.end_use(above)
         handle._is_new = is_new
-        if above and is_new:
-            with self._lock:              # what stands on it keeps it now
-                self._references.unhold(above)
-        elif above:
-            self._references.release(above)
         return handle
 
     # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
@@ -95,22 +92,18 @@ class Registration:
         try:
             try:
                 self._check_writable()
-                above = self._references.retain(parent) if parent else None
+                above = self._references.use(parent) if parent else None
                 _check_depth(above)
+                below = above.cache_id if above else ""
                 if above:
-                    self._driver.put_on(unpacked.cache_id, above.cache_id)
+                    self._driver.put_on(unpacked.cache_id, below)
             except BaseException:
                 self.discard(unpacked)
                 raise
-            handle, is_new = self._make_visible(unpacked, above, descriptor, level)
-        except BaseException:
+            return self._make_visible(unpacked, above, below, descriptor, level)
+        finally:
             if above:
-                self._references.release(above)
-            raise
-        if above:
-            with self._lock:              # the new layer keeps it, or the one that was there
-                self._references.unhold(above)
-        return handle, is_new
+                self._references.end_use(above)
 
     def discard(self, unpacked: Unpacked) -> None:
         """Remove what was unpacked. Never raises: what cannot be removed is cleanup()'s."""
@@ -143,19 +136,24 @@ class Registration:
             raise
 
     def _make_visible(
-        self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor, level: Durability
+        self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor, level: Durability
     ) -> tuple[Layer, bool]:
-        """Spend unpacked: a layer of it, or the one that was there before."""
+        """Spend unpacked: a layer of it, or the one that was there before.
+
+        below   the driver id of `above` on which it was put
+        """
         cache_id, transaction, _ = unpacked
         made: Record | None = None
         handle: Layer | None = None
         try:
-            made = self._describe(unpacked, above, descriptor)
+            made = self._describe(unpacked, above, below, descriptor)
             handle = self._existing(made.chain_id)
             if handle is None:
                 self._syncing.before([cache_id], transaction, above, level)
                 with self._syncing.name("sha256", level):
-                    handle = self._commit_or_existing(transaction, made)
+                    handle = self._commit_or_existing(transaction, made, below)
+            if handle._took_mark:
+                self._keeping.settle(made.chain_id)
             if level == "full" and handle._record is made:
                 made.durable = True
             self._syncing.ensure(handle._record, level)
@@ -180,7 +178,7 @@ class Registration:
             self.discard(unpacked)
         return handle, is_new
 
-    def _describe(self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor) -> Record:
+    def _describe(self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor) -> Record:
         """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
         cache_id, transaction, done = unpacked
         transaction.set_diff_id(unpacked.diff_id)
@@ -190,7 +188,7 @@ class Registration:
             transaction.set_descriptor(descriptor)
         if above:
             transaction.set_parent(above.chain_id)
-        self._driver.settle(cache_id, above.cache_id if above else "")
+        self._driver.settle(cache_id, below)
         chain = chain_on(above.chain_id if above else "", unpacked.diff_id)
         return self._records.new_layer(chain, unpacked.diff_id, above, cache_id, done.size, descriptor)
 
@@ -201,10 +199,9 @@ class Registration:
             existing = self._records.load_current(chain_id)
             if existing is None or not self._driver.exists(existing.cache_id):
                 return None
-            self._references.hold(existing)
-            return self._references.handle(existing)
+            return self._references.reference(existing)
 
-    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record) -> Layer:
+    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, below: str) -> Layer:
         """Make a layer visible; where it is there already, and whole, that one wins."""
         chain, records = made.chain_id, self._records
         aside = None
@@ -212,7 +209,7 @@ class Registration:
             self._check_writable()
             existing = records.load_current(chain)
             if existing is None or not self._driver.exists(existing.cache_id):
-                if made.parent and not records.names_layer(made.parent):
+                if made.parent and not records.names_layer(made.parent.chain_id, below):
                     gone = made.parent.chain_id
                     why = f"{LayerDoesNotExistError.text}: the parent {gone} was removed meanwhile"
                     raise LayerDoesNotExistError(why, chain_id=gone)
@@ -224,8 +221,7 @@ class Registration:
                         self._metadata.put_back(chain, aside)
                     raise
                 existing = records.replace(existing, made)
-            self._references.hold(existing)
-            handle = self._references.handle(existing)
+            handle = self._references.reference(existing)
             if aside:
                 text = "The broken layer %s was replaced by the one registered now"
                 log.warning(text, chain, extra={"chain_id": chain, "cache_id": made.cache_id})
@@ -236,13 +232,14 @@ class Registration:
     def _stand_on_anew(self, record: Record) -> None:
         """Under the lock: what stands on a layer that was replaced is told of its new directory."""
         self._records.forget_bad()
-        self._records.count_standing_on(record)
-        for layer in list(self._records.layers.values()):
-            if layer.parent is record:
+        for chain_id in self._keeping.layers_on(record.chain_id):
+            layer = self._records.load_current(chain_id)
+            if layer:
                 self._driver.stand_on(layer.cache_id, record.cache_id)
                 self._stand_on_anew(layer)
-        for mount in list(self._records.mounts.values()):
-            if mount.parent is record:
+        for name in self._keeping.mounts_on(record.chain_id):
+            mount = self._records.find_mount(name)
+            if mount:
                 for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.below)):
                     if id:
                         self._driver.stand_on(id, below)

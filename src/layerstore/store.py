@@ -26,7 +26,6 @@ from layerstore.errors import (
     CorruptLayerError,
     InvalidOptionError,
     LayerDoesNotExistError,
-    LayerNotRetainedError,
     LayerStoreError,
     NotSupportedError,
     ReadOnlyStoreError,
@@ -37,7 +36,8 @@ from layerstore.files import entries, open_bytes
 from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID
 from layerstore.imagedb import ImageDB
-from layerstore.layer import Layer, Record
+from layerstore.keeping import Keeping
+from layerstore.layer import Layer, Record, Top, parent_id
 from layerstore.limits import Limits
 from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore
@@ -65,6 +65,8 @@ from layerstore.writable import WritableLayers
 log = logging.getLogger("layerstore")
 
 StrPath = str | bytes | os.PathLike[Any]
+# What a layer can stand on: a ChainID, a Layer, an Image.
+Parent = str | Layer | Top
 
 
 class Store:
@@ -133,12 +135,13 @@ class Store:
         self._records = records = Records(self, m)
         self._lock = records.lock
         self._syncing = Syncing(m, self._driver, os.path.join(self.root, name), level)
+        keeping = Keeping(m, level)
         self._references = References(
-            self.root, m, self._driver, records, self._holds, self._images, read_only=bool(self._read_only)
+            self.root, m, self._driver, records, self._holds, self._images, keeping, read_only=bool(self._read_only)
         )
-        parts = (m, self._driver, records, self._holds, self._references, self._syncing)
-        self._registration = Registration(*parts, self._check_writable)
-        self._writable = WritableLayers(*parts, self._registration, self._check_writable)
+        parts = (m, self._driver, records, self._holds, self._references)
+        self._registration = Registration(*parts, keeping, self._syncing, self._check_writable)
+        self._writable = WritableLayers(*parts, self._syncing, self._registration, self._check_writable)
         self._closed = False
 
     def _why_read_only(self, option: str) -> str:
@@ -180,13 +183,13 @@ class Store:
     # ---- layers ----
 
     def register(
-        self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None,
+        self, source: Any, parent: Parent = "", os: OS | None = None, *, progress: Progress | None = None,
         durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Store one layer tar and return a reference to the layer.
 
         source     read(n), a descriptor, a path, or a buffer; plain, gzip, zstd, bzip2, xz or lz4
-        parent     ChainID below, or "" for a base layer
+        parent     what it stands on: a ChainID, a Layer (of any store), an Image; "" for a base layer
         os         None or "linux"
         progress   called with the bytes taken from the source (a Done: .total is of how many, where that is
                    known), at most ten times a second; what it raises ends the call
@@ -198,7 +201,7 @@ class Store:
         return self.register_with_descriptor(source, parent, os, None, progress=progress, durability=durability)
 
     def register_with_descriptor(
-        self, source: Any, parent: str = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
+        self, source: Any, parent: Parent = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
         progress: Progress | None = None, durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
@@ -208,7 +211,8 @@ class Store:
         if descriptor is not None and not isinstance(descriptor, Descriptor):
             raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
         level = self._syncing.level(durability)
-        above = self._references.retain(parent) if parent else None
+        on = parent_id(parent)
+        above = self._references.use(on) if on else None
 
         def fill(apply: Any) -> None:
             with contextlib.closing(Input(source)) as given:
@@ -219,21 +223,34 @@ class Store:
     def get(self, chain_id: str) -> Layer:
         """Give a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
         self._check_open()
-        with self._lock:
-            return self._references.handle(self._references.retain(chain_id))
+        return self._references.get(chain_id)
 
     def _size_of(self, chain_id: str) -> int:
         """Bytes of a layer and all below it; 0 where it cannot be read."""
         with self._lock:
-            record = self._records.load(chain_id)
+            record = self._records.load_current(chain_id)
             return record.size if record else 0
 
     def _mounts_on(self, chain_id: str) -> list[str]:
         """Name the writable layers that stand right on a layer."""
         with self._lock:
-            self._records.load_all()
+            self._records.load_mounts()
             mounts = self._records.mounts.values()
             return sorted(mount.name for mount in mounts if mount.parent and mount.parent.chain_id == chain_id)
+
+    def _current(self, record: Record) -> Record:
+        """The record of a layer, as the disk has it now."""
+        with self._lock:
+            self._records.refresh(record)
+            return record
+
+    def _below(self, record: Record) -> Record | None:
+        """What a layer stands on, as the disk has it now."""
+        with self._lock:
+            return self._records.below(record)
+
+    def _metadata_of(self, record: Record) -> dict[str, str]:
+        return self._driver_of().metadata(self._current(record).cache_id)
 
     def map(self) -> dict[ChainID, Layer]:
         """Give all layers, bare: no references. The way to look at layers without owning them."""
@@ -243,22 +260,47 @@ class Store:
             return {chain: Layer(record) for chain, record in self._records.layers.items()}
 
     def release(self, layer: Layer) -> list[Metadata]:
-        """Give a reference back; what nobody needs any more is deleted.
+        """Give a reference back. The last one of all stores and processes releases the layer: it is deleted.
 
-        Returns  what was deleted, top first
+        If something needs the layer (a layer, a writable layer or an image on it), it stays until nothing does.
+
+        Returns  what was deleted, top first: the layer, and what lay below it, was released before and is not needed
         Raises   LayerNotRetainedError   this handle holds no reference
+                 OSError                 something could not be removed; cleanup() tries again
         """
         self._check_open()
         if not isinstance(layer, Layer):
             raise TypeError(f"release() takes a Layer, not {type(layer).__name__}")
-        with self._lock:
-            record = self._records.load(layer.chain_id)
-            if record is None:
-                return []
-            if layer not in record.handles:
-                raise LayerNotRetainedError(chain_id=layer.chain_id)
-            record.handles.remove(layer)
-        return self._references.release(record)
+        return self._references.release(layer)
+
+    def remove(self, layer: str | Layer) -> list[Metadata]:
+        """Release a stored layer that nobody holds: get() and release() in one.
+
+        layer    a ChainID, or a Layer of any store
+
+        Returns  what was deleted, as release() does
+        Raises   LayerDoesNotExistError
+                 StoreInUseError          something needs it: the text names what. Nothing was done
+                 ReadOnlyStoreError, OSError
+        """
+        self._check_writable()
+        if not isinstance(layer, (str, Layer)):
+            raise TypeError(f"remove() takes a ChainID or a Layer, not {type(layer).__name__}")
+        return self._references.remove(layer if isinstance(layer, str) else layer.chain_id)
+
+    @contextlib.contextmanager
+    def _using(self, chain_id: str) -> Iterator[Layer]:
+        """Keep a layer for the length of a `with` block, which gets it bare. Raises LayerDoesNotExistError."""
+        self._check_open()
+        with self._references.using(chain_id) as record:
+            yield Layer(record)
+
+    def _release_image(self, chains: Sequence[str]) -> list[Metadata]:
+        """The last name of an image went: release its layers (base first) that no reference is held to and that
+        nothing else needs, whoever made them. Returns what went, top first.
+        """
+        self._check_writable()
+        return self._references.release_image(chains)
 
     def _undo(self, layer: Layer | RWLayer) -> None:
         """Undo the call that gave this reference, as nobody will get it: what was there before stays."""
@@ -271,6 +313,7 @@ class Store:
 
     def _tar_stream(self, record: Record) -> TarStream:
         self._check_open()
+        self._current(record)
         fd = self._metadata.open_tar_split(record.chain_id)
         try:
             return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)._of(record.chain_id)
@@ -279,9 +322,10 @@ class Store:
 
     def _tar_stream_from(self, record: Record, parent: str) -> TarStream:
         self._check_open()
-        above = record.parent
+        self._current(record)
+        above = self._below(record)
         while parent and above and above.chain_id != parent:
-            above = above.parent
+            above = self._below(above)
         if parent and above is None:
             raise LayerStoreError(
                 f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
@@ -298,7 +342,7 @@ class Store:
 
     def _merged(self, chain: Sequence[Record]) -> MergedTree:
         """The tree of these layers, base first."""
-        caches = {record.chain_id: record.cache_id for record in chain}
+        caches = {record.chain_id: self._current(record).cache_id for record in chain}
 
         def opener(entry: FileEntry) -> BinaryIO:
             driver = self._driver_of()
@@ -309,12 +353,12 @@ class Store:
     # ---- writable layers ----
 
     def create_rw_layer(
-        self, name: str, parent: str = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
+        self, name: str, parent: Parent = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
     ) -> RWLayer:
         """Make a writable layer and return a reference to it.
 
         name     a name for a directory: no "/", at most 255 bytes
-        parent   ChainID below, or "" for an empty tree
+        parent   what it stands on: a ChainID, a Layer (of any store), an Image; "" for an empty tree
         opts     an init layer and the driver's options
         durability   as the store's option of that name; None: the store's
 
@@ -325,7 +369,8 @@ class Store:
         check_mount_name(name)
         if opts is not None and not isinstance(opts, CreateRWLayerOpts):
             raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
-        return self._writable.create(name, parent, opts or CreateRWLayerOpts(), self._syncing.level(durability))
+        level = self._syncing.level(durability)
+        return self._writable.create(name, parent_id(parent), opts or CreateRWLayerOpts(), level)
 
     def get_rw_layer(self, name: str) -> RWLayer:
         """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
@@ -360,7 +405,7 @@ class Store:
         """Name the writable layers."""
         self._check_open()
         with self._lock:
-            self._records.load_all()
+            self._records.load_mounts()
             return sorted(self._records.mounts)
 
     # ---- the store itself ----
@@ -374,6 +419,7 @@ class Store:
         """
         self._check_writable()
         reclaim.finish(self._metadata, self._driver, self._records.owned)
+        self._references.sweep_all()
         with self._lock:
             self._records.forget_bad()
         self._driver.cleanup()
@@ -406,9 +452,8 @@ class Store:
             chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
             bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
-            untouched = {record for record in chosen if not record.held and not record.standing}
             for record in chosen:            # none goes while it is looked at; other processes do as they like
-                record.held += 1
+                record.used += 1
         try:
             verifier = Verifier(self._metadata, self._driver)
             found += verifier.layers(chosen, progress, workers)
@@ -417,9 +462,8 @@ class Store:
         finally:
             for record in chosen:
                 with self._lock:
-                    record.held -= 1
-                if record not in untouched:
-                    self._references.remove_unneeded(record)
+                    record.used -= 1
+                self._references.sweep(record.chain_id)
         live = dockerd.locked_database(self.root) is not None
         if chain_id is None:
             found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
@@ -450,14 +494,10 @@ class Store:
         if record is None:
             self._register_again(chain_id, source, progress)
         else:
-            record = self._references.retain(chain_id)
-            try:
+            with self._references.using(chain_id) as record:
                 Repair(self._metadata, self._driver, self.verify, self._syncing.level("full")).layer(
                     record, source, self.map().values(), progress
                 )
-            finally:
-                with self._lock:          # a layer that nobody had asked for stays, as it did before
-                    self._references.unhold(record)
         left = self.verify(chain_id)
         if left:
             why = f"{chain_id} could not be mended: {left[0].detail}"

@@ -112,9 +112,21 @@ def remove_directory(path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         fd = _files.open(above, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _changes.remove_tree(fd, name)
+            remove_below(fd, above, name)
         finally:
             _files.close(fd)
+
+
+def remove_below(fd: int, directory: str, name: str) -> None:
+    """Remove a directory with all in it. Raises OSError, with the whole path of what cannot be removed.
+
+    fd   of directory, beneath which all happens
+    """
+    try:
+        _changes.remove_tree(fd, name)
+    except OSError as err:
+        err.filename = os.path.join(directory, os.fsdecode(err.filename or name))
+        raise
 
 
 def make_directory(path: str, mode: int) -> None:

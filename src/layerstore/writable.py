@@ -66,17 +66,13 @@ class WritableLayers:
         with self._names.hold(name):
             if self.find(name):
                 raise MountNameConflictError(name=name)
-            above = self._references.retain(parent) if parent else None
+            above = self._references.use(parent) if parent else None
             try:
                 mount = self._create(name, above, opts, level)
-            except BaseException:
-                if above:
-                    self._references.release(above)
-                raise
-            if above:
-                with self._lock:          # the writable layer keeps it now
-                    self._references.unhold(above)
-            return self._handle(mount)
+                return self._handle(mount)
+            finally:
+                if above:                 # the writable layer keeps it now
+                    self._references.end_use(above)
 
     def _handle(self, mount: Mount) -> RWLayer:
         self._detached.know(mount.mount_id, mount.name)
@@ -109,7 +105,7 @@ class WritableLayers:
             self._syncing.before(made, transaction, above, level)
             mount = self._records.new_mount(name, mount_id, init_id, above)
             with self._syncing.name("mounts", level):
-                aside = self._commit_record(transaction, mount)
+                aside = self._commit_record(transaction, mount, below)
         except BaseException:
             try:
                 self._withdraw(mount)
@@ -131,12 +127,12 @@ class WritableLayers:
         self._metadata.remove_aside(aside)
         return mount
 
-    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount) -> str | None:
+    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: str) -> str | None:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
         name = mount.name
         with self._lock, self._metadata.exclusive():
             self._check_writable()
-            if mount.parent and not self._records.names_layer(mount.parent):
+            if mount.parent and not self._records.names_layer(mount.parent.chain_id, below):
                 gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
                 raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
             aside = None
@@ -229,7 +225,7 @@ class WritableLayers:
                 remove_directory(mount.aside)
             with self._lock:
                 self._records.forget_mount(mount.name)
-            return self._references.remove_unneeded(mount.parent)
+            return self._references.sweep(mount.parent.chain_id) if mount.parent else []
 
     def _set_aside(self, mount: Mount) -> bool:
         """Make a writable layer invisible that nobody holds. False: it stays."""
@@ -255,7 +251,7 @@ class WritableLayers:
         above = mount.parent
         if above:
             with self._lock:
-                self._references.hold(above)
+                self._references.use_too(above)
 
         def fill(apply: Any) -> None:
             with self._driver.diff(mount.mount_id, mount.below) as stream:

@@ -249,11 +249,34 @@ def test_export_as_json_wants_a_file(two, cli, room):
 
 # ---- release ------------------------------------------------------------------------------------
 def test_release_says_what_went(two, root):
+    assert two("release", APP_ID) == [f"removed {APP_ID}  6 B"]
+    assert chains(root) == [BASE_ID], "nobody released the base"
+    assert two("release", BASE_ID) == [f"removed {BASE_ID}  16 B"]
+    assert chains(root) == []
+
+
+def released_under_app(open_store):
+    """The base is released while something stands on it."""
+    assert open_store().get(BASE_ID).release() == []
+
+
+def test_what_was_released_before_goes_with_what_stood_on_it(two, root, open_store):
+    released_under_app(open_store)
     assert two("release", APP_ID) == [f"removed {APP_ID}  6 B", f"removed {BASE_ID}  16 B"]
     assert chains(root) == []
 
 
-def test_release_of_one_alone(two, root):
+@pytest.mark.parametrize("words", [["export", APP_ID, "--from", BASE_ID, "-o", "/dev/null"], ["rw", "create", "box", BASE_ID],
+                                   ["register", "TAR", "--parent", BASE_ID]])
+def test_what_only_looks_at_a_layer_leaves_it_released(two, cli, root, open_store, room, words):
+    released_under_app(open_store)
+    (room / "TAR").write_bytes(tarkit.T1)
+    assert cli(*(room / word if word == "TAR" else word for word in words)).code == 0
+    assert (root / "image/overlay2/layerdb/sha256" / BASE_ID[7:] / "released").exists()
+
+
+def test_release_of_one_alone(two, root, open_store):
+    released_under_app(open_store)
     assert two("release", "--only", APP_ID) == [f"removed {APP_ID}  6 B"]
     assert chains(root) == [BASE_ID]
 

@@ -38,7 +38,7 @@ PY_FLOORS = [
     {"transaction"},
     {"metadata", "imagedb", "tarstream", "compare", "files", "merged", "drivers.mounts", "drivers.counter", "drivers.options",
      "drivers.graft"},
-    {"drivers.checks", "drivers.quota", "drivers.directories", "drivers.holders", "limits", "detached"},
+    {"drivers.checks", "drivers.quota", "drivers.directories", "drivers.holders", "limits", "detached", "keeping"},
     {"drivers.mounting", "drivers.unowned"},
     {"drivers.overlay2"},
     {"drivers"},

@@ -215,7 +215,7 @@ SUBJECTS = {
     "CorruptLayerError": {"chain_id", "path"},
     "StoreClosedError": {"path"},
     "ReadOnlyStoreError": {"path"},
-    "StoreInUseError": {"path"},
+    "StoreInUseError": {"path", "chain_id"},
     "ImageDoesNotExistError": {"name"},
 }
 SOURCES = sorted(Path(layerstore.__file__).parent.rglob("*.py"))

@@ -53,7 +53,9 @@ def layers(store: Store, tar: Path) -> None:
         assert_type(upper, Layer)
     linux: OS = "linux"
     store.register_with_descriptor(tar, "", linux, Descriptor("a/b", "sha256:", 1))
-    store.register(tar, parent=layer)  # type: ignore[arg-type]
+    assert_type(store.register(tar, parent=layer), Layer)
+    assert_type(store.remove(layer), list[Metadata])
+    store.register(tar, parent=5)  # type: ignore[arg-type]
     store.register(tar, "", progress=1)  # type: ignore[arg-type]
 
 

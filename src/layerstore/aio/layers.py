@@ -85,9 +85,10 @@ class Layer(_Reference[layerstore.Layer]):
         """Give the layer's tar, byte for byte, seekable and verified."""
         return await self._stream(self._blocking.tar_stream)
 
-    async def tar_stream_from(self, parent: str) -> TarStream:
+    async def tar_stream_from(self, parent: str | Layer | layerstore.Layer) -> TarStream:
         """Make a fresh tar of the difference to an ancestor ("" = everything); not verified."""
-        return await self._stream(lambda: self._blocking.tar_stream_from(parent))
+        below = parent.blocking if isinstance(parent, Layer) else parent
+        return await self._stream(lambda: self._blocking.tar_stream_from(below))
 
     async def files(self) -> AsyncIterator[FileEntry]:
         """Give every entry of the layer in the order of its tar; memory does not grow with it."""

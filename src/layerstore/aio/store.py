@@ -13,6 +13,9 @@ from layerstore.aio.sources import source_for
 from layerstore.ids import OS, ChainID
 from layerstore.values import CreateRWLayerOpts, Descriptor, Metadata, Orphan, Problem, Progress
 
+# What a layer can stand on: a ChainID, a Layer of this module or a blocking one, an Image.
+Parent = str | Layer | layerstore.Layer | layerstore.Image
+
 
 class Store:
     """Layers and writable layers below a Docker data root. `async with Store(root) as store:` opens and closes it."""
@@ -61,7 +64,7 @@ class Store:
         return await in_thread(lambda _: work(), self._slots.short, undo)
 
     async def register(
-        self, source: Any, parent: str = "", os: OS | None = None, *, progress: Progress | None = None,
+        self, source: Any, parent: Parent = "", os: OS | None = None, *, progress: Progress | None = None,
         durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Store one layer tar and return a reference to the layer.
@@ -77,14 +80,15 @@ class Store:
         return await self.register_with_descriptor(source, parent, os, None, progress=progress, durability=durability)
 
     async def register_with_descriptor(
-        self, source: Any, parent: str = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
+        self, source: Any, parent: Parent = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
         progress: Progress | None = None, durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
         store = self.blocking
         made = await in_thread(
             lambda call: store.register_with_descriptor(
-                source_for(call, source), parent, os, descriptor, progress=call.hook(progress), durability=durability
+                source_for(call, source), _parent_of(parent), os, descriptor,
+                progress=call.hook(progress), durability=durability,
             ),
             self._slots.long,
             store._undo,
@@ -108,13 +112,19 @@ class Store:
             raise TypeError(f"release() takes a Layer of layerstore.aio, not {type(layer).__name__}")
         return await in_thread(lambda _: store.release(layer.blocking), None)
 
+    async def remove(self, layer: str | Layer) -> list[Metadata]:
+        """Release a stored layer that nobody holds. Raises as layerstore.Store.remove does."""
+        store = self.blocking
+        wanted = layer.blocking if isinstance(layer, Layer) else layer
+        return await in_thread(lambda _: store.remove(wanted), None)
+
     async def create_rw_layer(
-        self, name: str, parent: str = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
+        self, name: str, parent: Parent = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
     ) -> RWLayer:
         """Make a writable layer and return a reference to it. An init_func is called in a thread."""
         store = self.blocking
         made = await in_thread(
-            lambda _: store.create_rw_layer(name, parent, opts, durability=durability),
+            lambda _: store.create_rw_layer(name, _parent_of(parent), opts, durability=durability),
             self._slots.long, store.release_rw_layer,
         )  # fmt: skip
         return RWLayer(made, self._slots)
@@ -195,6 +205,10 @@ class Store:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+def _parent_of(parent: Parent) -> layerstore.store.Parent:
+    return parent.blocking if isinstance(parent, Layer) else parent
 
 
 def _repair_source(call: Call, source: Any) -> Any:

@@ -10,7 +10,17 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from layerstore import ChainID, FileEntry, Image, Layer, LayerStoreError, Metadata, TarStream
+from layerstore import (
+    ChainID,
+    FileEntry,
+    Image,
+    Layer,
+    LayerDoesNotExistError,
+    LayerStoreError,
+    Metadata,
+    StoreInUseError,
+    TarStream,
+)
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
@@ -58,12 +68,12 @@ def add(commands: Commands) -> None:
 
     release = commands.command(
         "release", run_release, "remove layers that nothing needs, and say what went",
-        more="What stands below a removed layer goes with it unless something else needs it: another layer,\n"
-             "a writable layer, an image, or another process.",
+        more="A layer stays while something needs it: another layer, a writable layer, an image, or another process.\n"
+             "What lies below a removed layer goes with it only if it was released before.",
         examples=["release 4e596c87bd09", "release --only 4e596c87bd09"],
     )  # fmt: skip
     release.add_argument("layers", metavar="LAYER", nargs="+")
-    release.add_argument("--only", action="store_true", help="remove these alone, whatever becomes of those below")
+    release.add_argument("--only", action="store_true", help="keep all below, also what was released before")
 
     diff = commands.command(
         "diff", run_diff, "compare the file systems of two layers, by their records",
@@ -250,7 +260,7 @@ def run_register(args: Any, screen: Screen) -> int:
     """Store a layer tar."""
     source = source_of(args.tar)
     with writing(args) as opened:
-        parent = opened.layer(args.parent).chain_id if args.parent is not None else ""
+        parent = opened.find(args.parent) if args.parent is not None else ""
         before = set(opened.metadata.list()[0])
         with screen.progress("register") as progress:
             layer = opened.store.register(source, parent, progress=progress, durability=args.durability)
@@ -276,9 +286,9 @@ def run_export(args: Any, screen: Screen) -> int:
         raise Failure("--json and a tar cannot both go to standard output: name a file with -o", Exit.USAGE)
     # A tar of a difference may need a mount, which a store for reading only does not make.
     with (reading if args.below is None else writing)(args) as opened:
-        layer = opened.layer(args.layer)
         below = opened.find(args.below) if args.below is not None else None
         with contextlib.ExitStack() as stack:
+            layer = stack.enter_context(opened.kept(args.layer))
             fd = screen.binary("a tar") if args.output == "-" else stack.enter_context(output_file(args.output))
             tar: TarStream = layer.tar_stream() if below is None else layer.tar_stream_from(below)
             stack.enter_context(tar)
@@ -335,13 +345,17 @@ def run_release(args: Any, screen: Screen) -> int:
                 name = (*image.references, short_id(image.id))[0]
                 raise Failure(f"{short_id(chain)} belongs to the image {name}; remove that: layerstore image rm {name}",
                               Exit.IN_USE)  # fmt: skip
-        held = [opened.store.get(chain) for chain in chains]
         if args.only:
-            for layer in held:
+            for layer in [opened.store.map()[ChainID(chain)] for chain in chains]:
                 if layer.parent and layer.parent.chain_id not in chains:
                     opened.store.get(layer.parent.chain_id)
-        for layer in held:
-            removed += layer.release()
+        left, before = chains, 0
+        while len(left) != before:        # one may stand on another that was named before it
+            before = len(left)
+            for chain in list(left):
+                with contextlib.suppress(StoreInUseError, LayerDoesNotExistError):
+                    removed += opened.store.remove(chain)
+                    left = [other for other in left if other != chain]
         gone = {item.chain_id for item in removed}
         kept = {chain: _why_kept(opened, chain) for chain in chains if chain not in gone}
     tell_removed(removed, screen, kept)

@@ -92,6 +92,10 @@ class Opened:
         """Give the layer that a name means, held. Raises Failure, LayerDoesNotExistError."""
         return self.store.get(self.find(name))
 
+    def kept(self, name: str) -> contextlib.AbstractContextManager[Layer]:
+        """Keep the layer that a name means for the length of a `with` block. Whether it was released stays as it is."""
+        return self.store._using(self.find(name))
+
     def image_names(self) -> dict[str, list[str]]:
         """Give the names of the images whose topmost layer is a ChainID, by that."""
         names: dict[str, list[str]] = {}

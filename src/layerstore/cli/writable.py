@@ -6,10 +6,21 @@ A mount made here outlives the process, and is found by the next: it ends with `
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
-from layerstore import CreateRWLayerOpts, LayerStoreError, Metadata, MountDoesNotExistError, ReadOnlyStoreError, RWLayer
+from layerstore import (
+    CreateRWLayerOpts,
+    LayerDoesNotExistError,
+    LayerStoreError,
+    Metadata,
+    MountDoesNotExistError,
+    ReadOnlyStoreError,
+    RWLayer,
+    StoreInUseError,
+)
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, add_null, tell_layer, tell_removed
 from layerstore.cli.opening import Opened, reading, writing
@@ -98,7 +109,7 @@ def run_create(args: Any, screen: Screen) -> int:
     """Make one."""
     options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
     with writing(args) as opened:
-        parent = opened.layer(args.layer).chain_id if args.layer is not None else ""
+        parent = opened.find(args.layer) if args.layer is not None else ""
         rw = opened.store.create_rw_layer(_checked(args.name), parent, options, durability=args.durability)
         mount_id = opened.store.get_mount_id(rw.name)
     if screen.as_json:
@@ -216,6 +227,14 @@ def run_commit(args: Any, screen: Screen) -> int:
     return Exit.OK
 
 
+def _below(rw: RWLayer) -> Iterator[str]:
+    """Give the layers below, the nearest first."""
+    layer = rw.parent
+    while layer:
+        yield layer.chain_id
+        layer = layer.parent
+
+
 def run_rm(args: Any, screen: Screen) -> int:
     """Delete some."""
     removed: list[Metadata] = []
@@ -225,11 +244,12 @@ def run_rm(args: Any, screen: Screen) -> int:
         mounted = [rw.name for rw in held if _mounted_at(rw)]
         if mounted and not args.force:
             raise Failure(f"{mounted[0]} is mounted; unmount it, or use --force", Exit.IN_USE)
-        for rw in held:
-            if rw.parent and not args.layers:
-                opened.store.get(rw.parent.chain_id)      # held, it stays
+        stacks = [list(_below(rw)) if args.layers else [] for rw in held]
         for rw in held:
             removed += rw.release()
+        for chain in itertools.chain.from_iterable(stacks):
+            with contextlib.suppress(LayerDoesNotExistError, StoreInUseError):
+                removed += opened.store.remove(chain)
         left = set(opened.store.mounts()).intersection(names)
     if screen.as_json:
         gone = [name for name in names if name not in left]

@@ -16,13 +16,14 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from layerstore import _changes, _files
+from layerstore import _files
 from layerstore.drivers import mounts
 from layerstore.errors import InvalidMetadataError, LayerStoreError, MaxDepthExceededError, readable
 from layerstore.locks import Claim, NamedLocks, claim_directory
 from layerstore.textfile import (
     make_directory,
     read_small,
+    remove_below,
     replace_small,
     sync_directory,
     sync_file,
@@ -299,7 +300,7 @@ class Directories:
         with opened(self.home) as home:
             for attempt in range(50):
                 try:
-                    _changes.remove_tree(home, id)
+                    remove_below(home, self.home, id)
                     return
                 except OSError as err:
                     if err.errno not in (errno.EBUSY, errno.ENOTEMPTY) or attempt == 49:

@@ -120,8 +120,7 @@ class Gatherer:
         """level   the durability of this load"""
         self.store, self._level = store, level
         self._held: dict[ChainID, Layer] = {}
-        self._known: list[Layer] = []          # that were there before: of images, or nobody's
-        self._imaged: set[ChainID] = set()
+        self._known = contextlib.ExitStack()   # keeps those that were there before
         self._new: list[Layer] = []
         self.jobs: dict[str, Job] = {}
 
@@ -130,10 +129,9 @@ class Gatherer:
         if chain in self._held:
             return True
         try:
-            layer = self.store.get(chain)
+            layer = self.keep(chain)
         except LayerDoesNotExistError:
             return False
-        self.hold(layer)
         if not self.store._driver_of().exists(layer.cache_id):
             return False                       # registering it anew mends it
         self._held[chain] = layer
@@ -155,11 +153,9 @@ class Gatherer:
                     coming.add(parent)
         return found
 
-    def hold(self, layer: Layer) -> None:
-        """Take over a reference to a layer that was there before."""
-        self._known.append(layer)
-        if self.store._images.stands_on(layer.chain_id):
-            self._imaged.add(layer.chain_id)
+    def keep(self, chain: ChainID) -> Layer:
+        """Keep a layer that was there before until close(). Raises LayerDoesNotExistError."""
+        return self._known.enter_context(self.store._using(chain))
 
     def put(self, images: Iterable[Planned], job_of: Callable[[str], Job]) -> list[Config]:
         """Make all layers of images, each on the one below: the images' configs.
@@ -201,7 +197,7 @@ class Gatherer:
         if is_new:
             self._new.append(handle)
         else:
-            self.hold(handle)
+            self._known.callback(self.store._references.let_go, handle)
         job.unpacked, job.layer = None, handle
         self._held[chain] = handle
         return chain
@@ -218,13 +214,8 @@ class Gatherer:
         for layer in reversed(self._new):      # an image keeps what shall stay
             with contextlib.suppress(LayerStoreError):
                 self.store.release(layer)
-        for layer in reversed(self._known):
-            if layer.chain_id in self._imaged:
-                with contextlib.suppress(LayerStoreError):
-                    self.store.release(layer)  # the image may have been removed meanwhile
-            else:
-                self.store._references.let_go(layer)
-        self._new, self._known = [], []
+        self._new = []
+        self._known.close()
         self._held.clear()
 
 

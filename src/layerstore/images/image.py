@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from layerstore.ids import ChainID, DiffID, Digest
+from layerstore.layer import Top
 from layerstore.values import Metadata
 
 
@@ -23,7 +24,7 @@ class Removed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Image:
+class Image(Top):
     """One image of a store, as it was when it was asked for. Two are equal if their ids are."""
 
     id: Digest

@@ -21,7 +21,7 @@ from layerstore.errors import (
     LayerStoreError,
     readable,
 )
-from layerstore.ids import Digest
+from layerstore.ids import ChainID, Digest
 from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.images import load, references
 from layerstore.images.configs import parse_config
@@ -33,10 +33,10 @@ from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
 from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, new_file, save
 from layerstore.images.unpack import unpack
-from layerstore.layer import Layer
+from layerstore.layer import Layer, parent_id
 from layerstore.locks import claim_directory
 from layerstore.store import Store
-from layerstore.values import Metadata, Progress
+from layerstore.values import Progress
 
 log = logging.getLogger("layerstore")
 
@@ -170,16 +170,9 @@ class Images:
 
     @contextlib.contextmanager
     def _layers(self, *images: Image) -> Iterator[Sequence[Layer]]:
-        """References to all layers of images, for the length of a `with` block."""
-        held: list[Layer] = []
-        try:
-            for image in images:
-                for chain in image.layers:
-                    held.append(self.store.get(chain))
-            yield held
-        finally:
-            for layer in held:                 # which go now, if the image was removed meanwhile
-                layer.release()
+        """All layers of images, which stay for the length of a `with` block."""
+        with contextlib.ExitStack() as stack:        # those that were released meanwhile go at its end
+            yield [stack.enter_context(self.store._using(chain)) for image in images for chain in image.layers]
 
     # ---- in and out ----
 
@@ -246,10 +239,10 @@ class Images:
         """
         self.store._check_writable()
         names = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
-        chain = layer.chain_id if isinstance(layer, Layer) else layer
+        chain = parent_id(layer)
         with contextlib.ExitStack() as stack:
             diff_ids: list[str] = []
-            at: Layer | None = stack.enter_context(self.store.get(chain)) if chain else None
+            at: Layer | None = stack.enter_context(self.store._using(chain)) if chain else None
             if at:
                 self.store._syncing.ensure(at._record, self.store._syncing.level(None))
             while at is not None:
@@ -407,22 +400,18 @@ class Images:
                 self._db.write_repositories(names)
                 return Removed((name,), (), [])
             self._check_removable(id, name, [each for each in of_it if "@" not in each], force)
-            tops = [self._top_of(id)]
+            chains = [self._chains_of(id)]
             deleted = [id]
             parent = self._db.noted(id, "parent")
             _unname(names, of_it)
             self._db.write_repositories(names)
             self._db.remove(id)
             while parent and self._is_unneeded(parent, names):
-                tops.append(self._top_of(parent))
+                chains.append(self._chains_of(parent))
                 deleted.append(Digest(parent))
                 parent, gone = self._db.noted(parent, "parent"), parent
                 self._db.remove(gone)
-        layers: list[Metadata] = []
-        for top in tops:
-            with contextlib.suppress(LayerDoesNotExistError):
-                if top:
-                    layers += self.store.get(top).release()
+        layers = [gone for of_image in chains for gone in self.store._release_image(of_image)]
         return Removed(tuple(sorted(of_it)), tuple(deleted), layers)
 
     def _resolve_for_removal(self, reference: str | Image) -> tuple[Digest, str]:
@@ -466,11 +455,15 @@ class Images:
 
     def _top_of(self, id: str) -> str:
         """The uppermost layer of an image; "" where it has none, or cannot be read."""
-        try:
-            chains = chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
-        except (OSError, LayerStoreError):
-            return ""
+        chains = self._chains_of(id)
         return chains[-1] if chains else ""
+
+    def _chains_of(self, id: str) -> tuple[ChainID, ...]:
+        """The layers of an image, base first; none where it cannot be read."""
+        try:
+            return chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
+        except (OSError, LayerStoreError):
+            return ()
 
 
 def _sha256(data: bytes) -> str:

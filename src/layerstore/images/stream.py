@@ -346,8 +346,7 @@ class Stream:
         chain = self._tops.get(DiffID(said))
         if chain is None or not self._gatherer.has(chain):
             return False
-        layer = self._gatherer.store.get(chain)
-        self._gatherer.hold(layer)
+        layer = self._gatherer.keep(chain)
         part = Part(self._reader, head, entry.size - len(head), "sha256", self._tell)
         found = part.digest()
         if part.left:

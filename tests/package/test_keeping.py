@@ -1,0 +1,264 @@
+"""Who keeps what: a layer goes when it was released and nothing needs it; by the disk, over stores, restarts and deaths."""
+
+import os
+import signal
+import stat
+
+import pytest
+import tarkit
+from tarkit import end, file
+
+import layerstore
+from layerstore import LayerDoesNotExistError, Store, StoreInUseError
+
+A, B, C = (file(name, name.encode()) + end() for name in ("a", "b", "c"))
+
+
+@pytest.fixture
+def mark(root):
+    def path(layer):
+        return root / "image/overlay2/layerdb/sha256" / getattr(layer, "chain_id", layer).removeprefix("sha256:") / "released"
+
+    return path
+
+
+@pytest.fixture
+def two(root, open_store):
+    return open_store(root), open_store(root)
+
+
+def chains(removed):
+    return [item.chain_id for item in removed]
+
+
+# ---- the mark ----------------------------------------------------------------------------------
+def test_released_while_something_stands_on_it_is_a_file(store, mark):
+    base = store.register(A)
+    top = store.register(B, base)
+    assert not mark(base).exists()
+    assert base.release() == []
+    assert stat.S_IMODE(mark(base).stat().st_mode) == 0o644 and mark(base).read_bytes() == b""
+    assert chains(top.release()) == [top.chain_id, base.chain_id]
+
+
+def test_a_new_reference_takes_the_mark_away(store, mark):
+    base = store.register(A)
+    top = store.register(B, base)
+    base.release()
+    for again in (lambda: store.get(base.chain_id), lambda: store.register(A)):
+        layer = again()
+        assert not mark(base).exists()
+        assert layer.release() == [] and mark(base).exists()
+    again()
+    assert chains(top.release()) == [top.chain_id]
+
+
+def test_a_child_or_a_box_takes_no_mark_away(store, mark):
+    base = store.register(A)
+    top = store.register(B, base)
+    base.release()
+    with store.create_rw_layer("box", base):
+        store.register(C, base).release()
+        assert mark(base).exists()
+    assert chains(top.release()) == [top.chain_id, base.chain_id]
+
+
+def test_a_mark_that_is_no_file_is_none(store, mark):
+    base = store.register(A)
+    top = store.register(B, base)
+    mark(base).symlink_to("/dev/null")
+    assert chains(top.release()) == [top.chain_id]
+
+
+def test_the_walk_ends_at_the_first_that_was_not_released(store):
+    one, two = store.register(A), None
+    two = store.register(B, one)
+    three = store.register(C, two)
+    one.release()
+    assert chains(three.release()) == [three.chain_id]
+    assert chains(two.release()) == [two.chain_id, one.chain_id]
+
+
+def test_over_a_restart(store, open_store, root):
+    base = store.register(A)
+    top = store.register(B, base)
+    base.release()
+    store.close()
+    again = open_store()
+    assert chains(again.get(top.chain_id).release()) == [top.chain_id, base.chain_id]
+
+
+@pytest.mark.parametrize("how", ["close", "exit", "kill"])
+def test_what_ends_releases_nothing(store, root, how):
+    base = store.register(A)
+    store.close()
+    pid = os.fork()
+    if not pid:
+        other = Store(root)
+        held = other.get(base.chain_id)
+        other.register(B, held)
+        if how == "close":
+            other.close()
+        if how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with Store(root) as again:
+        assert len(again.map()) == 2
+        assert chains(again.remove(layerstore.create_chain_id([base.diff_id, tarkit.diff_id(B)]))) != [base.chain_id]
+        assert set(again.map()) == {base.chain_id}
+
+
+# ---- remove() ----------------------------------------------------------------------------------
+def test_remove_releases_what_nobody_holds(store, root):
+    chain = store.register(A).chain_id
+    store.close()
+    with Store(root) as again:
+        assert chains(again.remove(chain)) == [chain]
+        with pytest.raises(LayerDoesNotExistError):
+            again.remove(chain)
+        assert again.map() == {}
+
+
+def test_remove_takes_a_layer_of_any_store(store, open_store, room):
+    chain = store.register(A).chain_id
+    store.close()
+    other = open_store(room / "other")
+    mine = other.register(A)
+    again = open_store()
+    assert chains(again.remove(mine)) == [chain]
+    assert set(other.map()) == {chain}
+
+
+def test_remove_names_what_needs_it(store, open_store, root, mark):
+    base = store.register(A)
+    with pytest.raises(StoreInUseError, match=f"{base.chain_id} is needed: this store has a reference to it"):
+        store.remove(base)
+    other = open_store()
+    with pytest.raises(StoreInUseError, match="another process"):
+        other.remove(base)
+    top = store.register(B, base)
+    store.close()
+    with pytest.raises(StoreInUseError, match=f"the layer {top.chain_id} stands on it"):
+        other.remove(base)
+    box = other.create_rw_layer("box", top)
+    with pytest.raises(StoreInUseError, match="the writable layer box stands on it"):
+        other.remove(top)
+    image = layerstore.Images(other).create(top, {}, tags="app:1")
+    box.release()
+    with pytest.raises(StoreInUseError, match="the image app:1 needs it"):
+        other.remove(top)
+    assert not mark(base).exists() and not mark(top).exists(), "a refused remove() is no release"
+    assert chains(layerstore.Images(other).remove(image).layers) == [top.chain_id, base.chain_id]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"sha256:", object()])
+def test_remove_takes_a_text_or_a_layer(store, wrong):
+    with pytest.raises(TypeError, match="remove"):
+        store.remove(wrong)
+
+
+# ---- by the disk -------------------------------------------------------------------------------
+def test_a_layer_that_another_store_made_anew_is_the_one_below(two):
+    one, other = two
+    first = one.register(A)
+    other.register(A).release()
+    first.release()
+    base = one.register(A)
+    top = one.register(B, base)
+    held = other.get(top.chain_id)
+    assert held.parent.cache_id == base.cache_id and held.parent.metadata()
+    base.release(), top.release()
+    assert other.register(A).release() == []
+    assert {entry.path for entry in held.merged().files()} == {"a", "b"}
+    assert chains(held.release()) == [top.chain_id, base.chain_id]
+
+
+def test_a_bare_layer_made_anew_elsewhere_still_reads(two):
+    one, other = two
+    one.register(A).release()
+    held = one.register(A)
+    bare = other.map()[held.chain_id]
+    held.release()
+    again = one.register(A)
+    assert bare.tar_stream().read() == A and bare.cache_id == again.cache_id
+    assert other.map()[again.chain_id].metadata() == again.metadata()
+
+
+@pytest.mark.parametrize("what", ["lost", "empty", "another", "garbage"])
+def test_a_layer_whose_parent_file_is_damaged_keeps_its_parent(store, open_store, root, mark, what):
+    base, other = store.register(A), store.register(C)
+    top = store.register(B, base)
+    for layer in (base, other, top):
+        if layer is not top:
+            layer.release()
+    place = mark(top).with_name("parent")
+    if what == "lost":
+        place.unlink()
+    else:
+        place.write_text({"empty": "", "another": "sha256:" + "e" * 64, "garbage": "x"}[what])
+    store.close()
+    again = open_store()
+    with pytest.raises(StoreInUseError, match=top.chain_id):
+        again.remove(base)
+    assert again.get(base.chain_id).release() == []
+
+
+def test_what_cannot_be_read_at_all_keeps_everything(store, root, mark, caplog):
+    base = store.register(A)
+    place = mark(base).parent.parent / ("ab" * 32)
+    place.mkdir()
+    (place / "parent").write_text("?")
+    assert base.release() == []
+    assert "ab" * 32 in caplog.text
+    (place / "parent").unlink(), place.rmdir()
+    assert chains(store.remove(base)) == [base.chain_id]
+
+
+def test_a_box_whose_other_files_are_damaged_keeps_its_layer(store, open_store, root):
+    base = store.register(A)
+    store.create_rw_layer("box", base)
+    (root / "image/overlay2/layerdb/mounts/box/mount-id").write_text("")
+    store.close()
+    again = open_store()
+    assert again.mounts() == []
+    with pytest.raises(StoreInUseError, match="box stands on it"):
+        again.remove(base)
+
+
+def test_a_box_made_anew_on_another_layer_keeps_that_one(two, root, open_store):
+    one, other = two
+    first, second = one.register(A).chain_id, one.register(B).chain_id
+    box = one.create_rw_layer("box", first)
+    assert other.mounts() == ["box"]
+    with pytest.raises(StoreInUseError):
+        other.remove(first)
+    box.release()
+    one.create_rw_layer("box", second)
+    one.close()
+    with pytest.raises(StoreInUseError, match="box stands on it"):
+        other.remove(second)
+    assert chains(other.remove(first)) == [first]
+    assert other.get_rw_layer("box").parent.chain_id == second
+
+
+# ---- what a layer can stand on -----------------------------------------------------------------
+def test_a_parent_is_a_text_a_layer_or_an_image(store, open_store, room):
+    base = store.register(A)
+    elsewhere = open_store(room / "other").register(A)
+    image = layerstore.Images(store).create(base, {}, tags="base:1")
+    parents = [base.chain_id, base, store.map()[base.chain_id], elsewhere, image]
+    for number, parent in enumerate(parents):
+        assert store.register(B, parent).parent.chain_id == base.chain_id
+        assert store.register_with_descriptor(B, parent=parent).parent.chain_id == base.chain_id
+        assert store.create_rw_layer(f"box{number}", parent).parent.chain_id == base.chain_id
+    for nothing in ("", None, layerstore.Images(store).create("", {}, tags="empty:1")):
+        assert store.register(C, nothing).parent is None
+
+
+@pytest.mark.parametrize("wrong", [5, b"sha256:", object(), ("a",)])
+def test_another_parent_is_refused(store, unchanged, wrong):
+    with unchanged():
+        for call in (lambda: store.register(A, wrong), lambda: store.create_rw_layer("box", wrong)):
+            with pytest.raises(TypeError, match="a parent is a ChainID, a Layer or an Image"):
+                call()
