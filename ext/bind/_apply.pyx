@@ -22,8 +22,9 @@ USERNS = <int>lay.LAY_APPLY_USERNS
 PLAIN_RECORD = <int>lay.LAY_APPLY_PLAIN_RECORD
 PLAIN_INPUT = <int>lay.LAY_APPLY_PLAIN_INPUT
 NO_DRAIN = <int>lay.LAY_APPLY_NO_DRAIN
+OWN_LINKS = <int>lay.LAY_APPLY_OWN_LINKS
 
-Applied = namedtuple("Applied", "diff_id tar_size size entries", module="layerstore._apply")
+Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled", module="layerstore._apply")
 
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
@@ -203,7 +204,11 @@ cdef class Apply:
         self.over = True
         lay.give(&self.handle)
         lay.check(self.done_err.code, &self.done_err)
-        return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries)
+        cdef const void *unsettled = NULL
+        cdef size_t n = 0
+        lay.lay_apply_unsettled(a, &unsettled, &n)
+        return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries,
+                       (<const char *>unsettled)[:n] if n else b"")
 
     def close(self):
         if not lay.take(&self.handle):
@@ -218,6 +223,24 @@ cdef class Apply:
         lent, self.lent = self.lent, []
         lay.give(&self.handle)
         lent.clear()
+
+
+def stand_on(int root_fd, bytes unsettled not None, lowers, unsigned flags=0):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef size_t size = len(unsettled), n = len(lowers), i
+    cdef const char *p = unsettled
+    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
+    if fds == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            fds[i] = lowers[i]
+        with nogil:
+            code = lay.lay_stand_on(root_fd, p, size, fds, n, flags, &err)
+    finally:
+        free(fds)
+    lay.check(code, &err)
 
 
 def guess_format(bytes head not None):

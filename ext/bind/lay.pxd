@@ -14,6 +14,7 @@ cdef extern from "lay.h" nogil:
         int64_t offset
         char *path
         char *text
+        char *target
 
     const char *lay_build_sha256() noexcept
     const char *lay_build_crc64() noexcept
@@ -25,7 +26,7 @@ cdef extern from "lay.h" nogil:
         int64_t header, headers, global_headers, extents, xattrs, xattr_size, window
     const lay_limits *lay_limits_default() noexcept
 
-    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN
+    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN, LAY_APPLY_OWN_LINKS
     ctypedef struct lay_apply_options:
         int root_fd
         int record_fd
@@ -49,7 +50,9 @@ cdef extern from "lay.h" nogil:
     int64_t lay_apply_taken(const lay_apply *a) noexcept
     int lay_apply_sated(lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
+    void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n) noexcept
     void lay_apply_free(lay_apply *a) noexcept
+    lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
 
     ctypedef struct lay_source
     lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err) noexcept
@@ -121,7 +124,7 @@ cdef inline int check(lay_code code, lay_error *err) except -1:
     if code == LAY_OK:
         return 0
     from layerstore.errors import from_core
-    raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"))
+    raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"), <bytes>err.target)
 
 
 # One user at a time, told by an atomic flag, so that it also holds where there is no GIL.

@@ -368,6 +368,14 @@ static lay_code usable(lay_apply *a, lay_error *err)
     return a->finished ? lay_fail(err, LAY_E_STATE, "the layer is already complete") : LAY_OK;
 }
 
+void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n)
+{
+    *p = NULL;
+    *n = 0;
+    if (a->unpack)
+        lay_unpack_unsettled(a->unpack, p, n);
+}
+
 int lay_apply_sated(lay_apply *a) { return __atomic_load_n(&a->sated, __ATOMIC_ACQUIRE); }
 int64_t lay_apply_taken(const lay_apply *a) { return a->taken; }
 

@@ -21,6 +21,7 @@ lay_dir *lay_dir_new(int fd, const char *path, size_t n, bool inherits)
     d->fd = fd;
     d->refs = 1;
     d->inherits = inherits;
+    d->marked = false;
     d->hash = hash_path(path, n);
     d->path_len = n;
     memcpy(d->path, path, n);

@@ -13,6 +13,7 @@ typedef struct lay_dir {
     int fd;
     unsigned refs;        /* atomic */
     bool inherits;        /* setgid or a default ACL: what is made in it does not get just what it asks for */
+    bool marked;          /* said to have whiteouts */
     uint64_t hash;
     size_t path_len;
     char path[];          /* relative to the root, resolved, "" for the root; NUL-terminated */

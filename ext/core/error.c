@@ -14,7 +14,7 @@ static lay_code set(lay_error *err, lay_code code, int sys_errno, int64_t offset
     err->code = code;
     err->sys_errno = sys_errno;
     err->offset = offset;
-    err->path[0] = '\0';
+    err->path[0] = err->target[0] = '\0';
     memcpy(err->text, text, strlen(text) + 1);
     return code;
 }

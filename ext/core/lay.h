@@ -38,13 +38,14 @@ typedef enum lay_code {
 #define LAY_ERROR_PATH 4097
 
 /* A plain struct on the caller's stack: failing allocates nothing. The functions of this header clear it
- * when they begin. path and text always end with a NUL. */
+ * when they begin. Each text ends with a NUL. */
 typedef struct lay_error {
     lay_code code;
     int sys_errno;     /* of LAY_E_OS, else 0 */
     int64_t offset;    /* bytes from the start of the uncompressed tar, or -1 */
     char path[LAY_ERROR_PATH];
     char text[LAY_ERROR_TEXT];
+    char target[LAY_ERROR_PATH];   /* of a hard link that cannot be made; else empty */
 } lay_error;
 
 /* ---- what this build is made of ------------------------------------------------------------ */
@@ -80,11 +81,12 @@ const lay_limits *lay_limits_default(void);
 
 /* ---- apply: a layer tar comes in ------------------------------------------------------------ */
 
-#define LAY_APPLY_MERGED 1u        /* root is a mounted tree: whiteouts delete (moby's UnpackLayer) */
+#define LAY_APPLY_MERGED 1u        /* root is what the layers below show: whiteouts delete it, and nothing of this tar */
 #define LAY_APPLY_USERNS 2u        /* in a user namespace: user.overlay marks, devices skipped */
 #define LAY_APPLY_PLAIN_RECORD 4u  /* the record is JSON lines, not gzip */
 #define LAY_APPLY_PLAIN_INPUT 8u   /* never inflate: the bytes are the tar */
 #define LAY_APPLY_NO_DRAIN 16u     /* stop at the end-of-archive marker, do not hash the rest */
+#define LAY_APPLY_OWN_LINKS 32u    /* with MERGED: names lead through links of this tar alone, as where a layer is unpacked by itself */
 
 typedef struct lay_apply_options {
     int root_fd;         /* files go below; -1: none are made (disassemble) */
@@ -122,8 +124,15 @@ int64_t lay_apply_taken(const lay_apply *a);
 int lay_apply_sated(lay_apply *a);
 /* The input has ended: joins every thread, completes record and tree. Only free may follow. */
 lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err);
+/* After finish, until free: what lay_stand_on takes. No bytes: nothing in the tree depends on what is below. */
+void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n);
 /* Stops and joins what still runs. NULL is fine. */
 void lay_apply_free(lay_apply *a);
+
+/* The layer at root_fd, unpacked alone, stands on n lowers, nearest first. A directory that its tar has no entry for
+ * becomes what the lowers show there, and an opaque mark at the top becomes marks of each name there.
+ * unsettled: as lay_apply_unsettled gave it. flags: LAY_APPLY_USERNS. */
+lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */
 

@@ -1,6 +1,8 @@
 /* place.c - making one file, link, node or directory and giving it its owner, marks, mode and times. */
 #include "place.h"
 
+#include "whiteout.h"
+
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
@@ -9,6 +11,9 @@
 #include <sys/xattr.h>
 
 #define HOLE 4096u
+#define XATTR_MOST (64u << 10)    /* the kernel's bound */
+#define ACL_ACCESS "system.posix_acl_access"
+#define ACL_DEFAULT "system.posix_acl_default"
 
 bool lay_place_private_umask(void)
 {
@@ -45,6 +50,8 @@ lay_code lay_meta_of(lay_meta *m, const lay_tar_entry *e, lay_error *err)
         access = e->atime;
     *m = (lay_meta){ .mode = (mode_t)(e->mode & 07777), .uid = (uid_t)e->uid, .gid = (gid_t)e->gid,
                      .times = { bounded(access), bounded(e->mtime) }, .xattrs = e->xattrs, .nxattrs = e->nxattrs };
+    for (size_t i = 0; i < e->nxattrs; i++)
+        m->acl |= !strcmp(e->xattrs[i].name, ACL_ACCESS);
     return LAY_OK;
 }
 
@@ -55,7 +62,7 @@ static bool owner_differs(const lay_place *p, const lay_meta *m)
 
 static bool mode_needs_setting(const lay_place *p, const lay_meta *m)
 {
-    return m->inherits || !p->private_umask || m->mode & (S_ISUID | S_ISGID);
+    return m->inherits || m->acl || !p->private_umask || m->mode & (S_ISUID | S_ISGID);
 }
 
 /* Overlay's own marks are made from whiteout entries alone: a tar that could set them could make a
@@ -73,8 +80,24 @@ static lay_code chown_failed(const lay_place *p, int e, const lay_meta *m, lay_e
     return lay_fail_os(err, e, NULL, what);
 }
 
+static int drop_xattr(int fd, const char *path, const char *name)
+{
+    int r = path ? lremovexattr(path, name) : fremovexattr(fd, name);
+    return r == 0 || errno == ENODATA || errno == EOPNOTSUPP || errno == EPERM ? 0 : -1;
+}
+
+/* What is made in a directory with a default ACL has ACLs that no tar gave it. */
+static lay_code drop_inherited(int fd, const char *path, const lay_meta *m, lay_error *err)
+{
+    if (m->inherits && (drop_xattr(fd, path, ACL_ACCESS) || drop_xattr(fd, path, ACL_DEFAULT)))
+        return lay_fail_os(err, errno, NULL, "cannot remove an inherited ACL");
+    return LAY_OK;
+}
+
 static lay_code set_xattrs(int fd, const char *path, const lay_meta *m, lay_error *err)
 {
+    if (drop_inherited(fd, path, m, err))
+        return err->code;
     for (size_t i = 0; i < m->nxattrs; i++) {
         const lay_xattr *x = &m->xattrs[i];
         if (overlay_private(x->name))
@@ -94,7 +117,7 @@ static lay_code set_xattrs(int fd, const char *path, const lay_meta *m, lay_erro
 static lay_code set_xattrs_at(int dir_fd, const char *name, const lay_meta *m, lay_error *err)
 {
     char path[64 + 256];
-    if (!m->nxattrs)
+    if (!m->nxattrs && !m->inherits)
         return LAY_OK;
     snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir_fd, name);
     return set_xattrs(-1, path, m, err);
@@ -165,7 +188,7 @@ lay_code lay_place_finish(const lay_place *p, int fd, int64_t end, int64_t size,
         return lay_fail_os(err, errno, NULL, "cannot set the size");
     if (owner_differs(p, m) && fchown(fd, m->uid, m->gid) != 0)
         return chown_failed(p, errno, m, err);
-    if (m->nxattrs && set_xattrs(fd, NULL, m, err))
+    if ((m->nxattrs || m->inherits) && set_xattrs(fd, NULL, m, err))
         return err->code;
     if (mode_needs_setting(p, m) && fchmod(fd, m->mode) != 0)
         return lay_fail_os(err, errno, NULL, "cannot set the mode");
@@ -226,26 +249,101 @@ lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t
     return set_times_at(dir_fd, name, m, err);
 }
 
+/* Xattrs that follow from who made the directory, and where, are not a tar's to take away. */
+static bool stays(const char *name)
+{
+    return overlay_private(name) || (!strncmp(name, "security.", 9) && strcmp(name, "security.capability") != 0);
+}
+
+/* The names of fd's xattrs, one behind the other, each with its NUL; *names NULL: none. */
+static lay_code list_xattrs(int fd, char **names, size_t *n, lay_error *err)
+{
+    *names = NULL;
+    for (;;) {
+        ssize_t need = flistxattr(fd, NULL, 0);
+        if (need == 0 || (need < 0 && errno == EOPNOTSUPP))
+            return LAY_OK;
+        char *list = need < 0 ? NULL : malloc((size_t)need);
+        if (need >= 0 && !list)
+            return lay_fail_nomem(err);
+        ssize_t got = need < 0 ? -1 : flistxattr(fd, list, (size_t)need);
+        if (got >= 0) {
+            *names = list;
+            *n = (size_t)got;
+            return LAY_OK;
+        }
+        int e = errno;
+        free(list);
+        if (e != ERANGE)
+            return lay_fail_os(err, e, NULL, "cannot list xattrs");
+    }
+}
+
+/* Remove the xattrs that m has not. */
+static lay_code keep_xattrs_of(int fd, const lay_meta *m, lay_error *err)
+{
+    LAY_AUTO_FREE char *names = NULL;
+    size_t n = 0;
+    if (list_xattrs(fd, &names, &n, err) || !names)
+        return err->code;
+    for (const char *name = names; name < names + n; name += strlen(name) + 1) {
+        bool keep = stays(name);
+        for (size_t i = 0; i < m->nxattrs && !keep; i++)
+            keep = !strcmp(m->xattrs[i].name, name);
+        if (!keep && drop_xattr(fd, NULL, name) != 0)
+            return lay_fail_os(err, errno, NULL, "cannot remove an xattr");
+    }
+    return LAY_OK;
+}
+
+lay_code lay_place_as(int to, int from, lay_error *err)
+{
+    struct stat st;
+    LAY_AUTO_FREE char *names = NULL;
+    size_t n = 0;
+    if (fstat(from, &st) != 0)
+        return lay_fail_os(err, errno, NULL, "cannot look at the directory below");
+    if (fchown(to, st.st_uid, st.st_gid) != 0)
+        return lay_fail_os(err, errno, NULL, "cannot set the directory's owner");
+    if (list_xattrs(from, &names, &n, err))
+        return err->code;
+    LAY_AUTO_FREE uint8_t *value = names ? malloc(XATTR_MOST) : NULL;
+    if (names && !value)
+        return lay_fail_nomem(err);
+    for (const char *name = names; name && name < names + n; name += strlen(name) + 1) {
+        ssize_t len = overlay_private(name) ? -1 : fgetxattr(from, name, value, XATTR_MOST);
+        if (len >= 0 && fsetxattr(to, name, value, (size_t)len, 0) != 0 && errno != EPERM && errno != EOPNOTSUPP)
+            return lay_fail_os(err, errno, NULL, "cannot copy an xattr of the directory below");
+    }
+    struct timespec times[2] = { st.st_atim, st.st_mtim };
+    if (fchmod(to, st.st_mode & 07777) != 0)
+        return lay_fail_os(err, errno, NULL, "cannot set the directory's mode");
+    return futimens(to, times) != 0 ? lay_fail_os(err, errno, NULL, "cannot set the directory's times") : LAY_OK;
+}
+
 lay_code lay_place_directory(const lay_place *p, int dir_fd, const char *name, bool is_new, const lay_meta *m, lay_error *err)
 {
     bool owner = !is_new || owner_differs(p, m), mode = !is_new || mode_needs_setting(p, m);
     if (owner && set_owner_at(p, dir_fd, name, m, err))
         return err->code;
     if (!m->nxattrs && !mode)
-        return LAY_OK;
+        return LAY_OK;                        /* what is inherited needs the mode set, too */
     LAY_AUTO_FD int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return lay_fail_os(err, errno, NULL, "cannot open the directory");
-    if (set_xattrs(fd, NULL, m, err))
+    if ((!is_new && keep_xattrs_of(fd, m, err)) || set_xattrs(fd, NULL, m, err))
         return err->code;
     return mode && fchmod(fd, m->mode) != 0 ? lay_fail_os(err, errno, NULL, "cannot set the mode") : LAY_OK;
 }
 
-lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, lay_error *err)
+lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, bool *whiteout, lay_error *err)
 {
     struct stat st;
     if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
         return lay_fail_os(err, errno, NULL, "cannot look at the hard link");
+    *whiteout = lay_stat_is_whiteout(st.st_mode, st.st_rdev);
+    if (*whiteout)
+        return LAY_OK;
     bool owner = st.st_uid != m->uid || st.st_gid != m->gid;
     if ((owner && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, m, err))
         return err->code;

@@ -24,7 +24,8 @@ typedef struct lay_meta {
     uid_t uid; gid_t gid;
     struct timespec times[2];  /* access, modification: bounded as moby bounds them */
     const lay_xattr *xattrs; size_t nxattrs;
-    bool inherits;             /* the directory hands down a group or an ACL: set everything */
+    bool inherits;             /* the directory hands down a group or an ACL: set everything, and drop what came by itself */
+    bool acl;                  /* xattrs has an ACL, which changes the mode when it is set */
 } lay_meta;
 
 /* Find out about this process, and try to give the calling thread an umask of its own. */
@@ -46,9 +47,12 @@ lay_code lay_place_finish(const lay_place *p, int fd, int64_t end, int64_t size,
 lay_code lay_place_symlink(const lay_place *p, int dir_fd, const char *name, const char *target, const lay_meta *m, lay_error *err);
 /* type: S_IFCHR, S_IFBLK or S_IFIFO. *made false: skipped, as in a user namespace. */
 lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t type, dev_t dev, const lay_meta *m, bool *made, lay_error *err);
-/* dir_fd/name is a directory; is_new: made just now with mkdirat and this mode. Times are not set. */
+/* dir_fd/name is a directory; is_new: made just now with mkdirat and this mode; else it loses the xattrs that m has not.
+ * Times are not set. */
 lay_code lay_place_directory(const lay_place *p, int dir_fd, const char *name, bool is_new, const lay_meta *m, lay_error *err);
-/* dir_fd/name is a hard link to an existing thing. */
-lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, lay_error *err);
+/* dir_fd/name is a hard link to an existing thing. *whiteout: to a mark, which has none of this. */
+lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, bool *whiteout, lay_error *err);
+/* Give the directory `to`, which has no xattrs, the owner, xattrs, mode and times of `from`. */
+lay_code lay_place_as(int to, int from, lay_error *err);
 
 #endif

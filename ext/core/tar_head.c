@@ -221,9 +221,17 @@ static lay_code merge_pax(lay_tar *t, int64_t at, lay_error *err)
 
 /* ---- from header to entry ------------------------------------------------------------------------- */
 
+/* A negative owner is the number of 32 bits that has the same bits: -2, "nobody" of some systems, is 4294967294. */
+static int64_t owner_of(int64_t id)
+{
+    return id < 0 && id >= INT32_MIN ? id + UINT32_MAX + 1 : id;
+}
+
 void lay_tar_complete(lay_tar *t)
 {
     lay_tar_entry *e = &t->entry;
+    e->uid = owner_of(e->uid);
+    e->gid = owner_of(e->gid);
     e->name = t->name.p;
     e->name_len = t->name.len;
     e->link = t->link.p;

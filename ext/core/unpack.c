@@ -53,6 +53,17 @@ lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, 
     return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n), seen, err);
 }
 
+bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what)
+{
+    return lay_nameset_has(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what);
+}
+
+lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err)
+{
+    bool ignored;
+    return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what, &ignored, err);
+}
+
 lay_code lay_unpack_count(lay_unpack *u, lay_error *err)
 {
     int64_t most = u->limits->entries;
@@ -102,6 +113,7 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
     u->scratch_fd = o->scratch_fd;
     u->stash_fd = u->file_fd = -1;
     u->merged = o->flags & LAY_APPLY_MERGED;
+    u->own_links = o->flags & LAY_APPLY_OWN_LINKS;
     u->userns = o->flags & LAY_APPLY_USERNS;
     u->ring = o->ring;
     u->limits = o->limits ? o->limits : lay_limits_default();
@@ -136,6 +148,8 @@ void lay_unpack_free(lay_unpack *u)
     lay_unpack_free_replaced(u);
     free(u->times);
     free(u->arena.p);
+    free(u->implied_runs.p);
+    free(u->unsettled.p);
     free(u->clean.p);
     free(u->path.p);
     free(u->tried.p);
@@ -146,11 +160,18 @@ bool lay_unpack_ended(const lay_unpack *u) { return lay_tar_ended(u->tar); }
 int64_t lay_unpack_offset(const lay_unpack *u) { return lay_tar_offset(u->tar); }
 uint64_t lay_unpack_entries(const lay_unpack *u) { return u->entries; }
 
+void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
+{
+    *p = u->unsettled.p;
+    *n = u->unsettled.len;
+}
+
 /* ---- whiteouts -------------------------------------------------------------------------------------------- */
 
 static lay_code set_opaque(lay_unpack *u, lay_error *err)
 {
     const char *name = lay_opaque_xattr(u->userns);
+    u->opaque |= u->dir->path_len == 0;
     if (fsetxattr(u->dir->fd, name, "y", 1, 0) == 0)
         return LAY_OK;
     char what[LAY_ERROR_TEXT];
@@ -158,14 +179,41 @@ static lay_code set_opaque(lay_unpack *u, lay_error *err)
     return lay_fail_os(err, errno, NULL, what);
 }
 
+/* A whiteout lies in u->dir: where no other layer has that directory, overlayfs would list it. */
+static lay_code expect_whiteouts(lay_unpack *u, lay_error *err)
+{
+    const char *name = lay_origin_xattr(u->userns);
+    if (u->dir->marked || !u->dir->path_len)
+        return LAY_OK;
+    if (fsetxattr(u->dir->fd, name, "", 0, 0) != 0 && errno != EOPNOTSUPP) {
+        char what[LAY_ERROR_TEXT];
+        snprintf(what, sizeof what, "fsetxattr('%.300s', %s)", u->dir->path, name);
+        return lay_fail_os(err, errno, NULL, what);
+    }
+    u->dir->marked = true;
+    return LAY_OK;
+}
+
+/* u->path becomes the name that .wh.NAME hides. */
+static lay_code hidden_path(lay_unpack *u, const char *name, lay_error *err)
+{
+    lay_text_cut(&u->path, lay_unpack_base(u->path.p, u->path.len));
+    return lay_text_add(&u->path, name, strlen(name), err);
+}
+
+static lay_code whiteout_failed(const lay_unpack *u, int e, lay_error *err)
+{
+    char what[LAY_ERROR_TEXT];
+    snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", u->path.p);
+    return lay_fail_os(err, e, NULL, what);
+}
+
 /* u->base is .wh.NAME: NAME becomes a 0:0 device. */
 static lay_code whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 {
     const char *name = u->base + LAY_WH_PREFIX_LEN;
     bool seen;
-    size_t base = lay_unpack_base(u->path.p, u->path.len);
-    u->path.len = base;
-    if (lay_text_add(&u->path, name, strlen(name), err) || lay_unpack_seen(u, u->path.p, u->path.len, &seen, err) || (seen && lay_unpack_drain(u, err)))
+    if (hidden_path(u, name, err) || lay_unpack_seen(u, u->path.p, u->path.len, &seen, err) || (seen && lay_unpack_drain(u, err)))
         return err->code;
     lay_meta meta;
     if (lay_meta_of(&meta, e, err))
@@ -174,12 +222,11 @@ static lay_code whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         int failed = errno;
         struct stat st;
         bool again = failed == EEXIST && fstatat(u->dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && lay_stat_is_whiteout(st.st_mode, st.st_rdev);
-        if (!again) {
-            char what[LAY_ERROR_TEXT];
-            snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", u->path.p);
-            return lay_fail_os(err, failed, NULL, what);
-        }
+        if (!again)
+            return whiteout_failed(u, failed, err);
     }
+    if (expect_whiteouts(u, err))
+        return err->code;
     if ((meta.uid || meta.gid) && fchownat(u->dir->fd, name, meta.uid, meta.gid, AT_SYMLINK_NOFOLLOW) != 0)
         return lay_fail_os(err, errno, NULL, "cannot set the whiteout's owner");
     return LAY_OK;
@@ -189,6 +236,7 @@ static lay_code whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 static lay_code empty_merged(lay_unpack *u, lay_error *err)
 {
     lay_text todo = { 0 }, path = { 0 };
+    const lay_meta plain = { .mode = 0755, .uid = u->place.uid, .gid = u->place.gid };
     lay_code code = lay_unpack_drain(u, err);
     if (!code)
         code = lay_text_add(&todo, u->dir->path, u->dir->path_len + 1, err);
@@ -213,10 +261,14 @@ static lay_code empty_merged(lay_unpack *u, lay_error *err)
             path.len = parent;
             if ((parent && (code = lay_text_add(&path, "/", 1, err))) || (code = lay_text_add(&path, name, names.list[i].len, err)))
                 break;
-            if (!lay_nameset_has(&u->seen, lay_nameset_hash(&u->seen, path.p, path.len)))
+            if (!lay_unpack_is(u, path.p, path.len, 0)) {
                 code = lay_tree_remove(fd, name, err);
-            else if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode))
-                code = lay_text_add(&todo, path.p, path.len + 1, err);
+            } else if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
+                if (!lay_unpack_is(u, path.p, path.len, LAY_NAME_ENTRY))      /* all it had came from below */
+                    code = lay_place_directory(&u->place, fd, name, false, &plain, err);
+                if (!code)
+                    code = lay_text_add(&todo, path.p, path.len + 1, err);
+            }
         }
         lay_names_free(&names);
     }
@@ -227,9 +279,16 @@ static lay_code empty_merged(lay_unpack *u, lay_error *err)
 }
 
 /* Merged: u->base is .wh.NAME: NAME goes. */
-static lay_code delete_merged(lay_unpack *u, lay_error *err)
+static lay_code delete_merged(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 {
-    if (lay_unpack_drain(u, err) || lay_tree_remove(u->dir->fd, u->base + LAY_WH_PREFIX_LEN, err))
+    const char *name = u->base + LAY_WH_PREFIX_LEN;
+    struct stat st;
+    lay_meta meta;
+    if (lay_unpack_drain(u, err) || hidden_path(u, name, err) || lay_meta_of(&meta, e, err))
+        return err->code;
+    if (lay_unpack_is(u, u->path.p, u->path.len, 0) && fstatat(u->dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
+        return whiteout_failed(u, EEXIST, err);           /* of this layer, where a whiteout would be */
+    if (lay_tree_remove(u->dir->fd, name, err) || lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten, err))
         return err->code;
     lay_dirs_forget(&u->dirs);
     return LAY_OK;
@@ -237,36 +296,64 @@ static lay_code delete_merged(lay_unpack *u, lay_error *err)
 
 /* ---- entries ------------------------------------------------------------------------------------------------ */
 
-static lay_code add_times(lay_unpack *u, lay_error *err)
+lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err)
 {
     if (lay_unpack_grow(&u->times, &u->times_cap, u->ntimes, sizeof *u->times, err))
         return err->code;
-    u->times[u->ntimes++] = (dir_times){ u->arena.len, u->path.len, { u->meta.times[0], u->meta.times[1] } };
-    return lay_text_add(&u->arena, u->path.p, u->path.len + 1, err);
+    u->times[u->ntimes++] = (dir_times){ u->arena.len, n, { times[0], times[1] } };
+    return lay_text_add(&u->arena, path, n, err) || lay_text_add(&u->arena, "", 1, err) ? err->code : LAY_OK;
 }
 
-static lay_code make_directory(lay_unpack *u, bool kept, lay_error *err)
+/* Nothing below shows in a directory that stands where a whiteout, or another thing that is none, stood. */
+static lay_code mark_reborn(lay_unpack *u, lay_error *err)
+{
+    const char *name = lay_opaque_xattr(u->userns);
+    LAY_AUTO_FD int fd = openat(u->dir->fd, u->base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd >= 0 && fsetxattr(fd, name, "y", 1, 0) == 0)
+        return LAY_OK;
+    char what[LAY_ERROR_TEXT];
+    snprintf(what, sizeof what, "fsetxattr('%.300s', %s=y)", u->path.p, name);
+    return lay_fail_os(err, errno, NULL, what);
+}
+
+/* again: something had its name before. */
+static lay_code make_directory(lay_unpack *u, bool again, bool kept, lay_error *err)
 {
     bool made = false;
+    if ((again || u->merged) && lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_ENTRY, err))
+        return err->code;
     if (!kept) {
         made = mkdirat(u->dir->fd, u->base, u->meta.mode & 01777) == 0;
         if (!made)
             return lay_fail_os(err, errno, NULL, "cannot make the directory");
     }
-    if (lay_place_directory(&u->place, u->dir->fd, u->base, made, &u->meta, err))
+    if (lay_place_directory(&u->place, u->dir->fd, u->base, made, &u->meta, err) || (u->reborn && mark_reborn(u, err)))
         return err->code;
-    if (kept && (u->meta.mode & S_ISGID || u->meta.nxattrs)) {
+    if (kept) {
         lay_dir *parent = u->dir;             /* one remembered may hand down now what it did not before */
         lay_dirs_forget(&u->dirs);
         lay_dirs_remember(&u->dirs, parent);
     }
-    return add_times(u, err);
+    return lay_unpack_add_times(u, u->path.p, u->path.len, u->meta.times, err);
 }
 
-static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
+static lay_code link_failed(const lay_tar_entry *e, lay_error *err)
 {
-    lay_text target = { 0 };
-    bool aliased;
+    char what[LAY_ERROR_TEXT], target[sizeof err->target];
+    int failed = errno;
+    snprintf(what, sizeof what, "cannot make the hard link to \"%.300s\"%s", e->link, failed == ENOENT ? ", which is not there" : "");
+    snprintf(target, sizeof target, "%s", e->link);
+    lay_fail_os(err, failed, NULL, what);
+    memcpy(err->target, target, sizeof target);
+    return err->code;
+}
+
+/* again: something had its name before; a link to itself leaves that as it is. */
+static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay_error *err)
+{
+    lay_text target = { 0 }, path = { 0 };
+    bool aliased, kept = false, itself = false, hides = false;
+    struct stat st;
     if (lay_unpack_clean(&target, e->link, e->link_len, err))
         goto done;
     if (lay_unpack_leaves_root(&target) || (target.len == 1 && target.p[0] == '.')) {
@@ -276,17 +363,38 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     lay_dir *here = lay_dir_retain(u->dir);
     char name[sizeof u->base];
     memcpy(name, u->base, sizeof name);
-    if (!lay_unpack_drain(u, err) && !lay_unpack_find(u, &target, &aliased, err)) {
-        if (linkat(u->dir->fd, u->base, here->fd, name, 0) != 0)
-            lay_fail_os(err, errno, NULL, "cannot make the hard link");
-        else
-            lay_place_link_meta(&u->place, here->fd, name, &u->meta, err);
+    if (lay_text_set(&path, u->path.p, u->path.len, err) || lay_unpack_drain(u, err))
+        goto back;
+    if (again) {
+        if (lay_unpack_find(u, &target, &aliased, err))
+            goto back;
+        itself = u->path.len == path.len && !memcmp(u->path.p, path.p, path.len)
+            && fstatat(u->dir->fd, u->base, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode) && !lay_stat_is_whiteout(st.st_mode, st.st_rdev);
+        if (itself)
+            goto back;
+        lay_dir_release(u->dir);
+        u->dir = lay_dir_retain(here);
+        memcpy(u->base, name, sizeof name);
+        if (lay_text_set(&u->path, path.p, path.len, err) || lay_unpack_make_way(u, e, &kept, err))
+            goto back;
     }
+    if (lay_unpack_find(u, &target, &aliased, err))
+        goto back;
+    if (linkat(u->dir->fd, u->base, here->fd, name, 0) == 0)
+        lay_place_link_meta(&u->place, here->fd, name, &u->meta, &hides, err);
+    else if (errno == ENOENT && lay_unpack_is(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten))
+        lay_unpack_note(u, path.p, path.len, LAY_NAME_HIDDEN + u->forgotten, err);      /* a whiteout by another name */
+    else
+        link_failed(e, err);
+back:
     lay_dir_release(u->dir);
     u->dir = here;
     memcpy(u->base, name, sizeof name);
+    if (hides && !u->merged)
+        expect_whiteouts(u, err);
 done:
     free(target.p);
+    free(path.p);
     return err->code;
 }
 
@@ -302,6 +410,12 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
                         (long long)e->dev_major, (long long)e->dev_minor, e->name);
     dev_t dev = makedev((unsigned)e->dev_major, (unsigned)e->dev_minor);
+    if (lay_stat_is_whiteout(e->type == '3' ? S_IFCHR : S_IFBLK, dev)) {      /* to overlayfs it is one, whoever made it */
+        if (u->merged)
+            return lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten, err);
+        if (expect_whiteouts(u, err))
+            return err->code;
+    }
     return lay_place_node(&u->place, u->dir->fd, u->base, e->type == '3' ? S_IFCHR : S_IFBLK, dev, &u->meta, &made, err);
 }
 
@@ -322,9 +436,6 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         return LAY_OK;
     if (lay_unpack_leaves_root(&u->clean))
         return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
-    bool top_meta = u->merged && !strncmp(u->clean.p, LAY_WH_META, sizeof LAY_WH_META - 1);
-    if (top_meta && strcmp(u->clean.p, LAY_WH_OPAQUE) != 0)
-        return LAY_OK;                        /* what AUFS kept for itself at the top of a layer */
     size_t base = lay_unpack_base(u->clean.p, u->clean.len);
     lay_wh wh = lay_whiteout_kind(u->clean.p + base, u->clean.len - base);
     if (wh == LAY_WH_BAD)
@@ -341,9 +452,10 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     if (wh == LAY_WH_OPAQUE_DIR)
         return u->merged ? empty_merged(u, err) : set_opaque(u, err);
     if (wh == LAY_WH_NAME)
-        return u->merged ? delete_merged(u, err) : whiteout(u, e, err);
-    kept = false;
-    if ((seen || aliased || !u->fresh) && lay_unpack_make_way(u, e, &kept, err))
+        return u->merged ? delete_merged(u, e, err) : whiteout(u, e, err);
+    kept = u->reborn = false;
+    bool again = seen || aliased || !u->fresh;
+    if (again && e->type != '1' && lay_unpack_make_way(u, e, &kept, err))
         return err->code;
     if (lay_meta_of(&u->meta, e, err))
         return err->code;
@@ -356,7 +468,7 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
             return err->code;
         return aliased && e->stored ? lay_unpack_note_alias(u, e->ordinal, err) : LAY_OK;
     case '5':
-        return make_directory(u, kept, err);
+        return make_directory(u, again, kept, err);
     case '2':
         if (!e->link_len)
             return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
@@ -364,7 +476,7 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
             return err->code;
         return lay_place_symlink(&u->place, u->dir->fd, u->base, e->link, &u->meta, err);
     case '1':
-        return make_link(u, e, err);
+        return make_link(u, e, again, err);
     case '3':
     case '4':
     case '6':
@@ -522,7 +634,7 @@ lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err)
     lay_dir_release(u->dir);
     u->dir = NULL;
     lay_dirs_forget(&u->dirs);
-    if (set_directory_times(u, err))
+    if (set_directory_times(u, err) || lay_unpack_implied_left(u, err))
         return err->code;
     *size = u->merged ? u->header_sizes : u->size;
     return u->merged || (u->fresh && !u->replaced) ? LAY_OK : lay_tree_size(u->root_fd, size, err);

@@ -83,6 +83,8 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
         struct stat st;
         if (lay_tree_stat(u->root_fd, resolved->p, resolved->len, &st) != 0 || !S_ISLNK(st.st_mode))
             continue;
+        if (u->own_links && !lay_unpack_is(u, resolved->p, resolved->len, 0))
+            continue;                         /* it goes, for a directory */
         if (++links > LINKS_MAX) {
             lay_fail_os(err, ELOOP, NULL, "too many links");
             goto done;
@@ -130,10 +132,10 @@ static int open_dir(lay_unpack *u, const char *path, size_t n)
     return fd;
 }
 
-/* Parents that have no entry of their own: 0755 exactly, the root's owner. */
+/* Parents that have no entry of their own: 0755 exactly, the root's owner, until it is known what is below. */
 static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_error *err)
 {
-    size_t have = n;
+    size_t have = n, from = n;
     int fd = -1;
     for (;;) {                                /* the deepest one that is there */
         have = lay_unpack_base(path, have);
@@ -143,16 +145,16 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
             break;
     }
     while (fd >= 0 && have < n) {
-        size_t from = have ? have + 1 : 0, to = from;
+        size_t at = have ? have + 1 : 0, to = at;
         while (to < n && path[to] != '/')
             to++;
         char name[NAME_MAX + 1];
-        if (to - from > NAME_MAX) {
+        if (to - at > NAME_MAX) {
             close(fd);
             return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
         }
-        memcpy(name, path + from, to - from);
-        name[to - from] = '\0';
+        memcpy(name, path + at, to - at);
+        name[to - at] = '\0';
         bool seen;
         int next = -1;
         lay_meta plain = { .mode = 0755, .uid = u->place.uid, .gid = u->place.gid, .inherits = hands_down(fd) };
@@ -162,6 +164,8 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
         }
         int made = mkdirat(fd, name, 0755) == 0 ? 0 : errno;
         u->implied += made == 0;
+        if (made == 0 && at < from)
+            from = at;
         if (made == 0 && (lay_unpack_count(u, err) || lay_place_directory(&u->place, fd, name, true, &plain, err))) {
             close(fd);
             return err->code;
@@ -176,7 +180,7 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
     if (fd < 0)
         return lay_fail_os(err, errno, NULL, "cannot make the parent directory");
     close(fd);
-    return LAY_OK;
+    return from < n ? lay_unpack_implied_made(u, path, n, from, err) : LAY_OK;
 }
 
 static bool part_seen(const lay_unpack *u, const char *path, size_t n)
@@ -197,6 +201,8 @@ static lay_code enter(lay_unpack *u, const char *path, size_t n, bool *linked, l
     u->dir = lay_dirs_find(&u->dirs, path, n);
     if (u->dir)
         return LAY_OK;
+    if (u->merged && lay_unpack_claim(u, path, n, err))
+        return err->code;
     int fd = open_dir(u, path, n);
     if (fd < 0 && errno == ENOENT) {
         if (part_seen(u, path, n)) {          /* it may still be a file in the pool */

@@ -29,10 +29,12 @@ static lay_code open_stash(lay_unpack *u, lay_error *err)
 }
 
 /* Move or remove u->dir/u->base, which is of this kind. */
-static lay_code displace(lay_unpack *u, mode_t mode, uint64_t ordinal, lay_error *err)
+static lay_code displace(lay_unpack *u, mode_t mode, const lay_tar_entry *e, lay_error *err)
 {
     bool directory = S_ISDIR(mode);
     u->replaced = true;
+    u->reborn = !directory && e->type == '5' && !u->merged;
+    u->forgotten += directory;
     if (u->scratch_fd < 0 || !(directory || S_ISREG(mode))) {
         if (directory ? lay_tree_remove(u->dir->fd, u->base, err) != LAY_OK : unlinkat(u->dir->fd, u->base, 0) != 0)
             return directory ? err->code : lay_fail_os(err, errno, NULL, "cannot remove what is replaced");
@@ -46,7 +48,7 @@ static lay_code displace(lay_unpack *u, mode_t mode, uint64_t ordinal, lay_error
         char *path = strdup(u->path.p);
         if (!path)
             return lay_fail_nomem(err);
-        u->gone[u->ngone] = (displaced){ ordinal, path, u->path.len, (unsigned)u->ngone };
+        u->gone[u->ngone] = (displaced){ e->ordinal, path, u->path.len, (unsigned)u->ngone };
         u->ngone++;
         u->gone_sorted = false;
     }
@@ -70,7 +72,7 @@ lay_code lay_unpack_make_way(lay_unpack *u, const lay_tar_entry *e, bool *kept, 
         *kept = true;
         return LAY_OK;
     }
-    return displace(u, st.st_mode, e->ordinal, err);
+    return displace(u, st.st_mode, e, err);
 }
 
 lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err)

@@ -24,7 +24,7 @@ typedef enum payload { PAYLOAD_NONE, PAYLOAD_FILE, PAYLOAD_OPEN } payload;
 struct lay_unpack {
     int root_fd, scratch_fd, stash_fd;
     char stash_name[32];
-    bool merged, userns, fresh;
+    bool merged, own_links, userns, fresh;
     lay_place place;
     lay_tar *tar;
     lay_ring *ring;
@@ -42,6 +42,10 @@ struct lay_unpack {
     displaced *gone; size_t ngone, gone_cap;
     alias *aliases; size_t naliases, aliases_cap;
     bool gone_sorted, replaced;
+    bool reborn;                             /* a directory takes the place of what was none: nothing below shows in it */
+    bool opaque;                             /* the root is marked: all below goes */
+    uint64_t forgotten;                      /* directories that went: what was hidden in them is so no more */
+    lay_text implied_runs, unsettled;        /* directories made for want of an entry: as made; as they are at the end */
     int64_t size, header_sizes;
     const lay_limits *limits;
     uint64_t entries, implied;               /* implied: directories made for want of an entry */
@@ -51,6 +55,13 @@ struct lay_unpack {
 lay_code lay_unpack_count(lay_unpack *u, lay_error *err);
 /* Waits for the pool. */
 lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
+/* What is true of a resolved path, in the same set as the names seen. */
+#define LAY_NAME_ENTRY 0x14057b7ef767814fu     /* a directory that has an entry, and was there before it */
+#define LAY_NAME_HIDDEN 0x2545f4914f6cdd1du    /* merged: a whiteout took it away */
+bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what);
+lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err);
+/* A directory's times, for the end. */
+lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err);
 /* Remember a cleaned or resolved path; *seen: maybe it was there before. */
 lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err);
 /* Room for one more in a list that doubles. */
@@ -64,6 +75,15 @@ size_t lay_unpack_base(const char *path, size_t n);      /* where the last compo
 /* Parent and base of a cleaned name: u->dir (made if it is missing), u->base, and the resolved path in
  * u->path. *aliased: the name goes through a symbolic link, so its path is another one. */
 lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err);
+
+/* unpack_implied.c */
+/* Components of path (n bytes) that begin at `from` or behind it were made for want of an entry. */
+lay_code lay_unpack_implied_made(lay_unpack *u, const char *path, size_t n, size_t from, lay_error *err);
+/* Merged: parents that were there before belong to this layer now, as directories without an entry. What is no
+ * directory there is in the way of one: it goes. */
+lay_code lay_unpack_claim(lay_unpack *u, const char *path, size_t n, lay_error *err);
+/* At the end: u->unsettled, without those that have an entry by now. */
+lay_code lay_unpack_implied_left(lay_unpack *u, lay_error *err);
 
 /* unpack_replaced.c */
 /* The place u->dir/u->base must be free for the entry. *kept: a directory is there and stays for a directory. */

@@ -4,6 +4,7 @@
  *   <dir>/.wh.<name>               <dir>/<name>: character device 0:0
  *   <dir>/.wh..wh..opq             <dir> has xattr trusted.overlay.opaque = "y"
  *                                  (user.overlay.opaque in a user namespace)
+ *   <dir>/.wh.<name>, then <dir>/<name>/    the directory, with that xattr
  */
 #ifndef LAY_WHITEOUT_H
 #define LAY_WHITEOUT_H
@@ -19,6 +20,10 @@
 #define LAY_WH_OPAQUE ".wh..wh..opq"
 #define LAY_OPAQUE_TRUSTED "trusted.overlay.opaque"
 #define LAY_OPAQUE_USER "user.overlay.opaque"
+/* Empty, on a directory that may be in one layer alone: overlayfs lists such a one as it lies on the disk, whiteouts
+ * too, unless this says that it may have some. */
+#define LAY_ORIGIN_TRUSTED "trusted.overlay.origin"
+#define LAY_ORIGIN_USER "user.overlay.origin"
 /* On an empty file: a whiteout where no device can be made (a layer unpacked inside of an overlay). */
 #define LAY_XWHITEOUT_TRUSTED "trusted.overlay.whiteout"
 #define LAY_XWHITEOUT_USER "user.overlay.whiteout"
@@ -56,6 +61,11 @@ static inline bool lay_stat_is_whiteout(mode_t mode, dev_t rdev)
 static inline const char *lay_opaque_xattr(bool userxattr)
 {
     return userxattr ? LAY_OPAQUE_USER : LAY_OPAQUE_TRUSTED;
+}
+
+static inline const char *lay_origin_xattr(bool userxattr)
+{
+    return userxattr ? LAY_ORIGIN_USER : LAY_ORIGIN_TRUSTED;
 }
 
 #endif

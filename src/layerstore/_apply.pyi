@@ -2,6 +2,7 @@
 
 The GIL is free in every call that does work; an Apply has one user at a time (a second gets RuntimeError).
 """
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 from typing_extensions import disjoint_base
@@ -11,12 +12,14 @@ USERNS: int
 PLAIN_RECORD: int
 PLAIN_INPUT: int
 NO_DRAIN: int
+OWN_LINKS: int
 
 class Applied(NamedTuple):
     diff_id: bytes   # SHA-256, 32 bytes
     tar_size: int    # bytes of the uncompressed tar
     size: int        # bytes in the tree (moby's size of a layer)
     entries: int
+    unsettled: bytes # what stand_on() takes; b"": nothing in the tree depends on what is below
 
 @disjoint_base
 class Apply:
@@ -49,6 +52,9 @@ class Apply:
     def finish(self) -> Applied: ...
     def close(self) -> None:
         """Stop what still runs and free all. Twice is harmless."""
+
+def stand_on(root_fd: int, unsettled: bytes, lowers: Sequence[int], flags: int = 0) -> None:
+    """Let a tree, unpacked alone, stand on directories, nearest first: what its tar does not say follows from these."""
 
 def guess_format(head: bytes) -> str:
     """What the first bytes of a stream are: "plain", "gzip", "zstd", "bzip2", "xz" or "lz4"."""

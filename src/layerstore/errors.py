@@ -294,7 +294,7 @@ def _escaped(char: str) -> str:
 
 
 def from_core(
-    code: int, sys_errno: int, offset: int, path: bytes, text: str
+    code: int, sys_errno: int, offset: int, path: bytes, text: str, target: bytes = b""
 ) -> BaseException:
     """Make the exception for one lay_error. The bindings call this, nobody else.
 
@@ -303,6 +303,7 @@ def from_core(
     offset      bytes from the start of the tar, or negative
     path        the entry or file concerned, or b""
     text        the core's sentence
+    target      where a hard link leads that cannot be made, or b""
 
     Returns  the exception, not raised; RuntimeError for a code that has no row
     """
@@ -312,6 +313,8 @@ def from_core(
     if kind is None:
         return RuntimeError(f"unknown code {code} from the core: {text}")
     err = _made(kind, sys_errno, offset, name, text)
+    if target and isinstance(err, OSError):
+        err.filename2 = os.fsdecode(target)
     if offset >= 0 and not issubclass(kind, TarFormatError):
         # The text stays moby's or the kernel's own.
         entry = f'entry "{readable(name)}", ' if name else ""

@@ -2,7 +2,8 @@
 
 Enters: the entries of each layer, base first. Leaves: one tree in memory. A layer is first made a tree of its own, by
 the rules of an unpack: an entry replaces what had its name, names go through the links of the same layer, a whiteout
-hides nothing beside it. Then it is laid over what is below. Nothing here calls itself: a tar may nest as it likes.
+hides nothing beside it. Then it is laid over what is below, and a directory without an entry is what it was there.
+Nothing here calls itself: a tar may nest as it likes.
 Source: moby, archive; the kernel, fs/overlayfs
 """
 
@@ -27,12 +28,13 @@ LAYER_LINKS_MAX = 255   # as the unpacking's
 class _Directory:
     """A directory; children by name."""
 
-    __slots__ = ("children", "entry", "opaque")
+    __slots__ = ("children", "entry", "implied", "opaque")
 
-    def __init__(self, entry: FileEntry) -> None:
+    def __init__(self, entry: FileEntry, *, implied: bool = False, opaque: bool = False) -> None:
         self.entry = entry
         self.children: dict[str, _Node] = {}
-        self.opaque = False               # a mark's to say: overlay's own xattrs are not unpacked
+        self.implied = implied            # there is no entry for it, so far
+        self.opaque = opaque              # a mark's to say: overlay's own xattrs are not unpacked
 
 
 class _Inode:
@@ -88,7 +90,7 @@ class LayerTree:
     def __init__(self, chain_id: ChainID) -> None:
         """Begin with nothing."""
         self._chain_id = chain_id
-        self.root = _Directory(_implied(".", chain_id))
+        self.root = _Directory(_implied(".", chain_id), implied=True)
         self._known: dict[str, _Directory] = {"": self.root}   # by real path
 
     def add(self, entry: FileEntry) -> None:
@@ -107,10 +109,11 @@ class LayerTree:
             if real != head:
                 entry = entry._replace(path=f"{real}/{base}" if real else base)
         there = parent.children.get(base)
-        if there is not None and not self._make_way(parent, base, there, entry):
+        stays = there is not None and self._is_itself(parent, base, there, entry)
+        if there is not None and (stays or not self._make_way(parent, base, there, entry)):
             return
-        if kind is FileType.DIRECTORY:
-            parent.children[base] = self._known[entry.path] = _Directory(entry)
+        if kind is FileType.DIRECTORY:        # below what was none, a whiteout too, nothing shows any more
+            parent.children[base] = self._known[entry.path] = _Directory(entry, opaque=there is not None)
         elif kind is FileType.LINK:
             self._link(parent, base, entry)
         elif entry.device == (0, 0) and kind is FileType.CHARACTER:    # what a whiteout is on disk
@@ -118,13 +121,20 @@ class LayerTree:
         else:
             parent.children[base] = entry
 
+    def _is_itself(self, parent: _Directory, base: str, there: _Node, entry: FileEntry) -> bool:
+        """Is the entry a hard link of what is there to itself? That changes nothing."""
+        if entry.type is not FileType.LINK or isinstance(there, _Directory) or _is_whiteout(there):
+            return False
+        head, _, target = entry.link.rpartition("/")
+        return target == base and (self._known.get(head) or self._enter(head, entry)) is parent
+
     def _make_way(self, parent: _Directory, base: str, there: _Node, entry: FileEntry) -> bool:
         """Remove what has the name. False: the entry only changes it."""
         if entry.type is FileType.WHITEOUT and not _is_whiteout(there):
             raise self._impossible(entry, "a whiteout of a name in the same layer")
         if isinstance(there, _Directory):
             if entry.type is FileType.DIRECTORY:
-                there.entry = entry._replace(xattrs={**there.entry.xattrs, **entry.xattrs})
+                there.entry, there.implied = entry, False
                 return False
             self._known = {"": self.root}
         del parent.children[base]
@@ -176,7 +186,7 @@ class LayerTree:
             child = here.children.get(part)
             if child is None:
                 at = "/".join(name for name, _ in real[: depth + 1])
-                child = here.children[part] = self._known[at] = _Directory(_implied(at, self._chain_id))
+                child = here.children[part] = self._known[at] = _Directory(_implied(at, self._chain_id), implied=True)
             if not isinstance(child, _Directory):
                 raise self._impossible(entry, "a name below what is no directory")
             here = child
@@ -201,14 +211,19 @@ def _bare(top: _Directory) -> _Directory:
 
 
 def _lay_over(below: _Directory, above: _Directory) -> None:
-    """Change below into what an overlay of both shows. An opaque mark on the root says nothing to the kernel."""
+    """Change below into what an overlay of both shows."""
     below.entry = above.entry
+    if above.opaque:
+        below.children = _bare(above).children
+        return
     todo = [(below, above)]
     while todo:
         lower, upper = todo.pop()
         for name, node in upper.children.items():
             if isinstance(node, _Directory):
                 there = lower.children.get(name)
+                if isinstance(there, _Directory) and node.implied:
+                    node.entry = there.entry._replace(chain_id=node.entry.chain_id)
                 if isinstance(there, _Directory) and not node.opaque:
                     there.entry = node.entry
                     todo.append((there, node))

@@ -96,7 +96,7 @@ class Registration:
                 _check_depth(above)
                 below = above.cache_id if above else ""
                 if above:
-                    self._driver.put_on(unpacked.cache_id, below)
+                    self._driver.put_on(unpacked.cache_id, below, unpacked.done)
             except BaseException:
                 self.discard(unpacked)
                 raise

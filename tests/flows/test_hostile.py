@@ -154,14 +154,12 @@ def test_a_directory_swapped_for_a_link_meanwhile_lets_nothing_out(store, base, 
 # ---- names through what lies below, and through /proc --------------------------------------------------------
 @pytest.mark.parametrize("name", ["up/f", "root/../up/f", "link/../up/f"])
 def test_links_of_a_lower_layer_lead_nobody_out(store, base, rw, victim, name):
-    """In the layer's own directory they are not there; through the mount they are, and are not followed out."""
+    """In the layer's own directory they are not there; in what a box shows they are, and are not followed out."""
     tar = file(name, b"x") + end()
     layer = store.register(tar, base.chain_id)
     assert exact(layer, tar)
-    try:
+    with pytest.raises(BreakoutError):
         rw.apply_diff(tar)
-    except BreakoutError:
-        assert not store._driver._native
     for inside in ("proc/f", "root/f", "link/f"):
         try:
             rw.apply_diff(file(inside, b"x") + end())
@@ -190,7 +188,7 @@ def test_magic_links_are_texts(store, victim, diff_of, target, native):
 # ---- hard links ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("tar", [
     dir("d/") + hardlink("h", "d"), dir("d/") + hardlink("h", "d/"), dir("d/") + hardlink("d/h", "d"), hardlink("h", "h"),
-    file("h", b"1") + hardlink("h", "h"), whiteout("w") + hardlink("h", ".wh.w"), hardlink("h", "low/f"), hardlink("h", "link/f"),
+    dir("h/") + hardlink("h", "h"), whiteout("w") + hardlink("h", ".wh.w"), hardlink("h", "low/f"), hardlink("h", "link/f"),
     hardlink("h", "gone/"), tarkit.opaque("d") + hardlink("h", "d/.wh..wh..opq"), hardlink("h", "\x00"),
 ], ids=["directory", "directory/", "its own directory", "itself", "what it replaces", "a whiteout's name", "lower", "lower, by a link", "lower/",
         "an opaque mark", "nothing"])  # fmt: skip
@@ -290,8 +288,6 @@ def test_no_mark_of_overlayfs_comes_in_as_an_attribute(store, base, rw, diff_of,
     ours = {name.replace("overlay.", "") for names in trusted(diff_of(store.get_mount_id("c"))).values() for name in names}
     # What the kernel itself writes where it copies a directory up or makes one anew.
     assert ours <= {"trusted.origin", "trusted.impure", "trusted.opaque", "trusted.uuid"}
-    if store._driver._native:
-        assert ours == set()
 
 
 def test_a_smuggled_opaque_mark_hides_nothing_and_a_redirect_shows_nothing(store, base):
@@ -483,7 +479,7 @@ REFUSED_NUMBERS = {
     "uid 2^32": file("x", uid=1 << 32),
     "uid 2^32-1, which changes nothing": file("x", uid=(1 << 32) - 1),
     "gid 2^32-1": file("x", gid=(1 << 32) - 1),
-    "pax uid -5": tarkit.pax({"uid": "-5"}) + file("x"),
+    "pax uid -2^31 - 1": tarkit.pax({"uid": str(-(1 << 31) - 1)}) + file("x"),
     "owner of a whiteout": whiteout("x", uid=-1),
     "mtime of no number": file("x", mtime=b"zzzzzzzzzzz\0"),
     "pax mtime of no number": tarkit.pax({"mtime": "nan"}) + file("x"),
@@ -515,9 +511,6 @@ def test_a_number_beyond_all_bounds_is_refused_where_it_stands(store, base, rw, 
     with unchanged(), pytest.raises(TarFormatError) as caught:
         store.register(tar)
     assert len(front) <= caught.value.offset <= len(tar)
-    if number == "owner of a whiteout" and not store._driver._native:
-        rw.apply_diff(tar)               # there it only deletes, and belongs to nobody
-        return
     with pytest.raises(TarFormatError):
         rw.apply_diff(tar)
 

@@ -36,7 +36,7 @@ MAX_LOWERS = 128
 LINKS = "l"
 _ITEM = re.compile(rf"{LINKS}/[^/]+")
 _LINK = re.compile(r"\.\./([^/]+)/diff")
-# Files of a layer that are synced one by one.
+# Files of a layer that are synced one by one, in twice as many directories.
 _FEW = 8
 
 
@@ -57,6 +57,16 @@ def make(path: str, mode: int) -> None:
         _files.chmod(path, mode)
 
 
+def drop_acls(path: str) -> None:
+    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer shall not."""
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(path, name)
+        except OSError as err:
+            if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+
+
 def is_there(path: str) -> bool:
     """Say whether something is there; what cannot be looked at (OSError) is not taken for gone."""
     try:
@@ -71,18 +81,24 @@ def _new_link() -> str:
 
 
 def _few_files(directory: str) -> list[str] | None:
-    """Regular files and directories ("/" at the end) in directory, itself last; None: more than a few."""
-    found: list[str] = []
-    files = 0
-    for path, directories, names in os.walk(directory, topdown=False):
-        for name in names:
-            if stat.S_ISREG(_files.mode_of(os.path.join(path, name))):
-                found.append(os.path.join(path, name))
-                files += 1
-        if files > _FEW or len(directories) > _FEW:
+    """Regular files and directories ("/" at the end) in directory, itself last; None: more than a few, or too deep."""
+    files: list[str] = []
+    directories = [directory]
+    for path in directories:                  # grows on the way
+        try:
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        directories.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False):
+                        files.append(entry.path)
+        except OSError as err:
+            if err.errno != errno.ENAMETOOLONG:
+                raise
+            return None                       # no call takes that path; the sync of a file system takes none
+        if len(files) > _FEW or len(directories) > 2 * _FEW:
             return None
-        found.append(path + "/")
-    return found
+    return files + [path + "/" for path in reversed(directories)]
 
 
 class Directories:
@@ -133,6 +149,7 @@ class Directories:
         link = ""
         try:
             self._claims[id] = self._made(directory)
+            drop_acls(directory)
             if limit:
                 limit(directory)
             make(self.path(id, "diff"), 0o755)

@@ -124,9 +124,18 @@ class Overlay2:
         quota, size = self._quota, human_size(options["size"]) if "size" in options else 0
         self._at.create(id, parent, (lambda path: quota.limit(path, size)) if quota and size else None)
 
-    def put_on(self, id: str, parent: str) -> None:
-        """Let id, made on nothing, stand on parent. Raises MaxDepthExceededError, OSError."""
+    def put_on(self, id: str, parent: str, unpacked: Any) -> None:
+        """Let id, registered on nothing with this result, stand on parent. Raises MaxDepthExceededError, OSError."""
         self._at.put_on(id, parent)
+        with self._at.opened_diff(id) as root:
+            self._settle_on(id, root, unpacked)
+
+    def _settle_on(self, id: str, root: int, unpacked: Any) -> None:
+        """What the tar of id leaves open follows from what is below."""
+        if unpacked.unsettled:
+            with contextlib.ExitStack() as stack:
+                lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
+                _apply.stand_on(root, unpacked.unsettled, lowers, self._marks)
 
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
@@ -219,19 +228,26 @@ class Overlay2:
 
     def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any:
         """Unpack a layer tar into id and record it: the core's Applied."""
-        flags = _apply.USERNS if self.userxattr else 0
         with opened(self._at.path(id)) as scratch, opened("diff", dir_fd=scratch) as root:
-            return self._apply(_apply.Apply(root, record_fd, scratch, flags=flags, limits=self._limits), feed)
+            done = self._apply(_apply.Apply(root, record_fd, scratch, flags=self._marks, limits=self._limits), feed)
+            if parent:
+                self._settle_on(id, root, done)
+            return done
+
+    @property
+    def _marks(self) -> int:
+        """Which marks are written."""
+        return _apply.USERNS if self.userxattr else 0
 
     def apply_diff(self, id: str, parent: str, feed: Callable[[Any], None]) -> int:
-        """Unpack a tar over a writable layer; gives its size as moby counts it."""
-        flags = _apply.NO_DRAIN | (_apply.USERNS if self.userxattr else 0)
-        if self._is_native(id, parent):
-            with self._at.opened_diff(id) as root:
-                return int(self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed).size)
+        """Unpack a tar over what a writable layer shows; gives the bytes of its own files then.
+
+        Through the mount: the kernel puts the marks, and who has it mounted sees all of it.
+        """
         with self._mounting.mounted(id) as root:
-            apply = _apply.Apply(root, flags=flags | _apply.MERGED, limits=self._limits)
-            return int(self._apply(apply, feed).size)
+            flags = _apply.MERGED | _apply.NO_DRAIN | self._marks
+            self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed)
+        return self.diff_size(id, parent)
 
     @staticmethod
     def _apply(apply: _apply.Apply, feed: Callable[[Any], None]) -> Any:

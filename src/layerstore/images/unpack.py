@@ -1,22 +1,20 @@
 """The file system of an image as a plain directory: its layers applied one over the other, whiteouts and all.
 
-Nothing is mounted, and every layer is checked against its DiffID on the way. The result is what a mount shows, but that
-a directory which a layer has no entry for, only files in it, keeps the mode, the owner and the time it has below.
+Nothing is mounted, and every layer is checked against its DiffID on the way. The result is what a mount shows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Sequence
 
 from layerstore import _files
-from layerstore._apply import MERGED, Apply
+from layerstore._apply import MERGED, OWN_LINKS, Apply
+from layerstore._changes import remove_tree
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer
-from layerstore.textfile import remove_directory
 from layerstore.values import Progress
 
 
@@ -40,12 +38,12 @@ def unpack(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     try:
         _apply(layers, directory, progress)
     except BaseException:
-        with os.scandir(directory) as found:
-            for entry in list(found):
-                if entry.is_dir(follow_symlinks=False):
-                    remove_directory(entry.path)
-                else:
-                    os.unlink(entry.path)
+        root = _files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            for name in os.listdir(root):
+                remove_tree(root, name)
+        finally:
+            _files.close(root)
         if made:
             os.rmdir(directory)
         raise
@@ -60,9 +58,7 @@ def _apply(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     root = _files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for layer, size in zip(layers, sizes, strict=True):
-            if before:
-                _make_way(layer.metadata()["UpperDir"], directory)
-            with contextlib.closing(Apply(root, flags=MERGED)) as apply, layer.tar_stream() as stream:
+            with contextlib.closing(Apply(root, flags=MERGED | OWN_LINKS)) as apply, layer.tar_stream() as stream:
                 while not stream.pump_once(apply):
                     teller.tell(before + stream.tell())
                 apply.finish()
@@ -71,13 +67,3 @@ def _apply(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     finally:
         _files.close(root)
 
-
-def _make_way(layer: str, directory: str) -> None:
-    """Remove what is no directory where a layer has one: a mount never looks through a link of a layer below."""
-    for place, names, _ in os.walk(layer):
-        below = os.path.join(directory, os.path.relpath(place, layer))
-        for name in names:
-            path = os.path.join(below, name)        # of directories only: those above were seen before
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISDIR(os.lstat(path).st_mode) and not os.path.islink(os.path.join(place, name)):
-                    os.unlink(path)
