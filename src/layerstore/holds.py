@@ -12,10 +12,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import threading
 import weakref
 
 from layerstore import _files
+from layerstore._locks import Mutex
 
 STORE = "store"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -32,7 +32,7 @@ class Holds:
     def __init__(self, directory: str) -> None:
         """directory   whose bytes are locked; until open() nothing is held against anybody"""
         self._directory = directory
-        self._lock = threading.RLock()
+        self._lock = Mutex()
         self._fd = -1
         self._forked = False
         self._counts: dict[str, int] = {}
@@ -48,7 +48,6 @@ class Holds:
 
     def _after_fork(self) -> None:
         """In the child: the open directory, and so its locks, are the parent's."""
-        self._lock = threading.RLock()
         fd, self._fd = self._fd, -1
         if fd >= 0:
             _files.close(fd)

@@ -17,11 +17,13 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from layerstore import _files
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.locks import LOCK_TIMEOUT, directory_lock
 from layerstore.textfile import (
     make_directories,
     read_small,
@@ -84,14 +86,23 @@ def now() -> str:
 class ImageDB:
     """The images of one root. Nothing is read before it is asked for, and nothing made before it is written."""
 
-    def __init__(self, root: str, durability: Durability) -> None:
-        """root   image/<driver> below the data root"""
+    def __init__(self, root: str, durability: Durability, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """root   image/<driver> below the data root.  lock_timeout: seconds that exclusive() may wait; 0: for ever"""
         self.root = root
+        self._exclusive = directory_lock(root, lock_timeout)
         self._durability: Durability = durability
         self._content = os.path.join(root, "imagedb", "content", "sha256")
         self._metadata = os.path.join(root, "imagedb", "metadata", "sha256")
         self._repositories = os.path.join(root, "repositories.json")
         self._chains: dict[str, frozenset[str] | None] = {}      # of contents; None: what they are cannot be read
+
+    def exclusive(self, check: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+        """Keep other threads and processes from the database.
+
+        check   called as soon as nobody else changes anything; what it raises ends the `with` block before it begins
+        Entering it raises StoreInUseError after lock_timeout seconds.
+        """
+        return self._exclusive.hold(check)
 
     def _write(self, path: str, data: bytes) -> None:
         make_directories(os.path.dirname(path), 0o700)

@@ -1,101 +1,93 @@
-"""Locks by name: one for each layer name or driver id, there only while somebody wants it.
+"""Locks: between threads by name, between processes on a directory; and what a wait that takes too long says.
 
-Also the advisory lock on a directory that tells a live owner from an abandoned one: held through an
-open descriptor, it vanishes with its process however that ends.
+All of them are C objects (_locks), used by `with`: no interrupt loses one, and a forked child has none of another
+thread's. The lock on a directory is held through an open descriptor: it vanishes with its process however that ends.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import math
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 
-from layerstore import _files
+from layerstore._locks import Claim, DirectoryLock, Ending, Mutex, NamedLocks, claim_directory, surely
+from layerstore.errors import InvalidOptionError, StoreInUseError, readable
 
+__all__ = [
+    "LOCK_TIMEOUT",
+    "Claim",
+    "DirectoryLock",
+    "Ending",
+    "Mutex",
+    "NamedLocks",
+    "claim_directory",
+    "directory_lock",
+    "holder_of",
+    "in_use",
+    "parse_lock_timeout",
+    "surely",
+]
 
-class NamedLocks:
-    """One mutex a name.
-
-    Source   moby/locker
-    """
-
-    def __init__(self) -> None:
-        """Make an empty set of locks."""
-        self._guard = threading.Lock()
-        self._locks: dict[str, tuple[threading.RLock, list[int]]] = {}
-
-    @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Hold the lock of name for the length of a `with` block.
-
-        Reentrant: an interrupt between taking the lock and the block leaves it to the thread that unwinds.
-        """
-        with self._guard:
-            lock, users = self._locks.setdefault(name, (threading.RLock(), [0]))
-            users[0] += 1
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                users[0] -= 1
-                if not users[0]:
-                    del self._locks[name]
+# Seconds that somebody waits for the layerdb, where nothing else is said.
+LOCK_TIMEOUT = 60.0
+# Of /proc/locks: what kind, whose, and on what.
+_LOCK = re.compile(r"\d+: (FLOCK)\s+ADVISORY\s+WRITE (-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
 
 
-class Claim:
-    """A directory marked as in use by a descriptor that holds an advisory lock on it."""
-
-    def __init__(self, fd: int) -> None:
-        """Take over fd, an open directory that is locked."""
-        self._fd = fd
-
-    def release(self) -> None:
-        """Give the mark back. Twice is harmless."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            # The lock is the open file's, which a child forked meanwhile shares: closing alone would leave it there.
-            # Whether either fails is nobody's concern: a layer that is registered by now must not be called failed.
-            with contextlib.suppress(OSError):
-                _files.unlock(fd)
-            with contextlib.suppress(OSError):
-                _files.close(fd)
-
-    def __del__(self) -> None:
-        self.release()
-
-
-def claim_directory(path: str, *, wait: bool = True) -> Claim | None:
-    """Lock a directory, if it still is the one at path once the lock is there.
-
-    wait   False: None at once where another one holds the lock
-
-    Returns  the claim, or None: the directory is gone, was replaced, or (wait=False) is in use
-    """
+def parse_lock_timeout(text: str) -> float:
+    """Give the seconds that an option means; 0: for ever. Raises InvalidOptionError."""
     try:
-        fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        if _locked(fd, wait) and _files.status(path)[1:] == _files.status(fd)[1:]:
-            return Claim(fd)
-    except FileNotFoundError:
-        pass
-    except BaseException:
-        _files.close(fd)
-        raise
-    _files.close(fd)
-    return None
+        seconds = float(text)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < 1e9:
+        raise InvalidOptionError(f"lock_timeout is a number of seconds, or 0 for no limit, not {text!r}")
+    return seconds
 
 
-def _locked(fd: int, wait: bool) -> bool:
+def directory_lock(path: str, timeout: float) -> DirectoryLock:
+    """Give the lock on a directory, free; who waits longer than that gets StoreInUseError. 0: waits for ever."""
+    return DirectoryLock(path, timeout, in_use)
+
+
+def in_use(path: str) -> StoreInUseError:
+    """Make the error of who waited too long for the lock on a directory."""
+    pid = holder_of(path)
+    if pid == os.getpid():
+        who = f"this process ({pid})"
+    elif pid:
+        who = f"process {pid}{_command(pid)}"
+    else:
+        who = "another process"
+    where = f"{StoreInUseError.text}: {readable(path)} is locked by {who}"
+    return StoreInUseError(f"{where}, and was for the whole wait (option lock_timeout)")
+
+
+def _command(pid: int) -> str:
     try:
-        return _files.lock(fd, wait=wait)
-    except OSError as err:
-        # A file system without locks: nobody can claim there, so nobody is disturbed.
-        if err.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            return True
-        raise
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            return f" ({readable(file.read(64).decode('utf-8', 'surrogateescape').strip())})"
+    except OSError:
+        return ""
+
+
+def holder_of(path: str) -> int:
+    """Give the process that holds the lock on a directory, as far as /proc tells; 0: nobody knows."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            found = [_LOCK.match(line) for line in file]
+    except OSError:
+        return 0
+    here = (os.major(status.st_dev), os.minor(status.st_dev))
+    holders: list[tuple[bool, int]] = []
+    for lock in found:
+        if lock and int(lock[5]) == status.st_ino and int(lock[2]) > 0:
+            # btrfs tells another device here than stat() does.
+            holders.append((here != (int(lock[3], 16), int(lock[4], 16)), int(lock[2])))
+    for _, pid in sorted(holders):
+        with contextlib.suppress(OSError):
+            os.stat(f"/proc/{pid}")
+            return pid
+    return 0

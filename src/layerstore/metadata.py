@@ -18,7 +18,6 @@ import gzip
 import logging
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
@@ -26,7 +25,7 @@ from layerstore import _files
 from layerstore.descriptor import decode_descriptor, encode_descriptor
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
-from layerstore.locks import Claim, claim_directory
+from layerstore.locks import LOCK_TIMEOUT, claim_directory, directory_lock
 from layerstore.textfile import (
     is_directory,
     make_directories,
@@ -140,33 +139,26 @@ class FileMetadataStore:
                  "none": nothing is synced
     """
 
-    def __init__(self, root: StrPath, *, durability: Durability = "full", make: bool = True) -> None:
-        """Open the layerdb, or make it (0700, with its parents; make=False: nothing is made)."""
+    def __init__(
+        self, root: StrPath, *, durability: Durability = "full", make: bool = True, lock_timeout: float = LOCK_TIMEOUT
+    ) -> None:
+        """Open the layerdb, or make it (0700, with its parents; make=False: nothing is made).
+
+        lock_timeout   seconds that exclusive() may wait; 0: for ever
+        """
         self.root: str = os.path.abspath(os.fsdecode(root))
         self._durability: Durability = durability
-        self._within = threading.RLock()     # of exclusive(), as are both that follow
-        self._depth = 0
-        self._claim: Claim | None = None
+        self._exclusive = directory_lock(self.root, lock_timeout)
         if make:
             make_directories(self.root, 0o700)
 
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
 
-        Held for the moment of a rename only; where the file system has no locks it holds nobody. Reentrant: an
-        interrupt may leave it to the one who undoes what was interrupted.
+        Held for the moment of a rename only; where the file system has no locks it holds nobody. Reentrant.
+        Entering it raises StoreInUseError after lock_timeout seconds.
         """
-        with self._within:
-            if not self._depth:
-                self._claim = claim_directory(self.root)
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                if not self._depth and self._claim:
-                    self._claim.release()
+        return self._exclusive.hold()
 
     def start_transaction(self) -> FileMetadataTransaction:
         """Begin a write set. Cancel or commit it."""

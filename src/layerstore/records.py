@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, DiffID
 from layerstore.layer import Record
+from layerstore.locks import Mutex
 from layerstore.metadata import FileMetadataStore
 from layerstore.rwlayer import Mount
 from layerstore.transaction import check_mount_name
@@ -34,7 +34,7 @@ class Records:
 
     def __init__(self, store: Store, metadata: FileMetadataStore) -> None:
         """List the names on disk. Raises OSError."""
-        self.lock = threading.RLock()
+        self.lock = Mutex()
         self.store = store
         self._metadata = metadata
         self.layers: dict[ChainID, Record] = {}

@@ -161,8 +161,9 @@ class Registration:
             if handle and handle._record is not made:
                 self._references.let_go(handle)       # of a layer that was there before, and stays
             try:
-                self._withdraw(made)
-            except OSError:
+                if transaction.published:
+                    self._withdraw(made)
+            except (OSError, LayerStoreError):
                 if handle and handle._record is made:
                     self._references.let_go(handle)
                 self._driver.recorded(cache_id)   # still visible, perhaps: then it is whole, else cleanup()'s

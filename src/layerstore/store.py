@@ -39,6 +39,7 @@ from layerstore.imagedb import ImageDB
 from layerstore.keeping import Keeping
 from layerstore.layer import Layer, Record, Top, parent_id
 from layerstore.limits import Limits
+from layerstore.locks import LOCK_TIMEOUT, parse_lock_timeout
 from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -86,6 +87,8 @@ class Store:
         options   the driver's ("<driver>.size": the size of every writable layer, on xfs with quotas), and
                   "durability": "full" (default; what a call has returned survives a crash of the machine),
                   "ordered" (the store's own small files are synced, as moby does) or "none";
+                  "lock_timeout": "60" (seconds that a call waits for the layerdb or the images while another process
+                  has them locked, then StoreInUseError names it; "0": for ever);
                   "read_only": "true" or "false"; true by itself while a dockerd uses the root;
                   limits for tars one cannot trust ("max_size": "10G"; all are fields of layerstore.limits.Limits)
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
@@ -101,6 +104,7 @@ class Store:
         given = dict(options or {})
         durability = parse_durability(given.pop("durability", "full"))
         self._read_only = self._why_read_only(given.pop("read_only", "false"))
+        lock_timeout = parse_lock_timeout(given.pop("lock_timeout", str(LOCK_TIMEOUT)))
         limits = Limits.take(given)
         self._max_window = limits.max_window
         fresh = not os.path.lexists(self.root)
@@ -113,7 +117,8 @@ class Store:
             if not self._read_only:
                 os.makedirs(self.root, 0o711, exist_ok=True)
             self._driver = drivers.open_driver(
-                name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits
+                name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits,
+                lock_timeout=lock_timeout,
             )
         except (LayerStoreError, OSError) as err:
             if fresh:
@@ -128,10 +133,12 @@ class Store:
             raise type(err)(f"error initializing graphdriver: {err}{named}", path=err.path) from err
         # What outlives no crash is not synced, by the layerdb alone either.
         level: Durability = "none" if self._driver.in_memory else durability
-        m = self._metadata = FileMetadataStore(layerdb, durability=level, make=not self._read_only)
+        m = self._metadata = FileMetadataStore(
+            layerdb, durability=level, make=not self._read_only, lock_timeout=lock_timeout
+        )
         if not self._read_only:
             self._holds.open()
-        self._images = ImageDB(os.path.dirname(layerdb), level)
+        self._images = ImageDB(os.path.dirname(layerdb), level, lock_timeout)
         self._records = records = Records(self, m)
         self._lock = records.lock
         self._syncing = Syncing(m, self._driver, os.path.join(self.root, name), level)

@@ -8,7 +8,6 @@ import io
 import os
 import stat
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from layerstore import _apply, _tarstream
 from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
+from layerstore.locks import Mutex
 from layerstore.sources import Input, Teller, feed
 from layerstore.values import Progress
 
@@ -31,21 +31,17 @@ else:
     _BinaryFile = io.RawIOBase
 
 
-class _Turns:
-    """The lock of a stream: threads take turns, and what they find wrong is said of the layer that is read."""
+class _Named:
+    """What is found wrong in a stream is said of the layer that is read."""
 
-    __slots__ = ("_lock", "chain_id")
+    __slots__ = ("chain_id",)
 
     def __init__(self) -> None:
-        """Begin without a user, and with a layer that has no name."""
-        self._lock = threading.RLock()
+        """Begin with a layer that has no name."""
         self.chain_id = ""
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, _kind: object, err: BaseException | None, _trace: object) -> None:
-        self._lock.release()
+    def __call__(self, err: BaseException) -> None:
+        """Name the layer in an error."""
         if isinstance(err, CorruptLayerError) and self.chain_id:
             err.about(chain_id=self.chain_id)
 
@@ -62,14 +58,15 @@ class TarStream(_BinaryFile):
     ) -> None:
         """Take over source; on_close is called once."""
         # Before all else: close() is called also for an object whose making failed.
-        self._lock = _Turns()
+        self._named = _Named()
+        self._lock = Mutex(self._named)       # threads take turns
         self._source = source
         self._seekable = seekable
         self._on_close = on_close
 
     def _of(self, chain_id: str) -> TarStream:
         """Name the layer that errors are about; return the stream."""
-        self._lock.chain_id = chain_id
+        self._named.chain_id = chain_id
         return self
 
     def _open(self) -> _tarstream.Source:

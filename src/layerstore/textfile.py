@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 
 from layerstore import _changes, _files
 from layerstore.errors import InvalidMetadataError, readable
@@ -85,6 +86,48 @@ def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> No
         raise
 
 
+@contextlib.contextmanager
+def new_file(path: str) -> Iterator[int]:
+    """A file that is at path, and on the disk, once the block ended well, whole; before, and else, path is as it was.
+
+    A link is followed; what is no regular file, as /dev/stdout, is written to and stays.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        fd = _files.open(path, os.O_WRONLY)
+        try:
+            with naming(path):
+                yield fd
+        finally:
+            _files.close(fd)
+        return
+    beside = f"{path}.tmp-{random_number()}"
+    with naming(path, instead_of=beside):
+        fd = _files.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            yield fd
+            _files.fsync(fd)
+            _files.rename(beside, path)
+            sync_directory(os.path.dirname(path))
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _files.unlink(beside)
+            raise
+        finally:
+            _files.close(fd)
+
+
+@contextlib.contextmanager
+def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
+    """Name path in an OSError that names no file, or only one that nobody knows."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno is not None and err.filename in (None, instead_of or None):
+            err.filename = path
+        raise
+
+
 def sync_directory(path: str) -> None:
     """Put a directory's entries on the disk."""
     fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -101,6 +144,15 @@ def sync_file(path: str) -> None:
         _files.fsync(fd)
     finally:
         _files.close(fd)
+
+
+def sync_tree(path: str) -> None:
+    """Put the files below a directory on the disk, with their names."""
+    for directory, _, names in os.walk(path, topdown=False):
+        for name in names:
+            if stat.S_ISREG(_files.mode_of(os.path.join(directory, name))):
+                sync_file(os.path.join(directory, name))
+        sync_directory(directory)
 
 
 def remove_directory(path: str) -> None:

@@ -110,6 +110,7 @@ class FileMetadataTransaction:
         deferred   nothing is synced as it is written: the caller does it, by sync() or otherwise, before publish()
         """
         self._root = root
+        self.published = False               # or perhaps: the rename was begun
         self._durability = durability
         self._sync_files = durability != "none" and not deferred
         tmp = os.path.join(root, "tmp")
@@ -204,6 +205,7 @@ class FileMetadataTransaction:
 
     def _publish(self, parent: str, name: str) -> None:
         make_directories(parent, 0o755)
+        self.published = True
         _files.rename(self._directory, os.path.join(parent, name))
 
     def commit(self, chain_id: str) -> None:

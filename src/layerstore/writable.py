@@ -18,6 +18,7 @@ from layerstore.durability import Syncing
 from layerstore.errors import (
     LayerDoesNotExistError,
     LayerNotRetainedError,
+    LayerStoreError,
     MountDoesNotExistError,
     MountNameConflictError,
 )
@@ -108,8 +109,9 @@ class WritableLayers:
                 aside = self._commit_record(transaction, mount, below)
         except BaseException:
             try:
-                self._withdraw(mount)
-            except OSError:
+                if transaction.published:
+                    self._withdraw(mount)
+            except (OSError, LayerStoreError):
                 self._holds.drop(_key(name))
                 for id in made:           # still visible, perhaps: then it is whole, else cleanup()'s
                     self._driver.recorded(id)

@@ -187,15 +187,22 @@ def test_every_example_is_a_command_line_that_parses(environment):
 
 
 # ---- interrupted --------------------------------------------------------------------------------
-@pytest.mark.parametrize(("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
-def test_ctrl_c_in_a_register_leaves_nothing(made, root, number, code, said, open_store):
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [([signal.SIGINT], 130, "interrupted"), ([signal.SIGTERM], 143, "terminated"), ([signal.SIGHUP], 129, "hung up"),
+     ([signal.SIGINT] * 20, 130, "interrupted"), ([signal.SIGHUP, signal.SIGTERM, signal.SIGINT], 129, "hung up")],
+    ids=lambda value: "-".join(str(int(n)) for n in value[:3]) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_ctrl_c_in_a_register_leaves_nothing(made, root, numbers, code, said, open_store):
     process = subprocess.Popen([*command(), "register", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=False)
     process.stdin.write(file("big", b"x" * 100_000, size=10**6)[:100_000])
     process.stdin.flush()
     until = time.monotonic() + 20
     while time.monotonic() < until and len(os.listdir(root / "overlay2")) < 2:      # it has begun
         time.sleep(0.01)
-    process.send_signal(number)
+    for at, number in enumerate(numbers):
+        process.send_signal(number)
+        time.sleep(0.001 * at)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err.decode()) == (code, b"", f"layerstore: {said}\n")
     assert os.listdir(root / "overlay2") == ["l"] and os.listdir(root / "overlay2/l") == []

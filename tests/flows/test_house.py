@@ -31,7 +31,7 @@ C_NEIGHBOURS = {("sweep", "trail")}
 C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
 
 PY_FLOORS = [
-    {"errors", "_files", "_changes"},
+    {"errors", "_files", "_changes", "_locks"},
     {"ids", "logs", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount"},
     {"values"},
     {"sources", "descriptor"},

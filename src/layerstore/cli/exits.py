@@ -29,6 +29,7 @@ class Exit(IntEnum):
     NOT_THERE = 3
     IN_USE = 4
     NOT_SUPPORTED = 5
+    HUNG_UP = 129
     INTERRUPTED = 130
     BROKEN_PIPE = 141
     TERMINATED = 143
@@ -41,6 +42,7 @@ MEANINGS = {
     Exit.NOT_THERE: "no such store, layer, writable layer, image or file",
     Exit.IN_USE: "in use by something else, or the store is open for reading only (a dockerd runs on it)",
     Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
+    Exit.HUNG_UP: "SIGHUP: the terminal was closed",
     Exit.INTERRUPTED: "Ctrl-C",
     Exit.BROKEN_PIPE: "whoever read the output has gone",
     Exit.TERMINATED: "SIGTERM",

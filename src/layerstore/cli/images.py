@@ -10,7 +10,7 @@ from typing import Any
 
 from layerstore import Image, ImageDoesNotExistError, ImageError, Removed
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.layers import add_durability, output_file, source_of
+from layerstore.cli.layers import add_durability, source_of
 from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
@@ -151,15 +151,9 @@ def run_save(args: Any, screen: Screen) -> int:
         images = [_named(opened, name) and name for name in args.images]         # before anything is written
         target = screen.binary("an archive") if args.output == "-" else args.output
         with screen.progress("save") as progress:
-            if args.output == "-" or args.format == "oci-dir":
-                written = opened.images.save(
-                    images, target, format=args.format, compression=args.compression, progress=progress
-                )
-            else:
-                with output_file(args.output) as fd:
-                    written = opened.images.save(
-                        images, fd, format=args.format, compression=args.compression, progress=progress
-                    )
+            written = opened.images.save(
+                images, target, format=args.format, compression=args.compression, progress=progress
+            )
     if screen.as_json:
         screen.json({"images": args.images, "output": args.output, "bytes": written})
     elif args.output != "-":

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +25,7 @@ from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
 from layerstore.ids import is_driver_id
+from layerstore.textfile import new_file
 
 DURABILITIES = ("full", "ordered", "none")
 
@@ -289,7 +288,7 @@ def run_export(args: Any, screen: Screen) -> int:
         below = opened.find(args.below) if args.below is not None else None
         with contextlib.ExitStack() as stack:
             layer = stack.enter_context(opened.kept(args.layer))
-            fd = screen.binary("a tar") if args.output == "-" else stack.enter_context(output_file(args.output))
+            fd = screen.binary("a tar") if args.output == "-" else stack.enter_context(new_file(args.output))
             tar: TarStream = layer.tar_stream() if below is None else layer.tar_stream_from(below)
             stack.enter_context(tar)
             progress = stack.enter_context(screen.progress("export"))
@@ -299,36 +298,6 @@ def run_export(args: Any, screen: Screen) -> int:
     elif args.output != "-":
         screen.note(f"{args.output}: {screen.size(written)}")
     return Exit.OK
-
-
-@contextlib.contextmanager
-def output_file(path: str) -> Iterator[int]:
-    """A descriptor to write path with: it takes the name when it is whole. What is no regular file is written to."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-            return
-    target = os.path.realpath(path)
-    try:
-        fd, beside = tempfile.mkstemp(prefix=".layerstore-", dir=os.path.dirname(target))
-    except OSError as err:
-        raise type(err)(err.errno, err.strerror, path) from None
-    try:
-        yield fd
-        mask = os.umask(0)
-        os.umask(mask)
-        os.fchmod(fd, 0o666 & ~mask)
-        os.replace(beside, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    finally:
-        os.close(fd)
 
 
 # ---- release ------------------------------------------------------------------------------------

@@ -36,12 +36,31 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     sys.stderr.write(f"{PROGRAM}: warning: {readable(str(message))}\n")
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM came: what was begun is undone on the way out."""
+class _EndedError(BaseException):
+    """A signal came that ends a program: what was begun is undone on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
-def _on_sigterm(_signum: int, _frame: object) -> NoReturn:
-    raise _TerminatedError
+# What ends a command: Ctrl-C, a service manager, a terminal that is closed.
+_ENDS = {
+    signal.SIGINT: (Exit.INTERRUPTED, "interrupted"),
+    signal.SIGTERM: (Exit.TERMINATED, "terminated"),
+    signal.SIGHUP: (Exit.HUNG_UP, "hung up"),
+}
+
+
+def _end_by(number: int, _frame: object) -> NoReturn:
+    """The first of them ends the command; those that follow must not end what the first one has begun to undo."""
+    for one in _ENDS:
+        signal.signal(one, _go_on)
+    raise _EndedError(number)
+
+
+def _go_on(_number: int, _frame: object) -> None:
+    pass
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,8 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Exit.BROKEN_PIPE
     except KeyboardInterrupt:
         return _end("interrupted", Exit.INTERRUPTED)
-    except _TerminatedError:
-        return _end("terminated", Exit.TERMINATED)
+    except _EndedError as error:
+        code, text = _ENDS[signal.Signals(error.number)]
+        if code is Exit.HUNG_UP:
+            _forget_output()                  # the terminal is gone
+        return _end(text, code)
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -120,7 +142,15 @@ def _open_standard_files() -> None:
 
 
 def program() -> NoReturn:
-    """Be the program: main(), with SIGTERM turned into an orderly end."""
+    """Be the program: main(), with signals that end it turned into an orderly end."""
     _open_standard_files()
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    sys.exit(main())
+    for number in _ENDS:
+        if signal.getsignal(number) is not signal.SIG_IGN:      # as nohup and shells set it
+            signal.signal(number, _end_by)
+    try:
+        code = main()
+        # The interpreter gives signals their old meaning while it ends.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    except _EndedError as error:              # all was done
+        code = _ENDS[signal.Signals(error.number)][0]
+    sys.exit(code)

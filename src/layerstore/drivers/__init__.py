@@ -14,6 +14,7 @@ from layerstore.drivers.mounting import Marks
 from layerstore.errors import LayerStoreError
 from layerstore.holds import Holds
 from layerstore.limits import Limits
+from layerstore.locks import LOCK_TIMEOUT
 from layerstore.tarstream import TarStream
 from layerstore.values import Change, Durability, Holder
 
@@ -96,10 +97,13 @@ def _holds_something(path: str) -> bool:
 
 def open_driver(
     name: str, root: str, options: Mapping[str, str], holds: Holds, *, read_only: bool = False,
-    limits: Limits | None = None,
+    limits: Limits | None = None, lock_timeout: float = LOCK_TIMEOUT,
 ) -> Driver:  # fmt: skip
-    """Make the driver of this name for root; holds tells other stores what is mounted here, limits bound its tars."""
+    """Make the driver of this name for root; holds tells other stores what is mounted here, limits bound its tars,
+    lock_timeout the seconds of a wait for a directory that another store mounts."""
     # Here, so that a driver may import the protocol it follows.
     from layerstore.drivers.overlay2 import Overlay2
 
-    return Overlay2(os.path.join(root, name), options, holds=holds, read_only=read_only, limits=limits)
+    return Overlay2(
+        os.path.join(root, name), options, holds=holds, read_only=read_only, limits=limits, lock_timeout=lock_timeout
+    )

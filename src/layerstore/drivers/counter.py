@@ -5,8 +5,9 @@ Source: moby, daemon/graphdriver/counter.go
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+
+from layerstore.locks import Mutex
 
 
 class MountCounter:
@@ -14,7 +15,7 @@ class MountCounter:
 
     def __init__(self, is_mounted: Callable[[str], bool]) -> None:
         """is_mounted   says whether something is mounted at a path; asked once a path."""
-        self._lock = threading.Lock()
+        self._lock = Mutex()
         self._is_mounted = is_mounted
         self._counts: dict[str, int] = {}
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from layerstore import _files
 from layerstore.drivers import mounts
 from layerstore.errors import InvalidMetadataError, LayerStoreError, MaxDepthExceededError, readable
-from layerstore.locks import Claim, NamedLocks, claim_directory
+from layerstore.locks import LOCK_TIMEOUT, Claim, NamedLocks, claim_directory, in_use
 from layerstore.textfile import (
     make_directory,
     read_small,
@@ -104,9 +104,10 @@ def _few_files(directory: str) -> list[str] | None:
 class Directories:
     """What lies below one home."""
 
-    def __init__(self, home: str) -> None:
-        """home   the driver's directory; it need not be there yet"""
+    def __init__(self, home: str, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """home   the driver's directory; it need not be there yet.  lock_timeout: seconds; 0: for ever"""
         self.home = home
+        self._lock_timeout = lock_timeout
         self.locks = NamedLocks()          # of an id, for the length of a mount, an unmount or a removal
         self._claims: dict[str, Claim | None] = {}
         self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
@@ -184,15 +185,10 @@ class Directories:
             if claim:                     # else a cleanup() took the new directory for an abandoned one
                 return claim
 
-    @contextlib.contextmanager
-    def claimed(self, id: str) -> Iterator[None]:
+    def claimed(self, id: str) -> contextlib.AbstractContextManager[object]:
         """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too."""
-        claim = None if id in self._claims else claim_directory(self.path(id))
-        try:
-            yield
-        finally:
-            if claim:
-                claim.release()
+        claim = None if id in self._claims else claim_directory(self.path(id), timeout=self._lock_timeout, late=in_use)
+        return claim or contextlib.nullcontext()
 
     def settle(self, parent: str) -> None:
         """Something stands on parent, which from now on is not mounted writable."""

@@ -28,6 +28,7 @@ from layerstore.errors import (
 )
 from layerstore.holds import Holds
 from layerstore.limits import Limits
+from layerstore.locks import LOCK_TIMEOUT
 from layerstore.tarstream import TarStream
 from layerstore.values import Change, ChangeKind, Durability, Holder
 
@@ -43,19 +44,20 @@ class Overlay2:
 
     def __init__(
         self, home: str, options: Mapping[str, str], *, holds: Holds | None = None, read_only: bool = False,
-        limits: Limits | None = None,
+        limits: Limits | None = None, lock_timeout: float = LOCK_TIMEOUT,
     ) -> None:  # fmt: skip
         """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError.
 
         holds       tells other stores which mounts are in use here
         read_only   make, mount and change nothing below home
         limits      what tars may ask for; None: the defaults
+        lock_timeout   seconds of a wait for a directory that another store mounts or unmounts; 0: for ever
         """
         self.home = home
         self._default_size = parse_driver_options(options)
         self._limits = limits or Limits()
         self._read_only = read_only
-        self._at = Directories(home)
+        self._at = Directories(home, lock_timeout)
         self._unowned = Unowned(self._at)
         self._native: bool | None = None
         self._quota: ProjectQuota | None = None

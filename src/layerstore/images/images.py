@@ -31,11 +31,11 @@ from layerstore.images.image import Image, Removed
 from layerstore.images.load import names_for
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
-from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, new_file, save
+from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
-from layerstore.locks import claim_directory
 from layerstore.store import Store
+from layerstore.textfile import new_file
 from layerstore.values import Progress
 
 log = logging.getLogger("layerstore")
@@ -214,16 +214,9 @@ class Images:
                 self._publish(db, planned, [config.data for config in configs])
                 return [self.get(config.id) for config in configs]
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> contextlib.AbstractContextManager[None]:
         """Keep other threads and processes from the database; no dockerd shall have been started meanwhile."""
-        claim = claim_directory(self._db.root)
-        try:
-            self.store._check_writable()
-            yield
-        finally:
-            if claim:
-                claim.release()
+        return self._db.exclusive(self.store._check_writable)
 
     def create(
         self, layer: Layer | str, config: Mapping[str, Any] | None = None, *, tags: str | Sequence[str] = ()

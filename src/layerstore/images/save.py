@@ -42,7 +42,7 @@ from layerstore.images.documents import (
 from layerstore.images.gather import Teller
 from layerstore.images.image import Image
 from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
-from layerstore.textfile import random_number, remove_directory
+from layerstore.textfile import naming, random_number, remove_directory, sync_directory, sync_tree
 
 # What each format's readers take: docker load of 20.10 has no zstd.
 COMPRESSIONS = {"docker": (None, "gzip"), "docker-v1": (None,), "oci": (None, "gzip", "zstd"),
@@ -239,10 +239,12 @@ class Layers:
                 end = not block
                 out = packer.flush() if end else packer.compress(block)
                 hashed.update(out)
-                packed.write(out)
+                with naming(self._spool or tempfile.gettempdir()):
+                    packed.write(out)
                 size += len(out)
                 count(len(block))
-        packed.flush()
+        with naming(self._spool or tempfile.gettempdir()):
+            packed.flush()
         return _Blob(Digest(f"sha256:{hashed.hexdigest()}"), size)
 
     def write(self, diff_id: DiffID, name: str, target: Target, tell: Callable[[int], None]) -> None:
@@ -450,35 +452,8 @@ def save(
 
 
 @contextlib.contextmanager
-def new_file(path: str) -> Iterator[int]:
-    """A file that is at path once the block ended well, whole; before, and else, path is as it was.
-
-    A link is followed; what is no regular file, as /dev/stdout, is written to and stays.
-    """
-    path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        fd = _files.open(path, os.O_WRONLY)
-        try:
-            yield fd
-        finally:
-            _files.close(fd)
-        return
-    beside = f"{path}.tmp-{random_number()}"
-    fd = _files.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    try:
-        yield fd
-        os.rename(beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
-        raise
-    finally:
-        _files.close(fd)
-
-
-@contextlib.contextmanager
 def new_directory(path: str) -> Iterator[str]:
-    """A directory that is at path once the block ended well. Raises ImageError: something is in it already."""
+    """A directory that is at path, and on the disk, once the block ended well. Raises ImageError: it is not empty."""
     if os.path.isdir(path) and os.listdir(path):
         raise ImageError(f"{readable(path)} is not empty")
     path = os.path.realpath(path)
@@ -486,7 +461,9 @@ def new_directory(path: str) -> Iterator[str]:
     os.mkdir(beside, 0o777)
     try:
         yield beside
+        sync_tree(beside)
         os.rename(beside, path)
+        sync_directory(os.path.dirname(path))
     except BaseException:
         remove_directory(beside)
         raise

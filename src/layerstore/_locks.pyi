@@ -1,0 +1,94 @@
+"""Locks that no interrupt loses and no fork leaves behind: each is taken and given back inside one call of C."""
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar, final
+
+_T = TypeVar("_T")
+
+@final
+class Mutex:
+    """A lock between threads, whose owner may take it again. In a forked child what other threads had is free."""
+
+    def __new__(cls, told: Callable[[BaseException], object] | None = None) -> Mutex:
+        """told   called with what ended a `with` block, once the lock is given back"""
+
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+    def is_held(self) -> bool:
+        """Say whether this thread holds it."""
+
+@final
+class NamedLocks:
+    """One Mutex a name, there only while somebody wants it."""
+
+    def hold(self, name: str) -> HeldName:
+        """Hold the lock of name for the length of a `with` block."""
+
+    def names(self) -> list[str]:
+        """Name the locks that somebody holds or waits for."""
+
+@final
+class HeldName:
+    """What NamedLocks.hold() gives."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class HeldDirectory:
+    """What DirectoryLock.hold() gives."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class DirectoryLock:
+    """A lock between threads and processes: a Mutex, and a flock on a directory. Its owner may take it again."""
+
+    def __new__(cls, path: str, timeout: float, late: Callable[[str], BaseException]) -> DirectoryLock:
+        """timeout  seconds; 0: waits for ever.  late: makes the error of a wait that took longer"""
+
+    def hold(self, check: Callable[[], object] | None = None) -> HeldDirectory:
+        """Hold it for the length of a `with` block; check is called first, and what it raises ends the block."""
+
+@final
+class Claim:
+    """A directory marked as in use by a lock on it. Without further references it is given back."""
+
+    def release(self) -> None:
+        """Give the mark back. Twice is harmless."""
+
+    def __enter__(self) -> Claim: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+def claim_directory(
+    path: str, *, wait: bool = True, timeout: float = 0.0, late: Callable[[str], BaseException] | None = None
+) -> Claim | None:
+    """Lock a directory, if it still is the one at path once the lock is there.
+
+    wait      False: None at once where another one holds the lock
+    timeout   seconds that a wait may take; then what late() makes is raised. 0: for ever
+
+    Returns  the claim, or None: the directory is gone, was replaced, or (wait=False) is in use
+    """
+
+def surely(call: Callable[..., _T], *args: Any) -> _T:
+    """Call what can be called twice: anew where an interrupt comes into it, which is raised then."""
+
+@final
+class Ending:
+    """`with Ending(close):` ends in surely(close)."""
+
+    def __new__(cls, call: Callable[[], object]) -> Ending: ...
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
