@@ -7,6 +7,7 @@ upper directory in two overlays undefined, so no order of calls may lead there.
 import contextlib
 import logging
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from tarkit import end, file
 
 import layerstore
 from layerstore import ActiveMountError, Holder
+from layerstore.drivers import mounts
 
 BASE = tarkit.dir("etc/") + file("etc/hosts", b"127.0.0.1" * 600) + file("top", b"top") + end()
 
@@ -426,6 +428,112 @@ def test_the_store_keeps_nothing_open_in_a_mounted_box(store, box):
             stream.read()
         assert not any(target.startswith(path) for target in open_files().values())
     assert open_files() == before
+
+
+def test_release_tells_who_has_it_mounted_in_another_namespace(store, box, root, caplog):
+    program = (
+        "import sys, os, layerstore\nstore = layerstore.Store(sys.argv[1])\nos.chdir(store.get_rw_layer('box').mount())\nstore.close()\n"
+        "print('ready', flush=True)\nsys.stdin.read()"
+    )
+    command = ["unshare", "--mount", sys.executable, "-c", program, root]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "ready\n"
+        with caplog.at_level(logging.WARNING, "layerstore"):
+            box.release()
+        assert [f"({child.pid})" in record.getMessage() for record in caplog.records] == [True]
+        child.stdin.close()
+
+
+class Model:
+    """What must hold of one box that two stores use: counts a store, who is inside, attached or detached."""
+
+    def __init__(self):
+        self.attached, self.users, self.inside, self.left = False, [0, 0], [], []
+
+    def mount(self, who):
+        other = self.users[1 - who]
+        if self.attached:
+            self.users[who] += 2 if not self.users[who] and not other else 1      # a mount that was found has a user
+        elif self.left:
+            return "refused"
+        else:
+            self.attached, self.users[who] = True, 1
+        return "done"
+
+    def unmount(self, who, lazy):
+        if self.users[who] > 1:
+            self.users[who] -= 1
+            return "done"
+        if self.attached and not self.users[1 - who]:
+            if self.inside and not lazy:
+                return "refused"
+            self.detach()
+        self.users[who] = 0
+        return "done"
+
+    def cleanup(self, who):
+        if not self.users[1 - who]:
+            self.detach()
+        self.users[who] = 0
+
+    def detach(self):
+        self.attached, self.left, self.inside = False, self.left + self.inside, []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_history_gives_one_upper_to_two_overlays(root, open_store, seed):
+    """Two stores mount, unmount, detach, clean up and start again, in any order, while descriptors come and go."""
+    rng, model, until = random.Random(seed), Model(), time.monotonic() + 4
+    stores = [open_store(), open_store()]
+    name = stores[0].create_rw_layer("box", stores[0].register(BASE).chain_id).name
+    boxes = [store.get_rw_layer(name) for store in stores]
+    upper = boxes[0].metadata()["UpperDir"]
+    path = boxes[0].metadata()["MergedDir"]
+    history = []
+
+    def tried(call):
+        try:
+            call()
+        except ActiveMountError as error:
+            assert [one.pid for one in error.holders] == [os.getpid()], history
+            return "refused"
+        return "done"
+
+    try:
+        while time.monotonic() < until and len(history) < 400:
+            who, what = rng.randrange(2), rng.choice(["mount", "mount", "unmount", "unmount", "lazy", "in", "in", "out", "out", "again", "cleanup"])
+            history.append((what, who))
+            if what == "mount":
+                assert tried(boxes[who].mount) == model.mount(who), history
+            elif what in ("unmount", "lazy"):
+                lazy = what == "lazy"
+                assert tried(lambda: boxes[who].unmount(lazy=lazy)) == model.unmount(who, lazy), history   # noqa: B023
+            elif what == "in" and model.attached:
+                model.inside.append(os.open(f"{path}/{rng.choice(['top', 'etc', '.'])}", os.O_RDONLY))
+            elif what == "out" and (model.inside or model.left):
+                of = rng.choice([fds for fds in (model.inside, model.left) if fds])
+                os.close(of.pop(rng.randrange(len(of))))
+            elif what == "again" and rng.random() < 0.3:
+                stores[who].close()
+                stores[who] = open_store()
+                boxes[who] = stores[who].get_rw_layer(name)
+                model.users[who] = 0
+            elif what == "cleanup" and rng.random() < 0.3:
+                stores[who].cleanup()
+                model.cleanup(who)
+            assert (mount_line(path) is not None) == model.attached, history
+            assert len(mounts_below(root)) == model.attached, history
+            assert mounts.upper_in_use(upper, userxattr=False) == (model.attached or bool(model.left)), history
+            assert [one.pid for one in boxes[who].holders()] == [os.getpid()] * bool(model.inside or model.left), history
+    finally:
+        for fd in model.inside + model.left:
+            os.close(fd)
+    assert len(history) > 20
+    for box in boxes:
+        for _ in range(400):
+            box.unmount()
+            if mount_line(path) is None:
+                break
 
 
 def test_five_hundred_processes_are_looked_at_quickly(box):

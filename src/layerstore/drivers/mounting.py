@@ -29,6 +29,8 @@ log = logging.getLogger("layerstore")
 
 # How often, and after what time, a mount is tried again that is in use by nobody who can be seen.
 _ATTEMPTS, _PAUSE = 5, 0.0005
+# How long an overlay may take to end that nobody who can be seen uses.
+_ENDING = 1.0
 
 
 def _use(id: str) -> str:
@@ -136,6 +138,10 @@ class Mounting:
         if not is_there(self._at.path(id, "work", "work")):
             return                        # the kernel makes it with the first mount
         found = self._still_inside(id, merged)
+        until = time.monotonic() + _ENDING
+        while found == [] and time.monotonic() < until:
+            time.sleep(_PAUSE * 20)       # its last user has ended, and the kernel still writes back what that wrote
+            found = self._still_inside(id, merged)
         if found is not None:
             raise in_use(self._name(id), found, "; it is unmounted here, and can be mounted when that has ended")
         if self.marks:
@@ -287,17 +293,22 @@ class Mounting:
     def unmount_all(self, id: str) -> None:
         """Under id's lock: unmount all below its directory, as it goes. Who is inside keeps what is open."""
         merged = self._at.path(id, "merged")
+        found: list[Holder] | None = None
+        if not mounts.is_mounted(merged):                 # but perhaps where this process does not see it
+            with contextlib.suppress(OSError):
+                found = self._still_inside(id, merged)
         for point in mounts.mounts_below(self._at.path(id)):
             try:
                 if self._goes(point):
                     continue
                 if os.path.realpath(merged) == point:
                     found = holders(os.stat(point).st_dev, merged, tuple(self._ours))
-                    about = {"mount": self._name(id), "mount_id": id, "holders": found}
-                    log.warning("%s; it is removed all the same", in_use(self._name(id), found), extra=about)
                 mounts.unmount(point)
             except OSError as err:
                 log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
+        if found is not None:
+            about = {"mount": self._name(id), "mount_id": id, "holders": found}
+            log.warning("%s; it is removed all the same", in_use(self._name(id), found), extra=about)
 
     def end(self, id: str) -> None:
         """Under id's lock, behind its last file: nobody uses it."""
