@@ -216,7 +216,39 @@ def test_a_name_that_moves_is_told_of(two, cli, room):
 @pytest.mark.parametrize("name", ["UPPER", "", "a b", "a:b:c", "x@y", "-", "a/../b", "\x1b[2J", "a" * 300])
 def test_a_bad_name_of_an_image_is_a_wrong_command_line(two, cli, archives, name):
     for words in (["tag", "app", name], ["tag", name, "x:1"], ["rm", name], ["save", name, "-o", archives / "o"], ["inspect", name],
-                  ["unpack", name, archives / "o"], ["load", archives / "app.tar", "--tag", name]):  # fmt: skip
+                  ["unpack", name, archives / "o"], ["load", archives / "app.tar", "--tag", name], ["history", name],
+                  ["create", "app", "--tag", name], ["create", name]):  # fmt: skip
         done = cli("image", *words)
         assert done.code == 2 and "--help" not in done.said, words
     assert not (archives / "o").exists() and len(cli("image", "ls", "--json").json) == 2
+
+
+def test_create_and_history(two, cli, room):
+    (room / "config.json").write_text(json.dumps({
+        "created": "2020-01-01T00:00:00Z", "config": {"Cmd": ["/app/main"]},
+        "history": [{"created_by": "the base"}, {"created_by": "ENV A=b", "empty_layer": True}, {"created_by": "x " * 40, "comment": "app"}],
+    }))  # fmt: skip
+    id, name = two("image", "create", APP_ID[7:19], "--config", room / "config.json", "--tag", "made:1")[0].split()
+    assert name == "made:1" and cli("image", "inspect", id).json[0]["Config"] == {"Cmd": ["/app/main"]}
+    assert cli("image", "inspect", "made:1").json[0]["RootFS"]["Layers"] == [tarkit.diff_id(BASE), tarkit.diff_id(APP)]
+    steps = cli("image", "history", "made:1", "--json").json
+    assert [(step["layer"], step["size"]) for step in steps] == [(APP_ID, 6), (None, 0), (BASE_ID, 16)]
+    lines = two("image", "history", "made:1")
+    assert lines[1].split()[0] == APP_ID[7:19] and "..." in lines[1] and lines[1].endswith("app") and lines[2].split()[0] == "-"
+    assert APP_ID in two("image", "history", "made:1", "--no-trunc")[1] and "x " * 39 in two("image", "history", "made:1", "--no-trunc")[1]
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "", "1", '{"config": 5}', '{"history": 5}'])
+def test_create_with_what_is_no_config(two, cli, room, text):
+    (room / "config.json").write_text(text)
+    done = cli("image", "create", "app", "--config", room / "config.json", "--tag", "made:1")
+    assert done.code == 1 and done.said
+    assert cli("image", "create", "app", "--config", room / "none.json").code == 3
+    assert len(cli("image", "ls", "--json").json) == 2
+
+
+def test_create_from_standard_input_moves_a_name(two, cli, program):
+    old = cli("image", "inspect", "app").json[0]["Id"]
+    done = program("image", "create", "base", "--config", "-", "--tag", "app", input=b'{"author": "me"}')
+    assert done.code == 0 and done.out.split()[1] == "app:latest" and old in done.err
+    assert cli("image", "inspect", "app").json[0]["Author"] == "me"

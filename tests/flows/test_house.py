@@ -56,7 +56,7 @@ PY_FLOORS = [
     {"images.layouts"},
     {"images.plan"},
     {"images.gather", "images.image"},
-    {"images.stream", "images.unpack", "images.save"},
+    {"images.stream", "images.unpack", "images.save", "images.history"},
     {"images.load"},
     {"images.images"},
     {"images"},

@@ -371,3 +371,17 @@ def test_good_names(text):
 def test_bad_names(text):
     with pytest.raises(ImageError):
         references.parse(text)
+
+
+def test_history_is_the_configs_newest_first(store, images):
+    """Each step with its layer; layers that no step tells of stand on top of it."""
+    base = store.register(tarkit.file("a", b"aa") + tarkit.end())
+    top = store.register(tarkit.file("b", b"bbb") + tarkit.end(), base.chain_id)
+    told = [{"created_by": "one", "empty_layer": True}, {"created_by": "two", "comment": "c"}, {"created_by": "three", "empty_layer": True}]
+    image = images.create(top, {"history": told})
+    assert images.history(image) == [
+        {"layer": top.chain_id, "size": 3}, {**told[2], "layer": None, "size": 0}, {**told[1], "layer": base.chain_id, "size": 2},
+        {**told[0], "layer": None, "size": 0},
+    ]  # fmt: skip
+    assert [step["layer"] for step in images.history(images.create(top, {}).id)] == [top.chain_id, base.chain_id]
+    assert images.history(images.create("", {"history": []})) == []

@@ -15,6 +15,7 @@ from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, short_id
+from layerstore.imagedb import DOCUMENT_LIMIT, parse_document
 from layerstore.images import references
 
 FORMATS = ("docker", "oci", "oci-dir")
@@ -69,6 +70,21 @@ def add(commands: Commands) -> None:
                            examples=["image unpack debian:12 rootfs"])  # fmt: skip
     unpack.add_argument("image", metavar="IMAGE")
     unpack.add_argument("directory", metavar="DIR", help="made where it is not there; else it must be empty")
+
+
+    create = image.command(
+        "create", run_create, "make an image of a layer and all below it, and print its id",
+        more="The config is JSON as docker has it; what it does not say is this host's and this moment's.",
+        examples=["image create 4e596c87bd09 --tag app:1", "image create 4e596c87bd09 --config app.json --tag app:1"],
+    )  # fmt: skip
+    create.add_argument("layer", metavar="LAYER", help="its uppermost layer")
+    create.add_argument("--config", metavar="FILE", help='what it runs with and is called; "-" is standard input')
+    create.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for it")
+
+    history = image.command("history", run_history, "print how an image was made, the newest step first",
+                            examples=["image history debian:12", "image history debian:12 --no-trunc"])  # fmt: skip
+    history.add_argument("image", metavar="IMAGE")
+    history.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
 
 
 def _facts(image: Image) -> dict[str, Any]:
@@ -250,4 +266,58 @@ def run_unpack(args: Any, screen: Screen) -> int:
         opened.images.unpack(_named(opened, args.image), args.directory, progress=progress)
     if screen.as_json:
         screen.json({"image": args.image, "directory": os.path.abspath(args.directory)})
+    return Exit.OK
+
+
+def _config_of(path: str | None) -> dict[str, Any]:
+    """Return the config in a file. Raises Failure: it is no JSON object."""
+    if path is None:
+        return {}
+    source = source_of(path)
+    with open(source, "rb", closefd=not isinstance(source, int)) as file:
+        data = file.read(DOCUMENT_LIMIT + 1)
+    if len(data) > DOCUMENT_LIMIT:
+        raise Failure(f"{path} is larger than a config may be, {DOCUMENT_LIMIT} bytes")
+    found = parse_document(data, path)
+    if not isinstance(found, dict):
+        raise Failure(f"{path} is not a JSON object, as the config of an image is")
+    return found
+
+
+def run_create(args: Any, screen: Screen) -> int:
+    """Make an image."""
+    tags, config = [_new_name(name) for name in args.tag], _config_of(args.config)
+    with writing(args) as opened:
+        before = _meanings(opened)
+        image = opened.images.create(opened.find(args.layer), config, tags=tags)
+        moved = _moved(image, before)
+    if screen.as_json:
+        screen.json({**_facts(image), "moved": moved})
+        return Exit.OK
+    screen.line("  ".join((image.id, *image.references)))
+    _tell_moved(moved, screen)
+    return Exit.OK
+
+
+_COMMAND_WIDTH = 45
+
+
+def run_history(args: Any, screen: Screen) -> int:
+    """Print the steps of an image."""
+    with reading(args) as opened:
+        steps = opened.images.history(_named(opened, args.image))
+    if screen.as_json:
+        screen.json(steps)
+        return Exit.OK
+    rows: list[list[Cell]] = []
+    for step in steps:
+        layer, by = step["layer"], " ".join(str(step.get("created_by") or "").split())
+        if not args.no_trunc:
+            layer = short_id(layer) if layer else layer
+            by = f"{by[:_COMMAND_WIDTH - 3]}..." if len(by) > _COMMAND_WIDTH else by
+        rows.append([layer or "-", _age(str(step.get("created") or "")), screen.size(step["size"]), by,
+                     str(step.get("comment") or "")])  # fmt: skip
+    screen.table(("LAYER", "AGE", ">SIZE", "CREATED BY", "COMMENT"), rows)
+    if not rows:
+        screen.note("the image has no layers, and its config tells no steps")
     return Exit.OK

@@ -27,6 +27,7 @@ from layerstore.images import load, references
 from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
 from layerstore.images.gojson import encode
+from layerstore.images.history import history
 from layerstore.images.image import Image, Removed
 from layerstore.images.load import names_for
 from layerstore.images.planned import Planned
@@ -41,6 +42,7 @@ from layerstore.values import Progress
 log = logging.getLogger("layerstore")
 
 _Images = list[Image]
+_Steps = list[Mapping[str, Any]]
 _MIN_ID = 4
 
 
@@ -167,6 +169,21 @@ class Images:
             with contextlib.suppress(LayerDoesNotExistError, OSError), self._layers(image) as layers:
                 found["GraphDriver"]["Data"] = layers[-1].metadata()
         return found
+
+    def history(self, reference: str | Image) -> _Steps:
+        """Return how an image was made, newest step first: the config's words ("created", "created_by", "comment" ...),
+        with "layer", the ChainID of the layer that the step made, or None, and "size", the bytes of its files.
+
+        Raises  as get() does
+        """
+        image = self.get(reference)
+        layers = self.store.map()
+
+        def size_of(chain: str) -> int:
+            layer = layers.get(ChainID(chain))
+            return layer.diff_size if layer else 0        # a lost one; verify() tells of it
+
+        return history(image, size_of)
 
     @contextlib.contextmanager
     def _layers(self, *images: Image) -> Iterator[Sequence[Layer]]:
