@@ -15,6 +15,7 @@ cdef extern from *:
     #include <dirent.h>
     #include <errno.h>
     #include <fcntl.h>
+    #include <linux/falloc.h>
     #include <stdio.h>
     #include <string.h>
     #include <sys/file.h>
@@ -63,6 +64,11 @@ cdef extern from *:
         return (int)syscall(SYS_renameat2, a_fd, a, b_fd, b, 2u);
     }
 
+    static int lay_punch(int fd, long long at, long long n)
+    {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n);
+    }
+
     /* 1: nothing but "." and ".."; 0: something; -1 and errno. fd stays where it is. */
     static int lay_directory_is_empty(int fd)
     {
@@ -86,6 +92,7 @@ cdef extern from *:
     int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev,
                     unsigned long long *ino) nogil
     int lay_directory_is_empty(int fd) nogil
+    int lay_punch(int fd, long long at, long long n) nogil
     int lay_exchange(int a_fd, const char *a, int b_fd, const char *b)
     int lay_byte_lock(int fd, int type, long long at)
     int lay_byte_locked(int fd, long long at)
@@ -172,6 +179,18 @@ def exchange(int a_fd, a, int b_fd, b):
     cdef bytes x = encoded(a), y = encoded(b)
     if lay_exchange(a_fd, x, b_fd, y) != 0:
         failed(a)
+
+
+def punch(int fd, long long at, long long n):
+    """Give the blocks of n bytes of a file back; they read as zeros. Raises OSError: EOPNOTSUPP where it cannot be done."""
+    cdef int done
+    while True:
+        with nogil:
+            done = lay_punch(fd, at, n)
+        if done == 0:
+            return
+        if errno != EINTR:
+            failed(None)
 
 
 def symlink(target, path):

@@ -30,9 +30,10 @@ from layerstore.images.gojson import encode
 from layerstore.images.history import history
 from layerstore.images.image import Image, Removed
 from layerstore.images.load import names_for
+from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
-from layerstore.images.save import COMPRESSIONS, FORMATS, Outgoing, new_directory, save
+from layerstore.images.save import COMPRESSIONS, FORMATS, new_directory, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
 from layerstore.store import Store
