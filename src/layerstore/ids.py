@@ -46,6 +46,15 @@ def _validate(text: str) -> None:
         raise _invalid(_INVALID_FORMAT, text)
 
 
+def is_digest(text: str) -> bool:
+    """Say whether a text is a digest."""
+    try:
+        _validate(text)
+    except InvalidDigestError:
+        return False
+    return True
+
+
 class Digest(str):
     """`algorithm:encoded`: a checked text, equal to and usable as that text.
 

@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import tarfile
+import tempfile
 import threading
 
 import imagekit
@@ -14,7 +16,7 @@ import tarkit
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of
 
 import layerstore
-from layerstore import CorruptLayerError, ImageError, Images, Store
+from layerstore import CorruptLayerError, ImageDoesNotExistError, ImageError, Images, Store
 
 LAYERS = [BASE, MIDDLE, TOP]
 MANY = [(LAYERS, ["a/b:1", "a/b:2"]), ([BASE], ["base:latest"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
@@ -253,3 +255,141 @@ def test_what_is_larger_than_a_header_can_say(images, room):
     target._header("large", b"0", size, 0o644)
     with tarfile.open(fileobj=io.BytesIO(out.getvalue() + bytes(1024))) as tar:
         assert tar.next().size == size
+
+
+# ---- a compressed archive takes no room but its own --------------------------------------------
+
+
+@pytest.fixture
+def small(room):
+    """A file system of so many bytes."""
+    made = []
+
+    def make(size):
+        path = room / f"small-{len(made)}"
+        path.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
+        made.append(path)
+        return path
+
+    yield make
+    for path in made:
+        subprocess.run(["umount", path], check=True)
+
+
+@pytest.fixture
+def noisy(images):
+    """An image whose layers do not become smaller."""
+    layers = [tarkit.file(f"{n}", recipes.noise(3 << 20, n)) + tarkit.end() for n in range(4)] + [tarkit.end()]
+    images.load(tar_of(imagekit.docker([(layers, ["noisy"])])))
+    return images
+
+
+@pytest.mark.parametrize(("format", "compression"), [(f, c) for f, c in WAYS if c])
+@pytest.mark.parametrize("target", ["path", "descriptor", "append", "file", "behind"])
+def test_the_archive_takes_no_more_room_than_it_has_bytes(noisy, room, small, monkeypatch, format, compression, target):
+    """Nothing waits anywhere else either: there is no room for it."""
+    whole = room / "whole"
+    size = noisy.save("noisy", whole, format=format, compression=compression)
+    place = small(size + (6 << 20))
+    monkeypatch.setattr(tempfile, "tempdir", str(small(4096)))
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    path = place / "out"
+    if format == "oci-dir" or target == "path":
+        assert noisy.save("noisy", path, format=format, compression=compression) == size
+    else:
+        before = b"before" if target == "behind" else b""
+        path.write_bytes(before)
+        with open(path, "ab" if target == "append" else "r+b", buffering=0) as out:
+            out.seek(0, os.SEEK_END)
+            given = out if target == "file" else out.fileno()
+            assert noisy.save("noisy", given, format=format, compression=compression) == size
+            out.write(b"behind")
+        data = path.read_bytes()
+        assert data.startswith(before) and data.endswith(b"behind")
+        path.write_bytes(data[len(before) : -6])
+    if format == "oci-dir":
+        assert {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()} == {
+            p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file()
+        }
+    else:
+        assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_file_that_was_given_is_as_it_was_after_an_error(noisy, store, room):
+    damaged = store.map()[noisy.get("noisy").layers[2]]
+    with open(os.path.join(damaged.metadata()["UpperDir"], "2"), "r+b") as file:
+        file.write(b"y")
+    path = room / "out"
+    path.write_bytes(b"before")
+    with open(path, "ab") as out, pytest.raises(CorruptLayerError, match=damaged.chain_id):
+        noisy.save("noisy", out, compression="gzip")
+    assert path.read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR])
+def test_what_stands_behind_is_not_overwritten_from_far(loaded, room, flags):
+    """A descriptor inside a file: the archive is written over what is there, as ever, and what lies behind stays."""
+    loaded.save("base", room / "wanted", compression="gzip")
+    wanted = (room / "wanted").read_bytes()
+    path = room / "out"
+    path.write_bytes(b"z" * (len(wanted) + 5000))
+    fd = os.open(path, flags)
+    os.lseek(fd, 100, os.SEEK_SET)
+    loaded.save("base", fd, compression="gzip")
+    os.close(fd)
+    assert path.read_bytes() == b"z" * 100 + wanted + b"z" * 4900
+
+
+# ---- without layers that the other side has -----------------------------------------------------
+
+
+@pytest.mark.parametrize(("format", "compression"), WAYS)
+def test_layers_that_are_left_out_are_named_and_not_written(loaded, store, room, format, compression):
+    image = loaded.get("a/b:1")
+    whole, part = room / "whole", room / "part"
+    loaded.save("a/b:1", whole, format=format, compression=compression)
+    loaded.save("a/b:1", part, format=format, compression=compression, exclude=[image.layers[-2]])
+    if format == "oci-dir":
+        there = [{str(p.relative_to(one)): p.read_bytes() for p in one.rglob("*") if p.is_file()} for one in (whole, part)]
+    else:
+        there = []
+        for one in (whole, part):
+            with tarfile.open(one) as tar:
+                there.append({e.name: tar.extractfile(e).read() if e.isfile() else e.linkname for e in tar if not e.isdir()})
+    assert there[1] == {name: data for name, data in there[0].items() if name in there[1]}
+    gone = [data for name, data in there[0].items() if name not in there[1]]
+    unpack = {"gzip": gzip.decompress, "zstd": lambda data: subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=True).stdout}
+    plain = [unpack[compression](data) if compression else data for data in gone if isinstance(data, bytes)]
+    assert sorted(plain) == sorted(set(LAYERS[: len(image.layers) - 1]) - {LAYERS[len(image.layers) - 1]})
+
+
+@pytest.mark.parametrize("how", ["Layer", "ChainID", "Image", "name", "id", "alone"])
+def test_what_may_be_left_out(loaded, store, room, how):
+    image = loaded.get("base")
+    bare = store.map()[image.top]
+    given = {"Layer": [bare], "ChainID": [image.top, "sha256:" + "0" * 64], "Image": {image}, "name": iter(["base"]), "id": [image.id],
+             "alone": "base"}[how]  # fmt: skip
+    loaded.save(["a/b:1", "base"], room / "out", exclude=given)
+    with tarfile.open(room / "out") as tar:
+        names = tar.getnames()
+    left_out = {d for d, c in zip(loaded.get("a/b:1").diff_ids, loaded.get("a/b:1").layers, strict=True) if c in image.layers}
+    assert left_out
+    assert [d for d in left_out if f"blobs/sha256/{d.encoded}" in names] == []
+    for wrong, error in ((["no:1"], ImageDoesNotExistError), (["UPPER"], ImageError), ([5], TypeError)):
+        with pytest.raises(error):
+            loaded.save("base", room / "other", exclude=wrong)
+    assert not (room / "other").exists()
+
+
+@pytest.mark.parametrize(("format", "compression"), WAYS)
+def test_what_was_left_out_is_taken_from_the_store(loaded, store, room, format, compression):
+    """An archive without the layers below is loaded where they are, and refused where they are not."""
+    loaded.save("base", room / "base")
+    loaded.save("a/b:1", room / "part", format=format, compression=compression, exclude="base")
+    with layerstore.Store(room / "there") as other:
+        Images(other).load(room / "base")
+        [image] = Images(other).load(room / "part")
+        assert image == loaded.get("a/b:1") and other.verify() == []
+    with layerstore.Store(room / "elsewhere") as other, pytest.raises(ImageError):
+        Images(other).load(room / "part")

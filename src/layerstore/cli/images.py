@@ -40,12 +40,15 @@ def add(commands: Commands) -> None:
     save = image.command(
         "save", run_save, "write images into an archive",
         examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --zstd | ssh host skopeo ...",
-                  "image save app:1 --format oci-dir -o layout"],
+                  "image save app:1 --format oci-dir -o layout",
+                  "image save app:2 --exclude app:1 -o app-2.tar"],
     )  # fmt: skip
     save.add_argument("images", metavar="IMAGE", nargs="+")
     save.add_argument("-o", "--output", metavar="FILE", default="-", help='where to; "-" (default) is standard output')
     told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
     save.add_argument("--format", choices=FORMATS, default="docker", help=told)
+    save.add_argument("--exclude", metavar="LAYER", action="append", default=[],
+                      help="a layer, or an image, that the other side has: named, and not written")  # fmt: skip
     packed = save.add_mutually_exclusive_group()
     packed.add_argument("--gzip", dest="compression", action="store_const", const="gzip", help="compress the layers")
     packed.add_argument("--zstd", dest="compression", action="store_const", const="zstd",
@@ -165,10 +168,11 @@ def run_save(args: Any, screen: Screen) -> int:
         raise Failure("a directory cannot go to standard output: name one with -o", Exit.USAGE)
     with reading(args) as opened:
         images = [_named(opened, name) and name for name in args.images]         # before anything is written
+        exclude = [opened.find(name) for name in args.exclude]
         target = screen.binary("an archive") if args.output == "-" else args.output
         with screen.progress("save") as progress:
             written = opened.images.save(
-                images, target, format=args.format, compression=args.compression, progress=progress
+                images, target, format=args.format, compression=args.compression, exclude=exclude, progress=progress
             )
     if screen.as_json:
         screen.json({"images": args.images, "output": args.output, "bytes": written})

@@ -21,7 +21,7 @@ from layerstore.errors import (
     LayerStoreError,
     readable,
 )
-from layerstore.ids import ChainID, Digest
+from layerstore.ids import ChainID, Digest, is_digest
 from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.images import load, references
 from layerstore.images.configs import parse_config
@@ -43,6 +43,7 @@ from layerstore.values import Progress
 log = logging.getLogger("layerstore")
 
 _Images = list[Image]
+_Excluded = Layer | Image | str
 _Steps = list[Mapping[str, Any]]
 _MIN_ID = 4
 
@@ -312,7 +313,7 @@ class Images:
 
     def save(
         self, images: str | Image | Iterable[str | Image], target: Any, *, format: str = "docker",
-        compression: str | None = None, progress: Progress | None = None,
+        compression: str | None = None, exclude: _Excluded | Iterable[_Excluded] = (), progress: Progress | None = None,
     ) -> int:  # fmt: skip
         """Write images to an archive, the same bytes each time.
 
@@ -322,8 +323,13 @@ class Images:
         format       "docker" (what docker load, skopeo and containerd read: an OCI layout with docker's manifest.json),
                      "docker-v1" (as docker save wrote until 25), "oci" (a tar), "oci-dir"
         compression  of layers: None, "gzip" (not of docker-v1) or "zstd" (of the OCI formats)
+        exclude      layers that the other side has: a Layer or a ChainID, with all below it, or an image (a name, an
+                     id, an Image), with all its layers. They are named and not written; docker and Images.load() take
+                     such an archive where they are stored
         progress     called with the bytes of layers written (.total: of how many), at most ten times a second
 
+        A compressed archive takes room for itself alone if the target is a file; for a pipe, the layers are packed into
+        files without a name first, in the store or in the directory for temporary files.
         Returns  bytes written
         Raises   ImageDoesNotExistError, CorruptLayerError (a layer is not what was registered), ImageError, OSError
         """
@@ -333,6 +339,7 @@ class Images:
         if compression not in COMPRESSIONS[format]:
             raise ImageError(f"{compression!r} is no compression of {format}")
         chosen = self._outgoing([images] if isinstance(images, (str, Image)) else [*images])
+        left_out = self._left_out([exclude] if isinstance(exclude, (str, Image, Layer)) else exclude, chosen)
         spool = None if self.store.read_only else os.path.join(self.store._metadata.root, "tmp")
         if spool and not os.path.isdir(spool):
             spool = None
@@ -347,8 +354,25 @@ class Images:
             elif isinstance(target, bool) or not (isinstance(target, int) or hasattr(target, "write")):
                 raise TypeError(f"an archive is written to a path, a descriptor or a file, not {type(target).__name__}")
             return save(
-                chosen, target, format, compression, lambda chain: by_chain[chain].tar_stream(), spool, progress
+                chosen, target, format, compression, lambda chain: by_chain[chain].tar_stream(), spool, progress,
+                left_out,
             )
+
+    def _left_out(self, exclude: Iterable[_Excluded], chosen: Sequence[Outgoing]) -> set[ChainID]:
+        """The layers of chosen images that the other side has: those given, and all below them."""
+        there: set[str] = set()
+        for each in exclude:
+            if isinstance(each, Layer):
+                there.add(each.chain_id)
+            elif isinstance(each, str) and is_digest(each) and not self._db.has(each):
+                there.add(each)
+            else:
+                there.update(self.get(each).layers)
+        found: set[ChainID] = set()
+        for out in chosen:
+            layers = out.image.layers
+            found.update(layers[: max((at for at, chain in enumerate(layers, 1) if chain in there), default=0)])
+        return found
 
     def _outgoing(self, wanted: Sequence[str | Image]) -> Sequence[Outgoing]:
         found: dict[Digest, Outgoing] = {}
