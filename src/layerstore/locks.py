@@ -61,7 +61,7 @@ def in_use(path: str) -> StoreInUseError:
     else:
         who = "another process"
     where = f"{StoreInUseError.text}: {readable(path)} is locked by {who}"
-    return StoreInUseError(f"{where}, and was for the whole wait (option lock_timeout)")
+    return StoreInUseError(f"{where}, and was for the whole wait (option lock_timeout)", path=path)
 
 
 def _command(pid: int) -> str:
