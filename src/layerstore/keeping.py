@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Callable
 
 from layerstore import _files
 from layerstore.errors import InvalidMetadataError, LayerStoreError, readable
@@ -44,12 +45,18 @@ class Keeping:
 
     # ---- layers on a layer ----
 
-    def layers_on(self, chain_id: str) -> list[ChainID]:
-        """Name the layers right on one. Raises UnreadableError, OSError."""
+    def layers_on(self, chain_id: str, *, told: Callable[[UnreadableError], None] | None = None) -> list[ChainID]:
+        """Name the layers right on one. Raises OSError, and UnreadableError where that is not told."""
         doubtful = self._look()
-        wanted = ChainID(chain_id).encoded
-        found = set(self._children.get(wanted, ()))
-        found.update(name for name in doubtful - found if self._is_on(name, chain_id))
+        found = set(self._children.get(ChainID(chain_id).encoded, ()))
+        for name in doubtful - found:
+            try:
+                if self._is_on(name, chain_id):
+                    found.add(name)
+            except UnreadableError as err:
+                if told is None:
+                    raise
+                told(err)
         return sorted(ChainID(f"sha256:{name}") for name in found)
 
     def _look(self) -> set[str]:
@@ -99,12 +106,21 @@ class Keeping:
 
     # ---- writable layers on a layer ----
 
-    def mounts_on(self, chain_id: str) -> list[str]:
-        """Name the writable layers right on a layer. Raises UnreadableError, OSError."""
+    def mounts_on(self, chain_id: str, *, told: Callable[[UnreadableError], None] | None = None) -> list[str]:
+        """Name the writable layers right on a layer. Raises OSError, and UnreadableError where that is not told."""
         names = self._metadata.list_mounts()
         for gone in self._mount_parents.keys() - set(names):
             del self._mount_parents[gone]
-        return [name for name in names if self._mount_parent(name) == chain_id]
+        found = []
+        for name in names:
+            try:
+                if self._mount_parent(name) == chain_id:
+                    found.append(name)
+            except UnreadableError as err:
+                if told is None:
+                    raise
+                told(err)
+        return found
 
     def _mount_parent(self, name: str) -> str:
         path = os.path.join(self._metadata.root, "mounts", name, "parent")

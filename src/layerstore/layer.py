@@ -99,7 +99,7 @@ class Layer:
     @property
     def parent(self) -> Layer | None:
         """The bare layer below: no reference, cannot be released. None for a base layer."""
-        below = self._record.store._below(self._record)
+        below = self._record.store._contents.below(self._record)
         return Layer(below) if below else None
 
     @property
@@ -112,14 +112,14 @@ class Layer:
 
         Raises  OSError, CorruptLayerError   the record is gone or cannot be read
         """
-        return self._record.store._tar_stream(self._record)
+        return self._record.store._contents.tar_stream(self._record)
 
     def tar_stream_from(self, parent: str | Layer) -> TarStream:
         """Make a fresh tar of the difference to an ancestor ("" = everything); not verified.
 
         Raises  LayerStoreError   parent is no proper ancestor
         """
-        return self._record.store._tar_stream_from(self._record, parent_id(parent))
+        return self._record.store._contents.tar_stream_from(self._record, parent_id(parent))
 
     def files(self) -> Iterator[FileEntry]:
         """Give every entry of the layer in the order of its tar: links, whiteouts and replaced ones too.
@@ -127,7 +127,7 @@ class Layer:
         From the record alone: no file of the layer is looked at, and memory does not grow with it.
         Raises  OSError, CorruptLayerError   the record is gone or cannot be read: now, or behind what can be
         """
-        return self._record.store._files(self._record)
+        return self._record.store._contents.files(self._record)
 
     def open(self, path: StrPath) -> BinaryIO:
         """Open a regular file of this layer alone for reading: a seekable binary file. Nothing is mounted.
@@ -141,7 +141,7 @@ class Layer:
         The first call reads the record and keeps what it says, as merged() does, as long as this object lives.
         """
         if self._alone is None:
-            self._alone = self._record.store._merged([self._record])
+            self._alone = self._record.store._contents.alone(self._record)
         return self._alone.open(path)
 
     def merged(self) -> MergedTree:
@@ -149,19 +149,14 @@ class Layer:
 
         Raises  OSError, CorruptLayerError   a record is gone or cannot be read
         """
-        chain: list[Record] = []
-        record: Record | None = self._record
-        while record:
-            chain.insert(0, record)
-            record = self._record.store._below(record)
-        return self._record.store._merged(chain)
+        return self._record.store._contents.merged(self._record)
 
     def metadata(self) -> dict[str, str]:
         """Name the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir where there is a parent.
 
         Raises  OSError   they are gone
         """
-        return self._record.store._metadata_of(self._record)
+        return self._record.store._contents.directories(self._record)
 
     def release(self) -> list[Metadata]:
         """Give the reference back: the store's release(self)."""

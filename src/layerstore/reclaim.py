@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from layerstore.drivers import Driver
 from layerstore.errors import LayerStoreError
@@ -21,9 +21,12 @@ log = logging.getLogger("layerstore")
 Owned = Callable[[], set[str]]
 
 
-def find(root: str, metadata: FileMetadataStore, driver: Driver, owned: Owned) -> list[Orphan]:
+def find(
+    root: str, metadata: FileMetadataStore, driver: Driver, owned: Owned, released: Iterable[str]
+) -> list[Orphan]:
     """List what nobody owns below root, largest first.
 
+    released   directories of layers that were released and that nothing needs
     Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
     """
     found = []
@@ -33,6 +36,7 @@ def find(root: str, metadata: FileMetadataStore, driver: Driver, owned: Owned) -
     for name in metadata.removing():
         path = os.path.join(metadata.root, "sha256", name)
         found.append(Orphan("removal", path, tree_bytes(path)))
+    found += [Orphan("layer", path, tree_bytes(path)) for path in released]
     found += [Orphan("transaction", path, tree_bytes(path)) for path in metadata.abandoned_transactions(remove=False)]
     relative = [orphan._replace(path=os.path.relpath(orphan.path, root)) for orphan in found]
     return sorted(relative, key=lambda orphan: (-orphan.size, orphan.path))

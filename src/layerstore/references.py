@@ -16,9 +16,9 @@ from typing import Any, Literal, NamedTuple, cast
 
 from layerstore import dockerd
 from layerstore.drivers import Driver
-from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, StoreInUseError
+from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, LayerStoreError, StoreInUseError
 from layerstore.holds import Holds
-from layerstore.ids import ChainID
+from layerstore.ids import ChainID, DiffID
 from layerstore.imagedb import ImageDB
 from layerstore.keeping import Keeping, UnreadableError
 from layerstore.layer import Layer, Record
@@ -78,11 +78,19 @@ class References:
         record.used += 1
 
     def end_use(self, record: Record) -> list[Metadata]:
-        """End what use() began. A layer that was released meanwhile goes now; returns what went."""
+        """End what use() began. A layer that was released meanwhile goes now; returns what went.
+
+        Never raises OSError or LayerStoreError, as the call itself may have done all it had to.
+        """
         with self._lock:
             record.used -= 1
             self._holds.release(_in_call(record.chain_id))
-        return self.sweep(record.chain_id)
+        try:
+            return self.sweep(record.chain_id)
+        except (OSError, LayerStoreError) as err:
+            text = "Layer %s was released, and cleanup() will remove it: %s"
+            log.warning(text, record.chain_id, err, extra={"chain_id": record.chain_id, "error": err})
+            return []
 
     @contextlib.contextmanager
     def using(self, chain_id: str) -> Iterator[Record]:
@@ -136,16 +144,16 @@ class References:
                 if self._records.load(layer.chain_id) is None:
                     return []
                 raise LayerNotRetainedError(chain_id=layer.chain_id)
-            if len(record.handles) > 1 or self._may_not_delete_layer(record):
+            if len(record.handles) > 1 or self._may_not_delete_layer(record.chain_id):
                 self._forget_handle(record, layer)
                 return []
             with self._metadata.exclusive():
                 if self._is_last(record, layer):
-                    if self._need(record, but=layer):
+                    if self._need(record.chain_id, record, but=layer):
                         self._keeping.mark(record.chain_id)
                         marked = True
                     else:
-                        going = self._take_away(record)
+                        going = self._take_away(record.chain_id, record)
                 self._forget_handle(record, layer)
         if marked:
             self._keeping.settle(record.chain_id)
@@ -171,18 +179,20 @@ class References:
                 self._forget_handle(layer._record, layer)
 
     def remove(self, chain_id: str) -> list[Metadata]:
-        """Release a layer that nobody holds.
+        """Release a layer that nobody holds; also one that is damaged.
 
         Raises  LayerDoesNotExistError
                 StoreInUseError   something needs it; nothing was done
         """
         with self._lock, self._metadata.exclusive():
-            record = self._find(chain_id)
-            need = self._need(record)
+            record = self._records.load_current(chain_id)
+            if record is None and chain_id not in self._records.bad:
+                raise LayerDoesNotExistError(chain_id=chain_id)
+            need = self._need(chain_id, record)
             if need:
                 why = self._images.why_standing(need.text) if need.kind == "image" else need.text
                 raise StoreInUseError(f"the layer {chain_id} is needed: {why}", chain_id=chain_id)
-            going = self._take_away(record)
+            going = self._take_away(chain_id, record)
         return self._finish(going)
 
     def release_image(self, chains: Sequence[str]) -> list[Metadata]:
@@ -195,17 +205,17 @@ class References:
             going = None
             with self._lock, self._metadata.exclusive():
                 record = self._records.load_current(chain_id)
-                if record is None:
+                if record is None and chain_id not in self._records.bad:
                     continue
-                if self._may_not_delete_layer(record):
+                if self._may_not_delete_layer(chain_id):
                     break
-                need = self._need(record)
+                need = self._need(chain_id, record)
                 if need and need.kind != "call":
                     break                 # and what needs it needs all below it
                 if need:
                     self._keeping.mark(chain_id)          # it goes with the end of the call
                 else:
-                    going = self._take_away(record)
+                    going = self._take_away(chain_id, record)
             if going is None:
                 self._keeping.settle(chain_id)
                 break
@@ -218,25 +228,40 @@ class References:
         while chain_id and self._keeping.is_released(chain_id):
             with self._lock, self._metadata.exclusive():
                 record = self._records.load_current(chain_id)
-                if record is None or not self._keeping.is_released(chain_id) or self._may_not_delete_layer(record):
+                if record is None or not self._keeping.is_released(chain_id) or self._may_not_delete_layer(chain_id):
                     break
-                if self._need(record):
+                if self._need(chain_id, record):
                     break
-                going = self._take_away(record)
+                going = self._take_away(chain_id, record)
             removed.append(self._delete(going))
             chain_id = going.parent
         return removed
 
-    def sweep_all(self) -> list[Metadata]:
-        """Finish releases that were interrupted: what was released and is not needed goes."""
-        return [gone for chain_id in self._metadata.list()[0] for gone in self.sweep(chain_id)]
+    def sweep_all(self) -> None:
+        """Finish releases that were interrupted. What cannot be removed is logged and left."""
+        for chain_id in self.unneeded():
+            try:
+                self.sweep(chain_id)
+            except (OSError, LayerStoreError) as err:
+                text = "Failed to remove the released layer %s: %s"
+                log.error(text, chain_id, err, extra={"chain_id": chain_id, "error": err})
+
+    def unneeded(self) -> list[ChainID]:
+        """Name the layers that were released and that nothing needs: their release was interrupted."""
+        found = []
+        for chain_id in self._metadata.list()[0]:
+            if self._keeping.is_released(chain_id):
+                with self._lock, self._metadata.exclusive():
+                    record = self._records.load_current(chain_id)
+                    if record and self._keeping.is_released(chain_id) and not self._need(chain_id, record):
+                        found.append(chain_id)
+        return found
 
     # ---- the decision ----
 
-    def _need(self, record: Record, but: Layer | None = None) -> Need | None:
+    def _need(self, chain_id: str, record: Record | None, but: Layer | None = None) -> Need | None:
         """Under both locks: find one that needs the layer, beside the reference `but`. A running call comes last."""
-        chain_id = record.chain_id
-        if record.handles - {but}:
+        if record and record.handles - {but}:
             return Need("reference", "this store has a reference to it")
         if self._holds.held_elsewhere(chain_id):
             return Need("reference", "another process, or another store of this one, has a reference to it")
@@ -254,22 +279,41 @@ class References:
         image = self._images.standing_on(chain_id)
         if image:
             return Need("image", image)
-        if record.used > 0:
+        if record and record.used > 0:
             return Need("call", "this store is working on it")
         if self._holds.held_elsewhere(_in_call(chain_id)):
             return Need("call", "another process, or another store of this one, is working on it")
         return None
 
-    def _take_away(self, record: Record) -> _Going:
+    def _take_away(self, chain_id: str, record: Record | None) -> _Going:
         """Under both locks: make a layer that nothing needs invisible."""
+        if record is None:
+            return self._take_damaged(chain_id)
         metadata = Metadata(record.chain_id, record.diff_id, record.size, record.diff_size)
         parent, cache_id = record.parent.chain_id if record.parent else "", record.cache_id
         aside = self._metadata.set_aside(record.chain_id)
         self._records.forget(record)
         return _Going(metadata, parent, cache_id, aside or "")
 
+    def _take_damaged(self, chain_id: str) -> _Going:
+        """The same of a damaged layer, by what its files still say. What may be another one's is left to cleanup()."""
+        found = {"parent": "", "diff": "", "cache": ""}
+        for what, read in (
+            ("parent", self._metadata.get_parent), ("diff", self._metadata.get_diff_id),
+            ("cache", self._metadata.get_cache_id),
+        ):  # fmt: skip
+            with contextlib.suppress(OSError, LayerStoreError):
+                found[what] = str(read(chain_id))
+        aside = self._metadata.set_aside(chain_id)
+        cache_id = ""
+        with contextlib.suppress(OSError, LayerStoreError):
+            cache_id = found["cache"] if found["cache"] not in self._records.owned() else ""
+        metadata = Metadata(ChainID(chain_id), cast(DiffID, found["diff"]), 0, 0)
+        return _Going(metadata, found["parent"], cache_id, aside or "")
+
     def _delete(self, going: _Going) -> Metadata:
-        self._driver.remove(going.cache_id)
+        if going.cache_id:
+            self._driver.remove(going.cache_id)
         if going.aside:
             remove_directory(going.aside)
         return going.metadata
@@ -279,8 +323,8 @@ class References:
             return []
         return [self._delete(going), *self.sweep(going.parent)]
 
-    def _may_not_delete_layer(self, record: Record) -> bool:
-        return self.may_not_delete("layer", record.chain_id, {"chain_id": record.chain_id})
+    def _may_not_delete_layer(self, chain_id: str) -> bool:
+        return self.may_not_delete("layer", chain_id, {"chain_id": chain_id})
 
     def may_not_delete(self, what: str, name: str, about: dict[str, Any]) -> bool:
         """Whether nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""

@@ -233,12 +233,17 @@ class Registration:
     def _stand_on_anew(self, record: Record) -> None:
         """Under the lock: what stands on a layer that was replaced is told of its new directory."""
         self._records.forget_bad()
-        for chain_id in self._keeping.layers_on(record.chain_id):
+
+        def told(err: LayerStoreError) -> None:
+            text, about = "Left as it was when %s was mended: %s", {"chain_id": record.chain_id, "error": err}
+            log.warning(text, record.chain_id, err, extra=about)
+
+        for chain_id in self._keeping.layers_on(record.chain_id, told=told):
             layer = self._records.load_current(chain_id)
             if layer:
                 self._driver.stand_on(layer.cache_id, record.cache_id)
                 self._stand_on_anew(layer)
-        for name in self._keeping.mounts_on(record.chain_id):
+        for name in self._keeping.mounts_on(record.chain_id, told=told):
             mount = self._records.find_mount(name)
             if mount:
                 for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.below)):

@@ -29,7 +29,7 @@ class Mount:
     def below(self) -> str:
         """The driver id it stands on: its init layer, else its parent's, as the disk has it now, else ""."""
         if self.parent and not self.init_id:
-            self.store._current(self.parent)
+            self.store._contents.current(self.parent)
         return self.init_id or (self.parent.cache_id if self.parent else "")
 
 

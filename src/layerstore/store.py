@@ -18,9 +18,10 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
-from layerstore import _files, dockerd, drivers, reclaim
+from layerstore import dockerd, drivers, reclaim
+from layerstore.contents import Contents
 from layerstore.durability import Syncing, parse_durability
 from layerstore.errors import (
     CorruptLayerError,
@@ -32,15 +33,13 @@ from layerstore.errors import (
     StoreClosedError,
     StoreInUseError,
 )
-from layerstore.files import entries, open_bytes
 from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID
 from layerstore.imagedb import ImageDB
 from layerstore.keeping import Keeping
-from layerstore.layer import Layer, Record, Top, parent_id
+from layerstore.layer import Layer, Top, parent_id
 from layerstore.limits import Limits
 from layerstore.locks import LOCK_TIMEOUT, parse_lock_timeout
-from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
@@ -48,13 +47,11 @@ from layerstore.registration import Registration
 from layerstore.repair import Repair, tar_of
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
-from layerstore.tarstream import TarStream
 from layerstore.transaction import check_mount_name
 from layerstore.values import (
     CreateRWLayerOpts,
     Descriptor,
     Durability,
-    FileEntry,
     Metadata,
     Orphan,
     Problem,
@@ -148,6 +145,7 @@ class Store:
         )
         parts = (m, self._driver, records, self._holds, self._references)
         self._registration = Registration(*parts, keeping, self._syncing, self._check_writable)
+        self._contents = Contents(m, self._driver, records, self._check_open)
         self._writable = WritableLayers(*parts, self._syncing, self._registration, self._check_writable)
         self._closed = False
 
@@ -245,20 +243,6 @@ class Store:
             mounts = self._records.mounts.values()
             return sorted(mount.name for mount in mounts if mount.parent and mount.parent.chain_id == chain_id)
 
-    def _current(self, record: Record) -> Record:
-        """The record of a layer, as the disk has it now."""
-        with self._lock:
-            self._records.refresh(record)
-            return record
-
-    def _below(self, record: Record) -> Record | None:
-        """What a layer stands on, as the disk has it now."""
-        with self._lock:
-            return self._records.below(record)
-
-    def _metadata_of(self, record: Record) -> dict[str, str]:
-        return self._driver_of().metadata(self._current(record).cache_id)
-
     def map(self) -> dict[ChainID, Layer]:
         """Give all layers, bare: no references. The way to look at layers without owning them."""
         self._check_open()
@@ -317,45 +301,6 @@ class Store:
             self.release(layer)
         else:
             self._references.let_go(layer)
-
-    def _tar_stream(self, record: Record) -> TarStream:
-        self._check_open()
-        self._current(record)
-        fd = self._metadata.open_tar_split(record.chain_id)
-        try:
-            return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)._of(record.chain_id)
-        finally:
-            _files.close(fd)
-
-    def _tar_stream_from(self, record: Record, parent: str) -> TarStream:
-        self._check_open()
-        self._current(record)
-        above = self._below(record)
-        while parent and above and above.chain_id != parent:
-            above = self._below(above)
-        if parent and above is None:
-            raise LayerStoreError(
-                f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
-            )
-        return self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
-
-    def _files(self, record: Record) -> Iterator[FileEntry]:
-        self._check_open()
-        fd = self._metadata.open_tar_split(record.chain_id)
-        try:
-            return entries(fd, record.chain_id)
-        finally:
-            _files.close(fd)
-
-    def _merged(self, chain: Sequence[Record]) -> MergedTree:
-        """The tree of these layers, base first."""
-        caches = {record.chain_id: self._current(record).cache_id for record in chain}
-
-        def opener(entry: FileEntry) -> BinaryIO:
-            driver = self._driver_of()
-            return open_bytes(lambda: driver.open_file(caches[entry.chain_id], entry.path, entry.size), entry)
-
-        return MergedTree(((record.chain_id, self._files(record)) for record in chain), opener)
 
     # ---- writable layers ----
 
@@ -532,14 +477,16 @@ class Store:
         self._references.let_go(layer)
 
     def orphans(self) -> list[Orphan]:
-        """List what no layer and no writable layer owns, largest first. Nothing is written.
+        """List what no layer and no writable layer owns, largest first, and layers whose release was interrupted.
 
+        Nothing is written.
         Raises  StoreInUseError            a dockerd is running on the root: what it is making is nobody's, too
                 LayerStoreError, OSError   somebody owns something, and what it is cannot be read
         """
         self._check_open()
         self._check_no_dockerd()
-        return reclaim.find(self.root, self._metadata, self._driver, self._records.owned)
+        released = [self._metadata.layer_directory(chain_id) for chain_id in self._references.unneeded()]
+        return reclaim.find(self.root, self._metadata, self._driver, self._records.owned, released)
 
     def reclaim(self, dry_run: bool = True) -> list[Orphan]:
         """Remove what orphans() lists.
@@ -562,6 +509,7 @@ class Store:
             return found
         self._check_writable()
         reclaim.finish(self._metadata, self._driver, self._records.owned)
+        self._references.sweep_all()
         return [orphan for orphan in found if not os.path.lexists(os.path.join(self.root, orphan.path))]
 
     def _check_no_dockerd(self) -> None:

@@ -199,6 +199,8 @@ class WritableLayers:
             mount = self.find(layer.name)
             if mount is None:
                 return []
+            if layer not in mount.handles and not mount.handles and layer._mount.store is mount.store:
+                return []                 # given back before: another store has it
             if layer not in mount.handles:
                 raise LayerNotRetainedError(name=layer.name)
             mount.handles.remove(layer)

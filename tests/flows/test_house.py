@@ -45,7 +45,7 @@ PY_FLOORS = [
     {"layer"},
     {"rwlayer"},
     {"records", "verify"},
-    {"reclaim", "repair", "references", "durability"},
+    {"reclaim", "repair", "references", "durability", "contents"},
     {"registration"},
     {"writable"},
     {"store"},

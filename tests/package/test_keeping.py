@@ -158,6 +158,56 @@ def test_remove_takes_a_text_or_a_layer(store, wrong):
         store.remove(wrong)
 
 
+@pytest.mark.parametrize("name", ["size", "diff", "cache-id", "parent"])
+def test_remove_takes_a_damaged_layer(store, open_store, root, mark, name):
+    base = store.register(A)
+    top = store.register(B, base)
+    base.release()
+    mark(top).with_name(name).write_text("?" if name != "cache-id" else base.cache_id)
+    store.close()
+    with open_store() as again:
+        assert chains(again.remove(top.chain_id))[0] == top.chain_id
+        assert (root / "overlay2" / base.cache_id / "diff/a").exists() == (base.chain_id in again.map())
+        again.cleanup()
+        assert again.map() == {} and os.listdir(root / "overlay2") == ["l"]
+
+
+# ---- a release that did not come to its end ----------------------------------------------------
+@pytest.fixture
+def interrupted(store, open_store):
+    """A store in which a child went and its released parent did not: a kill between the two."""
+    base = store.register(A)
+    top = store.register(B, base)
+    base.release()
+    store._references.sweep = lambda chain_id: []
+    assert chains(top.release()) == [top.chain_id]
+    store.close()
+    return open_store(), base.chain_id
+
+
+def test_cleanup_finishes_a_release(interrupted, root):
+    store, _ = interrupted
+    store.cleanup()
+    assert store.map() == {} and os.listdir(root / "overlay2") == ["l"]
+
+
+def test_orphans_lists_it_and_reclaim_removes_it(interrupted, root):
+    store, chain = interrupted
+    found = store.orphans()
+    assert [(orphan.kind, orphan.path) for orphan in found] == [("layer", f"image/overlay2/layerdb/sha256/{chain[7:]}")]
+    assert store.reclaim() == found and set(store.map()) == {chain}
+    assert store.reclaim(dry_run=False) == found
+    assert store.map() == {} and store.orphans() == []
+
+
+def test_what_needs_it_again_keeps_it(interrupted):
+    store, chain = interrupted
+    with store.create_rw_layer("box", chain):
+        store.cleanup()
+        assert set(store.map()) == {chain} and store.orphans() == []
+    assert store.map() == {}
+
+
 # ---- by the disk -------------------------------------------------------------------------------
 def test_a_layer_that_another_store_made_anew_is_the_one_below(two):
     one, other = two
