@@ -205,7 +205,10 @@ cdef extern from *:
     int lay_claim_is_of(int fd, const char *path) nogil
     void lay_locks_after_fork() nogil
     int LOCK_EX, LOCK_NB, O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC
+    int AT_FDCWD
     int c_open "open"(const char *path, int flags) nogil
+    int c_openat "openat"(int at, const char *path, int flags) nogil
+    int c_close "close"(int fd) nogil
     int c_flock "flock"(int fd, int operation) nogil
 
 cdef enum:
@@ -495,7 +498,9 @@ def surely(call, *args):
             given = call(*args)
             break
         except Exception:
-            raise
+            if interrupt is None:
+                raise
+            break                     # what was done the first time cannot be done again
         except BaseException as err:
             tries += 1
             if tries == TRIES:
@@ -517,6 +522,55 @@ cdef class Ending:
 
     def __exit__(self, *_):
         surely(self.call)
+
+
+cdef class Scope:
+    cdef object begin, end, value
+    cdef bint entered
+
+    def __cinit__(self, begin, end):
+        self.begin, self.end = begin, end
+
+    def __enter__(self):
+        self.value = self.begin()
+        self.entered = True
+        return self.value
+
+    def __exit__(self, *_):
+        if self.entered:
+            self.entered = False
+            value, self.value = self.value, None
+            surely(self.end, value)
+
+
+@cython.auto_pickle(False)
+cdef class OpenDirectory:
+    cdef int fd
+
+    def __cinit__(self, path, *, dir_fd=None):
+        cdef bytes name = os.fsencode(path)
+        cdef int at = AT_FDCWD if dir_fd is None else dir_fd
+        cdef int e
+        self.fd = -1
+        if b"\0" in name:
+            raise ValueError("embedded null byte")
+        while self.fd < 0:
+            self.fd = c_openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+            e = errno
+            if self.fd < 0 and e != EINTR:
+                raise OSError(e, os.strerror(e), path)
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            c_close(self.fd)
+
+    def __enter__(self):
+        return self.fd
+
+    def __exit__(self, *_):
+        if self.fd >= 0:
+            c_close(self.fd)
+        self.fd = -1
 
 
 os.register_at_fork(after_in_child=lambda: lay_locks_after_fork())

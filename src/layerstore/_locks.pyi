@@ -1,7 +1,7 @@
 """Locks that no interrupt loses and no fork leaves behind: each is taken and given back inside one call of C."""
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TypeVar, final
+from typing import Any, Generic, TypeVar, final
 
 _T = TypeVar("_T")
 
@@ -89,6 +89,26 @@ class Ending:
 
     def __new__(cls, call: Callable[[], object]) -> Ending: ...
     def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class Scope(Generic[_T]):
+    """`with Scope(begin, end) as value:` ends in surely(end, value)."""
+
+    def __new__(cls, begin: Callable[[], _T], end: Callable[[_T], object]) -> Scope[_T]: ...
+    def __enter__(self) -> _T: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+@final
+class OpenDirectory:
+    """An open directory for the length of a `with` block, which gets its descriptor; a link is none."""
+
+    def __new__(cls, path: Any, *, dir_fd: int | None = None) -> OpenDirectory: ...
+    def __enter__(self) -> int: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...

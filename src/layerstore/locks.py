@@ -11,7 +11,17 @@ import math
 import os
 import re
 
-from layerstore._locks import Claim, DirectoryLock, Ending, Mutex, NamedLocks, claim_directory, surely
+from layerstore._locks import (
+    Claim,
+    DirectoryLock,
+    Ending,
+    Mutex,
+    NamedLocks,
+    OpenDirectory,
+    Scope,
+    claim_directory,
+    surely,
+)
 from layerstore.errors import InvalidOptionError, StoreInUseError, readable
 
 __all__ = [
@@ -21,6 +31,8 @@ __all__ = [
     "Ending",
     "Mutex",
     "NamedLocks",
+    "OpenDirectory",
+    "Scope",
     "claim_directory",
     "directory_lock",
     "holder_of",

@@ -14,11 +14,10 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
 
 from layerstore.drivers import mounts
 from layerstore.errors import NotSupportedError
-from layerstore.locks import claim_directory
+from layerstore.locks import Claim, Scope, claim_directory, surely
 from layerstore.textfile import remove_directory
 
 log = logging.getLogger("layerstore")
@@ -93,18 +92,27 @@ _PROBES = re.compile(
 )
 
 
-@contextlib.contextmanager
-def _probe_directory(where: str, prefix: str, *names: str) -> Iterator[str]:
-    directory = tempfile.mkdtemp(prefix=prefix, dir=where)
-    claim = claim_directory(directory)
-    try:
-        for name in names:
-            os.makedirs(os.path.join(directory, name), 0o755)
-        yield directory
-    finally:
+# What keeps others from taking a probe for an abandoned one.
+_claims: dict[str, Claim | None] = {}
+
+
+def _probe_directory(where: str, prefix: str, *names: str) -> Scope[str]:
+    def begin() -> str:
+        directory = tempfile.mkdtemp(prefix=prefix, dir=where)
+        try:
+            _claims[directory] = claim_directory(directory)
+            for name in names:
+                os.makedirs(os.path.join(directory, name), 0o755)
+        except BaseException:
+            surely(end, directory)
+            raise
+        return directory
+
+    def end(directory: str) -> None:
         _remove_probe(directory)
-        if claim:
-            claim.release()
+        _claims.pop(directory, None)
+
+    return Scope(begin, end)
 
 
 def _remove_probe(directory: str) -> None:
@@ -120,17 +128,16 @@ def remove_abandoned(where: str) -> None:
     for directory in found:
         claim = claim_directory(directory, wait=False)
         if claim:
-            _remove_probe(directory)
-            claim.release()
+            with claim:
+                _remove_probe(directory)
 
 
-@contextlib.contextmanager
-def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Iterator[None]:
-    mounts.mount_overlay(directory, "merged", lowers, upper, "work", off=options_off(), userxattr=userxattr)
-    try:
-        yield
-    finally:
-        mounts.unmount(os.path.join(directory, "merged"), 0)
+def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Scope[str]:
+    def begin() -> str:
+        mounts.mount_overlay(directory, "merged", lowers, upper, "work", off=options_off(), userxattr=userxattr)
+        return os.path.join(directory, "merged")
+
+    return Scope(begin, lambda merged: mounts.unmount(merged, 0))
 
 
 def probe_overlay(where: str) -> None:

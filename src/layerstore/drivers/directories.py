@@ -14,12 +14,12 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from layerstore import _files
 from layerstore.drivers import mounts
 from layerstore.errors import InvalidMetadataError, LayerStoreError, MaxDepthExceededError, readable
-from layerstore.locks import LOCK_TIMEOUT, Claim, NamedLocks, claim_directory, in_use
+from layerstore.locks import LOCK_TIMEOUT, Claim, NamedLocks, OpenDirectory, claim_directory, in_use
 from layerstore.textfile import (
     make_directory,
     read_small,
@@ -40,14 +40,7 @@ _LINK = re.compile(r"\.\./([^/]+)/diff")
 _FEW = 8
 
 
-@contextlib.contextmanager
-def opened(path: str, *, dir_fd: int | None = None) -> Iterator[int]:
-    """A directory's descriptor for the length of a `with` block; a link is none."""
-    fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
-    try:
-        yield fd
-    finally:
-        _files.close(fd)
+opened = OpenDirectory
 
 
 def make(path: str, mode: int) -> None:
@@ -123,11 +116,10 @@ class Directories:
             raise LayerStoreError(f"{id!r} is no id of a layer's directory", name=id)
         return os.path.join(self.home, id, *parts)
 
-    @contextlib.contextmanager
-    def opened_diff(self, id: str) -> Iterator[int]:
+    def opened_diff(self, id: str) -> OpenDirectory:
         """The diff directory of id, reached through no link."""
-        with opened(self.path(id)) as directory, opened("diff", dir_fd=directory) as diff:
-            yield diff
+        with opened(self.path(id)) as directory:
+            return opened("diff", dir_fd=directory)
 
     def require(self, id: str, *names: str) -> None:
         """id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
@@ -189,6 +181,13 @@ class Directories:
         """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too."""
         claim = None if id in self._claims else claim_directory(self.path(id), timeout=self._lock_timeout, late=in_use)
         return claim or contextlib.nullcontext()
+
+    def claimed_if_possible(self, id: str) -> contextlib.AbstractContextManager[object]:
+        """Do what claimed() does, but for an id that cannot be locked."""
+        try:
+            return self.claimed(id)
+        except OSError:
+            return contextlib.nullcontext()
 
     def settle(self, parent: str) -> None:
         """Something stands on parent, which from now on is not mounted writable."""

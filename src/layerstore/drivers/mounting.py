@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Iterator
 from typing import Protocol
 
 from layerstore.drivers import checks, mounts
@@ -23,6 +22,7 @@ from layerstore.drivers.holders import UNKNOWN, holders, in_use
 from layerstore.errors import ActiveMountError, LayerStoreError, ReadOnlyStoreError
 from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
+from layerstore.locks import OpenDirectory, Scope, surely
 from layerstore.values import Holder
 
 log = logging.getLogger("layerstore")
@@ -201,9 +201,7 @@ class Mounting:
                 self._counter.decrement(merged)
                 self._holds.release(_use(id))
                 return
-            with contextlib.ExitStack() as stack:
-                with contextlib.suppress(OSError):       # what cannot be locked is unmounted all the same
-                    stack.enter_context(self._at.claimed(id))
+            with self._at.claimed_if_possible(id):       # what cannot be locked is unmounted all the same
                 if not self._holds.held_elsewhere(_use(id)):       # else the last of the other stores unmounts it
                     self._unmount(id, merged, lazy=lazy)
                 self._counter.decrement(merged)
@@ -269,19 +267,28 @@ class Mounting:
             self._mark(id, device)
         mounts.unmount(merged)
 
-    @contextlib.contextmanager
-    def mounted(self, id: str, *, read_only: bool = False) -> Iterator[int]:
+    def mounted(self, id: str, *, read_only: bool = False) -> Scope[int]:
         """A descriptor of the mounted directory for the length of a `with` block."""
-        path = self.get(id, read_only=read_only)
-        try:
-            with opened(path) as fd:
+        left: list[OpenDirectory] = []       # once it is empty all is undone
+
+        def begin() -> int:
+            path = self.get(id, read_only=read_only)
+            try:
+                left.append(opened(path))
+                fd = left[0].__enter__()
                 self._ours.add(fd)
-                try:
-                    yield fd
-                finally:
-                    self._ours.discard(fd)
-        finally:
-            self.done(id)
+                return fd
+            except BaseException:
+                surely(self.done, id)
+                raise
+
+        def end(fd: int) -> None:
+            self._ours.discard(fd)
+            if left:
+                left.pop().__exit__(None, None, None)
+                self.done(id)
+
+        return Scope(begin, end)
 
     def done(self, id: str) -> None:
         """Undo a get() that was for one call alone: its result stands, whether or not the mount can go."""
