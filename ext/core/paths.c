@@ -97,6 +97,12 @@ lay_code lay_paths_add(lay_paths *p, const char *path, size_t n, uint32_t *id, l
     return LAY_OK;
 }
 
+bool lay_paths_below(const lay_paths *p, uint32_t above, const char *name, size_t n, uint32_t *id)
+{
+    *id = p->slots[find(p, above, name, n)];
+    return *id != 0;
+}
+
 lay_code lay_paths_get(const lay_paths *p, uint32_t id, lay_text *out, lay_error *err)
 {
     size_t n = 0;

@@ -22,6 +22,8 @@ typedef struct lay_paths {
 lay_code lay_paths_init(lay_paths *p, lay_error *err);
 /* The number of a path of components with one '/' between them; the same for the same path. */
 lay_code lay_paths_add(lay_paths *p, const char *path, size_t n, uint32_t *id, lay_error *err);
+/* The number of a name in a directory of that number; false: no path that was added goes there. */
+bool lay_paths_below(const lay_paths *p, uint32_t above, const char *name, size_t n, uint32_t *id);
 /* The path of a number; out is overwritten. */
 lay_code lay_paths_get(const lay_paths *p, uint32_t id, lay_text *out, lay_error *err);
 void lay_paths_free(lay_paths *p);

@@ -125,7 +125,7 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
         lay_tar_limit(u->tar, u->limits);
     else
         lay_fail_nomem(err);
-    if (!u->tar || lay_nameset_init(&u->seen, err) || is_empty(o->root_fd, &u->fresh, err)
+    if (!u->tar || lay_nameset_init(&u->seen, err) || lay_paths_init(&u->paths, err) || is_empty(o->root_fd, &u->fresh, err)
         || (o->threads > 0 && lay_pool_new(&u->pool, &u->place, o->ring, o->threads, err))) {
         lay_unpack_free(u);
         return err->code;
@@ -147,7 +147,7 @@ void lay_unpack_free(lay_unpack *u)
         close(u->file_fd);
     lay_unpack_free_replaced(u);
     free(u->times);
-    free(u->arena.p);
+    lay_paths_free(&u->paths);
     free(u->implied_runs.p);
     free(u->unsettled.p);
     free(u->clean.p);
@@ -300,8 +300,11 @@ lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const s
 {
     if (lay_unpack_grow(&u->times, &u->times_cap, u->ntimes, sizeof *u->times, err))
         return err->code;
-    u->times[u->ntimes++] = (dir_times){ u->arena.len, n, { times[0], times[1] } };
-    return lay_text_add(&u->arena, path, n, err) || lay_text_add(&u->arena, "", 1, err) ? err->code : LAY_OK;
+    uint32_t id;
+    if (lay_paths_add(&u->paths, path, n, &id, err))
+        return err->code;
+    u->times[u->ntimes++] = (dir_times){ id, { times[0], times[1] } };
+    return LAY_OK;
 }
 
 /* Nothing below shows in a directory that stands where a whiteout, or another thing that is none, stood. */
@@ -615,12 +618,13 @@ static lay_code set_directory_times(lay_unpack *u, lay_error *err)
 {
     for (size_t i = 0; i < u->ntimes; i++) {
         const dir_times *t = &u->times[i];
-        const char *path = u->arena.p + t->path;
-        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path, t->n, 0);
+        if (lay_paths_get(&u->paths, t->path, &u->path, err))
+            return err->code;
+        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, u->path.p, u->path.len, 0);
         if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP))
             continue;                         /* a later entry took its place */
         if (fd < 0 || futimens(fd, t->times) != 0)
-            return lay_fail_os(err, errno, path, "cannot set the directory's times");
+            return lay_fail_os(err, errno, u->path.p, "cannot set the directory's times");
     }
     return LAY_OK;
 }

@@ -39,16 +39,15 @@ static lay_code displace(lay_unpack *u, mode_t mode, const lay_tar_entry *e, lay
         if (directory ? lay_tree_remove(u->dir->fd, u->base, err) != LAY_OK : unlinkat(u->dir->fd, u->base, 0) != 0)
             return directory ? err->code : lay_fail_os(err, errno, NULL, "cannot remove what is replaced");
     } else {
-        if (open_stash(u, err) || lay_unpack_grow(&u->gone, &u->gone_cap, u->ngone, sizeof *u->gone, err))
+        uint32_t path;
+        if (open_stash(u, err) || lay_unpack_grow(&u->gone, &u->gone_cap, u->ngone, sizeof *u->gone, err)
+            || lay_paths_add(&u->paths, u->path.p, u->path.len, &path, err))
             return err->code;
         char id[16];
         snprintf(id, sizeof id, "%u", (unsigned)u->ngone);
         if (renameat(u->dir->fd, u->base, u->stash_fd, id) != 0)
             return lay_fail_os(err, errno, NULL, "cannot move what is replaced");
-        char *path = strdup(u->path.p);
-        if (!path)
-            return lay_fail_nomem(err);
-        u->gone[u->ngone] = (displaced){ e->ordinal, path, u->path.len, (unsigned)u->ngone };
+        u->gone[u->ngone] = (displaced){ e->ordinal, path, (unsigned)u->ngone };
         u->ngone++;
         u->gone_sorted = false;
     }
@@ -79,10 +78,10 @@ lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err)
 {
     if (lay_unpack_grow(&u->aliases, &u->aliases_cap, u->naliases, sizeof *u->aliases, err))
         return err->code;
-    char *path = strdup(u->path.p);
-    if (!path)
-        return lay_fail_nomem(err);
-    u->aliases[u->naliases++] = (alias){ ordinal, path, u->path.len };
+    uint32_t path;
+    if (lay_paths_add(&u->paths, u->path.p, u->path.len, &path, err))
+        return err->code;
+    u->aliases[u->naliases++] = (alias){ ordinal, path };
     return LAY_OK;
 }
 
@@ -94,10 +93,6 @@ void lay_unpack_free_replaced(lay_unpack *u)
         lay_error_clear(&ignored);
         lay_tree_remove(u->scratch_fd, u->stash_name, &ignored);
     }
-    for (size_t i = 0; i < u->ngone; i++)
-        free(u->gone[i].path);
-    for (size_t i = 0; i < u->naliases; i++)
-        free(u->aliases[i].path);
     free(u->gone);
     free(u->aliases);
 }
@@ -107,28 +102,43 @@ bool lay_unpack_irregular(const lay_unpack *u) { return u->ngone || u->naliases;
 static int by_path(const void *a, const void *b)
 {
     const displaced *x = a, *y = b;
-    int c = strcmp(x->path, y->path);
-    return c ? c : x->ordinal < y->ordinal ? -1 : x->ordinal > y->ordinal;
+    if (x->path != y->path)
+        return x->path < y->path ? -1 : 1;
+    return x->ordinal < y->ordinal ? -1 : x->ordinal > y->ordinal;
 }
 
 /* The first displacement of this very path after the entry, or NULL. */
-static const displaced *displaced_after(const lay_unpack *u, const char *path, size_t n, uint64_t ordinal)
+static const displaced *displaced_after(const lay_unpack *u, uint32_t path, uint64_t ordinal)
 {
     size_t low = 0, high = u->ngone;
     while (low < high) {
         size_t mid = low + (high - low) / 2;
         const displaced *d = &u->gone[mid];
-        int c = strncmp(d->path, path, n);
-        if (c == 0 && d->n > n)
-            c = 1;
-        if (c < 0 || (c == 0 && d->ordinal <= ordinal))
+        if (d->path < path || (d->path == path && d->ordinal <= ordinal))
             low = mid + 1;
         else
             high = mid;
     }
-    if (low < u->ngone && u->gone[low].n == n && !memcmp(u->gone[low].path, path, n))
-        return &u->gone[low];
-    return NULL;
+    return low < u->ngone && u->gone[low].path == path ? &u->gone[low] : NULL;
+}
+
+/* The earliest after the entry of all displacements of the path or of what it lies in; *end: of that part of it. */
+static const displaced *first_displaced(const lay_unpack *u, const char *path, size_t n, uint64_t ordinal, size_t *end)
+{
+    const displaced *first = NULL;
+    uint32_t at = LAY_PATHS_ROOT;
+    for (size_t from = 0, to; from < n; from = to + 1) {
+        for (to = from; to < n && path[to] != '/';)
+            to++;
+        if (!lay_paths_below(&u->paths, at, path + from, to - from, &at))
+            break;
+        const displaced *d = displaced_after(u, at, ordinal);
+        if (d && (!first || d->ordinal < first->ordinal)) {
+            first = d;
+            *end = to;
+        }
+    }
+    return first;
 }
 
 lay_code lay_unpack_locate(lay_unpack *u, uint64_t ordinal, const char *clean, size_t n, lay_where *where, lay_error *err)
@@ -151,17 +161,14 @@ lay_code lay_unpack_locate(lay_unpack *u, uint64_t ordinal, const char *clean, s
             high = mid;
     }
     if (low < u->naliases && u->aliases[low].ordinal == ordinal) {
-        clean = u->aliases[low].path;
-        n = u->aliases[low].n;
+        if (lay_paths_get(&u->paths, u->aliases[low].path, &u->path, err))
+            return err->code;
+        clean = u->path.p;
+        n = u->path.len;
         plain = false;
     }
-    const displaced *first = NULL;
-    for (size_t i = 1; i <= n; i++)
-        if (i == n || clean[i] == '/') {
-            const displaced *d = displaced_after(u, clean, i, ordinal);
-            if (d && (!first || d->ordinal < first->ordinal))
-                first = d;
-        }
+    size_t end = 0;
+    const displaced *first = u->ngone ? first_displaced(u, clean, n, ordinal, &end) : NULL;
     if (!first) {
         if (lay_text_set(&u->tried, clean, n, err))
             return err->code;
@@ -170,7 +177,7 @@ lay_code lay_unpack_locate(lay_unpack *u, uint64_t ordinal, const char *clean, s
     }
     char id[16];
     int len = snprintf(id, sizeof id, "%u", first->id);
-    if (lay_text_set(&u->tried, id, (size_t)len, err) || lay_text_add(&u->tried, clean + first->n, n - first->n, err))
+    if (lay_text_set(&u->tried, id, (size_t)len, err) || lay_text_add(&u->tried, clean + end, n - end, err))
         return err->code;
     *where = (lay_where){ u->stash_fd, u->tried.p, u->tried.len, false };
     return LAY_OK;

@@ -6,6 +6,7 @@
 #include "dirs.h"
 #include "limit.h"
 #include "nameset.h"
+#include "paths.h"
 #include "place.h"
 #include "pool.h"
 #include "text.h"
@@ -14,9 +15,10 @@
 
 #include <limits.h>
 
-typedef struct dir_times { size_t path; size_t n; struct timespec times[2]; } dir_times;
-typedef struct displaced { uint64_t ordinal; char *path; size_t n; unsigned id; } displaced;
-typedef struct alias { uint64_t ordinal; char *path; size_t n; } alias;
+/* Paths by their numbers in lay_unpack.paths. */
+typedef struct dir_times { uint32_t path; struct timespec times[2]; } dir_times;
+typedef struct displaced { uint64_t ordinal; uint32_t path; unsigned id; } displaced;
+typedef struct alias { uint64_t ordinal; uint32_t path; } alias;
 
 /* What the payload of the present entry becomes. */
 typedef enum payload { PAYLOAD_NONE, PAYLOAD_FILE, PAYLOAD_OPEN } payload;
@@ -37,7 +39,7 @@ struct lay_unpack {
     payload payload;
     lay_meta meta;
     int file_fd; int64_t file_end;           /* PAYLOAD_OPEN */
-    lay_text arena;                              /* paths of directories whose times are due */
+    lay_paths paths;                         /* of what follows */
     dir_times *times; size_t ntimes, times_cap;
     displaced *gone; size_t ngone, gone_cap;
     alias *aliases; size_t naliases, aliases_cap;
