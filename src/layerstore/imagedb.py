@@ -168,6 +168,13 @@ class ImageDB:
                         with contextlib.suppress(OSError):
                             _files.unlink(os.path.join(directory, name))
 
+    def written(self, id: str) -> float:
+        """Say when a config was written here, in seconds since 1970; 0 where nobody can say."""
+        try:
+            return os.stat(self._path(id), follow_symlinks=False).st_mtime
+        except OSError:
+            return 0.0
+
     # ---- what is noted beside ----
 
     def note(self, id: str, name: str, value: str) -> None:

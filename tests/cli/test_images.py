@@ -8,6 +8,8 @@ import tarkit
 from dockerd import image_archive
 from tarkit import dir, end, file, whiteout
 
+from layerstore.cli import texts
+
 BASE = dir("etc/") + file("etc/motd", b"hello\n") + dir("bin/") + file("bin/tool", b"#!/bin/sh\n", mode=0o755) + end()
 APP = dir("app/") + file("app/main", b"print\n") + dir("bin/") + whiteout("bin/tool") + end()
 BASE_ID = tarkit.diff_id(BASE)
@@ -252,3 +254,31 @@ def test_create_from_standard_input_moves_a_name(two, cli, program):
     done = program("image", "create", "base", "--config", "-", "--tag", "app", input=b'{"author": "me"}')
     assert done.code == 0 and done.out.split()[1] == "app:latest" and old in done.err
     assert cli("image", "inspect", "app").json[0]["Author"] == "me"
+
+
+def test_prune(two, cli, archives):
+    (archives / "new.tar").write_bytes(image_archive([APP], "base"))
+    old = cli("image", "inspect", "base").json[0]["Id"]
+    two("image", "load", archives / "new.tar")
+    done = cli("image", "prune", "--dry-run")
+    assert (done.code, done.out) == (0, f"deleted {old}\n") and "would go: 1 image" in done.err
+    assert cli("image", "prune", "--unused-for", "1h").out == ""
+    assert two("image", "prune") == [f"deleted {old}"]                  # app stands on its layer
+    two("rw", "create", "box", "base")
+    assert cli("image", "prune", "--json").json == {"untagged": [], "deleted": [], "layers": []}
+    assert two("image", "prune", "--all", "--unused-for", "0s")[0] == "untagged app:latest"
+    assert [image["references"] for image in cli("image", "ls", "--json").json] == [["base:latest"]] and cli("verify").code == 0
+    assert cli("image", "prune", "--unused-for", "soon").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("90", 90), ("1.5", 1.5), ("90s", 90), ("24h", 86400), ("1h30m", 5400), ("7d", 7 * 86400), ("1w", 7 * 86400)]
+)
+def test_lengths_of_time(text, seconds):
+    assert texts.parse_age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1", "1h ", "1 h", "1y", "1e3", "1h30", "nan", "inf", "٣"])
+def test_what_is_no_length_of_time(text):
+    with pytest.raises(ValueError, match="length of time"):
+        texts.parse_age(text)

@@ -14,6 +14,7 @@ from layerstore import Images
 # All that a name of a file may have: C0 but NUL, DEL, C1, marks that turn the direction, a byte that is no UTF-8.
 TRICKS = bytes(range(1, 0x20)) + b"\x7f" + "".join(map(chr, range(0x80, 0xA0))).encode() + "\u202e\u2066\u2028\u200f".encode() + b"\xff"
 EVIL = os.fsdecode(b"a" + TRICKS + b"z")
+TEXT = (b"a" + TRICKS[:-1] + b"z").decode()       # as JSON can have it
 TAR = tarkit.dir(b"d" + TRICKS[:32] + b"/") + tarkit.file(b"d" + TRICKS[:32] + b"/f", b"x") + tarkit.file(b"e" + TRICKS[32:], b"x") + tarkit.end()
 
 
@@ -24,8 +25,8 @@ def evil(root):
         layer = store.register(TAR)
         damaged = store.register(tarkit.file("lost", b"x") + tarkit.end())
         images = Images(store)
-        image = images.create(layer, {"author": EVIL, "architecture": EVIL, "created": "2020-01-01T00:00:00Z", "config": {"Cmd": [EVIL]},
-                                      "history": [{"created": "2020-01-01T00:00:00Z", "created_by": EVIL, "comment": EVIL}]}, tags="app:1")
+        image = images.create(layer, {"author": TEXT, "architecture": TEXT, "created": "2020-01-01T00:00:00Z", "config": {"Cmd": [TEXT]},
+                                      "history": [{"created": "2020-01-01T00:00:00Z", "created_by": TEXT, "comment": TEXT}]}, tags="app:1")
         store.create_rw_layer(EVIL, layer.chain_id)
         cache = damaged.cache_id
     os.unlink(root / "overlay2" / cache / "diff/lost")
@@ -49,7 +50,7 @@ def verbs(chain, evil):
     """Command lines that list, look at, or fail at such names."""
     return [
         ["ls"], ["ls", "--no-trunc"], ["show", chain], ["show", evil], ["info"], ["rw", "ls"], ["rw", "size", evil], ["rw", "size", "no" + evil],
-        ["rw", "mount", evil], ["rw", "rm", evil], ["ls-files", chain], ["ls-files", chain, "-0"], ["ls-files", "--long", chain],
+        ["rw", "mount", "no" + evil], ["rw", "rm", evil], ["ls-files", chain], ["ls-files", chain, "-0"], ["ls-files", "--long", chain],
         ["find", "**/*", chain], ["find", "**/*"], ["cat", chain, "d" + evil], ["cat", chain, evil], ["diff", chain, chain],
         ["verify"], ["-v", "verify"], ["orphans"], ["gc", "--dry-run"], ["image", "ls"], ["image", "history", "app:1"],
         ["image", "inspect", "app:1"], ["image", "rm", evil], ["image", "tag", "app:1", evil], ["image", "save", evil],

@@ -56,7 +56,7 @@ PY_FLOORS = [
     {"images.layouts"},
     {"images.plan"},
     {"images.gather", "images.image"},
-    {"images.stream", "images.unpack", "images.targets", "images.history"},
+    {"images.stream", "images.unpack", "images.targets", "images.history", "images.removing"},
     {"images.packing"},
     {"images.save"},
     {"images.load"},

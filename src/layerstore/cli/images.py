@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import time
@@ -14,7 +15,7 @@ from layerstore.cli.layers import add_durability, source_of
 from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
-from layerstore.cli.texts import human_age, short_id
+from layerstore.cli.texts import human_age, parse_age, short_id
 from layerstore.imagedb import DOCUMENT_LIMIT, parse_document
 from layerstore.images import references
 
@@ -88,6 +89,24 @@ def add(commands: Commands) -> None:
                             examples=["image history debian:12", "image history debian:12 --no-trunc"])  # fmt: skip
     history.add_argument("image", metavar="IMAGE")
     history.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
+
+
+    prune = image.command(
+        "prune", run_prune, "remove the images without a name, with their layers, and say what went",
+        more="What a writable layer stands on stays.",
+        examples=["image prune --dry-run", "image prune --all --unused-for 24h"],
+    )  # fmt: skip
+    prune.add_argument("--all", action="store_true", help="also those with names that no writable layer stands on")
+    prune.add_argument("--unused-for", metavar="TIME", type=_age_given,
+                       help="only what was tagged or loaded last so long ago: 24h, 7d, or seconds")  # fmt: skip
+    prune.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
+
+
+def _age_given(text: str) -> float:
+    try:
+        return parse_age(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
 
 
 def _facts(image: Image) -> dict[str, Any]:
@@ -324,4 +343,16 @@ def run_history(args: Any, screen: Screen) -> int:
     screen.table(("LAYER", "AGE", ">SIZE", "CREATED BY", "COMMENT"), rows)
     if not rows:
         screen.note("the image has no layers, and its config tells no steps")
+    return Exit.OK
+
+
+def run_prune(args: Any, screen: Screen) -> int:
+    """Remove images that nobody needs."""
+    with (reading if args.dry_run else writing)(args) as opened:
+        gone = opened.images.prune(dangling=not args.all, unused_for=args.unused_for, dry_run=args.dry_run)
+    _tell_removed([gone], screen)
+    if not screen.as_json:
+        freed = screen.size(sum(layer.diff_size for layer in gone.layers))
+        number = f"{len(gone.deleted)} image{'' if len(gone.deleted) == 1 else 's'}"
+        screen.note(f"would go: {number}" if args.dry_run else f"removed: {number}, {freed} in files")
     return Exit.OK

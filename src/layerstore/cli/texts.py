@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import re
 
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
+_LENGTH = re.compile(rf"({_NUMBER.pattern})([smhdw])", re.ASCII)
+_LENGTHS = re.compile(rf"(?:{_LENGTH.pattern})+", re.ASCII)
 _SHORT = 12
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -23,6 +28,15 @@ def human_age(seconds: float) -> str:
         if seconds >= (2 * length if unit in ("y", "w") else length):
             return f"{int(seconds // length)} {unit}"
     return "now"
+
+
+def parse_age(text: str) -> float:
+    """Read for instance "24h", "1h30m", "7d", or a number of seconds. Raises ValueError."""
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    if not _LENGTHS.fullmatch(text):
+        raise ValueError(f"{text!r} is no length of time, as 90s, 24h and 7d are")
+    return sum(float(number) * _SECONDS[unit] for number, unit in _LENGTH.findall(text))
 
 
 def short_id(digest: str) -> str:

@@ -19,7 +19,6 @@ from layerstore.errors import (
     InvalidDigestError,
     LayerDoesNotExistError,
     LayerStoreError,
-    readable,
 )
 from layerstore.ids import ChainID, Digest, is_digest
 from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
@@ -33,6 +32,7 @@ from layerstore.images.load import names_for
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
+from layerstore.images.removing import Gone, Removing
 from layerstore.images.save import COMPRESSIONS, FORMATS, new_directory, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
@@ -57,6 +57,7 @@ class Images:
             raise TypeError(f"Images() takes a Store, not {type(store).__name__}")
         self.store = store
         self._db: ImageDB = store._images
+        self._removing = Removing(self._db, store._mounts_on)
 
     # ---- looking ----
 
@@ -428,26 +429,33 @@ class Images:
         """
         with self._changing():
             id, name = self._resolve_for_removal(reference)
-            names = self._db.repositories()
-            of_it = [each for tags in names.values() for each, named in tags.items() if named == id]
-            if name and [each for each in of_it if each != name and "@" not in each]:
-                _unname(names, [name])
-                self._db.write_repositories(names)
-                return Removed((name,), (), [])
-            self._check_removable(id, name, [each for each in of_it if "@" not in each], force)
-            chains = [self._chains_of(id)]
-            deleted = [id]
-            parent = self._db.noted(id, "parent")
-            _unname(names, of_it)
-            self._db.write_repositories(names)
-            self._db.remove(id)
-            while parent and self._is_unneeded(parent, names):
-                chains.append(self._chains_of(parent))
-                deleted.append(Digest(parent))
-                parent, gone = self._db.noted(parent, "parent"), parent
-                self._db.remove(gone)
-        layers = [gone for of_image in chains for gone in self.store._release_image(of_image)]
-        return Removed(tuple(sorted(of_it)), tuple(deleted), layers)
+            gone = self._removing.remove(id, name, force=force)
+        return self._released(gone)
+
+    def prune(self, *, dangling: bool = True, unused_for: float | None = None, dry_run: bool = False) -> Removed:
+        """Remove images that nobody needs, and release their layers.
+
+        dangling     True: images without a name ("name@sha256:..." alone is none); False: also those with names
+        unused_for   only those that were tagged or brought here last so many seconds ago, or more
+        dry_run      True: remove nothing, say what would go; of layers nothing is said then
+
+        Returns  what went
+        Raises   ReadOnlyStoreError (dry_run=False), OSError
+        What a writable layer stands on, or an image that stays was built on, stays; so does one that is damaged.
+        """
+        if unused_for is not None and not unused_for >= 0:
+            raise ValueError(f"unused_for is a number of seconds, not {unused_for!r}")
+        self.store._check_open()
+        if dry_run:
+            gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=True)
+            return Removed(gone.untagged, gone.deleted, [])
+        with self._changing():
+            gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=False)
+        return self._released(gone)
+
+    def _released(self, gone: Gone) -> Removed:
+        layers = [layer for chains in gone.chains for layer in self.store._release_image(chains)]
+        return Removed(gone.untagged, gone.deleted, layers)
 
     def _resolve_for_removal(self, reference: str | Image) -> tuple[Digest, str]:
         """As _find(), but also an image that cannot be read can go."""
@@ -459,47 +467,6 @@ class Images:
             raise ImageDoesNotExistError(name=str(reference))
         return id, name
 
-    def _check_removable(self, id: Digest, name: str, names: Sequence[str], force: bool) -> None:
-        short = id.encoded[:12]
-        if not name and len(names) > 1 and not force:
-            raise ImageError(
-                f"conflict: unable to delete {short} (must be forced) - it is called {', '.join(names)}", name=short
-            )
-        if any(self._db.noted(other, "parent") == id for other in self._db.ids() if other != id):
-            raise ImageError(
-                f"conflict: unable to delete {short} (cannot be forced) - image has dependent child images", name=short
-            )
-        top = self._top_of(id)
-        if force or not top or any(self._top_of(other) == top for other in self._db.ids() if other != id):
-            return
-        users = self.store._mounts_on(top)
-        if users:
-            raise ImageError(
-                f"conflict: unable to delete {short} (must be forced) - "
-                f"the writable layer {readable(users[0])} uses it",
-                name=short,
-            )
-
-    def _is_unneeded(self, id: str, names: Repositories) -> bool:
-        """An image without a name that only its children needed."""
-        return (
-            self._db.has(id)
-            and not any(named == id for tags in names.values() for named in tags.values())
-            and not any(self._db.noted(other, "parent") == id for other in self._db.ids())
-        )
-
-    def _top_of(self, id: str) -> str:
-        """The uppermost layer of an image; "" where it has none, or cannot be read."""
-        chains = self._chains_of(id)
-        return chains[-1] if chains else ""
-
-    def _chains_of(self, id: str) -> tuple[ChainID, ...]:
-        """The layers of an image, base first; none where it cannot be read."""
-        try:
-            return chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
-        except (OSError, LayerStoreError):
-            return ()
-
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
@@ -510,9 +477,3 @@ def _name(names: Repositories, name: str, id: Digest) -> None:
     if called.name == "sha256":
         raise ImageError("refusing to create an ambiguous tag using digest algorithm as name", name=name)
     names.setdefault(called.name, {})[str(called)] = id
-
-
-def _unname(names: Repositories, gone: Iterable[str]) -> None:
-    for tags in names.values():
-        for name in gone:
-            tags.pop(name, None)
