@@ -16,10 +16,13 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, strerror
 
 cdef extern from "Python.h":
-    str PyUnicode_DecodeFSDefault(const char *s)
+    str PyUnicode_DecodeFSDefaultAndSize(const char *s, Py_ssize_t size)
 
 EXPORT_OVERLAY = <int>lay.LAY_EXPORT_OVERLAY
 EXPORT_USERXATTR = <int>lay.LAY_EXPORT_USERXATTR
+CHECK_METADATA = <int>lay.LAY_CHECK_METADATA
+CHECK_USERNS = <int>lay.LAY_CHECK_USERNS
+CHECK_USERXATTR = <int>lay.LAY_CHECK_USERXATTR
 
 cdef enum:
     PART = 16 << 20
@@ -256,32 +259,54 @@ def export_changes(int root_fd, changes):
     return owned(s)
 
 
-def check(int record_fd, int root_fd, bytes diff_id, report=None):
-    cdef lay.lay_error err, problem
+cdef list found_by(lay.lay_check *c, report):
+    cdef lay.lay_error err
+    cdef lay.lay_problem problem
     cdef lay.lay_code code
-    cdef lay.lay_check *c = NULL
-    cdef const uint8_t *expected = diff_id_bytes(diff_id)
-    cdef int kind = 0, end = 0
+    cdef int end = 0
     cdef int64_t done = 0, told = 0
     cdef list found = []
-    names = {lay.LAY_PROBLEM_CONTENT: "content", lay.LAY_PROBLEM_MISSING: "missing", lay.LAY_PROBLEM_RECORD: "metadata"}
-    with nogil:
-        code = lay.lay_check_open(&c, record_fd, root_fd, expected, &err)
+    kinds = {
+        lay.LAY_PROBLEM_CONTENT: "content", lay.LAY_PROBLEM_MISSING: "missing", lay.LAY_PROBLEM_RECORD: "metadata",
+        lay.LAY_PROBLEM_METADATA: "metadata", lay.LAY_PROBLEM_ADDED: "orphan",
+    }
+    while not end:
+        with nogil:
+            code = lay.lay_check_next(c, MAX_MS, &problem, &end, &err)
+        lay.check(code, &err)
+        if problem.kind != lay.LAY_PROBLEM_NONE:
+            path = PyUnicode_DecodeFSDefaultAndSize(problem.path, <Py_ssize_t>problem.path_len)
+            found.append((kinds[problem.kind], path, problem.text.decode("utf-8", "replace")))
+        if report is not None:
+            done = lay.lay_check_bytes(c)
+            report(done - told)
+            told = done
+        PyErr_CheckSignals()
+    return found
+
+
+def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), unsigned flags=0):
+    cdef lay.lay_error err
+    cdef lay.lay_code code
+    cdef lay.lay_check *c = NULL
+    cdef lay.lay_check_options options
+    cdef size_t i, n = len(lower_fds)
+    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
+    if fds == NULL:
+        raise MemoryError
+    try:
+        for i in range(n):
+            fds[i] = lower_fds[i]
+        options.record_fd, options.root_fd, options.flags = record_fd, root_fd, flags
+        options.diff_id = diff_id_bytes(diff_id)
+        options.lower_fds, options.lowers = fds, n
+        with nogil:
+            code = lay.lay_check_open(&c, &options, &err)
+    finally:
+        free(fds)
     lay.check(code, &err)
     try:
-        while not end:
-            with nogil:
-                code = lay.lay_check_next(c, MAX_MS, &kind, &end, &problem, &err)
-            lay.check(code, &err)
-            if kind != lay.LAY_PROBLEM_NONE:
-                path = PyUnicode_DecodeFSDefault(problem.path)
-                found.append((names[kind], path, problem.text.decode("utf-8", "replace")))
-            if report is not None:
-                done = lay.lay_check_bytes(c)
-                report(done - told)
-                told = done
-            PyErr_CheckSignals()
+        return found_by(c, report)
     finally:
         with nogil:
             lay.lay_check_free(c)
-    return found

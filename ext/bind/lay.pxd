@@ -75,10 +75,23 @@ cdef extern from "lay.h" nogil:
     void lay_changes_free(lay_changes *c) noexcept
     lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err) noexcept
 
-    int LAY_PROBLEM_NONE, LAY_PROBLEM_CONTENT, LAY_PROBLEM_MISSING, LAY_PROBLEM_RECORD
+    int LAY_PROBLEM_NONE, LAY_PROBLEM_CONTENT, LAY_PROBLEM_MISSING, LAY_PROBLEM_RECORD, LAY_PROBLEM_METADATA, LAY_PROBLEM_ADDED
+    unsigned LAY_CHECK_METADATA, LAY_CHECK_USERNS, LAY_CHECK_USERXATTR
+    ctypedef struct lay_check_options:
+        int record_fd
+        int root_fd
+        const uint8_t *diff_id
+        const int *lower_fds
+        size_t lowers
+        unsigned flags
+    ctypedef struct lay_problem:
+        int kind
+        const char *path
+        size_t path_len
+        char *text
     ctypedef struct lay_check
-    lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
-    lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err) noexcept
+    lay_code lay_check_open(lay_check **out, const lay_check_options *options, lay_error *err) noexcept
+    lay_code lay_check_next(lay_check *c, int max_ms, lay_problem *problem, int *end, lay_error *err) noexcept
     int64_t lay_check_bytes(const lay_check *c) noexcept
     void lay_check_free(lay_check *c) noexcept
 

@@ -92,6 +92,29 @@ uint64_t lay_crc64_plain(uint64_t crc, const void *p, size_t n)
     return ~raw_plain(~crc, p, n);
 }
 
+/* a * b mod P. */
+static uint64_t product(uint64_t a, uint64_t b)
+{
+    uint64_t sum = 0;
+    for (int i = 63; i >= 0; i--) {
+        if (b >> i & 1)
+            sum ^= a;
+        a = a >> 1 ^ (a & 1 ? UINT64_C(0xd800000000000000) : 0);
+    }
+    return sum;
+}
+
+uint64_t lay_crc64_zeros(uint64_t crc, uint64_t n)
+{
+    uint64_t raw = ~crc;
+    for (uint64_t power = UINT64_C(1) << 55; n > 0; n >>= 1) {     /* x^8, x^16, x^32 ... */
+        if (n & 1)
+            raw = product(raw, power);
+        power = product(power, power);
+    }
+    return ~raw;
+}
+
 #ifdef OWN_PCLMUL
 /* A register of 128 bits, earlier half low, moves past t further bits by one product for each half:
  * low * (x^(t+63) mod P) + high * (x^(t-1) mod P); a reflected product is one bit short of the edge,

@@ -14,6 +14,8 @@ void lay_sha256_end(lay_sha256 *s, uint8_t out[LAY_SHA256_SIZE]);   /* s is spen
 
 /* CRC-64/ISO as Go's crc64.ISO table gives it: start with 0, add spans; stored big-endian in a record. */
 uint64_t lay_crc64_add(uint64_t crc, const void *p, size_t n);
+/* As if n bytes of zero were added. */
+uint64_t lay_crc64_zeros(uint64_t crc, uint64_t n);
 /* The plain variant, of shifts alone, which every other must agree with. */
 uint64_t lay_crc64_plain(uint64_t crc, const void *p, size_t n);
 

@@ -188,15 +188,34 @@ lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_change
 /* ---- check: is a stored layer what it was ------------------------------------------------------ */
 
 #define LAY_PROBLEM_NONE 0
-#define LAY_PROBLEM_CONTENT 1   /* a file's bytes, or the whole tar, differ from the record */
-#define LAY_PROBLEM_MISSING 2   /* a recorded file is gone */
-#define LAY_PROBLEM_RECORD 3    /* the record cannot be read further */
+#define LAY_PROBLEM_CONTENT 1   /* a file's bytes, a link's target, what kind of thing it is, or the whole tar */
+#define LAY_PROBLEM_MISSING 2   /* what the tar recorded is gone */
+#define LAY_PROBLEM_RECORD 3    /* the record cannot be read, or is none of a layer */
+#define LAY_PROBLEM_METADATA 4  /* mode, owner, times, extended attributes, marks, or names that shared one file */
+#define LAY_PROBLEM_ADDED 5     /* a name that the tar does not have */
+
+#define LAY_CHECK_METADATA 1u   /* compare more than presence and bytes */
+#define LAY_CHECK_USERNS 2u     /* in a user namespace: devices may be missing, trusted.* cannot be seen */
+#define LAY_CHECK_USERXATTR 4u  /* overlay's marks are user.* */
+
+typedef struct lay_check_options {
+    int record_fd, root_fd;
+    const uint8_t *diff_id;               /* 32 bytes, or NULL */
+    const int *lower_fds; size_t lowers;  /* what it stands on, nearest first: a whiteout of nothing may be missing */
+    unsigned flags;                       /* LAY_CHECK_ */
+} lay_check_options;
+
+typedef struct lay_problem {
+    int kind;                             /* LAY_PROBLEM_ */
+    const char *path; size_t path_len;    /* in the layer, a mark as the tar names it; NUL-terminated, until the next call */
+    char text[LAY_ERROR_TEXT];            /* one sentence */
+} lay_problem;
 
 typedef struct lay_check lay_check;
-lay_code lay_check_open(lay_check **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err);
-/* Works on to the next problem or for about max_ms. *kind NONE with *end 0: call again; with *end 1:
- * all is read. A problem's path and sentence are in *problem (its code is not an error of the call). */
-lay_code lay_check_next(lay_check *c, int max_ms, int *kind, int *end, lay_error *problem, lay_error *err);
+lay_code lay_check_open(lay_check **out, const lay_check_options *options, lay_error *err);
+/* Works on to the next problem or for about max_ms. problem->kind NONE with *end 0: call again; with *end 1: all is
+ * looked at. Damage is never an error of the call. */
+lay_code lay_check_next(lay_check *c, int max_ms, lay_problem *problem, int *end, lay_error *err);
 int64_t lay_check_bytes(const lay_check *c);     /* of files, looked at so far */
 void lay_check_free(lay_check *c);
 

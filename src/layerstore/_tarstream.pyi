@@ -1,5 +1,5 @@
 """Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from typing_extensions import disjoint_base
@@ -26,10 +26,17 @@ def export_tree(root_fd: int, flags: int = 0) -> Source: ...
 def export_changes(root_fd: int, changes: Any) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 
-def check(
-    record_fd: int, root_fd: int, diff_id: bytes | None, report: Callable[[int], None] | None = None
-) -> list[tuple[str, str, str]]:
-    """Every difference between a record and its tree: (kind "content" | "missing" | "metadata", path, sentence).
+CHECK_METADATA: int     # modes, owners, times, extended attributes, kinds, link targets, added names too
+CHECK_USERNS: int       # in a user namespace: devices may be missing
+CHECK_USERXATTR: int    # overlay's marks are user.*
 
-    report   called at least every 100 ms with the bytes of files looked at since the last call; may raise
+def check(
+    record_fd: int, root_fd: int, diff_id: bytes | None, report: Callable[[int], None] | None = None,
+    lower_fds: Sequence[int] = (), flags: int = 0,
+) -> list[tuple[str, str, str]]:
+    """Every difference between a record and its tree: (kind as a Problem's, path, sentence).
+
+    report      called at least every 100 ms with the bytes of files looked at since the last call; may raise
+    lower_fds   what the layer stands on, nearest first: a whiteout of nothing may be missing
+    flags       CHECK_
     """

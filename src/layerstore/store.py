@@ -385,11 +385,14 @@ class Store:
         return self._driver_of().name
 
     def verify(
-        self, chain_id: str | None = None, *, progress: Progress | None = None, workers: int | None = None
-    ) -> list[Problem]:
+        self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,
+        workers: int | None = None,
+    ) -> list[Problem]:  # fmt: skip
         """Compare what is stored with what was registered; [] when all is well. Nothing is written.
 
-        chain_id   one layer; None: all of them, the writable ones' records, and what nobody owns
+        chain_id   one layer; None: all of them, the images, the writable layers' own small files, and what nobody owns
+        metadata   also modes, owners, times, extended attributes, kinds, link targets and added names; False: only
+                   that everything is there, and every byte
         progress   called with the bytes of files read (.total: of how many), at most ten times a second
         workers    how many layers are read at once; None: one for each processor
         Raises     LayerDoesNotExistError   chain_id is not in the store
@@ -407,7 +410,7 @@ class Store:
             for record in chosen:            # none goes while it is looked at; other processes do as they like
                 record.used += 1
         try:
-            verifier = Verifier(self._metadata, self._driver)
+            verifier = Verifier(self._metadata, self._driver, attributes=metadata)
             found += verifier.layers(chosen, progress, workers)
             gone = {r.chain_id for r in chosen if not r.handles and not self._metadata.has(r.chain_id)}
             found = [problem for problem in found if problem.subject not in gone]

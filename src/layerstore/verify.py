@@ -33,9 +33,9 @@ class _StoppedError(Exception):
 class Verifier:
     """Compares what one store has on disk with its records."""
 
-    def __init__(self, metadata: FileMetadataStore, driver: Driver) -> None:
-        """Look at these two."""
-        self._metadata, self._driver = metadata, driver
+    def __init__(self, metadata: FileMetadataStore, driver: Driver, *, attributes: bool = True) -> None:
+        """Look at these two. attributes: compare more of a layer's files than presence and bytes."""
+        self._metadata, self._driver, self._attributes = metadata, driver, attributes
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._done = self._total = 0
@@ -107,7 +107,7 @@ class Verifier:
         except OSError as err:
             return [*found, Problem("metadata", subject, "", f"the tar-split record cannot be opened: {err}")]
         try:
-            told = self._driver.check(record.cache_id, fd, record.diff_id.raw, self._report)
+            told = self._driver.check(record.cache_id, fd, record.diff_id.raw, self._report, metadata=self._attributes)
             found += [Problem(kind, subject, path, text) for kind, path, text in told]
         except FileNotFoundError:
             pass                          # told above: the whole directory is gone

@@ -5,7 +5,8 @@ What the tests of several core files need, in their words: a record is bytes, an
 
 import json
 import os
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -171,15 +172,28 @@ def assemble(record_fd: int, root: int, diff_id: bytes | None = None, *, step: i
         door.lib.lay_source_free(source[0])
 
 
-def problems(record_fd: int, root: int) -> list[tuple[int, bytes, str]]:
+def check_options(record_fd: int, root: int, diff_id: bytes | None = None, lowers: Sequence[int] = ()) -> Any:
+    """The options of a check that looks at everything."""
+    ffi = door.ffi
+    fds = ffi.new("int[]", list(lowers)) if lowers else ffi.NULL
+    known = ffi.new("uint8_t[32]", diff_id) if diff_id else ffi.NULL
+    options = ffi.new("lay_check_options *", [record_fd, root, known, fds, len(lowers), door.lib.LAY_CHECK_METADATA])
+    _alive[options] = fds, known
+    return options
+
+
+_alive: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def problems(record_fd: int, root: int, lowers: Sequence[int] = ()) -> list[tuple[int, bytes, str]]:
     """What lay_check finds: (kind, path, sentence)."""
     ffi = door.ffi
-    check, found = door.make("lay_check_open", "lay_check *", record_fd, root, ffi.NULL), []
-    kind, end, problem = ffi.new("int *"), ffi.new("int *"), ffi.new("lay_error *")
+    check, found = door.make("lay_check_open", "lay_check *", check_options(record_fd, root, lowers=lowers)), []
+    end, problem = ffi.new("int *"), ffi.new("lay_problem *")
     while not end[0]:
-        door.call("lay_check_next", check, 100, kind, end, problem)
-        if kind[0] != door.lib.LAY_PROBLEM_NONE:
-            found.append((kind[0], ffi.string(problem.path), ffi.string(problem.text).decode()))
+        door.call("lay_check_next", check, 100, problem, end)
+        if problem.kind != door.lib.LAY_PROBLEM_NONE:
+            found.append((problem.kind, ffi.buffer(problem.path, problem.path_len)[:], ffi.string(problem.text).decode()))
     return found
 
 

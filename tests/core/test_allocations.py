@@ -171,13 +171,13 @@ def checked(room: Path) -> Job:
     def run() -> list[int]:
         ffi = door.ffi
         with sinks.memory(record) as fd, sinks.directory(room / "root") as root:
-            check, kind, stop, kinds = ffi.new("lay_check **"), ffi.new("int *"), ffi.new("int *"), []
-            door.call("lay_check_open", check, fd, root, ffi.new("uint8_t[32]", digest))
+            check, problem, stop, kinds = ffi.new("lay_check **"), ffi.new("lay_problem *"), ffi.new("int *"), []
+            door.call("lay_check_open", check, sinks.check_options(fd, root, digest))
             try:
                 while not stop[0]:
-                    door.call("lay_check_next", check[0], 1000, kind, stop, door.new_error())
-                    if kind[0]:
-                        kinds.append(kind[0])
+                    door.call("lay_check_next", check[0], 1000, problem, stop)
+                    if problem.kind:
+                        kinds.append(problem.kind)
             finally:
                 door.lib.lay_check_free(check[0])
             return kinds

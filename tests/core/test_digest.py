@@ -80,6 +80,16 @@ def test_crc64_of_nothing_needs_no_memory(crc64: Any) -> None:
     assert crc64(0x1234, door.ffi.NULL, 0) == 0x1234
 
 
+@given(st.binary(max_size=50), st.integers(0, 40_000))
+def test_zeros_that_are_not_there_count_as_if_they_were(data: bytes, n: int) -> None:
+    assert door.lib.lay_crc64_zeros(reference(data), n) == reference(bytes(n), reference(data))
+
+
+def test_a_hole_of_eight_exbibytes_costs_nothing() -> None:
+    halves = door.lib.lay_crc64_zeros(door.lib.lay_crc64_zeros(0x1234, (1 << 62) + 5), (1 << 62) - 6)
+    assert door.lib.lay_crc64_zeros(0x1234, (1 << 63) - 1) == halves
+
+
 def test_builds_name_their_crc64(own: Any) -> None:
     assert door.ffi.string(door.lib.lay_build_crc64()) in (b"isa-l", b"pclmul", b"plain")
     assert door.ffi.string(own.lay_build_crc64()) in (b"pclmul", b"plain")

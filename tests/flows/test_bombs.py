@@ -257,7 +257,9 @@ def test_a_record_names_nothing_outside_of_its_layer(said, root, open_store):
         target.write_bytes(gzip.compress(line(type=1, name=name, size=5, payload="PD7u4tgQAAA=", position=0)))
         answer = said("read", chain)
         assert (answer["error"], "outside of the layer" in answer["text"]) == ("CorruptLayerError", True), answer
-        assert [detail for _, _, detail in said("verify", chain)["result"]] == ["the record names a file outside of the layer"]
+        assert [detail for _, _, detail in said("verify", chain)["result"]] == [
+            "the tar-split record cannot be read: bytes of a file where none are due", "the record names a file outside of the layer",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("record", ["a line of 4 GB", "100 GB of empty segments", "blanks of 4 GB"])

@@ -18,14 +18,16 @@ C_FLOORS = [
     {"lay"},
     {"error"},
     {"text", "limit", "digest", "nameset", "ring", "tree", "whiteout", "split_text", "dirs", "source", "tar", "pack"},
-    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload", "paths"},
-    {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes", "stand"},
+    {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload", "paths",
+     "lowers"},
+    {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes", "stand", "expect", "xattrs",
+     "inspect"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied", "assemble", "check", "listing", "export"},
     {"exact"},
     {"apply"},
 ]
 C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read", "split_seek"},
-              {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied"},
+              {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied"}, {"expect", "xattrs", "inspect"},
               {"changes", "changes_spots", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
 C_NEIGHBOURS = {("sweep", "trail")}
 C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}

@@ -68,17 +68,20 @@ static void assemble(int record, int root, const uint8_t *diff_id, fuzz_dice *di
 
 static void check(int record, int root, const uint8_t *diff_id)
 {
-    lay_error err = { .code = LAY_OK }, problem = { .code = LAY_OK };
+    lay_error err = { .code = LAY_OK };
     lay_check *c;
-    lay_code code = lay_check_open(&c, record, root, diff_id, &err);
-    int kind = LAY_PROBLEM_NONE, end = 0;
+    lay_problem problem = { .kind = LAY_PROBLEM_NONE };
+    lay_check_options options = { .record_fd = record, .root_fd = root, .diff_id = diff_id, .lower_fds = &root, .lowers = 1, .flags = LAY_CHECK_METADATA };
+    lay_code code = lay_check_open(&c, &options, &err);
+    int end = 0;
     if (code) {
         fuzz_error_is_whole(&err, code);
         return;
     }
-    while (!end && !(code = lay_check_next(c, 1000, &kind, &end, &problem, &err)))
-        if (kind != LAY_PROBLEM_NONE)
-            fuzz_error_is_whole(&problem, problem.code);
+    while (!end && !(code = lay_check_next(c, 1000, &problem, &end, &err)))
+        if (problem.kind != LAY_PROBLEM_NONE)
+            PROMISE(strlen(problem.path) == problem.path_len && memchr(problem.text, 0, sizeof problem.text), "a problem is whole");
+    PROMISE(!code, "damage is no error of the call");
     lay_check_free(c);
 }
 

@@ -39,11 +39,13 @@ static void read_rest(lay_source *s, const uint8_t *data, size_t size, size_t at
 
 static void give_back(const uint8_t *data, size_t size, int root, int record, const uint8_t diff_id[32], fuzz_dice *dice)
 {
-    lay_error err = { .code = LAY_OK }, problem = { .code = LAY_OK };
+    lay_error err = { .code = LAY_OK };
     lay_source *s;
     lay_check *c;
+    lay_problem problem;
+    lay_check_options options = { .record_fd = record, .root_fd = root, .diff_id = diff_id, .flags = LAY_CHECK_METADATA };
     int64_t total;
-    int kind, end = 0;
+    int end = 0;
     PROMISE(!lay_assemble_open(&s, record, root, diff_id, &err), "a record is opened");
     read_rest(s, data, size, 0, dice);
     PROMISE(!lay_source_size(s, &total, &err) && total == (int64_t)size, "a tar knows its length");
@@ -53,10 +55,10 @@ static void give_back(const uint8_t *data, size_t size, int root, int record, co
         read_rest(s, data, size, at, dice);
     }
     lay_source_free(s);
-    PROMISE(!lay_check_open(&c, record, root, diff_id, &err), "a layer is checked");
+    PROMISE(!lay_check_open(&c, &options, &err), "a layer is checked");
     while (!end) {
-        PROMISE(!lay_check_next(c, 1000, &kind, &end, &problem, &err), "a check goes on");
-        PROMISE(kind == LAY_PROBLEM_NONE, "nothing is wrong with a layer just made");
+        PROMISE(!lay_check_next(c, 1000, &problem, &end, &err), "a check goes on");
+        PROMISE(problem.kind == LAY_PROBLEM_NONE, "nothing is wrong with a layer just made");
     }
     lay_check_free(c);
 }

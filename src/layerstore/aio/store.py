@@ -164,12 +164,14 @@ class Store:
         return self.blocking.driver_name()
 
     async def verify(
-        self, chain_id: str | None = None, *, progress: Progress | None = None, workers: int | None = None
-    ) -> list[Problem]:
+        self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,
+        workers: int | None = None,
+    ) -> list[Problem]:  # fmt: skip
         """Compare what is stored with what was registered; [] when all is well. Nothing is written."""
         store = self.blocking
         return await in_thread(
-            lambda call: store.verify(chain_id, progress=call.hook(progress), workers=workers), self._slots.long
+            lambda call: store.verify(chain_id, metadata=metadata, progress=call.hook(progress), workers=workers),
+            self._slots.long,
         )
 
     async def repair(self, chain_id: str, source: Any = None, *, progress: Progress | None = None) -> list[Problem]:

@@ -24,6 +24,7 @@ from layerstore.drivers.quota import ProjectQuota
 from layerstore.drivers.unowned import Unowned
 from layerstore.errors import (
     InvalidOptionError,
+    LayerStoreError,
     NotSupportedError,
 )
 from layerstore.holds import Holds
@@ -270,11 +271,22 @@ class Overlay2:
             return _listing.open_file(root, path, size)
 
     def check(
-        self, id: str, record_fd: int, diff_id: bytes, report: Callable[[int], None] | None = None
-    ) -> list[tuple[str, str, str]]:
-        """Compare id's files with the record: (kind, path, sentence); report hears of bytes looked at."""
-        with self._at.opened_diff(id) as root:
-            return _tarstream.check(record_fd, root, diff_id, report)
+        self, id: str, record_fd: int, diff_id: bytes, report: Callable[[int], None] | None = None, *,
+        metadata: bool = True,
+    ) -> list[tuple[str, str, str]]:  # fmt: skip
+        """Compare id's directory with the record: (kind, path, sentence).
+
+        report     hears of bytes looked at
+        metadata   compare more than presence and bytes
+        """
+        flags = _tarstream.CHECK_METADATA if metadata else 0
+        flags |= _tarstream.CHECK_USERNS if checks.in_user_namespace() else 0
+        flags |= _tarstream.CHECK_USERXATTR if self.userxattr else 0
+        with self._at.opened_diff(id) as root, contextlib.ExitStack() as stack:
+            lowers: list[int] = []
+            with contextlib.suppress(OSError, LayerStoreError):     # told by problems(); every mark is needed then
+                lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
+            return _tarstream.check(record_fd, root, diff_id, report, lowers, flags)
 
     def diff(self, id: str, parent: str, *, read_only: bool = False) -> TarStream:
         """Make a fresh tar of the difference to parent ("" = nothing); read_only: id must not be written to."""

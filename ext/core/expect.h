@@ -1,0 +1,73 @@
+/* expect.h - the tree that a layer's tar makes, in memory: its entries in order enter, names with what they must be leave.
+ *
+ * A name (lay_want) refers to a thing, as a directory's entry does to an inode: hard links share one. What a later
+ * entry replaces goes, and names that lead through a link of their own layer go where unpacking took them.
+ * Memory: a name's last component once, and two fixed records an entry.
+ */
+#ifndef LAY_EXPECT_H
+#define LAY_EXPECT_H
+
+#include "nameset.h"
+#include "tar.h"
+#include "text.h"
+
+typedef enum lay_thing_kind {
+    LAY_THING_NONE, LAY_THING_FILE, LAY_THING_DIRECTORY, LAY_THING_SYMLINK, LAY_THING_CHARACTER, LAY_THING_BLOCK,
+    LAY_THING_FIFO, LAY_THING_WHITEOUT
+} lay_thing_kind;
+
+#define LAY_THING_IMPLIED 1u    /* a directory made for want of an entry: nothing is recorded of it */
+#define LAY_THING_OPAQUE 2u     /* a directory that hides what lower layers have in it */
+#define LAY_THING_INLINE 4u     /* crc: of bytes that came with the framing; none else reads the file */
+#define LAY_THING_CHANGED 8u    /* its bytes were told to differ */
+#define LAY_THING_MET 16u       /* a name of it was looked at */
+
+typedef struct lay_thing {
+    uint64_t crc, xattrs;       /* of a file's bytes, holes too; of its extended attributes, see xattrs.h */
+    uint64_t capability;        /* of xattrs, what goes with another owner */
+    int64_t size, mtime_sec;    /* of a link: the length of its text */
+    uint64_t text;              /* where a link's text begins */
+    uint64_t met;               /* device and inode of the first name looked at, folded into one */
+    int32_t mtime_nsec;
+    uint32_t uid, gid, names;   /* names: how many it has */
+    uint32_t major, minor;      /* of a node */
+    uint16_t mode;
+    uint8_t kind, flags;
+} lay_thing;
+
+#define LAY_WANT_GONE 1u        /* something later took its place, or its directory's */
+#define LAY_WANT_HIDES 2u       /* a whiteout came for this name */
+#define LAY_WANT_SEEN 4u        /* it was found on the disk */
+#define LAY_WANT_TOLD 8u        /* it was told to be missing */
+
+typedef struct lay_want {
+    uint64_t name;
+    uint32_t parent, first, next, thing;    /* first: of what is in it; next: in the same directory */
+    uint16_t name_len, flags;
+} lay_want;
+
+#define LAY_ROOT 0u             /* the want that is the layer's directory */
+#define LAY_NO_WANT UINT32_MAX
+
+typedef struct lay_expect lay_expect;
+
+lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err);
+void lay_expect_free(lay_expect *x);
+
+/* The next entry of the tar. *want: its name; LAY_NO_WANT: it makes nothing that has a name. LAY_E_SPLIT: no such entry
+ * can have been unpacked, and the tree is as before. */
+lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want, lay_error *err);
+
+size_t lay_expect_count(const lay_expect *x);     /* of wants, those that are gone too */
+lay_want *lay_expect_want(lay_expect *x, uint32_t want);
+lay_thing *lay_expect_thing(lay_expect *x, uint32_t want);
+const char *lay_expect_name(const lay_expect *x, uint32_t want);     /* its last component; not NUL-terminated */
+const char *lay_expect_text(const lay_expect *x, const lay_thing *link);
+/* A name in a directory; LAY_NO_WANT: none must be there. */
+uint32_t lay_expect_find(const lay_expect *x, uint32_t directory, const char *name, size_t n);
+/* Where it lies in the layer: "usr/lib/x". */
+lay_code lay_expect_path(const lay_expect *x, uint32_t want, lay_text *path, lay_error *err);
+/* The digest of extended attributes is keyed: by this. */
+const lay_nameset *lay_expect_key(const lay_expect *x);
+
+#endif
