@@ -7,22 +7,21 @@ it. A file is known in other layers by size and CRC-64, which just says where to
 
 from __future__ import annotations
 
-import base64
+import collections
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from layerstore import _files
 from layerstore.drivers import Driver
-from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import diff_id_of, random_id
 from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.sources import Input, feed
 from layerstore.tarstream import TarStream
-from layerstore.values import Durability, Problem, Progress
+from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
 
 log = logging.getLogger("layerstore")
 
@@ -77,7 +76,7 @@ class Repair:
         try:
             with contextlib.ExitStack() as stack:
                 if source is None:
-                    tar: Any = from_other_layers(self._metadata, Layer(record), problems, others, stack)
+                    tar: Any = from_other_layers(Layer(record), problems, others, stack)
                 else:
                     tar = tar_of(record.chain_id, record.diff_id, source, stack)
                 given = stack.enter_context(contextlib.closing(Input(tar)))
@@ -90,9 +89,10 @@ class Repair:
                 why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
                 raise CorruptLayerError(why, chain_id=record.chain_id)
             self._driver.sync([cache_id], self._level, everything=True)
-            self._driver.graft(record.cache_id, cache_id, [problem.path for problem in problems if problem.path])
-            if any(not problem.path for problem in problems) or self._verify(record.chain_id):
+            if not self._is_right(record, cache_id):
                 self._metadata.take_record(record.chain_id, transaction)
+                problems = self._verify(record.chain_id)      # a whole record tells more than a damaged one did
+            self._driver.graft(record.cache_id, cache_id, dict.fromkeys(p.path for p in problems if p.path))
             self._driver.sync([record.cache_id], self._level, everything=True)
         finally:
             try:
@@ -102,108 +102,105 @@ class Repair:
                 log.error(text, cache_id, err, extra=about)
             transaction.cancel()
 
-
-class Payload(NamedTuple):
-    """One file of a layer's tar-split record."""
-
-    name: str
-    offset: int
-    size: int
-    crc: str
-
-
-def payloads(metadata: FileMetadataStore, chain_id: str) -> Iterator[Payload]:
-    """Give the files with bytes of a record, in order. Raises OSError, CorruptLayerError."""
-    offset = 0
-    with contextlib.closing(metadata.tar_split_reader(chain_id)) as lines:
+    def _is_right(self, record: Record, sound: str) -> bool:
+        """Does the layer's tar-split record describe sound, a directory with the layer as it was registered?"""
         try:
-            for line in lines:
-                entry = {key.lower(): value for key, value in json.loads(line).items()} if line.strip() else {}
-                payload, size = entry.get("payload") or "", entry.get("size") or 0
-                if entry.get("type") == 2:
-                    offset += len(base64.b64decode(payload))
-                elif entry.get("type") == 1 and size:
-                    raw = base64.b64decode(entry.get("name_raw") or "").decode("utf-8", "surrogateescape")
-                    yield Payload(entry.get("name") or raw, offset, size, payload)
-                    offset += size
-        except (ValueError, AttributeError, TypeError, EOFError) as err:
-            why = f"the tar-split record of {chain_id} cannot be read: {err}"
-            raise CorruptLayerError(why, chain_id=chain_id) from err
+            fd = self._metadata.open_tar_split(record.chain_id)
+        except OSError:
+            return False
+        try:
+            return not self._driver.check(sound, fd, record.diff_id.raw)
+        except (OSError, LayerStoreError):
+            return False
+        finally:
+            _files.close(fd)
 
 
 class Spliced:
     """The tar of a damaged layer, with the payloads of damaged files read from other layers."""
 
-    def __init__(self, own: TarStream, donors: list[tuple[Payload, TarStream, int]]) -> None:
+    def __init__(self, own: TarStream, donors: list[tuple[FileEntry, TarStream, int]]) -> None:
         """own      the damaged layer's, which fails where it is damaged
-        donors   (which payload, from where, at which offset), in order of the tar
+        donors   (which file, from where, at which offset), in order of the tar
         """
         self._own, self._position = own, 0
-        self._donors = donors
+        self._donors = collections.deque(donors)
 
     def read(self, n: int) -> bytes:
         """Give the next bytes, at most n; b"" at the end."""
         n = min(n, _BLOCK)
-        while self._donors and self._position >= self._donors[0][0].offset + self._donors[0][0].size:
-            self._donors.pop(0)
+        while self._donors and self._position >= _begin(self._donors[0][0]) + self._donors[0][0].size:
+            self._donors.popleft()
         source, at = self._own, self._position
         if self._donors:
-            payload, donor, offset = self._donors[0]
-            if self._position < payload.offset:
-                n = min(n, payload.offset - self._position)
+            file, donor, offset = self._donors[0]
+            if self._position < _begin(file):
+                n = min(n, _begin(file) - self._position)
             else:
-                done = self._position - payload.offset
-                source, at, n = donor, offset + done, min(n, payload.size - done)
+                done = self._position - _begin(file)
+                source, at, n = donor, offset + done, min(n, file.size - done)
         source.seek(at)
         data = source.read(n)
         self._position += len(data)
         return data
 
 
+def _begin(file: FileEntry) -> int:
+    return file.offset or 0
+
+
+def _files_in(layer: Layer) -> Iterator[FileEntry]:
+    """Give the files of a layer whose bytes lie in its tar as they are. Raises OSError, CorruptLayerError."""
+    files = (entry for entry in layer.files() if entry.type is FileType.FILE and entry.size)
+    return (file for file in files if file.crc is not None and file.offset is not None)
+
+
 def from_other_layers(
-    metadata: FileMetadataStore, layer: Layer, problems: Iterable[Problem], others: Iterable[Layer],
-    stack: contextlib.ExitStack,
-) -> Spliced:  # fmt: skip
+    layer: Layer, problems: Iterable[Problem], others: Iterable[Layer], stack: contextlib.ExitStack
+) -> Spliced:
     """Find every damaged file of layer in others.
+
+    A record, layer's or another's, is read entry by entry; what cannot be read of another layer's is passed over.
 
     stack    closes what is opened
     Raises   CorruptLayerError   a file is nowhere else, or layer's record cannot be read
     """
-    names = {problem.path for problem in problems if problem.path}
-    damaged = [payload for payload in payloads(metadata, layer.chain_id) if payload.name in names]
-    wanted = {(payload.size, payload.crc) for payload in damaged}
-    found: dict[tuple[int, str], tuple[TarStream, int]] = {}
+    names = {problem.path for problem in problems if problem.kind in ("content", "missing")}
+    own = stack.enter_context(layer.tar_stream())
+    # What the record has itself is sound, whatever lies on the disk.
+    damaged = [file for file in _files_in(layer) if file.name in names and not _is_sound(own, file)]
+    wanted = {(file.size, file.crc) for file in damaged}
+    found: dict[tuple[int, int | None], tuple[TarStream, int]] = {}
     for other in others:
         if not wanted - found.keys():
             break
         if other.chain_id == layer.chain_id:
             continue
         with contextlib.suppress(OSError, LayerStoreError):
-            for payload in payloads(metadata, other.chain_id):
-                key = (payload.size, payload.crc)
+            stream: TarStream | None = None
+            for file in _files_in(other):
+                key = (file.size, file.crc)
                 if key not in wanted or key in found:
                     continue
-                stream = stack.enter_context(other.tar_stream())
-                if _is_sound(stream, payload):
-                    found[key] = (stream, payload.offset)
-    lost = [payload for payload in damaged if (payload.size, payload.crc) not in found]
+                stream = stream or stack.enter_context(other.tar_stream())
+                if _is_sound(stream, file):
+                    found[key] = (stream, _begin(file))
+    lost = [file for file in damaged if (file.size, file.crc) not in found]
     if lost:
         raise CorruptLayerError(
             f"{len(lost)} damaged files of {layer.chain_id} are in no other layer, the first is "
-            f'"{lost[0].name}": a tar of the layer, or another store, is needed',
+            f'"{readable(lost[0].name)}": a tar of the layer, or another store, is needed',
             chain_id=layer.chain_id, path=lost[0].name,
         )  # fmt: skip
-    own = stack.enter_context(layer.tar_stream())
-    return Spliced(own, [(payload, *found[payload.size, payload.crc]) for payload in damaged])
 
 
-def _is_sound(stream: TarStream, payload: Payload) -> bool:
+def _is_sound(stream: TarStream, file: FileEntry) -> bool:
     """Read a file through: the stream checks its CRC when it is read whole."""
-    stream.seek(payload.offset)
-    left = payload.size
+    left = file.size
     try:
+        stream.seek(_begin(file))
         while left and (block := stream.read(min(left, _BLOCK))):
             left -= len(block)
-    except CorruptLayerError:
+    except (OSError, LayerStoreError):
         return False
     return not left
