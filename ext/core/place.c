@@ -345,11 +345,13 @@ lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, c
     if (*whiteout)
         return LAY_OK;
     bool owner = st.st_uid != m->uid || st.st_gid != m->gid;
-    if ((owner && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, m, err))
+    lay_meta given = *m;
+    given.inherits = false;                   /* a file that was there inherits nothing by one more name */
+    if ((owner && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, &given, err))
         return err->code;
     if (S_ISLNK(st.st_mode))
         return LAY_OK;
-    if ((owner || (st.st_mode & 07777) != m->mode) && set_mode_at(dir_fd, name, m->mode, err))
+    if ((owner || m->acl || (st.st_mode & 07777) != m->mode) && set_mode_at(dir_fd, name, m->mode, err))
         return err->code;
     return set_times_at(dir_fd, name, m, err);
 }
