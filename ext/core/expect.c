@@ -16,9 +16,15 @@
 #define LINKS_MAX 255
 #define STEPS_MAX (64 << 10)      /* of one name through links: more than any limit that is in use allows */
 
+/* What one extended attribute adds to the sum of its thing; the parts of one thing are a list. */
+typedef struct part { lay_xattr_part is; uint32_t next; } part;
+#define NO_PART UINT32_MAX
+
 struct lay_expect {
     lay_want *wants; size_t nwants, wants_cap;
     lay_thing *things; size_t nthings, things_cap;
+    part *parts; size_t nparts, parts_cap;
+    uint64_t capability;               /* the hash of that xattr's name */
     uint32_t *slots; size_t mask;      /* want + 1; 0: empty */
     lay_nameset key;
     lay_text names;
@@ -165,7 +171,7 @@ lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err)
     if (!x)
         return lay_fail_nomem(err);
     x->userns = userns;
-    lay_thing root = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1 };
+    lay_thing root = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1, .parts = NO_PART };
     uint32_t id;
     if (lay_nameset_init(&x->key, err) || lay_text_room(&x->names, 256, err) || grow(&x->wants, &x->wants_cap, 0, sizeof *x->wants, err)
         || double_slots(x, err) || add_thing(x, &root, &id, err)) {
@@ -173,6 +179,7 @@ lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err)
         return err->code;
     }
     x->wants[x->nwants++] = (lay_want){ .parent = LAY_NO_WANT, .first = LAY_NO_WANT, .next = LAY_NO_WANT, .thing = id };
+    x->capability = lay_nameset_hash(&x->key, "security.capability", strlen("security.capability"));
     *out = x;
     return LAY_OK;
 }
@@ -184,6 +191,7 @@ void lay_expect_free(lay_expect *x)
     lay_nameset_free(&x->key);
     free(x->wants);
     free(x->things);
+    free(x->parts);
     free(x->slots);
     free(x->names.p);
     free(x->clean.p);
@@ -322,7 +330,7 @@ static lay_code enter(lay_expect *x, const lay_tar_entry *e, uint32_t *directory
     }
     for (size_t at = 0; at < x->missing.len;) {
         size_t n = strlen(x->missing.p + at);
-        lay_thing made = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1 };
+        lay_thing made = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1, .parts = NO_PART };
         uint32_t id;
         if (add_thing(x, &made, &id, err) || add_want(x, here, x->missing.p + at, n, &here, err))
             return err->code;
@@ -356,21 +364,51 @@ static lay_thing_kind kind_of(const lay_tar_entry *e)
     }
 }
 
-/* What an entry says of owner, mode and times; a hard link says it of the thing it names. */
+/* One extended attribute has this value now. */
+static lay_code set_part(lay_expect *x, lay_thing *t, const lay_xattr_part *is, lay_error *err)
+{
+    uint32_t at = t->parts;
+    while (at != NO_PART && x->parts[at].is.name != is->name)
+        at = x->parts[at].next;
+    if (at == NO_PART) {
+        if (x->nparts >= NO_PART)
+            return lay_fail(err, LAY_E_LIMIT, "the record has more extended attributes than can be compared");
+        if (grow(&x->parts, &x->parts_cap, x->nparts, sizeof *x->parts, err))
+            return err->code;
+        at = (uint32_t)x->nparts++;
+        x->parts[at] = (part){ { is->name, 0 }, t->parts };
+        t->parts = at;
+    }
+    t->xattrs += is->sum - x->parts[at].is.sum;
+    x->parts[at].is.sum = is->sum;
+    return LAY_OK;
+}
+
+/* A hard link adds to what its file has; any other entry says what there is. */
+static lay_code set_xattrs(lay_expect *x, lay_thing *t, const lay_tar_entry *e, lay_error *err)
+{
+    LAY_AUTO_FREE lay_xattr_part *parts = NULL;
+    size_t n;
+    if (e->type != '1') {
+        t->parts = NO_PART;
+        t->xattrs = 0;
+    }
+    if (lay_xattrs_of_entry(&x->key, e, (lay_thing_kind)t->kind, x->userns, &parts, &n, err))
+        return err->code;
+    for (size_t i = 0; i < n; i++)
+        if (set_part(x, t, &parts[i], err))
+            return err->code;
+    return LAY_OK;
+}
+
+/* What an entry says of owner, mode, times and xattrs; a hard link says it of the thing it names. */
 static lay_code set_meta(lay_expect *x, lay_thing *t, const lay_tar_entry *e, lay_error *err)
 {
-    uint64_t sum, capability;
-    if (lay_xattrs_of_entry(&x->key, e, (lay_thing_kind)t->kind, x->userns, &sum, &capability, err))
-        return err->code;
     bool no_time = e->mtime.sec < 0 || e->mtime.sec > 9223372036 || (e->mtime.sec == 9223372036 && e->mtime.nsec > 854775807);
-    bool link = e->type == '1';
-    if (!link || e->nxattrs) {
-        t->xattrs = sum;
-        t->capability = capability;
-    } else if (t->uid != (uint32_t)e->uid || t->gid != (uint32_t)e->gid) {
-        t->xattrs -= t->capability;
-        t->capability = 0;
-    }
+    bool link = e->type == '1', other = t->uid != (uint32_t)e->uid || t->gid != (uint32_t)e->gid;
+    lay_xattr_part none = { x->capability, 0 };
+    if ((link && other && t->parts != NO_PART && set_part(x, t, &none, err)) || set_xattrs(x, t, e, err))
+        return err->code;                     /* the kernel takes a capability away with the owner */
     t->uid = (uint32_t)e->uid;
     t->gid = (uint32_t)e->gid;
     if (link && t->kind == LAY_THING_SYMLINK)
@@ -405,14 +443,13 @@ static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t direct
     if (enter(x, e, &target_directory, &target_base, err))
         return err->code;
     target = lay_expect_find(x, target_directory, x->clean.p + target_base, x->clean.len - target_base);
-    if (target == there && target != LAY_NO_WANT) {
-        *want = target;                       /* linked to itself: it stays what it is */
-        return set_meta(x, &x->things[x->wants[target].thing], e, err);
-    }
-    if (target == LAY_NO_WANT || kind_at(x, target) == LAY_THING_DIRECTORY)
+    lay_thing_kind kind = kind_at(x, target);
+    if (target == there && kind != LAY_THING_NONE && kind != LAY_THING_DIRECTORY && kind != LAY_THING_WHITEOUT)
+        return LAY_OK;                        /* linked to itself: it stays what it is */
+    if (target == there || kind == LAY_THING_NONE || kind == LAY_THING_DIRECTORY)
         return unfit(e, "its target is not there", err);
     uint32_t id = x->wants[target].thing;
-    if (set_meta(x, &x->things[id], e, err))
+    if (kind != LAY_THING_WHITEOUT && set_meta(x, &x->things[id], e, err))
         return err->code;
     if (there != LAY_NO_WANT)
         make_way(x, there);
@@ -429,19 +466,18 @@ static lay_code whiteout(lay_expect *x, const lay_tar_entry *e, uint32_t directo
     if (there != LAY_NO_WANT && kind_at(x, there) != LAY_THING_WHITEOUT)
         return unfit(e, "it hides what came before it", err);
     if (there == LAY_NO_WANT) {
-        lay_thing made = { .kind = LAY_THING_WHITEOUT, .names = 1 };
+        lay_thing made = { .kind = LAY_THING_WHITEOUT, .names = 1, .parts = NO_PART };
         if (add_thing(x, &made, &id, err) || add_want(x, directory, name, n, &there, err))
             return err->code;
         x->wants[there].thing = id;
     }
-    x->wants[there].flags |= LAY_WANT_HIDES;
     *want = there;
     return LAY_OK;
 }
 
 static lay_code place(lay_expect *x, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, uint32_t *want, lay_error *err)
 {
-    lay_thing made = { .kind = (uint8_t)kind_of(e), .names = 1 };
+    lay_thing made = { .kind = (uint8_t)kind_of(e), .names = 1, .parts = NO_PART };
     if (made.kind == LAY_THING_NONE)
         return unfit(e, "nobody knows its type", err);
     if (made.kind == LAY_THING_SYMLINK && !e->link_len)
@@ -466,6 +502,8 @@ static lay_code place(lay_expect *x, const lay_tar_entry *e, uint32_t directory,
         made.major = (uint32_t)e->dev_major;
         made.minor = (uint32_t)e->dev_minor;
     }
+    if (made.kind == LAY_THING_DIRECTORY && there != LAY_NO_WANT)
+        made.flags |= LAY_THING_REBORN;
     if (set_meta(x, &made, e, err) || add_thing(x, &made, &id, err))
         return err->code;
     if (there != LAY_NO_WANT)
@@ -473,8 +511,22 @@ static lay_code place(lay_expect *x, const lay_tar_entry *e, uint32_t directory,
     if (add_want(x, directory, name, n, want, err))
         return err->code;
     x->wants[*want].thing = id;
-    if (made.kind == LAY_THING_DIRECTORY && x->wants[*want].flags & LAY_WANT_HIDES)
-        x->things[id].flags |= LAY_THING_OPAQUE;
+    return LAY_OK;
+}
+
+lay_code lay_expect_hide(lay_expect *x, const char *name, size_t n, lay_error *err)
+{
+    uint32_t there = lay_expect_find(x, LAY_ROOT, name, n), id;
+    if (there != LAY_NO_WANT) {
+        if (kind_at(x, there) == LAY_THING_DIRECTORY)
+            x->things[x->wants[there].thing].flags |= LAY_THING_REBORN;
+        return LAY_OK;
+    }
+    lay_thing made = { .kind = LAY_THING_WHITEOUT, .names = 1, .parts = NO_PART };
+    if (add_thing(x, &made, &id, err) || add_want(x, LAY_ROOT, name, n, &there, err))
+        return err->code;
+    x->wants[there].thing = id;
+    x->wants[there].flags |= LAY_WANT_DERIVED;
     return LAY_OK;
 }
 

@@ -21,22 +21,24 @@ typedef enum lay_thing_kind {
 #define LAY_THING_INLINE 4u     /* crc: of bytes that came with the framing; none else reads the file */
 #define LAY_THING_CHANGED 8u    /* its bytes were told to differ */
 #define LAY_THING_MET 16u       /* a name of it was looked at */
+#define LAY_THING_REBORN 32u    /* a directory that stands where what is none stood, and so hides as much */
+#define LAY_THING_HIDES (LAY_THING_OPAQUE | LAY_THING_REBORN)
 
 typedef struct lay_thing {
     uint64_t crc, xattrs;       /* of a file's bytes, holes too; of its extended attributes, see xattrs.h */
-    uint64_t capability;        /* of xattrs, what goes with another owner */
     int64_t size, mtime_sec;    /* of a link: the length of its text */
     uint64_t text;              /* where a link's text begins */
     uint64_t met;               /* device and inode of the first name looked at, folded into one */
     int32_t mtime_nsec;
     uint32_t uid, gid, names;   /* names: how many it has */
     uint32_t major, minor;      /* of a node */
+    uint32_t parts;             /* of the sum in xattrs, one for each of them; see expect.c */
     uint16_t mode;
     uint8_t kind, flags;
 } lay_thing;
 
 #define LAY_WANT_GONE 1u        /* something later took its place, or its directory's */
-#define LAY_WANT_HIDES 2u       /* a whiteout came for this name */
+#define LAY_WANT_DERIVED 2u     /* a whiteout that has no entry of its own: lay_expect_hide() */
 #define LAY_WANT_SEEN 4u        /* it was found on the disk */
 #define LAY_WANT_TOLD 8u        /* it was told to be missing */
 
@@ -57,6 +59,9 @@ void lay_expect_free(lay_expect *x);
 /* The next entry of the tar. *want: its name; LAY_NO_WANT: it makes nothing that has a name. LAY_E_SPLIT: no such entry
  * can have been unpacked, and the tree is as before. */
 lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want, lay_error *err);
+
+/* The layer hides all that is below, which a mark at the top cannot say: a name of a layer below is hidden by itself. */
+lay_code lay_expect_hide(lay_expect *x, const char *name, size_t n, lay_error *err);
 
 size_t lay_expect_count(const lay_expect *x);     /* of wants, those that are gone too */
 lay_want *lay_expect_want(lay_expect *x, uint32_t want);

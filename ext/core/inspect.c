@@ -45,6 +45,23 @@ struct lay_inspect {
     int64_t bytes;
 };
 
+/* An opaque mark at the top: the names that it hides are to be marked, each. */
+static lay_code hide_below(const lay_inspect_options *o, lay_error *err)
+{
+    lay_code code = LAY_OK;
+    if (!(lay_expect_thing(o->expect, LAY_ROOT)->flags & LAY_THING_OPAQUE))
+        return LAY_OK;
+    for (size_t k = 0; k < o->lowers->count && !code; k++) {
+        lay_names names = { 0 };
+        LAY_AUTO_FD int fd = openat(o->lowers->fds[k], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        code = fd < 0 ? lay_fail_os(err, errno, NULL, "cannot read the layer below") : lay_names_read(&names, fd, err);
+        for (size_t n = 0; n < names.count && !code; n++)
+            code = lay_expect_hide(o->expect, names.text + names.list[n].at, names.list[n].len, err);
+        lay_names_free(&names);
+    }
+    return code;
+}
+
 lay_code lay_inspect_open(lay_inspect **out, const lay_inspect_options *o, lay_error *err)
 {
     lay_inspect *i = calloc(1, sizeof *i);
@@ -58,7 +75,7 @@ lay_code lay_inspect_open(lay_inspect **out, const lay_inspect_options *o, lay_e
         lay_fail_nomem(err);
     else if (lay_trail_open(&i->trail, o->root_fd, false) != 0)
         lay_fail_os(err, errno, NULL, "cannot look into the layer");
-    else {
+    else if (hide_below(o, err) == LAY_OK) {
         *out = i;
         return LAY_OK;
     }
@@ -281,6 +298,10 @@ static lay_code compare(lay_inspect *i, const char *name, size_t n, lay_problem 
     int dir = lay_trail_fd(&i->trail);
     uint32_t want = lay_expect_find(i->o.expect, i->directory, name, n);
     if (want == LAY_NO_WANT) {
+        bool hides = i->directory == LAY_ROOT && lay_expect_thing(i->o.expect, LAY_ROOT)->flags & LAY_THING_OPAQUE
+            && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0 && lay_stat_is_whiteout(st.st_mode, st.st_rdev);
+        if (hides)
+            return LAY_OK;                    /* of a name that was below when the layer was made */
         i->changed = true;
         if (!i->o.metadata || i->o.partial)
             return LAY_OK;
@@ -386,16 +407,15 @@ static lay_code next_name(lay_inspect *i, lay_problem *p, lay_error *err)
     return compare(i, d->name, strlen(d->name), p, err);
 }
 
-/* Would another tree be seen without this mark, in i->here or (name not NULL) at a name in it? */
+/* Would another tree be seen without this mark, of i->here or (name not NULL) of a name in it? Those that an entry asks
+ * for are there wherever it stands; those that follow from others need only be where they hide something. */
 static lay_code is_needed(lay_inspect *i, const char *name, size_t n, bool *needed, lay_error *err)
 {
-    *needed = true;
-    if (!i->o.lowers->count)
-        return LAY_OK;
+    *needed = i->o.lowers->count > 0;
     /* Where the layer itself hides all below a directory, nothing in it need be hidden once more. */
     uint32_t above = name ? i->directory : i->directory == LAY_ROOT ? LAY_NO_WANT : lay_expect_want(i->o.expect, i->directory)->parent;
-    for (; above != LAY_NO_WANT; above = lay_expect_want(i->o.expect, above)->parent)
-        if (lay_expect_thing(i->o.expect, above)->flags & LAY_THING_OPAQUE)
+    for (; above != LAY_NO_WANT && above != LAY_ROOT; above = lay_expect_want(i->o.expect, above)->parent)
+        if (lay_expect_thing(i->o.expect, above)->flags & LAY_THING_HIDES)
             *needed = false;
     lay_problem unused;
     if (!*needed || at_name(i, "", name, n, &unused, err))
@@ -415,7 +435,7 @@ static lay_code tell_missing(lay_inspect *i, uint32_t want, lay_problem *p, lay_
     bool told = w->flags & LAY_WANT_TOLD;
     if (w->flags & LAY_WANT_SEEN || (device && i->o.userns))
         return LAY_OK;
-    if (t->kind == LAY_THING_WHITEOUT && !told && is_needed(i, name, w->name_len, &needed, err))
+    if (w->flags & LAY_WANT_DERIVED && !told && is_needed(i, name, w->name_len, &needed, err))
         return err->code;
     if (!needed)
         return LAY_OK;
@@ -476,10 +496,10 @@ static lay_code compare_directory(lay_inspect *i, lay_problem *p, lay_error *err
         marks = 0;                            /* told above */
     }
     unsigned right = i->o.userxattr ? LAY_MARK_OPAQUE_USER : LAY_MARK_OPAQUE_TRUSTED;
-    bool needed = false;
-    if (t->flags & LAY_THING_OPAQUE && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
+    bool needed = t->flags & LAY_THING_OPAQUE && !(marks & right);
+    if (t->flags & LAY_THING_REBORN && !needed && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
         return err->code;
-    if (i->o.metadata && !(t->flags & LAY_THING_OPAQUE) && marks & right)
+    if (i->o.metadata && !(t->flags & LAY_THING_HIDES) && marks & right)
         add(p, "it is marked opaque, and hides what lies below, though the tar says nothing of it");
     if (i->o.metadata && marks & LAY_MARK_OTHER)
         add(p, "it has a mark of overlayfs that no tar can give");

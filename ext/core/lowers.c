@@ -47,8 +47,9 @@ static answer ask(int root_fd, const char *path, size_t n, bool userxattr, bool 
             return ABSENT;
         memcpy(name, part, len);
         name[len] = '\0';
-        if (lay_tree_hasxattr(dir, ".", xattr) > 0)
-            *last = true;
+        char value;
+        if (part != path && lay_tree_getxattr(dir, ".", xattr, &value, 1) == 1 && value == 'y')
+            *last = true;                     /* overlayfs does not look at the root's */
         if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0)
             return errno == ENOENT ? ABSENT : ASK_ERROR;
         if (lay_stat_is_whiteout(st.st_mode, st.st_rdev))

@@ -110,13 +110,15 @@ static int by_name(const void *a, const void *b)
     return c ? c : (x > y) - (x < y);
 }
 
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, uint64_t *sum, uint64_t *capability, lay_error *err)
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err)
 {
-    *sum = *capability = 0;
+    *parts = NULL;
+    *n = 0;
     if (!e->nxattrs)
         return LAY_OK;
     LAY_AUTO_FREE const lay_xattr **sorted = calloc(e->nxattrs, sizeof *sorted);
-    if (!sorted)
+    *parts = calloc(e->nxattrs, sizeof **parts);
+    if (!sorted || !*parts)
         return lay_fail_nomem(err);
     for (size_t i = 0; i < e->nxattrs; i++)
         sorted[i] = &e->xattrs[i];
@@ -124,12 +126,8 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
     for (size_t i = 0; i < e->nxattrs; i++) {
         const lay_xattr *x = sorted[i];
         bool again = i + 1 < e->nxattrs && !strcmp(x->name, sorted[i + 1]->name);       /* the last one counts */
-        if (again || !is_compared(x->name, kind, userns))
-            continue;
-        uint64_t part = term(key, x->name, x->value, x->len);
-        *sum += part;
-        if (!strcmp(x->name, "security.capability"))
-            *capability = part;
+        if (!again && is_compared(x->name, kind, userns))
+            (*parts)[(*n)++] = (lay_xattr_part){ lay_nameset_hash(key, x->name, strlen(x->name)), term(key, x->name, x->value, x->len) };
     }
     return LAY_OK;
 }
@@ -145,6 +143,12 @@ static ssize_t list_names(int dir_fd, const char *name, char *names, size_t cap)
     if (n < 0 && errno == EOPNOTSUPP)
         return 0;
     return n;
+}
+
+static bool is_opaque(int dir_fd, const char *name, const char *xattr)
+{
+    char value;
+    return lay_tree_getxattr(dir_fd, name, xattr, &value, 1) == 1 && value == 'y';
 }
 
 static unsigned mark_of(const char *name)
@@ -177,7 +181,10 @@ int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd
     if (n < 0)
         return -1;
     for (const char *at = room->names; at < room->names + n; at += strlen(at) + 1) {
-        *marks |= mark_of(at);
+        unsigned mark = mark_of(at);
+        if (mark & (LAY_MARK_OPAQUE_TRUSTED | LAY_MARK_OPAQUE_USER) && !is_opaque(dir_fd, name, at))
+            mark = 0;                 /* "x" hides nothing */
+        *marks |= mark;
         if (!is_compared(at, kind, userns))
             continue;
         ssize_t len = lay_tree_getxattr(dir_fd, name, at, room->value, VALUE_MAX);

@@ -8,9 +8,9 @@
 
 #include "expect.h"
 
-/* userns: what only the initial user namespace may set is left out. *capability: the part of the sum that the kernel
- * takes away with another owner. */
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, uint64_t *sum, uint64_t *capability, lay_error *err);
+typedef struct lay_xattr_part { uint64_t name, sum; } lay_xattr_part;   /* a hash of its name; what it adds */
+/* One part for each, malloc'ed; NULL: none. userns: what only the initial user namespace may set is left out. */
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err);
 
 /* Marks of overlayfs found beside them. */
 #define LAY_MARK_OPAQUE_TRUSTED 1u

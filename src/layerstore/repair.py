@@ -192,6 +192,7 @@ def from_other_layers(
             f'"{readable(lost[0].name)}": a tar of the layer, or another store, is needed',
             chain_id=layer.chain_id, path=lost[0].name,
         )  # fmt: skip
+    return Spliced(own, [(file, *found[file.size, file.crc]) for file in damaged])
 
 
 def _is_sound(stream: TarStream, file: FileEntry) -> bool:

@@ -131,7 +131,7 @@ def note(root, recorded):
             key, st = os.path.relpath(path, root), os.lstat(path)
             facts = {"kind": stat.S_IFMT(st.st_mode), "mode": stat.S_IMODE(st.st_mode), "owner": (st.st_uid, st.st_gid)}
             facts["xattrs"] = {x: os.getxattr(path, x, follow_symlinks=False) for x in os.listxattr(path, follow_symlinks=False)}
-            facts["rdev"] = st.st_rdev
+            facts["rdev"], facts["path"] = st.st_rdev, key
             mark = stat.S_ISCHR(st.st_mode) and not st.st_rdev      # its time is that of its making
             if key in recorded if stat.S_ISDIR(st.st_mode) else not mark:
                 facts["time"] = st.st_mtime_ns
@@ -195,8 +195,8 @@ def is_node(facts): return stat.S_ISBLK(facts["kind"]) or (stat.S_ISCHR(facts["k
 def is_thing(facts): return not is_dir(facts) and not is_mark(facts)
 def is_changeable(facts): return (is_file(facts) or is_recorded(facts) or is_node(facts)) and not is_mark(facts)
 def holds_xattrs(facts): return is_file(facts) or is_recorded(facts)
-def is_opaque(facts): return is_dir(facts) and "trusted.overlay.opaque" in facts["xattrs"]
-def is_plain_dir(facts): return is_dir(facts) and not is_opaque(facts)
+def is_opaque(facts): return facts["path"] == "o" and "trusted.overlay.opaque" in facts["xattrs"]
+def is_plain_dir(facts): return is_dir(facts) and "trusted.overlay.opaque" not in facts["xattrs"]
 
 
 # name: (to what it can be done, how, kinds that may tell it, what the path told ends in: "" is the name itself)
