@@ -122,6 +122,23 @@ cdef extern from "lay.h" nogil:
     lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, lay_error *err) noexcept
     uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n) noexcept
 
+    ctypedef struct lay_walked:
+        const char *name
+        size_t name_len
+        const char *link
+        size_t link_len
+        char type
+        int sparse
+        int64_t stored, padding
+        const char *doubt
+    ctypedef struct lay_walk
+    lay_code lay_walk_open(lay_walk **out, lay_error *err) noexcept
+    size_t lay_walk_wants(const lay_walk *w) noexcept
+    lay_code lay_walk_feed(lay_walk *w, const void *p, size_t n, lay_walked *entry, int *found, lay_error *err) noexcept
+    lay_code lay_walk_end(lay_walk *w, lay_error *err) noexcept
+    void lay_walk_free(lay_walk *w) noexcept
+    int lay_walk_begins(const uint8_t *block) noexcept
+
     ctypedef enum lay_packing:
         LAY_PACK_GZIP, LAY_PACK_ZSTD
     ctypedef struct lay_packer

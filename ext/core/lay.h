@@ -261,6 +261,31 @@ lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, l
 /* Its CRC: begin with 0, add what was read. */
 uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n);
 
+/* ---- walk: the entries of a tar whose bytes others read ------------------------------------------- */
+
+/* One entry. Texts end with a NUL and live until the next feed. */
+typedef struct lay_walked {
+    const char *name; size_t name_len;     /* as the tar spells it */
+    const char *link; size_t link_len;
+    char type;                             /* as Go's archive/tar has it: '0' file, '1' link, '2' symlink, '5' directory,
+                                              'g' global header ... */
+    int sparse;                            /* its bytes are not those of the file */
+    int64_t stored, padding;               /* bytes that follow: of the payload, and up to the next header */
+    const char *doubt;                     /* why other readers of tars see another entry here; NULL: they do not */
+} lay_walked;
+
+typedef struct lay_walk lay_walk;
+lay_code lay_walk_open(lay_walk **out, lay_error *err);
+/* How many bytes to feed next: at least 1, none of a payload or of padding; 0 when the archive's end has passed. */
+size_t lay_walk_wants(const lay_walk *w);
+/* Takes so many bytes, or fewer. *found 1: an entry is there, and what it says follows is passed over elsewhere. */
+lay_code lay_walk_feed(lay_walk *w, const void *p, size_t n, lay_walked *entry, int *found, lay_error *err);
+/* The stream ends here: LAY_OK, or LAY_E_TRUNCATED. */
+lay_code lay_walk_end(lay_walk *w, lay_error *err);
+void lay_walk_free(lay_walk *w);
+/* Does a tar begin so: are 512 bytes a header with a right checksum, or all zero? */
+int lay_walk_begins(const uint8_t *block);
+
 /* ---- packing: plain bytes become gzip or zstd --------------------------------------------------- */
 
 typedef enum lay_packing { LAY_PACK_GZIP, LAY_PACK_ZSTD } lay_packing;

@@ -45,6 +45,7 @@ typedef struct lay_tar_entry {
     bool has_atime;
     int64_t dev_major, dev_minor;
     const lay_xattr *xattrs; size_t nxattrs;
+    const char *doubt;     /* why other readers of tars see another entry here; NULL: they do not */
     int64_t offset;        /* of the entry's first byte (its first extension) in the stream */
     uint64_t ordinal;      /* 0, 1, 2 ... over all entries, global headers included */
 } lay_tar_entry;

@@ -242,6 +242,31 @@ void lay_tar_complete(lay_tar *t)
     t->state = AT_ENTRY;
 }
 
+/* Go takes the last of two extensions of one kind, Python the first; of a PAX path and a GNU long name each takes its
+ * own; and Python and GNU tar let 'X' (Solaris) and 'g' speak of what follows. */
+static const char *doubt_about(const lay_tar *t)
+{
+    if (t->repeated)
+        return "an extension of its header comes twice";
+    if (t->has_pax && ((t->has_long_name && given(lay_tar_record(t, "path"))) || (t->has_long_link && given(lay_tar_record(t, "linkpath")))))
+        return "its name or target is in a PAX record and in a GNU one";
+    if (t->entry.type == 'X')
+        return "its header is one that some take for an extension of the next";
+    return NULL;
+}
+
+static const char *doubt_about_global(const lay_tar *t)
+{
+    if (t->has_pax || t->has_long_name || t->has_long_link)
+        return "a global header stands between an entry and its extension";
+    for (size_t i = 0; i < t->nrecords; i++) {
+        const char *key = t->records[i].key;
+        if (!strcmp(key, "path") || !strcmp(key, "linkpath") || !strcmp(key, "size") || !strncmp(key, "GNU.sparse.", 11))
+            return "a global header names a path, a target or a size";
+    }
+    return NULL;
+}
+
 /* An ordinary header is whole, with its extensions before it. */
 static lay_code begin_entry(lay_tar *t, int64_t at, lay_error *err)
 {
@@ -253,6 +278,7 @@ static lay_code begin_entry(lay_tar *t, int64_t at, lay_error *err)
     if (t->has_long_link && t->long_link.len && lay_text_set(&t->link, t->long_link.p, t->long_link.len, err))
         return err->code;
     e->name_len = t->name.len;
+    e->doubt = doubt_about(t);
     if (e->type == '\0')
         e->type = t->name.len && t->name.p[t->name.len - 1] == '/' ? '5' : '0';
     bool data = lay_tar_type_has_data(e->type);
@@ -383,22 +409,26 @@ lay_code lay_tar_at_extension(lay_tar *t, lay_error *err)
     size_t text_len = lay_field_len((const uint8_t *)p, t->ext.len);
     switch (t->ext_type) {
     case 'L':
+        t->repeated = t->repeated || t->has_long_name;
         t->has_long_name = true;
         t->state = IN_EXTENSION_PAD;
         return lay_text_set(&t->long_name, p, text_len, err);
     case 'K':
+        t->repeated = t->repeated || t->has_long_link;
         t->has_long_link = true;
         t->state = IN_EXTENSION_PAD;
         return lay_text_set(&t->long_link, p, text_len, err);
     case 'x':
         if (lay_text_set(&t->pax, p, t->ext.len, err) || parse_pax(t, at, err))
             return err->code;
+        t->repeated = t->repeated || t->has_pax;
         t->has_pax = true;
         t->state = IN_EXTENSION_PAD;
         return LAY_OK;
     default: /* 'g': an entry of its own, which forgets what stood before it; its padding follows */
         if (lay_text_set(&t->pax, p, t->ext.len, err) || parse_pax(t, at, err) || merge_pax(t, at, err))
             return err->code;
+        t->entry.doubt = doubt_about_global(t);
         t->entry.type = 'g';
         t->entry.size = t->entry.stored = 0;
         size_t pad = t->pad;

@@ -30,7 +30,7 @@ lay_code lay_tar_invalid(lay_tar *t, int64_t offset, const char *why, lay_error 
 
 static void forget_extensions(lay_tar *t)
 {
-    t->has_pax = t->has_long_name = t->has_long_link = t->pending = false;
+    t->has_pax = t->has_long_name = t->has_long_link = t->pending = t->repeated = false;
     t->nrecords = 0;
     t->headers = 0;
 }

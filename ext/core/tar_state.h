@@ -47,6 +47,7 @@ struct lay_tar {
     record *records; size_t nrecords, records_cap;
     lay_text long_name, long_link;
     bool has_pax, has_long_name, has_long_link, pending;
+    bool repeated;                           /* one of these came again */
 
     lay_text name, link, map;
     lay_xattr *xattrs; size_t xattrs_cap;

@@ -21,7 +21,7 @@ C_FLOORS = [
     {"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse", "tar_write", "trail", "sweep", "inflate", "place", "payload", "paths",
      "lowers"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes", "stand", "expect", "xattrs",
-     "inspect"},
+     "inspect", "walk"},
     {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied", "assemble", "check", "listing", "export"},
     {"exact"},
     {"apply"},
@@ -34,7 +34,7 @@ C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export
 
 PY_FLOORS = [
     {"errors", "_files", "_changes", "_locks"},
-    {"ids", "logs", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount"},
+    {"ids", "logs", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount", "_walk"},
     {"values"},
     {"sources", "descriptor"},
     {"transaction"},

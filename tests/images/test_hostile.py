@@ -233,7 +233,7 @@ HEADERS = {
     "more than there is": (tarkit.raw_header("x", size=1 << 40), "cut"),
     "a huge extension": (tarkit.raw_header("x", typeflag=b"x", size=1 << 40), "extended header"),
     "a huge long name": (tarkit.raw_header("x", typeflag=b"L", size=1 << 30), "extended header"),
-    "a negative size": (tarkit.raw_header("x", size=b"\xff" * 12), "out of all bounds"),
+    "a negative size": (tarkit.raw_header("x", size=b"\xff" * 12), "the size is negative"),
     "a bad checksum": (tarkit.raw_header("x", chksum=1), "no tar"),
     "malformed extensions": (tarkit.pax(b"99999 path=x\n"), "malformed"),
     "an endless name": (tarkit.pax({"path": "x" * 5000}) + tarkit.file("x"), "malformed"),

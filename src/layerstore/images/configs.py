@@ -5,6 +5,7 @@ Source: moby, image/image.go and api/types/container/config.go (the fields of th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from layerstore.images.platforms import Platform
 # As many layers as a store puts on each other; one more would have to fail there.
 LAYERS_LIMIT = 125
 
+_exact = functools.partial(struct, exact=True)
 _NOTHING: Table = {}
 _HEALTH: Table = {
     "Test": list_of(text), "Interval": int64, "Timeout": int64, "StartPeriod": int64, "StartInterval": int64,
@@ -36,7 +38,7 @@ _HEALTH: Table = {
 _RUN: Table = {
     "Hostname": text, "Domainname": text, "User": text, "AttachStdin": flag, "AttachStdout": flag,
     "AttachStderr": flag, "ExposedPorts": map_of(struct(_NOTHING)), "Tty": flag, "OpenStdin": flag, "StdinOnce": flag,
-    "Env": list_of(text), "Cmd": words, "Healthcheck": struct(_HEALTH), "ArgsEscaped": flag, "Image": text,
+    "Env": list_of(text), "Cmd": words, "Healthcheck": _exact(_HEALTH), "ArgsEscaped": flag, "Image": text,
     "Volumes": map_of(struct(_NOTHING)), "WorkingDir": text, "Entrypoint": words, "NetworkDisabled": flag,
     "MacAddress": text, "OnBuild": list_of(text), "Labels": map_of(text), "StopSignal": text, "StopTimeout": int64,
     "Shell": words,
@@ -44,9 +46,9 @@ _RUN: Table = {
 _STEP: Table = {"created": time, "author": text, "created_by": text, "comment": text, "empty_layer": flag}
 _IMAGE: Table = {
     "id": text, "parent": text, "comment": text, "created": time, "container": text,
-    "container_config": struct(_RUN), "docker_version": text, "author": text, "config": struct(_RUN),
+    "container_config": _exact(_RUN), "docker_version": text, "author": text, "config": _exact(_RUN),
     "architecture": text, "variant": text, "os": text, "Size": int64,
-    "rootfs": struct({"type": text, "diff_ids": list_of(anything)}), "history": list_of(struct(_STEP), "objects"),
+    "rootfs": _exact({"type": text, "diff_ids": list_of(anything)}), "history": list_of(_exact(_STEP), "objects"),
     "os.version": text, "os.features": list_of(text),
 }  # fmt: skip
 # Before Docker 1.10: an image's fields in the document of each layer.
@@ -73,7 +75,7 @@ def parse_config(data: bytes, what: str) -> Config:
     Raises  NoImageError   it is of another system than Linux
             ImageError     it is not what dockerd can read; the message names the field
     """
-    found = parse_struct(data, _IMAGE, what)
+    found = parse_struct(data, _IMAGE, what, exact=True)
     root = found.get("rootfs")
     if root is None:
         raise ImageError(f"{what}: invalid image JSON, no RootFS key")

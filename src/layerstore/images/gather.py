@@ -19,10 +19,10 @@ from typing import Any, Protocol
 
 from layerstore import _files
 from layerstore._apply import guess_format
+from layerstore._walk import begins
 from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
-from layerstore.images.archive import is_header
 from layerstore.images.configs import Config
 from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import hash_section, missing
@@ -89,7 +89,7 @@ def no_tar(name: str) -> ImageError:
 
 def looks_like_tar(head: bytes) -> bool:
     """Say whether a file that begins so may be a layer: packed or not, or of no bytes at all."""
-    return guess_format(head) != "plain" or is_header(head) or not head.strip(b"\0")
+    return guess_format(head) != "plain" or begins(head) or not head.strip(b"\0")
 
 
 def unpack_nothing(store: Store, job: Job, algorithm: str) -> None:

@@ -208,8 +208,11 @@ def _fold(key: str) -> str:
     return key.lower().replace("\u017f", "s")
 
 
-def struct(table: Table) -> Kind:
-    """Make the kind of objects with these fields. What else is in them is left out; null is left out, too."""
+def struct(table: Table, *, exact: bool = False) -> Kind:
+    """Make the kind of objects with these fields. What else is in them is left out; null is left out, too.
+
+    exact   refuse keys in another case, as the document is kept as it is, for readers that do not know them
+    """
     names = {_fold(name): name for name in table}
 
     def check(found: Any, what: str) -> Any:
@@ -226,6 +229,8 @@ def struct(table: Table) -> Kind:
             if name in spelled:
                 raise ImageError(f"{what} has {name} twice, as {spelled[name]!r} and as {key!r}")
             spelled[name] = key
+            if exact and key != name:
+                raise ImageError(f"{what}: {key[:40]!a} is not spelled as docker spells it: {name}")
             taken = table[name](value, f"{what}: {name}" if ": " not in what else f"{what}.{name}")
             if taken is not None:
                 made[name] = taken
@@ -234,9 +239,9 @@ def struct(table: Table) -> Kind:
     return check
 
 
-def parse_struct(data: bytes, table: Table, what: str) -> dict[str, Any]:
+def parse_struct(data: bytes, table: Table, what: str, *, exact: bool = False) -> dict[str, Any]:
     """Read a document that is an object with these fields. Raises ImageError."""
-    made: dict[str, Any] = struct(table)(parse_object(data, what), what)
+    made: dict[str, Any] = struct(table, exact=exact)(parse_object(data, what), what)
     return made
 
 

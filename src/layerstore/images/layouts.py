@@ -223,7 +223,9 @@ class Layout:
         ranks = {number: serves for number, has in platforms.items() if (serves := rank(has, wanted))}
         for best in sorted(set(ranks.values()), reverse=True):
             chosen: dict[int, Planned] = {}
-            for number in (number for number in ranks if ranks[number] == best):
+            # What an index says goes before what only a config says, as for containers/image.
+            serving = [number for number in ranks if ranks[number] == best]
+            for number in sorted(serving, key=lambda number: leaves[number].platform is None):
                 if entries[number] not in chosen and (found := image(number)):
                     chosen[entries[number]] = found
             if chosen:

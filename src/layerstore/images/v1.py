@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from layerstore.errors import ImageError
 from layerstore.images.configs import V1, Config, parse_config
 from layerstore.images.gojson import encode, parse_object, struct
 
@@ -19,10 +18,7 @@ _GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u202
 def parse(data: bytes, what: str) -> dict[str, Any]:
     """Read a layer's document, as it stands; its fields are of the right kinds. Raises ImageError."""
     found = parse_object(data, what)
-    taken = struct(V1)(found, what)
-    odd = [key for key in taken if key not in found]
-    if odd:
-        raise ImageError(f"{what}: {odd[0]} is not spelled as docker spells it")
+    struct(V1, exact=True)(found, what)
     return found
 
 
