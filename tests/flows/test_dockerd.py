@@ -221,6 +221,30 @@ def test_what_we_registered_dockerd_saves_with_the_same_digests(root, open_store
         assert disk.shape(upper)["srv/deep/new"] == "again"
 
 
+def test_layers_marked_as_released_are_dockerds_to_use_and_to_delete(root, open_store):
+    with open_store() as store:
+        chain = register_chain(store, layers())
+        images = adopt(root, {chain[-1].chain_id: "ours/released"})
+        assert [layer.release() for layer in chain] == [[], [], []]
+    marks = [root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "released" for layer in chain]
+    assert all(mark.is_file() for mark in marks)
+    with Dockerd(root) as docker:
+        image = images[chain[-1].chain_id]
+        assert docker.saved(image)[image] == [(tarkit.diff_id(t), tarkit.diff_id(t)) for t in layers()]
+        container = docker.create("ours/released")
+    assert all(mark.is_file() for mark in marks), "dockerd leaves it where it is"
+    with open_store() as store:
+        assert store.verify() == [] and container in store.mounts()
+        with store.get(chain[0].chain_id):
+            pass
+        assert len(store.map()) == 3
+    with Dockerd(root) as docker:
+        docker.docker("rm", container)
+        docker.docker("rmi", "ours/released")
+    assert os.listdir(root / "image/overlay2/layerdb/sha256") == []
+    assert driver_directories(root) == ["l"]
+
+
 @pytest.mark.parametrize("below", [False, True], ids=["base", "on-a-parent"])
 def test_what_moby_cannot_give_back_it_gives_back_from_our_record(root, open_store, below):
     tars = beyond_moby()
