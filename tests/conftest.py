@@ -194,3 +194,19 @@ def diff_of(root):
         return root / "overlay2" / getattr(layer, "cache_id", layer) / "diff"
 
     return find
+
+
+@pytest.fixture
+def stuck(diff_of):
+    """Make a layer's directory one that cannot be removed; undone at the end."""
+    paths = []
+
+    def stick(layer):
+        path = diff_of(layer) / "a"
+        disk.immutable(path, True)
+        paths.append(path)
+        return lambda: (disk.immutable(path, False), paths.remove(path))
+
+    yield stick
+    for path in paths:
+        disk.immutable(path, False)

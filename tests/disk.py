@@ -6,9 +6,11 @@ trees are; changed(before, after) says in lines how they differ.
 """
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import stat
+import sys
 
 KINDS = {
     stat.S_IFREG: "file",
@@ -225,3 +227,18 @@ def remove_tree(root) -> None:
     finally:
         os.close(fd)
     os.rmdir(root)
+
+
+FS_IMMUTABLE = 0x10
+FS_IOC_SETFLAGS, FS_IOC_GETFLAGS = 0x40086602, 0x80086601
+
+
+def immutable(path, on):
+    """Let nothing in a directory be removed, or let it again."""
+    target = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        flags = int.from_bytes(fcntl.ioctl(target, FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
+        flags = flags | FS_IMMUTABLE if on else flags & ~FS_IMMUTABLE
+        fcntl.ioctl(target, FS_IOC_SETFLAGS, flags.to_bytes(8, sys.byteorder))
+    finally:
+        os.close(target)

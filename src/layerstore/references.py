@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from layerstore import dockerd
@@ -237,36 +237,49 @@ class References:
             chain_id = going.parent
         return removed
 
-    def sweep_all(self) -> None:
-        """Finish releases that were interrupted. What cannot be removed is logged and left."""
+    def sweep_all(self) -> list[str]:
+        """Finish releases that were interrupted; return what went. What cannot be removed is logged and left."""
+        removed: list[str] = []
         for chain_id in self.unneeded():
             try:
-                self.sweep(chain_id)
+                removed += (gone.chain_id for gone in self.sweep(chain_id))
             except (OSError, LayerStoreError) as err:
                 text = "Failed to remove the released layer %s: %s"
                 log.error(text, chain_id, err, extra={"chain_id": chain_id, "error": err})
+        return removed
 
     def unneeded(self) -> list[ChainID]:
-        """Name the layers that were released and that nothing needs: their release was interrupted."""
-        found = []
-        for chain_id in self._metadata.list()[0]:
-            if self._keeping.is_released(chain_id):
-                with self._lock, self._metadata.exclusive():
-                    record = self._records.load_current(chain_id)
-                    if record and self._keeping.is_released(chain_id) and not self._need(chain_id, record):
-                        found.append(chain_id)
-        return found
+        """Name the layers, from the top down, that were released and that nothing else needs.
+
+        Their release was interrupted.
+        """
+        found: dict[ChainID, None] = {}
+        with self._lock, self._metadata.exclusive():
+            marked = [chain_id for chain_id in self._metadata.list()[0] if self._keeping.is_released(chain_id)]
+            records = [record for record in map(self._records.load_current, marked) if record]
+            for record in sorted(records, key=lambda record: -record.depth):
+                if not self._need(record.chain_id, record, above=found):
+                    found[record.chain_id] = None
+        return list(found)
 
     # ---- the decision ----
 
-    def _need(self, chain_id: str, record: Record | None, but: Layer | None = None) -> Need | None:
-        """Under both locks: find one that needs the layer, beside the reference `but`. A running call comes last."""
+    def _need(
+        self, chain_id: str, record: Record | None, but: Layer | None = None, above: Container[str] = ()
+    ) -> Need | None:
+        """Under both locks: find one that needs the layer. A running call comes last.
+
+        but     a reference that does not count
+        above   layers that do not count
+        """
         if record and record.handles - {but}:
             return Need("reference", "this store has a reference to it")
         if self._holds.held_elsewhere(chain_id):
             return Need("reference", "another process, or another store of this one, has a reference to it")
         try:
             for child in self._keeping.layers_on(chain_id):
+                if child in above:
+                    continue
                 return Need("layer", f"the layer {child} stands on it")
             for name in self._keeping.mounts_on(chain_id):
                 return Need("writable layer", f"the writable layer {name} stands on it")

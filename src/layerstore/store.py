@@ -17,7 +17,7 @@ import errno
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layerstore import dockerd, drivers, reclaim
@@ -512,8 +512,14 @@ class Store:
             return found
         self._check_writable()
         reclaim.finish(self._metadata, self._driver, self._records.owned)
-        self._references.sweep_all()
-        return [orphan for orphan in found if not os.path.lexists(os.path.join(self.root, orphan.path))]
+        swept = self._references.sweep_all()
+        return [orphan for orphan in found if self._is_gone(orphan, swept)]
+
+    def _is_gone(self, orphan: Orphan, swept: Container[str]) -> bool:
+        """Say whether it was removed, and not only renamed."""
+        if orphan.kind == "layer":
+            return f"sha256:{os.path.basename(orphan.path)}" in swept
+        return not os.path.lexists(os.path.join(self.root, orphan.path))
 
     def _check_no_dockerd(self) -> None:
         database = dockerd.locked_database(self.root)

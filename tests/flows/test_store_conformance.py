@@ -4,7 +4,6 @@ What one caller sees of a healthy store stands in tests/package/test_store.py; h
 one root, counts of references after every kind of failure, the words of errors and logs, and wrong use.
 """
 
-import fcntl
 import logging
 import os
 import random
@@ -24,8 +23,6 @@ from layerstore import CreateRWLayerOpts, LayerDoesNotExistError, LayerNotRetain
 
 UNKNOWN = "sha256:" + "1" * 64
 SOURCES = [os.path.dirname(os.path.dirname(layerstore.__file__)), os.path.dirname(tarkit.__file__)]
-FS_IMMUTABLE = 0x10
-FS_IOC_SETFLAGS, FS_IOC_GETFLAGS = 0x40086602, 0x80086601
 
 
 class BoomError(Exception):
@@ -330,32 +327,6 @@ def test_an_exception_that_is_no_error_passes_through_init_and_leaves_nothing(st
 
 
 # ---- releasing what will not go ---------------------------------------------------------------------------
-def immutable(path, on):
-    target = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        flags = int.from_bytes(fcntl.ioctl(target, FS_IOC_GETFLAGS, bytes(8))[:4], sys.byteorder)
-        flags = flags | FS_IMMUTABLE if on else flags & ~FS_IMMUTABLE
-        fcntl.ioctl(target, FS_IOC_SETFLAGS, flags.to_bytes(8, sys.byteorder))
-    finally:
-        os.close(target)
-
-
-@pytest.fixture
-def stuck(diff_of):
-    """Make a layer's directory one that cannot be removed; undone at the end."""
-    paths = []
-
-    def stick(layer):
-        path = diff_of(layer) / "a"
-        immutable(path, True)
-        paths.append(path)
-        return lambda: (immutable(path, False), paths.remove(path))
-
-    yield stick
-    for path in paths:
-        immutable(path, False)
-
-
 def test_a_layer_that_cannot_be_deleted_is_an_error_and_cleanup_finishes_it(store, root, stuck):
     base = store.register(tarkit.T1)
     child = store.register(tarkit.dir("a/") + file("a/x", b"x") + end(), base.chain_id)

@@ -4,6 +4,7 @@ import os
 import signal
 import stat
 
+import disk
 import pytest
 import tarkit
 from tarkit import end, file
@@ -206,6 +207,70 @@ def test_what_needs_it_again_keeps_it(interrupted):
         store.cleanup()
         assert set(store.map()) == {chain} and store.orphans() == []
     assert store.map() == {}
+
+
+def test_a_stack_of_released_layers_is_one_list(store, open_store, root, mark):
+    one = store.register(A)
+    two = store.register(B, one)
+    three = store.register(C, two)
+    one.release(), two.release()
+    mark(three).touch()                       # as if the kill came before the last of them went
+    store.close()
+    again = open_store()
+    found = again.orphans()
+    assert [orphan.kind for orphan in found] == ["layer"] * 3
+    assert again.reclaim(dry_run=False) == found and again.map() == {}
+    assert os.listdir(root / "overlay2") == ["l"]
+
+
+# ---- what cannot be removed --------------------------------------------------------------------
+def in_a(data=b"x"):
+    return tarkit.dir("a/") + file("a/f", data) + end()
+
+
+def test_the_error_names_the_file_and_nothing_says_that_it_is_gone(store, open_store, root, stuck, diff_of, caplog):
+    layer, other = store.register(in_a()), store.register(in_a(b"y"))
+    stuck(layer), stuck(other)
+    for release in (layer.release, lambda: store.remove(other.chain_id), other.release):
+        with pytest.raises((OSError, StoreInUseError)) as caught:
+            release()
+    assert caught.value.filename == str(diff_of(other) / "a/f")
+    store.close()
+    again = open_store()
+    kinds = sorted(orphan.kind for orphan in again.orphans())
+    assert kinds == ["directory", "directory", "removal", "removal"]
+    assert again.reclaim(dry_run=False) == [] and len(again.orphans()) == 4
+    for which in (layer, other):
+        assert str(diff_of(which) / "a/f") in caplog.text
+
+
+def test_a_released_layer_that_cannot_be_removed_is_not_told_as_gone(interrupted, root, stuck):
+    store, chain = interrupted
+    (root / "overlay2" / store.map()[chain].cache_id / "diff/a").unlink()
+    (root / "overlay2" / store.map()[chain].cache_id / "diff/a").mkdir()
+    (root / "overlay2" / store.map()[chain].cache_id / "diff/a/f").touch()
+    loosen = stuck(store.map()[chain])
+    assert [orphan.kind for orphan in store.orphans()] == ["layer"]
+    assert store.reclaim(dry_run=False) == []
+    assert sorted(orphan.kind for orphan in store.orphans()) == ["directory", "removal"]
+    loosen()
+    assert len(store.reclaim(dry_run=False)) == 2 and store.orphans() == []
+
+
+def test_one_that_cannot_be_removed_hinders_no_other(store, open_store, root, stuck):
+    layers = [store.register(in_a(bytes([n]))) for n in range(5)]
+    loosen = stuck(layers[2])
+    with pytest.raises(OSError):
+        layers[2].release()
+    store.close()
+    db = root / "image/overlay2/layerdb/sha256"
+    for place in db.iterdir():
+        disk.remove_tree(place)
+    again = open_store()
+    assert len(again.orphans()) == 5
+    assert len(again.reclaim(dry_run=False)) == 4
+    loosen()
+    assert len(again.reclaim(dry_run=False)) == 1
 
 
 # ---- by the disk -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,6 +13,8 @@ from layerstore.drivers.directories import LINKS, Directories, opened
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
 from layerstore.locks import claim_directory
+
+log = logging.getLogger("layerstore")
 
 # How many unowned directories are looked at together: each holds a descriptor meanwhile.
 _BATCH = 256
@@ -61,11 +64,22 @@ class Unowned:
         return [*self._abandoned(owned), *self._at.dangling()]
 
     def reclaim(self, owned: Callable[[], Iterable[str]], remove: Callable[[str], None]) -> None:
-        """Remove every directory and link that belongs to nobody."""
+        """Remove every directory and link that belongs to nobody.
+
+        Raises  OSError   the first that could not be removed; the others were
+        """
+        failed: list[OSError] = []
         for id in self._abandoned(owned):
-            remove(id)
+            try:
+                remove(id)
+            except OSError as err:
+                failed.append(err)
         for link in self._at.dangling():
             with contextlib.suppress(FileNotFoundError):
                 _files.unlink(os.path.join(self._at.home, link))
         for where in (self._at.home, os.path.dirname(self._at.home)):
             checks.remove_abandoned(where)
+        for other in failed[1:]:
+            log.error("Cannot remove %s: %s", other.filename, other, extra={"path": other.filename, "error": other})
+        if failed:
+            raise failed[0]
