@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -20,9 +21,17 @@ def _open(stack: ExitStack, path: StrPath) -> int:
 
 
 def changes_between(new: StrPath, old: StrPath) -> list[Change]:
-    """List how new differs from old, as moby compares two trees. Raises OSError."""
+    """List how new differs from old, as moby compares two trees.
+
+    old     "": nothing; all of new is added
+    Raises  OSError
+    """
     with ExitStack() as stack:
-        return _changes.compare_trees(_open(stack, new), _open(stack, old)).to_list(Change, list(ChangeKind))
+        fds = [_open(stack, new)]
+        if os.fspath(old) in ("", b""):
+            old = stack.enter_context(tempfile.TemporaryDirectory(prefix="layerstore-"))
+        fds.append(_open(stack, old))
+        return _changes.compare_trees(*fds).to_list(Change, list(ChangeKind))
 
 
 def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:

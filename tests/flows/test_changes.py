@@ -221,6 +221,11 @@ def test_two_unrelated_trees_are_compared_whole(room):
             expected = full_comparison(tree_of(new), tree_of(old))
             assert_the_same(changes_between(new, old), expected, [one, other])
             assert changes_between(new, new) == []
+            (place / "empty").mkdir()
+            for nothing in ("", b""):
+                added = changes_between(new, nothing)
+                assert {change.kind for change in added} <= {ChangeKind.ADD}
+                assert_the_same(added, full_comparison(tree_of(new), tree_of(place / "empty")), [other])
 
     held()
 
