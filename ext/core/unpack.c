@@ -64,6 +64,55 @@ lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t wha
     return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what, &ignored, err);
 }
 
+#define HIDDEN 0x2545f4914f6cdd1du
+#define GONE 0x9e3779b97f4a7c15u
+
+/* How often the directory of this hash went. Kept as so many names in the set, so the first that is not there tells. */
+static uint64_t times_gone(const lay_unpack *u, uint64_t hash)
+{
+    uint64_t has = 0, has_not = 1;
+    while (lay_nameset_has(&u->seen, hash + GONE * has_not)) {
+        has = has_not;
+        has_not *= 2;
+    }
+    while (has + 1 < has_not) {
+        uint64_t mid = has + (has_not - has) / 2;
+        if (lay_nameset_has(&u->seen, hash + GONE * mid))
+            has = mid;
+        else
+            has_not = mid;
+    }
+    return has;
+}
+
+/* By what a hidden name is known: it, and how often something went that it lies in. */
+static uint64_t hidden_as(const lay_unpack *u, const char *path, size_t n)
+{
+    uint64_t gone = 0;
+    for (size_t i = 1; u->gone_below && i <= n; i++)
+        if (i == n || path[i] == '/')
+            gone += times_gone(u, lay_nameset_hash(&u->seen, path, i));
+    return HIDDEN + gone;
+}
+
+bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n)
+{
+    return lay_unpack_is(u, path, n, hidden_as(u, path, n));
+}
+
+lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err)
+{
+    return lay_unpack_note(u, path, n, hidden_as(u, path, n), err);
+}
+
+lay_code lay_unpack_forget(lay_unpack *u, lay_error *err)
+{
+    bool ignored;
+    uint64_t hash = lay_nameset_hash(&u->seen, u->path.p, u->path.len);
+    u->gone_below = true;
+    return u->merged ? lay_nameset_add(&u->seen, hash + GONE * (times_gone(u, hash) + 1), &ignored, err) : LAY_OK;
+}
+
 lay_code lay_unpack_count(lay_unpack *u, lay_error *err)
 {
     int64_t most = u->limits->entries;
@@ -288,7 +337,7 @@ static lay_code delete_merged(lay_unpack *u, const lay_tar_entry *e, lay_error *
         return err->code;
     if (lay_unpack_is(u, u->path.p, u->path.len, 0) && fstatat(u->dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
         return whiteout_failed(u, EEXIST, err);           /* of this layer, where a whiteout would be */
-    if (lay_tree_remove(u->dir->fd, name, err) || lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten, err))
+    if (lay_tree_remove(u->dir->fd, name, err) || lay_unpack_hide(u, u->path.p, u->path.len, err))
         return err->code;
     lay_dirs_forget(&u->dirs);
     return LAY_OK;
@@ -385,8 +434,8 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay
         goto back;
     if (linkat(u->dir->fd, u->base, here->fd, name, 0) == 0)
         lay_place_link_meta(&u->place, here->fd, name, &u->meta, &hides, err);
-    else if (errno == ENOENT && lay_unpack_is(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten))
-        lay_unpack_note(u, path.p, path.len, LAY_NAME_HIDDEN + u->forgotten, err);      /* a whiteout by another name */
+    else if (errno == ENOENT && lay_unpack_is_hidden(u, u->path.p, u->path.len))
+        lay_unpack_hide(u, path.p, path.len, err);      /* a whiteout by another name */
     else
         link_failed(e, err);
 back:
@@ -415,7 +464,7 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     dev_t dev = makedev((unsigned)e->dev_major, (unsigned)e->dev_minor);
     if (lay_stat_is_whiteout(e->type == '3' ? S_IFCHR : S_IFBLK, dev)) {      /* to overlayfs it is one, whoever made it */
         if (u->merged)
-            return lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_HIDDEN + u->forgotten, err);
+            return lay_unpack_hide(u, u->path.p, u->path.len, err);
         if (expect_whiteouts(u, err))
             return err->code;
     }

@@ -70,16 +70,21 @@ lay_code lay_unpack_claim(lay_unpack *u, const char *path, size_t n, lay_error *
     LAY_AUTO_FREE char *part = n ? strndup(path, n) : NULL;
     if (n && !part)
         return lay_fail_nomem(err);
+    struct stat st;
+    if (part && !u->own_links) {              /* on the way to a link nothing is claimed: the name lies elsewhere */
+        int e = lay_tree_stat(u->root_fd, part, n, &st) == 0 ? 0 : errno;
+        if (e == ELOOP || (!e && S_ISLNK(st.st_mode)))
+            return LAY_OK;
+    }
     for (size_t i = 1; i <= n; i++) {
         if ((i < n && path[i] != '/') || lay_unpack_is(u, path, i, 0))
             continue;
-        struct stat st;
         part[i] = '\0';
         int gone = lay_tree_stat(u->root_fd, part, i, &st) == 0 ? 0 : errno;
         part[i] = i < n ? path[i] : '\0';
-        if (gone == ENOENT && lay_unpack_is(u, path, i, LAY_NAME_HIDDEN + u->forgotten))
+        if (gone == ENOENT && lay_unpack_is_hidden(u, path, i))
             return lay_fail_os(err, ENOTDIR, NULL, "cannot make the parent directory");     /* a whiteout is there */
-        if (gone == ENOENT || gone == ELOOP || gone == ENOTDIR || (!gone && S_ISLNK(st.st_mode) && !u->own_links))
+        if (gone == ENOENT || gone == ELOOP || gone == ENOTDIR)
             return LAY_OK;                    /* it is made, or the links are followed, which asks again */
         if (gone)
             return lay_fail_os(err, gone, NULL, "cannot look at the parent directory");

@@ -34,7 +34,8 @@ static lay_code displace(lay_unpack *u, mode_t mode, const lay_tar_entry *e, lay
     bool directory = S_ISDIR(mode);
     u->replaced = true;
     u->reborn = !directory && e->type == '5' && !u->merged;
-    u->forgotten += directory;
+    if (directory && lay_unpack_forget(u, err))
+        return err->code;
     if (u->scratch_fd < 0 || !(directory || S_ISREG(mode))) {
         if (directory ? lay_tree_remove(u->dir->fd, u->base, err) != LAY_OK : unlinkat(u->dir->fd, u->base, 0) != 0)
             return directory ? err->code : lay_fail_os(err, errno, NULL, "cannot remove what is replaced");

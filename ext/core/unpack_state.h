@@ -46,7 +46,7 @@ struct lay_unpack {
     bool gone_sorted, replaced;
     bool reborn;                             /* a directory takes the place of what was none: nothing below shows in it */
     bool opaque;                             /* the root is marked: all below goes */
-    uint64_t forgotten;                      /* directories that went: what was hidden in them is so no more */
+    bool gone_below;                         /* a directory went: what was hidden in it is so no more */
     lay_text implied_runs, unsettled;        /* directories made for want of an entry: as made; as they are at the end */
     int64_t size, header_sizes;
     const lay_limits *limits;
@@ -59,9 +59,13 @@ lay_code lay_unpack_count(lay_unpack *u, lay_error *err);
 lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
 /* What is true of a resolved path, in the same set as the names seen. */
 #define LAY_NAME_ENTRY 0x14057b7ef767814fu     /* a directory that has an entry, and was there before it */
-#define LAY_NAME_HIDDEN 0x2545f4914f6cdd1du    /* merged: a whiteout took it away */
 bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what);
 lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err);
+/* Merged: a whiteout took it away, and nothing went since that it lies in. */
+bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n);
+lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err);
+/* The directory u->path goes. */
+lay_code lay_unpack_forget(lay_unpack *u, lay_error *err);
 /* A directory's times, for the end. */
 lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err);
 /* Remember a cleaned or resolved path; *seen: maybe it was there before. */
