@@ -50,7 +50,7 @@ class Node:
     xattrs: dict[str, bytes] = field(default_factory=dict)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """No layer, or no diff for this box."""
 
 
@@ -86,7 +86,7 @@ class Layer:
                 continue
             if part == "..":
                 if not real and not absolute:
-                    raise Refused("out of the layer")
+                    raise RefusedError("out of the layer")
                 real = real[:-1]
                 continue
             here = "/".join([*real, part])
@@ -95,7 +95,7 @@ class Layer:
                 continue
             links += 1
             if links > MANY:
-                raise Refused("links")
+                raise RefusedError("links")
             target = self.tree[here].data
             if target.startswith("/"):
                 real, absolute = [], True
@@ -105,10 +105,10 @@ class Layer:
             node = self.tree.get(here)
             if here in self.own:
                 if node is None or node.kind != DIR:
-                    raise Refused("no directory")
+                    raise RefusedError("no directory")
                 continue
             if here in self.hidden:
-                raise Refused("below a whiteout")
+                raise RefusedError("below a whiteout")
             if node is None or node.kind != DIR:
                 self.remove(here)
                 self.tree[here] = Node(DIR)
@@ -126,7 +126,7 @@ class Layer:
         path = self.place(entry.name)
         if entry.kind == WHITEOUT:
             if path in self.own and path in self.tree:
-                raise Refused("a whiteout behind its own name")
+                raise RefusedError("a whiteout behind its own name")
             self.remove(path)
             self.hidden.add(path)
             return None
@@ -147,6 +147,7 @@ class Layer:
     def link(self, path: str, entry: Entry) -> None:
         target = self.place(entry.data)
         if target == path and path in self.tree and self.tree[path].kind != DIR and (self.box or path in self.own):
+            self.own.add(path)
             return
         self.remove(path)
         if target in self.hidden:
@@ -154,7 +155,7 @@ class Layer:
             return
         node = self.tree.get(target)
         if node is None or node.kind == DIR or not (self.box or target in self.own):
-            raise Refused("no file to link to")
+            raise RefusedError("no file to link to")
         node.uid = entry.uid
         node.xattrs = {**node.xattrs, **dict(entry.xattrs)}
         if node.kind != LINK:

@@ -197,7 +197,7 @@ void lay_unpack_free(lay_unpack *u)
     lay_unpack_free_replaced(u);
     free(u->times);
     lay_paths_free(&u->paths);
-    free(u->implied_runs.p);
+    free(u->implied_ids);
     free(u->unsettled.p);
     free(u->clean.p);
     free(u->path.p);
@@ -665,15 +665,23 @@ lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err)
 
 static lay_code set_directory_times(lay_unpack *u, lay_error *err)
 {
+    LAY_AUTO_FD int last = -1;                /* of the directory before: the next one lies in it, often */
+    uint32_t last_id = LAY_PATHS_ROOT;
     for (size_t i = 0; i < u->ntimes; i++) {
         const dir_times *t = &u->times[i];
         if (lay_paths_get(&u->paths, t->path, &u->path, err))
             return err->code;
-        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, u->path.p, u->path.len, 0);
+        const lay_path_node *node = &u->paths.nodes[t->path];
+        bool near = last >= 0 && node->above == last_id;
+        size_t skip = near ? u->path.len - node->len : 0;
+        LAY_AUTO_FD int fd = lay_tree_open_dir(near ? last : u->root_fd, u->path.p + skip, u->path.len - skip, 0);
         if (fd < 0 && (errno == ENOENT || errno == ENOTDIR || errno == ELOOP))
             continue;                         /* a later entry took its place */
         if (fd < 0 || futimens(fd, t->times) != 0)
             return lay_fail_os(err, errno, u->path.p, "cannot set the directory's times");
+        lay_close_owner(&last);
+        last = lay_steal_fd(&fd);
+        last_id = t->path;
     }
     return LAY_OK;
 }

@@ -6,94 +6,135 @@
  */
 #include "unpack_state.h"
 
+#include "stand.h"
 #include "tree.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 
-/* One way down, some of it implied; the path follows, with a NUL. lay_stand_on reads the same. */
-typedef struct run { uint32_t from, n; } run;
-
-static lay_code add_run(lay_text *to, const char *path, size_t n, size_t from, lay_error *err)
-{
-    run r = { (uint32_t)from, (uint32_t)n };
-    return lay_text_add(to, &r, sizeof r, err) || lay_text_add(to, path, n, err) || lay_text_add(to, "", 1, err) ? err->code : LAY_OK;
-}
-
 lay_code lay_unpack_implied_made(lay_unpack *u, const char *path, size_t n, size_t from, lay_error *err)
 {
-    return u->merged ? LAY_OK : add_run(&u->implied_runs, path, n, from, err);
-}
-
-lay_code lay_unpack_implied_left(lay_unpack *u, lay_error *err)
-{
-    if (u->opaque && add_run(&u->unsettled, "", 0, 0, err))
+    uint32_t id;
+    if (u->merged)
+        return LAY_OK;
+    if (lay_paths_add(&u->paths, path, n, &id, err))
         return err->code;
-    for (size_t at = 0; at < u->implied_runs.len;) {
-        run r;
-        memcpy(&r, u->implied_runs.p + at, sizeof r);
-        const char *path = u->implied_runs.p + at + sizeof r;
-        at += sizeof r + r.n + 1;
-        size_t first = r.n;                   /* where the present row of implied ones begins; r.n: there is none */
-        for (size_t from = r.from, to; from < r.n; from = to + 1) {
-            for (to = from; to < r.n && path[to] != '/';)
-                to++;
-            bool has_entry = lay_unpack_is(u, path, to, LAY_NAME_ENTRY);
-            if (!has_entry && first == r.n)
-                first = from;
-            if (first == r.n || (!has_entry && to < r.n))
-                continue;
-            size_t end = has_entry ? from - 1 : to;
-            if (first < end && add_run(&u->unsettled, path, end, first, err))
-                return err->code;
-            first = r.n;
-        }
+    for (size_t end = n; end > from && id != LAY_PATHS_ROOT; id = u->paths.nodes[id].above) {
+        if (lay_unpack_grow(&u->implied_ids, &u->implied_cap, u->nimplied, sizeof *u->implied_ids, err))
+            return err->code;
+        u->implied_ids[u->nimplied++] = id;
+        end -= end > u->paths.nodes[id].len ? u->paths.nodes[id].len + 1 : end;
     }
     return LAY_OK;
 }
 
-/* Remove what is at path, and is no directory. */
-static lay_code remove_at(lay_unpack *u, const char *path, size_t n, lay_error *err)
+enum { IMPLIED = 1, NEEDED = 2 };
+
+lay_code lay_unpack_implied_left(lay_unpack *u, lay_error *err)
 {
-    char name[NAME_MAX + 1];
-    size_t base = lay_unpack_base(path, n);
-    LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path, base ? base - 1 : 0, 0);
-    if (fd < 0)
-        return lay_fail_os(err, errno, NULL, "cannot open the parent directory");
-    memcpy(name, path + base, n - base);
-    name[n - base] = '\0';
-    return unlinkat(fd, name, 0) != 0 ? lay_fail_os(err, errno, NULL, "cannot remove what is replaced") : LAY_OK;
+    if (!u->nimplied && !u->opaque)
+        return LAY_OK;
+    size_t count = u->paths.count;
+    LAY_AUTO_FREE uint8_t *marks = calloc(count + 1, 1);
+    LAY_AUTO_FREE uint32_t *as = calloc(count + 1, sizeof *as);
+    if (!marks || !as)
+        return lay_fail_nomem(err);
+    for (size_t i = 0; i < u->nimplied; i++)
+        marks[u->implied_ids[i]] = IMPLIED;
+    for (size_t i = 0; i < u->ntimes; i++)
+        marks[u->times[i].path] = 0;          /* it has an entry by now */
+    for (size_t id = count; id-- > 1;)        /* what lies in a directory comes behind it */
+        if (marks[id])
+            marks[u->paths.nodes[id].above] |= NEEDED;
+    lay_stand_head head = { .opaque = u->opaque };
+    if (lay_text_add(&u->unsettled, &head, sizeof head, err))
+        return err->code;
+    uint32_t next = 1;
+    for (size_t id = 1; id < count; id++) {
+        const lay_path_node *node = &u->paths.nodes[id];
+        if (!marks[id])
+            continue;
+        as[id] = next++;
+        lay_stand_node out = { .above = as[node->above], .len = node->len, .implied = (marks[id] & IMPLIED) != 0 };
+        if (lay_text_add(&u->unsettled, &out, sizeof out, err) || lay_text_add(&u->unsettled, u->paths.names.p + node->name, node->len, err))
+            return err->code;
+    }
+    if (next == 1 && !u->opaque)
+        u->unsettled.len = 0;
+    return LAY_OK;
+}
+
+/* Down into a component, for looking only. */
+static int step(int at, const char *name)
+{
+    return openat(at, name, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+/* The names from `from` on, below the directory at. */
+static lay_code claim_below(lay_unpack *u, int at, char *path, size_t n, size_t from, lay_error *err)
+{
+    LAY_AUTO_FD int here = -1;
+    for (size_t to; from < n; from = to + 1) {
+        for (to = from; to < n && path[to] != '/';)
+            to++;
+        char kept = path[to];
+        path[to] = '\0';
+        const char *name = path + from;
+        struct stat st;
+        bool own = lay_unpack_is(u, path, to, 0);
+        int gone = own || fstatat(at, name, &st, AT_SYMLINK_NOFOLLOW) == 0 ? 0 : errno;
+        if (gone == ENOENT && lay_unpack_is_hidden(u, path, to))
+            return lay_fail_os(err, ENOTDIR, NULL, "cannot make the parent directory");     /* a whiteout is there */
+        if (gone == ENOENT)
+            return LAY_OK;                    /* it is made */
+        if (gone)
+            return lay_fail_os(err, gone, NULL, "cannot look at the parent directory");
+        if (!own && !S_ISDIR(st.st_mode))
+            return unlinkat(at, name, 0) != 0 ? lay_fail_os(err, errno, NULL, "cannot remove what is replaced") : LAY_OK;
+        struct timespec times[2];
+        bool ignored;
+        if (!own) {
+            times[0] = st.st_atim;
+            times[1] = st.st_mtim;
+            if (lay_unpack_seen(u, path, to, &ignored, err) || lay_unpack_add_times(u, path, to, times, err))
+                return err->code;
+        }
+        int next = step(at, name);
+        if (next < 0)
+            return LAY_OK;                    /* a link of this layer: it is followed, which asks again */
+        lay_close_owner(&here);
+        at = here = next;
+        path[to] = kept;
+    }
+    return LAY_OK;
 }
 
 lay_code lay_unpack_claim(lay_unpack *u, const char *path, size_t n, lay_error *err)
 {
-    LAY_AUTO_FREE char *part = n ? strndup(path, n) : NULL;
-    if (n && !part)
+    size_t from = 0, to = 0;
+    for (bool own = true; own; from = own ? to + 1 : from) {
+        if (from >= n)
+            return LAY_OK;
+        for (to = from; to < n && path[to] != '/';)
+            to++;
+        own = lay_unpack_is(u, path, to, 0);
+    }
+    LAY_AUTO_FREE char *copy = strndup(path, n);
+    if (!copy)
         return lay_fail_nomem(err);
     struct stat st;
-    if (part && !u->own_links) {              /* on the way to a link nothing is claimed: the name lies elsewhere */
-        int e = lay_tree_stat(u->root_fd, part, n, &st) == 0 ? 0 : errno;
+    if (!u->own_links) {                      /* on the way to a link nothing is claimed: the name lies elsewhere */
+        int e = lay_tree_stat(u->root_fd, copy, n, &st) == 0 ? 0 : errno;
         if (e == ELOOP || (!e && S_ISLNK(st.st_mode)))
             return LAY_OK;
     }
-    for (size_t i = 1; i <= n; i++) {
-        if ((i < n && path[i] != '/') || lay_unpack_is(u, path, i, 0))
-            continue;
-        part[i] = '\0';
-        int gone = lay_tree_stat(u->root_fd, part, i, &st) == 0 ? 0 : errno;
-        part[i] = i < n ? path[i] : '\0';
-        if (gone == ENOENT && lay_unpack_is_hidden(u, path, i))
-            return lay_fail_os(err, ENOTDIR, NULL, "cannot make the parent directory");     /* a whiteout is there */
-        if (gone == ENOENT || gone == ELOOP || gone == ENOTDIR)
-            return LAY_OK;                    /* it is made, or the links are followed, which asks again */
-        if (gone)
-            return lay_fail_os(err, gone, NULL, "cannot look at the parent directory");
-        if (!S_ISDIR(st.st_mode))
-            return remove_at(u, path, i, err);
-        struct timespec times[2] = { st.st_atim, st.st_mtim };
-        bool ignored;
-        if (lay_unpack_seen(u, path, i, &ignored, err) || lay_unpack_add_times(u, path, i, times, err))
-            return err->code;
-    }
-    return LAY_OK;
+    if (from)
+        copy[from - 1] = '\0';
+    LAY_AUTO_FD int at = lay_tree_open_dir(u->root_fd, copy, from ? from - 1 : 0, O_PATH);
+    if (at < 0)
+        return LAY_OK;                        /* through a link of this layer, or still to be made */
+    if (from)
+        copy[from - 1] = '/';
+    return claim_below(u, at, copy, n, from, err);
 }

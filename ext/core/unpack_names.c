@@ -119,9 +119,12 @@ done:
 
 /* ---- directories -------------------------------------------------------------------------------------- */
 
-static int open_dir(lay_unpack *u, const char *path, size_t n)
+/* near: a directory that may lie on the way there; NULL: none. */
+static int open_dir(lay_unpack *u, const lay_dir *near, const char *path, size_t n)
 {
-    int fd = lay_tree_open_dir(u->root_fd, path, n, 0);
+    size_t skip = near && near->path_len && near->path_len < n && path[near->path_len] == '/' && !memcmp(near->path, path, near->path_len)
+        ? near->path_len + 1 : 0;
+    int fd = lay_tree_open_dir(skip ? near->fd : u->root_fd, path + skip, n - skip, 0);
     if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
         lay_error ignored;
         lay_error_clear(&ignored);
@@ -140,7 +143,7 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
     for (;;) {                                /* the deepest one that is there */
         have = lay_unpack_base(path, have);
         have = have ? have - 1 : 0;
-        fd = open_dir(u, path, have);
+        fd = open_dir(u, NULL, path, have);
         if (fd >= 0 || errno != ENOENT || !have)
             break;
     }
@@ -197,25 +200,30 @@ static lay_code enter(lay_unpack *u, const char *path, size_t n, bool *linked, l
     *linked = false;
     if (u->dir && u->dir->path_len == n && !memcmp(u->dir->path, path, n))
         return LAY_OK;
-    lay_dir_release(u->dir);
-    u->dir = lay_dirs_find(&u->dirs, path, n);
-    if (u->dir)
-        return LAY_OK;
-    if (u->merged && lay_unpack_claim(u, path, n, err))
+    lay_dir *found = lay_dirs_find(&u->dirs, path, n);
+    int fd = -1;
+    if (found || (u->merged && lay_unpack_claim(u, path, n, err))) {
+        lay_dir_release(u->dir);
+        u->dir = found;
         return err->code;
-    int fd = open_dir(u, path, n);
+    }
+    fd = open_dir(u, u->dir, path, n);        /* a child of the last one, often */
+    int e = errno;
+    lay_dir_release(u->dir);
+    u->dir = NULL;
+    errno = e;
     if (fd < 0 && errno == ENOENT) {
         if (part_seen(u, path, n)) {          /* it may still be a file in the pool */
             if (lay_unpack_drain(u, err))
                 return err->code;
-            fd = open_dir(u, path, n);
+            fd = open_dir(u, NULL, path, n);
         }
         if (fd < 0 && errno == ENOENT) {
             if (make_missing(u, path, n, err)) {
                 *linked = err->code == LAY_E_OS && (err->sys_errno == ELOOP || err->sys_errno == ENOTDIR);
                 return err->code;
             }
-            fd = open_dir(u, path, n);
+            fd = open_dir(u, NULL, path, n);
         }
     }
     if (fd < 0) {

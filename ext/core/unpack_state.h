@@ -47,7 +47,8 @@ struct lay_unpack {
     bool reborn;                             /* a directory takes the place of what was none: nothing below shows in it */
     bool opaque;                             /* the root is marked: all below goes */
     bool gone_below;                         /* a directory went: what was hidden in it is so no more */
-    lay_text implied_runs, unsettled;        /* directories made for want of an entry: as made; as they are at the end */
+    uint32_t *implied_ids; size_t nimplied, implied_cap;   /* directories made for want of an entry: in paths */
+    lay_text unsettled;                      /* those that still have none at the end */
     int64_t size, header_sizes;
     const lay_limits *limits;
     uint64_t entries, implied;               /* implied: directories made for want of an entry */

@@ -181,16 +181,16 @@ class LayerTree:
                 real.clear()
                 absolute = True
             todo += found.link.split("/")[::-1]
-        here = self.root
-        for depth, (part, _) in enumerate(real):
+        here, at = self.root, ""
+        for part, _ in real:
             child = here.children.get(part)
+            at = f"{at}/{part}" if at else part
             if child is None:
-                at = "/".join(name for name, _ in real[: depth + 1])
                 child = here.children[part] = self._known[at] = _Directory(_implied(at, self._chain_id), implied=True)
             if not isinstance(child, _Directory):
                 raise self._impossible(entry, "a name below what is no directory")
             here = child
-        self._known["/".join(name for name, _ in real)] = here
+        self._known[at] = here
         return here
 
     @staticmethod

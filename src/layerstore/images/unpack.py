@@ -15,7 +15,11 @@ from layerstore._changes import remove_tree
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer
+from layerstore.limits import Limits
 from layerstore.values import Progress
+
+# A layer that is stored was held to the limits of who stored it.
+_NONE = Limits(*[0] * len(Limits._fields))
 
 
 def unpack(layers: Sequence[Layer], directory: str, progress: Progress | None) -> None:
@@ -58,7 +62,8 @@ def _apply(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     root = _files.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for layer, size in zip(layers, sizes, strict=True):
-            with contextlib.closing(Apply(root, flags=MERGED | OWN_LINKS)) as apply, layer.tar_stream() as stream:
+            made = Apply(root, flags=MERGED | OWN_LINKS, limits=_NONE)
+            with contextlib.closing(made) as apply, layer.tar_stream() as stream:
                 while not stream.pump_once(apply):
                     teller.tell(before + stream.tell())
                 apply.finish()
