@@ -51,11 +51,6 @@ def good_t2():
     return tarkit.T2
 
 
-def good_no_bytes():
-    """Zero bytes are a valid layer."""
-    return b""
-
-
 def good_one_zero_block():
     """Half an end marker and nothing else."""
     return end(1)

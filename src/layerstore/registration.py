@@ -22,6 +22,7 @@ from layerstore.layer import Layer, Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
+from layerstore.sources import refuse_nothing
 from layerstore.transaction import FileMetadataTransaction
 from layerstore.values import Descriptor, Durability
 
@@ -58,12 +59,17 @@ class Registration:
         self._syncing, self._check_writable = syncing, check_writable
         self._lock = records.lock
 
-    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Layer:
-        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens."""
+    def register(
+        self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability, *, allow_empty: bool = False
+    ) -> Layer:
+        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens.
+
+        allow_empty   a tar of no bytes is one: its DiffID is known, and says so
+        """
         try:
             _check_depth(above)
             below = above.cache_id if above else ""
-            unpacked = self._unpack(fill, below)
+            unpacked = self._unpack(fill, below, allow_empty)
             handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
@@ -76,10 +82,11 @@ class Registration:
     def unpack_ahead(self, fill: Fill) -> Unpacked:
         """Unpack what fill() pushes, for register_unpacked() or discard(). Nobody sees it till then.
 
+        A tar of no bytes is taken: who knows what it must be compares its DiffID.
         Any number of threads at once. cleanup() takes it only when its process is gone.
         """
         self._check_writable()
-        return self._unpack(fill, "")
+        return self._unpack(fill, "", allow_empty=True)
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
@@ -121,14 +128,17 @@ class Registration:
 
     # ---- the steps ----
 
-    def _unpack(self, fill: Fill, below: str) -> Unpacked:
+    def _unpack(self, fill: Fill, below: str, allow_empty: bool) -> Unpacked:
         """Unpack and record what fill() pushes, beside all layers."""
         cache_id, transaction = random_id(), self._metadata.start_deferred()
         try:
             self._driver.create(cache_id, below)
             record_fd = transaction.open_tar_split()
             try:
-                return Unpacked(cache_id, transaction, self._driver.register(cache_id, below, record_fd, fill))
+                done = self._driver.register(cache_id, below, record_fd, fill)
+                if not allow_empty:
+                    refuse_nothing(done)
+                return Unpacked(cache_id, transaction, done)
             finally:
                 _files.close(record_fd)
         except BaseException:

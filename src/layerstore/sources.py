@@ -13,12 +13,13 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from layerstore import _files
 from layerstore._apply import Apply, guess_format
 from layerstore.decompress import decompress
+from layerstore.errors import TarFormatError
 from layerstore.values import Done, Progress
 
 BLOCK = 1 << 20
@@ -27,6 +28,8 @@ HEAD = 512
 
 FOREIGN = ("bzip2", "xz", "lz4")
 
+WANTED = "a source is a descriptor, a path, a buffer, an iterable of blocks, or has read()"
+
 
 class Section(NamedTuple):
     """Part of a regular file, as a source: read at its own offsets, so that many may share one descriptor."""
@@ -34,6 +37,37 @@ class Section(NamedTuple):
     fd: int
     offset: int
     size: int
+
+
+class Blocks:
+    """What an iterable of bytes-like blocks gives, to be read: pulled one by one, when they are asked for."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        """Begin to iterate."""
+        self._blocks = iter(source)
+        self._left = memoryview(b"")
+
+    def read(self, n: int) -> bytes:
+        """Give at most n bytes; b"" at the end. Raises TypeError, and whatever the iterator raises."""
+        while not self._left:
+            try:
+                block = next(self._blocks)
+            except StopIteration:
+                return b""
+            try:
+                view = memoryview(block)
+            except TypeError:
+                kind = type(block).__name__
+                raise TypeError(f"an iterable source gives blocks of bytes, not {kind}") from None
+            self._left = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+        given, self._left = bytes(self._left[:n]), self._left[n:]
+        return given
+
+    def close(self) -> None:
+        """End the iterator, where it can be ended (a generator can)."""
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
 
 
 class Input:
@@ -48,9 +82,10 @@ class Input:
         self.taken = 0                       # of buffer
         self.read: Callable[[int], Any] | None = None
         self.owned = False
+        self.blocks: Blocks | None = None
         self.file: Any = None
         if isinstance(source, bool) or source is None:
-            raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {source!r}")
+            raise TypeError(f"{WANTED}, not {source!r}")
         if isinstance(source, Section):
             self.fd, self.offset, self.end = source.fd, source.offset, source.offset + source.size
         elif isinstance(source, int):
@@ -68,14 +103,7 @@ class Input:
                 raise ValueError("I/O operation on closed file.")
             self.read = source.read
         else:
-            try:
-                view = memoryview(source)
-            except TypeError:
-                kind = type(source).__name__
-                raise TypeError(f"a source is a descriptor, a path, a buffer or has read(), not {kind}") from None
-            self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
-            # Two threads look at lent bytes at different moments: only what cannot change is lent.
-            self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
+            self._take_buffer_or_blocks(source)
         try:
             mode = _files.mode_of(self.fd) if self.fd >= 0 else 0
         except OSError:
@@ -85,6 +113,19 @@ class Input:
         if stat.S_ISDIR(mode):
             self.close()
             raise IsADirectoryError(21, "Is a directory", source if not isinstance(source, int) else None)
+
+    def _take_buffer_or_blocks(self, source: Any) -> None:
+        try:
+            view = memoryview(source)
+        except TypeError:
+            if not isinstance(source, Iterable):
+                raise TypeError(f"{WANTED}, not {type(source).__name__}") from None
+            self.blocks = Blocks(source)
+            self.read = self.blocks.read
+            return
+        self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+        # Two threads look at lent bytes at different moments: only what cannot change is lent.
+        self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
 
     @staticmethod
     def _is_regular(source: Any) -> bool:
@@ -150,13 +191,24 @@ class Input:
                 select.select([self.fd], [], [])
 
     def close(self) -> None:
-        """Close what was opened here; leave a file where reading stopped."""
+        """Close what was opened here, and an iterator; leave a file where reading stopped."""
         if self.file is not None and self.offset >= 0:
             with contextlib.suppress(ValueError, OSError):
                 self.file.seek(self.offset)
         if self.owned and self.fd >= 0:
             _files.close(self.fd)
         self.fd, self.owned, self.buffer = -1, False, None
+        if self.blocks is not None:
+            self.blocks.close()
+
+
+def refuse_nothing(applied: Any) -> None:
+    """Raise TarFormatError for a tar of no bytes: mostly what a pipe gives whose writer failed.
+
+    applied   the core's Applied
+    """
+    if not applied.tar_size:
+        raise TarFormatError("no tar: the source was empty", offset=0)
 
 
 class Teller:

@@ -144,8 +144,11 @@ def test_junk_behind_the_tar_inside_the_compression_is_part_of_the_layer(store, 
 
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "bzip2", "xz", "lz4"])
-def test_a_compressed_tar_of_no_bytes_is_the_layer_of_no_bytes(store, name):
-    assert store.register(PACKED[name](b"")).diff_id == tarkit.diff_id(b"")
+def test_a_compressed_tar_of_no_bytes_is_refused(store, unchanged, name):
+    store.register(TAR)
+    with unchanged(), pytest.raises(layerstore.TarFormatError, match="no tar: the source was empty") as caught:
+        store.register(PACKED[name](b""))
+    assert caught.value.offset == 0
 
 
 def test_the_descriptor_of_the_blob_is_kept_beside_the_digest_of_the_tar(store):

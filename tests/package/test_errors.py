@@ -126,7 +126,7 @@ def test_unknown_names_get_the_contracts_error_and_mobys_text(store, unchanged, 
     assert text is None or str(caught.value).startswith(text)
 
 
-@pytest.mark.parametrize("source", [None, 3.5, object(), "", [b"x"]], ids=repr)
+@pytest.mark.parametrize("source", [None, 3.5, object(), "", [b"x"], ["x"], [1], {"x": 1}, range(3)], ids=repr)
 def test_what_is_no_source_is_refused_and_leaves_nothing(store, unchanged, source):
     store.register(tarkit.T2)
     with unchanged(), pytest.raises((TypeError, ValueError, OSError)):
