@@ -20,9 +20,14 @@ cdef extern from "Python.h":
 
 EXPORT_OVERLAY = <int>lay.LAY_EXPORT_OVERLAY
 EXPORT_USERXATTR = <int>lay.LAY_EXPORT_USERXATTR
+EXPORT_KEEP = <int>lay.LAY_EXPORT_KEEP
+EXPORT_SKIP_MARKS = <int>lay.LAY_EXPORT_SKIP_MARKS
 CHECK_METADATA = <int>lay.LAY_CHECK_METADATA
 CHECK_USERNS = <int>lay.LAY_CHECK_USERNS
 CHECK_USERXATTR = <int>lay.LAY_CHECK_USERXATTR
+
+cdef list LEFT = [("xattr", lay.LAY_LEFT_XATTR), ("acl", lay.LAY_LEFT_ACL), ("socket", lay.LAY_LEFT_SOCKET),
+                  ("mark", lay.LAY_LEFT_MARK)]
 
 cdef enum:
     PART = 16 << 20
@@ -189,6 +194,28 @@ cdef class Source:
         lay.check(code, &err)
         return size
 
+    def left_out(self):
+        cdef const char *path
+        cdef int kind
+        cdef size_t i
+        cdef list found = [], paths
+        lay.enter(&self.handle)
+        cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
+        try:
+            for name, kind in LEFT:
+                count = lay.lay_export_left_out(s, kind)
+                if count == 0:
+                    continue
+                paths = []
+                for i in range(<size_t>lay.LAY_LEFT_NAMED):
+                    path = lay.lay_export_left_path(s, kind, i)
+                    if path != NULL:
+                        paths.append(PyUnicode_DecodeFSDefault(path))
+                found.append((name, count, paths))
+        finally:
+            lay.give(&self.handle)
+        return found
+
     def seek(self, int64_t offset):
         cdef lay.lay_error err
         cdef lay.lay_code code = lay.LAY_OK
@@ -247,14 +274,14 @@ def export_tree(int root_fd, unsigned flags=0):
     return owned(s)
 
 
-def export_changes(int root_fd, changes):
+def export_changes(int root_fd, changes, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_code code
     cdef lay.lay_source *s = NULL
     capsule = changes._capsule()
     cdef const lay.lay_changes *c = <const lay.lay_changes *>PyCapsule_GetPointer(capsule, "layerstore.changes")
     with nogil:
-        code = lay.lay_export_changes_open(&s, root_fd, c, &err)
+        code = lay.lay_export_changes_open(&s, root_fd, c, flags, &err)
     lay.check(code, &err)
     return owned(s)
 

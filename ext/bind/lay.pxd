@@ -63,17 +63,20 @@ cdef extern from "lay.h" nogil:
     int64_t lay_source_tell(const lay_source *s) noexcept
     void lay_source_free(lay_source *s) noexcept
     lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
-    unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR
+    unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS
     lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
+    int LAY_LEFT_XATTR, LAY_LEFT_ACL, LAY_LEFT_SOCKET, LAY_LEFT_MARK, LAY_LEFT_NAMED
+    int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
+    const char *lay_export_left_path(const lay_source *s, int kind, size_t i) noexcept
 
-    unsigned LAY_CHANGES_USERXATTR
+    unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES
     ctypedef struct lay_changes
-    lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err) noexcept
+    lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err) noexcept
     lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
     size_t lay_changes_count(const lay_changes *c) noexcept
     int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len) noexcept
     void lay_changes_free(lay_changes *c) noexcept
-    lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err) noexcept
+    lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err) noexcept
 
     int LAY_PROBLEM_NONE, LAY_PROBLEM_CONTENT, LAY_PROBLEM_MISSING, LAY_PROBLEM_RECORD, LAY_PROBLEM_METADATA, LAY_PROBLEM_ADDED
     unsigned LAY_CHECK_METADATA, LAY_CHECK_USERNS, LAY_CHECK_USERXATTR

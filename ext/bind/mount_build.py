@@ -26,6 +26,7 @@ typedef struct {
     const char *const *off;       /* options to be given as "off" */
     size_t n_off;
     int userxattr;
+    int follow;                   /* metacopy=on, redirect_dir=follow */
     const char *data;             /* option text of mount(2): set, it is used and the rest is not */
 } lay_overlay;
 
@@ -90,7 +91,7 @@ typedef struct {
     const char *upper, *work, *context;
     const char *const *off;
     size_t n_off;
-    int userxattr;
+    int userxattr, follow;
     const char *data;
 } lay_overlay;
 
@@ -120,6 +121,10 @@ static int configure(int fs, const lay_overlay *o)
         e = set_string(fs, o->off[i], "off");
     if (!e && o->userxattr && syscall(SYS_fsconfig, fs, SET_FLAG, "userxattr", NULL, 0) < 0)
         e = -errno;
+    if (!e && o->follow)
+        e = set_string(fs, "metacopy", "on");
+    if (!e && o->follow)
+        e = set_string(fs, "redirect_dir", "follow");
     for (size_t i = 0; !e && i < o->n_lowers; i++) {
         e = set_string(fs, "lowerdir+", o->lowers[i]);
         if (e == -EINVAL && i == 0)

@@ -4,6 +4,7 @@
  * deletions come last; one that is only changed below is listed as modified.
  * Source: go-archive, changes.go, changes_linux.go, changes_unix.go.
  */
+#include "attributes.h"
 #include "changes.h"
 
 #include <fcntl.h>
@@ -160,6 +161,8 @@ int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *
 typedef struct pair { lay_names fresh, old; size_t next, old_next; bool has_old; } pair;   /* one directory in both */
 typedef struct pairs {
     lay_differ differ;
+    bool attributes;                       /* what differs in them alone is told too */
+    lay_attributes mine, other;
     lay_trail fresh, old;
     pair *list; size_t depth, cap;
 } pairs;
@@ -198,11 +201,44 @@ static lay_code pairs_enter(pairs *p, const lay_name *name, bool both, bool reco
 {
     const char *text = p->list[p->depth - 1].fresh.text + name->at;
     if (lay_trail_down(&p->fresh, text) < 0)   /* a tree in use: gone since it was listed */
-        return errno == ENOENT ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "open directory", err);
-    if (both && lay_trail_down(&p->old, text) < 0)
-        return lay_differ_fail(&p->differ, errno, text, "open directory", err);
+        return lay_tree_gone(errno) ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "open directory", err);
+    if (both && lay_trail_down(&p->old, text) < 0) {
+        if (!lay_tree_gone(errno))
+            return lay_differ_fail(&p->differ, errno, text, "open directory", err);
+        both = false;
+    }
     lay_code code = lay_differ_enter(&p->differ, text, name->len, recorded, err);
     return code != LAY_OK ? code : pairs_read(p, both, err);
+}
+
+static bool same_attributes(const lay_attributes *a, const lay_attributes *b)
+{
+    bool same = a->count == b->count;
+    for (size_t i = 0; same && i < a->count; i++)
+        same = strcmp(a->xattrs[i].name, b->xattrs[i].name) == 0 && a->xattrs[i].len == b->xattrs[i].len
+            && (a->xattrs[i].len == 0 || memcmp(a->xattrs[i].value, b->xattrs[i].value, a->xattrs[i].len) == 0);
+    return same;
+}
+
+/* What moby does not compare: the other attributes, the time of a directory, and what a whole second hides. */
+static lay_code attributes_differ(pairs *p, const char *text, const struct stat *st, const struct stat *old, bool *differ, lay_error *err)
+{
+    const lay_thing a = { -1, lay_trail_fd(&p->fresh), text }, b = { -1, lay_trail_fd(&p->old), text };
+    *differ = st->st_mtim.tv_sec != old->st_mtim.tv_sec || st->st_mtim.tv_nsec != old->st_mtim.tv_nsec;
+    lay_code code = *differ ? LAY_OK : lay_attributes_list(&p->mine, &a, err);
+    if (code == LAY_OK && !*differ)
+        code = lay_attributes_list(&p->other, &b, err);
+    if (code == LAY_OK && !*differ)
+        code = lay_attributes_read(&p->mine, &a, false, err);
+    if (code == LAY_OK && !*differ)
+        code = lay_attributes_read(&p->other, &b, false, err);
+    if (code == LAY_E_OS && lay_tree_gone(err->sys_errno)) {
+        lay_error_clear(err);
+        return LAY_OK;
+    }
+    if (code == LAY_OK && !*differ)
+        *differ = !same_attributes(&p->mine, &p->other);
+    return code;
 }
 
 /* The next name of the new tree. */
@@ -231,9 +267,21 @@ static lay_code pairs_next(pairs *p, lay_error *err)
             return LAY_OK;
         int differ = lay_stats_differ(&st, &old_st) ? 1
             : lay_capabilities_differ(lay_trail_fd(&p->fresh), text, lay_trail_fd(&p->old), text);
+        if (differ < 0 && lay_tree_gone(errno)) {
+            name->type = GONE;
+            return LAY_OK;
+        }
         if (differ < 0)
             return lay_differ_fail(&p->differ, errno, text, "read security.capability", err);
         differs = differ > 0;
+        if (!differs && p->attributes) {
+            bool besides = false;
+            lay_code code = attributes_differ(p, text, &st, &old_st, &besides, err);
+            if (code == LAY_OK && besides)
+                code = lay_differ_record(&p->differ, LAY_CHANGE_ATTRIBUTES, text, name->len, err);
+            if (code != LAY_OK)
+                return code;
+        }
     }
     if (differs) {
         lay_code code = lay_differ_record(&p->differ, was ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err);
@@ -243,8 +291,7 @@ static lay_code pairs_next(pairs *p, lay_error *err)
     return S_ISDIR(st.st_mode) ? pairs_enter(p, name, was && S_ISDIR(old_st.st_mode), differs, err) : LAY_OK;
 }
 
-/* What only the old tree has, then up. */
-static lay_code pairs_leave(pairs *p, lay_error *err)
+static lay_code pairs_deleted(pairs *p, lay_error *err)
 {
     pair *here = &p->list[p->depth - 1];
     lay_code code = LAY_OK;
@@ -255,17 +302,32 @@ static lay_code pairs_leave(pairs *p, lay_error *err)
         if (!is)
             code = lay_differ_record(&p->differ, LAY_CHANGE_DELETE, name_at(&here->old, i), here->old.list[i].len, err);
     }
-    bool both = here->has_old;
-    lay_names_free(&here->fresh);
-    lay_names_free(&here->old);
-    p->depth--;
-    if (p->depth == 0 || code != LAY_OK)
-        return code;
-    lay_differ_leave(&p->differ);
-    const lay_path *path = &p->differ.path;
-    if (lay_trail_up(&p->fresh, path->text, path->len) < 0 || (both && lay_trail_up(&p->old, path->text, path->len) < 0))
-        return lay_differ_fail(&p->differ, errno, "", "go back to directory", err);
-    return LAY_OK;
+    return code;
+}
+
+/* What only the old tree has, then up. Of a directory that is gone meanwhile nothing more is said. */
+static lay_code pairs_leave(pairs *p, lay_error *err)
+{
+    bool lost = p->list[p->depth - 1].fresh.gone;
+    for (;;) {
+        pair *here = &p->list[p->depth - 1];
+        lay_code code = lost ? LAY_OK : pairs_deleted(p, err);
+        bool both = here->has_old;
+        lay_names_free(&here->fresh);
+        lay_names_free(&here->old);
+        p->depth--;
+        if (p->depth == 0 || code != LAY_OK)
+            return code;
+        lay_differ_leave(&p->differ);
+        const lay_path *path = &p->differ.path;
+        int fresh = lay_trail_up(&p->fresh, path->text, path->len);
+        int old = both && fresh >= 0 ? lay_trail_up(&p->old, path->text, path->len) : 0;
+        if (fresh < 0 || old < 0)
+            return lay_differ_fail(&p->differ, errno, "", "go back to directory", err);
+        lost = fresh > 0 || old > 0;
+        if (!lost)
+            return LAY_OK;
+    }
 }
 
 static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
@@ -283,9 +345,9 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
     return code;
 }
 
-lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err)
+lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err)
 {
-    pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE };
+    pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE, .attributes = (flags & LAY_CHANGES_ATTRIBUTES) != 0 };
     lay_code code = pairs_run(&p, new_fd, old_fd, err);
     if (code == LAY_OK)
         *out = lay_steal(p.differ.out);
@@ -295,6 +357,8 @@ lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error 
         lay_names_free(&p.list[p.depth].old);
     }
     free(p.list);
+    lay_attributes_free(&p.mine);
+    lay_attributes_free(&p.other);
     lay_trail_free(&p.fresh);
     lay_trail_free(&p.old);
     lay_differ_free(&p.differ);

@@ -140,27 +140,32 @@ static marks list_marks(const overlay *o, int fd, size_t tree)
 }
 
 /* A directory's marks: opaque or not; a redirect, or whiteouts made of xattrs, is beyond us. */
-static lay_code read_marks(reader *r, const lay_spot *s, int parent_fd, marks found, bool *opaque, lay_error *err)
+static lay_code read_marks(reader *r, const lay_spot *s, int fd, marks found, bool *opaque, lay_error *err)
 {
     char value[8];
-    ssize_t n = found.opaque ? lay_tree_getxattr(parent_fd, s->name, r->o->opaque, value, sizeof value) : 0;
+    ssize_t n = found.opaque ? lay_tree_getxattr(fd, ".", r->o->opaque, value, sizeof value) : 0;
     if (n < 0 && errno != ERANGE)
         return fail(r, s, errno, "", "read the opaque mark", err);
     *opaque = n == 1 && value[0] == 'y';
     if (n == 1 && value[0] == 'x')
         return unsupported(r, s, "", "a directory with whiteouts as extended attributes", err);
-    int has = found.redirect ? lay_tree_hasxattr(parent_fd, s->name, r->o->redirect) : 0;
+    int has = found.redirect ? lay_tree_hasxattr(fd, ".", r->o->redirect) : 0;
     if (has < 0)
         return fail(r, s, errno, "", "read the redirect mark", err);
     return has == 0 ? LAY_OK : unsupported(r, s, "", "a redirected directory", err);
 }
 
-static lay_code refuse_metacopy(reader *r, const lay_spot *s, int dir_fd, const char *name, lay_error *err)
+/* A file without its data has size, times, rights and capability of its own: enough to tell how it differs, where
+ * its data lie under the same name. */
+static lay_code check_metacopy(reader *r, const lay_spot *s, int dir_fd, const char *name, const struct stat *st, const old_view *v, lay_error *err)
 {
     int has = lay_tree_hasxattr(dir_fd, name, r->o->metacopy);
-    if (has > 0)
-        return unsupported(r, s, name, "a file without its data (metacopy)", err);
-    return has == 0 || errno == ENOENT ? LAY_OK : fail(r, s, errno, name, "read the metacopy mark", err);
+    int moved = has > 0 ? lay_tree_hasxattr(dir_fd, name, r->o->redirect) : 0;
+    if (has < 0 || moved < 0)
+        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "read the metacopy mark", err);
+    if (has == 0 || (moved == 0 && v->visible && S_ISREG(v->st.st_mode) && v->st.st_size == st->st_size))
+        return LAY_OK;
+    return unsupported(r, s, name, "a file without its data (metacopy)", err);
 }
 
 /* Does this thing of a lower hide what is below? A device, or an empty file with a mark. */
@@ -171,16 +176,23 @@ static lay_code hides(reader *r, const lay_spot *s, int dir_fd, const char *name
         return LAY_OK;
     int has = lay_tree_hasxattr(dir_fd, name, r->o->xwhiteout);
     *hidden = has > 0;
-    return has >= 0 || errno == ENOENT ? LAY_OK : fail(r, s, errno, name, "read the whiteout mark", err);
+    return has >= 0 || lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "read the whiteout mark", err);
 }
 
 /* ---- names ---- */
 
-/* 1 or 0; -1 and errno. dir is the directory of the thing in upper. */
+/* Of a name in a directory of upper: 1 or 0; -1 and errno. */
 static int capability_differs(reader *r, const lay_spot *dir, int dir_fd, const char *name, size_t lower)
 {
     int old_fd = open_spot(r, dir, lower);
     return old_fd < 0 ? -1 : lay_capabilities_differ(dir_fd, name, old_fd, name);
+}
+
+/* Of the directory itself, which is open. */
+static int own_capability_differs(reader *r, const lay_spot *s, int fd, size_t lower)
+{
+    int old_fd = open_spot(r, s->parent, lower);
+    return old_fd < 0 ? -1 : lay_capabilities_differ(fd, ".", old_fd, s->name);
 }
 
 static lay_code look_up(reader *r, const lay_spot *s, const char *name, old_view *v, lay_error *err)
@@ -227,11 +239,15 @@ static lay_code note_name(reader *r, lay_spot *s, int fd, lay_name *name, const 
     old_view v = { 0 };
     lay_code code = fresh ? LAY_OK : look_up(r, s, text, &v, err);
     if (code == LAY_OK && S_ISREG(st.st_mode))
-        code = refuse_metacopy(r, s, fd, text, err);
+        code = check_metacopy(r, s, fd, text, &st, &v, err);
     if (code != LAY_OK)
         return code;
     int differs = !v.visible || lay_stats_differ(&st, &v.st) ? 1
         : capability_differs(r, s, fd, text, v.lower);
+    if (differs < 0 && lay_tree_gone(errno)) {
+        name->type = GONE;
+        return LAY_OK;
+    }
     if (differs < 0)
         return fail(r, s, errno, text, "read security.capability", err);
     return differs > 0 ? lay_spot_note(s, v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err) : LAY_OK;
@@ -279,7 +295,7 @@ static lay_code gather_lowers(reader *r, lay_spot *s, old_view *v, marks *old, l
             *old = found;
         }
         v->visible = true;
-        lay_code code = read_marks(r, s, in, found, &opaque, err);
+        lay_code code = read_marks(r, s, fd, found, &opaque, err);
         if (code == LAY_OK)
             code = add_lower(s, lower, err);
         if (code != LAY_OK)
@@ -295,7 +311,7 @@ static lay_code enter(reader *r, lay_spot *s, int *fd, lay_error *err)
     *fd = in < 0 ? -1 : open_below(r, s, UPPER, in);
     if (*fd < 0) {                                  /* a tree in use: gone since it was listed */
         s->kind = LAY_SPOT_GONE;
-        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? LAY_OK : fail(r, s, errno, "", "open directory", err);
+        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, "", "open directory", err);
     }
     struct stat st;
     if (fstat(*fd, &st) < 0)
@@ -303,14 +319,14 @@ static lay_code enter(reader *r, lay_spot *s, int *fd, lay_error *err)
     marks now = list_marks(r->o, *fd, UPPER), old = { 0 };
     old_view v = { 0 };
     bool opaque;
-    lay_code code = read_marks(r, s, in, now, &opaque, err);
+    lay_code code = read_marks(r, s, *fd, now, &opaque, err);
     if (code == LAY_OK)
         code = gather_lowers(r, s, &v, &old, err);
     if (code != LAY_OK)
         return code;
     int differs = !v.visible || lay_stats_differ(&st, &v.st);
     if (differs == 0 && (now.capability || old.capability))
-        differs = capability_differs(r, s->parent, in, s->name, v.lower);
+        differs = own_capability_differs(r, s, *fd, v.lower);
     if (differs < 0)
         return fail(r, s, errno, "", "read security.capability", err);
     s->kind = differs == 0 ? LAY_SPOT_SAME : v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD;
@@ -431,9 +447,11 @@ static lay_code look_into(void *arg, lay_spot *s, lay_error *err)
             lay_error_path(err, r->path.text, r->path.len);
         return code;
     }
-    for (size_t i = 0; i < names.count && code == LAY_OK; i++)
+    if (names.gone)
+        s->kind = LAY_SPOT_GONE;
+    for (size_t i = 0; i < names.count && code == LAY_OK && !names.gone; i++)
         code = note_name(r, s, fd, &names.list[i], names.text + names.list[i].at, err);
-    if (code == LAY_OK && s->nlowers > 0)
+    if (code == LAY_OK && s->nlowers > 0 && !names.gone)
         code = s->cut ? delete_cut(r, s, &names, err) : delete_hidden(r, s, &names, err);
     lay_names_free(&names);
     return code;

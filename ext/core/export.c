@@ -2,7 +2,8 @@
  *
  * Payload goes from the file straight into the caller's buffer. The header promises a size, so what a
  * file has grown meanwhile is left out, and a file that has shrunk is an error: never padding that
- * was not there. What has vanished since it was listed is left out, as in moby.
+ * was not there. What has vanished since it was listed is left out, as in moby; a name that is exchanged for
+ * another thing while it is looked at is looked at again. What has no place in the tar is counted (leftout.h).
  * Source: go-archive, archive.go (addTarFile), archive_linux.go (overlayWhiteoutConverter).
  */
 #include "export.h"
@@ -16,11 +17,22 @@
 
 #define CAPABILITY_MAX 64      /* the kernel knows at most 24 bytes */
 #define CAPABILITY_V2_SIZE 20
+#define MAX_LOOKS 1000         /* at a name that is another thing each time */
 
-void lay_export_init(lay_export *x)
+void lay_export_init(lay_export *x, unsigned flags)
 {
     x->source.ops = &lay_export_ops;
     x->file_fd = -1;
+    x->overlay = (flags & LAY_EXPORT_OVERLAY) != 0;
+    x->userxattr = (flags & LAY_EXPORT_USERXATTR) != 0;
+    x->keep = (flags & LAY_EXPORT_KEEP) != 0;
+    x->skip_marks = (flags & LAY_EXPORT_SKIP_MARKS) != 0;
+}
+
+unsigned lay_export_flags(const lay_export *x)
+{
+    return (x->overlay ? LAY_EXPORT_OVERLAY : 0) | (x->userxattr ? LAY_EXPORT_USERXATTR : 0)
+        | (x->keep ? LAY_EXPORT_KEEP : 0) | (x->skip_marks ? LAY_EXPORT_SKIP_MARKS : 0);
 }
 
 static lay_code reserve(uint8_t **p, size_t *cap, size_t need, lay_error *err)
@@ -48,12 +60,6 @@ lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err
     memcpy(x->head + x->head_len, x->block, len);
     x->head_len += len;
     return LAY_OK;
-}
-
-/* What has vanished is no failure. */
-static lay_code entry_fail(lay_export *x, int sys_errno, const char *what, lay_error *err)
-{
-    return sys_errno == ENOENT ? LAY_OK : lay_fail_os(err, sys_errno, x->name.text, what);
 }
 
 /* Later names of an inode become links to the first. */
@@ -110,15 +116,22 @@ lay_code lay_export_whiteout_name(lay_export *x, lay_error *err)
     return code;
 }
 
+lay_code lay_export_mark(lay_export *x, lay_error *err)
+{
+    if (x->skip_marks)
+        return lay_left_out_add(&x->left, LAY_LEFT_MARK, x->name.text, x->name.len, err);
+    lay_fail(err, LAY_E_BREAKOUT, "a name that begins with " LAY_WH_PREFIX " would delete where the tar is unpacked: "
+             "rename it, or leave such names out (marks=\"skip\")");
+    lay_error_path(err, x->name.text, x->name.len);
+    return LAY_E_BREAKOUT;
+}
+
 /* What only a mount could resolve must not leave as if it were content. */
-static lay_code refuse_marks(lay_export *x, int dir_fd, const char *base, mode_t mode, lay_error *err)
+static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
 {
     const char *mark = S_ISDIR(mode) ? (x->userxattr ? LAY_REDIRECT_USER : LAY_REDIRECT_TRUSTED)
                                      : (x->userxattr ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED);
-    int has = lay_tree_hasxattr(dir_fd, base, mark);
-    if (has < 0)
-        return entry_fail(x, errno, "read overlay's marks", err);
-    if (has == 0)
+    if (!lay_attributes_has(&x->attributes, mark))
         return LAY_OK;
     lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there",
              S_ISDIR(mode) ? "a redirected directory" : "a file without its data (metacopy)");
@@ -130,9 +143,11 @@ static lay_code refuse_marks(lay_export *x, int dir_fd, const char *base, mode_t
 static lay_code add_opaque(lay_export *x, int dir_fd, const char *base, const lay_tar_head *dir, lay_error *err)
 {
     char value[8];
+    if (!lay_attributes_has(&x->attributes, lay_opaque_xattr(x->userxattr)))
+        return LAY_OK;
     ssize_t n = lay_tree_getxattr(dir_fd, base, lay_opaque_xattr(x->userxattr), value, sizeof value);
     if (n < 0 && errno != ERANGE)
-        return entry_fail(x, errno, "read the opaque mark", err);
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "read the opaque mark");
     if (n != 1 || value[0] != 'y')
         return LAY_OK;
     lay_path_cut(&x->shown, 0);
@@ -146,10 +161,10 @@ static lay_code add_opaque(lay_export *x, int dir_fd, const char *base, const la
     return lay_export_head(x, &h, err);
 }
 
-/* Revision 3 names the user namespace it was made in: in a tar it is revision 2. */
-static ssize_t get_capability(int dir_fd, const char *base, uint8_t value[CAPABILITY_MAX])
+/* Revision 3 names the user namespace it was made in: in moby's tar it is revision 2. */
+static ssize_t get_capability(const lay_thing *thing, uint8_t value[CAPABILITY_MAX])
 {
-    ssize_t n = lay_tree_getxattr(dir_fd, base, "security.capability", value, CAPABILITY_MAX);
+    ssize_t n = lay_attribute_get(thing, LAY_CAPABILITY, value, CAPABILITY_MAX);
     if (n >= 4 && value[3] == 3) {
         value[3] = 2;
         n = n > CAPABILITY_V2_SIZE ? CAPABILITY_V2_SIZE : n;
@@ -157,21 +172,133 @@ static ssize_t get_capability(int dir_fd, const char *base, uint8_t value[CAPABI
     return n;
 }
 
-/* A file with bytes is opened before its header is given, as the header promises what we then read. */
-static lay_code open_payload(lay_export *x, int dir_fd, const char *base, struct stat *st, int *fd, lay_error *err)
+/* ---- one thing, which others may exchange for another while it is looked at ---- */
+
+typedef enum look { LOOK_FAILED, LOOK_GONE, LOOK_AGAIN, LOOK_DONE } look;
+
+typedef struct found {
+    lay_thing thing;
+    struct stat *st;
+    char target[PATH_MAX]; size_t target_len;
+    uint8_t capability[CAPABILITY_MAX]; size_t capability_len;
+    mode_t mode;
+} found;
+
+static look look_fail(lay_export *x, const char *what, lay_error *err)
 {
-    *fd = openat(dir_fd, base, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-    if (*fd < 0 && errno == ENOENT) {
-        st->st_mode = 0;
-        return LAY_OK;
+    lay_fail_os(err, errno, x->name.text, what);
+    return LOOK_FAILED;
+}
+
+/* A file with bytes is opened before its header is given, as the header promises what we then read. */
+static look open_payload(lay_export *x, found *f, lay_error *err)
+{
+    int fd = openat(f->thing.dir_fd, f->thing.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    if (fd < 0)
+        return errno == ENOENT ? LOOK_GONE : errno == ELOOP || errno == ENXIO ? LOOK_AGAIN : look_fail(x, "open", err);
+    f->thing.fd = fd;
+    if (fstat(fd, f->st) < 0)
+        return look_fail(x, "stat", err);
+    return S_ISREG(f->st->st_mode) ? LOOK_DONE : LOOK_AGAIN;
+}
+
+static look read_target(lay_export *x, found *f, lay_error *err)
+{
+    ssize_t n = readlinkat(f->thing.dir_fd, f->thing.name, f->target, sizeof f->target);
+    if (n < 0)
+        return errno == ENOENT ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "read link", err);
+    f->target_len = (size_t)n;
+    return LOOK_DONE;
+}
+
+/* What of the thing's attributes goes into the header. *matters: it has some that do, or are left out. */
+static lay_code read_attributes(lay_export *x, found *f, bool *matters, lay_error *err)
+{
+    lay_attributes *a = &x->attributes;
+    lay_code code = lay_attributes_list(a, &f->thing, err);
+    f->mode = f->st->st_mode;
+    f->capability_len = 0;
+    *matters = false;
+    if (code != LAY_OK || a->len == 0)
+        return code;
+    for (const char *at = a->list; at < a->list + a->len && !*matters; at += strlen(at) + 1)
+        *matters = lay_attribute_kind(at, x->userxattr) != LAY_ATTRIBUTE_OTHER;
+    if (x->keep)
+        return lay_attributes_read(a, &f->thing, x->userxattr, err);
+    if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode))
+        code = lay_mode_without_acl(&f->thing, &f->mode, err);
+    if (code == LAY_OK && lay_attributes_has(a, LAY_CAPABILITY)) {
+        ssize_t n = get_capability(&f->thing, f->capability);
+        if (n < 0)
+            return lay_fail_os(err, errno, NULL, "read " LAY_CAPABILITY);
+        f->capability_len = (size_t)n;
     }
-    if (*fd < 0 || fstat(*fd, st) < 0)
-        return lay_fail_os(err, errno, x->name.text, "open");
-    if (S_ISREG(st->st_mode))
-        return LAY_OK;
-    lay_fail(err, LAY_E_MISMATCH, "it was a file when it was listed");
+    return code;
+}
+
+/* Is the name still that of the thing which the first look met? */
+static bool is_same(const found *f)
+{
+    struct stat now;
+    return f->thing.fd >= 0 || (fstatat(f->thing.dir_fd, f->thing.name, &now, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0
+        && now.st_ino == f->st->st_ino && now.st_dev == f->st->st_dev && (now.st_mode & S_IFMT) == (f->st->st_mode & S_IFMT));
+}
+
+static look look_once(lay_export *x, found *f, lay_error *err)
+{
+    bool matters = false;
+    look seen = LOOK_DONE;
+    if (fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+        return errno == ENOENT ? LOOK_GONE : look_fail(x, "stat", err);
+    if (S_ISSOCK(f->st->st_mode) || lay_whiteout_kind(f->thing.name, strlen(f->thing.name)) != LAY_WH_PLAIN)
+        return LOOK_DONE;
+    if (S_ISREG(f->st->st_mode) && f->st->st_size > 0 && !x->dry)
+        seen = open_payload(x, f, err);
+    else if (S_ISLNK(f->st->st_mode))
+        seen = read_target(x, f, err);
+    if (seen != LOOK_DONE)
+        return seen;
+    if (read_attributes(x, f, &matters, err) != LAY_OK) {
+        if (err->code == LAY_E_OS && lay_tree_gone(err->sys_errno))
+            return LOOK_AGAIN;
+        lay_error_path(err, x->name.text, x->name.len);
+        return LOOK_FAILED;
+    }
+    return (matters || S_ISLNK(f->st->st_mode)) && !is_same(f) ? LOOK_AGAIN : LOOK_DONE;
+}
+
+static look look_at(lay_export *x, found *f, lay_error *err)
+{
+    look seen = LOOK_AGAIN;
+    for (unsigned i = 0; i < MAX_LOOKS && seen == LOOK_AGAIN; i++) {
+        lay_error_clear(err);
+        lay_close_owner(&f->thing.fd);
+        f->thing.fd = -1;
+        seen = look_once(x, f, err);
+    }
+    if (seen != LOOK_AGAIN)
+        return seen;
+    lay_fail(err, LAY_E_MISMATCH, "it is another kind of thing each time it is looked at");
     lay_error_path(err, x->name.text, x->name.len);
-    return LAY_E_MISMATCH;
+    return LOOK_FAILED;
+}
+
+/* What a thing has that has no place in the tar. */
+static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
+{
+    const lay_attributes *a = &x->attributes;
+    bool xattr = false, acl = false;
+    for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
+        lay_attribute kind = lay_attribute_kind(at, x->userxattr);
+        acl |= !x->keep && kind == LAY_ATTRIBUTE_ACL;
+        /* a label is what the host's policy says, wherever the tar is unpacked */
+        xattr |= kind == LAY_ATTRIBUTE_FOREIGN || (!x->keep && kind == LAY_ATTRIBUTE_KEPT
+            && strcmp(at, LAY_CAPABILITY) != 0 && strcmp(at, "security.selinux") != 0);
+    }
+    if (S_ISLNK(f->st->st_mode))
+        acl = false;
+    lay_code code = xattr ? lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.text, x->name.len, err) : LAY_OK;
+    return code == LAY_OK && acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : code;
 }
 
 static lay_code give_entry(lay_export *x, int dir_fd, const char *base, const struct stat *st, lay_tar_head *h, lay_error *err)
@@ -205,53 +332,59 @@ static lay_code give_entry(lay_export *x, int dir_fd, const char *base, const st
 
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
 {
-    char target[PATH_MAX];
-    uint8_t capability[CAPABILITY_MAX];
-    LAY_AUTO_FD int fd = -1;
-    lay_code code = LAY_OK;
-    if (fstatat(dir_fd, base, st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
+    found f = { .thing = { -1, dir_fd, base }, .st = st };
+    look seen = look_at(x, &f, err);
+    LAY_AUTO_FD int fd = f.thing.fd;
+    if (seen != LOOK_DONE) {
         st->st_mode = 0;
-        return entry_fail(x, errno, "stat", err);
+        return seen == LOOK_GONE ? LAY_OK : err->code;
     }
-    if (S_ISREG(st->st_mode) && st->st_size > 0 && !x->dry)
-        code = open_payload(x, dir_fd, base, st, &fd, err);
-    if (type_of(st->st_mode) == 0)
+    bool mark = lay_whiteout_kind(base, strlen(base)) != LAY_WH_PLAIN;
+    if (mark || type_of(st->st_mode) == 0) {
+        bool socket = S_ISSOCK(st->st_mode);
         st->st_mode = 0;
-    if (code != LAY_OK || st->st_mode == 0)
-        return code;
+        return mark ? lay_export_mark(x, err)
+            : socket ? lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err) : LAY_OK;
+    }
     bool device = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
+    bool whiteout = x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev);
     lay_tar_head h = {
-        .type = type_of(st->st_mode), .mode = st->st_mode & 07777, .uid = st->st_uid, .gid = st->st_gid,
+        .type = type_of(st->st_mode), .mode = f.mode & 07777, .uid = st->st_uid, .gid = st->st_gid,
         .size = S_ISREG(st->st_mode) ? st->st_size : 0, .mtime = st->st_mtim.tv_sec,
         .dev_major = device ? major(st->st_rdev) : 0, .dev_minor = device ? minor(st->st_rdev) : 0,
+        .capability = f.capability_len > 0 ? f.capability : NULL, .capability_len = f.capability_len,
     };
     if (S_ISLNK(st->st_mode)) {
-        ssize_t n = readlinkat(dir_fd, base, target, sizeof target);
-        if (n < 0) {
-            st->st_mode = 0;
-            return entry_fail(x, errno, "read link", err);
-        }
-        h.link = target;
-        h.link_len = (size_t)n;
+        h.link = f.target;
+        h.link_len = f.target_len;
     }
-    if (x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)))
-        code = refuse_marks(x, dir_fd, base, st->st_mode, err);
-    if (code != LAY_OK)
-        return code;
-    ssize_t n = get_capability(dir_fd, base, capability);
-    if (n < 0) {
-        st->st_mode = 0;
-        return entry_fail(x, errno, "read security.capability", err);
+    if (x->keep && !whiteout) {
+        h.mtime_nsec = (int32_t)st->st_mtim.tv_nsec;
+        h.xattrs = x->attributes.xattrs;
+        h.nxattrs = x->attributes.count;
     }
-    h.capability = n > 0 ? capability : NULL;
-    h.capability_len = (size_t)n;
-    code = give_entry(x, dir_fd, base, st, &h, err);
+    lay_code code = x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) ? refuse_marks(x, st->st_mode, err) : LAY_OK;
+    if (code == LAY_OK && !whiteout)
+        code = note_left_out(x, &f, err);
+    if (code == LAY_OK)
+        code = give_entry(x, dir_fd, base, st, &h, err);
     if (code != LAY_OK || h.type != '0' || h.size == 0)
         return code;
     x->file_left = h.size;
     x->padding = lay_tar_padding(h.size);
     x->file_fd = lay_steal_fd(&fd);
     return LAY_OK;
+}
+
+lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err)
+{
+    struct stat st;
+    found f = { .thing = { -1, dir_fd, base }, .st = &st };
+    bool dry = x->dry;
+    x->dry = true;                  /* its bytes stay unread */
+    look seen = look_at(x, &f, err);
+    x->dry = dry;
+    return seen == LOOK_DONE ? note_left_out(x, &f, err) : seen == LOOK_GONE ? LAY_OK : err->code;
 }
 
 /* ---- as a source ---- */
@@ -352,10 +485,14 @@ static lay_code export_size(lay_source *s, int64_t *size, lay_error *err)
             || __builtin_add_overflow(sum, (int64_t)(dry->head_len + dry->padding), &sum))
             code = lay_fail(err, LAY_E_LIMIT, "the tar would be longer than 2^63 bytes");
     }
+    if (code == LAY_OK) {
+        lay_left_out_free(&x->surveyed);
+        x->surveyed = dry->left;
+        dry->left = (lay_left_out){ 0 };
+        *size = sum;
+    }
     if (dry != NULL)
         lay_export_ops.free(&dry->source);
-    if (code == LAY_OK)
-        *size = sum;
     return code;
 }
 
@@ -367,6 +504,9 @@ static void export_free(lay_source *s)
     free(x->head);
     free(x->block);
     free(x->names);
+    lay_attributes_free(&x->attributes);
+    lay_left_out_free(&x->left);
+    lay_left_out_free(&x->surveyed);
     lay_inodes_free(&x->inodes);
     lay_path_free(&x->name);
     lay_path_free(&x->shown);
@@ -374,3 +514,20 @@ static void export_free(lay_source *s)
 }
 
 const lay_source_ops lay_export_ops = { .read = export_read, .size = export_size, .free = export_free };
+
+static const lay_left_out *left_out(const lay_source *s)
+{
+    static const lay_left_out nothing;
+    const lay_export *x = (const lay_export *)s;
+    return s->ops != &lay_export_ops ? &nothing : x->ended ? &x->left : &x->surveyed;
+}
+
+int64_t lay_export_left_out(const lay_source *s, int kind)
+{
+    return kind >= 0 && kind < LAY_LEFT_KINDS ? left_out(s)->count[kind] : 0;
+}
+
+const char *lay_export_left_path(const lay_source *s, int kind, size_t i)
+{
+    return kind >= 0 && kind < LAY_LEFT_KINDS && i < LAY_LEFT_NAMED ? left_out(s)->paths[kind][i] : NULL;
+}

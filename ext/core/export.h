@@ -2,6 +2,8 @@
 #ifndef LAY_EXPORT_H
 #define LAY_EXPORT_H
 
+#include "attributes.h"
+#include "leftout.h"
 #include "source.h"
 #include "tar.h"
 #include "trail.h"
@@ -11,6 +13,8 @@ typedef struct lay_export {
     bool dry;                              /* only adding up: payloads stay unread */
     bool overlay;                          /* whiteouts and opaque marks become .wh. names */
     bool userxattr;
+    bool keep;                             /* extended attributes, ACLs and nanoseconds too */
+    bool skip_marks;                       /* names that begin with .wh. are left out, not refused */
     /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */
     lay_code (*next)(struct lay_export *x, bool *end, lay_error *err);
     /* The same export from its beginning, dry, over the same descriptors. */
@@ -23,19 +27,27 @@ typedef struct lay_export {
     lay_path name;                                         /* of the entry at hand, as in the tar */
     lay_path shown;                                        /* .wh. name */
     lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
+    lay_attributes attributes;                             /* of the entry at hand */
+    lay_left_out left, surveyed;                           /* so far; of the whole, by the last dry run */
     bool ended;
     bool failed; lay_error failure;                        /* to be given by the next read */
 } lay_export;
 
 extern const lay_source_ops lay_export_ops;
 
-void lay_export_init(lay_export *x);
+/* flags: LAY_EXPORT_ */
+void lay_export_init(lay_export *x, unsigned flags);
+unsigned lay_export_flags(const lay_export *x);
 /* One more header at the end of what is to be given. */
 lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err);
 /* x->name with its last component behind ".wh.", in x->shown. */
 lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
+/* x->name is a mark for whoever reads the tar: LAY_OK, and it is noted as left out, or LAY_E_BREAKOUT. */
+lay_code lay_export_mark(lay_export *x, lay_error *err);
 /* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
- * what has vanished, and of sockets: then st_mode is 0. */
+ * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
+/* The same thing is no change but for what has no place in the tar: that is noted. */
+lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err);
 
 #endif

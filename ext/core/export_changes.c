@@ -4,6 +4,7 @@
  */
 #include "changes.h"
 #include "export.h"
+#include "whiteout.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -43,7 +44,8 @@ static lay_code give_deletion(changes_export *c, lay_error *err)
     return code != LAY_OK ? code : lay_export_head(x, &h, err);
 }
 
-static lay_code give_change(changes_export *c, bool *given, lay_error *err)
+/* left_out: only what differs there, and has no place in the tar, is noted. */
+static lay_code give_change(changes_export *c, bool left_out, bool *given, lay_error *err)
 {
     lay_export *x = &c->x;
     const char *slash = memrchr(x->name.text, '/', x->name.len);
@@ -51,11 +53,34 @@ static lay_code give_change(changes_export *c, bool *given, lay_error *err)
     int fd = parent_of(c, x->name.text, dir, err);
     *given = false;
     if (fd < 0)
-        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
+    const char *base = slash ? slash + 1 : x->name.text;
+    if (left_out)
+        return lay_export_unchanged(x, fd, base, err);
     struct stat st;
-    lay_code code = lay_export_entry(x, fd, slash ? slash + 1 : x->name.text, &st, err);
+    lay_code code = lay_export_entry(x, fd, base, &st, err);
     *given = code == LAY_OK && st.st_mode != 0;
     return code;
+}
+
+static bool came_before(const changes_export *c, const char *path)
+{
+    return c->next > 1 && strcmp(c->list.text + c->list.at[c->next - 2] + 1, path) == 0;
+}
+
+typedef enum mark { MARK_NONE, MARK_ABOVE, MARK_HERE } mark;
+
+/* Does a name on this path, or its last one, mean a mark to who reads the tar? */
+static mark mark_in(const char *path)
+{
+    for (;;) {
+        size_t n = strcspn(path, "/");
+        if (lay_whiteout_kind(path, n) != LAY_WH_PLAIN)
+            return path[n] == '\0' ? MARK_HERE : MARK_ABOVE;
+        if (path[n] == '\0')
+            return MARK_NONE;
+        path += n + 1;
+    }
 }
 
 static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
@@ -66,15 +91,22 @@ static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
     while (code == LAY_OK && !given && c->next < c->list.count) {
         const char *change = c->list.text + c->list.at[c->next++];
         size_t n = strlen(change + 1);
-        if (n < 2)
-            continue;       /* the root */
+        if (n < 2 || came_before(c, change + 1))
+            continue;       /* the root; told already */
         lay_path_cut(&x->name, 0);
         code = lay_path_add(&x->name, change + 2, n - 1, err);
-        if (code == LAY_OK && change[0] == LAY_CHANGE_DELETE) {
+        mark where = code == LAY_OK ? mark_in(x->name.text) : MARK_NONE;
+        if (where == MARK_ABOVE && x->skip_marks)
+            continue;
+        if (code != LAY_OK || where != MARK_NONE) {
+            code = code != LAY_OK ? code : lay_export_mark(x, err);
+        } else if (change[0] == LAY_CHANGE_ATTRIBUTES && !x->keep) {
+            code = give_change(c, true, &given, err);
+        } else if (change[0] == LAY_CHANGE_DELETE) {
             code = give_deletion(c, err);
             given = true;
-        } else if (code == LAY_OK) {
-            code = give_change(c, &given, err);
+        } else {
+            code = give_change(c, false, &given, err);
         }
     }
     *end = code == LAY_OK && !given;
@@ -95,12 +127,12 @@ static void changes_done(lay_export *x)
 
 static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err);
 
-static lay_code changes_new(changes_export **out, int root_fd, lay_error *err)
+static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, lay_error *err)
 {
     changes_export *c = calloc(1, sizeof *c);
     if (c == NULL)
         return lay_fail_nomem(err);
-    lay_export_init(&c->x);
+    lay_export_init(&c->x, flags);
     c->x.next = changes_next;
     c->x.twin = changes_twin;
     c->x.done = changes_done;
@@ -119,7 +151,7 @@ static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *e
 {
     const changes_export *c = (const changes_export *)x;
     changes_export *twin = NULL;
-    lay_code code = changes_new(&twin, c->root_fd, err);
+    lay_code code = changes_new(&twin, c->root_fd, lay_export_flags(x), err);
     if (code != LAY_OK)
         return code;
     twin->list = c->list;
@@ -130,10 +162,12 @@ static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *e
     return LAY_OK;
 }
 
+/* Where a path comes twice, what differs in its attributes alone is last. */
 static int by_path(const void *a, const void *b, void *text)
 {
-    const char *base = text;
-    return strcmp(base + *(const size_t *)a + 1, base + *(const size_t *)b + 1);
+    const char *x = (const char *)text + *(const size_t *)a, *y = (const char *)text + *(const size_t *)b;
+    int r = strcmp(x + 1, y + 1);
+    return r != 0 ? r : *x - *y;
 }
 
 static lay_code copy_list(lay_changes *to, const lay_changes *from, lay_error *err)
@@ -151,10 +185,10 @@ static lay_code copy_list(lay_changes *to, const lay_changes *from, lay_error *e
     return LAY_OK;
 }
 
-lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err)
+lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err)
 {
     changes_export *x = NULL;
-    lay_code code = changes_new(&x, root_fd, err);
+    lay_code code = changes_new(&x, root_fd, flags & (LAY_EXPORT_KEEP | LAY_EXPORT_SKIP_MARKS), err);
     if (code != LAY_OK)
         return code;
     struct timespec now;

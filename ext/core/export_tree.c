@@ -39,18 +39,20 @@ static lay_code go_down(tree_export *t, lay_error *err)
     t->down = false;
     if (lay_trail_down(&t->trail, f->names.text + f->names.list[f->next - 1].at) == 0)
         return push_frame(t, err);
-    return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, t->x.name.text, "open directory");
+    return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, t->x.name.text, "open directory");
 }
 
 static lay_code go_up(tree_export *t, lay_error *err)
 {
-    lay_names_free(&t->frames[--t->depth].names);
-    if (t->depth == 0)
-        return LAY_OK;
-    lay_path_cut(&t->x.name, t->frames[t->depth - 1].path_len);
-    if (lay_trail_up(&t->trail, t->x.name.text, t->x.name.len) < 0)
-        return lay_fail_os(err, errno, t->x.name.text, "go back to directory");
-    return LAY_OK;
+    int r = 1;
+    while (r > 0) {         /* what is left in a directory that is not there any more is passed over */
+        lay_names_free(&t->frames[--t->depth].names);
+        if (t->depth == 0)
+            return LAY_OK;
+        lay_path_cut(&t->x.name, t->frames[t->depth - 1].path_len);
+        r = lay_trail_up(&t->trail, t->x.name.text, t->x.name.len);
+    }
+    return r < 0 ? lay_fail_os(err, errno, t->x.name.text, "go back to directory") : LAY_OK;
 }
 
 static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
@@ -87,25 +89,23 @@ static void tree_done(lay_export *x)
     lay_trail_free(&t->trail);
 }
 
-static lay_code tree_new(lay_export **out, int root_fd, bool overlay, bool userxattr, bool dry, lay_error *err);
+static lay_code tree_new(lay_export **out, int root_fd, unsigned flags, bool dry, lay_error *err);
 
 static lay_code tree_twin(const lay_export *x, lay_export **out, lay_error *err)
 {
     const tree_export *t = (const tree_export *)x;
-    return tree_new(out, t->trail.root_fd, x->overlay, x->userxattr, true, err);
+    return tree_new(out, t->trail.root_fd, lay_export_flags(x), true, err);
 }
 
-static lay_code tree_new(lay_export **out, int root_fd, bool overlay, bool userxattr, bool dry, lay_error *err)
+static lay_code tree_new(lay_export **out, int root_fd, unsigned flags, bool dry, lay_error *err)
 {
     tree_export *t = calloc(1, sizeof *t);
     if (t == NULL)
         return lay_fail_nomem(err);
-    lay_export_init(&t->x);
+    lay_export_init(&t->x, flags);
     t->x.next = tree_next;
     t->x.twin = tree_twin;
     t->x.done = tree_done;
-    t->x.overlay = overlay;
-    t->x.userxattr = userxattr;
     t->x.dry = dry;
     lay_code code = lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_os(err, errno, NULL, "open directory")
                                                                     : push_frame(t, err);
@@ -119,7 +119,7 @@ static lay_code tree_new(lay_export **out, int root_fd, bool overlay, bool userx
 lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err)
 {
     lay_export *x = NULL;
-    lay_code code = tree_new(&x, root_fd, (flags & LAY_EXPORT_OVERLAY) != 0, (flags & LAY_EXPORT_USERXATTR) != 0, false, err);
+    lay_code code = tree_new(&x, root_fd, flags, false, err);
     if (code == LAY_OK)
         *out = &x->source;
     return code;

@@ -159,9 +159,23 @@ lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const u
 
 #define LAY_EXPORT_OVERLAY 1u   /* root is an upper directory: 0:0 devices and opaque marks become .wh. */
 #define LAY_EXPORT_USERXATTR 2u /* those marks are user.overlay., not trusted.overlay. */
+#define LAY_EXPORT_KEEP 4u      /* extended attributes, ACLs and nanoseconds go along, in PAX records */
+#define LAY_EXPORT_SKIP_MARKS 8u /* a name that begins with .wh. is left out, with all below it; else LAY_E_BREAKOUT */
 
 /* A fresh tar of everything below root (moby's TarWithOptions). */
 lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err);
+
+#define LAY_LEFT_XATTR 0        /* things whose extended attributes are left out, or some of them */
+#define LAY_LEFT_ACL 1          /* things whose ACLs are: the group then has its own rights, not the mask's */
+#define LAY_LEFT_SOCKET 2       /* sockets: no tar has them */
+#define LAY_LEFT_MARK 3         /* names that begin with .wh. */
+#define LAY_LEFT_KINDS 4
+#define LAY_LEFT_NAMED 4        /* paths kept of a kind */
+
+/* How many things of a kind a fresh tar leaves out: of all that was read, once it was read to its end; before, what
+ * lay_source_size saw. path i of the first few, alive as long as s, or NULL. */
+int64_t lay_export_left_out(const lay_source *s, int kind);
+const char *lay_export_left_path(const lay_source *s, int kind, size_t i);
 
 /* ---- changes: how one tree differs from another ----------------------------------------------- */
 
@@ -170,11 +184,13 @@ lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay
 #define LAY_CHANGE_DELETE 2
 
 #define LAY_CHANGES_USERXATTR 1u
+#define LAY_CHANGES_ATTRIBUTES 2u   /* of two plain trees: what differs in what LAY_EXPORT_KEEP keeps is ATTRIBUTES */
+#define LAY_CHANGE_ATTRIBUTES 3     /* with this flag alone: moby would not call it a change */
 
 typedef struct lay_changes lay_changes;
 
 /* new_fd against old_fd (-1: nothing), two plain trees. */
-lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, lay_error *err);
+lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err);
 /* An overlay upper directory against its n lowers, nearest first. Reads upper, looks up lowers. */
 lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
 size_t lay_changes_count(const lay_changes *c);
@@ -182,8 +198,8 @@ size_t lay_changes_count(const lay_changes *c);
 int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len);
 void lay_changes_free(lay_changes *c);
 
-/* A fresh tar of the changes over the tree at root (moby's ExportChanges). Takes its own copy of c. */
-lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, lay_error *err);
+/* A fresh tar of the changes over the tree at root (moby's ExportChanges). Takes its own copy of c. flags: KEEP, SKIP_MARKS. */
+lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err);
 
 /* ---- check: is a stored layer what it was ------------------------------------------------------ */
 

@@ -129,7 +129,7 @@ static lay_code sweep_down(sweep *s, lay_error *err)
 {
     const char *name = s->text + s->at[s->count - 1];
     if (lay_trail_down(&s->trail, name) < 0) {
-        if (errno != ENOENT)
+        if (s->removing ? errno != ENOENT : !lay_tree_gone(errno))
             return sweep_fail(s, errno, name, "open directory", err);
         s->text_len = s->at[--s->count];
         return LAY_OK;
@@ -141,12 +141,18 @@ static lay_code sweep_down(sweep *s, lay_error *err)
 /* All below is done: up, and away with it; its name still waits as the last of the parent's. */
 static lay_code sweep_up(sweep *s, lay_error *err)
 {
-    unsigned tries = s->frames[s->depth - 1].tries;
-    s->depth--;
-    lay_path_cut(&s->path, s->frames[s->depth - 1].path_len);
-    size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
-    if (lay_trail_up(&s->trail, s->path.len > 0 ? s->path.text + skip : "", s->path.len - skip) < 0)
-        return lay_fail_os(err, errno, s->path.text, "go back to directory");
+    unsigned tries;
+    int r = 1;
+    while (r > 0) {         /* what waits in a directory that is not there any more is passed over */
+        tries = s->frames[s->depth - 1].tries;
+        s->count = s->frames[s->depth - 1].first;
+        s->depth--;
+        lay_path_cut(&s->path, s->frames[s->depth - 1].path_len);
+        size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
+        r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.text + skip : "", s->path.len - skip);
+        if (r < 0 || (r > 0 && s->removing))
+            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.text, "go back to directory");
+    }
     const char *name = s->text + s->at[s->count - 1];
     if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
         /* removing while reading may make a file system leave names out: read it again */

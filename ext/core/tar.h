@@ -85,8 +85,10 @@ typedef struct lay_tar_head {
     uint32_t mode;
     int64_t uid, gid, size;
     int64_t mtime;                       /* whole seconds */
+    int32_t mtime_nsec;                  /* 0, or a PAX record has them */
     uint32_t dev_major, dev_minor;
     const uint8_t *capability; size_t capability_len;   /* security.capability, or NULL */
+    const lay_xattr *xattrs; size_t nxattrs;            /* by name, in byte order; with them no capability */
 } lay_tar_head;
 
 /* Formats head into header blocks at *out (malloc'ed, grown as needed: *cap), *len bytes. */

@@ -12,13 +12,14 @@
 #define NAME_SIZE 100u
 #define PREFIX_SIZE 155u
 #define MAX_RECORDS 7
-#define CAPABILITY "SCHILY.xattr.security.capability"
+#define XATTR "SCHILY.xattr."
+#define NUMBER_SIZE 40u       /* a time with its nanoseconds is the longest */
 
 /* offset and length of each field of a header block */
 enum { F_NAME = 0, F_MODE = 100, F_UID = 108, F_GID = 116, F_SIZE = 124, F_MTIME = 136, F_SUM = 148, F_TYPE = 156,
        F_LINK = 157, F_MAGIC = 257, F_MAJOR = 329, F_MINOR = 337, F_PREFIX = 345 };
 
-typedef struct record { const char *key; const char *value; size_t len; } record;
+typedef struct record { const char *prefix, *key; const char *value; size_t len; } record;
 
 static bool is_ascii(const char *s, size_t n)
 {
@@ -92,20 +93,23 @@ static size_t digits_of(size_t x)
 /* "<length> <key>=<value>\n", whose length counts its own digits. */
 static size_t record_size(const record *r)
 {
-    size_t bare = strlen(r->key) + r->len + 3;
+    size_t bare = strlen(r->prefix) + strlen(r->key) + r->len + 3;
     size_t size = bare + digits_of(bare);
     return bare + digits_of(size);
 }
 
 static size_t put_record(uint8_t *out, const record *r)
 {
-    size_t size = record_size(r), key_len = strlen(r->key);
+    size_t size = record_size(r), prefix_len = strlen(r->prefix), key_len = strlen(r->key);
     char digits[24];
     size_t n = (size_t)snprintf(digits, sizeof digits, "%zu ", size);
     memcpy(out, digits, n);
-    memcpy(out + n, r->key, key_len);
-    out[n + key_len] = '=';
-    memcpy(out + n + key_len + 1, r->value, r->len);
+    memcpy(out + n, r->prefix, prefix_len);
+    memcpy(out + n + prefix_len, r->key, key_len);
+    n += prefix_len + key_len;
+    out[n++] = '=';
+    if (r->len > 0)
+        memcpy(out + n, r->value, r->len);
     out[size - 1] = '\n';
     return size;
 }
@@ -156,12 +160,24 @@ static void put_main(uint8_t block[LAY_TAR_BLOCK], const lay_tar_head *h, bool p
     put_seal(block);
 }
 
+/* Seconds, and what is left of them without zeros at its end. */
+static int print_time(char to[NUMBER_SIZE], int64_t sec, int32_t nsec)
+{
+    if (nsec == 0)
+        return snprintf(to, NUMBER_SIZE, "%lld", (long long)sec);
+    bool before = sec < 0;          /* -1.25 is two seconds before, and 0.75 after that */
+    long long whole = before ? -(sec + 1) : sec;
+    int n = snprintf(to, NUMBER_SIZE, "%s%lld.%09ld", before ? "-" : "", whole, before ? 1000000000L - nsec : (long)nsec);
+    while (to[n - 1] == '0')
+        n--;
+    return n;
+}
+
 /* Everything that does not fit, by key in byte order; numbers are printed into room. */
-static size_t pax_records(const lay_tar_head *h, record *list, char room[4][24])
+static size_t pax_records(const lay_tar_head *h, record *list, char room[4][NUMBER_SIZE])
 {
     size_t n = 0;
     const struct { const char *key; const char *text; size_t len; int64_t number; size_t width; } all[] = {
-        { CAPABILITY, (const char *)h->capability, h->capability_len, 0, 0 },
         { "gid", NULL, 0, h->gid, 8 },
         { "linkpath", h->link, h->link_len, 0, 0 },
         { "mtime", NULL, 0, h->mtime, 12 },
@@ -169,16 +185,21 @@ static size_t pax_records(const lay_tar_head *h, record *list, char room[4][24])
         { "size", NULL, 0, h->size, 12 },
         { "uid", NULL, 0, h->uid, 8 },
     };
+    if (h->capability != NULL)
+        list[n++] = (record){ XATTR, "security.capability", (const char *)h->capability, h->capability_len };
+    for (size_t i = 0; i < h->nxattrs; i++)
+        list[n++] = (record){ XATTR, h->xattrs[i].name, (const char *)h->xattrs[i].value, h->xattrs[i].len };
     size_t printed = 0;
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         if (all[i].width > 0) {
-            if (fits_octal(all[i].width, all[i].number))
+            bool parts = h->mtime_nsec != 0 && all[i].key[0] == 'm';
+            if (fits_octal(all[i].width, all[i].number) && !parts)
                 continue;
             char *to = room[printed++];
-            int len = snprintf(to, 24, "%lld", (long long)all[i].number);
-            list[n++] = (record){ all[i].key, to, (size_t)len };
-        } else if (i == 0 ? h->capability != NULL : all[i].len > NAME_SIZE || !is_ascii(all[i].text, all[i].len)) {
-            list[n++] = (record){ all[i].key, all[i].text, all[i].len };
+            int len = print_time(to, all[i].number, parts ? h->mtime_nsec : 0);
+            list[n++] = (record){ "", all[i].key, to, (size_t)len };
+        } else if (all[i].len > NAME_SIZE || !is_ascii(all[i].text, all[i].len)) {
+            list[n++] = (record){ "", all[i].key, all[i].text, all[i].len };
         }
     }
     return n;
@@ -192,8 +213,12 @@ static bool needs_pax(const lay_tar_head *h, const record *list, size_t n)
 
 lay_code lay_tar_format(const lay_tar_head *head, uint8_t **out, size_t *cap, size_t *len, lay_error *err)
 {
-    record list[MAX_RECORDS];
-    char room[4][24];
+    record few[MAX_RECORDS];
+    LAY_AUTO_FREE record *many = head->nxattrs > 0 ? reallocarray(NULL, head->nxattrs + MAX_RECORDS, sizeof *many) : NULL;
+    record *list = head->nxattrs > 0 ? many : few;
+    char room[4][NUMBER_SIZE];
+    if (list == NULL)
+        return lay_fail_nomem(err);
     size_t n = pax_records(head, list, room), data = 0, need = LAY_TAR_BLOCK;
     bool pax = needs_pax(head, list, n);
     if (head->name_len > LAY_TAR_MAX_EXTENSION || head->link_len > LAY_TAR_MAX_EXTENSION

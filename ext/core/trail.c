@@ -50,30 +50,32 @@ int lay_trail_down(lay_trail *t, const char *name)
     return 0;
 }
 
+/* Of a descriptor just opened: only if it is the directory that is wanted. */
+static int trail_expect(int fd, lay_node want)
+{
+    struct stat st;
+    if (fd < 0 || (fstat(fd, &st) == 0 && st.st_ino == want.ino && st.st_dev == want.dev))
+        return fd;
+    close(fd);
+    errno = ENOENT;
+    return -1;
+}
+
 int lay_trail_up(lay_trail *t, const char *path, size_t n)
 {
     int *from = &t->keep[t->depth % LAY_TRAIL_KEEP];
     int *to = &t->keep[(t->depth - 1) % LAY_TRAIL_KEEP];
     lay_node want = t->nodes[t->depth - 1];
-    struct stat st;
-    if (*to < 0) {
-        *to = openat(*from, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (*to >= 0 && (fstat(*to, &st) < 0 || st.st_ino != want.ino || st.st_dev != want.dev)) {
-            close(*to);     /* moved meanwhile: its old parent may still be where it was */
-            *to = lay_tree_open_dir(t->root_fd, path, n, 0);
-            if (*to >= 0 && (fstat(*to, &st) < 0 || st.st_ino != want.ino || st.st_dev != want.dev)) {
-                close(*to);
-                *to = -1;
-                errno = ESTALE;
-            }
-        }
-    }
-    if (*to < 0)
+    if (*to < 0 && *from >= 0)
+        *to = trail_expect(openat(*from, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC), want);
+    if (*to < 0)     /* moved meanwhile: its old parent may still be where it was */
+        *to = trail_expect(lay_tree_open_dir(t->root_fd, path, n, 0), want);
+    if (*to < 0 && !lay_tree_gone(errno))
         return -1;
     lay_close_owner(from);
     *from = -1;
     t->depth--;
-    return 0;
+    return *to < 0;
 }
 
 void lay_trail_free(lay_trail *t)

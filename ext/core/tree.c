@@ -427,7 +427,8 @@ lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err)
     *out = (lay_names){ 0 };
     for (;;) {
         long got = syscall(SYS_getdents64, dir_fd, buf, sizeof buf);
-        if (got == 0)
+        out->gone = got < 0 && errno == ENOENT;
+        if (got == 0 || out->gone)
             break;
         lay_code code = got < 0 ? lay_fail_os(err, errno, NULL, "read directory") : LAY_OK;
         for (long at = 0; at < got && code == LAY_OK;) {
@@ -441,8 +442,14 @@ lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err)
             return code;
         }
     }
-    if (out->count > 1)
-        qsort_r(out->list, out->count, sizeof *out->list, by_bytes, out->text);
+    if (out->count < 2)
+        return LAY_OK;
+    qsort_r(out->list, out->count, sizeof *out->list, by_bytes, out->text);
+    size_t kept = 1;        /* a name that is removed and made anew meanwhile may be listed twice */
+    for (size_t i = 1; i < out->count; i++)
+        if (by_bytes(&out->list[i], &out->list[kept - 1], out->text) != 0)
+            out->list[kept++] = out->list[i];
+    out->count = kept;
     return LAY_OK;
 }
 
@@ -451,6 +458,11 @@ void lay_names_free(lay_names *names)
     free(names->list);
     free(names->text);
     *names = (lay_names){ 0 };
+}
+
+bool lay_tree_gone(int sys_errno)
+{
+    return sys_errno == ENOENT || sys_errno == ENOTDIR || sys_errno == ELOOP;
 }
 
 static ssize_t absent_is_empty(ssize_t r)

@@ -36,9 +36,13 @@ int lay_tree_open_sub(int dir_fd, const char *name, bool *crossed);
 /* lstat of a path below root; 0 or -1 and errno. */
 int lay_tree_stat(int root_fd, const char *path, size_t n, struct stat *st);
 
+/* What such an errno says: the name is gone since it was listed, or is another kind of thing now. */
+bool lay_tree_gone(int sys_errno);
+
 /* Names of an open directory without "." and "..", sorted by bytes. fd is left at its end. */
 typedef struct lay_name { uint32_t at; uint16_t len; uint8_t type; uint64_t ino; } lay_name;   /* type: DT_ */
-typedef struct lay_names { lay_name *list; size_t count; char *text; } lay_names;              /* text + at: NUL-terminated */
+/* text + at: NUL-terminated. gone: the directory was removed since it was opened, which is no error */
+typedef struct lay_names { lay_name *list; size_t count; char *text; bool gone; } lay_names;
 lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err);
 void lay_names_free(lay_names *names);
 

@@ -29,6 +29,7 @@ from layerstore.errors import (
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
 from layerstore.images import Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
+from layerstore.leftout import LeftOutWarning
 from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore, MetadataStore
 from layerstore.rwlayer import RWLayer
@@ -58,7 +59,8 @@ __all__ = [
     "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done", "FileEntry",
     "FileMetadataStore", "FileType", "Holder", "Image", "ImageDoesNotExistError", "ImageError", "Images",
     "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError",
-    "LayerNotRetainedError", "LayerStoreError", "LimitExceededError", "MaxDepthExceededError", "MergedTree",
+    "LayerNotRetainedError", "LayerStoreError", "LeftOutWarning", "LimitExceededError", "MaxDepthExceededError",
+    "MergedTree",
     "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
     "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
     "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",

@@ -6,6 +6,8 @@ from typing_extensions import disjoint_base
 
 EXPORT_OVERLAY: int
 EXPORT_USERXATTR: int
+EXPORT_KEEP: int
+EXPORT_SKIP_MARKS: int
 
 @disjoint_base
 class Source:
@@ -16,6 +18,11 @@ class Source:
     def copy_to_fd(self, fd: int, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
         """Write to fd for a while: (at the end, bytes written)."""
     def size(self) -> int: ...
+    def left_out(self) -> list[tuple[str, int, list[str]]]:
+        """What a fresh tar leaves out: ("xattr" | "acl" | "socket" | "mark", how many, the first few paths).
+
+        Of what was read, once that is all; before, of what the last size() saw.
+        """
     def seek(self, offset: int) -> None: ...
     def tell(self) -> int: ...
     def close(self) -> None: ...
@@ -23,7 +30,7 @@ class Source:
 def assemble(record_fd: int, root_fd: int, diff_id: bytes | None = None) -> Source:
     """The tar a record describes; diff_id (32 bytes) is checked over a whole sequential read."""
 def export_tree(root_fd: int, flags: int = 0) -> Source: ...
-def export_changes(root_fd: int, changes: Any) -> Source:
+def export_changes(root_fd: int, changes: Any, flags: int = 0) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 
 CHECK_METADATA: int     # modes, owners, times, extended attributes, kinds, link targets, added names too

@@ -14,6 +14,7 @@ from layerstore.drivers import Driver
 from layerstore.errors import LayerStoreError
 from layerstore.files import entries, open_bytes
 from layerstore.layer import Record
+from layerstore.leftout import told_left_out
 from layerstore.merged import MergedTree
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -67,7 +68,8 @@ class Contents:
             raise LayerStoreError(
                 f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
             )
-        return self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
+        stream = self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
+        return told_left_out(stream, f"layer {record.chain_id}")
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""

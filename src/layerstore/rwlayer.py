@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerstore.errors import ActiveMountError, LayerNotRetainedError
 from layerstore.layer import Layer, Record
+from layerstore.leftout import Keep, Marks, export_flags, told_left_out
 from layerstore.tarstream import TarStream
 from layerstore.values import Change, Holder, Metadata, Progress
 
@@ -102,9 +103,21 @@ class RWLayer:
         """List what differs from its parent, by its upper directory alone."""
         return self._held().store._driver_of().changes(self._mount.mount_id, self._mount.below)
 
-    def tar_stream(self) -> TarStream:
-        """Make a tar of what differs from its parent."""
-        return self._held().store._driver_of().diff(self._mount.mount_id, self._mount.below)
+    def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
+        """Make a tar of what differs from its parent.
+
+        keep     "docker": moby's tar, byte for byte: no extended attributes but security.capability, no ACLs, whole
+                 seconds; a LeftOutWarning, also in the log, counts and names what that leaves out. "all": user.*,
+                 trusted.* and security.* attributes, ACLs and nanoseconds too, in PAX records
+        marks    names that begin with ".wh." would delete where the tar is unpacked: "refuse" raises BreakoutError,
+                 "skip" leaves them out, with all below them
+
+        Raises   BreakoutError (.path), OSError
+                 NotSupportedError   another mount wrote marks into it that this host's mounts cannot follow
+        """
+        driver, flags = self._held().store._driver_of(), export_flags(keep, marks)
+        stream = driver.diff(self._mount.mount_id, self._mount.below, flags=flags)
+        return told_left_out(stream, f"writable layer {self.name}")
 
     def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
         """Unpack a tar over it; gives the bytes of all its own files then.
@@ -119,13 +132,17 @@ class RWLayer:
         found.setdefault("ID", self.name)
         return found
 
-    def commit(self, *, durability: str | None = None, progress: Progress | None = None) -> Layer:
+    def commit(
+        self, *, keep: Keep = "docker", marks: Marks = "refuse", durability: str | None = None,
+        progress: Progress | None = None,
+    ) -> Layer:  # fmt: skip
         """Register what it holds now as a new read-only layer on the same parent; gives the reference.
 
+        keep, marks  as tar_stream() takes them
         durability   as the store's option of that name; None: the store's
         progress     called with the bytes of its tar so far, at most ten times a second
         """
-        return self._held().store._commit(self._mount, durability, progress)
+        return self._held().store._commit(self._mount, export_flags(keep, marks), durability, progress)
 
     def release(self) -> list[Metadata]:
         """Give the reference back: the store's release_rw_layer(self)."""

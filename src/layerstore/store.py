@@ -193,7 +193,9 @@ class Store:
     ) -> Layer:  # fmt: skip
         """Store one layer tar and return a reference to the layer.
 
-        source     read(n), a descriptor, a path, or a buffer; plain, gzip, zstd, bzip2, xz or lz4
+        source     a path, a descriptor, a buffer, an object with read(n) (a TarStream), or an iterable of bytes-like
+                   blocks, which are pulled one by one; plain, gzip, zstd, bzip2, xz or lz4. One that has no bytes at
+                   all raises TarFormatError: the empty layer is 1,024 zero bytes
         parent     what it stands on: a ChainID, a Layer (of any store), an Image; "" for a base layer
         os         None or "linux"
         progress   called with the bytes taken from the source (a Done: .total is of how many, where that is
@@ -349,9 +351,11 @@ class Store:
         self._check_writable()
         return self._writable.apply_diff(mount, source, progress)
 
-    def _commit(self, mount: Mount, durability: str | None, progress: Progress | None = None) -> Layer:
+    def _commit(
+        self, mount: Mount, flags: int, durability: str | None, progress: Progress | None = None
+    ) -> Layer:
         self._check_writable()
-        return self._writable.commit(mount, self._syncing.level(durability), progress)
+        return self._writable.commit(mount, flags, self._syncing.level(durability), progress)
 
     def mounts(self) -> list[str]:
         """Name the writable layers."""

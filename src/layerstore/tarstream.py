@@ -102,6 +102,11 @@ class TarStream(_BinaryFile):
         with self._lock:
             return self._open().size()
 
+    def _left_out(self) -> list[tuple[str, int, list[str]]]:
+        """Say what a fresh tar leaves out: see layerstore.leftout.LeftOut. Of a recorded one: nothing."""
+        with self._lock:
+            return self._open().left_out()
+
     def tell(self) -> int:
         """Give the position of the next byte."""
         with self._lock:

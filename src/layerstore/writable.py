@@ -25,6 +25,7 @@ from layerstore.errors import (
 from layerstore.holds import Holds
 from layerstore.ids import random_id
 from layerstore.layer import Layer, Record
+from layerstore.leftout import warn_left_out
 from layerstore.locks import NamedLocks
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
@@ -250,15 +251,16 @@ class WritableLayers:
         with contextlib.closing(Input(source)) as given:
             return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
 
-    def commit(self, mount: Mount, level: Durability, progress: Progress | None) -> Layer:
-        """Register what one holds now, on the same parent."""
+    def commit(self, mount: Mount, flags: int, level: Durability, progress: Progress | None) -> Layer:
+        """Register what one holds now, on the same parent; flags: the core's, for its tar."""
         above = mount.parent
         if above:
             with self._lock:
                 self._references.use_too(above)
 
         def fill(apply: Any) -> None:
-            with self._driver.diff(mount.mount_id, mount.below) as stream:
+            with self._driver.diff(mount.mount_id, mount.below, flags=flags) as stream:
                 stream.pump_into(apply, progress)
+                warn_left_out(f"writable layer {mount.name}", stream._left_out())
 
         return self._registration.register(fill, above, Descriptor(), level)

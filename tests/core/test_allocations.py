@@ -214,7 +214,7 @@ def changes_of_trees(room: Path) -> Job:
 
     def run() -> Any:
         with sinks.directory(room / "root") as new, sinks.directory(room / "old") as old:
-            return changed("lay_changes_trees", new, old)
+            return changed("lay_changes_trees", new, old, 0)
 
     return Job(run)
 
@@ -246,10 +246,10 @@ def exported_changes(room: Path) -> Job:
         ffi = door.ffi
         with sinks.directory(room / "root") as new, sinks.directory(room / "old") as old:
             changes = ffi.new("lay_changes **")
-            door.call("lay_changes_trees", changes, new, old)
+            door.call("lay_changes_trees", changes, new, old, door.lib.LAY_CHANGES_ATTRIBUTES)
             try:
                 # The times of what is removed are those of now.
-                return len(read("lay_export_changes_open", new, changes[0]))
+                return len(read("lay_export_changes_open", new, changes[0], door.lib.LAY_EXPORT_KEEP))
             finally:
                 door.lib.lay_changes_free(changes[0])
 

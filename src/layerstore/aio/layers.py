@@ -13,6 +13,7 @@ from layerstore.aio.calls import Slots, T, in_thread
 from layerstore.aio.sources import source_for
 from layerstore.aio.streams import File, TarStream
 from layerstore.ids import OS, ChainID, DiffID
+from layerstore.leftout import Keep, Marks
 from layerstore.merged import MergedTree
 from layerstore.values import Change, Descriptor, FileEntry, Holder, Metadata, Progress
 
@@ -162,9 +163,9 @@ class RWLayer(_Reference[layerstore.RWLayer]):
         """List what differs from its parent."""
         return await self._do(self._blocking.changes)
 
-    async def tar_stream(self) -> TarStream:
-        """Make a tar of what differs from its parent."""
-        return await self._stream(self._blocking.tar_stream)
+    async def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
+        """Make a tar of what differs from its parent. keep, marks: as layerstore.RWLayer.tar_stream takes them."""
+        return await self._stream(lambda: self._blocking.tar_stream(keep=keep, marks=marks))
 
     async def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
         """Unpack a tar over it; gives the bytes of all its own files then.
@@ -180,11 +181,16 @@ class RWLayer(_Reference[layerstore.RWLayer]):
         """Name the driver's directories, and its own name as ID."""
         return await self._do(self._blocking.metadata)
 
-    async def commit(self, *, durability: str | None = None, progress: Progress | None = None) -> Layer:
+    async def commit(
+        self, *, keep: Keep = "docker", marks: Marks = "refuse", durability: str | None = None,
+        progress: Progress | None = None,
+    ) -> Layer:  # fmt: skip
         """Register what it holds now as a new read-only layer on the same parent; gives the reference."""
         store = self._blocking._mount.store
         made = await in_thread(
-            lambda call: self._blocking.commit(progress=call.hook(progress), durability=durability),
+            lambda call: self._blocking.commit(
+                keep=keep, marks=marks, progress=call.hook(progress), durability=durability
+            ),
             self._slots.long, store._undo,
         )  # fmt: skip
         return Layer(made, self._slots)

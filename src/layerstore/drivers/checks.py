@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 
 from layerstore.drivers import mounts
 from layerstore.errors import NotSupportedError
@@ -88,7 +89,7 @@ def options_off() -> tuple[str, ...]:
 
 
 _PROBES = re.compile(
-    r"(check-overlayfs-support|check-overlayfs-userxattr|check-d-type|metacopy-check|opaque-bug-check)[a-z0-9_]{8}"
+    r"(check-overlayfs-support|check-overlayfs-userxattr|check-d-type|metacopy-check|opaque-bug-check|look)[a-z0-9_]{8}"
 )
 
 
@@ -113,6 +114,25 @@ def _probe_directory(where: str, prefix: str, *names: str) -> Scope[str]:
         _claims.pop(directory, None)
 
     return Scope(begin, end)
+
+
+def shown(home: str, lowers: Sequence[str], why: NotSupportedError) -> Scope[int]:
+    """A descriptor of these layers, nearest first, as an overlay that follows every mark shows them; read-only.
+
+    The mount has no place: it goes with the last descriptor in it.
+    Raises  why   the kernel cannot follow marks of renamed directories and of files without their data
+    """
+    def begin() -> int:
+        with _probe_directory(home, "look", "merged") as directory:
+            point = os.path.join(directory, "merged")
+            off = [name for name in options_off() if name == "index"]
+            try:
+                mounts.mount_overlay(home, os.path.relpath(point, home), lowers, follow=True, off=off)
+                return os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError as err:
+                raise why from err
+
+    return Scope(begin, os.close)
 
 
 def _remove_probe(directory: str) -> None:

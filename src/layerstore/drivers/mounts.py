@@ -62,10 +62,13 @@ def _option_text(
     context: str,
     off: Sequence[str],
     userxattr: bool,
+    follow: bool,
 ) -> str:
     parts = [f"{name}=off" for name in off]
     if userxattr:
         parts.append("userxattr")
+    if follow:
+        parts.append("metacopy=on,redirect_dir=follow")
     parts.append("lowerdir=" + ":".join(base + lower for lower in lowers))
     if upper is not None:
         parts.append(f"upperdir={base}{upper}")
@@ -85,6 +88,7 @@ def _mount_new(
     context: str,
     off: Sequence[str],
     userxattr: bool,
+    follow: bool,
 ) -> tuple[int, str]:
     paths = [*lowers, *(path for path in (upper, work) if path is not None)]
     longest = max(len(os.fsencode(path)) for path in paths)
@@ -114,6 +118,7 @@ def _mount_new(
     request.off = switched_off
     request.n_off = len(off)
     request.userxattr = userxattr
+    request.follow = follow
     reason = ffi.new("char[]", 256)
     code = lib.lay_mount_overlay(request, reason, 256)
     return code, ffi.string(reason).decode("utf-8", "backslashreplace")
@@ -138,6 +143,7 @@ def mount_overlay(
     context: str = "",
     off: Sequence[str] = (),
     userxattr: bool = False,
+    follow: bool = False,
     api: str | None = None,
 ) -> None:
     """Mount an overlay.
@@ -147,6 +153,7 @@ def mount_overlay(
     upper      with work: the writable layer; None: read-only
     context    SELinux label for all of the mount, or ""
     off        names of options that are given as "off"
+    follow     marks of renamed directories and of files without their data are followed
     api        "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
 
     Raises   OSError   with the kernel's errno, its own reason where it gave one, and the target
@@ -161,7 +168,7 @@ def mount_overlay(
     if api != "old":
         code, reason = _mount_new(
             home, target, lowers, upper, work,
-            context=context, off=off, userxattr=userxattr,
+            context=context, off=off, userxattr=userxattr, follow=follow,
         )  # fmt: skip
         if code >= 0:
             return
@@ -172,7 +179,7 @@ def mount_overlay(
     def option_text(base: str) -> str:
         return _option_text(
             base, lowers, upper, work,
-            context=context, off=off, userxattr=userxattr,
+            context=context, off=off, userxattr=userxattr, follow=follow,
         )  # fmt: skip
 
     limit = os.sysconf("SC_PAGESIZE") - 1

@@ -26,10 +26,12 @@ from layerstore.errors import (
     InvalidOptionError,
     LayerStoreError,
     NotSupportedError,
+    ReadOnlyStoreError,
 )
 from layerstore.holds import Holds
 from layerstore.limits import Limits
-from layerstore.locks import LOCK_TIMEOUT
+from layerstore.locks import LOCK_TIMEOUT, Scope
+from layerstore.sources import refuse_nothing
 from layerstore.tarstream import TarStream
 from layerstore.values import Change, ChangeKind, Durability, Holder
 
@@ -249,7 +251,7 @@ class Overlay2:
         """
         with self._mounting.mounted(id) as root:
             flags = _apply.MERGED | _apply.NO_DRAIN | self._marks
-            self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed)
+            refuse_nothing(self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed))
         return self.diff_size(id, parent)
 
     @staticmethod
@@ -288,24 +290,53 @@ class Overlay2:
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
             return _tarstream.check(record_fd, root, diff_id, report, lowers, flags)
 
-    def diff(self, id: str, parent: str, *, read_only: bool = False) -> TarStream:
-        """Make a fresh tar of the difference to parent ("" = nothing); read_only: id must not be written to."""
+    def diff(self, id: str, parent: str, *, read_only: bool = False, flags: int = 0) -> TarStream:
+        """Make a fresh tar of the difference to parent ("" = nothing), after a look at all that will go into it.
+
+        read_only   id must not be written to
+        flags       _tarstream.EXPORT_KEEP, EXPORT_SKIP_MARKS
+        Raises      BreakoutError       a name would be a mark in the tar
+                    NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
+        """
         if self._is_native(id, parent):
-            flags = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self.userxattr else 0)
-            with self._at.opened_diff(id) as root:
-                return TarStream(_tarstream.export_tree(root, flags), seekable=False)
+            marks = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self.userxattr else 0)
+            try:
+                with self._at.opened_diff(id) as root:
+                    return self._looked_over(_tarstream.export_tree(root, flags | marks))
+            except NotSupportedError as why:
+                with self._shown(id, parent, why) as root:
+                    return self._looked_over(self._difference(root, parent, flags))
         path = self.get(id, read_only=read_only)
         try:
             with opened(path) as root:
-                if parent:
-                    with self._mounting.mounted(parent, read_only=True) as below:
-                        source = _tarstream.export_changes(root, _changes.compare_trees(root, below))
-                else:
-                    source = _tarstream.export_tree(root, 0)
-            return TarStream(source, seekable=False, on_close=lambda: self._mounting.done(id))
+                return self._looked_over(self._difference(root, parent, flags), lambda: self._mounting.done(id))
         except BaseException:
             self._mounting.done(id)
             raise
+
+    def _difference(self, root: int, parent: str, flags: int) -> _tarstream.Source:
+        """A fresh tar of the difference of a mounted tree to parent."""
+        if not parent:
+            return _tarstream.export_tree(root, flags)
+        with self._mounting.mounted(parent, read_only=True) as below:
+            return _tarstream.export_changes(root, _changes.compare_trees(root, below, attributes=True), flags)
+
+    @staticmethod
+    def _looked_over(source: _tarstream.Source, on_close: Callable[[], None] | None = None) -> TarStream:
+        try:
+            source.size()                 # what cannot be told, or must not go out, is met before the first byte
+        except BaseException:
+            source.close()
+            raise
+        return TarStream(source, seekable=False, on_close=on_close)
+
+    def _shown(self, id: str, parent: str, why: NotSupportedError) -> Scope[int]:
+        """A descriptor of what id shows to a mount that follows every mark. Raises why where there is none."""
+        if not parent or self.userxattr:  # with user.* marks the kernel follows none
+            raise why
+        if self._read_only:
+            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it") from why
+        return checks.shown(self.home, [f"{id}/diff", *self._at.lower_items(id)], why)
 
     def diff_size(self, id: str, parent: str) -> int:
         """Count the bytes of id's own files."""
@@ -321,8 +352,12 @@ class Overlay2:
                 if _files.is_empty(upper):
                     return []
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
-                with contextlib.suppress(NotSupportedError):
+                try:
                     return _changes.compare_overlay(upper, lowers, self.userxattr).to_list(Change, kinds)
+                except NotSupportedError as err:
+                    new = stack.enter_context(self._shown(id, parent, err))
+                old = stack.enter_context(self._mounting.mounted(parent, read_only=True))
+                return _changes.compare_trees(new, old).to_list(Change, kinds)
             new = stack.enter_context(self._mounting.mounted(id))
             old = stack.enter_context(self._mounting.mounted(parent, read_only=True)) if parent else -1
             return _changes.compare_trees(new, old).to_list(Change, kinds)
