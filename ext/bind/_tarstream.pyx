@@ -13,7 +13,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, strerror
+from libc.string cimport memcpy, strerror, strlen
 
 cdef extern from "Python.h":
     str PyUnicode_DecodeFSDefaultAndSize(const char *s, Py_ssize_t size)
@@ -210,7 +210,7 @@ cdef class Source:
                 for i in range(<size_t>lay.LAY_LEFT_NAMED):
                     path = lay.lay_export_left_path(s, kind, i)
                     if path != NULL:
-                        paths.append(PyUnicode_DecodeFSDefault(path))
+                        paths.append(PyUnicode_DecodeFSDefaultAndSize(path, <Py_ssize_t>strlen(path)))
                 found.append((name, count, paths))
         finally:
             lay.give(&self.handle)
