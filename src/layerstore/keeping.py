@@ -45,15 +45,15 @@ class Keeping:
 
     # ---- layers on a layer ----
 
-    def layers_on(self, chain_id: str, *, told: Callable[[UnreadableError], None] | None = None) -> list[ChainID]:
-        """Name the layers right on one. Raises OSError, and UnreadableError where that is not told."""
+    def layers_on(self, chain_id: str, *, told: Callable[[Exception], None] | None = None) -> list[ChainID]:
+        """Name the layers right on one. Raises OSError, UnreadableError: of one layer only if there is no `told`."""
         doubtful = self._look()
         found = set(self._children.get(ChainID(chain_id).encoded, ()))
         for name in doubtful - found:
             try:
                 if self._is_on(name, chain_id):
                     found.add(name)
-            except UnreadableError as err:
+            except (OSError, UnreadableError) as err:
                 if told is None:
                     raise
                 told(err)
@@ -99,15 +99,15 @@ class Keeping:
         chain = f"sha256:{name}"
         try:
             return chain_on(chain_id, self._metadata.get_diff_id(chain)) == chain
-        except (OSError, LayerStoreError) as err:
+        except (FileNotFoundError, NotADirectoryError, LayerStoreError) as err:
             if not self._metadata.has(chain):
                 return False              # no layer: a file of such a name
             raise UnreadableError(f"the layer {chain} does not say what it stands on: {err}") from err
 
     # ---- writable layers on a layer ----
 
-    def mounts_on(self, chain_id: str, *, told: Callable[[UnreadableError], None] | None = None) -> list[str]:
-        """Name the writable layers right on a layer. Raises OSError, and UnreadableError where that is not told."""
+    def mounts_on(self, chain_id: str, *, told: Callable[[Exception], None] | None = None) -> list[str]:
+        """Name the writable layers right on a layer. Raises as layers_on() does."""
         names = self._metadata.list_mounts()
         for gone in self._mount_parents.keys() - set(names):
             del self._mount_parents[gone]
@@ -116,7 +116,7 @@ class Keeping:
             try:
                 if self._mount_parent(name) == chain_id:
                     found.append(name)
-            except UnreadableError as err:
+            except (OSError, UnreadableError) as err:
                 if told is None:
                     raise
                 told(err)
@@ -134,7 +134,7 @@ class Keeping:
         except (FileNotFoundError, NotADirectoryError):
             self._mount_parents.pop(name, None)
             return ""
-        except (OSError, LayerStoreError) as err:
+        except LayerStoreError as err:
             text = f"the writable layer {readable(name)} does not say what it stands on: {err}"
             raise UnreadableError(text) from err
         if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) > _SETTLED_NS:
@@ -147,10 +147,10 @@ class Keeping:
         return os.path.join(self._metadata.layer_directory(chain_id), _MARK)
 
     def is_released(self, chain_id: str) -> bool:
-        """Say whether the layer has the mark. One that cannot be read is none."""
+        """Say whether the layer has the mark. Raises OSError."""
         try:
             return stat.S_ISREG(_files.mode_of(self._mark(chain_id)))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def mark(self, chain_id: str) -> None:

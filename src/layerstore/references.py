@@ -223,11 +223,16 @@ class References:
         return removed
 
     def sweep(self, chain_id: str) -> list[Metadata]:
-        """Something that needed a layer went: the layer goes, if it was released and nothing needs it; so on below."""
+        """Something that needed a layer went: the layer goes, if it was released and nothing needs it; so on below.
+
+        Raises  OSError, LayerStoreError   it cannot be read whether it was released; it stays
+        """
         removed: list[Metadata] = []
         while chain_id and self._keeping.is_released(chain_id):
             with self._lock, self._metadata.exclusive():
                 record = self._records.load_current(chain_id)
+                if record is None and chain_id in self._records.bad:
+                    raise self._records.bad[chain_id]
                 if record is None or not self._keeping.is_released(chain_id) or self._may_not_delete_layer(chain_id):
                     break
                 if self._need(chain_id, record):
@@ -255,12 +260,20 @@ class References:
         """
         found: dict[ChainID, None] = {}
         with self._lock, self._metadata.exclusive():
-            marked = [chain_id for chain_id in self._metadata.list()[0] if self._keeping.is_released(chain_id)]
+            marked = [chain_id for chain_id in self._metadata.list()[0] if self._may_be_released(chain_id)]
             records = [record for record in map(self._records.load_current, marked) if record]
             for record in sorted(records, key=lambda record: -record.depth):
                 if not self._need(record.chain_id, record, above=found):
                     found[record.chain_id] = None
         return list(found)
+
+    def _may_be_released(self, chain_id: str) -> bool:
+        try:
+            return self._keeping.is_released(chain_id)
+        except OSError as err:
+            text = "Cannot read whether the layer %s was released: %s"
+            log.warning(text, chain_id, err, extra={"chain_id": chain_id, "error": err})
+            return False
 
     # ---- the decision ----
 

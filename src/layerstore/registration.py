@@ -244,7 +244,7 @@ class Registration:
         """Under the lock: what stands on a layer that was replaced is told of its new directory."""
         self._records.forget_bad()
 
-        def told(err: LayerStoreError) -> None:
+        def told(err: Exception) -> None:
             text, about = "Left as it was when %s was mended: %s", {"chain_id": record.chain_id, "error": err}
             log.warning(text, record.chain_id, err, extra=about)
 
