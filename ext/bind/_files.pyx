@@ -126,6 +126,17 @@ cdef failed(path):
     raise OSError(e, os.strerror(e), path)
 
 
+cdef failed_at(int fd):
+    """Of an open file: named as the kernel names it, or by its directory where it has no name."""
+    cdef int e = errno
+    cdef char to[4096]
+    cdef Py_ssize_t n = c_readlink(b"/proc/self/fd/%d" % fd, to, sizeof(to))
+    name = os.fsdecode(PyBytes_FromStringAndSize(to, n)) if n > 0 and to[0] == b"/" else None
+    if name is not None and name.endswith(" (deleted)"):
+        name = os.path.dirname(name)
+    raise OSError(e, os.strerror(e), name)
+
+
 def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
     """os.open, close-on-exec."""
     cdef bytes name = encoded(path)
@@ -139,10 +150,10 @@ def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
             failed(path)
 
 
-def close(int fd):
-    """os.close."""
+def close(int fd, path=None):
+    """os.close. path: what an error names, as a closed descriptor leads nowhere."""
     if c_close(fd) != 0 and errno != EINTR:
-        failed(None)
+        failed(path)
 
 
 def mkdir(path, unsigned mode):
@@ -162,7 +173,7 @@ def chmod(path, unsigned mode):
 def fchmod(int fd, unsigned mode):
     """os.fchmod."""
     if c_fchmod(fd, mode) != 0:
-        failed(None)
+        failed_at(fd)
 
 
 def rename(source, target):
@@ -190,7 +201,7 @@ def punch(int fd, long long at, long long n):
         if done == 0:
             return
         if errno != EINTR:
-            failed(None)
+            failed_at(fd)
 
 
 def symlink(target, path):
@@ -236,7 +247,7 @@ def status(path, *, bint follow=False):
         name = encoded(path)
         r = lay_stat_at(AT_FDCWD, name, 0 if follow else AT_SYMLINK_NOFOLLOW, &mode, &dev, &ino)
     if r != 0:
-        failed(None if isinstance(path, int) else path)
+        failed_at(path) if isinstance(path, int) else failed(path)
     return mode, dev, ino
 
 
@@ -244,7 +255,7 @@ def is_empty(int fd):
     """Say whether an open directory holds nothing."""
     cdef int empty = lay_directory_is_empty(fd)
     if empty < 0:
-        failed(None)
+        failed_at(fd)
     return empty == 1
 
 
@@ -258,7 +269,7 @@ def read(int fd, size_t n, long long offset=-1):
         if got >= 0:
             return data if <size_t>got == n else data[:got]
         if errno != EINTR:
-            failed(None)
+            failed_at(fd)
 
 
 def write_all(int fd, bytes data not None):
@@ -271,7 +282,7 @@ def write_all(int fd, bytes data not None):
         if n < 0 and errno == EINTR:
             continue
         if n < 0:
-            failed(None)
+            failed_at(fd)
         p += n
         left -= <size_t>n
 
@@ -282,7 +293,7 @@ def fsync(int fd):
     with nogil:
         r = lay_fsync(fd)
     if r != 0:
-        failed(None)
+        failed_at(fd)
 
 
 def lock(int fd, *, bint wait=True):
@@ -290,7 +301,7 @@ def lock(int fd, *, bint wait=True):
     cdef int r = c_flock(fd, LOCK_EX | LOCK_NB)
     while r != 0:
         if errno != EINTR and errno != EAGAIN:
-            failed(None)
+            failed_at(fd)
         if not wait and errno != EINTR:
             return False
         with nogil:
@@ -311,7 +322,7 @@ def is_locked(int fd):
         c_flock(fd, LOCK_UN)
         return False
     if errno != EAGAIN:
-        failed(None)
+        failed_at(fd)
     return True
 
 
@@ -322,14 +333,14 @@ def lock_byte(int fd, int kind, long long at):
     """Change this open file's lock on one byte to SHARED or NONE."""
     while lay_byte_lock(fd, kind, at) != 0:
         if errno != EINTR:
-            failed(None)
+            failed_at(fd)
 
 
 def is_byte_locked(int fd, long long at):
     """Say whether another open file than this one holds a lock on the byte."""
     cdef int locked = lay_byte_locked(fd, at)
     if locked < 0:
-        failed(None)
+        failed_at(fd)
     return locked == 1
 
 

@@ -69,7 +69,7 @@ static lay_code spool(lay_apply *a, const uint8_t *p, size_t n, int64_t offset, 
         if (w < 0 && errno == EINTR)
             continue;
         if (w < 0)
-            return lay_fail_os(err, errno, NULL, "cannot keep a copy of the tar");
+            return lay_fail_fd(err, errno, a->o.spool_fd, "cannot keep a copy of the tar");
         p += w;
         n -= (size_t)w;
         offset += w;
@@ -476,7 +476,7 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             continue;
         if (n < 0)
-            return lay_fail_os(err, errno, NULL, "cannot read the layer's tar");
+            return lay_fail_fd(err, errno, fd, "cannot read the layer's tar");
         if (n == 0) {
             *end = 1;
             return LAY_OK;

@@ -336,7 +336,7 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
     if (code != LAY_OK)
         return code;
     if (lay_trail_open(&p->fresh, new_fd, false) < 0 || (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0))
-        return lay_fail_os(err, errno, NULL, "open directory");
+        return lay_fail_fd(err, errno, new_fd, "open directory");
     code = pairs_read(p, old_fd >= 0, err);
     while (code == LAY_OK && p->depth > 0) {
         const pair *here = &p->list[p->depth - 1];

@@ -510,7 +510,7 @@ static lay_code compare(const overlay *asked, int upper_fd, unsigned threads, la
     /* opened anew: reading its names must not move the caller's descriptor */
     LAY_AUTO_FD int own_fd = o.upper_fd = openat(upper_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (own_fd < 0)
-        return lay_fail_os(err, errno, NULL, "open directory");
+        return lay_fail_fd(err, errno, upper_fd, "open directory");
     lay_spot *root = NULL;
     lay_differ differ;
     lay_code code = lay_differ_open(&differ, err);

@@ -78,7 +78,7 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
         goto failed;
     c->root_fd = fcntl(o->root_fd, F_DUPFD_CLOEXEC, 0);
     if (c->root_fd < 0)
-        lay_fail_os(err, errno, NULL, "cannot keep the layer's directory");
+        lay_fail_fd(err, errno, o->root_fd, "cannot keep the layer's directory");
     else if (lay_split_reader_open(&c->reader, o->record_fd, err) == LAY_OK) {
         *out = c;
         return LAY_OK;

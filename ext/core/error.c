@@ -67,6 +67,22 @@ lay_code lay_fail_os(lay_error *err, int sys_errno, const char *path, const char
     return LAY_E_OS;
 }
 
+lay_code lay_fail_fd(lay_error *err, int sys_errno, int fd, const char *what)
+{
+    static const char DELETED[] = " (deleted)";
+    char link[40], path[LAY_ERROR_PATH];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t n = readlink(link, path, sizeof path - 1);
+    path[n > 0 ? n : 0] = '\0';
+    size_t tail = sizeof DELETED - 1, len = strlen(path);
+    if (len > tail && strcmp(path + len - tail, DELETED) == 0) {
+        char *slash = strrchr(path, '/');
+        if (slash)
+            slash[slash == path] = '\0';
+    }
+    return lay_fail_os(err, sys_errno, path[0] == '/' ? path : NULL, what);
+}
+
 lay_code lay_fail_nomem(lay_error *err)
 {
     return set(err, LAY_E_NOMEM, 0, -1, "out of memory");

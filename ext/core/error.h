@@ -13,6 +13,8 @@
 lay_code lay_fail(lay_error *err, lay_code code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* LAY_E_OS from a given errno; path may be NULL. The text is strerror's, after "<what>: " if what is not NULL. */
 lay_code lay_fail_os(lay_error *err, int sys_errno, const char *path, const char *what);
+/* The same of an open file: the path that the kernel has for it, or that of its directory where it has no name. */
+lay_code lay_fail_fd(lay_error *err, int sys_errno, int fd, const char *what);
 lay_code lay_fail_nomem(lay_error *err);
 /* With the place in the tar. */
 lay_code lay_fail_at(lay_error *err, lay_code code, int64_t offset, const char *format, ...) __attribute__((format(printf, 4, 5)));

@@ -148,7 +148,7 @@ static lay_code again_bytes(const lay_exact *x, int64_t at, uint8_t *block, cons
         got = pread(x->again.fd, block, *n, x->again.offset + at);
     while (got < 0 && errno == EINTR);
     if (got < 0)
-        return lay_fail_os(err, errno, NULL, "cannot read the tar again");
+        return lay_fail_fd(err, errno, x->again.fd, "cannot read the tar again");
     *n = (size_t)got;
     return LAY_OK;
 }
@@ -255,7 +255,7 @@ static lay_code replay_again(const lay_exact *x, lay_split *second, uint8_t *blo
 static lay_code empty_file(int fd, lay_error *err)
 {
     if (ftruncate(fd, 0) != 0 || lseek(fd, 0, SEEK_SET) != 0)
-        return lay_fail_os(err, errno, NULL, "cannot rewrite the tar-split record");
+        return lay_fail_fd(err, errno, fd, "cannot rewrite the tar-split record");
     return LAY_OK;
 }
 
@@ -268,7 +268,7 @@ static lay_code copy_back(int from, int to, uint8_t *block, lay_error *err)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return lay_fail_os(err, errno, NULL, "cannot rewrite the tar-split record");
+            return lay_fail_fd(err, errno, from, "cannot rewrite the tar-split record");
         if (n == 0)
             return LAY_OK;
         for (ssize_t done = 0; done < n;) {
@@ -276,7 +276,7 @@ static lay_code copy_back(int from, int to, uint8_t *block, lay_error *err)
             if (w < 0 && errno == EINTR)
                 continue;
             if (w < 0)
-                return lay_fail_os(err, errno, NULL, "cannot rewrite the tar-split record");
+                return lay_fail_fd(err, errno, to, "cannot rewrite the tar-split record");
             done += w;
         }
         at += n;
@@ -311,7 +311,7 @@ lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err)
     if (!block)
         code = lay_fail_nomem(err);
     else if (to < 0)
-        code = lay_fail_os(err, errno, NULL, "cannot make a temporary file for the tar-split record");
+        code = lay_fail_fd(err, errno, x->scratch_fd, "cannot make a temporary file for the tar-split record");
     if (!code)
         code = make_plan(x, &p, block, err);
     if (!code && !x->tree)

@@ -139,7 +139,7 @@ static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, l
     c->parent_fd = -1;
     c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
     if (c->root_fd < 0) {
-        lay_code code = lay_fail_os(err, errno, NULL, "open directory");
+        lay_code code = lay_fail_fd(err, errno, root_fd, "open directory");
         lay_source_free(&c->x.source);
         return code;
     }

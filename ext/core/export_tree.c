@@ -107,7 +107,7 @@ static lay_code tree_new(lay_export **out, int root_fd, unsigned flags, bool dry
     t->x.twin = tree_twin;
     t->x.done = tree_done;
     t->x.dry = dry;
-    lay_code code = lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_os(err, errno, NULL, "open directory")
+    lay_code code = lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory")
                                                                     : push_frame(t, err);
     if (code != LAY_OK)
         lay_source_free(&t->x.source);

@@ -396,7 +396,7 @@ lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, l
             lay_fail(err, LAY_E_MISMATCH, "cannot open \"%.300s\" of the layer: %s", path,
                      e == ENOENT || e == ENOTDIR ? "it is gone" : "it is not a regular file");
         else
-            lay_fail_os(err, e, NULL, "cannot open a file of the layer");
+            lay_fail_os(err, e, path, "cannot open a file of the layer");
     } else if (st.st_size != size) {
         lay_fail(err, LAY_E_MISMATCH, "\"%.300s\" of the layer has another size than was recorded", path);
     } else {

@@ -280,7 +280,7 @@ static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t lim
         } else if (errno == EINTR) {
             *more = false;
         } else {
-            return lay_fail_os(err, errno, NULL, "write the tar");
+            return lay_fail_fd(err, errno, fd, "write the tar");
         }
     }
     return LAY_OK;

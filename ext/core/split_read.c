@@ -80,7 +80,7 @@ lay_code lay_split_reader_open(lay_split_reader **out, int record_fd, lay_error 
     r->total = -1;
     r->fd = fcntl(record_fd, F_DUPFD_CLOEXEC, 0);
     if (r->fd < 0) {
-        lay_fail_os(err, errno, NULL, "cannot keep the tar-split record");
+        lay_fail_fd(err, errno, record_fd, "cannot keep the tar-split record");
         goto fail;
     }
     r->in = malloc(READ_BLOCK);
@@ -93,7 +93,7 @@ lay_code lay_split_reader_open(lay_split_reader **out, int record_fd, lay_error 
     member_head head = { 0 };
     ssize_t n = pread(r->fd, &head, sizeof head, 0);
     if (n < 0) {
-        lay_fail_os(err, errno, NULL, "cannot read the tar-split record");
+        lay_fail_fd(err, errno, r->fd, "cannot read the tar-split record");
         goto fail;
     }
     r->gzip = n >= 2 && head.fixed[0] == 0x1f && head.fixed[1] == 0x8b;
@@ -139,7 +139,7 @@ static lay_code read_input(lay_split_reader *r, uint8_t *to, size_t room, size_t
         n = pread(r->fd, to, room, r->file_offset);
     while (n < 0 && errno == EINTR);
     if (n < 0)
-        return lay_fail_os(err, errno, NULL, "cannot read the tar-split record");
+        return lay_fail_fd(err, errno, r->fd, "cannot read the tar-split record");
     r->file_offset += n;
     *got = (size_t)n;
     return LAY_OK;
@@ -329,7 +329,7 @@ static lay_code find_points(lay_split_reader *r, lay_error *err)
     int64_t at = 0;
     struct stat st;
     if (fstat(r->fd, &st) < 0)
-        return lay_fail_os(err, errno, NULL, "cannot read the tar-split record");
+        return lay_fail_fd(err, errno, r->fd, "cannot read the tar-split record");
     for (;;) {
         if (r->npoints == cap) {
             cap = cap ? 2 * cap : 16;

@@ -113,7 +113,7 @@ static lay_code write_all(lay_split *s, const void *p, size_t n, lay_error *err)
         if (w < 0 && errno == EINTR)
             continue;
         if (w < 0)
-            return lay_fail_os(err, errno, NULL, "cannot write the tar-split record");
+            return lay_fail_fd(err, errno, s->fd, "cannot write the tar-split record");
         at += w;
         n -= (size_t)w;
         s->file_end += w;
@@ -353,7 +353,7 @@ lay_code lay_split_end(lay_split *s, lay_error *err)
     s->first.total = htole64((uint64_t)s->tar_offset);
     s->first.sum = lay_seek_sum(&s->first);
     if (pwrite(s->fd, &s->first, sizeof s->first, LAY_SEEK_AT) != (ssize_t)sizeof s->first)
-        return lay_fail_os(err, errno, NULL, "cannot complete the tar-split record");
+        return lay_fail_fd(err, errno, s->fd, "cannot complete the tar-split record");
     return LAY_OK;
 }
 

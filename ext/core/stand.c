@@ -198,7 +198,7 @@ static lay_code hide_all(const stand *s, size_t n, lay_error *err)
     for (size_t i = 0; i < n && !code; i++) {
         lay_names names = { 0 };
         LAY_AUTO_FD int fd = openat(s->lowers[i], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        code = fd < 0 ? lay_fail_os(err, errno, NULL, "cannot read the layer below") : lay_names_read(&names, fd, err);
+        code = fd < 0 ? lay_fail_fd(err, errno, s->lowers[i], "cannot read the layer below") : lay_names_read(&names, fd, err);
         for (size_t k = 0; k < names.count && !code; k++)
             code = hide_name(s, names.text + names.list[k].at, err);
         lay_names_free(&names);

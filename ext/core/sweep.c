@@ -194,7 +194,7 @@ static void sweep_free(sweep *s)
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
 {
     sweep s = { .trail = LAY_TRAIL_NONE };
-    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_os(err, errno, NULL, "open directory")
+    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory")
                                                                    : sweep_run(&s, err);
     if (code == LAY_OK)
         *size = s.size;

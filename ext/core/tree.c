@@ -430,7 +430,7 @@ lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err)
         out->gone = got < 0 && errno == ENOENT;
         if (got == 0 || out->gone)
             break;
-        lay_code code = got < 0 ? lay_fail_os(err, errno, NULL, "read directory") : LAY_OK;
+        lay_code code = got < 0 ? lay_fail_fd(err, errno, dir_fd, "read directory") : LAY_OK;
         for (long at = 0; at < got && code == LAY_OK;) {
             const struct dent *d = (const void *)(buf + at);
             at += d->reclen;

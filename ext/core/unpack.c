@@ -141,7 +141,7 @@ static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
         int e = errno;
         if (fd >= 0)
             close(fd);
-        return lay_fail_os(err, e, NULL, "cannot read the layer's directory");
+        return lay_fail_fd(err, e, root_fd, "cannot read the layer's directory");
     }
     *empty = true;
     errno = 0;
@@ -150,7 +150,7 @@ static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
             *empty = false;
     int e = errno;
     closedir(d);
-    return e ? lay_fail_os(err, e, NULL, "cannot read the layer's directory") : LAY_OK;
+    return e ? lay_fail_fd(err, e, root_fd, "cannot read the layer's directory") : LAY_OK;
 }
 
 lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err)

@@ -32,7 +32,7 @@ def locked_database(root: str) -> str | None:
         except OSError:
             continue                      # a file system without locks: nobody has locked anything there
         finally:
-            _files.close(fd)
+            _files.close(fd, path)
     return None
 
 

@@ -50,7 +50,7 @@ class Holds:
         """In the child: the open directory, and so its locks, are the parent's."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            _files.close(fd)
+            _files.close(fd, self._directory)
             self._forked = True
 
     def _descriptor(self) -> int:
@@ -124,7 +124,7 @@ class Holds:
             self._forked = False
             self._counts.clear()
         if fd >= 0:
-            _files.close(fd)
+            _files.close(fd, self._directory)
 
     def __del__(self) -> None:
         self.close()

@@ -180,7 +180,7 @@ class FileMetadataStore:
             for path in (os.path.join(self.root, kind), self.root):
                 make_directories(path, 0o755)
                 fds.append(_files.open(path, os.O_RDONLY | os.O_DIRECTORY))
-                opened.callback(_files.close, fds[-1])
+                opened.callback(_files.close, fds[-1], path)
             yield
             for fd in fds:
                 _files.fsync(fd)

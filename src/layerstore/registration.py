@@ -19,6 +19,7 @@ from layerstore.holds import Holds
 from layerstore.ids import ChainID, DiffID, chain_on, diff_id_of, random_id
 from layerstore.keeping import Keeping
 from layerstore.layer import Layer, Record
+from layerstore.locks import Scope
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
@@ -69,8 +70,8 @@ class Registration:
         try:
             _check_depth(above)
             below = above.cache_id if above else ""
-            unpacked = self._unpack(fill, below, allow_empty)
-            handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
+            with Scope(lambda: self._unpack(fill, below, allow_empty), self._end) as unpacked:
+                handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
                 self._references.end_use(above)
@@ -97,17 +98,14 @@ class Registration:
         """
         above: Record | None = None
         try:
-            try:
+            with Scope(lambda: unpacked, self._end):
                 self._check_writable()
                 above = self._references.use(parent) if parent else None
                 _check_depth(above)
                 below = above.cache_id if above else ""
                 if above:
                     self._driver.put_on(unpacked.cache_id, below, unpacked.done)
-            except BaseException:
-                self.discard(unpacked)
-                raise
-            return self._make_visible(unpacked, above, below, descriptor, level)
+                return self._make_visible(unpacked, above, below, descriptor, level)
         finally:
             if above:
                 self._references.end_use(above)
@@ -126,6 +124,15 @@ class Registration:
             about = {"directory": str(transaction), "error": err}
             log.error("Error canceling metadata transaction %s: %s", transaction, err, extra=about)
 
+    def _end(self, unpacked: Unpacked) -> None:
+        """Give back what a layer in the making holds; discard what did not become one. Can be begun again."""
+        cache_id, transaction, _ = unpacked
+        if transaction.kept:
+            self._driver.recorded(cache_id)
+            transaction.release()
+        else:
+            self.discard(unpacked)
+
     # ---- the steps ----
 
     def _unpack(self, fill: Fill, below: str, allow_empty: bool) -> Unpacked:
@@ -140,7 +147,7 @@ class Registration:
                     refuse_nothing(done)
                 return Unpacked(cache_id, transaction, done)
             finally:
-                _files.close(record_fd)
+                _files.close(record_fd, str(transaction))
         except BaseException:
             self.discard(Unpacked(cache_id, transaction, None))
             raise
@@ -148,7 +155,7 @@ class Registration:
     def _make_visible(
         self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor, level: Durability
     ) -> tuple[Layer, bool]:
-        """Spend unpacked: a layer of it, or the one that was there before.
+        """Make a layer of unpacked, which is kept then, or hold the one that was there before. _end() comes after it.
 
         below   the driver id of `above` on which it was put
         """
@@ -174,20 +181,13 @@ class Registration:
                 if transaction.published:
                     self._withdraw(made)
             except (OSError, LayerStoreError):
+                transaction.kept = True           # still visible, perhaps: then it is whole, else cleanup()'s
                 if handle and handle._record is made:
                     self._references.let_go(handle)
-                self._driver.recorded(cache_id)   # still visible, perhaps: then it is whole, else cleanup()'s
-                transaction.release()
                 raise
-            self.discard(unpacked)
             raise
-        is_new = handle.cache_id == cache_id
-        if is_new:
-            self._driver.recorded(cache_id)
-            transaction.release()
-        else:
-            self.discard(unpacked)
-        return handle, is_new
+        transaction.kept = handle.cache_id == cache_id
+        return handle, transaction.kept
 
     def _describe(self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor) -> Record:
         """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""

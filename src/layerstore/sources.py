@@ -83,6 +83,7 @@ class Input:
         self.read: Callable[[int], Any] | None = None
         self.owned = False
         self.blocks: Blocks | None = None
+        self.path: Any = None                # where owned
         self.file: Any = None
         if isinstance(source, bool) or source is None:
             raise TypeError(f"{WANTED}, not {source!r}")
@@ -92,7 +93,7 @@ class Input:
             os.fstat(source)
             self.fd = source
         elif isinstance(source, (str, os.PathLike)):
-            self.fd = _files.open(source, os.O_RDONLY)
+            self.fd, self.path = _files.open(source, os.O_RDONLY), source
             self.owned = True
         elif isinstance(source, (io.FileIO, io.BufferedReader)) and self._is_regular(source):
             self.fd, self.offset, self.file = source.fileno(), source.tell(), source
@@ -196,7 +197,7 @@ class Input:
             with contextlib.suppress(ValueError, OSError):
                 self.file.seek(self.offset)
         if self.owned and self.fd >= 0:
-            _files.close(self.fd)
+            _files.close(self.fd, self.path)
         self.fd, self.owned, self.buffer = -1, False, None
         if self.blocks is not None:
             self.blocks.close()

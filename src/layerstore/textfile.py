@@ -47,7 +47,7 @@ def read_small(path: str, limit: int = _LIMIT) -> bytes:
             left -= len(piece)
     finally:
         with contextlib.suppress(OSError):      # nothing was written that could be lost
-            _files.close(fd)
+            _files.close(fd, path)
     if left <= 0:
         raise InvalidMetadataError(f"{readable(path)} is larger than {limit} bytes", path=path)
     return b"".join(pieces)
@@ -62,7 +62,7 @@ def write_small(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True)
         if sync:
             _files.fsync(fd)
     finally:
-        _files.close(fd)
+        _files.close(fd, path)
 
 
 def random_number() -> int:
@@ -123,7 +123,7 @@ def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno is not None and err.filename in (None, instead_of or None):
+        if err.errno is not None and (not isinstance(err.filename, (str, bytes)) or err.filename == instead_of):
             err.filename = path
         raise
 
@@ -134,7 +134,7 @@ def sync_directory(path: str) -> None:
     try:
         _files.fsync(fd)
     finally:
-        _files.close(fd)
+        _files.close(fd, path)
 
 
 def sync_file(path: str) -> None:
@@ -143,7 +143,7 @@ def sync_file(path: str) -> None:
     try:
         _files.fsync(fd)
     finally:
-        _files.close(fd)
+        _files.close(fd, path)
 
 
 def sync_tree(path: str) -> None:
@@ -166,7 +166,7 @@ def remove_directory(path: str) -> None:
         try:
             remove_below(fd, above, name)
         finally:
-            _files.close(fd)
+            _files.close(fd, above)
 
 
 def remove_below(fd: int, directory: str, name: str) -> None:

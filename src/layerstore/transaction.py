@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from layerstore import _files
 from layerstore.descriptor import encode_descriptor
 from layerstore.ids import OS, ChainID
-from layerstore.locks import Claim, claim_directory
+from layerstore.locks import Claim, claim_directory, surely
 from layerstore.textfile import (
     make_directories,
     random_number,
@@ -92,7 +92,7 @@ class _TarSplitWriter(io.BufferedIOBase):
                     self._gzip.close()
                 self._raw.flush()
                 if self._sync:
-                    os.fsync(self._raw.fileno())
+                    _files.fsync(self._raw.fileno())
         finally:
             super().close()
 
@@ -111,24 +111,26 @@ class FileMetadataTransaction:
         """
         self._root = root
         self.published = False               # or perhaps: the rename was begun
+        self.kept = False                    # it is published, and stays so
         self._durability = durability
         self._sync_files = durability != "none" and not deferred
         tmp = os.path.join(root, "tmp")
-        claim: Claim | None = None
-        while claim is None:
-            make_directories(tmp, 0o755)
-            self._directory = os.path.join(tmp, f"write-set-{random_number()}")
-            # None, or gone: a cleanup() took the new directory for an abandoned one. Another, then.
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
-                _files.mkdir(self._directory, 0o700)
-                try:
-                    _files.chmod(self._directory, 0o700)
-                    claim = claim_directory(self._directory)
-                except OSError:
-                    with contextlib.suppress(OSError):
-                        os.rmdir(self._directory)
-                    raise
-        self._claim = claim
+        self._directory = ""
+        self._claim: Claim | None = None
+        try:
+            while self._claim is None:
+                make_directories(tmp, 0o755)
+                directory = os.path.join(tmp, f"write-set-{random_number()}")
+                # The name is taken, or a cleanup() took the new directory for an abandoned one. Another, then.
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                    _files.mkdir(directory, 0o700)
+                    self._directory = directory
+                    _files.chmod(directory, 0o700)
+                    self._claim = claim_directory(directory)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                surely(self.cancel)
+            raise
 
     def __str__(self) -> str:
         return self._directory
@@ -167,7 +169,7 @@ class FileMetadataTransaction:
         try:
             _files.fchmod(fd, 0o644)
         except BaseException:
-            _files.close(fd)
+            _files.close(fd, path)
             raise
         return fd
 
@@ -225,14 +227,17 @@ class FileMetadataTransaction:
 
     def release(self) -> None:
         """Be done, after publish(): cleanup() no longer leaves the directory alone. Twice is harmless."""
-        self._claim.release()
+        if self._claim:
+            self._claim.release()
 
     def cancel(self) -> None:
         """Remove what was written; fine if nothing is there."""
         try:
-            remove_directory(self._directory)
+            if self._directory:
+                remove_directory(self._directory)
         finally:
-            self._claim.release()
+            if self._claim:
+                self._claim.release()
 
 
 def check_mount_name(name: str) -> str:

@@ -26,7 +26,7 @@ from layerstore.holds import Holds
 from layerstore.ids import random_id
 from layerstore.layer import Layer, Record
 from layerstore.leftout import warn_left_out
-from layerstore.locks import NamedLocks
+from layerstore.locks import NamedLocks, Scope
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
@@ -83,23 +83,47 @@ class WritableLayers:
         return handle
 
     def _create(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
+        made: list[str] = []
+
+        def end(transaction: FileMetadataTransaction) -> None:
+            """Give back what is held, and remove what did not become a writable layer. Can be begun again."""
+            for id in reversed(made):
+                if transaction.kept:
+                    self._driver.recorded(id)
+                else:
+                    with contextlib.suppress(OSError):
+                        self._driver.remove(id)
+            if transaction.kept:
+                transaction.release()
+            else:
+                with contextlib.suppress(OSError):
+                    transaction.cancel()
+
+        with Scope(self._metadata.start_deferred, end) as transaction:
+            mount, aside = self._make(name, above, opts, level, transaction, made)
+        self._metadata.remove_aside(aside)
+        return mount
+
+    def _make(
+        self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability,
+        transaction: FileMetadataTransaction, made: list[str],
+    ) -> tuple[Mount, str | None]:  # fmt: skip
+        """Make the directories, whose ids are added to made, and let transaction name them, which is kept then."""
         mount_id, init_id = random_id(), ""
         below = above.cache_id if above else ""
-        made: list[str] = []
         mount: Mount | None = None
-        transaction = self._metadata.start_deferred()
         try:
             if opts.init_func:
                 init_id = f"{mount_id}-init"
-                self._driver.create_read_write(init_id, below, opts.storage_opt)
                 made.append(init_id)
+                self._driver.create_read_write(init_id, below, opts.storage_opt)
                 path = self._driver.get(init_id)
                 try:
                     opts.init_func(path)
                 finally:
                     self._driver.put(init_id)
-            self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
             made.append(mount_id)
+            self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
             if init_id:
                 self._driver.settle(init_id, below)
             self._driver.settle(mount_id, init_id or below)
@@ -113,22 +137,12 @@ class WritableLayers:
                 if transaction.published:
                     self._withdraw(mount)
             except (OSError, LayerStoreError):
+                transaction.kept = True       # still visible, perhaps: then it is whole, else cleanup()'s
                 self._holds.drop(_key(name))
-                for id in made:           # still visible, perhaps: then it is whole, else cleanup()'s
-                    self._driver.recorded(id)
-                transaction.release()
                 raise
-            for id in reversed(made):
-                with contextlib.suppress(OSError):
-                    self._driver.remove(id)
-            with contextlib.suppress(OSError):
-                transaction.cancel()
             raise
-        for id in made:
-            self._driver.recorded(id)
-        transaction.release()
-        self._metadata.remove_aside(aside)
-        return mount
+        transaction.kept = True
+        return mount, aside
 
     def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: str) -> str | None:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""

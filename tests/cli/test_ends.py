@@ -224,7 +224,7 @@ def test_a_pipe_that_is_closed_is_no_failure_to_speak_of(base, room):
 def test_a_full_disk_behind_standard_output(base, program):
     with open("/dev/full", "wb") as full:
         done = program("export", ID, stdout=full)
-        assert done.code == 1 and done.err == "layerstore: write the tar: No space left on device\n"
+        assert done.code == 1 and done.err == "layerstore: /dev/full: write the tar: No space left on device\n"
         done = program("ls", stdout=full)
         assert done.code == 1 and done.err == "layerstore: No space left on device\n"
 

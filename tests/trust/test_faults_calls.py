@@ -33,6 +33,7 @@ from faultkit import ERRNOS, KINDS, LARGE, PASSING, SOAK, Faults, Ground, Held, 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError
 
+NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
 SPREAD = 3                # places of a kind, where not all are walked
 # Known not to hold: the record of a writable layer is written file by file, and where nothing can be looked at any more
 # its undoing cannot tell that tmp/ is a directory, so a half of it stays.
@@ -493,6 +494,8 @@ class Walk:
             ):  # fmt: skip
                 # (os.makedirs() says EEXIST of what it cannot look at, open() that what it cannot seek is not seekable.)
                 self.wrong.append(f"{label}: said {said}")
+            elif isinstance(raised, OSError) and kind not in NAMELESS and not (raised.filename and isinstance(raised.filename, str)):
+                self.wrong.append(f"{label}: {said} names no file")
             raised.__traceback__ = raised.__context__ = raised.__cause__ = None
             raised = None
         gc.collect()

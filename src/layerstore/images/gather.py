@@ -205,12 +205,13 @@ class Gatherer:
     def close(self) -> None:
         """Give all references back, and what was unpacked for nothing.
 
-        What this load has made goes, if no image needs it now; what was there before stays as it was.
+        What this load has made goes, if no image needs it now; what was there before stays as it was. Can be begun
+        again.
         """
         for job in self.jobs.values():
-            unpacked, job.unpacked = job.unpacked, None
-            if unpacked:
-                self.store._registration.discard(unpacked)
+            if job.unpacked:
+                self.store._registration.discard(job.unpacked)
+            job.unpacked = None
         for layer in reversed(self._new):      # an image keeps what shall stay
             with contextlib.suppress(LayerStoreError):
                 self.store.release(layer)
@@ -241,10 +242,8 @@ class Crew:
         self._progress = progress
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Stop the threads, and wait for their ends. Can be begun again."""
         self._stopped.set()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -36,6 +36,7 @@ from layerstore.images.removing import Gone, Removing
 from layerstore.images.save import COMPRESSIONS, FORMATS, new_directory, save
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
+from layerstore.locks import Ending
 from layerstore.store import Store
 from layerstore.textfile import new_file
 from layerstore.values import Progress
@@ -224,7 +225,7 @@ class Images:
         given = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
         gatherer = Gatherer(self.store, level)
         db = ImageDB(self._db.root, level)
-        with contextlib.closing(gatherer):
+        with Ending(gatherer.close):
             planned, configs = load.gather(gatherer, source, platform, progress, named=bool(given))
             if given:
                 if len(planned) != 1:

@@ -15,6 +15,7 @@ from layerstore.images.plan import plan
 from layerstore.images.planned import Planned
 from layerstore.images.shelf import DirectoryShelf, TarShelf
 from layerstore.images.stream import Reader, Stream, decompressed, teller_of
+from layerstore.locks import Scope
 from layerstore.sources import HEAD, Input
 from layerstore.values import Progress
 
@@ -83,7 +84,7 @@ def _from_shelf(
     *, named: bool,
 ) -> _Loaded:  # fmt: skip
     images = plan(shelf, platform, stem, named=named, known=gatherer.has)
-    with Crew(gatherer, shelf, progress) as crew:
+    with Scope(lambda: Crew(gatherer, shelf, progress), Crew.close) as crew:
         crew.begin(gatherer.missing(images))
         configs = gatherer.put(images, crew.job_of)
         crew.end()
