@@ -146,15 +146,6 @@ def sync_file(path: str) -> None:
         _files.close(fd, path)
 
 
-def sync_tree(path: str) -> None:
-    """Put the files below a directory on the disk, with their names."""
-    for directory, _, names in os.walk(path, topdown=False):
-        for name in names:
-            if stat.S_ISREG(_files.mode_of(os.path.join(directory, name))):
-                sync_file(os.path.join(directory, name))
-        sync_directory(directory)
-
-
 def remove_directory(path: str) -> None:
     """Remove a directory with all in it; fine if it is gone, or going by another's hand. Raises OSError.
 

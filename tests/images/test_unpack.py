@@ -1,6 +1,12 @@
 """Images.unpack(): the flat file system is what an overlay mount shows, to the attribute and the second."""
 
+import contextlib
+import ctypes
 import os
+import stat
+import subprocess
+import threading
+import time
 
 import disk
 import imagekit
@@ -116,3 +122,83 @@ def test_progress(images, unpacking, room):
     told: list[layerstore.Done] = []
     unpacking.unpack("x", room / "flat", progress=told.append)
     assert told[-1] == told[-1].total == sum(map(len, (BASE, MIDDLE, TOP)))
+
+
+# ---- somebody else works in the directory at the same time --------------------------------------
+
+NAMES = [f"n{at}" for at in range(300)]
+DEEP = ("d", "d/sub", "d/sub/deep")
+# In each directory: names of every kind; then all of them changed in every way that there is.
+FIRST = b"".join(
+    tarkit.dir(f"{place}/") + b"".join(
+        (tarkit.file(f"{place}/{name}", b"first"), tarkit.dir(f"{place}/{name}/"), tarkit.symlink(f"{place}/{name}", "x"), tarkit.fifo(f"{place}/{name}"))[at % 4]
+        for at, name in enumerate(NAMES)
+    ) for place in DEEP
+) + tarkit.end()  # fmt: skip
+SECOND = b"".join(
+    tarkit.dir(f"{place}/", mode=0o700, uid=3) + tarkit.file(f"{place}/target", b"t" * 100_000) + b"".join(
+        (tarkit.whiteout(f"{place}/{name}"), tarkit.file(f"{place}/{name}", b"second", mode=0o4711, uid=7), tarkit.dir(f"{place}/{name}/", mode=0o711),
+         tarkit.hardlink(f"{place}/{name}", f"{place}/target"), tarkit.xattrs({"user.x": b"y"}) + tarkit.file(f"{place}/{name}", b"z" * 70_000),
+         tarkit.symlink(f"{place}/{name}", "/etc"), tarkit.node(f"{place}/{name}", "c", 1, 3))[at % 7]
+        for at, name in enumerate(NAMES)
+    ) for place in DEEP
+) + tarkit.end()  # fmt: skip
+THIRD = tarkit.dir("d/sub/") + tarkit.opaque("d/sub") + tarkit.whiteout("d/n1") + tarkit.end()
+FOURTH = tarkit.whiteout("d") + tarkit.dir("d/") + tarkit.file("d/n2", b"") + tarkit.end()
+
+
+def looks(top):
+    """All of a tree, to the attribute."""
+    return disk.disk_state(top, times=True)
+
+
+@pytest.mark.parametrize("place", DEEP)
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_outside_is_touched_while_names_are_exchanged(images, room, place, seed):
+    """A directory on the way becomes a link that leads out, and a directory again, as fast as can be."""
+    images.load(tar_of(imagekit.docker([([FIRST, SECOND, THIRD, FOURTH][: 3 + seed], ["x"])])))
+    victim, flat, spare = room / "victim", room / "flat", room / "spare"
+    for below in ("", "sub", "sub/deep"):
+        (victim / below).mkdir()
+        for at, name in enumerate(NAMES):
+            if at % 3:
+                (victim / below / name).write_text("precious")
+            else:
+                (victim / below / name).mkdir()
+                (victim / below / name / "in").write_text("precious")
+    before = looks(victim)
+    rename, swapped, until = ctypes.CDLL(None).renameat2, 0, time.monotonic() + 2
+    a, b = os.fsencode(flat / place), os.fsencode(spare)
+
+    def swap(stop, counted):
+        while not stop.is_set():
+            for _ in range(2):
+                counted[0] += rename(-100, a, -100, b, 2) == 0
+
+    while time.monotonic() < until:
+        os.symlink(victim / place[2:], spare)
+        stop, counted = threading.Event(), [0]
+        thread = threading.Thread(target=swap, args=(stop, counted))
+        thread.start()
+        try:
+            with contextlib.suppress(layerstore.LayerStoreError, OSError):
+                images.unpack("x", flat)
+        finally:
+            stop.set()
+            thread.join()
+        swapped += counted[0]
+        assert looks(victim) == before
+        subprocess.run(["rm", "-rf", flat, spare], check=True)
+    assert swapped > 100
+
+
+def test_what_was_made_goes_and_what_was_there_stays_after_an_error(images, store, room):
+    images.load(tar_of(imagekit.docker([([LOWER, UPPER], ["x"])])))
+    cache = store.map()[images.get("x").top].cache_id
+    os.unlink(os.path.join(store.root, "overlay2", cache, "diff/etc/c"))
+    (room / "there").mkdir(mode=0o750)
+    os.symlink("there", room / "link")
+    for name in ("made", "there", "link"):
+        with pytest.raises(CorruptLayerError):
+            images.unpack("x", room / name)
+    assert not (room / "made").exists() and os.listdir(room / "there") == [] and stat.S_IMODE((room / "there").stat().st_mode) == 0o750

@@ -33,7 +33,8 @@ from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
 from layerstore.images.removing import Gone, Removing
-from layerstore.images.save import COMPRESSIONS, FORMATS, new_directory, save
+from layerstore.images.save import COMPRESSIONS, FORMATS, save
+from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
 from layerstore.locks import Ending

@@ -28,7 +28,7 @@ from layerstore._pack import Packer
 from layerstore.errors import ImageError
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.image import Image
-from layerstore.images.targets import Target
+from layerstore.images.targets import DirectoryTarget, Target
 from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
 from layerstore.textfile import naming
 
@@ -104,10 +104,10 @@ class Spool:
 class Below:
     """A file in the directory that is made."""
 
-    def __init__(self, directory: str, name: str, stack: contextlib.ExitStack) -> None:
+    def __init__(self, target: DirectoryTarget, name: str, stack: contextlib.ExitStack) -> None:
         """name   of a file that is none of the layout's"""
         self._name = name
-        self._file = stack.enter_context(open(os.path.join(directory, name), "xb", buffering=0))  # noqa: SIM115
+        self._file = stack.enter_context(target.create(name))
 
     def write(self, data: bytes) -> None:
         """Add bytes."""
@@ -277,10 +277,10 @@ class Layers:
             start = end
         return self._without_left_out(found)
 
-    def places_below(self, directory: str, stack: contextlib.ExitStack) -> dict[DiffID, Waiting]:
+    def places_below(self, target: DirectoryTarget, stack: contextlib.ExitStack) -> dict[DiffID, Waiting]:
         """Return a file in the directory that is made for each that is written."""
         return self._without_left_out({
-            diff_id: Below(directory, f".layer-{number}", stack)
+            diff_id: Below(target, f".layer-{number}", stack)
             for number, diff_id in enumerate(self.chains) if diff_id not in self.left_out
         })  # fmt: skip
 

@@ -16,10 +16,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from layerstore.errors import ImageError, readable
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images import references
 from layerstore.images.documents import (
@@ -34,7 +33,6 @@ from layerstore.images.documents import (
 from layerstore.images.gather import Teller
 from layerstore.images.packing import Blob, Layers, OpenLayer, Outgoing, own_file
 from layerstore.images.targets import DirectoryTarget, Target, TarTarget
-from layerstore.textfile import random_number, remove_directory, sync_directory, sync_tree
 
 # What each format's readers take: docker load of 20.10 has no zstd.
 COMPRESSIONS = {"docker": (None, "gzip"), "docker-v1": (None,), "oci": (None, "gzip", "zstd"),
@@ -182,7 +180,7 @@ def save(
     images: Sequence[Outgoing], out: Any, format: str, compression: str | None, open_layer: OpenLayer,
     spool: str | None, progress: Any, left_out: Collection[ChainID] = (),
 ) -> int:  # fmt: skip
-    """Write images. out: a descriptor, a binary file, or (oci-dir) the path of an empty directory. Returns bytes."""
+    """Write images. out: a descriptor, a binary file, or (oci-dir) a DirectoryTarget. Returns bytes written."""
     layers = Layers(images, open_layer, left_out)
     done = 0
     teller = Teller(progress, layers.to_read(packed=compression is not None))
@@ -195,7 +193,7 @@ def save(
     with contextlib.ExitStack() as stack:
         if compression:
             out = _packed(layers, images, out, format, compression, spool, tell, stack)
-        target = DirectoryTarget(out) if format == "oci-dir" else TarTarget(out)
+        target = out if isinstance(out, DirectoryTarget) else TarTarget(out)
         if format == "docker-v1":
             write_v1(images, layers, target, tell)
         else:
@@ -219,7 +217,7 @@ def _packed(
     tell: Callable[[int], None], stack: contextlib.ExitStack,
 ) -> Any:  # fmt: skip
     """Pack the layers, to wait where there is room for them. Returns what the archive is to be written to."""
-    if format == "oci-dir":
+    if isinstance(out, DirectoryTarget):
         layers.compress(compression, layers.places_below(out, stack), tell)
         return out
     own = stack.enter_context(own_file(out))
@@ -232,24 +230,3 @@ def _packed(
     layers.blobs = plain
     layers.compress(compression, layers.places_inside(own, os.lseek(own, 0, os.SEEK_CUR) + measured.written), tell)
     return own
-
-
-# ---- paths -------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def new_directory(path: str) -> Iterator[str]:
-    """A directory that is at path, and on the disk, once the block ended well. Raises ImageError: it is not empty."""
-    if os.path.isdir(path) and os.listdir(path):
-        raise ImageError(f"{readable(path)} is not empty")
-    path = os.path.realpath(path)
-    beside = f"{path}.tmp-{random_number()}"
-    os.mkdir(beside, 0o777)
-    try:
-        yield beside
-        sync_tree(beside)
-        os.rename(beside, path)
-        sync_directory(os.path.dirname(path))
-    except BaseException:
-        remove_directory(beside)
-        raise

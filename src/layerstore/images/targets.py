@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tarfile
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Protocol
 
 from layerstore import _files
-from layerstore.errors import ImageError
+from layerstore.errors import ImageError, readable
 from layerstore.tarstream import write_whole
+from layerstore.textfile import naming, random_number, remove_below
 
 
 class Target(Protocol):
@@ -88,33 +91,91 @@ class TarTarget:
 
 
 class DirectoryTarget:
-    """A directory that is made."""
+    """A directory that is made, all beneath its descriptor."""
 
-    def __init__(self, path: str) -> None:
-        """path   made here, or empty"""
-        self._path = path
+    def __init__(self, fd: int, path: str) -> None:
+        """fd   of an empty directory, lent.  path: what it will be called, for errors"""
+        self._fd, self._path = fd, path
         self.written = 0
+
+    def _naming(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return naming(os.path.join(self._path, name), instead_of=name)
+
+    def create(self, name: str) -> IO[bytes]:
+        """Make a file below, and open it."""
+        with self._naming(name):
+            fd = _files.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666, dir_fd=self._fd)
+        return open(fd, "wb", buffering=0)
 
     def directory(self, name: str) -> None:
         """Make one below."""
-        os.mkdir(os.path.join(self._path, name), 0o755)
+        with self._naming(name):
+            os.mkdir(name, 0o755, dir_fd=self._fd)
 
     def file(self, name: str, data: bytes) -> None:
         """Write one below."""
-        with open(os.path.join(self._path, name), "xb") as out:
-            out.write(data)
+        with self.create(name) as out, self._naming(name):
+            write_whole(out, data)
         self.written += len(data)
 
     def link(self, name: str, to: str) -> None:
         """Make one below."""
-        os.symlink(to, os.path.join(self._path, name))
+        with self._naming(name):
+            os.symlink(to, name, dir_fd=self._fd)
 
     def stream(self, name: str, size: int, write_to: Callable[[Any], int]) -> None:
         """Write one below."""
-        with open(os.path.join(self._path, name), "xb", buffering=0) as out:
+        with self.create(name) as out, self._naming(name):
             self.written += write_to(out)
 
     def take(self, path: str, name: str, size: int) -> None:
         """Rename one below."""
-        os.rename(os.path.join(self._path, path), os.path.join(self._path, name))
+        with self._naming(name):
+            os.rename(path, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
         self.written += size
+
+
+@contextlib.contextmanager
+def new_directory(path: str) -> Iterator[DirectoryTarget]:
+    """A directory that is at path, and on the disk, once the block ended well. Raises ImageError: it is not empty."""
+    if os.path.isdir(path) and not _is_empty(path):
+        raise ImageError(f"{readable(path)} is not empty", path=path)
+    path = os.path.realpath(path)
+    above, name = os.path.split(path)
+    beside = f"{name}.tmp-{random_number()}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(path, instead_of=beside))
+        place = _files.open(above, os.O_RDONLY | os.O_DIRECTORY)
+        stack.callback(_files.close, place)
+        os.mkdir(beside, 0o777, dir_fd=place)
+        try:
+            fd = _files.open(beside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            stack.callback(_files.close, fd)
+            yield DirectoryTarget(fd, path)
+            _sync_below(fd)
+            os.rename(beside, name, src_dir_fd=place, dst_dir_fd=place)
+            _files.fsync(place)
+        except BaseException:
+            remove_below(place, above, beside)
+            raise
+
+
+def _is_empty(path: str) -> bool:
+    fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return _files.is_empty(fd)
+    finally:
+        _files.close(fd)
+
+
+def _sync_below(fd: int) -> None:
+    """Put the files below a directory on the disk, with their names."""
+    for _, _, names, place in os.fwalk(".", topdown=False, dir_fd=fd):
+        for name in names:
+            if stat.S_ISREG(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode):
+                file = _files.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=place)
+                try:
+                    _files.fsync(file)
+                finally:
+                    _files.close(file)
+        _files.fsync(place)
