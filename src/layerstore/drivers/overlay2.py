@@ -335,7 +335,8 @@ class Overlay2:
         if not parent or self.userxattr:  # with user.* marks the kernel follows none
             raise why
         if self._read_only:
-            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it") from why
+            text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
+            raise ReadOnlyStoreError(text, path=self._at.path(id)) from why
         return checks.shown(self.home, [f"{id}/diff", *self._at.lower_items(id)], why)
 
     def diff_size(self, id: str, parent: str) -> int:
