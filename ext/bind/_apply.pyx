@@ -23,8 +23,9 @@ PLAIN_RECORD = <int>lay.LAY_APPLY_PLAIN_RECORD
 PLAIN_INPUT = <int>lay.LAY_APPLY_PLAIN_INPUT
 NO_DRAIN = <int>lay.LAY_APPLY_NO_DRAIN
 OWN_LINKS = <int>lay.LAY_APPLY_OWN_LINKS
+USERXATTR = <int>lay.LAY_APPLY_USERXATTR
 
-Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled", module="layerstore._apply")
+Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out", module="layerstore._apply")
 
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
@@ -208,7 +209,8 @@ cdef class Apply:
         cdef size_t n = 0
         lay.lay_apply_unsettled(a, &unsettled, &n)
         return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries,
-                       (<const char *>unsettled)[:n] if n else b"")
+                       (<const char *>unsettled)[:n] if n else b"",
+                       self.done.left_out, <bytes>lay.lay_apply_left_out(a))
 
     def close(self):
         if not lay.take(&self.handle):

@@ -26,7 +26,7 @@ cdef extern from "lay.h" nogil:
         int64_t header, headers, global_headers, extents, xattrs, xattr_size, window
     const lay_limits *lay_limits_default() noexcept
 
-    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN, LAY_APPLY_OWN_LINKS
+    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERXATTR
     ctypedef struct lay_apply_options:
         int root_fd
         int record_fd
@@ -42,6 +42,7 @@ cdef extern from "lay.h" nogil:
         int64_t tar_size
         int64_t size
         int64_t entries
+        int64_t left_out
     ctypedef struct lay_apply
     lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_error *err) noexcept
     lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
@@ -51,6 +52,7 @@ cdef extern from "lay.h" nogil:
     int lay_apply_sated(lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
     void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n) noexcept
+    const char *lay_apply_left_out(const lay_apply *a) noexcept
     void lay_apply_free(lay_apply *a) noexcept
     lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
 

@@ -376,6 +376,14 @@ void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n)
         lay_unpack_unsettled(a->unpack, p, n);
 }
 
+const char *lay_apply_left_out(const lay_apply *a)
+{
+    const char *first = "";
+    if (a->unpack)
+        lay_unpack_left_out(a->unpack, &first);
+    return first;
+}
+
 int lay_apply_sated(lay_apply *a) { return __atomic_load_n(&a->sated, __ATOMIC_ACQUIRE); }
 int64_t lay_apply_taken(const lay_apply *a) { return a->taken; }
 
@@ -559,6 +567,8 @@ lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err)
         return sticky(a, err);
     a->finished = true;
     *out = (lay_applied){ .tar_size = a->tar_size, .size = a->size };
+    const char *first;
+    out->left_out = a->unpack ? (int64_t)lay_unpack_left_out(a->unpack, &first) : 0;
     out->entries = (int64_t)(a->split ? lay_split_entries(a->split) : a->unpack ? lay_unpack_entries(a->unpack) : 0);
     memcpy(out->diff_id, a->diff_id, sizeof out->diff_id);
     return LAY_OK;

@@ -431,9 +431,9 @@ static lay_code tell_missing(lay_inspect *i, uint32_t want, lay_problem *p, lay_
     lay_want *w = lay_expect_want(i->o.expect, want);
     const lay_thing *t = lay_expect_thing(i->o.expect, want);
     const char *name = lay_expect_name(i->o.expect, want);
-    bool device = t->kind == LAY_THING_CHARACTER || t->kind == LAY_THING_BLOCK, needed = true;
+    bool needed = true;
     bool told = w->flags & LAY_WANT_TOLD;
-    if (w->flags & LAY_WANT_SEEN || (device && i->o.userns))
+    if (w->flags & LAY_WANT_SEEN)
         return LAY_OK;
     if (w->flags & LAY_WANT_DERIVED && !told && is_needed(i, name, w->name_len, &needed, err))
         return err->code;
@@ -466,9 +466,8 @@ static lay_code lose(lay_inspect *i, lay_problem *p, lay_error *err)
     }
     i->lost_at = next;
     const lay_thing *t = lay_expect_thing(x, next);
-    bool device = t->kind == LAY_THING_CHARACTER || t->kind == LAY_THING_BLOCK;
     lay_want *w = lay_expect_want(x, next);
-    if (w->flags & LAY_WANT_TOLD || t->kind == LAY_THING_WHITEOUT || t->flags & LAY_THING_IMPLIED || (device && i->o.userns))
+    if (w->flags & LAY_WANT_TOLD || t->kind == LAY_THING_WHITEOUT || t->flags & LAY_THING_IMPLIED)
         return LAY_OK;                        /* hidden names are told when their directory is there again */
     w->flags |= LAY_WANT_TOLD;
     say(p, LAY_PROBLEM_MISSING, "%s of the layer is gone", kind_name((lay_thing_kind)t->kind));

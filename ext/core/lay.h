@@ -82,11 +82,12 @@ const lay_limits *lay_limits_default(void);
 /* ---- apply: a layer tar comes in ------------------------------------------------------------ */
 
 #define LAY_APPLY_MERGED 1u        /* root is what the layers below show: whiteouts delete it, and nothing of this tar */
-#define LAY_APPLY_USERNS 2u        /* in a user namespace: user.overlay marks, devices skipped */
+#define LAY_APPLY_USERNS 2u        /* in a user namespace: user.overlay marks, devices cannot be made */
 #define LAY_APPLY_PLAIN_RECORD 4u  /* the record is JSON lines, not gzip */
 #define LAY_APPLY_PLAIN_INPUT 8u   /* never inflate: the bytes are the tar */
 #define LAY_APPLY_NO_DRAIN 16u     /* stop at the end-of-archive marker, do not hash the rest */
 #define LAY_APPLY_OWN_LINKS 32u    /* with MERGED: names lead through links of this tar alone, as where a layer is unpacked by itself */
+#define LAY_APPLY_USERXATTR 64u    /* user.overlay marks, as the layers below have them */
 
 typedef struct lay_apply_options {
     int root_fd;         /* files go below; -1: none are made (disassemble) */
@@ -106,6 +107,7 @@ typedef struct lay_applied {
     int64_t tar_size;      /* those bytes */
     int64_t size;          /* bytes in root: moby's size of a layer. MERGED: sum of the header sizes */
     int64_t entries;
+    int64_t left_out;      /* USERNS: devices that could not be made */
 } lay_applied;
 
 typedef struct lay_apply lay_apply;
@@ -126,12 +128,14 @@ int lay_apply_sated(lay_apply *a);
 lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err);
 /* After finish, until free: what lay_stand_on takes. No bytes: nothing in the tree depends on what is below. */
 void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n);
+/* Likewise: the path of the first device that could not be made; "": all were. */
+const char *lay_apply_left_out(const lay_apply *a);
 /* Stops and joins what still runs. NULL is fine. */
 void lay_apply_free(lay_apply *a);
 
 /* The layer at root_fd, unpacked alone, stands on n lowers, nearest first. A directory that its tar has no entry for
  * becomes what the lowers show there, and an opaque mark at the top becomes marks of each name there.
- * unsettled: as lay_apply_unsettled gave it. flags: LAY_APPLY_USERNS. */
+ * unsettled: as lay_apply_unsettled gave it. flags: LAY_APPLY_USERNS, LAY_APPLY_USERXATTR. */
 lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */
@@ -211,7 +215,7 @@ lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_change
 #define LAY_PROBLEM_ADDED 5     /* a name that the tar does not have */
 
 #define LAY_CHECK_METADATA 1u   /* compare more than presence and bytes */
-#define LAY_CHECK_USERNS 2u     /* in a user namespace: devices may be missing, trusted.* cannot be seen */
+#define LAY_CHECK_USERNS 2u     /* in a user namespace: trusted.* cannot be seen */
 #define LAY_CHECK_USERXATTR 4u  /* overlay's marks are user.* */
 
 typedef struct lay_check_options {

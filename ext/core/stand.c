@@ -267,7 +267,7 @@ static lay_code settle(stand *s, const char *p, size_t size, size_t n, lay_error
 
 lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
 {
-    stand s = { .root_fd = root_fd, .lowers = lower_fds, .opaque = lay_opaque_xattr(flags & LAY_APPLY_USERNS), .own = -1 };
+    stand s = { .root_fd = root_fd, .lowers = lower_fds, .opaque = lay_opaque_xattr(flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR)), .own = -1 };
     lay_error_clear(err);
     settle(&s, unsettled, size, n, err);
     if (s.own >= 0)

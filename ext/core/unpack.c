@@ -163,10 +163,10 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
     u->stash_fd = u->file_fd = -1;
     u->merged = o->flags & LAY_APPLY_MERGED;
     u->own_links = o->flags & LAY_APPLY_OWN_LINKS;
-    u->userns = o->flags & LAY_APPLY_USERNS;
+    u->userxattr = o->flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR);
     u->ring = o->ring;
     u->limits = o->limits ? o->limits : lay_limits_default();
-    lay_place_init(&u->place, u->userns);
+    lay_place_init(&u->place, o->flags & LAY_APPLY_USERNS);
     if (o->threads > 0)
         u->place.private_umask = lay_place_private_umask();
     u->tar = lay_tar_new();
@@ -199,6 +199,7 @@ void lay_unpack_free(lay_unpack *u)
     lay_paths_free(&u->paths);
     free(u->implied_ids);
     free(u->unsettled.p);
+    free(u->first_left_out.p);
     free(u->clean.p);
     free(u->path.p);
     free(u->tried.p);
@@ -208,6 +209,12 @@ void lay_unpack_free(lay_unpack *u)
 bool lay_unpack_ended(const lay_unpack *u) { return lay_tar_ended(u->tar); }
 int64_t lay_unpack_offset(const lay_unpack *u) { return lay_tar_offset(u->tar); }
 uint64_t lay_unpack_entries(const lay_unpack *u) { return u->entries; }
+
+uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first)
+{
+    *first = u->first_left_out.len ? u->first_left_out.p : "";
+    return u->left_out;
+}
 
 void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
 {
@@ -219,7 +226,7 @@ void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
 
 static lay_code set_opaque(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_opaque_xattr(u->userns);
+    const char *name = lay_opaque_xattr(u->userxattr);
     u->opaque |= u->dir->path_len == 0;
     if (fsetxattr(u->dir->fd, name, "y", 1, 0) == 0)
         return LAY_OK;
@@ -231,7 +238,7 @@ static lay_code set_opaque(lay_unpack *u, lay_error *err)
 /* A whiteout lies in u->dir: where no other layer has that directory, overlayfs would list it. */
 static lay_code expect_whiteouts(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_origin_xattr(u->userns);
+    const char *name = lay_origin_xattr(u->userxattr);
     if (u->dir->marked || !u->dir->path_len)
         return LAY_OK;
     if (fsetxattr(u->dir->fd, name, "", 0, 0) != 0 && errno != EOPNOTSUPP) {
@@ -359,7 +366,7 @@ lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const s
 /* Nothing below shows in a directory that stands where a whiteout, or another thing that is none, stood. */
 static lay_code mark_reborn(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_opaque_xattr(u->userns);
+    const char *name = lay_opaque_xattr(u->userxattr);
     LAY_AUTO_FD int fd = openat(u->dir->fd, u->base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd >= 0 && fsetxattr(fd, name, "y", 1, 0) == 0)
         return LAY_OK;
@@ -455,8 +462,6 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     bool made;
     if (e->type == '6')
         return lay_place_node(&u->place, u->dir->fd, u->base, S_IFIFO, 0, &u->meta, &made, err);
-    if (u->userns)
-        return LAY_OK;
     /* mknod takes 12 bits of major and 20 of minor and drops the rest without a word. */
     if (e->dev_major < 0 || e->dev_minor < 0 || e->dev_major > 0xfff || e->dev_minor > 0xfffff)
         return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
@@ -468,7 +473,11 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         if (expect_whiteouts(u, err))
             return err->code;
     }
-    return lay_place_node(&u->place, u->dir->fd, u->base, e->type == '3' ? S_IFCHR : S_IFBLK, dev, &u->meta, &made, err);
+    if (lay_place_node(&u->place, u->dir->fd, u->base, e->type == '3' ? S_IFCHR : S_IFBLK, dev, &u->meta, &made, err))
+        return err->code;
+    if (!made && !u->left_out++)
+        return lay_text_set(&u->first_left_out, u->path.p, u->path.len, err);
+    return LAY_OK;
 }
 
 static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)

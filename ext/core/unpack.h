@@ -15,7 +15,7 @@ typedef struct lay_unpack lay_unpack;
 typedef struct lay_unpack_options {
     int root_fd;             /* borrowed until free */
     int scratch_fd;          /* where replaced files are kept; -1: they are removed */
-    unsigned flags;          /* LAY_APPLY_MERGED, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERNS */
+    unsigned flags;          /* LAY_APPLY_MERGED, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERNS, LAY_APPLY_USERXATTR */
     int threads;             /* of the pool; 0: none, and then the caller's thread is not ours to change */
     lay_ring *ring;          /* whose slots the spans are; NULL: none */
     const lay_limits *limits;   /* borrowed until free; NULL: lay_limits_default */
@@ -29,6 +29,8 @@ lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err);
 bool lay_unpack_ended(const lay_unpack *u);          /* the end-of-archive marker has passed */
 int64_t lay_unpack_offset(const lay_unpack *u);
 uint64_t lay_unpack_entries(const lay_unpack *u);
+/* Devices that could not be made, and the first one's path. */
+uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first);
 /* As lay_apply_unsettled; after end, until free. */
 void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n);
 

@@ -26,7 +26,7 @@ typedef enum payload { PAYLOAD_NONE, PAYLOAD_FILE, PAYLOAD_OPEN } payload;
 struct lay_unpack {
     int root_fd, scratch_fd, stash_fd;
     char stash_name[32];
-    bool merged, own_links, userns, fresh;
+    bool merged, own_links, userxattr, fresh;
     lay_place place;
     lay_tar *tar;
     lay_ring *ring;
@@ -49,6 +49,8 @@ struct lay_unpack {
     bool gone_below;                         /* a directory went: what was hidden in it is so no more */
     uint32_t *implied_ids; size_t nimplied, implied_cap;   /* directories made for want of an entry: in paths */
     lay_text unsettled;                      /* those that still have none at the end */
+    uint64_t left_out;                       /* devices that a user namespace cannot make */
+    lay_text first_left_out;
     int64_t size, header_sizes;
     const lay_limits *limits;
     uint64_t entries, implied;               /* implied: directories made for want of an entry */

@@ -13,6 +13,7 @@ PLAIN_RECORD: int
 PLAIN_INPUT: int
 NO_DRAIN: int
 OWN_LINKS: int
+USERXATTR: int
 
 class Applied(NamedTuple):
     diff_id: bytes   # SHA-256, 32 bytes
@@ -20,6 +21,8 @@ class Applied(NamedTuple):
     size: int        # bytes in the tree (moby's size of a layer)
     entries: int
     unsettled: bytes # what stand_on() takes; b"": nothing in the tree depends on what is below
+    left_out: int    # devices that a user namespace cannot make
+    first_left_out: bytes   # the path of the first of them, or b""
 
 @disjoint_base
 class Apply:

@@ -34,7 +34,7 @@ def export_changes(root_fd: int, changes: Any, flags: int = 0) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 
 CHECK_METADATA: int     # modes, owners, times, extended attributes, kinds, link targets, added names too
-CHECK_USERNS: int       # in a user namespace: devices may be missing
+CHECK_USERNS: int       # in a user namespace: trusted.* cannot be seen
 CHECK_USERXATTR: int    # overlay's marks are user.*
 
 def check(

@@ -80,7 +80,7 @@ class Repair:
                 else:
                     tar = tar_of(record.chain_id, record.diff_id, source, stack)
                 given = stack.enter_context(contextlib.closing(Input(tar)))
-                self._driver.create(cache_id, below)
+                self._driver.create(cache_id, below, like=record.cache_id)
                 record_fd = transaction.open_tar_split()
                 stack.callback(_files.close, record_fd)
                 done = self._driver.register(cache_id, below, record_fd, lambda apply: feed(given, apply, progress))

@@ -28,6 +28,7 @@ from layerstore.layer import Layer, Record
 from layerstore.leftout import warn_left_out
 from layerstore.locks import NamedLocks, Scope
 from layerstore.metadata import FileMetadataStore
+from layerstore.opaque import Opaque
 from layerstore.records import Records
 from layerstore.references import References
 from layerstore.registration import Registration
@@ -54,7 +55,7 @@ class WritableLayers:
     ) -> None:  # fmt: skip
         """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
         self._detached = Detached(metadata)
-        driver.mark_with(self._detached)
+        driver.ask(self._detached, Opaque(metadata))
         self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
         self._references, self._syncing, self._registration = references, syncing, registration
         self._check_writable = check_writable

@@ -16,6 +16,7 @@ import time
 from typing import Protocol
 
 from layerstore.drivers import checks, mounts
+from layerstore.drivers.classes import Classes
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.directories import Directories, is_there, make, opened
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
@@ -50,12 +51,15 @@ class Marks(Protocol):
 class Mounting:
     """The mounts of one store."""
 
-    def __init__(self, at: Directories, holds: Holds, *, read_only: bool, userxattr: bool) -> None:
+    def __init__(
+        self, at: Directories, holds: Holds, classes: Classes, *, read_only: bool, userxattr: bool
+    ) -> None:
         """holds       tells other stores which mounts are in use here
+        classes     of the marks that a mount must show
         read_only   mount nothing
         userxattr   overlay's attributes are user.*
         """
-        self._at, self._holds, self._read_only = at, holds, read_only
+        self._at, self._holds, self._classes, self._read_only = at, holds, classes, read_only
         self._userxattr = userxattr
         self._off = checks.options_off()
         self._counter = MountCounter(mounts.is_mounted)
@@ -99,17 +103,18 @@ class Mounting:
 
     def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, writable: bool) -> None:
         try:
-            self._at.lower_ids(lowers)
+            userxattr = self._classes.view(id, self._at.lower_ids(lowers))
             if writable:
                 self._at.require(id, "work")
                 self._require_free(id, merged)
+                self._classes.set(id, userxattr)
             make(merged, 0o700)
             mounts.mount_overlay(
                 self._at.home, f"{id}/merged",
                 lowers if writable else [f"{id}/diff", *lowers],
                 f"{id}/diff" if writable else None,
                 f"{id}/work" if writable else None,
-                context=mount_label, off=self._off, userxattr=self._userxattr,
+                context=mount_label, off=self._off, userxattr=userxattr,
             )  # fmt: skip
             if writable:
                 self._require_writable(merged)

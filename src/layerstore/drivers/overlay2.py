@@ -16,6 +16,7 @@ from typing import Any
 
 from layerstore import _apply, _changes, _files, _listing, _tarstream
 from layerstore.drivers import checks, mounts
+from layerstore.drivers.classes import Classes, Recorded
 from layerstore.drivers.directories import Directories, is_there, opened
 from layerstore.drivers.graft import Graft
 from layerstore.drivers.mounting import Marks, Mounting
@@ -27,6 +28,7 @@ from layerstore.errors import (
     LayerStoreError,
     NotSupportedError,
     ReadOnlyStoreError,
+    readable,
 )
 from layerstore.holds import Holds
 from layerstore.limits import Limits
@@ -68,7 +70,10 @@ class Overlay2:
             self._prepare(home)
         self.in_memory = checks.fs_name(home) in ("tmpfs", "ramfs")
         self.userxattr = checks.needs_userxattr(home)
-        self._mounting = Mounting(self._at, holds or Holds(""), read_only=read_only, userxattr=self.userxattr)
+        self._classes = Classes(self._at, userxattr=self.userxattr)
+        self._mounting = Mounting(
+            self._at, holds or Holds(""), self._classes, read_only=read_only, userxattr=self.userxattr
+        )
         if not read_only:
             self._quota, why = self._find_quota()
             if self._default_size and self._quota is None:
@@ -109,9 +114,19 @@ class Overlay2:
 
     # ---- life of a directory ----
 
-    def create(self, id: str, parent: str) -> None:
-        """Make the directory of a read-only layer; nobody's until recorded()."""
-        self._at.create(id, parent)
+    def create(self, id: str, parent: str, *, like: str = "") -> None:
+        """Make the directory of a read-only layer; nobody's until recorded().
+
+        like     an id whose marks are of the class that those of the new one must have; "": the parent
+        Raises   NotSupportedError   this process cannot write such marks
+        """
+        user = self._classes.is_user(like) if like else self._classes.for_new(parent)
+        if self.userxattr and not user:
+            raise NotSupportedError(
+                f"the marks in {like} are attributes trusted.overlay.*, which root alone can write, outside "
+                "of a user namespace"
+            )
+        self._at.create(id, parent, lambda path: self._classes.write(path, user))
 
     def create_read_write(self, id: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
         """Make the directory of a writable layer; nobody's until recorded().
@@ -127,7 +142,14 @@ class Overlay2:
             if key != "size":
                 raise InvalidOptionError(f"Unknown option {key}")
         quota, size = self._quota, human_size(options["size"]) if "size" in options else 0
-        self._at.create(id, parent, (lambda path: quota.limit(path, size)) if quota and size else None)
+        user = self._classes.for_new(parent)
+
+        def prepare(path: str) -> None:
+            self._classes.write(path, user)
+            if quota and size:
+                quota.limit(path, size)
+
+        self._at.create(id, parent, prepare)
 
     def put_on(self, id: str, parent: str, unpacked: Any) -> None:
         """Let id, registered on nothing with this result, stand on parent. Raises MaxDepthExceededError, OSError."""
@@ -140,7 +162,7 @@ class Overlay2:
         if unpacked.unsettled:
             with contextlib.ExitStack() as stack:
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
-                _apply.stand_on(root, unpacked.unsettled, lowers, self._marks)
+                _apply.stand_on(root, unpacked.unsettled, lowers, self._marks(id))
 
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
@@ -180,6 +202,7 @@ class Overlay2:
                         self._mounting.unmount_all(id)
                     self._at.remove_tree(id)
                 self._mounting.end(id)
+                self._classes.forget(id)
             finally:
                 self._at.recorded(id)                    # what could not be removed is cleanup()'s
 
@@ -197,9 +220,13 @@ class Overlay2:
         """List who is inside id."""
         return self._mounting.holders(id)
 
-    def mark_with(self, marks: Marks) -> None:
-        """Remember by marks which boxes were detached while somebody was inside."""
-        self._mounting.marks = marks
+    def ask(self, marks: Marks, recorded: Callable[[str], Recorded | None]) -> None:
+        """Begin to ask the store what it knows of ids.
+
+        marks      boxes that were detached while somebody was inside
+        recorded   what the record of a layer says
+        """
+        self._mounting.marks, self._classes.recorded = marks, recorded
 
     def cleanup(self) -> None:
         """Unmount everything below home that no other store uses."""
@@ -234,15 +261,16 @@ class Overlay2:
     def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any:
         """Unpack a layer tar into id and record it: the core's Applied."""
         with opened(self._at.path(id)) as scratch, opened("diff", dir_fd=scratch) as root:
-            done = self._apply(_apply.Apply(root, record_fd, scratch, flags=self._marks, limits=self._limits), feed)
+            done = self._apply(_apply.Apply(root, record_fd, scratch, flags=self._marks(id), limits=self._limits), feed)
             if parent:
                 self._settle_on(id, root, done)
             return done
 
-    @property
-    def _marks(self) -> int:
-        """Which marks are written."""
-        return _apply.USERNS if self.userxattr else 0
+    def _marks(self, id: str) -> int:
+        """Which marks are written to id."""
+        if self.userxattr:
+            return _apply.USERNS
+        return _apply.USERXATTR if self._classes.is_user(id) else 0
 
     def apply_diff(self, id: str, parent: str, feed: Callable[[Any], None]) -> int:
         """Unpack a tar over what a writable layer shows; gives the bytes of its own files then.
@@ -250,7 +278,7 @@ class Overlay2:
         Through the mount: the kernel puts the marks, and who has it mounted sees all of it.
         """
         with self._mounting.mounted(id) as root:
-            flags = _apply.MERGED | _apply.NO_DRAIN | self._marks
+            flags = _apply.MERGED | _apply.NO_DRAIN | self._marks(id)
             refuse_nothing(self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed))
         return self.diff_size(id, parent)
 
@@ -258,9 +286,14 @@ class Overlay2:
     def _apply(apply: _apply.Apply, feed: Callable[[Any], None]) -> Any:
         try:
             feed(apply)
-            return apply.finish()
+            done = apply.finish()
         finally:
             apply.close()
+        if done.left_out:
+            first = readable(os.fsdecode(done.first_left_out))
+            text = "%d devices are left out, as a user namespace cannot make any: the first is %s; verify() tells all"
+            log.warning(text, done.left_out, first, extra={"left_out": done.left_out, "path": first})
+        return done
 
     def stored_tar(self, id: str, record_fd: int, diff_id: bytes) -> TarStream:
         """Give the recorded tar again."""
@@ -283,7 +316,7 @@ class Overlay2:
         """
         flags = _tarstream.CHECK_METADATA if metadata else 0
         flags |= _tarstream.CHECK_USERNS if checks.in_user_namespace() else 0
-        flags |= _tarstream.CHECK_USERXATTR if self.userxattr else 0
+        flags |= _tarstream.CHECK_USERXATTR if self._classes.is_user(id) else 0
         with self._at.opened_diff(id) as root, contextlib.ExitStack() as stack:
             lowers: list[int] = []
             with contextlib.suppress(OSError, LayerStoreError):     # told by problems(); every mark is needed then
@@ -299,7 +332,7 @@ class Overlay2:
                     NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
         """
         if self._is_native(id, parent):
-            marks = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self.userxattr else 0)
+            marks = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._classes.view(id, ()) else 0)
             try:
                 with self._at.opened_diff(id) as root:
                     return self._looked_over(_tarstream.export_tree(root, flags | marks))
@@ -332,7 +365,7 @@ class Overlay2:
 
     def _shown(self, id: str, parent: str, why: NotSupportedError) -> Scope[int]:
         """A descriptor of what id shows to a mount that follows every mark. Raises why where there is none."""
-        if not parent or self.userxattr:  # with user.* marks the kernel follows none
+        if not parent or self._classes.view(id, ()):      # with user.* marks the kernel follows none
             raise why
         if self._read_only:
             text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
@@ -353,8 +386,9 @@ class Overlay2:
                 if _files.is_empty(upper):
                     return []
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
+                userxattr = self._classes.view(id, self._at.lower_ids(self._at.lower_items(id)))
                 try:
-                    return _changes.compare_overlay(upper, lowers, self.userxattr).to_list(Change, kinds)
+                    return _changes.compare_overlay(upper, lowers, userxattr).to_list(Change, kinds)
                 except NotSupportedError as err:
                     new = stack.enter_context(self._shown(id, parent, err))
                 old = stack.enter_context(self._mounting.mounted(parent, read_only=True))
@@ -391,7 +425,11 @@ class Overlay2:
 
     def problems(self, id: str, parent: str) -> list[tuple[str, str]]:
         """Compare id's own files with what they must be: (kind, sentence)."""
-        return self._at.problems(id, parent)
+        found = self._at.problems(id, parent)
+        with contextlib.suppress(OSError):                # what is gone is told
+            marks = self._classes.problem(id)
+            found += [("metadata", marks)] if marks else []
+        return found
 
     # ---- keeping house ----
 
