@@ -50,7 +50,7 @@ def make(path: str, mode: int) -> None:
         _files.chmod(path, mode)
 
 
-def drop_acls(path: str) -> None:
+def drop_acls(path: str | int) -> None:
     """What is made in a directory with a default ACL has ACLs of its own; the files of a layer shall not."""
     for name in ("system.posix_acl_default", "system.posix_acl_access"):
         try:

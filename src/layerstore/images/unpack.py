@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from layerstore import _files
 from layerstore._apply import MERGED, OWN_LINKS, Apply
+from layerstore.drivers.directories import drop_acls
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer
@@ -78,6 +79,7 @@ def _make(beside: int, name: str, directory: str) -> tuple[bool, int]:
         raise type(err)(err.errno, err.strerror, directory) from None
     root = _files.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=beside)
     try:
+        drop_acls(root)
         _files.fchmod(root, 0o755)
     except BaseException:
         _files.close(root)
