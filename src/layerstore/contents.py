@@ -42,6 +42,18 @@ class Contents:
         with self._records.lock:
             return self._records.below(record)
 
+    def directories_of(self, record: Record) -> list[str]:
+        """Name the driver's directories of a layer and of all below it, nearest first, as the disk has them now.
+
+        Raises  CorruptLayerError   what it stands on is not what its ChainID says
+        """
+        with self._records.lock:
+            at: Record | None = self.current(record)
+            while at:
+                at = self._records.below(at)
+            record.check_chain()
+            return record.directories
+
     def directories(self, record: Record) -> dict[str, str]:
         """Name the driver's directories. Raises OSError."""
         self._check_open()
@@ -85,12 +97,13 @@ class Contents:
         return self._merged([record])
 
     def merged(self, record: Record) -> MergedTree:
-        """Return the tree of a layer and all below it."""
+        """Return the tree of a layer and all below it. Raises CorruptLayerError: it stands on something else."""
         chain: list[Record] = []
         at: Record | None = record
         while at:
             chain.insert(0, at)
             at = self.below(at)
+        record.check_chain()
         return self._merged(chain)
 
     def _merged(self, chain: Sequence[Record]) -> MergedTree:

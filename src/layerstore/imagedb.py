@@ -27,10 +27,10 @@ from layerstore.locks import LOCK_TIMEOUT, directory_lock
 from layerstore.textfile import (
     make_directories,
     read_small,
+    read_text,
     remove_directory,
     replace_small,
     sync_directory,
-    trimmed,
 )
 from layerstore.values import Durability
 
@@ -184,7 +184,7 @@ class ImageDB:
     def noted(self, id: str, name: str) -> str:
         """Read what note() wrote; "" where there is nothing."""
         try:
-            return trimmed(read_small(os.path.join(self._metadata, Digest(id).encoded, name)))
+            return read_text(os.path.join(self._metadata, Digest(id).encoded, name))
         except FileNotFoundError:
             return ""
 

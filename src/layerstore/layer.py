@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerstore import _tarstream
-from layerstore.errors import LayerStoreError
-from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
+from layerstore.errors import CorruptLayerError, LayerStoreError
+from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, chain_on
 from layerstore.merged import MergedTree, StrPath
 from layerstore.tarstream import TarStream
 from layerstore.values import Descriptor, FileEntry, Metadata
@@ -40,6 +40,34 @@ class Record:
         self.handles: set[Layer] = set()
         self.depth: int = parent.depth + 1 if parent else 1
         self.size: int = size + (parent.size if parent else 0)
+
+    @property
+    def directories(self) -> list[str]:
+        """The driver ids of the layer and of all it stands on, nearest first, as they were last seen."""
+        found: list[str] = []
+        record: Record | None = self
+        while record:
+            found.append(record.cache_id)
+            record = record.parent
+        return found
+
+    def stand_on(self, parent: Record | None) -> None:
+        """Take over what it stands on, which its metadata had lost."""
+        self.parent = parent
+        self.depth = parent.depth + 1 if parent else 1
+        self.size = self.diff_size + (parent.size if parent else 0)
+
+    def check_chain(self) -> None:
+        """Make sure that it stands on what its ChainID says, all the way down: a lost parent would be another tree.
+
+        Raises  CorruptLayerError
+        """
+        record: Record | None = self
+        while record:
+            if chain_on(record.parent.chain_id if record.parent else "", record.diff_id) != record.chain_id:
+                why = f"the ChainID {record.chain_id} does not follow from its parent and its DiffID: repair it first"
+                raise CorruptLayerError(why, chain_id=record.chain_id)
+            record = record.parent
 
     @property
     def in_use(self) -> bool:

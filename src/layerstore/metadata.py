@@ -31,11 +31,11 @@ from layerstore.textfile import (
     make_directories,
     random_number,
     read_small,
+    read_text,
     remove_directory,
     replace_small,
     sync_directory,
     sync_file,
-    trimmed,
     write_small,
 )
 from layerstore.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
@@ -288,13 +288,18 @@ class FileMetadataStore:
         """Write the driver's id of a writable layer's init layer. Not checked."""
         self._set_mount(mount, "init-id", init_id)
 
+    def forget_init_id(self, mount: str) -> None:
+        """Note that a writable layer has no init layer."""
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(self._mount_file(mount, "init-id"))
+
     def set_mount_parent(self, mount: str, parent: str) -> None:
         """Write the ChainID a writable layer stands on. Not checked."""
         self._set_mount(mount, "parent", parent)
 
     def get_mount_id(self, mount: str) -> str:
         """Read the driver's id of a writable layer. Raises InvalidMetadataError when it is none."""
-        mount_id = trimmed(read_small(self._mount_file(mount, "mount-id")))
+        mount_id = read_text(self._mount_file(mount, "mount-id"))
         if not is_driver_id(mount_id):
             raise InvalidMetadataError("invalid mount id value", name=mount, path=self._mount_file(mount, "mount-id"))
         return mount_id
@@ -302,7 +307,7 @@ class FileMetadataStore:
     def get_init_id(self, mount: str) -> str:
         """Read the driver's id of the init layer; "" where there is none."""
         try:
-            init_id = trimmed(read_small(self._mount_file(mount, "init-id")))
+            init_id = read_text(self._mount_file(mount, "init-id"))
         except FileNotFoundError:
             return ""
         if not is_driver_id(init_id):
@@ -470,7 +475,7 @@ class FileMetadataStore:
         for name in self.removing():
             directory = os.path.join(self.root, "sha256", name)
             try:
-                if not trimmed(read_small(os.path.join(directory, "cache-id"))):
+                if not read_text(os.path.join(directory, "cache-id")):
                     remove_directory(directory)
             except FileNotFoundError:
                 remove_directory(directory)
@@ -550,13 +555,13 @@ def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
 
 def _digest(kind: Callable[[str], _D], path: str) -> _D:
     try:
-        return kind(trimmed(read_small(path)))
+        return kind(read_text(path))
     except InvalidDigestError as err:
         raise err.about(path=path) from None
 
 
 def _cache_id(path: str) -> str:
-    cache_id = trimmed(read_small(path))
+    cache_id = read_text(path)
     if not cache_id:
         raise InvalidMetadataError("invalid cache id value", path=path)
     return cache_id

@@ -61,7 +61,7 @@ class Repair:
         self._metadata.rewrite(
             record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
         )
-        self._driver.mend(record.cache_id, below)
+        self._driver.mend(record.cache_id, record.directories[1:], emptied=True)
         # What is left needs the tar: files, or the record of it.
         problems = self._verify(record.chain_id)
         if problems:

@@ -33,6 +33,14 @@ class Mount:
             self.store._contents.current(self.parent)
         return self.init_id or (self.parent.cache_id if self.parent else "")
 
+    @property
+    def directories(self) -> list[tuple[str, list[str]]]:
+        """Its own driver ids, the init layer's first, each with all it stands on, nearest first."""
+        below = self.store._contents.directories_of(self.parent) if self.parent else []
+        if not self.init_id:
+            return [(self.mount_id, below)]
+        return [(self.init_id, below), (self.mount_id, [self.init_id, *below])]
+
 
 class RWLayer:
     """A reference to a writable layer. `with rw:` releases it at the end."""
@@ -59,13 +67,17 @@ class RWLayer:
         """Mount it, or count one user more; gives the path.
 
         mount_label   SELinux label of the whole mount, or ""
+        What its own small files lost since it was made, and follows from what it stands on, is mended first.
         Raises        OSError            from the kernel: EINVAL for a label where there is no SELinux
+                      CorruptLayerError  they are damaged, and another tree would be shown
                       ActiveMountError   it was detached and somebody is still inside, or another process has it
                                          mounted in another mount namespace
         """
         if not isinstance(mount_label, str):
             raise TypeError(f"a mount label is a str, not {type(mount_label).__name__}")
-        return self._held().store._driver_of().get(self._mount.mount_id, mount_label)
+        store = self._held().store
+        store._stand_right(self._mount)
+        return store._driver_of().get(self._mount.mount_id, mount_label)
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Count one user less; unmount at zero. One too many is harmless.
@@ -101,6 +113,7 @@ class RWLayer:
 
     def changes(self) -> list[Change]:
         """List what differs from its parent, by its upper directory alone."""
+        self._held().store._stand_right(self._mount)
         return self._held().store._driver_of().changes(self._mount.mount_id, self._mount.below)
 
     def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
@@ -115,6 +128,7 @@ class RWLayer:
         Raises   BreakoutError (.path), OSError
                  NotSupportedError   another mount wrote marks into it that this host's mounts cannot follow
         """
+        self._held().store._stand_right(self._mount)
         driver, flags = self._held().store._driver_of(), export_flags(keep, marks)
         stream = driver.diff(self._mount.mount_id, self._mount.below, flags=flags)
         return told_left_out(stream, f"writable layer {self.name}")

@@ -24,7 +24,6 @@ from layerstore import dockerd, drivers, reclaim
 from layerstore.contents import Contents
 from layerstore.durability import Syncing, parse_durability
 from layerstore.errors import (
-    CorruptLayerError,
     InvalidOptionError,
     LayerDoesNotExistError,
     LayerStoreError,
@@ -34,17 +33,17 @@ from layerstore.errors import (
     StoreInUseError,
 )
 from layerstore.holds import STORE, Holds
-from layerstore.ids import OS, ChainID
+from layerstore.ids import OS, ChainID, is_digest
 from layerstore.imagedb import ImageDB
 from layerstore.keeping import Keeping
 from layerstore.layer import Layer, Top, parent_id
 from layerstore.limits import Limits
 from layerstore.locks import LOCK_TIMEOUT, parse_lock_timeout
+from layerstore.mending import Mending
 from layerstore.metadata import FileMetadataStore
 from layerstore.records import Records
 from layerstore.references import References
 from layerstore.registration import Registration
-from layerstore.repair import Repair, tar_of
 from layerstore.rwlayer import Mount, RWLayer
 from layerstore.sources import Input, feed
 from layerstore.transaction import check_mount_name
@@ -147,6 +146,9 @@ class Store:
         self._registration = Registration(*parts, keeping, self._syncing, self._check_writable)
         self._contents = Contents(m, self._driver, records, self._check_open)
         self._writable = WritableLayers(*parts, self._syncing, self._registration, self._check_writable)
+        self._mending = Mending(
+            m, self._driver, records, self._references, self._syncing, self._registration, self._writable, self.verify
+        )
         self._closed = False
 
     def _why_read_only(self, option: str) -> str:
@@ -347,6 +349,10 @@ class Store:
             raise TypeError(f"release_rw_layer() takes an RWLayer, not {type(layer).__name__}")
         return self._writable.release(layer)
 
+    def _stand_right(self, mount: Mount) -> None:
+        self._check_open()
+        self._writable.stand_right(mount, mend=not self._read_only)
+
     def _apply_diff(self, mount: Mount, source: Any, progress: Progress | None = None) -> int:
         self._check_writable()
         return self._writable.apply_diff(mount, source, progress)
@@ -428,6 +434,7 @@ class Store:
             found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
             for mount in mounts:
                 found += verifier.mount(mount)
+            found += verifier.images(self._images)
             if not live:
                 found += verifier.orphans(records.owned)
         return found
@@ -435,6 +442,7 @@ class Store:
     def repair(self, chain_id: str, source: Any = None, *, progress: Progress | None = None) -> list[Problem]:
         """Make a damaged layer what it was; only what is damaged is replaced, each file in one step.
 
+        chain_id   the layer; or the name of a writable layer, of which the small files are mended, not what is in it
         source     the layer's tar, as register() takes it; or another Store, or a Layer, that has it; None: damaged
                    files are taken from other layers of this store that hold the same
         progress   called with the bytes taken of the tar
@@ -445,43 +453,9 @@ class Store:
                  LayerDoesNotExistError, ReadOnlyStoreError, and what register() raises; the layer is then as it was
         """
         self._check_writable()
-        problems = self.verify(chain_id)
-        if not problems:
-            return []
-        with self._lock:
-            record = self._records.load(chain_id)
-        if record is None:
-            self._register_again(chain_id, source, progress)
-        else:
-            with self._references.using(chain_id) as record:
-                Repair(self._metadata, self._driver, self.verify, self._syncing.level("full")).layer(
-                    record, source, self.map().values(), progress
-                )
-        left = self.verify(chain_id)
-        if left:
-            why = f"{chain_id} could not be mended: {left[0].detail}"
-            raise CorruptLayerError(why, chain_id=chain_id, path=left[0].path)
-        return problems
-
-    def _register_again(self, chain_id: str, source: Any, progress: Progress | None) -> None:
-        """Replace a layer whose metadata cannot be read."""
-        try:
-            parent = self._metadata.get_parent(chain_id)
-        except (OSError, LayerStoreError) as err:
-            raise CorruptLayerError(
-                f"nothing says any more what {chain_id} stood on: register its tar on its parent again",
-                chain_id=chain_id,
-            ) from err
-        if source is None:
-            why = f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed"
-            raise CorruptLayerError(why, chain_id=chain_id)
-        with contextlib.ExitStack() as stack:
-            layer = self.register(tar_of(chain_id, "", source, stack), parent, progress=progress)
-        if layer.chain_id != chain_id:
-            self._undo(layer)             # which may have been there before
-            why = f"the source is another layer, {layer.chain_id}, not {chain_id}"
-            raise CorruptLayerError(why, chain_id=chain_id)
-        self._references.let_go(layer)
+        if not is_digest(chain_id) and self._metadata.has_mount(chain_id):
+            return self._mending.writable(chain_id)
+        return self._mending.layer(chain_id, source, progress)
 
     def orphans(self) -> list[Orphan]:
         """List what no layer and no writable layer owns, largest first, and layers whose release was interrupted.

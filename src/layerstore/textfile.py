@@ -53,6 +53,18 @@ def read_small(path: str, limit: int = _LIMIT) -> bytes:
     return b"".join(pieces)
 
 
+def read_text(path: str) -> str:
+    """Read a small file that holds one name or a few.
+
+    Raises  OSError                with filename
+            InvalidMetadataError   as read_small(); or there are NUL bytes in it, as a power cut leaves them
+    """
+    text = trimmed(read_small(path))
+    if "\0" in text:
+        raise InvalidMetadataError(f"{readable(path)} holds NUL bytes", path=path)
+    return text
+
+
 def write_small(path: str, data: bytes, mode: int = 0o644, *, sync: bool = True) -> None:
     """Create or overwrite a file in place; its mode is exactly `mode`."""
     fd = _files.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from layerstore.drivers import Driver
-from layerstore.errors import LayerStoreError
+from layerstore.errors import LayerStoreError, readable
 from layerstore.ids import chain_on
+from layerstore.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
 from layerstore.layer import Record
 from layerstore.metadata import FileMetadataStore
 from layerstore.rwlayer import Mount
@@ -98,7 +99,7 @@ class Verifier:
         ])  # fmt: skip
         if chain_on(parent, record.diff_id) != record.chain_id:
             found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
-        below = record.parent.cache_id if record.parent else ""
+        below = record.directories[1:]
         found += [Problem(kind, subject, "", text) for kind, text in self._driver.problems(record.cache_id, below)]
         try:
             fd = self._metadata.open_tar_split(record.chain_id)
@@ -125,10 +126,47 @@ class Verifier:
             ("mount id", m.get_mount_id, mount.mount_id), ("init id", m.get_init_id, mount.init_id),
             ("parent", m.get_mount_parent, parent),
         ])  # fmt: skip
-        below = mount.parent.cache_id if mount.parent else ""
-        for id, on in ((mount.mount_id, mount.below), (mount.init_id, below)):
-            if id:
-                found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, on)]
+        try:
+            directories = mount.directories
+        except LayerStoreError as err:
+            return [*found, Problem("metadata", mount.name, "", str(err))]
+        for id, below in directories:
+            found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, below)]
+        return found
+
+    def images(self, db: ImageDB) -> list[Problem]:
+        """Compare the images with their ids, with the layers they need, and with their names."""
+        found: list[Problem] = []
+        names: dict[str, list[str]] = {}
+        try:
+            for tags in db.repositories().values():
+                for name, id in tags.items():
+                    names.setdefault(id, []).append(name)
+        except (OSError, LayerStoreError) as err:
+            found.append(Problem("metadata", "repositories.json", "", f"the names of the images cannot be read: {err}"))
+        ids = db.ids()
+        for id in ids:
+            called = "".join(f" {readable(name)}" for name in names.get(id, []))
+            found += [Problem(kind, id, "", f"the image{called}: {text}") for kind, text in self._image(db, id)]
+        for id, of_it in names.items():
+            if id not in ids:
+                found += [Problem("missing", id, "", f"the image {readable(name)} is gone") for name in of_it]
+        return found
+
+    def _image(self, db: ImageDB, id: str) -> list[tuple[str, str]]:
+        try:
+            config = parse_document(db.content(id), f"the config of {id}")
+            chains = chains_of(diff_ids_of(config))
+        except FileNotFoundError:
+            return []                     # deleted meanwhile
+        except (OSError, LayerStoreError) as err:
+            return [("metadata", f"its config cannot be used: {err}")]
+        found = [("missing", f"its layer {chain} is gone") for chain in chains if not self._metadata.has(chain)]
+        for name in ("parent", "lastUpdated"):
+            try:
+                db.noted(id, name)
+            except (OSError, LayerStoreError) as err:
+                found.append(("metadata", f"what is noted of it as {name} cannot be read: {err}"))
         return found
 
     def orphans(self, owned: Callable[[], Iterable[str]]) -> list[Problem]:

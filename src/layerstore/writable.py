@@ -16,6 +16,7 @@ from layerstore.detached import Detached
 from layerstore.drivers import Driver
 from layerstore.durability import Syncing
 from layerstore.errors import (
+    CorruptLayerError,
     LayerDoesNotExistError,
     LayerNotRetainedError,
     LayerStoreError,
@@ -259,15 +260,99 @@ class WritableLayers:
                 mount.aside = self._metadata.set_mount_aside(mount.name)
             return True
 
+    # ---- what it stands on ----
+
+    def stand_right(self, mount: Mount, *, mend: bool = True) -> None:
+        """Make sure that a writable layer stands on what its record says, or it would show another tree.
+
+        mend     put right what follows from what it stands on
+        Raises   CorruptLayerError   it does not, and cannot be mended so
+        """
+        for id, below in mount.directories:
+            problems = self._driver.standing(id, below)
+            # One that says what it stands on, while its record says that there is nothing, has lost its record.
+            if problems and mend and (below or not self._says_more(id)):
+                with contextlib.suppress(OSError, LayerStoreError):
+                    self._driver.mend(id, below)
+                    about = {"mount": mount.name, "problem": problems[0][1]}
+                    log.warning("The writable layer %s was mended: %s", mount.name, problems[0][1], extra=about)
+                problems = self._driver.standing(id, below)
+            if problems:
+                why = f"{problems[0][1]}; repair {mount.name} before it is used"
+                raise CorruptLayerError(why, name=mount.name)
+
+    def _says_more(self, id: str) -> bool:
+        try:
+            return bool(self._driver.stands_on(id))
+        except (OSError, LayerStoreError):
+            return True
+
+    def mend(self, name: str) -> None:
+        """Write anew what a writable layer's record and small files lost, as far as they say it of each other.
+
+        Raises  MountDoesNotExistError
+                CorruptLayerError        nothing says it any more; it tells what can be done
+        """
+        check_mount_name(name)
+        with self._names.hold(name):
+            if not self._metadata.has_mount(name):
+                raise MountDoesNotExistError(name=name)
+            with self._lock, self._metadata.exclusive():
+                self._check_writable()
+                mount_id = self._mend_record(name)
+                self._records.forget_mount(name)
+                mount = self._records.find_mount(name)
+            if mount is None:
+                raise CorruptLayerError(f"what {name} stands on cannot be read: repair that layer first", name=name)
+            if not self._driver.exists(mount_id):
+                raise CorruptLayerError(f"what was written in {name} is gone, with {mount_id}: release it", name=name)
+            self.stand_right(mount)
+
+    def _mend_record(self, name: str) -> str:
+        """Under the layerdb's lock: the record says again what the driver's files say. Gives the mount's id."""
+        m = self._metadata
+        try:
+            mount_id = m.get_mount_id(name)
+        except (OSError, LayerStoreError) as err:
+            why = f"nothing says any more which directory {name} has ({err}): look for it among the orphans"
+            raise CorruptLayerError(why, name=name) from err
+        below: list[str] = []
+        with contextlib.suppress(OSError, LayerStoreError):
+            below = self._driver.stands_on(mount_id)
+        init = f"{mount_id}-init"
+        try:
+            init_id = m.get_init_id(name)
+        except (OSError, LayerStoreError):
+            init_id = None
+        if init_id is None or (not init_id and below[:1] == [init]):
+            m.set_init_id(name, init) if self._driver.exists(init) else m.forget_init_id(name)
+        try:
+            parent = m.get_mount_parent(name)
+        except (OSError, LayerStoreError):
+            parent = None
+        if parent is None or (not parent and [id for id in below if id != init]):
+            m.set_mount_parent(name, self._layer_of([id for id in below if id != init], name))
+        return mount_id
+
+    def _layer_of(self, below: list[str], name: str) -> str:
+        """Name the layer that lies in these directories, with all it stands on."""
+        self._records.load_all()
+        for chain_id, record in self._records.layers.items():
+            if record.directories == below:
+                return chain_id
+        raise CorruptLayerError(f"nothing says any more what {name} stands on", name=name)
+
     # ---- contents ----
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; gives its size as moby counts it."""
+        self.stand_right(mount)
         with contextlib.closing(Input(source)) as given:
             return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
 
     def commit(self, mount: Mount, flags: int, level: Durability, progress: Progress | None) -> Layer:
         """Register what one holds now, on the same parent; flags: the core's, for its tar."""
+        self.stand_right(mount)
         above = mount.parent
         if above:
             with self._lock:

@@ -45,6 +45,17 @@ def test_problems_are_listed_and_the_exit_code_says_so(layer, cli):
     assert (problem["kind"], problem["subject"], problem["path"]) == ("content", ID, "bin/tool")
 
 
+def test_a_writable_layer_is_told_and_mended_by_its_name(layer, cli, made):
+    made("rw", "create", "box", ID)
+    (home,) = {path.parent for path in layer.parents[1].glob("*/lower")}
+    (home / "lower").write_bytes(b"")
+    done = cli("verify")
+    assert done.code == 1 and done.out.splitlines()[1].split()[:2] == ["metadata", "box"]
+    assert cli("repair", "box").code == 0
+    assert cli("verify").code == 0
+    assert cli("repair", "nobody").code == 3
+
+
 def test_repair_from_a_tar(layer, cli, ok, room):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     done = cli("repair", ID, room / "layer.tar", "--json")

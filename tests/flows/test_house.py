@@ -51,6 +51,7 @@ PY_FLOORS = [
     {"reclaim", "repair", "references", "durability", "contents"},
     {"registration"},
     {"writable"},
+    {"mending"},
     {"store"},
     {"images.archive", "images.references", "images.gojson", "images.platforms"},
     {"images.catalogue", "images.configs"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from layerstore import Orphan, Problem, Store
-from layerstore.cli.exits import Exit
+from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import source_of
-from layerstore.cli.opening import reading, require_store, writing
+from layerstore.cli.opening import Opened, reading, require_store, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import short_id
@@ -17,15 +17,18 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     verify = commands.command(
         "verify", run_verify, "compare what is stored with what was registered",
-        more="Reads every file of the layers, all of the store where none is named. Exit code 1: there are problems.",
+        more="Reads every file of the layers; where none is named, all of the store: images and writable layers too.\n"
+             "Exit code 1: there are problems.",
         examples=["verify", "verify debian:12 --json"],
     )  # fmt: skip
     verify.add_argument("layers", metavar="LAYER", nargs="*")
 
     repair = commands.command(
         "repair", run_repair, "make a damaged layer what it was; only what is damaged is replaced",
-        more="Without a source, damaged files are taken from other layers that hold the same.",
-        examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup"],
+        more="Without a source, damaged files are taken from other layers that hold the same. Of a writable layer the\n"
+             "small files are mended, not what is in it.",
+        examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup",
+                  "repair box"],
     )  # fmt: skip
     repair.add_argument("layer", metavar="LAYER")
     source = repair.add_mutually_exclusive_group()
@@ -55,9 +58,14 @@ def _facts(problems: list[Problem]) -> list[dict[str, str]]:
     return [problem._asdict() for problem in problems]
 
 
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def run_verify(args: Any, screen: Screen) -> int:
     """Verify layers, or all."""
     with reading(args) as opened, screen.progress("verify") as progress:
+        images = 0
         if args.layers:
             chains = list(dict.fromkeys(opened.find(name) for name in args.layers))
             problems = [problem for chain in chains for problem in opened.store.verify(chain, progress=progress)]
@@ -65,6 +73,7 @@ def run_verify(args: Any, screen: Screen) -> int:
         else:
             problems = opened.store.verify(progress=progress)
             looked = len(opened.metadata.list()[0])
+            images = len(opened.store._images.ids())
     if screen.as_json:
         screen.json({"layers": looked, "problems": _facts(problems)})
     else:
@@ -72,15 +81,26 @@ def run_verify(args: Any, screen: Screen) -> int:
         if problems:
             screen.note(f"problems: {len(problems)}; see: layerstore repair --help", "red")
         else:
-            screen.note(f"{looked} layer{'' if looked == 1 else 's'}, all as registered", "green")
+            counted = _counted(looked, "layer") + (f" and {_counted(images, 'image')}" if images else "")
+            screen.note(f"{counted}, all as registered", "green")
     return Exit.FAILED if problems else Exit.OK
+
+
+def _to_repair(opened: Opened, name: str) -> str:
+    """Give the ChainID that a name means, or the name of a writable layer, which comes after the layers."""
+    try:
+        return opened.find(name)
+    except Failure:
+        if name in opened.metadata.list()[1]:
+            return name
+        raise
 
 
 def run_repair(args: Any, screen: Screen) -> int:
     """Mend one layer."""
     source = source_of(args.tar) if args.tar is not None else None
     with writing(args) as opened, screen.progress("repair") as progress:
-        chain = opened.find(args.layer)
+        chain = _to_repair(opened, args.layer)
         if args.store is not None:
             require_store(args.store)
             with Store(args.store, options={"read_only": "true"}) as other:

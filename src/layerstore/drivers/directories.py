@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from layerstore import _files
 from layerstore.drivers import mounts
@@ -22,12 +22,11 @@ from layerstore.errors import InvalidMetadataError, LayerStoreError, MaxDepthExc
 from layerstore.locks import LOCK_TIMEOUT, Claim, NamedLocks, OpenDirectory, claim_directory, in_use
 from layerstore.textfile import (
     make_directory,
-    read_small,
+    read_text,
     remove_below,
     replace_small,
     sync_directory,
     sync_file,
-    trimmed,
     write_small,
 )
 from layerstore.values import Durability
@@ -67,6 +66,10 @@ def is_there(path: str) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _is_link(text: str) -> bool:
+    return _ITEM.fullmatch(f"{LINKS}/{text}") is not None and text not in (".", "..")
 
 
 def _new_link() -> str:
@@ -212,29 +215,75 @@ class Directories:
         """Write anew what id stands on, after the directory of something below it was replaced."""
         replace_small(self.path(id, "lower"), self._lower_for(parent).encode(), 0o644, sync=True)
 
-    def mend(self, id: str, parent: str) -> None:
-        """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories."""
-        make(self.path(id, "diff"), 0o755)
+    def mend(self, id: str, below: Sequence[str], *, emptied: bool = False) -> None:
+        """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories.
+
+        below     the ids of all it stands on, nearest first
+        emptied   make the directory for its files where that is gone: what was in it can be had elsewhere
+        Raises    FileNotFoundError      its files are gone, and not emptied
+                  InvalidMetadataError   something it stands on has no short link
+        """
+        if emptied:
+            make(self.path(id), 0o710)
+            make(self.path(id, "diff"), 0o755)
+        self.require(id, "diff")
         link = ""
         with contextlib.suppress(OSError, LayerStoreError):
-            link = trimmed(read_small(self.path(id, "link")))
-        if not _ITEM.fullmatch(f"{LINKS}/{link}") or link in (".", ".."):
+            link = read_text(self.path(id, "link"))
+        if not _is_link(link) or not self._may_lead_to(link, id):
             link = self._link_to(id) or _new_link()
             replace_small(self.path(id, "link"), link.encode(), 0o644, sync=True)
-        place, target = os.path.join(self.home, LINKS, link), f"../{id}/diff"
-        with contextlib.suppress(FileNotFoundError):
-            if not os.path.islink(place) or _files.readlink(place) != target:
-                _files.unlink(place)
+        place = os.path.join(self.home, LINKS, link)
         if not os.path.lexists(place):
-            _files.symlink(target, place)
+            _files.symlink(f"../{id}/diff", place)
         self._sound.pop(f"{LINKS}/{link}", None)
-        if parent:
+        if below:
             make(self.path(id, "work"), 0o700)
-            lower = self._lower_for(parent)
-            if ":".join(self.lower_items(id)) != lower:
-                self.stand_on(id, parent)
+            if not self._stands_on(id, below):
+                lower = ":".join(f"{LINKS}/{self._link_of(other)}" for other in below)
+                replace_small(self.path(id, "lower"), lower.encode(), 0o644, sync=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                _files.unlink(self.path(id, "lower"))
         sync_directory(self.path(id))
         sync_directory(os.path.join(self.home, LINKS))
+
+    def _may_lead_to(self, link: str, id: str) -> bool:
+        """May a short link lead to id? One that leads elsewhere may, unless it is what it leads to that says so."""
+        place = os.path.join(self.home, LINKS, link)
+        target = None
+        with contextlib.suppress(OSError):
+            target = _LINK.fullmatch(_files.readlink(place))
+        if target and target[1] == id:
+            return True
+        if target and target[1] not in (".", "..", LINKS):
+            with contextlib.suppress(OSError, LayerStoreError):
+                if read_text(self.path(target[1], "link")) == link:
+                    return False
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(place)
+        return True
+
+    def _link_of(self, id: str) -> str:
+        """The short link of id. Raises InvalidMetadataError: there is none that leads to it."""
+        with contextlib.suppress(OSError, LayerStoreError):
+            link = read_text(self.path(id, "link"))
+            if _is_link(link) and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
+                return link
+        link = self._link_to(id)
+        if not link:
+            raise InvalidMetadataError(f"no short link leads to {id}: the layer is to be repaired first", path=id)
+        return link
+
+    def _stands_on(self, id: str, below: Sequence[str]) -> bool:
+        """Does `lower` lead to these, looked at anew?"""
+        try:
+            items = self.lower_items(id)
+            for item in items:
+                self._sound.pop(item, None)
+            return self.lower_ids(items) == list(below)
+        except (OSError, LayerStoreError):
+            return False
 
     def _link_to(self, id: str) -> str:
         """The short link that leads to id, or ""."""
@@ -248,15 +297,15 @@ class Directories:
 
     def _lower_for(self, parent: str) -> str:
         """What `lower` says in a child of parent."""
-        lower = f"{LINKS}/{trimmed(read_small(self.path(parent, 'link')))}"
+        lower = f"{LINKS}/{read_text(self.path(parent, 'link'))}"
         with contextlib.suppress(FileNotFoundError):
-            lower += ":" + trimmed(read_small(self.path(parent, "lower")))
+            lower += ":" + read_text(self.path(parent, "lower"))
         return lower
 
     def lower_items(self, id: str) -> list[str]:
         """What `lower` says, nearest first; [] where id stands on nothing."""
         try:
-            return trimmed(read_small(self.path(id, "lower"))).split(":")
+            return read_text(self.path(id, "lower")).split(":")
         except FileNotFoundError:
             return []
 
@@ -299,7 +348,7 @@ class Directories:
     def forget(self, id: str) -> None:
         """Remove the short link of id, if it can be read."""
         with contextlib.suppress(OSError, LayerStoreError):
-            self._forget_link(trimmed(read_small(self.path(id, "link"))))
+            self._forget_link(read_text(self.path(id, "link")))
 
     def _forget_link(self, link: str) -> None:
         if link and "/" not in link and link not in (".", ".."):
@@ -322,8 +371,11 @@ class Directories:
 
     # ---- on the disk ----
 
-    def problems(self, id: str, parent: str) -> list[tuple[str, str]]:
-        """Compare id's own files with what they must be: (kind, sentence)."""
+    def problems(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]:
+        """Compare id's own files with what they must be: (kind, sentence).
+
+        below   the ids of all it stands on, nearest first
+        """
         try:
             self.require(id, "diff")
         except FileNotFoundError:
@@ -332,15 +384,22 @@ class Directories:
             return [("metadata", f"the driver's directory of {id} is none: {err}")]
         found = []
         try:
-            link = trimmed(read_small(self.path(id, "link")))
-            if _files.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
+            link = read_text(self.path(id, "link"))
+            if not _is_link(link):
+                found.append(("metadata", f"the file {id}/link holds no short link"))
+            elif _files.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
                 found.append(("metadata", f"the short link {link} leads elsewhere"))
         except (OSError, LayerStoreError) as err:
             found.append(("missing", f"the short link of {id} cannot be followed: {err}"))
         try:
-            if ":".join(self.lower_items(id)) != (self._lower_for(parent) if parent else ""):
-                found.append(("metadata", f"the lower directories of {id} are not those of its parent"))
-            elif parent and not os.path.isdir(self.path(id, "work")):
+            items = self.lower_items(id)
+            if bool(items) != bool(below):
+                kind, what = ("metadata", "there, though it stands on nothing") if items else ("missing", "gone")
+                found.append((kind, f"the file {id}/lower is {what}"))
+            elif not self._stands_on(id, below):
+                self.lower_ids(items)
+                found.append(("metadata", f"the file {id}/lower does not lead to what its parent says"))
+            if below and not os.path.isdir(self.path(id, "work")):
                 found.append(("missing", f"the driver's directory {id}/work is gone"))
         except (OSError, LayerStoreError) as err:
             found.append(("metadata", f"the lower directories of {id} cannot be followed: {err}"))

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from layerstore import _apply, _changes, _files, _listing, _tarstream
@@ -168,9 +168,13 @@ class Overlay2:
         """Write anew what id stands on, after the directory of something below it was replaced."""
         self._at.stand_on(id, parent)
 
-    def mend(self, id: str, parent: str) -> None:
-        """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories."""
-        self._at.mend(id, parent)
+    def mend(self, id: str, below: Sequence[str], *, emptied: bool = False) -> None:
+        """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories.
+
+        below     the ids of all it stands on, nearest first
+        emptied   make the directory for its files where that is gone: what was in it can be had elsewhere
+        """
+        self._at.mend(id, below, emptied=emptied)
 
     def graft(self, id: str, sound: str, names: Iterable[str]) -> None:
         """Replace the damaged files of id by those of sound, a directory with the same layer; each in one step."""
@@ -315,8 +319,9 @@ class Overlay2:
         metadata   compare more than presence and bytes
         """
         flags = _tarstream.CHECK_METADATA if metadata else 0
-        flags |= _tarstream.CHECK_USERNS if checks.in_user_namespace() else 0
-        flags |= _tarstream.CHECK_USERXATTR if self._classes.is_user(id) else 0
+        user = self._classes.is_user(id)
+        flags |= _tarstream.CHECK_USERNS if user or checks.in_user_namespace() else 0
+        flags |= _tarstream.CHECK_USERXATTR if user else 0
         with self._at.opened_diff(id) as root, contextlib.ExitStack() as stack:
             lowers: list[int] = []
             with contextlib.suppress(OSError, LayerStoreError):     # told by problems(); every mark is needed then
@@ -423,13 +428,21 @@ class Overlay2:
             ("userxattr", truth(self.userxattr)),
         ]
 
-    def problems(self, id: str, parent: str) -> list[tuple[str, str]]:
-        """Compare id's own files with what they must be: (kind, sentence)."""
-        found = self._at.problems(id, parent)
+    def standing(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]:
+        """Compare id's small files with what they must be: (kind, sentence). below: the ids of all it stands on."""
+        return self._at.problems(id, below)
+
+    def problems(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]:
+        """Say what is wrong of id beside its contents: its small files, as standing() has it, and its marks."""
+        found = self._at.problems(id, below)
         with contextlib.suppress(OSError):                # what is gone is told
             marks = self._classes.problem(id)
             found += [("metadata", marks)] if marks else []
         return found
+
+    def stands_on(self, id: str) -> list[str]:
+        """Tell the ids that id's own files say it stands on, nearest first. Raises OSError, InvalidMetadataError."""
+        return self._at.lower_ids(self._at.lower_items(id))
 
     # ---- keeping house ----
 
