@@ -17,7 +17,7 @@ from layerstore.errors import ImageError, LimitExceededError, TarFormatError, re
 # An archive of the deepest images Docker allows has some hundred entries an image.
 ENTRIES_LIMIT = 200_000
 _NAME_LIMIT = 4096
-# Bytes that all names and link targets take in memory.
+# Bytes that the texts of all names and link targets take in memory.
 _NAMES_LIMIT = 32 << 20
 
 FILE, LINK, HARD_LINK, OTHER = "file", "link", "hard link", "other"
@@ -83,7 +83,7 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
         entry, padding, doubt = _entry(found, tell())
         if doubt:
             raise ImageError(f"{readable(entry.name)} in the archive is another entry to other readers: {doubt}")
-        names += sys.getsizeof(entry.name) + sys.getsizeof(entry.target)
+        names += sum(sys.getsizeof(text) - sys.getsizeof("") for text in (entry.name, entry.target))
         if names > _NAMES_LIMIT:
             raise ImageError(f"the names in the archive take more than {_NAMES_LIMIT} bytes of memory")
         if found[2] != "g":

@@ -9,6 +9,7 @@ Source: moby, image/tarexport/load.go; OCI image-layout.md and image-index.md; c
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable
@@ -35,6 +36,8 @@ from layerstore.images.shelf import MissingError, Shelf, needed
 
 log = logging.getLogger("layerstore")
 
+# Layers of the oldest archives, which no list names.
+_V1_LIMIT = 10_000
 _CONFIG_NAME = re.compile(r"([a-f0-9]{64})\.json")
 
 
@@ -262,7 +265,10 @@ def _of_v1(shelf: Documents, wanted: Wanted) -> list[Planned]:
                     raise ImageError("repositories does not name images")
                 called = [] if wanted.named else [str(references.parse(f"{name}:{tag}"))]
                 names.setdefault(id, []).extend(called)
-    ids = [path.removesuffix("/layer.tar") for path in shelf.names() if re.fullmatch(r"[^/]+/layer\.tar", path)]
+    tars = (path for path in shelf.names() if path.endswith("/layer.tar") and path.count("/") == 1)
+    ids = [path.removesuffix("/layer.tar") for path in itertools.islice(tars, _V1_LIMIT + 1)]
+    if len(ids) > _V1_LIMIT:
+        raise ImageError(f"the archive has more than {_V1_LIMIT} layers")
     if data is None and not ids:
         raise MissingError("this is no archive of images: it has no manifest.json, no index.json, no repositories")
     below = {id: v1.parent_of(_v1_document(shelf, id)) for id in ids}

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from layerstore.errors import ImageError, InvalidDigestError, readable
 from layerstore.ids import DiffID, Digest
 from layerstore.images.configs import Config
-from layerstore.images.gojson import top_keys
+from layerstore.images.gojson import VALUES_LIMIT, count_values, top_keys
 from layerstore.images.shelf import DOCUMENTS_LIMIT, Shelf
 
 _BLOB = re.compile(r"blobs/(sha256|sha512)/([a-f0-9]+)")
 # Larger documents are looked at before they are kept: attestations are large, and no image needs them.
 _SMALL = 64 << 10
+# Values in all documents together: the images that are loaded keep their configs.
+_VALUES_LIMIT = 5 * VALUES_LIMIT // 2
 _KEYS = {"rootfs", "config", "layers", "manifests", "fslayers", "container_config"}
 _BY_NAME = ("manifest.json", "index.json", "repositories")
 
@@ -73,6 +75,7 @@ class Documents:
         """shelf   asked for what is not known yet"""
         self._shelf, self._left = shelf, DOCUMENTS_LIMIT
         self._seen: set[str] = set()
+        self._values = 0
         self.names, self.has = shelf.names, shelf.has
 
     def document(self, name: str) -> bytes | None:
@@ -82,6 +85,9 @@ class Documents:
             self._seen.add(name)
             check_useful(name, found)
             self._left -= len(found)
+            self._values += count_values(found)
         if self._left < 0:
             raise ImageError(f"the archive has documents of more than {DOCUMENTS_LIMIT} bytes")
+        if self._values > _VALUES_LIMIT:
+            raise ImageError(f"the archive has documents of more than {_VALUES_LIMIT} values")
         return found

@@ -24,7 +24,7 @@ from layerstore.images.catalogue import Catalogue, follow
 from layerstore.sources import BLOCK, Section
 
 # All documents of an archive that are needed, together.
-DOCUMENTS_LIMIT = 4 * DOCUMENT_LIMIT
+DOCUMENTS_LIMIT = 20 << 20
 
 
 class MissingError(ImageError):

@@ -167,6 +167,8 @@ class Kept:
         entry = self.find(name)
         if entry is None:
             return None
+        if not entry.size:
+            return b""
         found = self._documents.get(entry.offset)
         if found is None:
             raise ImageError(f"{readable(entry.name)} in the archive is no document")
@@ -175,6 +177,8 @@ class Kept:
         return zlib.decompress(found)
 
     def _same(self, one: Entry, other: Entry) -> bool:
+        if not one.size and not other.size:
+            return True
         for of in (self._documents, self._digests):
             first, second = of.get(one.offset), of.get(other.offset)
             if isinstance(first, (bytes, str)) and first == second:
@@ -230,6 +234,10 @@ class Stream:
         if entry is None:
             raise missing(name)
         job = self._gatherer.jobs.get(entry.name)
+        if job is None and not entry.size:
+            job = self._gatherer.jobs[entry.name] = Job()
+            named_digest = digest_in(entry.name)
+            unpack_nothing(self._gatherer.store, job, named_digest.algorithm if named_digest else "sha256")
         if job is None:
             with named(name):
                 raise no_tar(name)
@@ -243,7 +251,7 @@ class Stream:
             self._keep(entry, head)
             return
         if not head:
-            self._kept.keep(entry, b"")
+            return                                 # a document, or a layer: job_of() makes one of it
         self._look_ahead()
         if not self._is_wanted(entry.name):
             return
@@ -256,10 +264,7 @@ class Stream:
         job.size = entry.size
         try:
             with named(entry.name):
-                if head:
-                    self._unpack(entry, head, guess_format(head), job)
-                else:
-                    unpack_nothing(self._gatherer.store, job, algorithm)
+                self._unpack(entry, head, guess_format(head), job)
         except LayerStoreError as err:
             # Perhaps nobody wants it; check() raises it if somebody does.
             job.error = err.with_traceback(None)
