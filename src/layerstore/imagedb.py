@@ -2,6 +2,7 @@
 
     image/<driver>/imagedb/content/sha256/<hex>             an image's config; the name is its SHA-256
     image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated]
+    image/<driver>/.layerstore-making                       [ids that are being made, and have no name yet]
     image/<driver>/repositories.json                        {"Repositories": {name: {"name:tag" or "name@digest": id}}}
 
 Each file is replaced in one step. Who changes something holds a lock on image/<driver> meanwhile, so that two processes
@@ -17,7 +18,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from layerstore import _files
@@ -94,6 +95,7 @@ class ImageDB:
         self._content = os.path.join(root, "imagedb", "content", "sha256")
         self._metadata = os.path.join(root, "imagedb", "metadata", "sha256")
         self._repositories = os.path.join(root, "repositories.json")
+        self._making = os.path.join(root, ".layerstore-making")
         self._chains: dict[str, frozenset[str] | None] = {}      # of contents; None: what they are cannot be read
 
     def exclusive(self, check: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
@@ -102,7 +104,55 @@ class ImageDB:
         check   called as soon as nobody else changes anything; what it raises ends the `with` block before it begins
         Entering it raises StoreInUseError after lock_timeout seconds.
         """
-        return self._exclusive.hold(check)
+
+        def begin() -> None:
+            check()
+            self._undo_making()
+
+        return self._exclusive.hold(begin)
+
+    # ---- images that have no name yet ----
+
+    def begin_making(self, ids: Iterable[str]) -> None:
+        """Under the lock: note images that will get names, before their configs are written. Till end_making() no list
+        has them, and where this process dies before, they go.
+        """
+        if wanted := list(ids):
+            self._write(self._making, json.dumps(wanted).encode())
+
+    def end_making(self) -> None:
+        """Under the lock: they have their names now, or are gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(self._making)
+
+    def take_back(self, ids: Iterable[str]) -> None:
+        """Under the lock: remove those that got no name. Can be begun again."""
+        named = self._named()
+        for id in ids:
+            if id not in named:
+                with contextlib.suppress(OSError):
+                    self.remove(id)
+        self.end_making()
+
+    def _named(self) -> set[str]:
+        return {id for tags in self.repositories().values() for id in tags.values()}
+
+    def _in_making(self) -> set[str]:
+        """Images without a name that somebody is just making, or was when he died."""
+        try:
+            noted = json.loads(read_small(self._making, _REPOSITORIES_LIMIT))
+            ids = {str(Digest(id)) for id in noted}
+        except FileNotFoundError:
+            return set()
+        except (ValueError, TypeError, LayerStoreError):    # a power cut left it so, before any config was written
+            return set()
+        return ids - self._named()
+
+    def _undo_making(self) -> None:
+        if os.path.lexists(self._making):
+            for id in self._in_making():
+                self.remove(id)
+            self.end_making()
 
     def _write(self, path: str, data: bytes) -> None:
         make_directories(os.path.dirname(path), 0o700)
@@ -113,7 +163,11 @@ class ImageDB:
     # ---- contents ----
 
     def ids(self) -> list[Digest]:
-        """Name all images, sorted. What else lies there is passed over."""
+        """Name all images, sorted. What else lies there is passed over, and what is still being made."""
+        making = self._in_making()
+        return [id for id in self._all_ids() if id not in making]
+
+    def _all_ids(self) -> list[Digest]:
         try:
             names = sorted(os.listdir(self._content))
         except FileNotFoundError:
@@ -192,7 +246,7 @@ class ImageDB:
 
     def standing_on(self, chain_id: str) -> str:
         """Give the id of an image that needs this layer, or cannot be read and may need it; "" for none."""
-        ids = self.ids()
+        ids = self._all_ids()
         for gone in self._chains.keys() - set(ids):
             self._chains.pop(gone, None)
         for id in ids:

@@ -380,6 +380,8 @@ class Store:
         Raises  OSError   something is still mounted below the driver's home
         """
         self._check_writable()
+        with self._images.exclusive(self._check_writable):
+            self._images.sweep()
         reclaim.finish(self._metadata, self._driver, self._records.owned)
         self._references.sweep_all()
         with self._lock:

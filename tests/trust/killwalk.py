@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import disk
+import imagekit
 import ownspace
 import powercut
 import seeded
 import workload
 from cutdisk import CutDisk
 
-from layerstore import CreateRWLayerOpts, Store
+from layerstore import CreateRWLayerOpts, Images, Store
 
 INIT = CreateRWLayerOpts(init_func=workload.init)
 
@@ -45,6 +46,7 @@ class Walk(ctypes.Structure):
 
 
 # ---- the acts ------------------------------------------------------------------------------------
+ARCHIVE = imagekit.tar_of(imagekit.docker([([imagekit.BASE, imagekit.TOP], ["app:1"])]))
 BASE, TOP, NEW = 11, 12, 13     # small layers: TOP stands on BASE, NEW comes onto TOP
 
 
@@ -132,6 +134,17 @@ def mount_and_unmount(store: Store, box: Any) -> None:
     box.unmount()
 
 
+def load_again(store: Store) -> None:
+    image, = Images(store).load(ARCHIVE)
+    assert image.references == ("app:1",)
+    assert {each.id for each in Images(store).list()} == {image.id}
+
+
+def images_of(store: Store) -> frozenset[str]:
+    """Each image with its names: one that was to have names has them."""
+    return frozenset(f"{image.id} {' '.join(image.references)}" for image in Images(store).list())
+
+
 class Act(NamedTuple):
     before: Callable[[Store], None]             # what is there at the start
     ready: Callable[[Store], Any]               # in the child, before the walk begins
@@ -149,6 +162,7 @@ ACTS = {
     "create": Act(two_layers, nothing, lambda store, _: store.create_rw_layer("new", chain(BASE, TOP), INIT),
                   box_again("new", chain(BASE, TOP), INIT)),
     "create bare": Act(two_layers, nothing, lambda store, _: store.create_rw_layer("new"), box_again("new", "", None)),
+    "load": Act(two_layers, nothing, lambda store, _: Images(store).load(ARCHIVE), load_again),
     "commit": Act(with_box, lambda store: store.get_rw_layer("box"), lambda store, box: box.commit(), commit_again),
     "mount": Act(with_box, lambda store: store.get_rw_layer("box"), mount_and_unmount, mount_again),
     "release box": Act(with_box, lambda store: (all_held(store), store.get_rw_layer("box"))[1],
@@ -193,6 +207,7 @@ def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
 class State(NamedTuple):
     layers: frozenset[str]
     boxes: frozenset[str]
+    images: frozenset[str]
     shape: dict[str, frozenset[str]]
 
 
@@ -246,7 +261,7 @@ class Walker:
 
     def state(self, root: Path) -> State:
         with Store(root) as store:
-            return State(frozenset(store.map()), frozenset(store.mounts()), shape(root, store))
+            return State(frozenset(store.map()), frozenset(store.mounts()), images_of(store), shape(root, store))
 
     def prepare(self) -> None:
         with Store(self.start) as store:
@@ -278,7 +293,8 @@ class Walker:
         wrong = []
         with Store(self.root, options={"durability": "full"}) as store:
             layers, boxes = store.map(), set(store.mounts())
-            for what, now, before, after in (("layers", set(layers), self.before.layers, self.after.layers),
+            for what, now, before, after in (("images", images_of(store), self.before.images, self.after.images),
+                                             ("layers", set(layers), self.before.layers, self.after.layers),
                                              ("boxes", boxes, self.before.boxes, self.after.boxes)):
                 must = after if finished else before & after
                 if lost := must - now:
@@ -296,6 +312,7 @@ class Walker:
             for owner, paths in shape(self.root, store).items():
                 one, other = self.before.shape.get(owner), self.after.shape.get(owner)
                 least = (one or other or frozenset()) & (other or one or frozenset())
+                least -= {"committed", "layerdb/released"}       # marks that come when the layer is there
                 most = (one or frozenset()) | (other or frozenset())
                 if not least <= paths <= most:
                     wrong.append(f"after cleanup() {owner or 'the root'}: {sorted(least - paths)} missing, {sorted(paths - most)} too many")

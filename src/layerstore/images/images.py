@@ -37,7 +37,7 @@ from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
-from layerstore.locks import Ending
+from layerstore.locks import Ending, surely
 from layerstore.store import Store
 from layerstore.textfile import new_file
 from layerstore.values import Progress
@@ -273,16 +273,17 @@ class Images:
                 self._publish(self._db, [Planned(made, [], names)], [made.data])
                 return self.get(made.id)
 
-    def _publish(self, db: ImageDB, planned: Iterable[Planned], contents: Sequence[bytes]) -> None:
+    def _publish(self, db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes]) -> None:
         """Write configs, then names; what was written is taken back if the rest cannot be."""
         names = db.repositories()
         db.sweep()
         made: list[Digest] = []
         ids = [Digest(f"sha256:{_sha256(data)}") for data in contents]
         try:
-            for id, data in zip(ids, contents, strict=True):
-                if not db.has(id):
-                    made.append(id)
+            made += [id for id in dict.fromkeys(ids) if not db.has(id)]
+            named = {id for id, image in zip(ids, planned, strict=True) if image.references}
+            db.begin_making(id for id in made if id in named)
+            for data in contents:
                 db.add(data)
             for id, image, data in zip(ids, planned, contents, strict=True):     # a parent may come behind its child
                 if image.parent and id in made and self._is_parent(db, image.parent, id, data):
@@ -293,10 +294,9 @@ class Images:
                     db.note(id, "lastUpdated", now())
             db.write_repositories(names)
         except BaseException:
-            for id in made:
-                with contextlib.suppress(OSError):
-                    db.remove(id)
+            surely(db.take_back, made)
             raise
+        db.end_making()
 
     @staticmethod
     def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
