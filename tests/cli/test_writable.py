@@ -53,6 +53,26 @@ def test_mounting_twice_wants_one_unmount(box, cli, root):
     assert "was not mounted" in cli("rw", "unmount", "box").err
 
 
+def test_a_process_inside_is_named_and_refuses_the_unmount(box, cli, root):
+    path = box("rw", "mount", "box")[0]
+    assert box("rw", "holders", "box") == []
+    with subprocess.Popen(["sleep", "60"], cwd=path) as inside:
+        listed = cli("rw", "holders", "box", "--json").json
+        assert listed == [{"pid": inside.pid, "command": "sleep", "uses": ["cwd"], "paths": ["/"]}]
+        assert str(inside.pid) in cli("rw", "holders", "box").out
+        done = cli("rw", "unmount", "box")
+        assert done.code == 4 and f"box is in use by sleep ({inside.pid}): cwd /" in done.said
+        assert disk.mounts_below(root) == [path]
+        box("rw", "unmount", "--lazy", "box")
+        assert disk.mounts_below(root) == []
+        done = cli("rw", "mount", "box")
+        assert done.code == 4 and f"({inside.pid})" in done.said
+        assert cli("rw", "holders", "box", "--json").json == listed
+        inside.kill()
+    assert box("rw", "mount", "box") == [path]
+    box("rw", "unmount", "box")
+
+
 def test_what_another_process_has_mounted_stays(box, cli, open_store, root):
     other = open_store().get_rw_layer("box")
     with other.mounted() as path:

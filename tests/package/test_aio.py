@@ -123,6 +123,27 @@ def test_the_life_of_a_layer(root):
     alone(life())
 
 
+def test_who_is_inside_a_box(root):
+    async def inside():
+        async with aio.Store(root) as store:
+            box = await store.create_rw_layer("box", (await store.register(tarkit.T1)).chain_id)
+            fd = os.open(await box.mount(), os.O_RDONLY)
+            assert [(one.pid, one.uses) for one in await box.holders()] == [(os.getpid(), ("directory",))]
+            with pytest.raises(layerstore.ActiveMountError):
+                await box.unmount()
+            with pytest.raises(KeyError):
+                async with box.mounted():
+                    raise KeyError
+            await box.unmount(lazy=True)
+            with pytest.raises(layerstore.ActiveMountError):
+                await box.mount()
+            os.close(fd)
+            async with box.mounted():
+                assert await box.holders() == []
+
+    asyncio.run(inside())
+
+
 def test_a_store_is_opened_by_hand_too(root):
     async def by_hand():
         store = aio.Store(root)
