@@ -21,7 +21,7 @@
 #define LIST_SIZE 1024
 #define VALUE_SIZE 256
 
-static ssize_t list_some(const lay_thing *thing, char *list, size_t size)
+static ssize_t list_some(const lay_bearer *thing, char *list, size_t size)
 {
     if (thing->fd >= 0)
         return flistxattr(thing->fd, list, size);
@@ -43,7 +43,7 @@ static ssize_t list_some(const lay_thing *thing, char *list, size_t size)
     return fd < 0 ? -1 : flistxattr(fd, list, size);
 }
 
-lay_code lay_attributes_list(lay_attributes *a, const lay_thing *thing, lay_error *err)
+lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_error *err)
 {
     a->len = a->count = a->values_len = 0;
     for (size_t want = LIST_SIZE;; want = a->cap * 4) {
@@ -89,7 +89,7 @@ lay_attribute lay_attribute_kind(const char *name, bool userxattr)
     return strchr(name, '=') == NULL ? LAY_ATTRIBUTE_KEPT : LAY_ATTRIBUTE_FOREIGN;
 }
 
-ssize_t lay_attribute_get(const lay_thing *thing, const char *name, void *buf, size_t size)
+ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size)
 {
     if (thing->fd < 0)
         return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
@@ -100,7 +100,7 @@ ssize_t lay_attribute_get(const lay_thing *thing, const char *name, void *buf, s
 }
 
 /* The value goes to the end of values; *len: its bytes, or -1 when it is gone. */
-static lay_code read_value(lay_attributes *a, const lay_thing *thing, const char *name, ssize_t *len, lay_error *err)
+static lay_code read_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
 {
     for (size_t room = VALUE_SIZE;; room *= 4) {
         if (a->values_cap - a->values_len < room) {
@@ -126,7 +126,7 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const lay_xattr *)a)->name, ((const lay_xattr *)b)->name);
 }
 
-lay_code lay_attributes_read(lay_attributes *a, const lay_thing *thing, bool userxattr, lay_error *err)
+lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err)
 {
     a->count = a->values_len = 0;
     for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
@@ -182,7 +182,7 @@ static unsigned group_rights(const uint8_t *acl, size_t n)
     return group & mask & 7;
 }
 
-lay_code lay_mode_without_acl(const lay_thing *thing, mode_t *mode, lay_error *err)
+lay_code lay_mode_without_acl(const lay_bearer *thing, mode_t *mode, lay_error *err)
 {
     lay_attributes a = { 0 };
     ssize_t len = -1;

@@ -19,7 +19,7 @@
 typedef enum lay_attribute { LAY_ATTRIBUTE_OWN, LAY_ATTRIBUTE_ACL, LAY_ATTRIBUTE_KEPT, LAY_ATTRIBUTE_FOREIGN, LAY_ATTRIBUTE_OTHER } lay_attribute;
 
 /* What is asked: fd, if it is not negative, else name in dir_fd; no link is followed. */
-typedef struct lay_thing { int fd, dir_fd; const char *name; } lay_thing;
+typedef struct lay_bearer { int fd, dir_fd; const char *name; } lay_bearer;
 
 /* Names of one thing's attributes, each with its NUL; and values that were read. */
 typedef struct lay_attributes {
@@ -29,16 +29,16 @@ typedef struct lay_attributes {
 } lay_attributes;
 
 /* Takes the names; what cannot have any has none. LAY_E_OS without a path: errno says why. */
-lay_code lay_attributes_list(lay_attributes *a, const lay_thing *thing, lay_error *err);
+lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_error *err);
 bool lay_attributes_has(const lay_attributes *a, const char *name);
 /* FOREIGN: marks of an overlay of the other kind, and of one inside of this one; and a name that no tar can hold. */
 lay_attribute lay_attribute_kind(const char *name, bool userxattr);
 /* One value: its bytes; 0 and errno ENODATA when it is not there; -1 and errno. */
-ssize_t lay_attribute_get(const lay_thing *thing, const char *name, void *buf, size_t size);
+ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size);
 /* Reads the values of the ACLs and of what is kept into xattrs. What is gone meanwhile is left out. */
-lay_code lay_attributes_read(lay_attributes *a, const lay_thing *thing, bool userxattr, lay_error *err);
+lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err);
 /* The mode without the ACL that a thing has: the group's bits are its own again, as far as the mask let it have them. */
-lay_code lay_mode_without_acl(const lay_thing *thing, mode_t *mode, lay_error *err);
+lay_code lay_mode_without_acl(const lay_bearer *thing, mode_t *mode, lay_error *err);
 void lay_attributes_free(lay_attributes *a);
 
 #endif

@@ -223,7 +223,7 @@ static bool same_attributes(const lay_attributes *a, const lay_attributes *b)
 /* What moby does not compare: the other attributes, the time of a directory, and what a whole second hides. */
 static lay_code attributes_differ(pairs *p, const char *text, const struct stat *st, const struct stat *old, bool *differ, lay_error *err)
 {
-    const lay_thing a = { -1, lay_trail_fd(&p->fresh), text }, b = { -1, lay_trail_fd(&p->old), text };
+    const lay_bearer a = { -1, lay_trail_fd(&p->fresh), text }, b = { -1, lay_trail_fd(&p->old), text };
     *differ = st->st_mtim.tv_sec != old->st_mtim.tv_sec || st->st_mtim.tv_nsec != old->st_mtim.tv_nsec;
     lay_code code = *differ ? LAY_OK : lay_attributes_list(&p->mine, &a, err);
     if (code == LAY_OK && !*differ)

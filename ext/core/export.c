@@ -162,7 +162,7 @@ static lay_code add_opaque(lay_export *x, int dir_fd, const char *base, const la
 }
 
 /* Revision 3 names the user namespace it was made in: in moby's tar it is revision 2. */
-static ssize_t get_capability(const lay_thing *thing, uint8_t value[CAPABILITY_MAX])
+static ssize_t get_capability(const lay_bearer *thing, uint8_t value[CAPABILITY_MAX])
 {
     ssize_t n = lay_attribute_get(thing, LAY_CAPABILITY, value, CAPABILITY_MAX);
     if (n >= 4 && value[3] == 3) {
@@ -177,7 +177,7 @@ static ssize_t get_capability(const lay_thing *thing, uint8_t value[CAPABILITY_M
 typedef enum look { LOOK_FAILED, LOOK_GONE, LOOK_AGAIN, LOOK_DONE } look;
 
 typedef struct found {
-    lay_thing thing;
+    lay_bearer thing;
     struct stat *st;
     char target[PATH_MAX]; size_t target_len;
     uint8_t capability[CAPABILITY_MAX]; size_t capability_len;
