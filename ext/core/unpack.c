@@ -407,11 +407,21 @@ static lay_code link_failed(const lay_tar_entry *e, lay_error *err)
     return err->code;
 }
 
+static lay_code find_target(lay_unpack *u, const lay_tar_entry *e, const lay_text *target, lay_error *err)
+{
+    bool aliased;
+    if (lay_unpack_find(u, target, &aliased, err) && err->code == LAY_E_OS) {
+        errno = err->sys_errno;
+        link_failed(e, err);
+    }
+    return err->code;
+}
+
 /* again: something had its name before; a link to itself leaves that as it is. */
 static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay_error *err)
 {
     lay_text target = { 0 }, path = { 0 };
-    bool aliased, kept = false, itself = false, hides = false;
+    bool kept = false, itself = false, hides = false;
     struct stat st;
     if (lay_unpack_clean(&target, e->link, e->link_len, err))
         goto done;
@@ -425,7 +435,7 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay
     if (lay_text_set(&path, u->path.p, u->path.len, err) || lay_unpack_drain(u, err))
         goto back;
     if (again) {
-        if (lay_unpack_find(u, &target, &aliased, err))
+        if (find_target(u, e, &target, err))
             goto back;
         itself = u->path.len == path.len && !memcmp(u->path.p, path.p, path.len)
             && fstatat(u->dir->fd, u->base, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode) && !lay_stat_is_whiteout(st.st_mode, st.st_rdev);
@@ -437,7 +447,7 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay
         if (lay_text_set(&u->path, path.p, path.len, err) || lay_unpack_make_way(u, e, &kept, err))
             goto back;
     }
-    if (lay_unpack_find(u, &target, &aliased, err))
+    if (find_target(u, e, &target, err))
         goto back;
     if (linkat(u->dir->fd, u->base, here->fd, name, 0) == 0)
         lay_place_link_meta(&u->place, here->fd, name, &u->meta, &hides, err);

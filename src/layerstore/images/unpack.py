@@ -13,7 +13,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from layerstore import _files
-from layerstore._apply import MERGED, OWN_LINKS, Apply
+from layerstore._apply import MERGED, OWN_LINKS, USERNS, Apply
+from layerstore.drivers.checks import in_user_namespace
 from layerstore.drivers.directories import drop_acls
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
@@ -93,8 +94,9 @@ def _apply(layers: Sequence[Layer], root_fd: int, progress: Progress | None) -> 
         with layer.tar_stream() as stream:
             sizes.append(stream.size)
     teller, before = Teller(progress, sum(sizes)), 0
+    flags = MERGED | OWN_LINKS | (USERNS if in_user_namespace() else 0)
     for layer, size in zip(layers, sizes, strict=True):
-        made = Apply(root_fd, flags=MERGED | OWN_LINKS, limits=_NONE)
+        made = Apply(root_fd, flags=flags, limits=_NONE)
         with contextlib.closing(made) as apply, layer.tar_stream() as stream:
             while not stream.pump_once(apply):
                 teller.tell(before + stream.tell())
