@@ -159,24 +159,29 @@ class Model:
 
 def on_disk(root: Path) -> dict[str, Any]:
     """What is there, by nothing but os and json."""
-    db, home, images = root / "image/overlay2/layerdb", root / "overlay2", root / "image/overlay2"
+    images, home = f"{root}/image/overlay2", f"{root}/overlay2"
+    db = f"{images}/layerdb"
 
-    def read(path: Path) -> str:
-        return path.read_text() if path.exists() else ""
+    def read(path: str) -> str:
+        try:
+            with open(path) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
 
-    def names(path: Path) -> list[str]:
-        return sorted(os.listdir(path)) if path.exists() else []
+    def names(path: str) -> list[str]:
+        return sorted(os.listdir(path)) if os.path.exists(path) else []
 
-    layers = {f"sha256:{name}": db / "sha256" / name for name in names(db / "sha256")}
-    ids = [read(path / "cache-id") for path in layers.values()] + [read(db / "mounts" / name / "mount-id") for name in names(db / "mounts")]
-    links = names(home / "l")
+    layers = {f"sha256:{name}": f"{db}/sha256/{name}" for name in names(f"{db}/sha256")}
+    boxes = {name: f"{db}/mounts/{name}" for name in names(f"{db}/mounts")}
+    ids = [read(f"{path}/cache-id") for path in layers.values()] + [read(f"{path}/mount-id") for path in boxes.values()]
     return {
-        "parents": {chain: read(path / "parent") for chain, path in layers.items()},
-        "released": {chain for chain, path in layers.items() if (path / "released").exists()},
-        "boxes": {name: read(db / "mounts" / name / "parent") for name in names(db / "mounts")},
+        "parents": {chain: read(f"{path}/parent") for chain, path in layers.items()},
+        "released": {chain for chain, path in layers.items() if os.path.exists(f"{path}/released")},
+        "boxes": {name: read(f"{path}/parent") for name, path in boxes.items()},
         "directories without an owner": sorted(set(names(home)) - {"l", *ids}), "owners without a directory": sorted(set(ids) - set(names(home))),
-        "links": len(links) - len(ids), "being made": names(db / "tmp"),
-        "images": {f"sha256:{name}" for name in names(images / "imagedb/content/sha256")},
+        "links": len(names(f"{home}/l")) - len(ids), "being made": names(f"{db}/tmp"),
+        "images": {f"sha256:{name}" for name in names(f"{images}/imagedb/content/sha256")},
     }
 
 
@@ -311,9 +316,9 @@ class History:
         self.listener.bind(str(address))
         self.listener.listen()
         self.listener.settimeout(30)
-        self.address = str(address)
         self.talks: dict[int, Any] = {}               # process -> the line to it
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.first = subprocess.Popen(ownspace.python("histories.py", "--actor", str(root), str(address)))
+        self.origin = self.talks.pop(self.accept())   # a process without stores, which all others are forked from
         self.stores: list[tuple[int, int]] = []       # (process, number in it)
         self.numbers = 0
         self.known: dict[tuple[str, int], str] = {}   # every reference ever given to an open store: also those given back
@@ -331,11 +336,14 @@ class History:
         return pid
 
     def spawn(self) -> int:
-        self.children.append(subprocess.Popen(ownspace.python("histories.py", "--actor", str(self.root), self.address)))
+        self.compare("fork", self.say(self.origin, do="fork"), {})
         return self.accept()
 
     def tell(self, pid: int, **command: Any) -> Answer:
-        talk = self.talks[pid]
+        return self.say(self.talks[pid], **command)
+
+    @staticmethod
+    def say(talk: Any, **command: Any) -> Answer:
         talk.write(json.dumps(command).encode() + b"\n")
         talk.flush()
         return json.loads(talk.readline() or b'{"error": "the process died"}')
@@ -543,9 +551,9 @@ class History:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
             self.talks.pop(pid).close()
-        for child in self.children:
-            child.kill()
-            child.wait()
+        self.first.kill()
+        self.first.wait()
+        self.origin.close()
         self.listener.close()
 
 

@@ -9,14 +9,15 @@ import ownspace
 import pytest
 
 SECONDS = int(os.environ.get("TRUST_SECONDS", "10"))
-pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(SECONDS + 120)]
+pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(2 * SECONDS + 120)]
 EVERY = {"register", "get", "release", "remove", "create_box", "release_box", "load", "make_image", "remove_image", "reopen", "fork", "kill"}
 
 
 @pytest.fixture(scope="module")
 def history(the_round, figures):
-    result = ownspace.call("histories.py", {"seconds": the_round.seconds, "seed": the_round.seed}, the_round.seconds + 90)
-    figures.append(f"histories: {the_round.seconds} s, {result['steps']} steps compared with the model, "
+    seconds = 2 * the_round.seconds
+    result = ownspace.call("histories.py", {"seconds": seconds, "seed": the_round.seed}, seconds + 90)
+    figures.append(f"histories: {seconds} s, {result['steps']} steps compared with the model, "
                    f"{result['verbs'].get('kill', 0)} kills, {result['verbs'].get('fork', 0)} forks")
     return result
 
