@@ -17,7 +17,7 @@ from disk import changed, disk_state, mounts_below
 from tarkit import dir, end, file
 
 import layerstore
-from layerstore import aio
+from layerstore import StoreInUseError, aio
 from layerstore.values import CreateRWLayerOpts
 
 BIG = b"".join(file(f"f{i}", random.Random(i).randbytes(40_000)) for i in range(300)) + end()
@@ -68,6 +68,27 @@ def test_everything_is_documented(name):
         for method, value in vars(thing).items():
             if not method.startswith("_") and (callable(value) or isinstance(value, property)):
                 assert inspect.getdoc(value), f"{name}.{method}"
+
+
+def test_a_parent_may_be_a_layer_and_remove_releases_what_nobody_holds(root):
+    async def life():
+        async with aio.Store(root) as store:
+            base = await store.register(tarkit.T1)
+            top = await store.register(tarkit.T2, base)
+            assert top.parent.chain_id == base.chain_id
+            async with await top.tar_stream_from(base) as stream:
+                assert await stream.read()
+            for parent in (base, base.blocking):
+                async with await store.create_rw_layer("box", parent) as box:
+                    assert box.parent.chain_id == base.chain_id
+            with pytest.raises(StoreInUseError, match="this store has a reference"):
+                await store.remove(top)
+        async with aio.Store(root) as store:
+            assert [gone.chain_id for gone in await store.remove(top)] == [top.chain_id]
+            assert [gone.chain_id for gone in await store.remove(base.chain_id)] == [base.chain_id]
+            assert await store.map() == {}
+
+    alone(life())
 
 
 def test_the_life_of_a_layer(root):
