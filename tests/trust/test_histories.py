@@ -1,6 +1,7 @@
 """Random histories of two to four stores on one root: what must be there is there, and nothing else, after each step.
 
 histories.py does it, and has the model. By hand: python tests/trust/ownspace.py histories.py '{"seconds": 10, "seed": 1}'
+everyone.py has processes and threads that work at the same time, and give back all they took.
 """
 
 import os
@@ -29,3 +30,17 @@ def test_what_a_history_leaves_is_what_the_model_says(history):
 def test_a_history_does_everything(history):
     assert set(history["verbs"]) >= EVERY
     assert history["steps"] > 10 * history["plan"]["seconds"]
+
+
+@pytest.fixture(scope="module")
+def everyone(the_round, figures):
+    seconds = max(5, the_round.seconds // 2)
+    result = ownspace.call("everyone.py", {"seconds": seconds, "processes": 3, "seed": the_round.seed}, seconds + 90)
+    figures.append(f"everyone: 3 processes with 2 threads each, {seconds} s, {result['steps']} calls; errors {len(result['errors'])}, "
+                   f"left when all was given back {len(result['problems'])}")
+    return result
+
+
+def test_when_everyone_has_given_back_what_they_took_nothing_is_left(everyone):
+    assert everyone["errors"] == [] and everyone["problems"] == []
+    assert everyone["steps"] > 20 * everyone["plan"]["seconds"]
