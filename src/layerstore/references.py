@@ -141,7 +141,7 @@ class References:
         with self._lock:
             record = getattr(layer, "_record", None)
             if record is None or layer not in record.handles or record.store is not self._records.store:
-                if self._records.load(layer.chain_id) is None:
+                if self._records.load_current(layer.chain_id) is None:
                     return []
                 raise LayerNotRetainedError(chain_id=layer.chain_id)
             if len(record.handles) > 1 or self._may_not_delete_layer(record.chain_id):

@@ -289,6 +289,14 @@ def test_a_layer_that_another_store_made_anew_is_the_one_below(two):
     assert chains(held.release()) == [top.chain_id, base.chain_id]
 
 
+def test_a_second_release_of_what_another_store_deleted_gives_nothing(two):
+    one, other = two
+    mine = one.register(A)
+    theirs = other.get(mine.chain_id)
+    assert mine.release() == [] and chains(theirs.release()) == [theirs.chain_id]
+    assert mine.release() == [] and theirs.release() == []
+
+
 def test_a_bare_layer_made_anew_elsewhere_still_reads(two):
     one, other = two
     one.register(A).release()
