@@ -27,11 +27,10 @@ def changes_between(new: StrPath, old: StrPath) -> list[Change]:
     Raises  OSError
     """
     with ExitStack() as stack:
-        fds = [_open(stack, new)]
+        fd = _open(stack, new)
         if os.fspath(old) in ("", b""):
             old = stack.enter_context(tempfile.TemporaryDirectory(prefix="layerstore-"))
-        fds.append(_open(stack, old))
-        return _changes.compare_trees(*fds).to_list(Change, list(ChangeKind))
+        return _changes.compare_trees(fd, _open(stack, old)).to_list(Change, list(ChangeKind))
 
 
 def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:
