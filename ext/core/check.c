@@ -139,7 +139,7 @@ static lay_code tell_file(lay_check *c, lay_problem *p, int kind, const lay_erro
     if (c->want != LAY_NO_WANT && c->by_line) {
         if (kind == LAY_PROBLEM_MISSING)
             lay_expect_want(c->expect, c->want)->flags |= LAY_WANT_TOLD;
-        lay_expect_thing(c->expect, c->want)->flags |= LAY_THING_CHANGED;
+        lay_expect_made(c->expect, c->want)->flags |= LAY_MADE_CHANGED;
     }
     return tell(c, p, kind, why, c->line.name, c->line.name_len, err);
 }
@@ -194,11 +194,11 @@ static void see_done(lay_check *c)
     c->entry_open = false;
     if (c->want == LAY_NO_WANT || c->by_line || !c->is_file)
         return;
-    lay_thing *t = lay_expect_thing(c->expect, c->want);
+    lay_made *t = lay_expect_made(c->expect, c->want);
     if (!t->size || t->size < c->entry_at)
         return;
     t->crc = lay_crc64_zeros(c->entry_crc, (uint64_t)(t->size - c->entry_at));
-    t->flags |= LAY_THING_INLINE;
+    t->flags |= LAY_MADE_INLINE;
 }
 
 /* The reader's next event. */

@@ -22,7 +22,7 @@ typedef struct part { lay_xattr_part is; uint32_t next; } part;
 
 struct lay_expect {
     lay_want *wants; size_t nwants, wants_cap;
-    lay_thing *things; size_t nthings, things_cap;
+    lay_made *things; size_t nthings, things_cap;
     part *parts; size_t nparts, parts_cap;
     uint64_t capability;               /* the hash of that xattr's name */
     uint32_t *slots; size_t mask;      /* want + 1; 0: empty */
@@ -99,9 +99,9 @@ uint32_t lay_expect_find(const lay_expect *x, uint32_t directory, const char *na
     return w == LAY_NO_WANT || x->wants[w].flags & LAY_WANT_GONE ? LAY_NO_WANT : w;
 }
 
-static lay_thing_kind kind_at(const lay_expect *x, uint32_t want)
+static lay_made_kind kind_at(const lay_expect *x, uint32_t want)
 {
-    return want == LAY_NO_WANT ? LAY_THING_NONE : (lay_thing_kind)x->things[x->wants[want].thing].kind;
+    return want == LAY_NO_WANT ? LAY_MADE_NONE : (lay_made_kind)x->things[x->wants[want].thing].kind;
 }
 
 /* A name that stands in its directory from now on, with no thing yet. */
@@ -134,7 +134,7 @@ static lay_code add_want(lay_expect *x, uint32_t parent, const char *name, size_
     return LAY_OK;
 }
 
-static lay_code add_thing(lay_expect *x, const lay_thing *thing, uint32_t *id, lay_error *err)
+static lay_code add_thing(lay_expect *x, const lay_made *thing, uint32_t *id, lay_error *err)
 {
     if (x->nthings >= UINT32_MAX - 1)
         return lay_fail(err, LAY_E_LIMIT, "the record has more entries than can be compared");
@@ -171,7 +171,7 @@ lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err)
     if (!x)
         return lay_fail_nomem(err);
     x->userns = userns;
-    lay_thing root = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1, .parts = NO_PART };
+    lay_made root = { .kind = LAY_MADE_DIRECTORY, .flags = LAY_MADE_IMPLIED, .names = 1, .parts = NO_PART };
     uint32_t id;
     if (lay_nameset_init(&x->key, err) || lay_text_room(&x->names, 256, err) || grow(&x->wants, &x->wants_cap, 0, sizeof *x->wants, err)
         || double_slots(x, err) || add_thing(x, &root, &id, err)) {
@@ -203,9 +203,9 @@ void lay_expect_free(lay_expect *x)
 
 size_t lay_expect_count(const lay_expect *x) { return x->nwants; }
 lay_want *lay_expect_want(lay_expect *x, uint32_t want) { return &x->wants[want]; }
-lay_thing *lay_expect_thing(lay_expect *x, uint32_t want) { return &x->things[x->wants[want].thing]; }
+lay_made *lay_expect_made(lay_expect *x, uint32_t want) { return &x->things[x->wants[want].thing]; }
 const char *lay_expect_name(const lay_expect *x, uint32_t want) { return x->names.p + x->wants[want].name; }
-const char *lay_expect_text(const lay_expect *x, const lay_thing *link) { return x->names.p + link->text; }
+const char *lay_expect_text(const lay_expect *x, const lay_made *link) { return x->names.p + link->text; }
 const lay_nameset *lay_expect_key(const lay_expect *x) { return &x->key; }
 
 lay_code lay_expect_path(const lay_expect *x, uint32_t want, lay_text *path, lay_error *err)
@@ -253,7 +253,7 @@ static bool leaves_root(const lay_text *t)
 }
 
 /* A link's text comes in front of what is left of the way. */
-static lay_code turn(lay_expect *x, const lay_thing *link, size_t at, lay_error *err)
+static lay_code turn(lay_expect *x, const lay_made *link, size_t at, lay_error *err)
 {
     const char *text = x->names.p + link->text;
     size_t n = (size_t)link->size, left = at < x->rest.len ? x->rest.len - at : 0;
@@ -289,16 +289,16 @@ static lay_code go(lay_expect *x, const lay_tar_entry *e, uint32_t *here, size_t
     if (n > NAME_MAX)
         return unfit(e, "a name in it is too long", err);
     uint32_t child = x->missing.len ? LAY_NO_WANT : lay_expect_find(x, *here, part, n);
-    lay_thing_kind kind = kind_at(x, child);
-    if (kind == LAY_THING_DIRECTORY) {
+    lay_made_kind kind = kind_at(x, child);
+    if (kind == LAY_MADE_DIRECTORY) {
         *here = child;
         return LAY_OK;
     }
-    if (kind == LAY_THING_NONE)
+    if (kind == LAY_MADE_NONE)
         return lay_text_add(&x->missing, part, n, err) || lay_text_add(&x->missing, "", 1, err) ? err->code : LAY_OK;
-    if (kind != LAY_THING_SYMLINK)
+    if (kind != LAY_MADE_SYMLINK)
         return unfit(e, "it lies in what is no directory", err);
-    const lay_thing *link = &x->things[x->wants[child].thing];
+    const lay_made *link = &x->things[x->wants[child].thing];
     if (++*links > LINKS_MAX)
         return unfit(e, "it leads through too many links", err);
     if (x->names.p[link->text] == '/') {
@@ -330,7 +330,7 @@ static lay_code enter(lay_expect *x, const lay_tar_entry *e, uint32_t *directory
     }
     for (size_t at = 0; at < x->missing.len;) {
         size_t n = strlen(x->missing.p + at);
-        lay_thing made = { .kind = LAY_THING_DIRECTORY, .flags = LAY_THING_IMPLIED, .names = 1, .parts = NO_PART };
+        lay_made made = { .kind = LAY_MADE_DIRECTORY, .flags = LAY_MADE_IMPLIED, .names = 1, .parts = NO_PART };
         uint32_t id;
         if (add_thing(x, &made, &id, err) || add_want(x, here, x->missing.p + at, n, &here, err))
             return err->code;
@@ -343,29 +343,29 @@ static lay_code enter(lay_expect *x, const lay_tar_entry *e, uint32_t *directory
 
 /* ---- entries -------------------------------------------------------------------------------------------------- */
 
-static lay_thing_kind kind_of(const lay_tar_entry *e)
+static lay_made_kind kind_of(const lay_tar_entry *e)
 {
     switch (e->type) {
     case '0':
     case 'S':
-        return LAY_THING_FILE;
+        return LAY_MADE_FILE;
     case '2':
-        return LAY_THING_SYMLINK;
+        return LAY_MADE_SYMLINK;
     case '3':
-        return LAY_THING_CHARACTER;
+        return LAY_MADE_CHARACTER;
     case '4':
-        return LAY_THING_BLOCK;
+        return LAY_MADE_BLOCK;
     case '5':
-        return LAY_THING_DIRECTORY;
+        return LAY_MADE_DIRECTORY;
     case '6':
-        return LAY_THING_FIFO;
+        return LAY_MADE_FIFO;
     default:
-        return LAY_THING_NONE;
+        return LAY_MADE_NONE;
     }
 }
 
 /* One extended attribute has this value now. */
-static lay_code set_part(lay_expect *x, lay_thing *t, const lay_xattr_part *is, lay_error *err)
+static lay_code set_part(lay_expect *x, lay_made *t, const lay_xattr_part *is, lay_error *err)
 {
     uint32_t at = t->parts;
     while (at != NO_PART && x->parts[at].is.name != is->name)
@@ -385,7 +385,7 @@ static lay_code set_part(lay_expect *x, lay_thing *t, const lay_xattr_part *is, 
 }
 
 /* A hard link adds to what its file has; any other entry says what there is. */
-static lay_code set_xattrs(lay_expect *x, lay_thing *t, const lay_tar_entry *e, lay_error *err)
+static lay_code set_xattrs(lay_expect *x, lay_made *t, const lay_tar_entry *e, lay_error *err)
 {
     LAY_AUTO_FREE lay_xattr_part *parts = NULL;
     size_t n;
@@ -393,7 +393,7 @@ static lay_code set_xattrs(lay_expect *x, lay_thing *t, const lay_tar_entry *e, 
         t->parts = NO_PART;
         t->xattrs = 0;
     }
-    if (lay_xattrs_of_entry(&x->key, e, (lay_thing_kind)t->kind, x->userns, &parts, &n, err))
+    if (lay_xattrs_of_entry(&x->key, e, (lay_made_kind)t->kind, x->userns, &parts, &n, err))
         return err->code;
     for (size_t i = 0; i < n; i++)
         if (set_part(x, t, &parts[i], err))
@@ -402,7 +402,7 @@ static lay_code set_xattrs(lay_expect *x, lay_thing *t, const lay_tar_entry *e, 
 }
 
 /* What an entry says of owner, mode, times and xattrs; a hard link says it of the thing it names. */
-static lay_code set_meta(lay_expect *x, lay_thing *t, const lay_tar_entry *e, lay_error *err)
+static lay_code set_meta(lay_expect *x, lay_made *t, const lay_tar_entry *e, lay_error *err)
 {
     bool no_time = e->mtime.sec < 0 || e->mtime.sec > 9223372036 || (e->mtime.sec == 9223372036 && e->mtime.nsec > 854775807);
     bool link = e->type == '1', other = t->uid != (uint32_t)e->uid || t->gid != (uint32_t)e->gid;
@@ -411,7 +411,7 @@ static lay_code set_meta(lay_expect *x, lay_thing *t, const lay_tar_entry *e, la
         return err->code;                     /* the kernel takes a capability away with the owner */
     t->uid = (uint32_t)e->uid;
     t->gid = (uint32_t)e->gid;
-    if (link && t->kind == LAY_THING_SYMLINK)
+    if (link && t->kind == LAY_MADE_SYMLINK)
         return LAY_OK;
     t->mode = (uint16_t)(e->mode & 07777);
     t->mtime_sec = no_time ? 0 : e->mtime.sec;       /* as moby bounds them */
@@ -422,8 +422,8 @@ static lay_code set_meta(lay_expect *x, lay_thing *t, const lay_tar_entry *e, la
 /* The name must be free: what is there goes. */
 static void make_way(lay_expect *x, uint32_t want)
 {
-    lay_thing *t = &x->things[x->wants[want].thing];
-    if (t->kind == LAY_THING_DIRECTORY)
+    lay_made *t = &x->things[x->wants[want].thing];
+    if (t->kind == LAY_MADE_DIRECTORY)
         empty(x, want);
     t->names--;
 }
@@ -443,13 +443,13 @@ static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t direct
     if (enter(x, e, &target_directory, &target_base, err))
         return err->code;
     target = lay_expect_find(x, target_directory, x->clean.p + target_base, x->clean.len - target_base);
-    lay_thing_kind kind = kind_at(x, target);
-    if (target == there && kind != LAY_THING_NONE && kind != LAY_THING_DIRECTORY && kind != LAY_THING_WHITEOUT)
+    lay_made_kind kind = kind_at(x, target);
+    if (target == there && kind != LAY_MADE_NONE && kind != LAY_MADE_DIRECTORY && kind != LAY_MADE_WHITEOUT)
         return LAY_OK;                        /* linked to itself: it stays what it is */
-    if (target == there || kind == LAY_THING_NONE || kind == LAY_THING_DIRECTORY)
+    if (target == there || kind == LAY_MADE_NONE || kind == LAY_MADE_DIRECTORY)
         return unfit(e, "its target is not there", err);
     uint32_t id = x->wants[target].thing;
-    if (kind != LAY_THING_WHITEOUT && set_meta(x, &x->things[id], e, err))
+    if (kind != LAY_MADE_WHITEOUT && set_meta(x, &x->things[id], e, err))
         return err->code;
     if (there != LAY_NO_WANT)
         make_way(x, there);
@@ -463,10 +463,10 @@ static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t direct
 static lay_code whiteout(lay_expect *x, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, uint32_t *want, lay_error *err)
 {
     uint32_t there = lay_expect_find(x, directory, name, n), id;
-    if (there != LAY_NO_WANT && kind_at(x, there) != LAY_THING_WHITEOUT)
+    if (there != LAY_NO_WANT && kind_at(x, there) != LAY_MADE_WHITEOUT)
         return unfit(e, "it hides what came before it", err);
     if (there == LAY_NO_WANT) {
-        lay_thing made = { .kind = LAY_THING_WHITEOUT, .names = 1, .parts = NO_PART };
+        lay_made made = { .kind = LAY_MADE_WHITEOUT, .names = 1, .parts = NO_PART };
         if (add_thing(x, &made, &id, err) || add_want(x, directory, name, n, &there, err))
             return err->code;
         x->wants[there].thing = id;
@@ -477,33 +477,33 @@ static lay_code whiteout(lay_expect *x, const lay_tar_entry *e, uint32_t directo
 
 static lay_code place(lay_expect *x, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, uint32_t *want, lay_error *err)
 {
-    lay_thing made = { .kind = (uint8_t)kind_of(e), .names = 1, .parts = NO_PART };
-    if (made.kind == LAY_THING_NONE)
+    lay_made made = { .kind = (uint8_t)kind_of(e), .names = 1, .parts = NO_PART };
+    if (made.kind == LAY_MADE_NONE)
         return unfit(e, "nobody knows its type", err);
-    if (made.kind == LAY_THING_SYMLINK && !e->link_len)
+    if (made.kind == LAY_MADE_SYMLINK && !e->link_len)
         return unfit(e, "a symbolic link without a target", err);
     uint32_t there = lay_expect_find(x, directory, name, n), id;
-    if (made.kind == LAY_THING_DIRECTORY && kind_at(x, there) == LAY_THING_DIRECTORY) {
-        lay_thing *t = &x->things[x->wants[there].thing];
-        t->flags &= (uint8_t)~LAY_THING_IMPLIED;
+    if (made.kind == LAY_MADE_DIRECTORY && kind_at(x, there) == LAY_MADE_DIRECTORY) {
+        lay_made *t = &x->things[x->wants[there].thing];
+        t->flags &= (uint8_t)~LAY_MADE_IMPLIED;
         *want = there;
         return set_meta(x, t, e, err);
     }
     made.size = e->size;
-    if (made.kind == LAY_THING_SYMLINK) {
+    if (made.kind == LAY_MADE_SYMLINK) {
         made.size = (int64_t)e->link_len;
         made.text = x->names.len;
         if (lay_text_add(&x->names, e->link, e->link_len + 1, err))
             return err->code;
-    } else if (made.kind != LAY_THING_FILE) {
+    } else if (made.kind != LAY_MADE_FILE) {
         made.size = 0;
     }
-    if (made.kind == LAY_THING_CHARACTER || made.kind == LAY_THING_BLOCK) {
+    if (made.kind == LAY_MADE_CHARACTER || made.kind == LAY_MADE_BLOCK) {
         made.major = (uint32_t)e->dev_major;
         made.minor = (uint32_t)e->dev_minor;
     }
-    if (made.kind == LAY_THING_DIRECTORY && there != LAY_NO_WANT)
-        made.flags |= LAY_THING_REBORN;
+    if (made.kind == LAY_MADE_DIRECTORY && there != LAY_NO_WANT)
+        made.flags |= LAY_MADE_REBORN;
     if (set_meta(x, &made, e, err) || add_thing(x, &made, &id, err))
         return err->code;
     if (there != LAY_NO_WANT)
@@ -518,11 +518,11 @@ lay_code lay_expect_hide(lay_expect *x, const char *name, size_t n, lay_error *e
 {
     uint32_t there = lay_expect_find(x, LAY_ROOT, name, n), id;
     if (there != LAY_NO_WANT) {
-        if (kind_at(x, there) == LAY_THING_DIRECTORY)
-            x->things[x->wants[there].thing].flags |= LAY_THING_REBORN;
+        if (kind_at(x, there) == LAY_MADE_DIRECTORY)
+            x->things[x->wants[there].thing].flags |= LAY_MADE_REBORN;
         return LAY_OK;
     }
-    lay_thing made = { .kind = LAY_THING_WHITEOUT, .names = 1, .parts = NO_PART };
+    lay_made made = { .kind = LAY_MADE_WHITEOUT, .names = 1, .parts = NO_PART };
     if (add_thing(x, &made, &id, err) || add_want(x, LAY_ROOT, name, n, &there, err))
         return err->code;
     x->wants[there].thing = id;
@@ -558,7 +558,7 @@ lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want,
     size_t n = x->clean.len - base;
     switch (wh) {
     case LAY_WH_OPAQUE_DIR:
-        x->things[x->wants[directory].thing].flags |= LAY_THING_OPAQUE;
+        x->things[x->wants[directory].thing].flags |= LAY_MADE_OPAQUE;
         return LAY_OK;
     case LAY_WH_NAME:
         return whiteout(x, e, directory, name + LAY_WH_PREFIX_LEN, n - LAY_WH_PREFIX_LEN, want, err);

@@ -11,20 +11,20 @@
 #include "tar.h"
 #include "text.h"
 
-typedef enum lay_thing_kind {
-    LAY_THING_NONE, LAY_THING_FILE, LAY_THING_DIRECTORY, LAY_THING_SYMLINK, LAY_THING_CHARACTER, LAY_THING_BLOCK,
-    LAY_THING_FIFO, LAY_THING_WHITEOUT
-} lay_thing_kind;
+typedef enum lay_made_kind {
+    LAY_MADE_NONE, LAY_MADE_FILE, LAY_MADE_DIRECTORY, LAY_MADE_SYMLINK, LAY_MADE_CHARACTER, LAY_MADE_BLOCK,
+    LAY_MADE_FIFO, LAY_MADE_WHITEOUT
+} lay_made_kind;
 
-#define LAY_THING_IMPLIED 1u    /* a directory made for want of an entry: nothing is recorded of it */
-#define LAY_THING_OPAQUE 2u     /* a directory that hides what lower layers have in it */
-#define LAY_THING_INLINE 4u     /* crc: of bytes that came with the framing; none else reads the file */
-#define LAY_THING_CHANGED 8u    /* its bytes were told to differ */
-#define LAY_THING_MET 16u       /* a name of it was looked at */
-#define LAY_THING_REBORN 32u    /* a directory that stands where what is none stood, and so hides as much */
-#define LAY_THING_HIDES (LAY_THING_OPAQUE | LAY_THING_REBORN)
+#define LAY_MADE_IMPLIED 1u    /* a directory made for want of an entry: nothing is recorded of it */
+#define LAY_MADE_OPAQUE 2u     /* a directory that hides what lower layers have in it */
+#define LAY_MADE_INLINE 4u     /* crc: of bytes that came with the framing; none else reads the file */
+#define LAY_MADE_CHANGED 8u    /* its bytes were told to differ */
+#define LAY_MADE_MET 16u       /* a name of it was looked at */
+#define LAY_MADE_REBORN 32u    /* a directory that stands where what is none stood, and so hides as much */
+#define LAY_MADE_HIDES (LAY_MADE_OPAQUE | LAY_MADE_REBORN)
 
-typedef struct lay_thing {
+typedef struct lay_made {
     uint64_t crc, xattrs;       /* of a file's bytes, holes too; of its extended attributes, see xattrs.h */
     int64_t size, mtime_sec;    /* of a link: the length of its text */
     uint64_t text;              /* where a link's text begins */
@@ -35,7 +35,7 @@ typedef struct lay_thing {
     uint32_t parts;             /* of the sum in xattrs, one for each of them; see expect.c */
     uint16_t mode;
     uint8_t kind, flags;
-} lay_thing;
+} lay_made;
 
 #define LAY_WANT_GONE 1u        /* something later took its place, or its directory's */
 #define LAY_WANT_DERIVED 2u     /* a whiteout that has no entry of its own: lay_expect_hide() */
@@ -65,9 +65,9 @@ lay_code lay_expect_hide(lay_expect *x, const char *name, size_t n, lay_error *e
 
 size_t lay_expect_count(const lay_expect *x);     /* of wants, those that are gone too */
 lay_want *lay_expect_want(lay_expect *x, uint32_t want);
-lay_thing *lay_expect_thing(lay_expect *x, uint32_t want);
+lay_made *lay_expect_made(lay_expect *x, uint32_t want);
 const char *lay_expect_name(const lay_expect *x, uint32_t want);     /* its last component; not NUL-terminated */
-const char *lay_expect_text(const lay_expect *x, const lay_thing *link);
+const char *lay_expect_text(const lay_expect *x, const lay_made *link);
 /* A name in a directory; LAY_NO_WANT: none must be there. */
 uint32_t lay_expect_find(const lay_expect *x, uint32_t directory, const char *name, size_t n);
 /* Where it lies in the layer: "usr/lib/x". */

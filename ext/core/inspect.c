@@ -33,7 +33,7 @@ struct lay_inspect {
     lay_path here;                   /* of the directory, and of what is told */
     uint32_t directory, child;       /* where it is; the next name to be asked whether it was met */
     uint32_t lost, lost_at;          /* LOSE: all below the first is gone; the next to tell */
-    bool changed;                    /* names of this directory differ, or what they hold */
+    bool changed;                    /* names of this directory differ, or their kinds */
     _Alignas(struct dent) char dents[DENTS_SIZE];
     long dents_len, dents_at;
     int file; int64_t file_at; uint64_t crc; uint32_t file_want;      /* the file being read */
@@ -49,7 +49,7 @@ struct lay_inspect {
 static lay_code hide_below(const lay_inspect_options *o, lay_error *err)
 {
     lay_code code = LAY_OK;
-    if (!(lay_expect_thing(o->expect, LAY_ROOT)->flags & LAY_THING_OPAQUE))
+    if (!(lay_expect_made(o->expect, LAY_ROOT)->flags & LAY_MADE_OPAQUE))
         return LAY_OK;
     for (size_t k = 0; k < o->lowers->count && !code; k++) {
         lay_names names = { 0 };
@@ -152,7 +152,7 @@ static lay_code at_name(lay_inspect *i, const char *prefix, const char *name, si
     return LAY_OK;
 }
 
-static const char *kind_name(lay_thing_kind kind)
+static const char *kind_name(lay_made_kind kind)
 {
     static const char *const names[] = {
         "nothing", "a regular file", "a directory", "a symbolic link", "a character device", "a block device", "a fifo", "a whiteout",
@@ -160,30 +160,30 @@ static const char *kind_name(lay_thing_kind kind)
     return names[kind];
 }
 
-static lay_thing_kind kind_on_disk(const struct stat *st)
+static lay_made_kind kind_on_disk(const struct stat *st)
 {
     switch (st->st_mode & S_IFMT) {
     case S_IFREG:
-        return LAY_THING_FILE;
+        return LAY_MADE_FILE;
     case S_IFDIR:
-        return LAY_THING_DIRECTORY;
+        return LAY_MADE_DIRECTORY;
     case S_IFLNK:
-        return LAY_THING_SYMLINK;
+        return LAY_MADE_SYMLINK;
     case S_IFCHR:
-        return st->st_rdev ? LAY_THING_CHARACTER : LAY_THING_WHITEOUT;
+        return st->st_rdev ? LAY_MADE_CHARACTER : LAY_MADE_WHITEOUT;
     case S_IFBLK:
-        return LAY_THING_BLOCK;
+        return LAY_MADE_BLOCK;
     case S_IFIFO:
-        return LAY_THING_FIFO;
+        return LAY_MADE_FIFO;
     default:
-        return LAY_THING_NONE;
+        return LAY_MADE_NONE;
     }
 }
 
 /* ---- one name ------------------------------------------------------------------------------------------------- */
 
 /* File systems keep whole seconds some of them, and some end in 2038. */
-static bool same_time(const lay_thing *t, const struct stat *st)
+static bool same_time(const lay_made *t, const struct stat *st)
 {
     int64_t sec = st->st_mtim.tv_sec;
     if (sec == t->mtime_sec)
@@ -192,12 +192,12 @@ static bool same_time(const lay_thing *t, const struct stat *st)
 }
 
 /* What is recorded of a thing beside its bytes. */
-static lay_code compare_meta(lay_inspect *i, int dir_fd, const char *name, const lay_thing *t, const struct stat *st, bool times, lay_problem *p, lay_error *err)
+static lay_code compare_meta(lay_inspect *i, int dir_fd, const char *name, const lay_made *t, const struct stat *st, bool times, lay_problem *p, lay_error *err)
 {
-    lay_thing_kind kind = (lay_thing_kind)t->kind;
+    lay_made_kind kind = (lay_made_kind)t->kind;
     uint64_t sum;
     unsigned marks;
-    if (kind != LAY_THING_SYMLINK && (st->st_mode & 07777) != t->mode)
+    if (kind != LAY_MADE_SYMLINK && (st->st_mode & 07777) != t->mode)
         add(p, "its mode is %04o, not %04o", st->st_mode & 07777u, t->mode);
     if (st->st_uid != t->uid || st->st_gid != t->gid)
         add(p, "its owner is %u:%u, not %u:%u", st->st_uid, st->st_gid, t->uid, t->gid);
@@ -211,21 +211,21 @@ static lay_code compare_meta(lay_inspect *i, int dir_fd, const char *name, const
     }
     if (sum != t->xattrs)
         add(p, "its extended attributes are not those recorded");
-    if (kind != LAY_THING_DIRECTORY && marks)
+    if (kind != LAY_MADE_DIRECTORY && marks)
         add(p, "it has a mark of overlayfs that no tar can give");
     return LAY_OK;
 }
 
 /* Names that share a file must go on to, and others must not begin to. */
-static lay_code compare_identity(lay_inspect *i, uint32_t want, lay_thing *t, const struct stat *st, lay_problem *p, lay_error *err)
+static lay_code compare_identity(lay_inspect *i, uint32_t want, lay_made *t, const struct stat *st, lay_problem *p, lay_error *err)
 {
     if (t->names > 1) {
         uint64_t node = (uint64_t)st->st_ino ^ (uint64_t)st->st_dev << 40;
-        if (t->flags & LAY_THING_MET && t->met != node)
+        if (t->flags & LAY_MADE_MET && t->met != node)
             add(p, "it is no longer the same file as another name of it");
         else
             t->met = node;
-        t->flags |= LAY_THING_MET;
+        t->flags |= LAY_MADE_MET;
     }
     if (st->st_nlink > t->names) {
         size_t whose = lay_expect_want(i->o.expect, want)->thing;
@@ -238,7 +238,7 @@ static lay_code compare_identity(lay_inspect *i, uint32_t want, lay_thing *t, co
     return LAY_OK;
 }
 
-static lay_code compare_link(lay_inspect *i, const char *name, const lay_thing *t, lay_problem *p, lay_error *err)
+static lay_code compare_link(lay_inspect *i, const char *name, const lay_made *t, lay_problem *p, lay_error *err)
 {
     ssize_t n = readlinkat(lay_trail_fd(&i->trail), name, (char *)i->block, BLOCK);
     if (n < 0)
@@ -256,12 +256,12 @@ static bool is_marked_whiteout(lay_inspect *i, const char *name, const struct st
         && (lay_tree_hasxattr(dir, name, LAY_XWHITEOUT_TRUSTED) > 0 || lay_tree_hasxattr(dir, name, LAY_XWHITEOUT_USER) > 0);
 }
 
-static bool is_kind(lay_inspect *i, const char *name, const lay_thing *t, const struct stat *st)
+static bool is_kind(lay_inspect *i, const char *name, const lay_made *t, const struct stat *st)
 {
-    lay_thing_kind kind = kind_on_disk(st);
-    if (t->kind == LAY_THING_CHARACTER && !t->major && !t->minor)
-        return kind == LAY_THING_WHITEOUT;
-    return kind == t->kind || (t->kind == LAY_THING_WHITEOUT && is_marked_whiteout(i, name, st));
+    lay_made_kind kind = kind_on_disk(st);
+    if (t->kind == LAY_MADE_CHARACTER && !t->major && !t->minor)
+        return kind == LAY_MADE_WHITEOUT;
+    return kind == t->kind || (t->kind == LAY_MADE_WHITEOUT && is_marked_whiteout(i, name, st));
 }
 
 /* Bytes that the record has itself: compare them now. */
@@ -276,15 +276,15 @@ static lay_code begin_file(lay_inspect *i, const char *name, uint32_t want, lay_
 }
 
 /* Of what is of the right kind: size, bytes that nobody else reads, what a link says, which device it is. */
-static lay_code compare_content(lay_inspect *i, const char *name, uint32_t want, const lay_thing *t, const struct stat *st, bool told, lay_problem *p, lay_error *err)
+static lay_code compare_content(lay_inspect *i, const char *name, uint32_t want, const lay_made *t, const struct stat *st, bool told, lay_problem *p, lay_error *err)
 {
-    bool device = t->kind == LAY_THING_CHARACTER || t->kind == LAY_THING_BLOCK;
-    if (t->kind == LAY_THING_FILE && !told) {
+    bool device = t->kind == LAY_MADE_CHARACTER || t->kind == LAY_MADE_BLOCK;
+    if (t->kind == LAY_MADE_FILE && !told) {
         if (st->st_size != t->size)
             say(p, LAY_PROBLEM_CONTENT, "its size is %lld, not %lld", (long long)st->st_size, (long long)t->size);
-        else if (t->flags & LAY_THING_INLINE && !(t->flags & LAY_THING_MET))
+        else if (t->flags & LAY_MADE_INLINE && !(t->flags & LAY_MADE_MET))
             return begin_file(i, name, want, p, err);
-    } else if (i->o.metadata && t->kind == LAY_THING_SYMLINK) {
+    } else if (i->o.metadata && t->kind == LAY_MADE_SYMLINK) {
         return compare_link(i, name, t, p, err);
     } else if (i->o.metadata && device && (major(st->st_rdev) != t->major || minor(st->st_rdev) != t->minor)) {
         say(p, LAY_PROBLEM_CONTENT, "it is the device %u:%u, not %u:%u", major(st->st_rdev), minor(st->st_rdev), t->major, t->minor);
@@ -298,7 +298,7 @@ static lay_code compare(lay_inspect *i, const char *name, size_t n, lay_problem 
     int dir = lay_trail_fd(&i->trail);
     uint32_t want = lay_expect_find(i->o.expect, i->directory, name, n);
     if (want == LAY_NO_WANT) {
-        bool hides = i->directory == LAY_ROOT && lay_expect_thing(i->o.expect, LAY_ROOT)->flags & LAY_THING_OPAQUE
+        bool hides = i->directory == LAY_ROOT && lay_expect_made(i->o.expect, LAY_ROOT)->flags & LAY_MADE_OPAQUE
             && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0 && lay_stat_is_whiteout(st.st_mode, st.st_rdev);
         if (hides)
             return LAY_OK;                    /* of a name that was below when the layer was made */
@@ -314,26 +314,25 @@ static lay_code compare(lay_inspect *i, const char *name, size_t n, lay_problem 
         lay_expect_want(i->o.expect, want)->flags |= LAY_WANT_SEEN | LAY_WANT_TOLD;
         return cannot(p, LAY_PROBLEM_METADATA, "it cannot be looked at", err) || at_name(i, "", name, n, p, err) ? err->code : LAY_OK;
     }
-    lay_thing *t = lay_expect_thing(i->o.expect, want);
-    bool told = t->flags & LAY_THING_CHANGED;
+    lay_made *t = lay_expect_made(i->o.expect, want);
+    bool told = t->flags & LAY_MADE_CHANGED;
     if (!is_kind(i, name, t, &st)) {
         i->changed = true;
         lay_expect_want(i->o.expect, want)->flags |= LAY_WANT_TOLD;     /* and with a directory all that was in it */
-        if (told || !(i->o.metadata || t->kind == LAY_THING_DIRECTORY))
+        if (told || !(i->o.metadata || t->kind == LAY_MADE_DIRECTORY))
             return LAY_OK;
-        say(p, LAY_PROBLEM_CONTENT, "it is %s, not %s", kind_name(kind_on_disk(&st)), kind_name((lay_thing_kind)t->kind));
-        const char *prefix = t->kind == LAY_THING_WHITEOUT ? LAY_WH_PREFIX : "";
+        say(p, LAY_PROBLEM_CONTENT, "it is %s, not %s", kind_name(kind_on_disk(&st)), kind_name((lay_made_kind)t->kind));
+        const char *prefix = t->kind == LAY_MADE_WHITEOUT ? LAY_WH_PREFIX : "";
         return at_name(i, prefix, name, n, p, err);
     }
     lay_expect_want(i->o.expect, want)->flags |= LAY_WANT_SEEN;
-    if (t->kind == LAY_THING_DIRECTORY || t->kind == LAY_THING_WHITEOUT)
+    if (t->kind == LAY_MADE_DIRECTORY || t->kind == LAY_MADE_WHITEOUT)
         return LAY_OK;
     if (compare_content(i, name, want, t, &st, told, p, err))
         return err->code;
     if (p->kind)
-        t->flags |= LAY_THING_CHANGED;
+        t->flags |= LAY_MADE_CHANGED;
     told = told || p->kind;
-    i->changed = i->changed || told;
     if (i->o.metadata) {
         lay_problem *second = p->kind ? &i->pending : p;
         if (compare_meta(i, dir, name, t, &st, !told, second, err) || compare_identity(i, want, t, &st, second, err))
@@ -350,8 +349,7 @@ static void end_file(lay_inspect *i, lay_problem *p, const char *why)
     i->file = -1;
     if (!why)
         return;
-    lay_expect_thing(i->o.expect, i->file_want)->flags |= LAY_THING_CHANGED;
-    i->changed = true;
+    lay_expect_made(i->o.expect, i->file_want)->flags |= LAY_MADE_CHANGED;
     say(p, LAY_PROBLEM_CONTENT, "%s", why);
     give_path(i, p);
 }
@@ -359,7 +357,7 @@ static void end_file(lay_inspect *i, lay_problem *p, const char *why)
 /* A block, or the hole before it. */
 static void read_file(lay_inspect *i, lay_problem *p)
 {
-    const lay_thing *t = lay_expect_thing(i->o.expect, i->file_want);
+    const lay_made *t = lay_expect_made(i->o.expect, i->file_want);
     int64_t data = lseek(i->file, i->file_at, SEEK_DATA);
     if (data < 0)
         data = errno == ENXIO ? t->size : i->file_at;
@@ -415,7 +413,7 @@ static lay_code is_needed(lay_inspect *i, const char *name, size_t n, bool *need
     /* Where the layer itself hides all below a directory, nothing in it need be hidden once more. */
     uint32_t above = name ? i->directory : i->directory == LAY_ROOT ? LAY_NO_WANT : lay_expect_want(i->o.expect, i->directory)->parent;
     for (; above != LAY_NO_WANT && above != LAY_ROOT; above = lay_expect_want(i->o.expect, above)->parent)
-        if (lay_expect_thing(i->o.expect, above)->flags & LAY_THING_HIDES)
+        if (lay_expect_made(i->o.expect, above)->flags & LAY_MADE_HIDES)
             *needed = false;
     lay_problem unused;
     if (!*needed || at_name(i, "", name, n, &unused, err))
@@ -429,7 +427,7 @@ static lay_code is_needed(lay_inspect *i, const char *name, size_t n, bool *need
 static lay_code tell_missing(lay_inspect *i, uint32_t want, lay_problem *p, lay_error *err)
 {
     lay_want *w = lay_expect_want(i->o.expect, want);
-    const lay_thing *t = lay_expect_thing(i->o.expect, want);
+    const lay_made *t = lay_expect_made(i->o.expect, want);
     const char *name = lay_expect_name(i->o.expect, want);
     bool needed = true;
     bool told = w->flags & LAY_WANT_TOLD;
@@ -441,14 +439,14 @@ static lay_code tell_missing(lay_inspect *i, uint32_t want, lay_problem *p, lay_
         return LAY_OK;
     i->changed = true;
     w->flags |= LAY_WANT_TOLD;
-    if (t->kind == LAY_THING_DIRECTORY) {
+    if (t->kind == LAY_MADE_DIRECTORY) {
         i->phase = LOSE;
         i->lost = i->lost_at = want;
     }
     if (told)
         return LAY_OK;
-    say(p, LAY_PROBLEM_MISSING, "%s of the layer is gone", kind_name((lay_thing_kind)t->kind));
-    return at_name(i, t->kind == LAY_THING_WHITEOUT ? LAY_WH_PREFIX : "", name, w->name_len, p, err);
+    say(p, LAY_PROBLEM_MISSING, "%s of the layer is gone", kind_name((lay_made_kind)t->kind));
+    return at_name(i, t->kind == LAY_MADE_WHITEOUT ? LAY_WH_PREFIX : "", name, w->name_len, p, err);
 }
 
 /* Below a directory that is gone: one name further. */
@@ -465,12 +463,12 @@ static lay_code lose(lay_inspect *i, lay_problem *p, lay_error *err)
         return LAY_OK;
     }
     i->lost_at = next;
-    const lay_thing *t = lay_expect_thing(x, next);
+    const lay_made *t = lay_expect_made(x, next);
     lay_want *w = lay_expect_want(x, next);
-    if (w->flags & LAY_WANT_TOLD || t->kind == LAY_THING_WHITEOUT || t->flags & LAY_THING_IMPLIED)
+    if (w->flags & LAY_WANT_TOLD || t->kind == LAY_MADE_WHITEOUT || t->flags & LAY_MADE_IMPLIED)
         return LAY_OK;                        /* hidden names are told when their directory is there again */
     w->flags |= LAY_WANT_TOLD;
-    say(p, LAY_PROBLEM_MISSING, "%s of the layer is gone", kind_name((lay_thing_kind)t->kind));
+    say(p, LAY_PROBLEM_MISSING, "%s of the layer is gone", kind_name((lay_made_kind)t->kind));
     if (lay_expect_path(x, next, &i->told, err))
         return err->code;
     give_path(i, p);
@@ -480,25 +478,25 @@ static lay_code lose(lay_inspect *i, lay_problem *p, lay_error *err)
 /* The directory itself, when all in it is known. */
 static lay_code compare_directory(lay_inspect *i, lay_problem *p, lay_error *err)
 {
-    const lay_thing *t = lay_expect_thing(i->o.expect, i->directory);
+    const lay_made *t = lay_expect_made(i->o.expect, i->directory);
     int dir = lay_trail_fd(&i->trail);
     uint64_t sum;
     unsigned marks;
-    if (i->o.metadata && !(t->flags & LAY_THING_IMPLIED)) {
+    if (i->o.metadata && !(t->flags & LAY_MADE_IMPLIED)) {
         struct stat st;
         if (fstat(dir, &st) == 0 && compare_meta(i, dir, ".", t, &st, !i->changed, p, err))
             return err->code;
     }
-    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_THING_DIRECTORY, i->o.userns, &sum, &marks) != 0) {
+    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_MADE_DIRECTORY, i->o.userns, &sum, &marks) != 0) {
         if (errno == ENOMEM)
             return lay_fail_nomem(err);
         marks = 0;                            /* told above */
     }
     unsigned right = i->o.userxattr ? LAY_MARK_OPAQUE_USER : LAY_MARK_OPAQUE_TRUSTED;
-    bool needed = t->flags & LAY_THING_OPAQUE && !(marks & right);
-    if (t->flags & LAY_THING_REBORN && !needed && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
+    bool needed = t->flags & LAY_MADE_OPAQUE && !(marks & right);
+    if (t->flags & LAY_MADE_REBORN && !needed && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
         return err->code;
-    if (i->o.metadata && !(t->flags & LAY_THING_HIDES) && marks & right)
+    if (i->o.metadata && !(t->flags & LAY_MADE_HIDES) && marks & right)
         add(p, "it is marked opaque, and hides what lies below, though the tar says nothing of it");
     if (i->o.metadata && marks & LAY_MARK_OTHER)
         add(p, "it has a mark of overlayfs that no tar can give");
@@ -532,7 +530,7 @@ static lay_code go_on(lay_inspect *i, lay_problem *p, lay_error *err)
     uint32_t from = i->child;                 /* LAY_NO_WANT: none of this directory is left */
     while (from != LAY_NO_WANT) {
         const lay_want *w = lay_expect_want(x, from);
-        bool enter = w->flags & LAY_WANT_SEEN && !(w->flags & LAY_WANT_TOLD) && lay_expect_thing(x, from)->kind == LAY_THING_DIRECTORY;
+        bool enter = w->flags & LAY_WANT_SEEN && !(w->flags & LAY_WANT_TOLD) && lay_expect_made(x, from)->kind == LAY_MADE_DIRECTORY;
         if (!enter) {
             from = w->next;
             continue;

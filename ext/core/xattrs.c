@@ -28,10 +28,10 @@
 static bool begins(const char *name, const char *with) { return strncmp(name, with, strlen(with)) == 0; }
 
 /* Does unpacking set it, and does a file system give it back as it was? */
-static bool is_compared(const char *name, lay_thing_kind kind, bool userns)
+static bool is_compared(const char *name, lay_made_kind kind, bool userns)
 {
     if (begins(name, "user."))
-        return (kind == LAY_THING_FILE || kind == LAY_THING_DIRECTORY) && !begins(name, "user.overlay.");
+        return (kind == LAY_MADE_FILE || kind == LAY_MADE_DIRECTORY) && !begins(name, "user.overlay.");
     if (begins(name, "trusted."))
         return !userns && !begins(name, "trusted.overlay.");
     if (begins(name, "security.")) {              /* what the host itself keeps there is no layer's */
@@ -42,8 +42,8 @@ static bool is_compared(const char *name, lay_thing_kind kind, bool userns)
         return !userns || !strcmp(name + 9, "capability");
     }
     if (!strcmp(name, "system.posix_acl_default"))
-        return kind == LAY_THING_DIRECTORY;
-    return !strcmp(name, "system.posix_acl_access") && kind != LAY_THING_SYMLINK;
+        return kind == LAY_MADE_DIRECTORY;
+    return !strcmp(name, "system.posix_acl_access") && kind != LAY_MADE_SYMLINK;
 }
 
 static uint32_t u32_at(const uint8_t *p)
@@ -110,7 +110,7 @@ static int by_name(const void *a, const void *b)
     return c ? c : (x > y) - (x < y);
 }
 
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err)
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err)
 {
     *parts = NULL;
     *n = 0;
@@ -165,7 +165,7 @@ static unsigned mark_of(const char *name)
     return 0;
 }
 
-int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_thing_kind kind, bool userns, uint64_t *sum, unsigned *marks)
+int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks)
 {
     *sum = 0;
     *marks = 0;

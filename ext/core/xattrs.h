@@ -10,7 +10,7 @@
 
 typedef struct lay_xattr_part { uint64_t name, sum; } lay_xattr_part;   /* a hash of its name; what it adds */
 /* One part for each, malloc'ed; NULL: none. userns: what only the initial user namespace may set is left out. */
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_thing_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err);
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err);
 
 /* Marks of overlayfs found beside them. */
 #define LAY_MARK_OPAQUE_TRUSTED 1u
@@ -20,7 +20,7 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
 
 typedef struct lay_xattrs_room { char *names; uint8_t *value; } lay_xattrs_room;
 /* Of dir_fd/name, no link followed. 0, or -1 and errno. */
-int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_thing_kind kind, bool userns, uint64_t *sum, unsigned *marks);
+int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks);
 void lay_xattrs_room_free(lay_xattrs_room *room);
 
 #endif
