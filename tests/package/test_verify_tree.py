@@ -21,6 +21,8 @@ BASE = b"".join([
     *(file(f"{at}/w{n}", b"below") for at in ("d0", "d1", "usr/lib") for n in range(3)), file("w9", b"below"),
     dir("o/"), file("o/below", b"x"), end(),
 ])  # fmt: skip
+# What the layers below show: there a mark that follows from others must be.
+SHOWN = {"o", "d0", "d1", "usr", "usr/lib", "w9", *(f"{at}/w{n}" for at in ("d0", "d1", "usr/lib") for n in range(3))}
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
@@ -37,11 +39,13 @@ class Drawn:
 
     def __init__(self, dice):
         self.dice, self.parts, self.recorded, self.files = dice, [], set(), []
+        if dice.random() < 0.1:
+            self.parts.append(opaque(""))
         self.parts.append(dir("usr/lib/", **self.meta()))
         self.recorded.add("usr/lib")
         self.parts.append(symlink("lib", dice.choice(["usr/lib", "/usr/lib", "usr/../usr/lib"])))
         for _ in range(dice.randrange(4, 30)):
-            dice.choice([self.file] * 5 + [self.directory, self.link, self.hard, self.odd, self.sparse, self.hide, self.replace])()
+            dice.choice([self.file] * 5 + [self.directory, self.link, self.hard, self.odd, self.sparse, self.hide, self.replace, self.reborn])()
         self.tar = b"".join(self.parts) + end()
 
     def meta(self):
@@ -61,6 +65,8 @@ class Drawn:
             given["trusted.two"] = b"t"
         if dice.random() < 0.2:
             given["security.capability"] = CAPABILITY
+        if dice.random() < 0.1:
+            given["user.three"] = dice.randbytes(2)
         if dice.random() < 0.2:
             given["system.posix_acl_access"] = acl((2, 7, 1234))
         return tarkit.xattrs(given) if given else b""
@@ -74,7 +80,7 @@ class Drawn:
 
     def directory(self):
         name = f"{self.place()}n{self.dice.randrange(4)}"
-        self.parts.append(dir(name + "/", **self.meta()))
+        self.parts.append(self.extended() + dir(name + "/", **self.meta()))
         self.recorded.add(name.replace("lib/", "usr/lib/", 1) if name.startswith("lib/") else name)
 
     def link(self):
@@ -82,7 +88,7 @@ class Drawn:
 
     def hard(self):
         if self.files:
-            self.parts.append(hardlink(f"{self.place()}h{self.dice.randrange(6)}", self.dice.choice(self.files), **self.meta()))
+            self.parts.append(self.extended() + hardlink(f"{self.place()}h{self.dice.randrange(6)}", self.dice.choice(self.files), **self.meta()))
 
     def odd(self):
         name = f"{self.place()}s{self.dice.randrange(6)}"
@@ -95,6 +101,12 @@ class Drawn:
     def hide(self):
         at = self.dice.choice(["d0/", "d1/", "usr/lib/", "lib/"])
         self.parts.append(self.dice.choice([whiteout(f"{at}w{self.dice.randrange(3)}"), opaque("o/"), whiteout("w9")]))
+
+    def reborn(self):
+        """A whiteout, and a directory of its name."""
+        name = self.dice.choice(["d0/w0", "d1/w1", "usr/lib/w2", "w9"])
+        self.parts.append(whiteout(name) + dir(name + "/", **self.meta()) + file(f"{name}/new", b"n", **self.meta()))
+        self.recorded.add(name)
 
     def replace(self):
         """Something of another kind where something was."""
@@ -131,7 +143,11 @@ def note(root, recorded):
             key, st = os.path.relpath(path, root), os.lstat(path)
             facts = {"kind": stat.S_IFMT(st.st_mode), "mode": stat.S_IMODE(st.st_mode), "owner": (st.st_uid, st.st_gid)}
             facts["xattrs"] = {x: os.getxattr(path, x, follow_symlinks=False) for x in os.listxattr(path, follow_symlinks=False)}
-            facts["rdev"], facts["path"] = st.st_rdev, key
+            above = key
+            while above := os.path.dirname(above):
+                if "trusted.overlay.opaque" in found[above]["xattrs"]:
+                    break
+            facts["rdev"], facts["shows"] = st.st_rdev, key in SHOWN and not above
             mark = stat.S_ISCHR(st.st_mode) and not st.st_rdev      # its time is that of its making
             if key in recorded if stat.S_ISDIR(st.st_mode) else not mark:
                 facts["time"] = st.st_mtime_ns
@@ -195,7 +211,7 @@ def is_node(facts): return stat.S_ISBLK(facts["kind"]) or (stat.S_ISCHR(facts["k
 def is_thing(facts): return not is_dir(facts) and not is_mark(facts)
 def is_changeable(facts): return (is_file(facts) or is_recorded(facts) or is_node(facts)) and not is_mark(facts)
 def holds_xattrs(facts): return is_file(facts) or is_recorded(facts)
-def is_opaque(facts): return facts["path"] == "o" and "trusted.overlay.opaque" in facts["xattrs"]
+def is_opaque(facts): return facts["shows"] and "trusted.overlay.opaque" in facts["xattrs"]
 def is_plain_dir(facts): return is_dir(facts) and "trusted.overlay.opaque" not in facts["xattrs"]
 
 
@@ -336,3 +352,33 @@ def test_what_needs_no_bytes_of_others_is_mended_without_a_tar(store, root):
             assert note(tree, made.recorded) == before, f"seed {seed}: {damage} of {path}"
             assert store.verify() == []
         layer.release()
+
+
+@pytest.mark.time_limit(120)
+@pytest.mark.parametrize("depth", [30, 240])
+def test_paths_longer_than_the_kernel_takes_are_looked_at_too(store, root, depth):
+    parts = [f"{n:03d}" + "x" * 60 for n in range(depth)]
+    at = "/".join(parts)
+    tar = tarkit.with_pax_path(f"{at}/file", file, b"deep") + tarkit.with_pax_path(f"{at}/empty", file) + end()
+    layer = store.register(tar)
+    assert store.verify() == []
+
+    def bottom():
+        fd = os.open(os.path.join(root, "overlay2", layer.cache_id, "diff"), os.O_RDONLY)
+        for part in parts:
+            below = os.open(part, os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        return fd
+
+    for harm, told in (
+        (lambda fd: os.chmod("file", 0o600, dir_fd=fd), ("metadata", f"{at}/file")),
+        (lambda fd: os.unlink("empty", dir_fd=fd), ("missing", f"{at}/empty")),
+        (lambda fd: os.mkfifo("more", dir_fd=fd), ("orphan", f"{at}/more")),
+    ):
+        fd = bottom()
+        harm(fd)
+        os.close(fd)
+        assert [(p.kind, p.path) for p in store.verify()] == [told]
+        assert store.repair(layer.chain_id, tar)
+        assert store.verify() == []
