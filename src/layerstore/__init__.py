@@ -1,5 +1,6 @@
 """layerstore: the layer store of Docker/moby as a Python package with a C core."""
 
+from layerstore import _compiled as _compiled
 from layerstore import logs
 from layerstore._apply import build_info
 from layerstore.compare import changes_between, overlay_changes

@@ -50,6 +50,10 @@ class Syncing:
         if level == "full" and above and not known:
             self._note(above)
 
+    def contents(self, id: str) -> None:
+        """Put on the disk what a call wrote into a writable layer that is there already."""
+        self._driver.sync([id], self.level(None))
+
     def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
         """Around the rename that makes something visible: a power cut shall not make it invisible again."""
         return self._metadata.names_synced(kind) if level == "full" else contextlib.nullcontext()

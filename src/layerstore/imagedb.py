@@ -215,8 +215,11 @@ class ImageDB:
 
     def sweep(self) -> None:
         """Remove what a process that died left half written; while nobody else writes."""
-        for directory in (self._content, self.root):
-            with contextlib.suppress(FileNotFoundError):
+        noted: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            noted = [os.path.join(self._metadata, name) for name in os.listdir(self._metadata)]
+        for directory in (self._content, self.root, *noted):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 for name in os.listdir(directory):
                     if name.startswith(".tmp-"):
                         with contextlib.suppress(OSError):

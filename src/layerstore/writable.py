@@ -348,7 +348,9 @@ class WritableLayers:
         """Unpack a tar over one; gives its size as moby counts it."""
         self.stand_right(mount)
         with contextlib.closing(Input(source)) as given:
-            return self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
+            size = self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
+        self._syncing.contents(mount.mount_id)
+        return size
 
     def commit(self, mount: Mount, flags: int, level: Durability, progress: Progress | None) -> Layer:
         """Register what one holds now, on the same parent; flags: the core's, for its tar."""

@@ -35,7 +35,7 @@ C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export
 PY_FLOORS = [
     {"errors", "_files", "_changes", "_locks"},
     {"ids", "logs", "locks", "holds", "dockerd", "textfile", "decompress", "_apply", "_tarstream", "_listing", "_pack", "_mount", "_walk"},
-    {"values"},
+    {"values", "_compiled"},
     {"sources", "descriptor"},
     {"transaction"},
     {"metadata", "imagedb", "tarstream", "compare", "files", "merged", "drivers.mounts", "drivers.counter", "drivers.options",

@@ -410,3 +410,37 @@ def test_the_layerdbs_lock_is_of_this_kind(root, open_store):
         with pytest.raises(StoreInUseError) as caught:
             FileMetadataStore(root / "image/overlay2/layerdb", lock_timeout=0.2).exclusive().__enter__()
         assert re.search(rf"layerdb is locked by this process \({os.getpid()}\)", str(caught.value))
+
+
+# ---- the import ---------------------------------------------------------------------------------
+IMPORTED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import collections, contextlib, ctypes, logging, tempfile, threading      # so that what follows is ours
+ended = []
+for number in range(1, 300, 12):
+    pid = os.fork()
+    if not pid:
+        seen = 0
+        def interrupt(frame, event, arg):
+            global seen
+            if event == "call" and "layerstore._compiled" in sys.modules:
+                seen += 1
+                if seen == number:
+                    sys.setprofile(None)
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.setprofile(interrupt)
+        try:
+            import layerstore
+        except KeyboardInterrupt:
+            os._exit(7)
+        os._exit(8)
+    ended.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(*ended)
+"""
+
+
+def test_an_interrupt_while_the_package_is_imported_is_an_interrupt():
+    done = subprocess.run([sys.executable, "-c", IMPORTED, SOURCE], capture_output=True, text=True, check=True)
+    ended = done.stdout.split()
+    assert set(ended) <= {"7", "8"} and ended.count("7") > 15, done.stdout      # 8: there were fewer functions

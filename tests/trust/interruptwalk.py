@@ -25,21 +25,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import disk
-import imagekit
 import killwalk
 import ownspace
 import seeded
-import tarkit
 import workload
-from killwalk import BASE, NEW, TOP, chain
+from killwalk import ARCHIVE, BASE, DIFF, NEW, TOP, chain
 
 from layerstore import CreateRWLayerOpts, Images, LayerStoreError, Store
 
 # Whoever waits longer waits for a lock that is not given back.
 SECONDS = 5
 INIT = CreateRWLayerOpts(init_func=workload.init)
-DIFF = tarkit.file("by-diff", b"d" * 3000) + tarkit.end()
-ARCHIVE = imagekit.tar_of(imagekit.docker([([imagekit.BASE, imagekit.TOP], ["app:1"])]))
 
 
 def imaged(store: Store) -> None:

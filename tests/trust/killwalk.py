@@ -25,6 +25,7 @@ import imagekit
 import ownspace
 import powercut
 import seeded
+import tarkit
 import workload
 from cutdisk import CutDisk
 
@@ -47,6 +48,7 @@ class Walk(ctypes.Structure):
 
 # ---- the acts ------------------------------------------------------------------------------------
 ARCHIVE = imagekit.tar_of(imagekit.docker([([imagekit.BASE, imagekit.TOP], ["app:1"])]))
+DIFF = tarkit.file("by-diff", b"d" * 3000) + tarkit.end()
 BASE, TOP, NEW = 11, 12, 13     # small layers: TOP stands on BASE, NEW comes onto TOP
 
 
@@ -140,6 +142,21 @@ def load_again(store: Store) -> None:
     assert {each.id for each in Images(store).list()} == {image.id}
 
 
+def with_image(store: Store) -> None:
+    two_layers(store)
+    Images(store).create(chain(BASE, TOP), {"created": "2020-01-01T00:00:00Z"}, tags="keep:1")
+
+
+def tag_again(store: Store) -> None:
+    assert Images(store).tag("keep:1", "t:1").references == ("keep:1", "t:1")
+
+
+def applied(store: Store) -> bytes:
+    """What apply_diff() put into the box."""
+    with store.get_rw_layer("box").mounted() as path:
+        return Path(path, "by-diff").read_bytes()
+
+
 def images_of(store: Store) -> frozenset[str]:
     """Each image with its names: one that was to have names has them."""
     return frozenset(f"{image.id} {' '.join(image.references)}" for image in Images(store).list())
@@ -150,6 +167,7 @@ class Act(NamedTuple):
     ready: Callable[[Store], Any]               # in the child, before the walk begins
     do: Callable[..., object]                    # what is walked
     again: Callable[[Store], None]              # in whatever is left: the act succeeds now
+    kept: Callable[[Store], bool] = lambda store: True     # once the act has returned, whatever comes
     leaves: tuple[str, ...] = ()                # acts that are killed half-way on the start, for cleanup() to find
 
 
@@ -169,7 +187,10 @@ ACTS = {
                        lambda store, box: store.release_rw_layer(box), unbox_again),
     "release box and all": Act(with_box, lambda store: store.get_rw_layer("box"),
                                lambda store, box: store.release_rw_layer(box), release_again),
-    "cleanup": Act(with_box, nothing, lambda store, _: store.cleanup(), nothing,
+    "apply_diff": Act(with_box, lambda store: store.get_rw_layer("box"), lambda store, box: box.apply_diff(DIFF), mount_again,
+                      kept=lambda store: applied(store) == b"d" * 3000),
+    "tag": Act(with_image, nothing, lambda store, _: Images(store).tag("keep:1", "t:1"), tag_again),
+    "cleanup": Act(with_box, nothing, lambda store, _: store.cleanup(), nothing, leaves=
                    ("mount", "register on", "create", "release box and all")),
     "open": Act(nothing, nothing, nothing, new_again()),     # opened() below
 }
@@ -302,6 +323,8 @@ class Walker:
                 # What was deleted may come back with the power, but whole: durable is what was made, not what was removed.
                 if extra := now - (after if finished and not self.disk else before | after):
                     wrong.append(f"{what} from nowhere: {sorted(extra)}")
+            if finished and not self.act.kept(store):
+                wrong.append("what the act had done is lost")
             for id, layer in layers.items():
                 if faults := self.judge.faults(layer, self.known.get(id)):
                     wrong.append(f"layer {id}: {faults}")
