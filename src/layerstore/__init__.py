@@ -28,7 +28,7 @@ from layerstore.errors import (
     TarFormatError,
 )
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
-from layerstore.images import Image, Images, Removed
+from layerstore.images import ArchivedImage, Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
 from layerstore.leftout import LeftOutWarning
 from layerstore.merged import MergedTree
@@ -56,9 +56,9 @@ __version__ = "0.1.0"
 logs.prepare()
 
 __all__ = [
-    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "BreakoutError", "ChainID", "Change",
-    "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done", "FileEntry",
-    "FileMetadataStore", "FileType", "Holder", "Image", "ImageDoesNotExistError", "ImageError", "Images",
+    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "ArchivedImage", "BreakoutError", "ChainID",
+    "Change", "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done",
+    "FileEntry", "FileMetadataStore", "FileType", "Holder", "Image", "ImageDoesNotExistError", "ImageError", "Images",
     "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError",
     "LayerNotRetainedError", "LayerStoreError", "LeftOutWarning", "LimitExceededError", "MaxDepthExceededError",
     "MergedTree",

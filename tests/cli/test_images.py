@@ -282,3 +282,16 @@ def test_lengths_of_time(text, seconds):
 def test_what_is_no_length_of_time(text):
     with pytest.raises(ValueError, match="length of time"):
         texts.parse_age(text)
+
+
+def test_ls_of_an_archive_loads_nothing(cli, program, archives, root):
+    line = cli("image", "ls", "--archive", archives / "app.tar")
+    assert line.code == 0
+    assert line.out.splitlines()[1].split()[0] == "app:latest"
+    found, = cli("image", "ls", "--archive", archives / "app.tar", "--json").json
+    assert (found["references"], found["layers"], found["diff_ids"][0]) == (["app:latest"], 2, BASE_ID)
+    piped = program("image", "ls", "--archive", "-", "--json", input=(archives / "base.tar").read_bytes())
+    assert json.loads(piped.out)[0]["references"] == ["base:latest"]
+    assert not root.exists() or not list(root.iterdir())
+    bad = cli("image", "ls", "--archive", archives / "none.tar")
+    assert bad.code == 3 and "none.tar" in bad.err

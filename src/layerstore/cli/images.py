@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from layerstore import Image, ImageDoesNotExistError, ImageError, Removed
+from layerstore import Image, ImageDoesNotExistError, ImageError, Images, Removed
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, source_of
 from layerstore.cli.opening import Opened, reading, writing
@@ -55,7 +55,11 @@ def add(commands: Commands) -> None:
     packed.add_argument("--zstd", dest="compression", action="store_const", const="zstd",
                         help="compress the layers with zstd (oci, oci-dir)")  # fmt: skip
 
-    image.command("ls", run_ls, "list the images, the newest first", examples=["image ls", "image ls --json"])
+    listed = image.command("ls", run_ls, "list the images, the newest first",
+                           examples=["image ls", "image ls --json", "image ls --archive debian.tar.gz"])  # fmt: skip
+    listed.add_argument("--archive", metavar="TAR",
+                        help='list what an archive holds, or the directory of a layout, and load nothing; "-" is '
+                             "standard input")  # fmt: skip
 
     remove = image.command("rm", run_rm, "remove names of images, and with the last name the image and its layers",
                            examples=["image rm debian:12", "image rm --force 5f70bf18a086"])  # fmt: skip
@@ -200,8 +204,28 @@ def run_save(args: Any, screen: Screen) -> int:
     return Exit.OK
 
 
+def _ls_archive(args: Any, screen: Screen) -> int:
+    found = Images.list_archive(source_of(args.archive))
+    if screen.as_json:
+        screen.json([
+            {**image._asdict(), "references": list(image.references), "digests": list(image.digests),
+             "diff_ids": list(image.diff_ids)} for image in found
+        ])  # fmt: skip
+        return Exit.OK
+    rows: list[list[Cell]] = [
+        [(name, "cyan"), short_id(image.id) if image.id else "-",
+         "/".join(part for part in (image.os, image.architecture, image.variant) if part), str(image.layers),
+         _age(image.created)]
+        for image in found for name in image.references or ("-",)
+    ]  # fmt: skip
+    screen.table(("IMAGE", "ID", "PLATFORM", ">LAYERS", "AGE"), rows)
+    return Exit.OK
+
+
 def run_ls(args: Any, screen: Screen) -> int:
-    """List images."""
+    """List images, of the store or of an archive."""
+    if args.archive is not None:
+        return _ls_archive(args, screen)
     with reading(args) as opened:
         found = opened.images.list()
     if screen.as_json:

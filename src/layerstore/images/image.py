@@ -23,6 +23,28 @@ class Removed(NamedTuple):
     layers: list[Metadata]
 
 
+class ArchivedImage(NamedTuple):
+    """An image as Images.list_archive() finds it in an archive.
+
+    id            SHA-256 of its config; "" in archives from before Docker 1.10, where loading makes the config
+    references    its names, "name:tag"
+    digests       its names by digest, "name@sha256:..."
+    diff_ids      the tars of its layers, base first; () where only the tars say
+    layers        how many they are
+    created       when it was made, as the config has it; ""
+    """
+
+    id: Digest | str
+    references: tuple[str, ...]
+    digests: tuple[str, ...]
+    os: str
+    architecture: str
+    variant: str
+    diff_ids: tuple[DiffID, ...]
+    layers: int
+    created: str
+
+
 @dataclass(frozen=True)
 class Image(Top):
     """One image of a store, as it was when it was asked for. Two are equal if their ids are."""

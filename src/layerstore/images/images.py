@@ -27,8 +27,8 @@ from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
 from layerstore.images.gojson import encode
 from layerstore.images.history import history
-from layerstore.images.image import Image, Removed
-from layerstore.images.load import names_for
+from layerstore.images.image import ArchivedImage, Image, Removed
+from layerstore.images.load import archived, names_for
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
@@ -37,6 +37,7 @@ from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
+from layerstore.limits import Limits
 from layerstore.locks import Ending, surely
 from layerstore.store import Store
 from layerstore.textfile import new_file
@@ -45,6 +46,7 @@ from layerstore.values import Progress
 log = logging.getLogger("layerstore")
 
 _Images = list[Image]
+_ArchivedImages = list[ArchivedImage]
 _Excluded = Layer | Image | str
 _Steps = list[Mapping[str, Any]]
 _MIN_ID = 4
@@ -235,6 +237,19 @@ class Images:
             with self._changing():
                 self._publish(db, planned, [config.data for config in configs])
                 return [self.get(config.id) for config in configs]
+
+    @staticmethod
+    def list_archive(
+        source: Any, *, platform: str | None = "all", max_window: int = Limits().max_window
+    ) -> _ArchivedImages:  # fmt: skip
+        """Say which images an archive holds, without loading any: no store is needed for it.
+
+        source      as load() takes it; a stream is read to its end
+        platform    as load() takes it; "all" is the default here
+        max_window  bytes that a compressed archive may look back, which takes as much memory
+        Raises      ImageError as load() does, OSError. Layers are not looked at, not even whether they are there.
+        """
+        return [archived(each) for each in load.look(source, platform, max_window)]
 
     def _changing(self) -> contextlib.AbstractContextManager[None]:
         """Keep other threads and processes from the database; no dockerd shall have been started meanwhile."""

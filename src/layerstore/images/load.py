@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from layerstore._apply import guess_format
 from layerstore.errors import ImageError
 from layerstore.images.configs import Config
 from layerstore.images.gather import Crew, Gatherer
+from layerstore.images.image import ArchivedImage
 from layerstore.images.plan import plan
 from layerstore.images.planned import Planned
 from layerstore.images.shelf import DirectoryShelf, TarShelf
-from layerstore.images.stream import Reader, Stream, decompressed, teller_of
+from layerstore.images.stream import Reader, Stream, decompressed, documents_of, teller_of
 from layerstore.locks import Scope
 from layerstore.sources import HEAD, Input
 from layerstore.values import Progress
 
 _Loaded = tuple[list[Planned], list[Config]]
 _SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".tar")
+
+
+class _Supply(NamedTuple):
+    """An opened archive: a shelf, or a reader of what comes once; tell is the reader's.
+
+    stem   what the archive is called, for names that are only tags
+    """
+
+    shelf: TarShelf | DirectoryShelf | None
+    reader: Reader | None
+    stem: str
+    tell: Any
 
 
 def gather(
@@ -31,9 +44,27 @@ def gather(
     source   as Images.load() takes it
     named    names were given: those in the archive do not matter
     """
+    with _opened(source, progress, gatherer.store._max_window) as supply:
+        if supply.shelf:
+            return _from_shelf(gatherer, supply.shelf, platform, supply.stem, progress, named=named)
+        assert supply.reader
+        return _from_stream(gatherer, supply.reader, platform, supply.stem, supply.tell, named=named)
+
+
+def look(source: Any, platform: str | None, max_window: int) -> list[Planned]:
+    """Say what gather() would bring in, without any store."""
+    with _opened(source, None, max_window) as supply:
+        shelf = supply.shelf or documents_of(supply.reader)
+        return plan(shelf, platform, supply.stem)
+
+
+@contextlib.contextmanager
+def _opened(source: Any, progress: Progress | None, max_window: int) -> Iterator[_Supply]:
+    """Open whatever holds images."""
     if isinstance(source, (str, os.PathLike)) and os.path.isdir(source):
         with contextlib.closing(DirectoryShelf(os.fspath(source))) as shelf:
-            return _from_shelf(gatherer, shelf, platform, _stem(source), progress, named=named)
+            yield _Supply(shelf, None, _stem(source), None)
+        return
     with contextlib.closing(Input(source)) as given:
         head = given.head()
         kind = guess_format(head[:HEAD])
@@ -41,26 +72,25 @@ def gather(
         if not head:
             raise ImageError("the archive is empty")
         if given.regular and kind == "plain":
-            found = _from_shelf(gatherer, TarShelf(given.fd, given.reread()[1]), platform, stem, progress, named=named)
+            yield _Supply(TarShelf(given.fd, given.reread()[1]), None, stem, None)
             _at_the_end(given)
-            return found
+            return
         if given.regular:
             head = b""
         if kind == "plain":
             fd = given.fd if given.offset < 0 else -1
             reader = Reader(given.block, fd=fd, begin=head)
-            tell = teller_of(progress, None, lambda: reader.position)
-            return _from_stream(gatherer, reader, platform, stem, tell, named=named)
+            yield _Supply(None, reader, stem, teller_of(progress, None, lambda: reader.position))
+            return
         taken = [0]
 
         def count(n: int) -> None:
             taken[0] += n
 
-        max_window = gatherer.store._max_window
         total = os.fstat(given.fd).st_size - given.reread()[1] if given.regular else None
         tell = teller_of(progress, total, lambda: taken[0])
         with decompressed(kind, given, head, count, max_window) as reader:
-            return _from_stream(gatherer, reader, platform, stem, tell, named=named)
+            yield _Supply(None, reader, stem, tell)
 
 
 def _stem(path: str | os.PathLike[Any]) -> str:
@@ -105,3 +135,21 @@ def _from_stream(
 def names_for(tags: str | Sequence[str]) -> list[str]:
     """The names that load() was given."""
     return [tags] if isinstance(tags, str) else list(tags)
+
+
+def archived(planned: Planned) -> ArchivedImage:
+    """Tell of a planned image."""
+    config, top = planned.config, planned.v1[-1] if planned.v1 else {}
+    if config:
+        system, architecture, variant = config.platform
+    else:
+        system, architecture, variant = (str(top.get(key) or "") for key in ("os", "architecture", "variant"))
+    return ArchivedImage(
+        id=config.id if config else "",
+        references=tuple(name for name in sorted(planned.references) if "@" not in name),
+        digests=tuple(name for name in sorted(planned.references) if "@" in name),
+        os=system or "linux", architecture=architecture, variant=variant,
+        diff_ids=tuple(config.diff_ids) if config else (),
+        layers=len(planned.layers),
+        created=config.created if config else str(top.get("created") or ""),
+    )  # fmt: skip

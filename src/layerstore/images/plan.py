@@ -43,7 +43,7 @@ _CONFIG_NAME = re.compile(r"([a-f0-9]{64})\.json")
 
 def plan(
     shelf: Shelf, platform: str | None, stem: str = "", *, complete: bool = True, named: bool = False,
-    known: Callable[[ChainID], bool] = lambda _chain: False,
+    known: Callable[[ChainID], bool] | None = None,
 ) -> list[Planned]:  # fmt: skip
     """Say which images to load, in the archive's order, each once.
 
@@ -51,7 +51,7 @@ def plan(
     stem       what the archive itself is called, for names that are only tags
     complete   False: more of the archive may come
     named      names were given: those in the archive do not matter
-    known      says whether the store has a layer, which the archive need not have then
+    known      says whether the store has a layer, which the archive need not have then; None: no layer is needed
 
     Raises  MissingError   a document is not there (yet)
             ImageError     one is malformed, or none fits the platform
@@ -60,7 +60,7 @@ def plan(
     wanted = Wanted(of, platform is not None, complete, stem, named)
     found, notes = _found(Documents(shelf), wanted)
     found = _merged(found)
-    if of is None and complete:
+    if of is None and complete and known:
         found = _those_with_layers(found, shelf, known, notes)
     found = _settled(found, of or host_platform())
     for note in notes if complete else ():

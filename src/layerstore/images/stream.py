@@ -157,6 +157,16 @@ class Kept:
             raise ImageError(f"the archive has documents of more than {_KEPT_LIMIT} bytes, packed")
         self._documents[entry.offset] = found
 
+    def take(self, entry: Entry, head: bytes, reader: Reader) -> None:
+        """Keep what comes behind its head, if it is small enough for a document."""
+        if entry.size > DOCUMENT_LIMIT:
+            self.keep(entry, None)
+            return
+        data = head + reader.exactly(entry.size - len(head))
+        if len(data) < entry.size:
+            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        self.keep(entry, data)
+
     def hashed(self, entry: Entry, digest: Digest | None) -> None:
         """Learn the digest of what is no document."""
         if digest:
@@ -184,6 +194,26 @@ class Kept:
             if isinstance(first, (bytes, str)) and first == second:
                 return True
         return False
+
+
+def _head_of(entry: Entry, reader: Reader) -> bytes:
+    head = reader.exactly(min(HEAD, entry.size))
+    if len(head) < min(HEAD, entry.size):
+        raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+    return head
+
+
+def documents_of(reader: Reader | None) -> Kept:
+    """Read an archive for its documents alone. Raises ImageError."""
+    assert reader
+    kept = Kept()
+    for entry in entries(reader.exactly, reader.skip, lambda: reader.position):
+        kept.add(entry)
+        if entry.kind == FILE and entry.size and not looks_like_tar(head := _head_of(entry, reader)):
+            kept.take(entry, head, reader)
+    reader.skip(1 << 62)
+    kept.end()
+    return kept
 
 
 class Stream:
@@ -244,11 +274,10 @@ class Stream:
         return job
 
     def _take(self, entry: Entry) -> None:
-        head = self._reader.exactly(min(HEAD, entry.size))
-        if len(head) < min(HEAD, entry.size):
-            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        head = _head_of(entry, self._reader)
         if not looks_like_tar(head):
-            self._keep(entry, head)
+            self._kept.take(entry, head, self._reader)
+            self._stale = True
             return
         if not head:
             return                                 # a document, or a layer: job_of() makes one of it
@@ -271,16 +300,6 @@ class Stream:
             if planned := self._planned.get(entry.name):
                 job.check(planned)
         self._kept.hashed(entry, job.digest)
-
-    def _keep(self, entry: Entry, head: bytes) -> None:
-        if entry.size > DOCUMENT_LIMIT:
-            self._kept.keep(entry, None)
-            return
-        data = head + self._reader.exactly(entry.size - len(head))
-        if len(data) < entry.size:
-            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
-        self._kept.keep(entry, data)
-        self._stale = True
 
     def _look_ahead(self) -> None:
         """Where all documents have come already, they say what is wanted."""
