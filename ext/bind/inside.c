@@ -30,7 +30,7 @@
 #ifndef SYS_kcmp
 #define SYS_kcmp -1
 #endif
-enum { SET_FLAG = 0, SET_STRING = 1, CMD_CREATE = 6, FS_CLOEXEC = 1, COMPARE_FILES = 2 };
+enum { SET_STRING = 1, CMD_CREATE = 6, FS_CLOEXEC = 1, COMPARE_FILES = 2 };
 #define NS_INFO _IOR(0xb7, 10, struct ns_info)
 #define NS_NEXT _IOR(0xb7, 11, struct ns_info)
 #define NS_PREVIOUS _IOR(0xb7, 12, struct ns_info)
@@ -448,7 +448,7 @@ int lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere)
 
 static int set(int fs, const char *key, const char *value)
 {
-    return syscall(SYS_fsconfig, fs, value ? SET_STRING : SET_FLAG, key, value, 0) < 0 ? -errno : 0;
+    return syscall(SYS_fsconfig, fs, SET_STRING, key, value, 0) < 0 ? -errno : 0;
 }
 
 /* A file system in memory that is mounted nowhere and goes with its descriptor, with two directories in it. */
@@ -469,7 +469,7 @@ static int scratch(void)
 }
 
 /* An overlay with index=on refuses a lower that another overlay writes to, attached or not. Nothing is written there. */
-static int try_as_lower(int lower, int place, int userxattr)
+static int try_as_lower(int lower, int place)
 {
     char name[3][64];
     snprintf(name[0], sizeof name[0], "/proc/self/fd/%d", lower);
@@ -479,8 +479,6 @@ static int try_as_lower(int lower, int place, int userxattr)
     if (fs < 0)
         return -errno;
     int e = set(fs, "index", "on");
-    if (!e && userxattr)
-        e = set(fs, "userxattr", NULL);
     if (!e)
         e = set(fs, "lowerdir", name[0]);
     if (!e)
@@ -493,13 +491,13 @@ static int try_as_lower(int lower, int place, int userxattr)
     return e == -EBUSY ? 1 : e;
 }
 
-int lay_upper_in_use(const char *upper, int userxattr)
+int lay_upper_in_use(const char *upper)
 {
     int lower = open(upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (lower < 0)
         return -errno;
     int place = scratch();
-    int found = place < 0 ? place : try_as_lower(lower, place, userxattr);
+    int found = place < 0 ? place : try_as_lower(lower, place);
     if (place >= 0)
         close(place);
     close(lower);

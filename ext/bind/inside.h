@@ -22,7 +22,8 @@ void lay_uses_free(char *out);
  */
 int lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere);
 
-/* 1: an overlay, attached or not, has this directory as its upper; 0: none has. */
-int lay_upper_in_use(const char *upper, int userxattr);
+/* 1: an overlay, attached or not, has this directory as its upper; 0: none has. Not for a user namespace, where the
+ * kernel takes no file handles and so has no index: the answer is 0 there. */
+int lay_upper_in_use(const char *upper);
 
 #endif

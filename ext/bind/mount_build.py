@@ -43,7 +43,7 @@ int lay_quota_state(const char *device);
 int lay_uses(unsigned major, unsigned minor, const int *ours, size_t n_ours, char **out, size_t *size);
 void lay_uses_free(char *out);
 int lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere);
-int lay_upper_in_use(const char *upper, int userxattr);
+int lay_upper_in_use(const char *upper);
 """
 )
 

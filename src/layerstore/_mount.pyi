@@ -31,7 +31,7 @@ class _Lib:
     def lay_uses_free(self, out: Any) -> None: ...
     def lay_count_mounts(self, major: int, minor: int, here: Any, elsewhere: Any) -> int:
         """How often a device is mounted in this mount namespace (int *here), and whether in others (int *elsewhere)."""
-    def lay_upper_in_use(self, upper: bytes, userxattr: bool) -> int:
+    def lay_upper_in_use(self, upper: bytes) -> int:
         """1: an overlay, attached or not, has this directory as its upper; 0: none has."""
     def lay_quota_state(self, device: bytes) -> int:
         """1: project quotas are counted and enforced on the device; 0: not."""

@@ -234,3 +234,46 @@ def test_root_makes_devices_and_hears_nothing(place, caplog):
         layer = store.register(devices)
         assert stat.S_ISCHR(os.lstat(f"{layer.metadata()['UpperDir']}/null").st_mode)
         assert caplog.records == []
+
+
+INSIDE = r"""
+import os, subprocess, sys, time
+from layerstore import ActiveMountError, Store
+
+def refused(call):
+    try:
+        call()
+    except ActiveMountError as error:
+        return [one.pid for one in error.holders]
+    return None
+
+with Store(sys.argv[1]) as store:
+    box = store.create_rw_layer("box", store.register(sys.argv[2]).chain_id)
+    path = box.mount()
+    for front in ([], ["unshare", "--mount"]):
+        with subprocess.Popen([*front, "sh", "-c", 'cd "$0"; echo ready; exec sleep 60', path], stdout=subprocess.PIPE) as child:
+            child.stdout.readline()
+            assert refused(box.unmount) == [child.pid], front
+            box.unmount(lazy=True)
+            assert refused(box.mount) == [child.pid], front
+            assert [one.pid for one in box.holders()] == [child.pid], front
+            child.kill()
+        assert box.holders() == [], front
+        assert box.mount() == path
+    box.unmount()
+    other = store.create_rw_layer("other", box.parent.chain_id)
+    with open(f"{sys.argv[1]}/image/overlay2/layerdb/mounts/box/detached", "w") as mark, other.mounted() as used:
+        device = os.stat(used).st_dev
+        mark.write(f"{os.major(device)}:{os.minor(device)}")
+        mark.flush()
+        os.chdir(used)
+        with box.mounted():
+            pass                                          # the number is another one's by now
+        os.chdir("/")
+"""
+
+
+def test_a_box_in_use_is_known_in_a_user_namespace_too(place):
+    """There the kernel does not say whether an upper is in use: the processes are looked at."""
+    done = subprocess.run([*OTHER, sys.executable, "-c", INSIDE, place / "s", tar(place, "base")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -160,6 +160,8 @@ class Mounting:
         device = self._device_elsewhere(id)
         if device is None and self.marks:
             device = self.marks.device(id)
+            if used is None and device is not None and self._is_anothers(device):
+                device = None             # the number was given again
         found = holders(device, merged, tuple(self._ours)) if device is not None else []
         # A kernel that does not tell: what a process is seen to use, or another store says that it uses.
         return found if used or found or self._holds.held_elsewhere(_use(id)) else None
@@ -173,6 +175,13 @@ class Mounting:
                 if any(option.startswith("upperdir=") and option.endswith(ends) for option in options):
                     return os.makedev(*mount.device)
         return None
+
+    @staticmethod
+    def _is_anothers(device: int) -> bool:
+        """Is a file system of this number mounted, which is not the detached one then?"""
+        numbers = os.major(device), os.minor(device)
+        tables = itertools.chain((mounts.mount_table(),), mounts.other_tables())
+        return any(mount.device == numbers for table in tables for mount in table)
 
     def holders(self, id: str) -> list[Holder]:
         """List who is inside id: mounted here, detached, or mounted in another namespace; [] where it is not."""

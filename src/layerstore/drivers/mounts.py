@@ -286,9 +286,11 @@ def is_mounted(path: str) -> bool:
 def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
     """Say whether an overlay writes to this directory: attached or not, in any namespace, or kept by a descriptor.
 
-    None   this kernel does not tell
+    None   this kernel does not tell, or not in a user namespace (userxattr), where it takes no file handles
     """
-    answer = lib.lay_upper_in_use(os.fsencode(upper), userxattr)
+    if userxattr:
+        return None
+    answer = lib.lay_upper_in_use(os.fsencode(upper))
     if answer < 0:
         log.debug("Cannot ask whether %s is in use: %s", upper, os.strerror(-answer), extra={"directory": upper})
     return bool(answer) if answer >= 0 else None
