@@ -22,6 +22,14 @@ static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dic
     }
     if (!o.code)
         o.code = lay_unpack_end(u, &o.size, &err);
+    const void *unsettled;
+    size_t left = 0;
+    lay_unpack_unsettled(u, &unsettled, &left);
+    PROMISE(!left || (!o.code && !(flags & LAY_APPLY_MERGED)), "over what is below nothing is left open");
+    if (left) {                               /* it stands on itself, where all its directories are */
+        lay_error ignored;
+        PROMISE(!lay_stand_on(room.out, unsettled, left, &room.out, 1, flags, &ignored), "what is left open is settled");
+    }
     if (o.code) {
         fuzz_error_is_whole(&err, o.code);
         fuzz_stays_inside(&err);
@@ -36,7 +44,7 @@ static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dic
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const unsigned kinds[] = { 0, LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_MERGED | LAY_APPLY_USERNS };
+    static const unsigned kinds[] = { 0, LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_MERGED | LAY_APPLY_OWN_LINKS };
     fuzz_dice dice = fuzz_dice_of(data, size);
     unsigned flags = kinds[fuzz_throw(&dice, 8) % 4];
     outcome whole = unpack(data, size, flags, NULL), cut = unpack(data, size, flags, &dice);
