@@ -112,6 +112,8 @@ class Store:
                 raise LayerStoreError(f"there is no store below {self.root} to read", path=self.root)
             if not self._read_only:
                 os.makedirs(self.root, 0o711, exist_ok=True)
+                if os.statvfs(self.root).f_flag & os.ST_RDONLY:
+                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.root)
             self._driver = drivers.open_driver(
                 name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits,
                 lock_timeout=lock_timeout,

@@ -140,6 +140,21 @@ def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
         raise
 
 
+# What concerns a whole file system, so that the name of an entry does not say where; no source that is read gives it.
+_OF_A_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def placing(directory: str) -> Iterator[None]:
+    """Put directory before the name of an entry in an OSError that concerns a whole file system."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno in _OF_A_FILE_SYSTEM and isinstance(err.filename, str):
+            err.filename = os.path.join(directory, err.filename)            # which an absolute name stays
+        raise
+
+
 def sync_directory(path: str) -> None:
     """Put a directory's entries on the disk."""
     fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)

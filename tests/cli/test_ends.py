@@ -336,3 +336,92 @@ def test_sizes(size, text):
 )
 def test_ages(seconds, text):
     assert texts.human_age(seconds) == text
+
+
+# ---- the host does not let it --------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(room):
+    """Mount something at a fresh directory."""
+    points = []
+
+    def mount(kind, options):
+        point = room / f"point-{len(points)}"
+        point.mkdir()
+        subprocess.run(["mount", "-t", kind, "-o", options, "none", point], check=True)
+        points.append(point)
+        return point
+
+    yield mount
+    for point in reversed(points):
+        subprocess.run(["umount", "-l", point], check=True)
+
+
+def test_on_a_file_system_for_reading_only(cli, room, mounted):
+    """What reads works, what writes says why it does not; also where no store was made yet."""
+    place = mounted("tmpfs", "size=20m")
+    (room / "base.tar").write_bytes(BASE)
+    for words in (["init"], ["register", room / "base.tar"], ["rw", "create", "box", ID]):
+        assert cli("--root", place / "store", *words).code == 0
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    for words in (["ls"], ["show", ID], ["info"], ["ls-files", ID], ["cat", ID, "etc/motd"], ["export", ID, "-o", room / "out"], ["verify"],
+                  ["orphans"], ["rw", "ls"], ["rw", "size", "box"], ["rw", "changes", "box"], ["image", "ls"],
+                  ["diff", ID, ID], ["find", "**/motd", ID], ["image", "prune", "--dry-run"]):  # fmt: skip
+        done = cli("--root", place / "store", *words)
+        assert done.code == 0, (words, done.err)
+    for words in (["register", room / "base.tar"], ["release", ID], ["rw", "create", "other"], ["rw", "mount", "box"], ["rw", "rm", "box"],
+                  ["rw", "commit", "box"], ["gc"], ["gc", "--dry-run"], ["image", "load", room / "base.tar"], ["image", "prune"], ["image", "create", ID]):  # fmt: skip
+        done = cli("--root", place / "store", *words)
+        assert done.code == 4 and "read-only" in done.said and str(place) in done.said and "not supported" not in done.said, (words, done.err)
+    done = cli("--root", place / "new", "init")
+    assert done.code in (1, 4) and "read-only" in done.said.lower() and str(place) in done.said
+
+
+def test_a_store_on_the_root_of_a_container(program, mounted, room):
+    """An overlay cannot hold another one: the error says what to do."""
+    for name in ("lower", "upper", "work"):
+        (room / name).mkdir()
+    place = mounted("overlay", f"lowerdir={room}/lower,upperdir={room}/upper,workdir={room}/work")
+    done = program("--root", place / "store", "init")
+    assert done.code == 5 and "driver not supported" in done.said and "put it on a volume" in done.said and "-v " in done.said
+    with pytest.raises(layerstore.NotSupportedError, match="put it on a volume"):
+        layerstore.Store(place / "store")
+
+
+WEAK = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all")
+
+
+@pytest.mark.parametrize(("mark", "advice"), [({"container": "podman"}, "--privileged"), ({}, "unshare -Urm")], ids=["container", "host"])
+def test_without_the_right_to_mount(environment, room, mark, advice, monkeypatch):
+    if os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv"):
+        advice = "--privileged"
+    done = subprocess.run([*WEAK, *command(), "--root", room / "store", "init"], capture_output=True, text=True, env={**os.environ, **mark}, check=False)
+    assert done.returncode == 5 and advice in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("layerstore: error initializing graphdriver: driver not supported: ")
+    assert not (room / "store").exists()
+
+
+def test_in_a_directory_of_another_user(environment, room):
+    """No right to write is no missing driver."""
+    (room / "theirs").mkdir(mode=0o755)
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", "-all")
+    code = "import sys; from layerstore import Store\ntry: Store(sys.argv[1])\nexcept PermissionError as err: print(err.filename)"
+    room.chmod(0o755)
+    done = subprocess.run([*nobody, sys.executable, "-c", code, room / "theirs/store"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(str(room / "theirs/store")), done.stderr
+
+
+def test_to_read_takes_no_right_to_mount(base, room, root):
+    """As the scan guide says: a store for reading only, of a process that may not mount."""
+    code = """if True:
+        import sys
+        from layerstore import Images, Store
+        with Store(sys.argv[1], options={"read_only": "true"}) as store:
+            [layer] = store.map().values()
+            print([entry.path for entry in layer.merged().files()], layer.merged().open("etc/motd").read(), store.verify(), Images(store).list())
+            with layer.tar_stream() as tar:
+                print(len(tar.read()))
+    """
+    done = subprocess.run([*WEAK, sys.executable, "-c", code, root], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"['etc', 'etc/motd'] b'hello\\n' [] []\n{len(BASE)}\n"), done.stderr

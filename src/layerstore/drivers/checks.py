@@ -47,6 +47,14 @@ FS_NAMES = {
 }
 
 
+_FileSystem = tuple[int, int]
+
+
+def _file_system(path: str) -> _FileSystem:
+    """Name the file system at path for this process: the number alone is given again when one is unmounted."""
+    return os.stat(path).st_dev, mounts.fs_magic(path)
+
+
 def fs_name(path: str) -> str:
     """Name the file system at path as moby does; "<unknown>" for one it does not know."""
     return FS_NAMES.get(mounts.fs_magic(path), "<unknown>")
@@ -166,7 +174,7 @@ def probe_overlay(where: str) -> None:
     Raises  NotSupportedError   the kernel refuses the mount; it says why, and what to do
             OSError             no directory can be made below where: it is read-only, full, or another user's
     """
-    device = os.stat(where).st_dev
+    device = _file_system(where)
     if device in _overlay_works:
         return
     names = ("lower1", "lower2", "upper", "work", "merged")
@@ -210,7 +218,7 @@ def in_container() -> bool:
     return "container" in os.environ or any(os.path.exists(mark) for mark in marks)
 
 
-_overlay_works: set[int] = set()
+_overlay_works: set[_FileSystem] = set()
 
 
 @functools.cache
@@ -229,19 +237,19 @@ def needs_userxattr(where: str) -> bool:
 
 def has_d_type(where: str) -> bool:
     """Say whether directories list the types of their entries, which overlay relies on."""
-    device = os.stat(where).st_dev
+    device = _file_system(where)
     if device not in _d_type:
         with _probe_directory(where, "check-d-type", "find-d_type") as directory:
             _d_type[device] = mounts.dirents_typed(directory)
     return _d_type[device]
 
 
-_d_type: dict[int, bool] = {}
+_d_type: dict[_FileSystem, bool] = {}
 
 
 def uses_metacopy(where: str) -> bool:
     """Say whether a chmod through the mount copies the metadata alone. Only the status reports it."""
-    device = os.stat(where).st_dev
+    device = _file_system(where)
     if device in _metacopy:
         return _metacopy[device]
     userxattr = needs_userxattr(where)
@@ -269,7 +277,7 @@ def uses_metacopy(where: str) -> bool:
     return found
 
 
-_metacopy: dict[int, bool] = {}
+_metacopy: dict[_FileSystem, bool] = {}
 
 
 def native_diff_problem(where: str) -> str | None:

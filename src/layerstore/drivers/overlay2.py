@@ -35,6 +35,7 @@ from layerstore.limits import Limits
 from layerstore.locks import LOCK_TIMEOUT, Scope
 from layerstore.sources import refuse_nothing
 from layerstore.tarstream import TarStream
+from layerstore.textfile import placing
 from layerstore.values import Change, ChangeKind, Durability, Holder
 
 log = logging.getLogger("layerstore")
@@ -264,7 +265,8 @@ class Overlay2:
 
     def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any:
         """Unpack a layer tar into id and record it: the core's Applied."""
-        with opened(self._at.path(id)) as scratch, opened("diff", dir_fd=scratch) as root:
+        home = self._at.path(id)
+        with opened(home) as scratch, opened("diff", dir_fd=scratch) as root, placing(os.path.join(home, "diff")):
             done = self._apply(_apply.Apply(root, record_fd, scratch, flags=self._marks(id), limits=self._limits), feed)
             if parent:
                 self._settle_on(id, root, done)
@@ -281,7 +283,7 @@ class Overlay2:
 
         Through the mount: the kernel puts the marks, and who has it mounted sees all of it.
         """
-        with self._mounting.mounted(id) as root:
+        with self._mounting.mounted(id) as root, placing(self._at.path(id, "diff")):
             flags = _apply.MERGED | _apply.NO_DRAIN | self._marks(id)
             refuse_nothing(self._apply(_apply.Apply(root, flags=flags, limits=self._limits), feed))
         return self.diff_size(id, parent)

@@ -20,7 +20,7 @@ from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer
 from layerstore.limits import Limits
-from layerstore.textfile import remove_below
+from layerstore.textfile import placing, remove_below
 from layerstore.values import Progress
 
 # A layer that is stored was held to the limits of who stored it.
@@ -36,7 +36,8 @@ def unpack(layers: Sequence[Layer], directory: str, progress: Progress | None) -
     """
     with _opened(directory) as root_fd:
         try:
-            _apply(layers, root_fd, progress)
+            with placing(os.path.abspath(directory)):
+                _apply(layers, root_fd, progress)
         except BaseException as err:
             for name in os.listdir(root_fd):
                 try:
