@@ -30,6 +30,7 @@ ROOMS = {
     "drivers/__init__.py": THE_STORES, "drivers/unowned.py": THE_STORES, "drivers/directories.py": THE_STORES, "drivers/overlay2.py": THE_STORES,
     "drivers/quota.py": THE_STORES, "drivers/mounting.py": THE_STORES + "; and mount points",
     "drivers/checks.py": "probes, each in a directory of its own that only this user may enter",
+    "drivers/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
     "drivers/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "textfile.py": "what the rooms above use",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",
