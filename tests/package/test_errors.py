@@ -212,7 +212,7 @@ SUBJECTS = {
     "ActiveMountError": {"name"},
     "NotMountedError": {"name", "path"},
     "MaxDepthExceededError": {"chain_id", "path"},
-    "CorruptLayerError": {"chain_id", "path"},
+    "CorruptLayerError": {"chain_id", "name", "path"},
     "StoreClosedError": {"path"},
     "ReadOnlyStoreError": {"path"},
     "StoreInUseError": {"path", "chain_id"},
