@@ -48,11 +48,11 @@ cdef Changes owned(lay.lay_changes *c):
     return changes
 
 
-def compare_trees(int new_fd, int old_fd=-1, bint attributes=False):
+def compare_trees(int new_fd, int old_fd=-1, *, bint attributes=False, bint touched=False):
     cdef lay.lay_error err
     cdef lay.lay_code code
     cdef lay.lay_changes *c = NULL
-    cdef unsigned flags = lay.LAY_CHANGES_ATTRIBUTES if attributes else 0
+    cdef unsigned flags = (lay.LAY_CHANGES_ATTRIBUTES if attributes else 0) | (lay.LAY_CHANGES_TOUCHED if touched else 0)
     with nogil:
         code = lay.lay_changes_trees(&c, new_fd, old_fd, flags, &err)
     lay.check(code, &err)

@@ -71,7 +71,7 @@ cdef extern from "lay.h" nogil:
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
     const char *lay_export_left_path(const lay_source *s, int kind, size_t i) noexcept
 
-    unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES
+    unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES, LAY_CHANGES_TOUCHED
     ctypedef struct lay_changes
     lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err) noexcept
     lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept

@@ -21,11 +21,23 @@
 #define LIST_SIZE 1024
 #define VALUE_SIZE 256
 
+#define FD_PATH_SIZE 40
+
+static const char *fd_path(const lay_bearer *thing, char path[FD_PATH_SIZE])
+{
+    snprintf(path, FD_PATH_SIZE, "/proc/self/fd/%d", thing->fd);
+    return path;
+}
+
 static ssize_t list_some(const lay_bearer *thing, char *list, size_t size)
 {
-    if (thing->fd >= 0)
+    char own[FD_PATH_SIZE];
+    if (thing->fd >= 0 && !thing->by_path)
         return flistxattr(thing->fd, list, size);
-    ssize_t n = syscall(SYS_listxattrat, thing->dir_fd, thing->name, AT_SYMLINK_NOFOLLOW, list, size);
+    ssize_t n = thing->fd >= 0 ? listxattr(fd_path(thing, own), list, size) : -1;
+    if (thing->fd >= 0 && (n >= 0 || errno != ENOENT))
+        return n;
+    n = syscall(SYS_listxattrat, thing->dir_fd, thing->name, AT_SYMLINK_NOFOLLOW, list, size);
     if (n >= 0 || (errno != ENOSYS && errno != EPERM))
         return n;
     /* before Linux 6.13, as lay_tree_getxattr does it */
@@ -91,9 +103,12 @@ lay_attribute lay_attribute_kind(const char *name, bool userxattr)
 
 ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size)
 {
+    char own[FD_PATH_SIZE];
     if (thing->fd < 0)
         return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
-    ssize_t n = fgetxattr(thing->fd, name, buf, size);
+    ssize_t n = thing->by_path ? getxattr(fd_path(thing, own), name, buf, size) : fgetxattr(thing->fd, name, buf, size);
+    if (n < 0 && thing->by_path && errno == ENOENT)
+        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
     if (n >= 0)
         errno = 0;
     return n < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : n;

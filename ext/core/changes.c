@@ -161,7 +161,7 @@ int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *
 typedef struct pair { lay_names fresh, old; size_t next, old_next; bool has_old; } pair;   /* one directory in both */
 typedef struct pairs {
     lay_differ differ;
-    bool attributes;                       /* what differs in them alone is told too */
+    bool attributes, touched;              /* what differs in attributes alone, or in its ctime, is told too */
     lay_attributes mine, other;
     lay_trail fresh, old;
     pair *list; size_t depth, cap;
@@ -223,7 +223,8 @@ static bool same_attributes(const lay_attributes *a, const lay_attributes *b)
 /* What moby does not compare: the other attributes, the time of a directory, and what a whole second hides. */
 static lay_code attributes_differ(pairs *p, const char *text, const struct stat *st, const struct stat *old, bool *differ, lay_error *err)
 {
-    const lay_bearer a = { -1, lay_trail_fd(&p->fresh), text }, b = { -1, lay_trail_fd(&p->old), text };
+    const lay_bearer a = { .fd = -1, .dir_fd = lay_trail_fd(&p->fresh), .name = text };
+    const lay_bearer b = { .fd = -1, .dir_fd = lay_trail_fd(&p->old), .name = text };
     *differ = st->st_mtim.tv_sec != old->st_mtim.tv_sec || st->st_mtim.tv_nsec != old->st_mtim.tv_nsec;
     lay_code code = *differ ? LAY_OK : lay_attributes_list(&p->mine, &a, err);
     if (code == LAY_OK && !*differ)
@@ -273,7 +274,8 @@ static lay_code pairs_next(pairs *p, lay_error *err)
         }
         if (differ < 0)
             return lay_differ_fail(&p->differ, errno, text, "read security.capability", err);
-        differs = differ > 0;
+        differs = differ > 0
+            || (p->touched && (st.st_ctim.tv_sec != old_st.st_ctim.tv_sec || st.st_ctim.tv_nsec != old_st.st_ctim.tv_nsec));
         if (!differs && p->attributes) {
             bool besides = false;
             lay_code code = attributes_differ(p, text, &st, &old_st, &besides, err);
@@ -336,7 +338,7 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
     if (code != LAY_OK)
         return code;
     if (lay_trail_open(&p->fresh, new_fd, false) < 0 || (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0))
-        return lay_fail_fd(err, errno, new_fd, "open directory");
+        return lay_fail_os(err, errno, NULL, "open directory");
     code = pairs_read(p, old_fd >= 0, err);
     while (code == LAY_OK && p->depth > 0) {
         const pair *here = &p->list[p->depth - 1];
@@ -347,7 +349,8 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
 
 lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err)
 {
-    pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE, .attributes = (flags & LAY_CHANGES_ATTRIBUTES) != 0 };
+    pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE, .attributes = (flags & LAY_CHANGES_ATTRIBUTES) != 0,
+                .touched = (flags & LAY_CHANGES_TOUCHED) != 0 };
     lay_code code = pairs_run(&p, new_fd, old_fd, err);
     if (code == LAY_OK)
         *out = lay_steal(p.differ.out);

@@ -126,6 +126,13 @@ lay_code lay_export_mark(lay_export *x, lay_error *err)
     return LAY_E_BREAKOUT;
 }
 
+lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err)
+{
+    lay_code code = lay_export_whiteout_name(x, err);
+    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = mtime };
+    return code != LAY_OK ? code : lay_export_head(x, &h, err);
+}
+
 /* What only a mount could resolve must not leave as if it were content. */
 static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
 {
@@ -140,12 +147,12 @@ static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
 }
 
 /* moby looks for exactly this value, and a failure to look is none of ours to hide. */
-static lay_code add_opaque(lay_export *x, int dir_fd, const char *base, const lay_tar_head *dir, lay_error *err)
+static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar_head *dir, lay_error *err)
 {
     char value[8];
     if (!lay_attributes_has(&x->attributes, lay_opaque_xattr(x->userxattr)))
         return LAY_OK;
-    ssize_t n = lay_tree_getxattr(dir_fd, base, lay_opaque_xattr(x->userxattr), value, sizeof value);
+    ssize_t n = lay_attribute_get(thing, lay_opaque_xattr(x->userxattr), value, sizeof value);
     if (n < 0 && errno != ERANGE)
         return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "read the opaque mark");
     if (n != 1 || value[0] != 'y')
@@ -190,39 +197,44 @@ static look look_fail(lay_export *x, const char *what, lay_error *err)
     return LOOK_FAILED;
 }
 
-/* A file with bytes is opened before its header is given, as the header promises what we then read. */
-static look open_payload(lay_export *x, found *f, lay_error *err)
+/* The thing that a header is made of is held open, so that all that is read is of that one: a file for reading, as the
+ * header promises what we then read. */
+static look hold(lay_export *x, found *f, lay_error *err)
 {
-    int fd = openat(f->thing.dir_fd, f->thing.name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    mode_t kind = f->st->st_mode & S_IFMT;
+    int flags = kind == S_IFREG ? O_RDONLY | O_NONBLOCK | O_NOCTTY : kind == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_PATH;
+    int fd = openat(f->thing.dir_fd, f->thing.name, flags | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES && (kind == S_IFDIR || f->st->st_size == 0))       /* nothing of it need be read */
+        fd = openat(f->thing.dir_fd, f->thing.name, (flags = O_PATH) | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
-        return errno == ENOENT ? LOOK_GONE : errno == ELOOP || errno == ENXIO ? LOOK_AGAIN : look_fail(x, "open", err);
+        return errno == ENOENT ? LOOK_GONE : errno == ELOOP || errno == ENXIO || errno == ENOTDIR ? LOOK_AGAIN
+            : look_fail(x, "open", err);
     f->thing.fd = fd;
+    f->thing.by_path = (flags & O_PATH) != 0;
     if (fstat(fd, f->st) < 0)
         return look_fail(x, "stat", err);
-    return S_ISREG(f->st->st_mode) ? LOOK_DONE : LOOK_AGAIN;
+    return (f->st->st_mode & S_IFMT) == kind ? LOOK_DONE : LOOK_AGAIN;
 }
 
 static look read_target(lay_export *x, found *f, lay_error *err)
 {
-    ssize_t n = readlinkat(f->thing.dir_fd, f->thing.name, f->target, sizeof f->target);
+    bool held = f->thing.fd >= 0;
+    ssize_t n = readlinkat(held ? f->thing.fd : f->thing.dir_fd, held ? "" : f->thing.name, f->target, sizeof f->target);
     if (n < 0)
-        return errno == ENOENT ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "read link", err);
+        return errno == ENOENT && !held ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "read link", err);
     f->target_len = (size_t)n;
     return LOOK_DONE;
 }
 
-/* What of the thing's attributes goes into the header. *matters: it has some that do, or are left out. */
-static lay_code read_attributes(lay_export *x, found *f, bool *matters, lay_error *err)
+/* What of the thing's attributes goes into the header. */
+static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
 {
     lay_attributes *a = &x->attributes;
     lay_code code = lay_attributes_list(a, &f->thing, err);
     f->mode = f->st->st_mode;
     f->capability_len = 0;
-    *matters = false;
     if (code != LAY_OK || a->len == 0)
         return code;
-    for (const char *at = a->list; at < a->list + a->len && !*matters; at += strlen(at) + 1)
-        *matters = lay_attribute_kind(at, x->userxattr) != LAY_ATTRIBUTE_OTHER;
     if (x->keep)
         return lay_attributes_read(a, &f->thing, x->userxattr, err);
     if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode))
@@ -236,35 +248,27 @@ static lay_code read_attributes(lay_export *x, found *f, bool *matters, lay_erro
     return code;
 }
 
-/* Is the name still that of the thing which the first look met? */
-static bool is_same(const found *f)
-{
-    struct stat now;
-    return f->thing.fd >= 0 || (fstatat(f->thing.dir_fd, f->thing.name, &now, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0
-        && now.st_ino == f->st->st_ino && now.st_dev == f->st->st_dev && (now.st_mode & S_IFMT) == (f->st->st_mode & S_IFMT));
-}
-
 static look look_once(lay_export *x, found *f, lay_error *err)
 {
-    bool matters = false;
     look seen = LOOK_DONE;
     if (fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
         return errno == ENOENT ? LOOK_GONE : look_fail(x, "stat", err);
     if (S_ISSOCK(f->st->st_mode) || lay_whiteout_kind(f->thing.name, strlen(f->thing.name)) != LAY_WH_PLAIN)
         return LOOK_DONE;
-    if (S_ISREG(f->st->st_mode) && f->st->st_size > 0 && !x->dry)
-        seen = open_payload(x, f, err);
-    else if (S_ISLNK(f->st->st_mode))
-        seen = read_target(x, f, err);
-    if (seen != LOOK_DONE)
-        return seen;
-    if (read_attributes(x, f, &matters, err) != LAY_OK) {
-        if (err->code == LAY_E_OS && lay_tree_gone(err->sys_errno))
-            return LOOK_AGAIN;
-        lay_error_path(err, x->name.text, x->name.len);
-        return LOOK_FAILED;
+    if (x->overlay && lay_stat_is_whiteout(f->st->st_mode, f->st->st_rdev)) {
+        x->attributes.len = x->attributes.count = 0;
+        return LOOK_DONE;
     }
-    return (matters || S_ISLNK(f->st->st_mode)) && !is_same(f) ? LOOK_AGAIN : LOOK_DONE;
+    if (!x->dry)
+        seen = hold(x, f, err);
+    if (seen == LOOK_DONE && S_ISLNK(f->st->st_mode))
+        seen = read_target(x, f, err);
+    if (seen != LOOK_DONE || read_attributes(x, f, err) == LAY_OK)
+        return seen;
+    if (err->code == LAY_E_OS && lay_tree_gone(err->sys_errno))
+        return LOOK_AGAIN;
+    lay_error_path(err, x->name.text, x->name.len);
+    return LOOK_FAILED;
 }
 
 static look look_at(lay_export *x, found *f, lay_error *err)
@@ -301,7 +305,7 @@ static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
     return code == LAY_OK && acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : code;
 }
 
-static lay_code give_entry(lay_export *x, int dir_fd, const char *base, const struct stat *st, lay_tar_head *h, lay_error *err)
+static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct stat *st, lay_tar_head *h, lay_error *err)
 {
     lay_code code = LAY_OK;
     bool dir = S_ISDIR(st->st_mode);
@@ -327,12 +331,12 @@ static lay_code give_entry(lay_export *x, int dir_fd, const char *base, const st
         code = lay_export_head(x, h, err);
     if (dir)
         lay_path_cut(&x->name, plain);
-    return code == LAY_OK && dir && x->overlay ? add_opaque(x, dir_fd, base, h, err) : code;
+    return code == LAY_OK && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
 }
 
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
 {
-    found f = { .thing = { -1, dir_fd, base }, .st = st };
+    found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = st };
     look seen = look_at(x, &f, err);
     LAY_AUTO_FD int fd = f.thing.fd;
     if (seen != LOOK_DONE) {
@@ -342,14 +346,16 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
     bool mark = lay_whiteout_kind(base, strlen(base)) != LAY_WH_PLAIN;
     if (mark || type_of(st->st_mode) == 0) {
         bool socket = S_ISSOCK(st->st_mode);
-        st->st_mode = 0;
-        return mark ? lay_export_mark(x, err)
+        lay_code code = mark ? lay_export_mark(x, err)
             : socket ? lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err) : LAY_OK;
+        bool hides = code == LAY_OK && !mark && socket && x->keep && x->overlay;
+        st->st_mode = 0;
+        return hides ? lay_export_deletion(x, st->st_mtim.tv_sec, err) : code;
     }
     bool device = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
     bool whiteout = x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev);
     lay_tar_head h = {
-        .type = type_of(st->st_mode), .mode = f.mode & 07777, .uid = st->st_uid, .gid = st->st_gid,
+        .type = type_of(st->st_mode), .mode = (whiteout ? st->st_mode : f.mode) & 07777, .uid = st->st_uid, .gid = st->st_gid,
         .size = S_ISREG(st->st_mode) ? st->st_size : 0, .mtime = st->st_mtim.tv_sec,
         .dev_major = device ? major(st->st_rdev) : 0, .dev_minor = device ? minor(st->st_rdev) : 0,
         .capability = f.capability_len > 0 ? f.capability : NULL, .capability_len = f.capability_len,
@@ -367,7 +373,7 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
     if (code == LAY_OK && !whiteout)
         code = note_left_out(x, &f, err);
     if (code == LAY_OK)
-        code = give_entry(x, dir_fd, base, st, &h, err);
+        code = give_entry(x, &f.thing, st, &h, err);
     if (code != LAY_OK || h.type != '0' || h.size == 0)
         return code;
     x->file_left = h.size;
@@ -379,7 +385,7 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
 lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err)
 {
     struct stat st;
-    found f = { .thing = { -1, dir_fd, base }, .st = &st };
+    found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = &st };
     bool dry = x->dry;
     x->dry = true;                  /* its bytes stay unread */
     look seen = look_at(x, &f, err);

@@ -44,6 +44,8 @@ lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err
 lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
 /* x->name is a mark for whoever reads the tar: LAY_OK, and it is noted as left out, or LAY_E_BREAKOUT. */
 lay_code lay_export_mark(lay_export *x, lay_error *err);
+/* x->name is not there any more: its whiteout, as moby makes it of a deletion. */
+lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
 /* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
  * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);

@@ -36,16 +36,8 @@ static int parent_of(changes_export *c, const char *path, size_t n, lay_error *e
     return c->parent_fd;
 }
 
-static lay_code give_deletion(changes_export *c, lay_error *err)
-{
-    lay_export *x = &c->x;
-    lay_code code = lay_export_whiteout_name(x, err);
-    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = c->now };
-    return code != LAY_OK ? code : lay_export_head(x, &h, err);
-}
-
-/* left_out: only what differs there, and has no place in the tar, is noted. */
-static lay_code give_change(changes_export *c, bool left_out, bool *given, lay_error *err)
+/* Of what differs in its attributes alone only what has no place in the tar is noted, where they are not kept. */
+static lay_code give_change(changes_export *c, int kind, bool *given, lay_error *err)
 {
     lay_export *x = &c->x;
     const char *slash = memrchr(x->name.text, '/', x->name.len);
@@ -55,11 +47,17 @@ static lay_code give_change(changes_export *c, bool left_out, bool *given, lay_e
     if (fd < 0)
         return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
     const char *base = slash ? slash + 1 : x->name.text;
-    if (left_out)
+    if (kind == LAY_CHANGE_ATTRIBUTES && !x->keep)
         return lay_export_unchanged(x, fd, base, err);
     struct stat st;
+    int64_t sockets = x->left.count[LAY_LEFT_SOCKET];
     lay_code code = lay_export_entry(x, fd, base, &st, err);
     *given = code == LAY_OK && st.st_mode != 0;
+    /* a socket in another thing's place: where all is kept, that one does not come back */
+    if (code == LAY_OK && !*given && x->keep && kind == LAY_CHANGE_MODIFY && x->left.count[LAY_LEFT_SOCKET] > sockets) {
+        *given = true;
+        code = lay_export_deletion(x, c->now, err);
+    }
     return code;
 }
 
@@ -100,13 +98,11 @@ static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
             continue;
         if (code != LAY_OK || where != MARK_NONE) {
             code = code != LAY_OK ? code : lay_export_mark(x, err);
-        } else if (change[0] == LAY_CHANGE_ATTRIBUTES && !x->keep) {
-            code = give_change(c, true, &given, err);
         } else if (change[0] == LAY_CHANGE_DELETE) {
-            code = give_deletion(c, err);
+            code = lay_export_deletion(x, c->now, err);
             given = true;
         } else {
-            code = give_change(c, false, &given, err);
+            code = give_change(c, change[0], &given, err);
         }
     }
     *end = code == LAY_OK && !given;

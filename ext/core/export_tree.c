@@ -71,7 +71,7 @@ static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
         code = lay_path_push(&x->name, f->names.text + name->at, name->len, err);
         if (code == LAY_OK)
             code = lay_export_entry(x, lay_trail_fd(&t->trail), f->names.text + name->at, &st, err);
-        if (code == LAY_OK && st.st_mode != 0) {
+        if (code == LAY_OK && (st.st_mode != 0 || x->head_len > 0)) {
             t->down = S_ISDIR(st.st_mode);
             return LAY_OK;
         }

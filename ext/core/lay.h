@@ -189,6 +189,7 @@ const char *lay_export_left_path(const lay_source *s, int kind, size_t i);
 
 #define LAY_CHANGES_USERXATTR 1u
 #define LAY_CHANGES_ATTRIBUTES 2u   /* of two plain trees: what differs in what LAY_EXPORT_KEEP keeps is ATTRIBUTES */
+#define LAY_CHANGES_TOUCHED 4u      /* of two mounts on the same lowers: what has another ctime is MODIFY, however alike */
 #define LAY_CHANGE_ATTRIBUTES 3     /* with this flag alone: moby would not call it a change */
 
 typedef struct lay_changes lay_changes;

@@ -11,8 +11,12 @@ class Changes:
     def to_list(self, change_type: Any, kinds: Sequence[Any]) -> list[Any]:
         """[change_type(path, kinds[kind]), ...] built without Python code per entry (change_type: a tuple subclass)."""
 
-def compare_trees(new_fd: int, old_fd: int = -1, attributes: bool = False) -> Changes:
-    """attributes: also what differs in what EXPORT_KEEP keeps alone; such a Changes is for export_changes only."""
+def compare_trees(new_fd: int, old_fd: int = -1, *, attributes: bool = False, touched: bool = False) -> Changes:
+    """How two plain trees differ.
+
+    attributes   also what differs in what EXPORT_KEEP keeps alone; such a Changes is for export_changes only
+    touched      of two mounts on the same lowers: also what has another ctime, however alike it is
+    """
 def compare_overlay(upper_fd: int, lower_fds: Sequence[int], userxattr: bool = False) -> Changes: ...
 def tree_size(root_fd: int) -> int: ...
 def remove_tree(parent_fd: int, name: str | bytes) -> None:

@@ -173,6 +173,30 @@ def test_commit_leaves_a_layer_and_the_box(box, cli, room):
     assert cli("show", chain).code == 0
 
 
+def test_commit_says_once_what_it_leaves_out_and_keeps_it_where_asked(box, cli):
+    path, = box("rw", "mount", "box")
+    Path(path, "f").touch()
+    os.setxattr(Path(path, "f"), "user.x", b"1")
+    plain = cli("rw", "commit", "box")
+    assert plain.code == 0 and plain.err.count("extended attributes of 1 file (f)") == 1
+    kept = cli("rw", "commit", "box", "--keep", "all")
+    assert kept.code == 0 and "leaves out" not in kept.err and kept.out != plain.out
+    assert cli("rw", "commit", "-q", "box").err == ""
+    box("rw", "unmount", "box")
+
+
+def test_commit_refuses_names_that_are_marks_or_leaves_them_out(box, cli):
+    path, = box("rw", "mount", "box")
+    Path(path, "etc/.wh.motd").touch()
+    Path(path, "f").touch()
+    refused = cli("rw", "commit", "box")
+    assert refused.code == 1 and "etc/.wh.motd" in refused.err
+    chain = cli("rw", "commit", "box", "--marks", "skip")
+    assert chain.code == 0 and "etc/.wh.motd" in chain.err
+    assert box("cat", chain.out.split()[0], "etc/motd") == ["hello"]
+    box("rw", "unmount", "box")
+
+
 def test_rm_deletes_it_and_leaves_the_layer_below(box, cli, root):
     assert box("rw", "rm", "box") == []
     assert cli("rw", "ls", "--json").json == []

@@ -263,3 +263,56 @@ def test_the_oldest_archives_get_the_id_that_docker_gives_them(room, images):
     with Dockerd(room / "other") as dockerd:
         dockerd.docker("load", "--quiet", "--input", str(room / "old.tar"))
         assert dockerd.inspect("a/b:1")["Id"] == image.id
+
+
+# ---- what commit(keep="all") keeps ------------------------------------------------------------------------------
+ACL = bytes.fromhex("0200000001000600ffffffff02000700e803000004000000ffffffff10000700ffffffff20000000ffffffff")
+WHEN = 1_700_000_000_123_456_789
+
+
+@pytest.fixture
+def kept(images, store):
+    """An image on BASE whose upper layer has attributes, an ACL and nanoseconds."""
+    with store.create_rw_layer("box", store.register(BASE).chain_id) as box:
+        with box.mounted() as path:
+            with open(f"{path}/new", "wb") as out:
+                out.write(b"new")
+            os.mkdir(f"{path}/dir")
+            for name in ("new", "dir"):
+                os.setxattr(f"{path}/{name}", "user.a", b"\0=\n1")
+                os.setxattr(f"{path}/{name}", "security.b", b"2")
+                os.setxattr(f"{path}/{name}", "system.posix_acl_access", ACL)
+            os.setxattr(f"{path}/new", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+            os.utime(f"{path}/new", ns=(WHEN, WHEN))
+        layer = box.commit(keep="all")
+    images.create(layer, {}, tags="kept:1")
+    return images, layer
+
+
+def assert_kept(place):
+    for name in ("new", "dir"):
+        found = {x: os.getxattr(place / name, x) for x in os.listxattr(place / name)}
+        assert (found["user.a"], found["security.b"], found["system.posix_acl_access"]) == (b"\0=\n1", b"2", ACL)
+    assert os.getxattr(place / "new", "security.capability")[:4] == bytes.fromhex("01000002")
+    assert (place / "new").stat().st_mtime_ns == WHEN and (place / "new").read_bytes() == b"new"
+
+
+def test_umoci_unpacks_what_a_commit_keeps(kept, room):
+    images, _ = kept
+    images.save("kept:1", room / "layout", format="oci-dir")
+    run("umoci", "unpack", "--image", f"{room / 'layout'}:1", room / "bundle")
+    assert_kept(room / "bundle/rootfs")
+
+
+def test_dockerd_stores_what_a_commit_keeps(kept, room):
+    images, layer = kept
+    images.save("kept:1", room / "kept.tar")
+    with Dockerd(room / "other") as dockerd:
+        dockerd.docker("load", "--quiet", "--input", str(room / "kept.tar"))
+        there, = (room / "other/overlay2").glob("*/diff/new")
+        assert_kept(there.parent)
+        dockerd.docker("save", "--output", str(room / "again.tar"), "kept:1")
+    with tarfile.open(room / "again.tar") as archive:
+        assert layer.diff_id in {
+            tarkit.diff_id(archive.extractfile(member).read()) for member in archive if member.name.endswith("layer.tar")
+        }

@@ -285,6 +285,22 @@ def test_what_no_record_can_hold_is_told_and_not_written_wrong(store, box):
     assert len(lines) == 1 and "extended attributes of 1 file (new)" in lines[0]
 
 
+def test_what_a_socket_took_the_place_of_does_not_come_back_where_all_is_kept(store, base, box):
+    with box.mounted() as path:
+        os.unlink(f"{path}/secret")
+        edit_socket(path)
+        os.rename(f"{path}/new", f"{path}/secret")
+        os.rename(f"{path}/gone/x", f"{path}/y")
+        os.rmdir(f"{path}/gone")
+        os.mknod(f"{path}/gone", stat.S_IFSOCK | 0o600)
+        before = looked(path)
+    with told() as lines, box.commit(keep="all") as layer:
+        assert shown(store, layer) == {name: one for name, one in before.items() if name not in ("secret", "gone")}
+        with told(), layer.tar_stream_from(base.chain_id) as stream, tarfile.open(fileobj=io.BytesIO(stream.read())) as tar:
+            assert tar.getnames() == [".wh.gone", ".wh.secret", "y"]
+    assert len(lines) == 1 and "2 sockets (gone, secret)" in lines[0]
+
+
 @pytest.mark.parametrize("words", [{"keep": "most"}, {"keep": None}, {"marks": "keep"}, {"marks": True}], ids=repr)
 def test_other_words_are_refused(box, words):
     for call in (box.commit, box.tar_stream):

@@ -16,6 +16,7 @@ from layerstore.cli.exits import Exit, code_of, sentence
 from layerstore.cli.parser import PROGRAM
 from layerstore.cli.screen import Screen
 from layerstore.errors import readable
+from layerstore.leftout import LeftOutWarning
 
 DEBUG_VARIABLE = "LAYERSTORE_DEBUG"
 # What the completion scripts call: it prints candidates and never complains.
@@ -120,7 +121,9 @@ def _run(argv: Sequence[str]) -> int:
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG if args.verbose else logging.ERROR if args.quiet else logging.WARNING)
     try:
-        code: int = args.run(args, screen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LeftOutWarning)       # it is in the log, which is shown
+            code: int = args.run(args, screen)
         return code
     finally:
         logger.removeHandler(handler)

@@ -71,8 +71,13 @@ def add(commands: Commands) -> None:
     size.add_argument("name", metavar="NAME")
 
     commit = rw.command("commit", run_commit, "keep what it holds now as a layer, and print its ChainID",
-                        more="The writable layer goes on, on its old parent.", examples=["rw commit box"])  # fmt: skip
+                        more="The writable layer goes on, on its old parent. What the layer's tar leaves out is told.",
+                        examples=["rw commit box", "rw commit box --keep all"])  # fmt: skip
     commit.add_argument("name", metavar="NAME")
+    commit.add_argument("--keep", choices=("docker", "all"), default="docker",
+                        help="docker: the tar that Docker would make; all: also extended attributes, ACLs, nanoseconds")
+    commit.add_argument("--marks", choices=("refuse", "skip"), default="refuse",
+                        help="names that begin with .wh. (they delete in a tar): refuse them, or leave them out")
     add_durability(commit)
 
     remove = rw.command("rm", run_rm, "delete writable layers with all that was written",
@@ -222,7 +227,7 @@ def run_commit(args: Any, screen: Screen) -> int:
         rw = _rw(opened, args.name)
         before = set(opened.metadata.list()[0])
         with screen.progress("commit") as progress:
-            layer = rw.commit(durability=args.durability, progress=progress)
+            layer = rw.commit(keep=args.keep, marks=args.marks, durability=args.durability, progress=progress)
     tell_layer(layer, screen, new=layer.chain_id not in before)
     return Exit.OK
 

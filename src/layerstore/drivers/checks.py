@@ -127,20 +127,32 @@ def _probe_directory(where: str, prefix: str, *names: str) -> Scope[str]:
 def shown(home: str, lowers: Sequence[str], why: NotSupportedError) -> Scope[int]:
     """A descriptor of these layers, nearest first, as an overlay that follows every mark shows them; read-only.
 
-    The mount has no place: it goes with the last descriptor in it.
+    What was opened in it can be read after the block, but directories not be listed.
     Raises  why   the kernel cannot follow marks of renamed directories and of files without their data
     """
-    def begin() -> int:
-        with _probe_directory(home, "look", "merged") as directory:
-            point = os.path.join(directory, "merged")
-            off = [name for name in options_off() if name == "index"]
-            try:
-                mounts.mount_overlay(home, os.path.relpath(point, home), lowers, follow=True, off=off)
-                return os.open(point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError as err:
-                raise why from err
+    left: list[Scope[str]] = []          # once it is empty all is undone
 
-    return Scope(begin, os.close)
+    def begin() -> int:
+        # One layer alone is no overlay, and its whiteouts would be devices: so there is always one more.
+        left.append(_probe_directory(home, "look", "merged", "nothing"))
+        directory = left[0].__enter__()
+        try:
+            point, nothing = (os.path.relpath(os.path.join(directory, name), home) for name in ("merged", "nothing"))
+            off = [name for name in options_off() if name == "index"]
+            mounts.mount_overlay(home, point, [*lowers, nothing], follow=True, off=off)
+            return os.open(os.path.join(home, point), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException as err:
+            surely(left.pop().__exit__, None, None, None)
+            if isinstance(err, OSError):
+                raise why from err
+            raise
+
+    def end(fd: int) -> None:
+        os.close(fd)
+        if left:
+            left.pop().__exit__(None, None, None)
+
+    return Scope(begin, end)
 
 
 def _remove_probe(directory: str) -> None:

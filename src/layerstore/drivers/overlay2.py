@@ -344,8 +344,9 @@ class Overlay2:
                 with self._at.opened_diff(id) as root:
                     return self._looked_over(_tarstream.export_tree(root, flags | marks))
             except NotSupportedError as why:
-                with self._shown(id, parent, why) as root:
-                    return self._looked_over(self._difference(root, parent, flags))
+                with self._shown(id, parent, why) as root, self._shown(id, parent, why, below=True) as below:
+                    changes = _changes.compare_trees(root, below, attributes=True, touched=True)
+                    return self._looked_over(_tarstream.export_changes(root, changes, flags))
         path = self.get(id, read_only=read_only)
         try:
             with opened(path) as root:
@@ -370,14 +371,17 @@ class Overlay2:
             raise
         return TarStream(source, seekable=False, on_close=on_close)
 
-    def _shown(self, id: str, parent: str, why: NotSupportedError) -> Scope[int]:
-        """A descriptor of what id shows to a mount that follows every mark. Raises why where there is none."""
+    def _shown(self, id: str, parent: str, why: NotSupportedError, *, below: bool = False) -> Scope[int]:
+        """A descriptor of what id, or what lies below it, shows to a mount that follows every mark.
+
+        Raises why where there is none.
+        """
         if not parent or self._classes.view(id, ()):      # with user.* marks the kernel follows none
             raise why
         if self._read_only:
             text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
             raise ReadOnlyStoreError(text, path=self._at.path(id)) from why
-        return checks.shown(self.home, [f"{id}/diff", *self._at.lower_items(id)], why)
+        return checks.shown(self.home, [*([] if below else [f"{id}/diff"]), *self._at.lower_items(id)], why)
 
     def diff_size(self, id: str, parent: str) -> int:
         """Count the bytes of id's own files."""
@@ -398,7 +402,7 @@ class Overlay2:
                     return _changes.compare_overlay(upper, lowers, userxattr).to_list(Change, kinds)
                 except NotSupportedError as err:
                     new = stack.enter_context(self._shown(id, parent, err))
-                old = stack.enter_context(self._mounting.mounted(parent, read_only=True))
+                    old = stack.enter_context(self._shown(id, parent, err, below=True))
                 return _changes.compare_trees(new, old).to_list(Change, kinds)
             new = stack.enter_context(self._mounting.mounted(id))
             old = stack.enter_context(self._mounting.mounted(parent, read_only=True)) if parent else -1
