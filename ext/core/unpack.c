@@ -203,6 +203,8 @@ void lay_unpack_free(lay_unpack *u)
     free(u->clean.p);
     free(u->path.p);
     free(u->tried.p);
+    free(u->linked_from.p);
+    free(u->linked_to.p);
     free(u);
 }
 
@@ -318,6 +320,7 @@ static lay_code empty_merged(lay_unpack *u, lay_error *err)
             if ((parent && (code = lay_text_add(&path, "/", 1, err))) || (code = lay_text_add(&path, name, names.list[i].len, err)))
                 break;
             if (!lay_unpack_is(u, path.p, path.len, 0)) {
+                u->removals++;
                 code = lay_tree_remove(fd, name, err);
             } else if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
                 if (!lay_unpack_is(u, path.p, path.len, LAY_NAME_ENTRY))      /* all it had came from below */
@@ -344,6 +347,7 @@ static lay_code delete_merged(lay_unpack *u, const lay_tar_entry *e, lay_error *
         return err->code;
     if (lay_unpack_is(u, u->path.p, u->path.len, 0) && fstatat(u->dir->fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0)
         return whiteout_failed(u, EEXIST, err);           /* of this layer, where a whiteout would be */
+    u->removals++;
     if (lay_tree_remove(u->dir->fd, name, err) || lay_unpack_hide(u, u->path.p, u->path.len, err))
         return err->code;
     lay_dirs_forget(&u->dirs);

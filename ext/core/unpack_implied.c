@@ -90,8 +90,10 @@ static lay_code claim_below(lay_unpack *u, int at, char *path, size_t n, size_t 
             return LAY_OK;                    /* it is made */
         if (gone)
             return lay_fail_os(err, gone, NULL, "cannot look at the parent directory");
-        if (!own && !S_ISDIR(st.st_mode))
+        if (!own && !S_ISDIR(st.st_mode)) {
+            u->removals++;
             return unlinkat(at, name, 0) != 0 ? lay_fail_os(err, errno, NULL, "cannot remove what is replaced") : LAY_OK;
+        }
         struct timespec times[2];
         bool ignored;
         if (!own) {

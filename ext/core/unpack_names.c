@@ -45,10 +45,12 @@ size_t lay_unpack_base(const char *path, size_t n)
 }
 
 /* Follow the links of a parent by hand. A relative link that climbs out is refused, unless an absolute
- * one came before it: that one says the tar thinks of the root as "/". Missing parts stay as they are. */
-static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text *resolved, lay_error *err)
+ * one came before it: that one says the tar thinks of the root as "/". Missing parts stay as they are.
+ * *tail: so many bytes at the end of parent hold no link, and stand at the end of resolved, too. */
+static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text *resolved, size_t *tail, lay_error *err)
 {
     lay_text rest = { 0 };
+    *tail = n;
     unsigned links = 0;
     int64_t steps = 0;
     bool absolute = false;
@@ -104,6 +106,8 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
         resolved->p[resolved->len] = '\0';
         lay_text next = { 0 };
         size_t left = at < rest.len ? rest.len - at : 0;
+        if (left < *tail)
+            *tail = left;
         if (lay_text_set(&next, target, (size_t)got, err) || (left && (lay_text_add(&next, "/", 1, err) || lay_text_add(&next, rest.p + at, left, err)))) {
             free(next.p);
             goto done;
@@ -237,35 +241,63 @@ static lay_code enter(lay_unpack *u, const char *path, size_t n, bool *linked, l
     return LAY_OK;
 }
 
+/* The directory where a parent leads that goes through links. The way to the last of them is remembered: what is added
+ * to a tree changes no way that was found, only what is taken away does. first: why it cannot be entered as it is. */
+static lay_code enter_by_links(lay_unpack *u, const char *parent, size_t n, const lay_error *first, lay_error *err)
+{
+    bool linked;
+    size_t tail;
+    lay_text *to = &u->linked_to;
+    u->linked_at = 0;
+    if (lay_unpack_drain(u, err) || walk_links(u, parent, n, to, &tail, err))
+        return err->code;
+    if (to->len == n && !memcmp(to->p, parent, n)) {
+        *err = *first;                        /* no link: a file where a directory should be */
+        return err->code;
+    }
+    if (enter(u, to->p, to->len, &linked, err) || lay_text_set(&u->linked_from, parent, tail ? n - tail - 1 : n, err))
+        return err->code;
+    lay_text_cut(to, !tail ? to->len : to->len > tail ? to->len - tail - 1 : 0);
+    u->linked_at = u->removals + 1;
+    return LAY_OK;
+}
+
+/* Enter by the way that is remembered. *known: it was one, and no other link comes behind it. */
+static lay_code enter_as_before(lay_unpack *u, const char *parent, size_t n, bool *known, lay_error *err)
+{
+    const lay_text *from = &u->linked_from, *to = &u->linked_to;
+    bool linked;
+    *known = u->linked_at == u->removals + 1 && from->len <= n && !memcmp(from->p, parent, from->len) && (from->len == n || parent[from->len] == '/');
+    if (!*known)
+        return LAY_OK;
+    size_t skip = from->len + (!to->len && from->len < n);    /* no '/' before the first of the root */
+    if (lay_text_set(&u->tried, to->p, to->len, err) || lay_text_add(&u->tried, parent + skip, n - skip, err))
+        return err->code;
+    if (!enter(u, u->tried.p, u->tried.len, &linked, err) || !linked)
+        return err->code;
+    *known = false;
+    lay_error_clear(err);
+    return LAY_OK;
+}
+
 lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err)
 {
     size_t base = lay_unpack_base(clean->p, clean->len), parent = base ? base - 1 : 0;
     size_t len = clean->len - base;
     bool linked;
-    *aliased = false;
     bool hides = lay_whiteout_kind(clean->p + base, len) == LAY_WH_NAME;
     if (len > NAME_MAX + (hides ? LAY_WH_PREFIX_LEN : 0))
         return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
     memcpy(u->base, clean->p + base, len + 1);
-    if (enter(u, clean->p, parent, &linked, err)) {
+    if (enter_as_before(u, clean->p, parent, aliased, err))
+        return err->code;
+    if (!*aliased && enter(u, clean->p, parent, &linked, err)) {
         if (!linked)
             return err->code;
         lay_error first = *err;
         lay_error_clear(err);
-        lay_text resolved = { 0 };
-        if (lay_unpack_drain(u, err) || walk_links(u, clean->p, parent, &resolved, err)) {
-            free(resolved.p);
+        if (enter_by_links(u, clean->p, parent, &first, err))
             return err->code;
-        }
-        if (resolved.len == parent && !memcmp(resolved.p, clean->p, parent)) {
-            free(resolved.p);                 /* no link: a file where a directory should be */
-            *err = first;
-            return err->code;
-        }
-        lay_code code = enter(u, resolved.p, resolved.len, &linked, err);
-        free(resolved.p);
-        if (code)
-            return code;
         *aliased = true;
     }
     if (!*aliased)

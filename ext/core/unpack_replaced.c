@@ -33,6 +33,7 @@ static lay_code displace(lay_unpack *u, mode_t mode, const lay_tar_entry *e, lay
 {
     bool directory = S_ISDIR(mode);
     u->replaced = true;
+    u->removals++;
     u->reborn = !directory && e->type == '5' && !u->merged;
     if (directory && lay_unpack_forget(u, err))
         return err->code;

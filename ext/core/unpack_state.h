@@ -36,6 +36,8 @@ struct lay_unpack {
     lay_dir *dir;                            /* parent of the present entry */
     lay_text clean, path, tried;           /* cleaned name; resolved path; link target; scratch */
     char base[NAME_MAX + LAY_WH_PREFIX_LEN + 1];   /* a whiteout's entry is longer than the name it hides */
+    lay_text linked_from, linked_to;         /* a parent that leads through links, and where it leads */
+    uint64_t removals, linked_at;            /* how often something was taken away; and then, plus 1, when that was found */
     payload payload;
     lay_meta meta;
     int file_fd; int64_t file_end;           /* PAYLOAD_OPEN */

@@ -12,12 +12,13 @@ import lzma
 import os
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import pytest
 import tarkit
-from tarkit import dir, end, file
+from tarkit import dir, end, file, symlink
 
 import layerstore
 
@@ -269,3 +270,26 @@ def test_assemble_alone_is_as_careful(said, room, record):
         (room / "tree").mkdir()
     answer = said("assemble", room / "record", at=room / "tree")
     assert answer.get("error") == "CorruptLayerError", answer
+
+
+def test_names_through_links_to_long_paths_take_no_longer_than_the_long_paths(store):
+    """Links that lead through links: 84 directories of 250 letters behind each name of 13. The way there is looked for once."""
+    deep = "/".join(["p" * 250] * 14)
+
+    def names(linked):
+        out = [dir("d/")]
+        for hop in range(6):
+            start = "s" + "/x" * (hop - 1) + "/" if hop else ""
+            out.append(tarkit.pax({"path": f"{start}{deep}/"}) + dir("long/"))
+            out.append(tarkit.pax({"linkpath": deep}) + symlink(f"{start}x" if hop else "s", "long"))
+        way = "s/x/x/x/x/x" if linked else "d"
+        return b"".join([*out, *(file(f"{way}/{n}/f") for n in range(1000)), end()])
+
+    def seconds(tar):
+        began = time.process_time()
+        with store.register(tar), store.create_rw_layer("box") as box:
+            box.apply_diff(tar)
+        return time.process_time() - began
+
+    plain = seconds(names(False))
+    assert seconds(names(True)) < 6 * plain + 2
