@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -27,10 +26,8 @@ def changes_between(new: StrPath, old: StrPath) -> list[Change]:
     Raises  OSError
     """
     with ExitStack() as stack:
-        fd = _open(stack, new)
-        if os.fspath(old) in ("", b""):
-            old = stack.enter_context(tempfile.TemporaryDirectory(prefix="layerstore-"))
-        return _changes.compare_trees(fd, _open(stack, old)).to_list(Change, list(ChangeKind))
+        before = -1 if os.fspath(old) in ("", b"") else _open(stack, old)
+        return _changes.compare_trees(_open(stack, new), before).to_list(Change, list(ChangeKind))
 
 
 def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:
