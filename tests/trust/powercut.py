@@ -474,8 +474,36 @@ def behind_the_rename(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     return {"plan": plan, "problems": problems}
 
 
+def right_behind_a_release(plan: dict[str, Any], place: Path) -> dict[str, Any]:
+    """A layer is released under another one, a released one is asked for again, and the power goes: both are on the disk.
+
+    "marks" is the durability. The result has "left": the marks that a cut left, of what there should be.
+    """
+    loop = CutDisk(place, plan["kind"])
+    root = loop.point / "docker"
+    with Store(root, options={"durability": plan["marks"]}) as store:
+        bases = [store.register(seeded.layer(seed).tar) for seed in (1, 2)]
+        tops = [store.register(seeded.layer(seed + 10).tar, base) for seed, base in zip((1, 2), bases, strict=True)]
+        bases[1].release()
+        os.sync()
+        bases[0].release()
+        store.get(bases[1].chain_id)
+        loop.cut()
+    loop.again()
+    left = [(root / "image/overlay2/layerdb/sha256" / base.chain_id.encoded / "released").exists() for base in bases]
+    problems = []
+    with Store(root) as store:
+        for top, base, gone in zip(tops, bases, left, strict=True):
+            went = [item.chain_id for item in store.get(top.chain_id).release()]
+            if went != [top.chain_id, base.chain_id][: 1 + gone]:
+                problems.append(f"released {top}, and {went} went")
+        problems += map(str, store.verify())
+    loop.off()
+    return {"plan": plan, "problems": problems, "left": left}
+
+
 def cut(plan: dict[str, Any], place: Path) -> dict[str, Any]:
-    special = {"upon": known_already, "behind": behind_the_rename}
+    special = {"upon": known_already, "behind": behind_the_rename, "marks": right_behind_a_release}
     return next((special[key](plan, place) for key in special if key in plan), None) or Cutter(plan, place).run()
 
 

@@ -87,3 +87,15 @@ def test_full_takes_with_it_what_was_made_without_durability(kind, upon):
 @pytest.mark.parametrize("behind", ["register", "create", "commit"])
 def test_a_file_system_that_dies_behind_the_rename_is_an_error(kind, behind):
     assert ownspace.call("powercut.py", {"kind": kind, "behind": behind}, 60)["problems"] == []
+
+
+@pytest.mark.parametrize("kind", cutdisk.KINDS)
+def test_what_a_release_and_a_get_said_of_a_layer_is_on_the_disk(kind):
+    result = ownspace.call("powercut.py", {"kind": kind, "marks": "full"}, 60)
+    assert result["problems"] == [] and result["left"] == [True, False]
+
+
+@pytest.mark.parametrize("kind", cutdisk.KINDS)
+def test_without_durability_it_may_be_lost(kind):
+    result = ownspace.call("powercut.py", {"kind": kind, "marks": "none"}, 60)
+    assert result["problems"] == [] and result["left"] == [False, True]
