@@ -9,6 +9,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.unistd cimport getpid
 
 from collections import namedtuple
 
@@ -102,6 +103,7 @@ cdef class Apply:
     cdef lay.lay_error done_err
     cdef bint finished, over
     cdef readonly int64_t max_window
+    cdef int pid          # whose threads work for it: a forked child has none of them, and must not wait for their ends
 
     def __cinit__(self, int root_fd, int record_fd=-1, int scratch_fd=-1, *, int reread_fd=-1,
                   int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0,
@@ -116,12 +118,15 @@ cdef class Apply:
         options.workers, options.flags, options.limits = workers, flags, &bounds
         self.lent = []
         self.max_window = bounds.window
+        self.pid = getpid()
         code = lay.lay_apply_open(&a, &options, &err)    # microseconds
         lay.check(code, &err)
         self.handle.c = a
 
     def __dealloc__(self):
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
+        if self.pid != getpid():
+            return
         with nogil:
             lay.lay_apply_free(a)
             free(self.block)
@@ -213,6 +218,8 @@ cdef class Apply:
                        self.done.left_out, <bytes>lay.lay_apply_left_out(a))
 
     def close(self):
+        if self.pid != getpid():
+            return
         if not lay.take(&self.handle):
             raise RuntimeError("in use by another thread")
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c

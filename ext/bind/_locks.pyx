@@ -470,6 +470,9 @@ cdef class Claim:
     def __dealloc__(self):
         lay_claim_drop(&self.claim)
 
+    def is_held(self):
+        return self.claim.fd >= 0
+
     def release(self):
         lay_claim_drop(&self.claim)
 

@@ -61,6 +61,9 @@ class DirectoryLock:
 class Claim:
     """A directory marked as in use by a lock on it. Without further references it is given back."""
 
+    def is_held(self) -> bool:
+        """Say whether the mark is this process's still; in a forked child it is the parent's."""
+
     def release(self) -> None:
         """Give the mark back. Twice is harmless."""
 

@@ -113,6 +113,8 @@ class Registration:
     def discard(self, unpacked: Unpacked) -> None:
         """Remove what was unpacked. Never raises: what cannot be removed is cleanup()'s."""
         cache_id, transaction, _ = unpacked
+        if not transaction.is_ours():
+            return
         try:
             self._driver.remove(cache_id)
         except Exception as err:

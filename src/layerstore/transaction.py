@@ -232,12 +232,17 @@ class FileMetadataTransaction:
 
     def cancel(self) -> None:
         """Remove what was written; fine if nothing is there."""
-        try:
-            if self._directory:
+        if self._directory:
+            try:
                 remove_directory(self._directory)
-        finally:
-            if self._claim:
-                self._claim.release()
+            except OSError:
+                self.release()
+                raise
+        self.release()
+
+    def is_ours(self) -> bool:
+        """Say whether it is in the making, and by this process: a forked child has none of its parent's."""
+        return self._claim is not None and self._claim.is_held()
 
 
 def check_mount_name(name: str) -> str:

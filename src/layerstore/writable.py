@@ -89,6 +89,8 @@ class WritableLayers:
 
         def end(transaction: FileMetadataTransaction) -> None:
             """Give back what is held, and remove what did not become a writable layer. Can be begun again."""
+            if not transaction.is_ours():
+                return
             for id in reversed(made):
                 if transaction.kept:
                     self._driver.recorded(id)

@@ -412,6 +412,41 @@ def test_the_layerdbs_lock_is_of_this_kind(root, open_store):
         assert re.search(rf"layerdb is locked by this process \({os.getpid()}\)", str(caught.value))
 
 
+def test_a_child_that_is_forked_in_a_call_and_leaves_it_takes_nothing_from_its_parent(open_store, root):
+    """progress forks; the child ends by an exception through all of register(), the parent goes on."""
+    tar = b"".join(tarkit.file(f"f{n}", bytes([n]) * 90_000) for n in range(60)) + tarkit.end()
+    store = open_store(root)
+    parent, pids = os.getpid(), []
+
+    class Source:
+        at = 0
+
+        def read(self, n):
+            if self.at > 2_000_000 and not pids:
+                pids.append(os.fork())
+                if not pids[0]:
+                    raise LookupError
+            self.at += 50_000
+            return tar[self.at - 50_000 : self.at]
+
+    try:
+        layer = store.register(Source())
+    except BaseException as error:
+        if os.getpid() != parent:
+            os._exit(7 if isinstance(error, LookupError) else 8)
+        raise
+    until = time.monotonic() + 10
+    while not (ended := os.waitpid(pids[0], os.WNOHANG))[0] and time.monotonic() < until:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(pids[0], 9)
+        os.waitpid(pids[0], 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7 and ended[0]
+    with layer.tar_stream() as stream:
+        assert stream.read() == tar
+    assert store.verify() == []
+
+
 # ---- the import ---------------------------------------------------------------------------------
 IMPORTED = """
 import os, signal, sys
