@@ -104,7 +104,7 @@ NO_JSON = [
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_no_json_is_refused(images, nothing_left, text, stream):
     data = as_archive(imagekit.config([BASE])[:-1] + b"," + text + b"}")
-    with nothing_left(), pytest.raises(ImageError, match=r"the config c\.json|more than 100000 values"):
+    with nothing_left(), pytest.raises(ImageError, match=r"the config c\.json|not valid JSON"):
         images.load(Once(data) if stream else data)
 
 

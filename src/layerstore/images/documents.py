@@ -139,12 +139,12 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
         raise ImageError(f"{what} is of the first schema, which nobody writes any more")
     if own and own not in MANIFESTS:
-        raise NoImageError(f"{what} is no image but {own[:100]}")
+        raise NoImageError(f"{what} is no image but {own[:100]!r}")
     if "config" not in found:
         raise ImageError(f"{what} has no config")
     config = _blob(found["config"], what)
     if found.get("artifactType") and config.media_type not in _CONFIGS[:2]:
-        raise NoImageError(f"{what} is no image but {found['artifactType'][:100]}")
+        raise NoImageError(f"{what} is no image but {found['artifactType'][:100]!r}")
     if config.media_type not in _CONFIGS:
         raise NoImageError(f"{what} is no image: its config is {config.media_type[:100]!r}")
     layers = [_blob(layer, what) for layer in found.get("layers", [])]

@@ -45,7 +45,7 @@ def count_values(data: bytes) -> int:
 def parse(data: bytes, what: str) -> Any:
     """Read one JSON document. Raises ImageError: it is none, other readers see another, or it takes too much memory."""
     if count_values(data) > VALUES_LIMIT:
-        raise ImageError(f"{what} has more than {VALUES_LIMIT} values")
+        raise ImageError(f"{what} is not valid JSON, or has more than {VALUES_LIMIT} values")
 
     def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(found)

@@ -9,7 +9,7 @@ import os
 import re
 from typing import NamedTuple
 
-from layerstore.errors import ImageError
+from layerstore.errors import ImageError, readable
 
 
 class Platform(NamedTuple):
@@ -20,7 +20,7 @@ class Platform(NamedTuple):
     variant: str = ""
 
     def __str__(self) -> str:
-        return "/".join(part for part in self if part)
+        return readable("/".join(part for part in self if part)[:100])
 
 
 _SYSTEMS = {"macos": "darwin"}
