@@ -343,7 +343,7 @@ class Images:
         compression  of layers: None, "gzip" (not of docker-v1) or "zstd" (of the OCI formats)
         exclude      layers that the other side has: a Layer or a ChainID, with all below it, or an image (a name, an
                      id, an Image), with all its layers. They are named and not written; docker and Images.load() take
-                     such an archive where they are stored
+                     such an archive where they are stored, and skopeo an OCI one whose layers are plain
         progress     called with the bytes of layers written (.total: of how many), at most ten times a second
 
         A compressed archive takes room for itself alone if the target is a file; for a pipe, the layers are packed into
