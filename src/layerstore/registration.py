@@ -60,17 +60,12 @@ class Registration:
         self._syncing, self._check_writable = syncing, check_writable
         self._lock = records.lock
 
-    def register(
-        self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability, *, allow_empty: bool = False
-    ) -> Layer:
-        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens.
-
-        allow_empty   a tar of no bytes is one: its DiffID is known, and says so
-        """
+    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Layer:
+        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens."""
         try:
             _check_depth(above)
             below = above.cache_id if above else ""
-            with Scope(lambda: self._unpack(fill, below, allow_empty), self._end) as unpacked:
+            with Scope(lambda: self._unpack(fill, below, allow_empty=False), self._end) as unpacked:
                 handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
