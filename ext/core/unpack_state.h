@@ -1,5 +1,6 @@
-/* unpack_state.h - the unpacker's inside, shared by the three files that are the unpacker: unpack.c
- * (entries and payload), unpack_names.c (where a name leads), unpack_replaced.c (what stood there before). */
+/* unpack_state.h - the unpacker's inside, shared by the files that are the unpacker: unpack.c
+ * (entries and payload), unpack_marks.c (what hides), unpack_names.c (where a name leads), unpack_implied.c (directories
+ * without an entry), unpack_replaced.c (what stood there before). */
 #ifndef LAY_UNPACK_STATE_H
 #define LAY_UNPACK_STATE_H
 
@@ -66,11 +67,6 @@ lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
 #define LAY_NAME_ENTRY 0x14057b7ef767814fu     /* a directory that has an entry, and was there before it */
 bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what);
 lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err);
-/* Merged: a whiteout took it away, and nothing went since that it lies in. */
-bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n);
-lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err);
-/* The directory u->path goes. */
-lay_code lay_unpack_forget(lay_unpack *u, lay_error *err);
 /* A directory's times, for the end. */
 lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err);
 /* Remember a cleaned or resolved path; *seen: maybe it was there before. */
@@ -86,6 +82,20 @@ size_t lay_unpack_base(const char *path, size_t n);      /* where the last compo
 /* Parent and base of a cleaned name: u->dir (made if it is missing), u->base, and the resolved path in
  * u->path. *aliased: the name goes through a symbolic link, so its path is another one. */
 lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err);
+
+/* unpack_marks.c */
+/* An opaque mark of u->dir; u->base is the name of a whiteout in it. */
+lay_code lay_unpack_opaque(lay_unpack *u, lay_error *err);
+lay_code lay_unpack_whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err);
+/* A whiteout lies in u->dir, whoever made it. */
+lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err);
+/* u->dir/u->base is a directory that stands where a whiteout, or another thing that is none, stood. */
+lay_code lay_unpack_mark_reborn(lay_unpack *u, lay_error *err);
+/* Merged: a whiteout took it away, and nothing went since that it lies in. */
+bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n);
+lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err);
+/* The directory u->path goes. */
+lay_code lay_unpack_forget(lay_unpack *u, lay_error *err);
 
 /* unpack_implied.c */
 /* Components of path (n bytes) that begin at `from` or behind it were made for want of an entry. */

@@ -22,12 +22,12 @@ C_FLOORS = [
      "lowers"},
     {"pool", "gather", "split", "split_record", "split_read", "split_seek", "changes", "stand", "expect", "xattrs",
      "inspect", "walk"},
-    {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied", "assemble", "check", "listing", "export"},
+    {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied", "unpack_marks", "assemble", "check", "listing", "export"},
     {"exact"},
     {"apply"},
 ]
 C_FAMILIES = [{"tar_number", "tar_state", "tar_read", "tar_head", "tar_sparse"}, {"split", "split_record", "split_read", "split_seek"},
-              {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied"}, {"expect", "xattrs", "inspect"},
+              {"unpack", "unpack_state", "unpack_names", "unpack_replaced", "unpack_implied", "unpack_marks"}, {"expect", "xattrs", "inspect"},
               {"changes", "changes_spots", "changes_overlay", "changes_trees"}, {"export", "export_tree", "export_changes"}]
 C_NEIGHBOURS = {("sweep", "trail")}
 C_EXTRA = {"changes_spots": 4, "changes_overlay": 4, "changes_trees": 4, "export_tree": 5, "export_changes": 5}
