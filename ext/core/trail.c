@@ -54,10 +54,11 @@ int lay_trail_down(lay_trail *t, const char *name)
 static int trail_expect(int fd, lay_node want)
 {
     struct stat st;
-    if (fd < 0 || (fstat(fd, &st) == 0 && st.st_ino == want.ino && st.st_dev == want.dev))
+    int failed = fd >= 0 && fstat(fd, &st) != 0 ? errno : 0;
+    if (fd < 0 || (!failed && st.st_ino == want.ino && st.st_dev == want.dev))
         return fd;
     close(fd);
-    errno = ENOENT;
+    errno = failed ? failed : ENOENT;
     return -1;
 }
 
@@ -70,7 +71,7 @@ int lay_trail_up(lay_trail *t, const char *path, size_t n)
         *to = trail_expect(openat(*from, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC), want);
     if (*to < 0)     /* moved meanwhile: its old parent may still be where it was */
         *to = trail_expect(lay_tree_open_dir(t->root_fd, path, n, 0), want);
-    if (*to < 0 && !lay_tree_gone(errno))
+    if (*to < 0 && (t->depth == 1 || !lay_tree_gone(errno)))      /* the root is there: whatever is said of it is an error */
         return -1;
     lay_close_owner(from);
     *from = -1;
