@@ -8,7 +8,7 @@ import gzip
 
 import pytest
 from imagedraw import Draw
-from imagekit import Once, write_to
+from imagekit import Once, tar_of, write_to
 
 from layerstore import LayerStoreError
 
@@ -67,3 +67,10 @@ def test_what_is_drawn_is_mostly_right(images):
     assert sum(kinds.values()) > 25
 
 
+
+
+def test_the_oldest_kind_is_told_of_in_one_order(images, room):
+    """Without a list the directories say which layers there are; a tar has them in any order."""
+    files = {f"{n}/layer.tar": b"" for n in (2, 0, 1)}
+    found = [outcome(images, source, {}) for source in (tar_of(files), Once(tar_of(files)), write_to(room / "layout", files))]
+    assert found == [("ImageError", "'0' is no id of a layer")] * 3

@@ -266,7 +266,7 @@ def _of_v1(shelf: Documents, wanted: Wanted) -> list[Planned]:
                 called = [] if wanted.named else [str(references.parse(f"{name}:{tag}"))]
                 names.setdefault(id, []).extend(called)
     tars = (path for path in shelf.names() if path.endswith("/layer.tar") and path.count("/") == 1)
-    ids = [path.removesuffix("/layer.tar") for path in itertools.islice(tars, _V1_LIMIT + 1)]
+    ids = sorted(path.removesuffix("/layer.tar") for path in itertools.islice(tars, _V1_LIMIT + 1))
     if len(ids) > _V1_LIMIT:
         raise ImageError(f"the archive has more than {_V1_LIMIT} layers")
     if data is None and not ids:
