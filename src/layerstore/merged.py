@@ -3,7 +3,8 @@
 Enters: the entries of each layer, base first. Leaves: one tree in memory. A layer is first made a tree of its own, by
 the rules of an unpack: an entry replaces what had its name, names go through the links of the same layer, a whiteout
 hides nothing beside it. Then it is laid over what is below, and a directory without an entry is what it was there.
-Nothing here calls itself: a tar may nest as it likes.
+Where a path leads is told by the tree: an entry keeps its path only where the tar spells it so, as names that lead
+through links would take room for a long path each. Nothing here calls itself: a tar may nest as it likes.
 Source: moby, archive; the kernel, fs/overlayfs
 """
 
@@ -23,15 +24,18 @@ from layerstore.values import FileEntry, FileType
 StrPath = str | bytes | os.PathLike[Any]
 LINKS_MAX = 40          # as the kernel's
 LAYER_LINKS_MAX = 255   # as the unpacking's
+KNOWN_ROOM = 4 << 20     # letters of paths that are remembered while a layer is read
 
 
 class _Directory:
     """A directory; children by name."""
 
-    __slots__ = ("children", "entry", "implied", "opaque")
+    __slots__ = ("above", "base", "children", "entry", "implied", "opaque")
 
-    def __init__(self, entry: FileEntry, *, implied: bool = False, opaque: bool = False) -> None:
-        self.entry = entry
+    def __init__(
+        self, entry: FileEntry, above: _Directory | None, base: str, *, implied: bool = False, opaque: bool = False
+    ) -> None:
+        self.entry, self.above, self.base = entry, above, base
         self.children: dict[str, _Node] = {}
         self.implied = implied            # there is no entry for it, so far
         self.opaque = opaque              # a mark's to say: overlay's own xattrs are not unpacked
@@ -55,18 +59,21 @@ class _Inode:
 
 
 class _Name:
-    """One name of a hard-linked file."""
+    """One name of a hard-linked file; beside, base: another one, for all but the first."""
 
-    __slots__ = ("inode", "link", "name", "path")
+    __slots__ = ("base", "beside", "inode", "name")
 
-    def __init__(self, inode: _Inode, path: str, name: str, link: str) -> None:
-        self.inode, self.path, self.name, self.link = inode, path, name, link
+    def __init__(self, inode: _Inode, name: str, beside: _Directory | None, base: str) -> None:
+        self.inode, self.name, self.beside, self.base = inode, name, beside, base
 
     @property
     def entry(self) -> FileEntry:
         kept = self.inode.entry
-        link = kept.link if kept.type is FileType.SYMLINK else self.link
-        return kept._replace(path=self.path, name=self.name, link=link)
+        if kept.type is FileType.SYMLINK:
+            link = kept.link
+        else:
+            link = _below(_path_of(self.beside), self.base) if self.beside is not None else ""
+        return kept._replace(name=self.name, link=link)
 
 
 _Node = _Directory | _Name | FileEntry
@@ -74,6 +81,26 @@ _Node = _Directory | _Name | FileEntry
 
 def _entry_of(node: _Node) -> FileEntry:
     return node if type(node) is FileEntry else node.entry  # type: ignore[union-attr]
+
+
+def _below(directory: str, base: str) -> str:
+    return f"{directory}/{base}" if directory else base
+
+
+def _path_of(directory: _Directory) -> str:
+    """Where it is in its layer."""
+    parts: list[str] = []
+    at: _Directory | None = directory
+    while at is not None and at.above is not None:
+        parts.append(at.base)
+        at = at.above
+    return "/".join(reversed(parts))
+
+
+def _at(path: str, node: _Node) -> FileEntry:
+    """What is at a path."""
+    entry = _entry_of(node)
+    return entry if entry.path == path else entry._replace(path=path)
 
 
 def _implied(path: str, chain_id: ChainID) -> FileEntry:
@@ -90,30 +117,32 @@ class LayerTree:
     def __init__(self, chain_id: ChainID) -> None:
         """Begin with nothing."""
         self._chain_id = chain_id
-        self.root = _Directory(_implied(".", chain_id), implied=True)
+        self.root = _Directory(_implied(".", chain_id), None, "", implied=True)
         self._known: dict[str, _Directory] = {"": self.root}   # by real path
+        self._letters = 0                 # in the keys of _known
 
     def add(self, entry: FileEntry) -> None:
         """Do what unpacking the entry does. Raises CorruptLayerError: it could not have been unpacked."""
         path, kind = entry.path, entry.type
         if kind is FileType.OPAQUE:
-            self._enter("" if path == "." else path, entry).opaque = True
+            self._enter("" if path == "." else path, entry)[0].opaque = True
             return
         if path == ".":
             return
         head, _, base = path.rpartition("/")
         parent = self._known.get(head)
         if parent is None:
-            parent = self._enter(head, entry)
-            real = "" if parent is self.root else parent.entry.path
+            parent, real = self._enter(head, entry)
             if real != head:
-                entry = entry._replace(path=f"{real}/{base}" if real else base)
+                entry = entry._replace(path="")
         there = parent.children.get(base)
         stays = there is not None and self._is_itself(parent, base, there, entry)
         if there is not None and (stays or not self._make_way(parent, base, there, entry)):
             return
         if kind is FileType.DIRECTORY:        # below what was none, a whiteout too, nothing shows any more
-            parent.children[base] = self._known[entry.path] = _Directory(entry, opaque=there is not None)
+            parent.children[base] = made = _Directory(entry, parent, base, opaque=there is not None)
+            if entry.path:
+                self._remember(path, made)
         elif kind is FileType.LINK:
             self._link(parent, base, entry)
         elif entry.device == (0, 0) and kind is FileType.CHARACTER:    # what a whiteout is on disk
@@ -126,7 +155,7 @@ class LayerTree:
         if entry.type is not FileType.LINK or isinstance(there, _Directory) or _is_whiteout(there):
             return False
         head, _, target = entry.link.rpartition("/")
-        return target == base and (self._known.get(head) or self._enter(head, entry)) is parent
+        return target == base and self._directory(head, entry) is parent
 
     def _make_way(self, parent: _Directory, base: str, there: _Node, entry: FileEntry) -> bool:
         """Remove what has the name. False: the entry only changes it."""
@@ -136,26 +165,39 @@ class LayerTree:
             if entry.type is FileType.DIRECTORY:
                 there.entry, there.implied = entry, False
                 return False
-            self._known = {"": self.root}
+            self._forget()
         del parent.children[base]
         return True
 
     def _link(self, parent: _Directory, base: str, entry: FileEntry) -> None:
         head, _, target = entry.link.rpartition("/")
-        beside = self._known.get(head) or self._enter(head, entry)
+        beside = self._directory(head, entry)
         there = beside.children.get(target)
         if there is None or isinstance(there, _Directory):
             raise self._impossible(entry, "a hard link to no file of the layer")
         if _is_whiteout(there):
-            parent.children[base] = _entry_of(there)._replace(path=entry.path, name=entry.name)
+            parent.children[base] = _entry_of(there)._replace(path="", name=entry.name)
             return
         if not isinstance(there, _Name):
-            there = beside.children[target] = _Name(_Inode(there), there.path, there.name, "")
+            there = beside.children[target] = _Name(_Inode(there), there.name, None, "")
         there.inode.take(entry)
-        parent.children[base] = _Name(there.inode, entry.path, entry.name, there.path)
+        parent.children[base] = _Name(there.inode, entry.name, beside, target)
 
-    def _enter(self, path: str, entry: FileEntry) -> _Directory:
-        """The directory a path leads to, through links as if the root were "/", made where it is missing."""
+    def _remember(self, path: str, directory: _Directory) -> None:
+        if self._letters > KNOWN_ROOM:
+            self._forget()
+        self._known[path] = directory
+        self._letters += len(path)
+
+    def _forget(self) -> None:
+        self._known = {"": self.root}
+        self._letters = 0
+
+    def _directory(self, path: str, entry: FileEntry) -> _Directory:
+        return self._known.get(path) or self._enter(path, entry)[0]
+
+    def _enter(self, path: str, entry: FileEntry) -> tuple[_Directory, str]:
+        """The directory a path leads to, through links as if the root were "/", and its own path; made if missing."""
         real: list[tuple[str, _Node | None]] = []
         todo = path.split("/")[::-1]
         links, absolute = 0, False
@@ -181,17 +223,17 @@ class LayerTree:
                 real.clear()
                 absolute = True
             todo += found.link.split("/")[::-1]
-        here, at = self.root, ""
+        here = self.root
         for part, _ in real:
             child = here.children.get(part)
-            at = f"{at}/{part}" if at else part
             if child is None:
-                child = here.children[part] = self._known[at] = _Directory(_implied(at, self._chain_id), implied=True)
+                child = here.children[part] = _Directory(_implied("", self._chain_id), here, part, implied=True)
             if not isinstance(child, _Directory):
                 raise self._impossible(entry, "a name below what is no directory")
             here = child
-        self._known[at] = here
-        return here
+        at = "/".join(part for part, _ in real)
+        self._remember(at, here)
+        return here, at
 
     @staticmethod
     def _impossible(entry: FileEntry, why: str) -> CorruptLayerError:
@@ -250,7 +292,7 @@ class MergedTree:
         Raises  CorruptLayerError, OSError   a record cannot be read
         """
         self._opener = opener
-        self._root = _Directory(_implied(".", ChainID(f"sha256:{'0' * 64}")))
+        self._root = _Directory(_implied(".", ChainID(f"sha256:{'0' * 64}")), None, "")
         for chain_id, entries in layers:
             tree = LayerTree(chain_id)
             add = tree.add
@@ -265,14 +307,15 @@ class MergedTree:
 
         There are no whiteouts, and no LINKs: each name of a hard-linked file is the file, with .link naming another.
         """
-        todo = [self._root]
+        todo: list[tuple[str, str, _Node]] = [("", "", self._root)]
         while todo:
-            node = todo.pop()
+            above, name, node = todo.pop()
+            path = _below(above, name)
             if node is not self._root:
-                yield _entry_of(node)
+                yield _at(path, node)
             if isinstance(node, _Directory):
                 children = node.children
-                todo += [children[name] for name in sorted(children, key=os.fsencode, reverse=True)]  # type: ignore[misc]
+                todo += [(path, name, children[name]) for name in sorted(children, key=os.fsencode, reverse=True)]
 
     __iter__ = files
 
@@ -289,7 +332,7 @@ class MergedTree:
     def get(self, path: StrPath, *, follow: bool = False) -> FileEntry | None:
         """Give the entry at path, or None. Links on the way are followed, below the root; the last one if follow."""
         try:
-            return _entry_of(self._find(path, follow=follow))
+            return self._find(path, follow=follow)[0]
         except OSError:
             return None
 
@@ -304,21 +347,22 @@ class MergedTree:
                 CorruptLayerError   the file is not what was registered: now, or when the last byte is read of one that
                                     is read from its first
         """
-        node = self._find(path, follow=True)
+        entry, node = self._find(path, follow=True)
         if isinstance(node, _Directory):
             raise _failed(errno.EISDIR, path)
-        entry = _entry_of(node)
         if entry.type is not FileType.FILE:
             raise OSError(errno.EINVAL, "no regular file", os.fsdecode(path))
         return self._opener(entry)
 
-    def _find(self, path: StrPath, *, follow: bool) -> _Node:
+    def _find(self, path: StrPath, *, follow: bool) -> tuple[FileEntry, _Node]:
         """What path leads to, as the kernel follows it below a root."""
         text = os.fsdecode(path)
         if not text:
             raise _failed(errno.ENOENT, path)
         todo = text.split("/")[::-1]
         here: list[_Directory] = [self._root]
+        names: list[str] = []             # of all in here but the root
+        last = ""                         # of what was found, if that is no directory
         found: _Node = self._root
         links = 0
         while todo:
@@ -330,6 +374,7 @@ class MergedTree:
             if part == "..":
                 if len(here) > 1:
                     here.pop()
+                    names.pop()
                 found = here[-1]
                 continue
             node = found.children.get(part)
@@ -341,14 +386,17 @@ class MergedTree:
                 if links > LINKS_MAX:
                     raise _failed(errno.ELOOP, path)
                 if entry.link.startswith("/"):
-                    here = [self._root]
+                    here, names = [self._root], []
                     found = self._root
                 todo += entry.link.split("/")[::-1]
                 continue
-            found = node
+            found, last = node, part
             if isinstance(node, _Directory):
                 here.append(node)
-        return found
+                names.append(part)
+        if isinstance(found, _Directory):
+            return _at("/".join(names) or ".", found), found
+        return _at("/".join([*names, last]), found), found
 
     # ---- some of them ----
 
@@ -381,11 +429,12 @@ class MergedTree:
                     todo.append(state + 1)
             return frozenset(reached)
 
-        todo: list[tuple[_Node, frozenset[int], bool]] = [(self._root, at([0]), False)]
+        todo: list[tuple[str, str, _Node, frozenset[int], bool]] = [("", "", self._root, at([0]), False)]
         while todo:
-            node, states, fits = todo.pop()
+            above, name, node, states, fits = todo.pop()
+            path = _below(above, name)
             if fits:
-                yield _entry_of(node)
+                yield _at(path, node)
             if not isinstance(node, _Directory):
                 continue
             into = []
@@ -398,7 +447,7 @@ class MergedTree:
                 if next_states:
                     into.append((os.fsencode(name), child, next_states))
             into.sort(key=lambda one: one[0], reverse=True)
-            todo += [(child, next_states, end in next_states) for _, child, next_states in into]
+            todo += [(path, os.fsdecode(raw), child, after, end in after) for raw, child, after in into]
 
 
 def _failed(number: int, path: StrPath) -> OSError:
