@@ -4,7 +4,7 @@ from typing_extensions import disjoint_base
 @disjoint_base
 class Walker:
     """Reads headers, and what extends them, as Go's archive/tar does."""
-    def __init__(self) -> None: ...
+    def __init__(self, *args: object, **kwargs: object) -> None: ...
     def wants(self) -> int:
         """How many bytes feed() takes next, at most; 0 when the end of the archive has passed."""
     def feed(self, data: bytes) -> tuple[bytes, bytes, str, bool, int, int, str | None] | None:
