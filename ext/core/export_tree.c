@@ -52,7 +52,7 @@ static lay_code go_up(tree_export *t, lay_error *err)
         lay_path_cut(&t->x.name, t->frames[t->depth - 1].path_len);
         r = lay_trail_up(&t->trail, t->x.name.text, t->x.name.len);
     }
-    return r < 0 ? lay_fail_os(err, errno, t->x.name.text, "go back to directory") : LAY_OK;
+    return r < 0 ? lay_fail_os(err, errno, t->x.name.len ? t->x.name.text : ".", "go back to directory") : LAY_OK;
 }
 
 static lay_code tree_next(lay_export *x, bool *end, lay_error *err)

@@ -151,7 +151,7 @@ static lay_code sweep_up(sweep *s, lay_error *err)
         size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
         r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.text + skip : "", s->path.len - skip);
         if (r < 0 || (r > 0 && s->removing))
-            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.text, "go back to directory");
+            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.text : ".", "go back to directory");
     }
     const char *name = s->text + s->at[s->count - 1];
     if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
