@@ -551,10 +551,10 @@ cdef class OpenDirectory:
     cdef int fd
 
     def __cinit__(self, path, *, dir_fd=None):
+        self.fd = -1                          # before all else: what is 0 would be closed
         cdef bytes name = os.fsencode(path)
         cdef int at = AT_FDCWD if dir_fd is None else dir_fd
         cdef int e
-        self.fd = -1
         if b"\0" in name:
             raise ValueError("embedded null byte")
         while self.fd < 0:

@@ -317,8 +317,13 @@ class References:
             return self._take_damaged(chain_id)
         metadata = Metadata(record.chain_id, record.diff_id, record.size, record.diff_size)
         parent, cache_id = record.parent.chain_id if record.parent else "", record.cache_id
-        aside = self._metadata.set_aside(record.chain_id)
-        self._records.forget(record)
+        try:
+            aside = self._metadata.set_aside(record.chain_id)
+            self._records.forget(record)
+        except BaseException:
+            if not self._metadata.has(record.chain_id):      # an interrupt right behind the rename
+                self._records.forget(record)
+            raise
         return _Going(metadata, parent, cache_id, aside or "")
 
     def _take_damaged(self, chain_id: str) -> _Going:

@@ -116,8 +116,8 @@ def test_ctrl_c_just_after_a_layer_became_visible_leaves_it_whole_or_away(room, 
 
 @pytest.mark.time_limit(40)
 @pytest.mark.parametrize("what", ["create_rw_layer", "register", "release"])
-def test_ctrl_c_while_a_lock_is_taken_does_not_hang(room, open_store, what):
-    """The undo takes the same locks, while the traceback keeps what was half entered."""
+def test_ctrl_c_at_any_return_of_c_does_not_hang(room, open_store, what):
+    """The undo takes the same locks, while the traceback keeps what was half entered. (Function entries: test_walks.)"""
     answer, number = 1, 0
     while answer:
         root = room / f"root{number}"
@@ -141,14 +141,14 @@ def test_ctrl_c_while_a_lock_is_taken_does_not_hang(room, open_store, what):
             if not work:
                 store = open_store(root, options=SMALL)
                 work = store.get(chain).release
-            with interruption(number, at="next") as happened:
+            with interruption(number) as happened:
                 work()
             return 2 if worse_than_orphans(store) else bool(happened)
 
         answer = in_a_child(interrupted)
         assert answer in (0, 1), f"the {number}th place"
-        number += 1
-    assert number > 2
+        number += 17
+    assert number > 100
 
 
 @pytest.mark.parametrize("number", range(0, 160, 8))
