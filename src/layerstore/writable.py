@@ -125,7 +125,8 @@ class WritableLayers:
                 try:
                     opts.init_func(path)
                 finally:
-                    self._driver.put(init_id)
+                    # who is inside, or what is mounted there, stays with it
+                    self._driver.put(init_id, lazy=True)
             made.append(mount_id)
             self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
             if init_id:
