@@ -80,6 +80,13 @@ def test_each_field_of_a_config_is_of_its_kind(path):
         parse_config(config_with((*path[:-1], other), None), "it")
 
 
+@pytest.mark.parametrize("system", ["Linux", "LINUX"])
+def test_a_system_that_ends_dockerd_is_refused(images, nothing_left, system):
+    """It looks its layers up by this very text, and does not start any more on a root that has such an image."""
+    with nothing_left(), pytest.raises(ImageError, match="os is 'L[a-zA-Z]*', not 'linux'"):
+        images.load(as_archive(imagekit.config([BASE], os=system)))
+
+
 @pytest.mark.parametrize("time", [
     "", "yesterday", "2024-13-01T00:00:00Z", "2023-02-29T00:00:00Z", "2024-01-01T24:00:00Z", "2024-01-01T00:00:60Z", "2024-01-01 00:00:00Z",
     "2024-01-01T00:00:00", "2024-01-01T00:00:00,5Z", "2024-01-01T00:00:00+24:00", "2024-01-01T00:00:00.Z", "2024-01-01t00:00:00z",
@@ -140,6 +147,18 @@ def test_platforms_as_people_spell_them(text, wanted):
 def test_what_is_no_platform(text):
     with pytest.raises(ImageError, match="is no platform"):
         parse_platform(text)
+
+
+@pytest.mark.parametrize("said", [{}, {"os": "linux"}, {"architecture": "arm64"}, {"os": "", "architecture": ""}, {"variant": "v8"}])
+@pytest.mark.parametrize(("platform", "wanted"), [("linux/amd64", "amd64"), ("arm64", "arm64")])
+def test_a_platform_that_an_index_tells_by_half_is_that_of_the_config(images, said, platform, wanted):
+    entries, blobs = [], {}
+    for layer, architecture in ((TOP, "amd64"), (MIDDLE, "arm64")):
+        document, more = imagekit.manifest([layer], architecture=architecture)
+        entries.append(descriptor(document, OCI + "manifest.v1+json", platform=said))
+        blobs |= more | dict([blob(document)])
+    [image] = images.load(tar_of(imagekit.layout(entries, blobs)), platform=platform)
+    assert image.architecture == wanted
 
 
 def test_an_archive_s_own_spelling_is_understood(images):

@@ -322,6 +322,20 @@ def test_a_bare_tag_in_a_layout_is_of_what_the_layout_is_called(images, room):
     assert images.load(tar_of(files))[0].references == ("app_1:v1", "other:v1")
 
 
+@pytest.mark.parametrize("platform", [None, "linux/amd64", "all"])
+def test_a_bare_tag_of_several_images_names_none_of_them(images, room, platform):
+    """From a file as from a stream: the archive's own name is no reason to refuse what it holds."""
+    entries, blobs = [], {}
+    for layer in (BASE, TOP):
+        document, more = imagekit.manifest([layer])
+        entries.append(imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"}))
+        blobs |= more | dict([imagekit.blob(document)])
+    data = tar_of(imagekit.layout(entries, blobs))
+    (room / "app.tar").write_bytes(data)
+    for source in (room / "app.tar", Once(data)):
+        assert [image.references for image in images.load(source, platform=platform)] == [(), ()]
+
+
 # ---- platforms ---------------------------------------------------------------------------------
 PLATFORMS = {
     "linux/amd64": [BASE], "linux/arm64/v8": [TOP], "linux/arm/v6": [MIDDLE], "linux/arm/v7": [BASE, TOP],

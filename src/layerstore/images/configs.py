@@ -84,7 +84,9 @@ def parse_config(data: bytes, what: str) -> Config:
     except (InvalidDigestError, TypeError) as err:
         raise ImageError(f"{what}: invalid image JSON, its diff_ids are no digests: {err}") from None
     system = found.get("os") or "linux"
-    if system.lower() != "linux":
+    if system != "linux" and system.lower() == "linux":
+        raise ImageError(f"{what}: os is {system!r}, not 'linux': a dockerd on the same root would end with a panic")
+    if system != "linux":
         raise NoImageError(
             f"cannot load {readable(system[:40])!r} image on this host: its layers are no tars of Linux files ({what})"
         )

@@ -94,7 +94,7 @@ def _blob(found: dict[str, Any] | None, what: str) -> Blob:
         raise ImageError(f"{what}: a size is negative")
     named = found.get("platform")
     platform = None
-    if named and (named.get("os") or named.get("architecture")):
+    if named and named.get("os") and named.get("architecture"):        # else the config says it
         platform = Platform(named.get("os", ""), named.get("architecture", ""), named.get("variant", ""))
     return Blob(digest, found["size"], found.get("mediaType", ""), platform, found.get("annotations", {}))
 

@@ -93,7 +93,7 @@ class Layout:
         found: list[Planned] = []
         for group, blobs in groups.items():
             images = self._chosen(blobs, flat=group == ("",))
-            names = self._names(blobs[0]) if images else []
+            names = self._names(blobs[0], images) if images else []
             found += [image._replace(references=names) for image in images]
         if not found:
             raise self._why_none()
@@ -109,8 +109,12 @@ class Layout:
 
     # ---- names ----
 
-    def _names(self, blob: Blob) -> list[str]:
+    def _names(self, blob: Blob, images: Sequence[Planned]) -> list[str]:
         if self._wanted.named:
+            return []
+        if self._wanted.stem and _bare_tag(blob) and _clash(images):
+            tag = readable(blob.annotations[REF_NAME][:200])
+            self.notes.append(f"images keep no name: several for one platform have the tag {tag!r}, and no repository")
             return []
         said = [blob.annotations[key] for key in (REF_NAME, CONTAINERD_NAME) if blob.annotations.get(key)]
         found = [str(each) for each in _references(blob, self._wanted.stem)]
@@ -281,6 +285,18 @@ def _group(blob: Blob) -> tuple[str, ...]:
         return named
     own = blob.annotations.get(OWN_IMAGE) or (blob.digest if blob.media_type in INDEXES else "")
     return ("own", own, "") if own else ("",)
+
+
+def _bare_tag(blob: Blob) -> bool:
+    """Say whether the name of an entry is a tag without a repository: the archive's own name has to serve."""
+    name = blob.annotations.get(REF_NAME) or ""
+    return bool(name) and not set("/:") & set(name) and not _references(blob, "")
+
+
+def _clash(images: Sequence[Planned]) -> bool:
+    """Say whether several images are for one platform."""
+    configs = {image.config.id: image.config for image in images if image.config}
+    return len({normalized(*config.platform) for config in configs.values()}) < len(configs)
 
 
 def _references(blob: Blob, stem: str) -> list[references.Reference]:
