@@ -137,7 +137,7 @@ def run_orphans(args: Any, screen: Screen) -> int:
 
 def run_gc(args: Any, screen: Screen) -> int:
     """Remove what nobody owns."""
-    with writing(args) as opened:
+    with (reading if args.dry_run else writing)(args) as opened:
         found = opened.store.reclaim()
         gone = found if args.dry_run else opened.store.reclaim(dry_run=False)
     _tell_orphans(gone, screen, "would go" if args.dry_run else "gone")

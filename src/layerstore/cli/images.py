@@ -17,7 +17,7 @@ from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, parse_age, short_id
 from layerstore.imagedb import DOCUMENT_LIMIT, parse_document
-from layerstore.images import references
+from layerstore.images import platforms, references
 
 FORMATS = ("docker", "oci", "oci-dir")
 
@@ -134,6 +134,7 @@ def _age(created: str) -> str:
 def run_load(args: Any, screen: Screen) -> int:
     """Load an archive."""
     source, tags = source_of(args.archive), [_new_name(name) for name in args.tag]
+    _check_platform(args.platform)
     with writing(args) as opened, screen.progress("load") as progress:
         before = _meanings(opened)
         loaded = opened.images.load(
@@ -147,6 +148,15 @@ def run_load(args: Any, screen: Screen) -> int:
         screen.line("  ".join((image.id, *image.references)))
         _tell_moved(names, screen)
     return Exit.OK
+
+
+def _check_platform(text: str | None) -> None:
+    """Raise Failure where what a command line asks for is no platform."""
+    if text not in (None, "all"):
+        try:
+            platforms.parse_platform(text)
+        except ImageError as error:
+            raise Failure(str(error), Exit.USAGE) from None
 
 
 def _new_name(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -64,6 +65,10 @@ def _go_on(_number: int, _frame: object) -> None:
     pass
 
 
+# What an error of printing says: the other files' errors have their names.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; give its exit code.
 
@@ -74,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()
+            _flush_output()
     except BrokenPipeError:
         _forget_output()
         return Exit.BROKEN_PIPE
@@ -88,7 +93,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+            error.filename = _output_name()   # every other file's error has its name
         return _end(sentence(error), code_of(error))
+
+
+def _flush_output() -> None:
+    """Write what is still buffered, or forget it: the interpreter would complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = _output_name()
+        _forget_output()
+        raise
+
+
+def _output_name() -> str:
+    """Name the file that standard output was sent to."""
+    try:
+        found = os.readlink(f"/proc/self/fd/{sys.stdout.fileno()}")
+    except OSError:
+        found = ""
+    return found if found.startswith("/") else "standard output"
 
 
 def _end(text: str, code: Exit) -> int:
@@ -101,7 +127,7 @@ def _end(text: str, code: Exit) -> int:
 
 
 def _forget_output() -> None:
-    """Whoever read standard output has gone: what is still buffered must not complain at the exit."""
+    """Nobody takes what is still buffered for standard output: it must not complain at the exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -73,7 +73,7 @@ def _unknown(parser: argparse.ArgumentParser, what: str, meant: Sequence[str]) -
 
 
 def _like(word: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(word, list(known), _MOST, 0.6)
+    return difflib.get_close_matches(word.lower(), list(known), _MOST, 0.6)
 
 
 def _commands_like(parser: argparse.ArgumentParser, word: str) -> list[str]:
