@@ -215,6 +215,12 @@ def test_a_name_that_moves_is_told_of(two, cli, room):
     assert [image["moved"] for image in moved] == [{"base:latest": old}]
 
 
+def test_what_is_no_platform_is_a_wrong_command_line(two, cli, archives):
+    for text in ("", "x y", "linux/", "a/b/c/d"):
+        done = cli("image", "load", archives / "app.tar", "--platform", text)
+        assert done.code == 2 and "is no platform" in done.said, text
+
+
 @pytest.mark.parametrize("name", ["UPPER", "", "a b", "a:b:c", "x@y", "-", "a/../b", "\x1b[2J", "a" * 300])
 def test_a_bad_name_of_an_image_is_a_wrong_command_line(two, cli, archives, name):
     for words in (["tag", "app", name], ["tag", name, "x:1"], ["rm", name], ["save", name, "-o", archives / "o"], ["inspect", name],
