@@ -63,6 +63,10 @@ def zeros(path):
     write(path, bytes(os.path.getsize(path)))
 
 
+def no_text(path):
+    write(path, b"\xff" * 26)
+
+
 # what becomes of the box: (how, by its own directory and that of the whole driver)
 BOX = {
     "lower is gone": lambda own, home: os.unlink(f"{own}/lower"),
@@ -256,6 +260,19 @@ def test_a_layers_small_file_is_told_and_mended_and_hides_nothing(store, open_st
         with again.get_rw_layer("box").mounted() as path:
             assert shown(path) == RIGHT
         assert again.verify() == []
+
+
+@pytest.mark.parametrize("name", ["link", "lower"])
+@pytest.mark.parametrize("harm", [zeros, nothing, no_text])
+def test_what_is_made_on_a_layer_with_a_damaged_small_file_shows_all(store, open_store, root, chain, box, name, harm):
+    harm(root / "overlay2" / store.map()[chain[1]].cache_id / name)
+    harm(root / "overlay2" / store.map()[chain[2]].cache_id / name)
+    with open_store() as again:
+        committed = again.get_rw_layer("box").commit()
+        registered = again.register(file("mine", b"precious") + end(), chain[2])
+        for layer in (committed, registered):
+            with again.create_rw_layer("new", layer) as new, new.mounted() as path:
+                assert shown(path) == RIGHT
 
 
 def test_donors_that_cannot_be_read_are_passed_over(store, root):

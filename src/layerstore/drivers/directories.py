@@ -209,11 +209,11 @@ class Directories:
         lower = self._lower_for(parent)
         if lower.count(":") + 1 > MAX_LOWERS:
             raise MaxDepthExceededError(path=self.path(parent))
-        self._write(self.path(id, "lower"), lower.encode(), 0o644)
+        self._write(self.path(id, "lower"), os.fsencode(lower), 0o644)
 
     def stand_on(self, id: str, parent: str) -> None:
         """Write anew what id stands on, after the directory of something below it was replaced."""
-        replace_small(self.path(id, "lower"), self._lower_for(parent).encode(), 0o644, sync=True)
+        replace_small(self.path(id, "lower"), os.fsencode(self._lower_for(parent)), 0o644, sync=True)
 
     def mend(self, id: str, below: Sequence[str], *, emptied: bool = False) -> None:
         """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories.
@@ -297,8 +297,11 @@ class Directories:
 
     def _lower_for(self, parent: str) -> str:
         """What `lower` says in a child of parent."""
-        lower = f"{LINKS}/{read_text(self.path(parent, 'link'))}"
-        with contextlib.suppress(FileNotFoundError):
+        link = ""
+        with contextlib.suppress(OSError, LayerStoreError):
+            link = read_text(self.path(parent, "link"))
+        lower = f"{LINKS}/{link if _is_link(link) else self._link_of(parent)}"
+        with contextlib.suppress(FileNotFoundError, InvalidMetadataError):    # what is damaged is mended at a mount
             lower += ":" + read_text(self.path(parent, "lower"))
         return lower
 
