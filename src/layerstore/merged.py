@@ -280,7 +280,7 @@ def _lay_over(below: _Directory, above: _Directory) -> None:
 class MergedTree:
     """The files of a layer with all below it, as an overlay mount shows them; made by Layer.merged().
 
-    A picture in memory of read-only layers, some 700 bytes an entry; it holds no reference to them. Any number of
+    A picture in memory of read-only layers, about 1 kB an entry; it holds no reference to them. Any number of
     threads may use it. Paths are relative to the root; "/etc" and "etc" are the same.
     """
 
