@@ -123,7 +123,7 @@ lay_code lay_differ_fail(lay_differ *d, int sys_errno, const char *name, const c
 {
     if (name[0] != '\0' && lay_path_push(&d->path, name, strlen(name), err) != LAY_OK)
         return LAY_E_NOMEM;
-    return lay_fail_os(err, sys_errno, d->path.text, what);
+    return lay_fail_os(err, sys_errno, d->path.len > 0 ? d->path.text : ".", what);
 }
 
 void lay_differ_free(lay_differ *d)
@@ -337,8 +337,10 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
     lay_code code = lay_differ_open(&p->differ, err);
     if (code != LAY_OK)
         return code;
-    if (lay_trail_open(&p->fresh, new_fd, false) < 0 || (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0))
-        return lay_fail_os(err, errno, NULL, "open directory");
+    if (lay_trail_open(&p->fresh, new_fd, false) < 0)
+        return lay_fail_fd(err, errno, new_fd, "open directory");
+    if (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0)
+        return lay_fail_fd(err, errno, old_fd, "open directory");
     code = pairs_read(p, old_fd >= 0, err);
     while (code == LAY_OK && p->depth > 0) {
         const pair *here = &p->list[p->depth - 1];

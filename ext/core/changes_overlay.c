@@ -63,7 +63,7 @@ static lay_code fail(reader *r, const lay_spot *s, int sys_errno, const char *na
     lay_code code = lay_spot_path(s, &r->path, err);
     if (code == LAY_OK && name[0] != '\0')
         code = lay_path_push(&r->path, name, strlen(name), err);
-    return code != LAY_OK ? code : lay_fail_os(err, sys_errno, r->path.text, what);
+    return code != LAY_OK ? code : lay_fail_os(err, sys_errno, r->path.len > 0 ? r->path.text : ".", what);
 }
 
 static lay_code unsupported(reader *r, const lay_spot *s, const char *name, const char *what, lay_error *err)

@@ -69,7 +69,7 @@ lay_code lay_fail_os(lay_error *err, int sys_errno, const char *path, const char
 
 lay_code lay_fail_fd(lay_error *err, int sys_errno, int fd, const char *what)
 {
-    static const char DELETED[] = " (deleted)";
+    static const char DELETED[] = " (deleted)", MEMORY[] = "/memfd:";
     char link[40], path[LAY_ERROR_PATH];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof path - 1);
@@ -77,7 +77,9 @@ lay_code lay_fail_fd(lay_error *err, int sys_errno, int fd, const char *what)
     size_t tail = sizeof DELETED - 1, len = strlen(path);
     if (len > tail && strcmp(path + len - tail, DELETED) == 0) {
         char *slash = strrchr(path, '/');
-        if (slash)
+        if (strncmp(path, MEMORY, sizeof MEMORY - 1) == 0)     /* lies in no directory */
+            path[0] = '\0';
+        else if (slash)
             slash[slash == path] = '\0';
     }
     return lay_fail_os(err, sys_errno, path[0] == '/' ? path : NULL, what);

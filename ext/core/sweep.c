@@ -110,7 +110,7 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
         if (got == 0 || (got < 0 && errno == ENOENT))     /* removed by another meanwhile */
             return LAY_OK;
         if (got < 0)
-            return lay_fail_os(err, errno, s->path.text, "read directory");
+            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.text : ".", "read directory");
         for (long at = 0; at < got;) {
             const struct dent *d = (const void *)(buf + at);
             at += d->reclen;
