@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from layerstore.drivers import checks, mounts
@@ -206,6 +207,9 @@ class Mounting:
         lazy     detach it, whoever is inside
         Raises   ActiveMountError   somebody is inside: it stays mounted, and counted
         """
+        self._put(id, self._leave_lazily if lazy else self._leave)
+
+    def _put(self, id: str, unmount: Callable[[str, str], None]) -> None:
         with self._at.locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
                 if not self._at.lower_items(id):
@@ -216,14 +220,34 @@ class Mounting:
                 self._holds.release(_use(id))
                 return
             with self._at.claimed_if_possible(id):       # what cannot be locked is unmounted all the same
-                if not self._holds.held_elsewhere(_use(id)):       # else the last of the other stores unmounts it
-                    self._unmount(id, merged, lazy=lazy)
+                unmount(id, merged)
                 self._counter.decrement(merged)
                 self._holds.release(_use(id))
 
+    def _leave(self, id: str, merged: str, *, lazy: bool = False) -> None:
+        if not self._holds.held_elsewhere(_use(id)):     # else the last of the other stores unmounts it
+            self._unmount(id, merged, lazy=lazy)
+
+    def _leave_lazily(self, id: str, merged: str) -> None:
+        self._leave(id, merged, lazy=True)
+
+    def _leave_for_good(self, id: str, merged: str) -> None:
+        """Leave what nobody asks to unmount again: what stays mounted is told, and left to cleanup()."""
+        try:
+            self._leave_lazily(id, merged)
+        except OSError as err:
+            with contextlib.suppress(OSError):           # umount(2) itself says whether somebody is inside
+                if self._holds.held_elsewhere(_use(id)):
+                    return
+                if not mounts.is_mounted_surely(merged) or self._goes(merged):
+                    with contextlib.suppress(OSError):
+                        os.rmdir(merged)
+                    return
+            log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
+
     def _unmount(self, id: str, merged: str, *, lazy: bool) -> None:
-        """Unmount id, if it is mounted here. Raises ActiveMountError, then nothing has changed."""
-        if not mounts.is_mounted(merged):
+        """Unmount id, if it is mounted here. Raises ActiveMountError and OSError, then nothing has changed."""
+        if not mounts.is_mounted_surely(merged):
             with contextlib.suppress(OSError):
                 os.rmdir(merged)
             return
@@ -307,7 +331,7 @@ class Mounting:
     def done(self, id: str) -> None:
         """Undo a get() that was for one call alone: its result stands, whether or not the mount can go."""
         try:
-            self.put(id, lazy=True)
+            self._put(id, self._leave_for_good)
         except OSError as err:
             log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
 

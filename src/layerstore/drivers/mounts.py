@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from layerstore._mount import ffi, lib
+from layerstore.textfile import naming
 
 log = logging.getLogger("layerstore")
 
@@ -220,7 +221,8 @@ def _unescaped(field: bytes) -> str:
 
 def mount_table(process: str = "self") -> Iterator[MountPoint]:
     """List the mounts that a process sees, oldest first. Raises OSError."""
-    with open(f"/proc/{process}/mountinfo", "rb") as table:
+    path = f"/proc/{process}/mountinfo"
+    with naming(path), open(path, "rb") as table:
         for line in table:
             head, _, tail = line.rstrip(b"\n").partition(b" - ")
             fields = head.split(b" ", 5)
@@ -276,11 +278,17 @@ def is_overlay(path: str) -> bool:
 
 def is_mounted(path: str) -> bool:
     """Say whether an overlay is mounted at path; False where it cannot be asked."""
-    if not is_overlay(path):
-        return False
     with contextlib.suppress(OSError):
-        return os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+        return is_mounted_surely(path)
     return False
+
+
+def is_mounted_surely(path: str) -> bool:
+    """Say whether an overlay is mounted at path. Raises OSError where it cannot be asked."""
+    try:
+        return fs_magic(path) == OVERLAY_MAGIC and os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
