@@ -121,20 +121,30 @@ cdef bytes encoded(path):
     return name
 
 
+cdef named(path):
+    """What an error has as its filename: text or bytes, as with Python's own calls."""
+    return path if path is None else os.fspath(path)
+
+
 cdef failed(path):
     cdef int e = errno
-    raise OSError(e, os.strerror(e), path)
+    raise OSError(e, os.strerror(e), named(path))
 
 
-cdef failed_at(int fd):
-    """Of an open file: named as the kernel names it, or by its directory where it has no name."""
-    cdef int e = errno
+def name_of(int fd):
+    """What the kernel calls an open file, or its directory where it has no name; None: a pipe, a socket, memory."""
     cdef char to[4096]
     cdef Py_ssize_t n = c_readlink(b"/proc/self/fd/%d" % fd, to, sizeof(to))
     name = os.fsdecode(PyBytes_FromStringAndSize(to, n)) if n > 0 and to[0] == b"/" else None
     if name is not None and name.endswith(" (deleted)"):
-        name = os.path.dirname(name)
-    raise OSError(e, os.strerror(e), name)
+        # Memory is "/memfd:..." and lies in no directory.
+        name = None if name.startswith("/memfd:") else os.path.dirname(name)
+    return name
+
+
+cdef failed_at(int fd):
+    cdef int e = errno
+    raise OSError(e, os.strerror(e), name_of(fd))
 
 
 def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
@@ -151,7 +161,9 @@ def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
 
 
 def close(int fd, path=None):
-    """os.close. path: what an error names, as a closed descriptor leads nowhere."""
+    """os.close. path: what an error names; it is looked up before where it is not given, as a closed descriptor leads nowhere."""
+    if path is None:
+        path = name_of(fd)
     if c_close(fd) != 0 and errno != EINTR:
         failed(path)
 
@@ -182,7 +194,7 @@ def rename(source, target):
     cdef int e
     if c_rename(a, b) != 0:
         e = errno
-        raise OSError(e, os.strerror(e), source, None, target)
+        raise OSError(e, os.strerror(e), named(source), None, named(target))
 
 
 def exchange(int a_fd, a, int b_fd, b):
@@ -210,7 +222,7 @@ def symlink(target, path):
     cdef int e
     if c_symlink(a, b) != 0:
         e = errno
-        raise OSError(e, os.strerror(e), target, None, path)
+        raise OSError(e, os.strerror(e), named(target), None, named(path))
 
 
 def unlink(path):

@@ -3,7 +3,10 @@ from typing import Any
 
 def open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int: ...  # noqa: A001
 def close(fd: int, path: Any = None) -> None:
-    """path: what an error names"""
+    """path: what an error names; it is looked up before where it is not given"""
+
+def name_of(fd: int) -> str | None:
+    """What the kernel calls an open file, or its directory where it has no name; None: a pipe, a socket, memory."""
 
 def mkdir(path: Any, mode: int) -> None: ...
 def chmod(path: Any, mode: int) -> None: ...

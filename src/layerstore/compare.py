@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from layerstore import _changes
+from layerstore import _changes, _files
 from layerstore.values import Change, ChangeKind
 
 StrPath = str | bytes | os.PathLike[Any]
@@ -15,7 +15,7 @@ StrPath = str | bytes | os.PathLike[Any]
 
 def _open(stack: ExitStack, path: StrPath) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    stack.callback(os.close, fd)
+    stack.callback(_files.close, fd, path)
     return fd
 
 

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from layerstore import _listing
+from layerstore import _files, _listing
 from layerstore.errors import CorruptLayerError, readable
 from layerstore.ids import ChainID
+from layerstore.textfile import naming_file
 from layerstore.values import FileEntry, FileType
 
 StrPath = str | bytes | os.PathLike[Any]
@@ -80,7 +81,8 @@ class _Bytes(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         fd = self._open()
         with memoryview(buffer).cast("B") as view:
-            n = os.preadv(fd, [view], self._at)
+            with naming_file(fd):
+                n = os.preadv(fd, [view], self._at)
             if n:
                 self._look(view[:n])
             elif len(view) and self._at < self._size:
@@ -90,12 +92,13 @@ class _Bytes(io.RawIOBase):
 
     def readall(self) -> bytes:
         fd = self._open()
-        data = os.pread(fd, max(self._size - self._at, 0) + 1, self._at)
-        if len(data) != max(self._size - self._at, 0):
-            rest = bytearray(data)        # a read gives 2 GiB at most
-            while more := os.pread(fd, 1 << 30, self._at + len(rest)):
-                rest += more
-            data = bytes(rest)
+        with naming_file(fd):
+            data = os.pread(fd, max(self._size - self._at, 0) + 1, self._at)
+            if len(data) != max(self._size - self._at, 0):
+                rest = bytearray(data)        # a read gives 2 GiB at most
+                while more := os.pread(fd, 1 << 30, self._at + len(rest)):
+                    rest += more
+                data = bytes(rest)
         if len(data) < self._size - self._at:
             raise self._differs()
         self._look(data)
@@ -120,7 +123,7 @@ class _Bytes(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            os.close(self._fd)
+            _files.close(self._fd)
 
 
 def open_bytes(open_fd: Callable[[], int], entry: FileEntry) -> io.BufferedReader:
@@ -132,5 +135,5 @@ def open_bytes(open_fd: Callable[[], int], entry: FileEntry) -> io.BufferedReade
     try:
         return io.BufferedReader(_Bytes(fd, entry), BUFFER)
     except BaseException:
-        os.close(fd)
+        _files.close(fd)
         raise

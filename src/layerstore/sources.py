@@ -20,6 +20,7 @@ from layerstore import _files
 from layerstore._apply import Apply, guess_format
 from layerstore.decompress import decompress
 from layerstore.errors import TarFormatError
+from layerstore.textfile import naming_file
 from layerstore.values import Done, Progress
 
 BLOCK = 1 << 20
@@ -85,18 +86,21 @@ class Input:
         self.blocks: Blocks | None = None
         self.path: Any = None                # where owned
         self.file: Any = None
+        self.given = source
         if isinstance(source, bool) or source is None:
             raise TypeError(f"{WANTED}, not {source!r}")
         if isinstance(source, Section):
             self.fd, self.offset, self.end = source.fd, source.offset, source.offset + source.size
         elif isinstance(source, int):
-            os.fstat(source)
+            with naming_file(source):
+                os.fstat(source)
             self.fd = source
         elif isinstance(source, (str, os.PathLike)):
             self.fd, self.path = _files.open(source, os.O_RDONLY), source
             self.owned = True
         elif isinstance(source, (io.FileIO, io.BufferedReader)) and self._is_regular(source):
-            self.fd, self.offset, self.file = source.fileno(), source.tell(), source
+            with naming_file(source):
+                self.fd, self.offset, self.file = source.fileno(), source.tell(), source
         elif hasattr(source, "read"):
             if isinstance(source, io.TextIOBase):
                 raise TypeError("a source gives bytes, not text: open the file in binary mode")
@@ -133,14 +137,15 @@ class Input:
         if source.closed:
             raise ValueError("I/O operation on closed file.")
         try:
-            return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+            with naming_file(source):
+                return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
         except io.UnsupportedOperation:       # a buffer around what has no descriptor
             return False
 
     def reread(self) -> tuple[int, int]:
         """Where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
         if self.regular:
-            return self.fd, self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
+            return self.fd, self.offset if self.offset >= 0 else self._position()
         return -1, 0
 
     def left(self) -> int:
@@ -153,7 +158,8 @@ class Input:
             at, self.taken = self.taken, min(self.taken + BLOCK, len(self.buffer))
             return bytes(self.buffer[at : self.taken])
         if self.read is not None:
-            block = self.read(BLOCK)
+            with naming_file(self.given):
+                block = self.read(BLOCK)
             if not isinstance(block, (bytes, bytearray, memoryview)):
                 raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
             return bytes(block)
@@ -166,7 +172,7 @@ class Input:
     def head(self) -> bytes:
         """The first bytes, to tell what it is; of a regular file without taking them."""
         if self.regular:
-            at = self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
+            at = self.offset if self.offset >= 0 else self._position()
             return _files.read(self.fd, min(HEAD, self.left()), at)
         head = b""
         while len(head) < HEAD and (block := self.block()):
@@ -181,13 +187,19 @@ class Input:
             return len(self.buffer)
         if not self.regular:
             return None
-        at = self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
-        return max(os.fstat(self.fd).st_size - at, 0)
+        at = self.offset if self.offset >= 0 else self._position()
+        with naming_file(self.fd):
+            return max(os.fstat(self.fd).st_size - at, 0)
+
+    def _position(self) -> int:
+        with naming_file(self.fd):
+            return os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def _read_descriptor(self) -> bytes:
         while True:
             try:
-                return os.read(self.fd, BLOCK)
+                with naming_file(self.fd):
+                    return os.read(self.fd, BLOCK)
             except BlockingIOError:
                 select.select([self.fd], [], [])
 

@@ -9,14 +9,15 @@ import os
 import stat
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from layerstore import _apply, _tarstream
+from layerstore import _apply, _files, _tarstream
 from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
 from layerstore.locks import Mutex
 from layerstore.sources import Input, Teller, feed
+from layerstore.textfile import naming, naming_file
 from layerstore.values import Progress
 
 StrPath = str | bytes | os.PathLike[Any]
@@ -143,7 +144,8 @@ class TarStream(_BinaryFile):
         _check_file(dst, "write")
         fd = dst if isinstance(dst, int) else -1
         if isinstance(dst, (io.FileIO, io.BufferedWriter)):
-            dst.flush()
+            with naming_file(dst):
+                dst.flush()
             fd = dst.fileno()
         if fd >= 0:
             end = False
@@ -214,16 +216,15 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
         fd = _regular(tar_split)
         if fd >= 0 and _position(tar_split) == 0:
             return TarStream(_tarstream.assemble(fd, root_fd, expected), seekable=True)
-        with tempfile.TemporaryFile() as kept:
+        with _nameless_file() as kept:
             if isinstance(tar_split, int):
-                with os.fdopen(os.dup(tar_split), "rb") as file:
+                with _opened_again(tar_split, "rb") as file:
                     _copy(file, kept)
             else:
                 _copy(tar_split, kept)
-            kept.flush()
             return TarStream(_tarstream.assemble(kept.fileno(), root_fd, expected), seekable=True)
     finally:
-        os.close(root_fd)
+        _files.close(root_fd, root)
 
 
 def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | None = None) -> DiffID:
@@ -240,18 +241,21 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
         if own >= 0:
             try:
                 diff_id = _record(given, own, progress)
-                os.lseek(_regular(tar_split), 0, os.SEEK_END)
+                with naming_file(tar_split):
+                    os.lseek(_regular(tar_split), 0, os.SEEK_END)
                 return diff_id
             except BaseException:
-                os.ftruncate(own, 0)
+                with naming_file(own):
+                    os.ftruncate(own, 0)
                 raise
             finally:
-                os.close(own)
-        with tempfile.TemporaryFile() as record:
+                _files.close(own)
+        with _nameless_file() as record:
             diff_id = _record(given, record.fileno(), progress)
-            record.seek(0)
+            with naming_file(record):
+                record.seek(0)
             if isinstance(tar_split, int):
-                with os.fdopen(os.dup(tar_split), "wb") as out:
+                with _opened_again(tar_split, "wb") as out:
                     _copy(record, out)
             else:
                 _copy(record, tar_split)
@@ -262,10 +266,10 @@ def _record(given: Input, record_fd: int, progress: Progress | None) -> DiffID:
     """The work of disassemble(); record_fd is an empty file that can be read, too."""
     with contextlib.ExitStack() as stack:
         fd, offset = given.reread()
-        if fd < 0 or _apply.guess_format(os.pread(fd, 512, offset)) != "plain":
+        if fd < 0 or _apply.guess_format(_files.read(fd, 512, offset)) != "plain":
             # A tar with names that come again is read twice: keep what cannot be.
             fd = offset = -1
-        spool = stack.enter_context(tempfile.TemporaryFile()).fileno() if fd < 0 else -1
+        spool = stack.enter_context(_nameless_file()).fileno() if fd < 0 else -1
         apply = _apply.Apply(
             -1, record_fd, reread_fd=fd, reread_offset=max(offset, 0), spool_fd=spool, flags=_apply.PLAIN_RECORD
         )
@@ -292,11 +296,12 @@ def _regular(file: Any) -> int:
         fd = file if isinstance(file, int) else file.fileno()
     except io.UnsupportedOperation:           # a buffer around what has no descriptor
         return -1
-    return fd if stat.S_ISREG(os.fstat(fd).st_mode) else -1
+    return fd if stat.S_ISREG(_files.mode_of(fd)) else -1
 
 
 def _position(file: Any) -> int:
-    return os.lseek(file, 0, os.SEEK_CUR) if isinstance(file, int) else int(file.tell())
+    with naming_file(file):
+        return os.lseek(file, 0, os.SEEK_CUR) if isinstance(file, int) else int(file.tell())
 
 
 def _empty_file(file: Any) -> int:
@@ -304,10 +309,11 @@ def _empty_file(file: Any) -> int:
     fd = _regular(file)
     if fd < 0:
         return -1
-    if not isinstance(file, int):
-        file.flush()
-    if os.fstat(fd).st_size or os.lseek(fd, 0, os.SEEK_CUR):
-        return -1
+    with naming_file(file):
+        if not isinstance(file, int):
+            file.flush()
+        if os.fstat(fd).st_size or os.lseek(fd, 0, os.SEEK_CUR):
+            return -1
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -322,7 +328,8 @@ def write_whole(file: Any, data: bytes) -> None:
     """
     view = memoryview(data)
     while view:
-        taken = file.write(view)
+        with naming_file(file):
+            taken = file.write(view)
         if taken is None:
             raise BlockingIOError(errno.EAGAIN, "the file takes no bytes without blocking")
         if not 0 < taken <= len(view):
@@ -331,5 +338,35 @@ def write_whole(file: Any, data: bytes) -> None:
 
 
 def _copy(source: Any, to: Any) -> None:
-    while block := source.read(COPY_BLOCK):
+    while True:
+        with naming_file(source):
+            block = source.read(COPY_BLOCK)
+        if block is None:
+            raise BlockingIOError(errno.EAGAIN, "the file gives no bytes without blocking")
+        if not block:
+            return
         write_whole(to, block)
+
+
+@contextlib.contextmanager
+def _nameless_file() -> Iterator[io.FileIO]:
+    """A file without a name, for what can be had once only; what fails of it names its directory."""
+    with naming(tempfile.gettempdir()):
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        with naming(tempfile.gettempdir()):
+            file.close()
+
+
+@contextlib.contextmanager
+def _opened_again(fd: int, mode: str) -> Iterator[io.FileIO]:
+    """A descriptor that the caller keeps, as a file without a buffer."""
+    own = os.dup(fd)
+    try:
+        with naming_file(own):
+            file = io.FileIO(own, mode, closefd=False)
+        yield file
+    finally:
+        _files.close(own)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
+from typing import Any
 
 from layerstore import _changes, _files
 from layerstore.errors import InvalidMetadataError, readable
@@ -139,6 +141,26 @@ def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
             err.filename = path
         raise
 
+
+@contextlib.contextmanager
+def naming_file(file: Any) -> Iterator[None]:
+    """Name an open file, as the kernel does, in an OSError that names none.
+
+    file   a descriptor or one of Python's own files; what any other object raises is left as it is
+    """
+    try:
+        yield
+    except OSError as err:
+        if err.errno is not None and not isinstance(err.filename, (str, bytes)) and isinstance(file, _WITH_DESCRIPTOR):
+            # One that is closed, or a buffer around something else, has no descriptor.
+            with contextlib.suppress(ValueError, io.UnsupportedOperation):
+                name = _files.name_of(file if isinstance(file, int) else file.fileno())
+                if name is not None:
+                    err.filename = name
+        raise
+
+
+_WITH_DESCRIPTOR = (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
 
 # What concerns a whole file system, so that the name of an entry does not say where; no source that is read gives it.
 _OF_A_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from layerstore import _files
 from layerstore.drivers import Driver
 from layerstore.errors import LayerStoreError, readable
 from layerstore.ids import chain_on
@@ -115,7 +116,7 @@ class Verifier:
         except (OSError, LayerStoreError) as err:
             found.append(Problem("metadata", subject, "", str(err)))
         finally:
-            os.close(fd)
+            _files.close(fd)
         return found
 
     def mount(self, mount: Mount) -> list[Problem]:

@@ -1,10 +1,14 @@
-"""textfile.remove_directory: all of it goes, whatever it is called by, and nothing a link in it leads to."""
+"""textfile: of remove_directory all goes, whatever it is called by, and nothing a link in it leads to; names in errors."""
 
+import errno
+import io
 import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from layerstore.textfile import remove_directory
+from layerstore.textfile import naming_file, remove_directory
 
 
 @pytest.fixture
@@ -41,3 +45,27 @@ def test_what_cannot_be_removed_is_said(room):
     with pytest.raises(OSError) as caught:
         remove_directory("/proc/self/fd")
     assert caught.value.errno
+
+
+def test_an_open_file_is_named_as_the_kernel_names_it_and_memory_and_pipes_are_not(room: Path) -> None:
+    def named(file: Any) -> Any:
+        with pytest.raises(OSError) as caught, naming_file(file):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return caught.value.filename
+
+    path = room / "a file"
+    with open(path, "wb+") as file:
+        assert named(file) == named(file.fileno()) == str(path)
+        path.unlink()
+        assert named(file) == str(room)          # it has no name any more: where it lies
+    assert named(file) is None
+    assert named(io.BytesIO()) is None
+    memory, ends = os.memfd_create("nothing"), os.pipe()
+    try:
+        assert named(memory) is None and named(ends[0]) is None
+        with pytest.raises(OSError) as caught, naming_file(ends[0]):
+            raise OSError(errno.EIO, "what another one says", "name")
+        assert caught.value.filename == "name"
+    finally:
+        for fd in (memory, *ends):
+            os.close(fd)

@@ -18,7 +18,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from faultkit import ERRNOS, KINDS, LARGE, PASSING, SOAK, Faults, Ground, Held, 
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError
+from layerstore.textfile import naming
 
 NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
 SPREAD = 3                # places of a kind, where not all are walked
@@ -174,10 +175,24 @@ class Read(Operation):
 @operation()
 class CopyTo(Read):
     def run(self, g: Ground) -> Any:
-        with open(self.room / "out", "wb+") as out:
+        path = str(self.room / "out")
+        with self.own(path) as out:
             with g.large.tar_stream() as stream:
                 stream.copy_to(out)
-            return out.seek(0) or out.read()
+            with naming(path):
+                return out.seek(0) or out.read()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def own(path: str) -> Iterator[Any]:
+        """A file that is written to; what Python does to open, read back and close it is none of the library's."""
+        with naming(path):
+            out = open(path, "wb+")  # noqa: SIM115
+        try:
+            yield out
+        finally:
+            with naming(path):
+                out.close()
 
 
 @operation()
