@@ -116,7 +116,8 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
     def cut(err: Exception) -> BaseException:
         if failure:
             return failure[0]
-        reason = getattr(err, "msg", None) or str(err)
+        # libarchive has no words for some streams that end too early; its numbers help nobody.
+        reason = getattr(err, "msg", str(err)) or "it is cut, or damaged"
         return TarFormatError(f"the {kind} stream cannot be decompressed: {reason}")
 
     try:

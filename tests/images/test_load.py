@@ -18,7 +18,7 @@ import tarkit
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of, write_to
 
 import layerstore
-from layerstore import ImageError, Images
+from layerstore import ImageError, Images, LayerStoreError
 
 LAYERS = [BASE, MIDDLE, TOP]
 CHAINS = [tarkit.chain_id(*map(tarkit.diff_id, LAYERS[: n + 1])) for n in range(3)]
@@ -392,6 +392,25 @@ def test_all_platforms(images):
 def test_a_platform_that_is_not_there(images, nothing_left):
     with nothing_left(), pytest.raises(ImageError, match=r"no image for linux/s390x .* linux/amd64, linux/arm/v6"):
         images.load(tar_of(fat(nested=True)), platform="linux/s390x")
+
+
+@pytest.mark.parametrize(("platform", "said"), [("windows/amd64", "cannot load 'windows' image"), ("arm64", "the archive has no blobs/")])
+def test_a_platform_that_is_named_and_cannot_be_had(images, nothing_left, platform, said):
+    (windows, more), (arm, _) = imagekit.manifest([BASE], os="windows"), imagekit.manifest([TOP], architecture="arm64")
+    entries = [imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", platform=dict(zip(("os", "architecture"), named, strict=True)))
+               for document, named in ((windows, ("windows", "amd64")), (arm, ("linux", "arm64")))]  # fmt: skip
+    data = tar_of(imagekit.layout(entries, more | dict([imagekit.blob(windows)])))
+    with nothing_left(), pytest.raises(ImageError, match=f"the image for [a-z0-9/]*{platform} in the archive cannot be had here; {said}"):
+        images.load(data, platform=platform)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
+def test_a_compressed_archive_that_is_cut_says_so(images, nothing_left, pack):
+    data = pack(tar_of(imagekit.docker([([BASE], ["x:1"])])))
+    for end in (len(data) - 8, len(data) - 4, len(data) // 2):
+        with nothing_left(), pytest.raises(LayerStoreError, match=r"cut|truncated|unexpected") as raised:
+            images.load(data[:end])
+        assert "retcode" not in str(raised.value)
 
 
 def test_an_image_for_another_machine_is_loaded_unless_one_was_asked_for(images):

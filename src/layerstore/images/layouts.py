@@ -103,7 +103,8 @@ class Layout:
     def _why_none(self) -> ImageError:
         for errors in (self._unfit, self._no_images, self._lacking):
             if errors:
-                also = self._lacking[0] if self._lacking and errors is not self._lacking else None
+                others = (other for other in (self._lacking, self._no_images) if other is not errors)
+                also = next((other[0] for other in others if other), None)
                 return type(errors[0])(f"{errors[0]}; {also}") if also else errors[0]
         return ImageError("there is no image in the layout")
 
@@ -241,7 +242,9 @@ class Layout:
             others = {number: found for number in everything if number not in ranks and (found := image(number))}
             if len({platforms.get(number) for number in others}) == 1:
                 return list(others.values())
-        if platforms:
+        if ranks:
+            self._unfit.append(ImageError(f"the image for {wanted} in the archive cannot be had here"))
+        elif platforms:
             has = ", ".join(sorted({str(platform) for platform in platforms.values()}))[:500]
             self._unfit.append(ImageError(
                 f"no image for {wanted} in the archive, which has {has}" if len(platforms) > 1 else
