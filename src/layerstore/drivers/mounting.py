@@ -197,7 +197,10 @@ class Mounting:
         return [] if found is None else found or [UNKNOWN]
 
     def _name(self, id: str) -> str:
-        return self.marks.shown_name(id) if self.marks else id
+        """What a message calls id; by itself where its name cannot be looked up, which must not hide what is said."""
+        with contextlib.suppress(OSError, LayerStoreError):
+            return self.marks.shown_name(id) if self.marks else id
+        return id
 
     # ---- unmounting ----
 
