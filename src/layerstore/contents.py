@@ -26,9 +26,9 @@ class Contents:
     """The contents of one store's layers."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, check_open: Callable[[], None]
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, check_open: Callable[[str], None]
     ) -> None:
-        """check_open   raises once the store is closed"""
+        """check_open   raises once the store is closed; takes the ChainID that is used"""
         self._metadata, self._driver, self._records, self._check_open = metadata, driver, records, check_open
 
     def current(self, record: Record) -> Record:
@@ -56,12 +56,12 @@ class Contents:
 
     def directories(self, record: Record) -> dict[str, str]:
         """Name the driver's directories. Raises OSError."""
-        self._check_open()
+        self._check_open(record.chain_id)
         return self._driver.metadata(self.current(record).cache_id)
 
     def tar_stream(self, record: Record) -> TarStream:
         """Return the layer's tar as it was registered. Raises OSError, CorruptLayerError."""
-        self._check_open()
+        self._check_open(record.chain_id)
         self.current(record)
         fd = self._metadata.open_tar_split(record.chain_id)
         try:
@@ -71,7 +71,7 @@ class Contents:
 
     def tar_stream_from(self, record: Record, parent: str) -> TarStream:
         """Make a tar of the difference to an ancestor; "": of everything. Raises LayerStoreError, OSError."""
-        self._check_open()
+        self._check_open(record.chain_id)
         self.current(record)
         above = self.below(record)
         while parent and above and above.chain_id != parent:
@@ -85,7 +85,7 @@ class Contents:
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""
-        self._check_open()
+        self._check_open(record.chain_id)
         fd = self._metadata.open_tar_split(record.chain_id)
         try:
             return entries(fd, record.chain_id)
@@ -110,7 +110,7 @@ class Contents:
         caches = {record.chain_id: self.current(record).cache_id for record in chain}
 
         def opener(entry: FileEntry) -> BinaryIO:
-            self._check_open()
+            self._check_open(entry.chain_id)
             return open_bytes(lambda: self._driver.open_file(caches[entry.chain_id], entry.path, entry.size), entry)
 
         return MergedTree(((record.chain_id, self.files(record)) for record in chain), opener)

@@ -27,7 +27,10 @@ def _byte_of(key: str) -> int:
 
 
 class Holds:
-    """What one store holds. Every call is safe from any thread; a forked child's copy holds for itself."""
+    """What one store holds. Every call is safe from any thread.
+
+    A forked child's copy counts what its parent held, and holds each key for itself from the first use of it.
+    """
 
     def __init__(self, directory: str) -> None:
         """directory   whose bytes are locked; until open() nothing is held against anybody"""
@@ -36,6 +39,7 @@ class Holds:
         self._fd = -1
         self._forked = False
         self._counts: dict[str, int] = {}
+        self._inherited: set[str] = set()      # counted, and locked by the parent alone
         _all.add(self)
 
     def open(self) -> None:
@@ -52,13 +56,14 @@ class Holds:
         if fd >= 0:
             _files.close(fd, self._directory)
             self._forked = True
+            self._inherited = set(self._counts)
 
     def _descriptor(self) -> int:
         if self._forked:
             self._forked = False
             self._fd = self._opened()
-            for key in self._counts:
-                self._change(key, _files.SHARED)
+            self._inherited.discard(STORE)
+            self._change(STORE, _files.SHARED)
         return self._fd
 
     def _change(self, key: str, kind: int) -> None:
@@ -76,9 +81,18 @@ class Holds:
         """Hold key once more."""
         with self._lock:
             count = self._counts.get(key, 0)
-            if not count:
+            if not count or key in self._inherited:
                 self._change(key, _files.SHARED)
+                self._inherited.discard(key)
             self._counts[key] = count + 1
+
+    def take_over(self, key: str) -> None:
+        """In a forked child: hold what the parent held, which is used now. Raises OSError."""
+        if key in self._inherited:
+            with self._lock:
+                if key in self._counts:
+                    self._change(key, _files.SHARED)
+                self._inherited.discard(key)
 
     def release(self, key: str) -> None:
         """Hold key once less; harmless when it is not held."""
@@ -88,11 +102,13 @@ class Holds:
                 self._counts[key] = count - 1
             elif count:
                 del self._counts[key]
+                self._inherited.discard(key)
                 self._change(key, _files.NONE)
 
     def drop(self, key: str) -> None:
         """Hold key no more, however often it was held."""
         with self._lock:
+            self._inherited.discard(key)
             if self._counts.pop(key, 0):
                 self._change(key, _files.NONE)
 
@@ -104,7 +120,7 @@ class Holds:
 
     def holds(self, key: str) -> bool:
         """Say whether this store holds key."""
-        return key in self._counts
+        return key in self._counts and key not in self._inherited
 
     def held_elsewhere(self, key: str) -> bool:
         """Say whether another store, of this or of another process, holds key."""
@@ -123,6 +139,7 @@ class Holds:
             fd, self._fd = self._fd, -1
             self._forked = False
             self._counts.clear()
+            self._inherited.clear()
         if fd >= 0:
             _files.close(fd, self._directory)
 

@@ -72,7 +72,12 @@ class Record:
     @property
     def in_use(self) -> bool:
         """Whether this store has references to it, or works on it."""
-        return bool(self.handles) or self.used > 0
+        return self.held or self.used > 0
+
+    @property
+    def held(self) -> bool:
+        """Whether it has references that keep it: in a forked child, of what its parent held, those used since."""
+        return bool(self.handles) and self.store._holds.holds(self.chain_id)
 
 
 class Top:

@@ -164,7 +164,7 @@ class Records:
     def _load_mounts(self, mounts: list[str]) -> None:
         there = set(mounts)
         for mount in list(self.mounts.values()):
-            if (mount.name not in there or not (mount.aside or self.names_mount(mount))) and not mount.handles:
+            if (mount.name not in there or not (mount.aside or self.names_mount(mount))) and not mount.held:
                 self.forget_mount(mount.name)
         self._unread_mounts.update(m for m in mounts if m not in self.mounts)
         for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:

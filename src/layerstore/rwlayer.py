@@ -27,6 +27,11 @@ class Mount:
         self.aside: str | None = None
 
     @property
+    def held(self) -> bool:
+        """Whether it has references that keep it, as Record.held."""
+        return bool(self.handles) and self.store._writable.keeps(self)
+
+    @property
     def below(self) -> str:
         """The driver id it stands on: its init layer, else its parent's, as the disk has it now, else ""."""
         if self.parent and not self.init_id:
@@ -53,6 +58,7 @@ class RWLayer:
     def _held(self) -> Mount:
         if self not in self._mount.handles:
             raise LayerNotRetainedError(name=self.name)
+        self._mount.store._writable.take_over(self._mount)
         return self._mount
 
     def __repr__(self) -> str:

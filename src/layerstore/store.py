@@ -172,9 +172,11 @@ class Store:
 
     # ---- references ----
 
-    def _check_open(self) -> None:
+    def _check_open(self, used: str = "") -> None:
+        """used   a ChainID that this store holds: a forked child holds it for itself from now on"""
         if self._closed:
             raise StoreClosedError(path=self.root)
+        self._holds.take_over(used)
 
     def _check_writable(self) -> None:
         self._check_open()
@@ -426,7 +428,7 @@ class Store:
         try:
             verifier = Verifier(self._metadata, self._driver, attributes=metadata)
             found += verifier.layers(chosen, progress, workers)
-            gone = {r.chain_id for r in chosen if not r.handles and not self._metadata.has(r.chain_id)}
+            gone = {r.chain_id for r in chosen if not r.held and not self._metadata.has(r.chain_id)}
             found = [problem for problem in found if problem.subject not in gone]
         finally:
             for record in chosen:

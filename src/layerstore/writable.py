@@ -204,6 +204,14 @@ class WritableLayers:
                 self._holds.retain(_key(name))
             return self._handle(mount)
 
+    def take_over(self, mount: Mount) -> None:
+        """It is used here: a forked child holds it for itself from now on."""
+        self._holds.take_over(_key(mount.name))
+
+    def keeps(self, mount: Mount) -> bool:
+        """Say whether this store holds it, and this process does."""
+        return self._holds.holds(_key(mount.name))
+
     def let_go(self, layer: RWLayer) -> None:
         """Give a reference back and delete nothing."""
         with self._names.hold(layer.name):

@@ -189,6 +189,49 @@ def test_a_forked_child_holds_for_itself(store):
     assert [item.chain_id for item in mine.release()] == [mine.chain_id]
 
 
+USES = {
+    "get": lambda store, layer, box: store.get(layer.chain_id),
+    "files": lambda store, layer, box: list(layer.files()),
+    "tar_stream": lambda store, layer, box: layer.tar_stream().close(),
+    "merged": lambda store, layer, box: list(layer.merged()),
+    "changes of the box": lambda store, layer, box: box.changes(),
+    "get_rw_layer": lambda store, layer, box: store.get_rw_layer(box.name),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_forked_child_uses_its_parent_does_not_delete_and_the_rest_goes(store, use):
+    layer, other = store.register(tarkit.T1), store.register(tarkit.T2)
+    box, other_box = store.create_rw_layer("box", layer.chain_id), store.create_rw_layer("other", other.chain_id)
+    files = list(layer.files())
+    used, gone = os.pipe(), os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            USES[use](store, layer, box)
+            os.write(used[1], b"x")
+            os.read(gone[0], 1)
+            assert store.verify() == []
+            assert list(layer.files()) == files
+            assert "box" not in use or box.changes() == []
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(used[1])
+    assert os.read(used[0], 1) == b"x"
+    assert box.release() == layer.release() == other_box.release() == []
+    assert [each.chain_id for each in other.release()] == [other.chain_id]
+    store.create_rw_layer("other").release()
+    os.write(gone[1], b"x")
+    assert os.waitpid(child, 0)[1] == 0
+    for fd in (used[0], *gone):
+        os.close(fd)
+    for name in store.mounts():           # the child released nothing
+        store.get_rw_layer(name).release()
+    if layer.chain_id in store.map():     # else it went with the box, released before
+        store.remove(layer.chain_id)
+
+
 def test_init_func_may_use_another_store_of_the_root(two):
     one, other = two
     base = one.register(tarkit.T1)
