@@ -240,6 +240,11 @@ def test_no_standard_output_at_all(base):
             assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), words
 
 
+def test_bytes_for_a_closed_standard_output_are_not_lost_in_silence(base):
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command(), "export", ID], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "standard output, which is closed: name a file with -o" in done.stderr
+
+
 # ---- a terminal ---------------------------------------------------------------------------------
 def test_colours_on_a_terminal_and_nowhere_else(base, terminal, program, monkeypatch):
     base("rw", "create", "box", ID)

@@ -15,7 +15,7 @@ from layerstore.cli.commands import build, parse
 from layerstore.cli.completion import print_words
 from layerstore.cli.exits import Exit, code_of, sentence
 from layerstore.cli.parser import PROGRAM
-from layerstore.cli.screen import Screen
+from layerstore.cli.screen import Screen, closed_at_start
 from layerstore.errors import readable
 from layerstore.leftout import LeftOutWarning
 
@@ -164,6 +164,7 @@ def _open_standard_files() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
+            closed_at_start.add(fd)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:

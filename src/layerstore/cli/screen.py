@@ -44,6 +44,10 @@ def _shown(cell: Cell) -> Cell:
     return readable(cell) if isinstance(cell, str) else (readable(cell[0]), cell[1])
 
 
+# The standard files that the caller had closed; /dev/null stands in their place.
+closed_at_start: set[int] = set()
+
+
 class Screen:
     """Where one command prints."""
 
@@ -133,6 +137,8 @@ class Screen:
         if self.on_terminal:
             why = f"{what} is not printed on a terminal: name a file with -o, or send it into a pipe"
             raise Failure(why, Exit.USAGE)
+        if 1 in closed_at_start:
+            raise Failure(f"{what} goes to standard output, which is closed: name a file with -o", Exit.USAGE)
         self.out.flush()
         return self.out.fileno()
 
