@@ -16,6 +16,7 @@ from layerstore.detached import Detached
 from layerstore.drivers import Driver
 from layerstore.durability import Syncing
 from layerstore.errors import (
+    ActiveMountError,
     CorruptLayerError,
     LayerDoesNotExistError,
     LayerNotRetainedError,
@@ -124,9 +125,10 @@ class WritableLayers:
                 path = self._driver.get(init_id)
                 try:
                     opts.init_func(path)
-                finally:
-                    # who is inside, or what is mounted there, stays with it
+                except BaseException:
                     self._driver.put(init_id, lazy=True)
+                    raise
+                self._end_init(init_id)
             made.append(mount_id)
             self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
             if init_id:
@@ -148,6 +150,15 @@ class WritableLayers:
             raise
         transaction.kept = True
         return mount, aside
+
+    def _end_init(self, init_id: str) -> None:
+        """Unmount an init layer. Raises ActiveMountError: a process is inside, and would write to it later."""
+        try:
+            self._driver.put(init_id)
+        except ActiveMountError as err:
+            self._driver.put(init_id, lazy=True)          # what init_func mounted there goes with it
+            if any(holder.pid for holder in err.holders):
+                raise
 
     def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: str) -> str | None:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
