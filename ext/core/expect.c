@@ -268,12 +268,12 @@ static lay_code turn(lay_expect *x, const lay_made *link, size_t at, lay_error *
 /* One component further, which may not be there. *at: where the next one begins in x->rest. */
 static lay_code go(lay_expect *x, const lay_tar_entry *e, uint32_t *here, size_t *at, unsigned *links, bool *absolute, lay_error *err)
 {
-    const char *part = x->rest.p + *at, *slash = memchr(part, '/', x->rest.len - *at);
-    size_t n = slash ? (size_t)(slash - part) : x->rest.len - *at;
+    const char *name = x->rest.p + *at, *slash = memchr(name, '/', x->rest.len - *at);
+    size_t n = slash ? (size_t)(slash - name) : x->rest.len - *at;
     *at += n + 1;
-    if (n == 0 || (n == 1 && part[0] == '.'))
+    if (n == 0 || (n == 1 && name[0] == '.'))
         return LAY_OK;
-    if (n == 2 && part[0] == '.' && part[1] == '.') {
+    if (n == 2 && name[0] == '.' && name[1] == '.') {
         if (x->missing.len) {
             size_t end = x->missing.len - 1;
             while (end && x->missing.p[end - 1])
@@ -288,14 +288,14 @@ static lay_code go(lay_expect *x, const lay_tar_entry *e, uint32_t *here, size_t
     }
     if (n > NAME_MAX)
         return unfit(e, "a name in it is too long", err);
-    uint32_t child = x->missing.len ? LAY_NO_WANT : lay_expect_find(x, *here, part, n);
+    uint32_t child = x->missing.len ? LAY_NO_WANT : lay_expect_find(x, *here, name, n);
     lay_made_kind kind = kind_at(x, child);
     if (kind == LAY_MADE_DIRECTORY) {
         *here = child;
         return LAY_OK;
     }
     if (kind == LAY_MADE_NONE)
-        return lay_text_add(&x->missing, part, n, err) || lay_text_add(&x->missing, "", 1, err) ? err->code : LAY_OK;
+        return lay_text_add(&x->missing, name, n, err) || lay_text_add(&x->missing, "", 1, err) ? err->code : LAY_OK;
     if (kind != LAY_MADE_SYMLINK)
         return unfit(e, "it lies in what is no directory", err);
     const lay_made *link = &x->things[x->wants[child].thing];
