@@ -428,6 +428,12 @@ static void make_way(lay_expect *x, uint32_t want)
     t->names--;
 }
 
+/* To overlayfs a device of no number is one, whoever made it; unpacking leaves its owner, mode and times as they are. */
+static bool is_whiteout(const lay_made *t)
+{
+    return t->kind == LAY_MADE_WHITEOUT || (t->kind == LAY_MADE_CHARACTER && !t->major && !t->minor);
+}
+
 static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t directory, const char *base, size_t n, uint32_t *want, lay_error *err)
 {
     char name[NAME_MAX + 1];
@@ -444,12 +450,13 @@ static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t direct
         return err->code;
     target = lay_expect_find(x, target_directory, x->clean.p + target_base, x->clean.len - target_base);
     lay_made_kind kind = kind_at(x, target);
-    if (target == there && kind != LAY_MADE_NONE && kind != LAY_MADE_DIRECTORY && kind != LAY_MADE_WHITEOUT)
+    bool hidden = kind != LAY_MADE_NONE && is_whiteout(&x->things[x->wants[target].thing]);
+    if (target == there && kind != LAY_MADE_NONE && kind != LAY_MADE_DIRECTORY && !hidden)
         return LAY_OK;                        /* linked to itself: it stays what it is */
     if (target == there || kind == LAY_MADE_NONE || kind == LAY_MADE_DIRECTORY)
         return unfit(e, "its target is not there", err);
     uint32_t id = x->wants[target].thing;
-    if (kind != LAY_MADE_WHITEOUT && set_meta(x, &x->things[id], e, err))
+    if (!hidden && set_meta(x, &x->things[id], e, err))
         return err->code;
     if (there != LAY_NO_WANT)
         make_way(x, there);
