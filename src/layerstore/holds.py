@@ -126,12 +126,25 @@ class Holds:
         """Say whether another store, of this or of another process, holds key."""
         with self._lock:
             fd = self._descriptor()
+            if fd >= 0:
+                return self._is_locked(fd, key)
             try:
-                return fd >= 0 and _files.is_byte_locked(fd, _byte_of(key))
-            except OSError as err:
-                if err.errno not in _NO_LOCKS:
-                    raise
+                fd = self._opened()       # a store that only reads holds nothing, and looks all the same
+            except FileNotFoundError:
                 return False
+            try:
+                return self._is_locked(fd, key)
+            finally:
+                _files.close(fd, self._directory)
+
+    @staticmethod
+    def _is_locked(fd: int, key: str) -> bool:
+        try:
+            return _files.is_byte_locked(fd, _byte_of(key))
+        except OSError as err:
+            if err.errno not in _NO_LOCKS:
+                raise
+            return False
 
     def close(self) -> None:
         """Hold nothing any more. Twice is harmless."""

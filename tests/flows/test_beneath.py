@@ -34,7 +34,7 @@ ROOMS = {
     "drivers/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "textfile.py": "what the rooms above use",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",
-    "cli/host.py": "looks at the root",
+    "cli/host.py": "looks at the root", "cli/main.py": "/proc: what standard output is",
 }  # fmt: skip
 
 
