@@ -557,7 +557,8 @@ lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want,
         return unfit(e, "invalid whiteout entry", err);
     if (x->clean.len - base > NAME_MAX + (wh == LAY_WH_NAME ? LAY_WH_PREFIX_LEN : 0))
         return unfit(e, "a name in it is too long", err);
-    if (e->uid < 0 || e->gid < 0 || e->uid >= UINT32_MAX || e->gid >= UINT32_MAX)
+    bool owned = wh != LAY_WH_OPAQUE_DIR;     /* such a mark is an attribute, whose owner nobody looks at */
+    if (owned && (e->uid < 0 || e->gid < 0 || e->uid >= UINT32_MAX || e->gid >= UINT32_MAX))
         return unfit(e, "its owner is out of range", err);
     if (enter(x, e, &directory, &base, err))
         return err->code;

@@ -389,3 +389,9 @@ def test_a_hard_link_to_a_device_of_no_number_changes_nothing_of_it(store):
     link = hardlink("t", "s", mode=0o644)
     layer = store.register(node("s", "c", 0, 0, mode=0o777) + link + link + end())
     assert store.verify(layer.chain_id) == []
+
+
+def test_the_owner_of_an_opaque_mark_is_nobodys(store):
+    mark = tarkit.raw_header("d/.wh..wh..opq", gid=tarkit.base256(1 << 49, 8))
+    layer = store.register(dir("d/") + mark + end())
+    assert store.verify(layer.chain_id) == []
