@@ -73,6 +73,12 @@ def pytest_report_header(config):
     return f"host: kernel {kernel}, {os.cpu_count()} cpus; root, tmpfs, overlay, xattrs: {can}"
 
 
+def pytest_collection_finish():
+    """The fixture room collects twice a test: what imports and collection made need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def time_limit(request):
     """Stop a test that hangs: an alarm first, the whole run if not even that gets through."""
