@@ -1,6 +1,6 @@
 /* tar_walk.c - the tar reader's whole event stream over one span, and nothing done with it.
  * From Python each event would cost more than the reader takes for it. Built by stages.py beside the tests' door. */
-#include "tar.h"
+#include "tar/tar.h"
 
 int64_t bench_tar_walk(const void *p, size_t n, lay_error *err)
 {

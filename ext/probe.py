@@ -79,11 +79,11 @@ def switched_on(name: str) -> bool:
 
 def core_sources() -> list[str]:
     """Relative to the project, sorted."""
-    return sorted(glob.glob(f"{CORE}/*.c", root_dir=ROOT))
+    return sorted(glob.glob(f"{CORE}/*/*.c", root_dir=ROOT))
 
 
 def core_headers() -> list[str]:
-    return sorted(glob.glob(f"{CORE}/*.h", root_dir=ROOT))
+    return sorted([*glob.glob(f"{CORE}/*.h", root_dir=ROOT), *glob.glob(f"{CORE}/*/*.h", root_dir=ROOT)])
 
 
 def compiler() -> list[str]:

@@ -13,7 +13,7 @@ from posix.unistd cimport getpid
 
 from collections import namedtuple
 
-cdef extern from "inflate.h" nogil:
+cdef extern from "codec/inflate.h" nogil:
     ctypedef enum lay_format:
         LAY_FORMAT_PLAIN, LAY_FORMAT_GZIP, LAY_FORMAT_ZSTD, LAY_FORMAT_BZIP2, LAY_FORMAT_XZ, LAY_FORMAT_LZ4
     lay_format lay_format_guess(const uint8_t *p, size_t n) noexcept

@@ -88,7 +88,7 @@ def _run(*command: str | Path) -> str:
 def _let_out_inline(place: Path) -> Path:
     """A source in which the headers' inline functions are plain ones."""
     system = sorted({line for h in headers() for line in re.findall(r"#include <[^>]+>", h.read_text())})
-    own = [f'#include "{h.name}"' for h in headers()]
+    own = [f'#include "{h.relative_to(CORE)}"' for h in headers()]
     source = place / "inline.c"
     source.write_text("\n".join([*system, "#define static", "#define inline", *own, ""]))
     return source
@@ -169,9 +169,11 @@ def declarations() -> str:
     with tempfile.TemporaryDirectory(prefix="layerstore-door-") as place:
         for name in probe.core_headers():
             text = (ROOT / name).read_text()
-            Path(place, Path(name).name).write_text(re.sub(r"#\s*include\s*<[^>]+>", "", text))
+            copy = Path(place, Path(name).relative_to(probe.CORE))
+            copy.parent.mkdir(exist_ok=True)
+            copy.write_text(re.sub(r"#\s*include\s*<[^>]+>", "", text))
         everything = Path(place, "all.c")
-        everything.write_text("".join(f'#include "{h.name}"\n' for h in headers()))
+        everything.write_text("".join(f'#include "{h.relative_to(CORE)}"\n' for h in headers()))
         command = [*probe.compiler(), "-E", "-P", "-undef", "-nostdinc", f"-I{place}", everything]
         plain, macros = _run(*command), _run(*command, "-dM")
     declared = _without_attributes(_without_bodies(plain))

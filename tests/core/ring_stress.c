@@ -4,7 +4,7 @@
  * reader stops the ring. Every reader checks each byte against its offset and that it got all bytes
  * up to the lowest stop. Prints the sentence that failed and exits 1.
  */
-#include "ring.h"
+#include "apply/ring.h"
 
 #include <stdio.h>
 #include <string.h>

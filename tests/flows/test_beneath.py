@@ -106,7 +106,7 @@ def c_text(path):
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\])*"', '""', path.read_text(), flags=re.S)
 
 
-@pytest.mark.parametrize("path", sorted(CORE.glob("*.[ch]")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(CORE.rglob("*.[ch]")), ids=lambda path: path.name)
 def test_the_core_reaches_nothing_by_name_alone(path):
     assert {found for found in C_CALL.findall(c_text(path)) if (path.name, found) not in C_ROOMS} == set()
 

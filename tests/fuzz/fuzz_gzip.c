@@ -1,10 +1,10 @@
 /* fuzz_gzip.c - the container of gzip: members with every field that a header may have, damaged in one bit or cut. What
  * comes out without a failure is what went in; or it lacks whole members: those behind one that is none any more, which
  * is told, and those that a damaged length of a field passes over, as nothing protects that. */
-#include "digest.h"
+#include "base/digest.h"
 #include "fuzz.h"
-#include "inflate.h"
-#include "pack.h"
+#include "codec/inflate.h"
+#include "codec/pack.h"
 
 #include <endian.h>
 

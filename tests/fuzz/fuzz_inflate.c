@@ -2,10 +2,10 @@
  * here comes out again.
  *
  * How much of a broken stream comes out before its failure is the library's to say, and depends on the room it has. */
-#include "digest.h"
+#include "base/digest.h"
 #include "fuzz.h"
-#include "inflate.h"
-#include "pack.h"
+#include "codec/inflate.h"
+#include "codec/pack.h"
 
 #define ENOUGH (1u << 20)   /* a bomb is as good after its first MiB */
 

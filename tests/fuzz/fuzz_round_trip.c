@@ -1,5 +1,5 @@
 /* fuzz_round_trip.c - whatever tar is taken in is given back: from its beginning, from anywhere, and found whole. */
-#include "digest.h"
+#include "base/digest.h"
 #include "room.h"
 
 static lay_code take_in(const uint8_t *data, size_t size, const fuzz_room *room, int record, fuzz_dice *dice, lay_applied *applied, lay_error *err)

@@ -1,9 +1,9 @@
 /* fuzz_seek.c - a record of several gzip members whose seek fields tell the truth or lie: wherever a reader rewinds to, it
  * reads the lines, and ends in the failure, that reading from the beginning gives. */
 #include "fuzz.h"
-#include "pack.h"
-#include "split.h"
-#include "split_seek.h"
+#include "codec/pack.h"
+#include "tarsplit/split.h"
+#include "tarsplit/split_seek.h"
 
 #define MOST_LINES 4096u
 

@@ -1,6 +1,6 @@
 /* fuzz_split.c - any bytes are read as a record without harm; and the record of any tar gives the tar again. */
 #include "fuzz.h"
-#include "split.h"
+#include "tarsplit/split.h"
 
 static bool next(lay_split_reader *r, lay_split_line *line, lay_error *err, lay_code *code)
 {

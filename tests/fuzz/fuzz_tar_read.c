@@ -1,7 +1,7 @@
 /* fuzz_tar_read.c - the law of the reader: RAW and DATA spans, in order, are the bytes fed; and entries and errors are
  * the same wherever the windows are cut. */
 #include "fuzz.h"
-#include "tar.h"
+#include "tar/tar.h"
 
 /* All that a reading gave, but for where its spans were cut. */
 typedef struct reading { uint64_t sum; uint64_t entries; lay_code code; int64_t offset; bool ended; } reading;

@@ -1,6 +1,6 @@
 /* fuzz_unpack.c - any tar becomes files beneath its root and nowhere else, the same at any cut. */
 #include "room.h"
-#include "unpack.h"
+#include "apply/unpack.h"
 
 typedef struct outcome { lay_code code; int64_t offset, size; uint64_t entries; } outcome;
 

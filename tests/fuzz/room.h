@@ -7,7 +7,7 @@
 #define FUZZ_ROOM_H
 
 #include "fuzz.h"
-#include "tree.h"
+#include "tree/tree.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>

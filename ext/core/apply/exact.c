@@ -1,0 +1,333 @@
+/* exact.c - plan which payloads go into the record itself, then record the tar once more.
+ *
+ * The bytes of the second pass come from where they are now (the tree, or the scratch directory for what
+ * was replaced) through the assembler, which checks each CRC and the DiffID: so a plan that is wrong
+ * cannot go unnoticed. Where there is no tree, the tar is read once more and the names alone say what tree
+ * it would make. Rare, so simple: hashes of the names are sorted in memory.
+ */
+#include "apply/exact.h"
+
+#include "source/assemble.h"
+#include "base/text.h"
+#include "tree/tree.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define BLOCK (1u << 20)
+
+/* An entry, by hashes of its name and of the place that name stands for: 24 bytes however long the name. Two names with
+ * one hash would only put the earlier one's payload into the record for nothing. */
+typedef struct named { uint64_t name, place, ordinal; } named;
+
+typedef struct plan {
+    uint8_t *marks; uint64_t count;
+    named *names; size_t nnames, cap;
+} plan;
+
+static void free_plan(plan *p)
+{
+    free(p->names);
+    free(p->marks);
+}
+
+static int by(uint64_t a, uint64_t b, uint64_t ordinal_a, uint64_t ordinal_b)
+{
+    return a != b ? (a < b ? -1 : 1) : ordinal_a < ordinal_b ? -1 : ordinal_a > ordinal_b;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    const named *x = a, *y = b;
+    return by(x->name, y->name, x->ordinal, y->ordinal);
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const named *x = a, *y = b;
+    return by(x->place, y->place, x->ordinal, y->ordinal);
+}
+
+static void sort(plan *p, int (*order)(const void *, const void *))
+{
+    if (p->nnames)
+        qsort(p->names, p->nnames, sizeof *p->names, order);
+}
+
+static lay_code keep_name(plan *p, const lay_split *first, const lay_text *clean, uint64_t ordinal, lay_error *err)
+{
+    if (p->nnames == p->cap) {
+        size_t cap = p->cap ? 2 * p->cap : 64;
+        named *grown = reallocarray(p->names, cap, sizeof *grown);
+        if (!grown)
+            return lay_fail_nomem(err);
+        p->names = grown;
+        p->cap = cap;
+    }
+    p->names[p->nnames++] = (named){ lay_split_name_hash(first, clean->p, clean->len), lay_split_place_hash(first, clean->p, clean->len), ordinal };
+    return LAY_OK;
+}
+
+/* Room for a cleaned name; n bytes and a NUL. */
+static lay_code clean_into(lay_text *clean, const char *name, size_t n, lay_error *err)
+{
+    if (lay_text_room(clean, n + 2, err))
+        return err->code;
+    lay_text_cut(clean, lay_path_clean(name, n, clean->p));
+    return LAY_OK;
+}
+
+/* Of several lines with one name only the last stays. */
+static void unname_earlier(plan *p)
+{
+    sort(p, by_name);
+    for (size_t i = 0; i + 1 < p->nnames; i++)
+        if (p->names[i].name == p->names[i + 1].name)
+            p->marks[p->names[i].ordinal] |= LAY_PLAN_UNNAMED | LAY_PLAN_INLINE;
+}
+
+/* The n-th file line of a first pass is entry n: nothing is left out there. */
+static lay_code plan_with_tree(const lay_exact *x, plan *p, lay_error *err)
+{
+    lay_split_reader *r;
+    lay_text clean = { 0 };
+    if (lay_split_reader_open(&r, x->record_fd, err))
+        return err->code;
+    lay_code code = LAY_OK;
+    for (uint64_t ordinal = 0; !code && ordinal < p->count;) {
+        lay_split_line line;
+        bool end;
+        code = lay_split_reader_next(r, &line, &end, err);
+        if (code || end)
+            break;
+        if (!line.is_file)
+            continue;
+        code = clean_into(&clean, line.name, line.name_len, err);
+        if (!code && lay_split_repeats(x->first, clean.p, clean.len))
+            code = keep_name(p, x->first, &clean, ordinal, err);
+        lay_where where;
+        if (!code && line.size) {
+            code = lay_unpack_locate(x->tree, ordinal, clean.p, clean.len, &where, err);
+            if (!code && !where.plain)
+                p->marks[ordinal] |= LAY_PLAN_INLINE;
+        }
+        ordinal++;
+    }
+    lay_split_reader_free(r);
+    free(clean.p);
+    if (!code)
+        unname_earlier(p);
+    return code;
+}
+
+/* ---- without a tree: what tree would this tar make? ---- */
+
+/* The payload of a place is that of its last entry. */
+static void inline_earlier(plan *p)
+{
+    sort(p, by_place);
+    for (size_t i = 0; i + 1 < p->nnames; i++)
+        if (p->names[i].place == p->names[i + 1].place)
+            p->marks[p->names[i].ordinal] |= LAY_PLAN_INLINE;
+}
+
+/* The next bytes of the tar again, at most BLOCK of them. */
+static lay_code again_bytes(const lay_exact *x, int64_t at, uint8_t *block, const uint8_t **p, size_t *n, lay_error *err)
+{
+    int64_t left = x->tar_size - at;
+    *n = left < (int64_t)BLOCK ? (size_t)left : BLOCK;
+    *p = block;
+    if (x->again.fd < 0) {
+        *p = x->again.p + at;
+        return LAY_OK;
+    }
+    ssize_t got;
+    do
+        got = pread(x->again.fd, block, *n, x->again.offset + at);
+    while (got < 0 && errno == EINTR);
+    if (got < 0)
+        return lay_fail_fd(err, errno, x->again.fd, "cannot read the tar again");
+    *n = (size_t)got;
+    return LAY_OK;
+}
+
+static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)
+{
+    lay_text clean = { 0 };
+    lay_tar *tar = lay_tar_new();
+    lay_code code = tar ? LAY_OK : lay_fail_nomem(err);
+    if (tar)
+        lay_tar_limit(tar, x->limits);
+    const uint8_t *bytes;
+    size_t n = 1;
+    for (int64_t at = 0; !code && at < x->tar_size && n; at += (int64_t)n) {
+        lay_tar_item item;
+        lay_tar_event event;
+        code = again_bytes(x, at, block, &bytes, &n, err);
+        if (code)
+            break;
+        lay_tar_feed(tar, bytes, n);
+        while (!code && (event = lay_tar_next(tar, &item, err)) != LAY_TAR_NEED) {
+            const lay_tar_entry *e = item.entry;
+            if (event == LAY_TAR_BAD)
+                code = err->code;
+            if (event != LAY_TAR_ENTRY || e->ordinal >= p->count)
+                continue;
+            code = clean_into(&clean, e->name, e->name_len, err);
+            if (!code)
+                code = keep_name(p, x->first, &clean, e->ordinal, err);
+            /* below what ever was no directory nobody can say where it went */
+            if (!code && lay_split_is_below_file(x->first, clean.p, clean.len))
+                p->marks[e->ordinal] |= LAY_PLAN_INLINE;
+        }
+    }
+    lay_tar_free(tar);
+    free(clean.p);
+    if (code)
+        return code;
+    inline_earlier(p);
+    unname_earlier(p);
+    return LAY_OK;
+}
+
+static lay_code make_plan(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)
+{
+    p->count = lay_split_entries(x->first);
+    p->marks = calloc(p->count ? p->count : 1, 1);
+    if (!p->marks)
+        return lay_fail_nomem(err);
+    return x->tree ? plan_with_tree(x, p, err) : plan_alone(x, p, block, err);
+}
+
+static lay_code find_payload(void *context, uint64_t ordinal, const char *name, size_t len, int *root_fd, const char **path, size_t *path_len, lay_error *err)
+{
+    lay_unpack *u = context;
+    lay_where where;
+    LAY_AUTO_FREE char *clean = malloc(len + 2);
+    if (!clean)
+        return lay_fail_nomem(err);
+    size_t n = lay_path_clean(name, len, clean);
+    clean[n] = '\0';
+    if (lay_unpack_locate(u, ordinal, clean, n, &where, err))
+        return err->code;
+    *root_fd = where.root_fd;
+    *path = where.path;
+    *path_len = where.path_len;
+    return LAY_OK;
+}
+
+static lay_code replay_tree(const lay_exact *x, lay_split *second, uint8_t *block, lay_error *err)
+{
+    lay_source *s;
+    if (lay_assemble_open_at(&s, x->record_fd, find_payload, x->tree, x->diff_id, err))
+        return err->code;
+    size_t got = 1;
+    lay_code code = LAY_OK;
+    while (!code && got) {
+        code = lay_source_read(s, block, BLOCK, &got, err);
+        if (!code && got)
+            code = lay_split_add(second, block, got, err);
+    }
+    lay_source_free(s);
+    return code;
+}
+
+static lay_code replay_again(const lay_exact *x, lay_split *second, uint8_t *block, lay_error *err)
+{
+    lay_sha256 sha;
+    uint8_t diff_id[LAY_SHA256_SIZE];
+    lay_sha256_start(&sha);
+    size_t n = 1;
+    for (int64_t at = 0; at < x->tar_size && n; at += (int64_t)n) {
+        const uint8_t *p;
+        if (again_bytes(x, at, block, &p, &n, err))
+            return err->code;
+        lay_sha256_add(&sha, p, n);
+        if (lay_split_add(second, p, n, err))
+            return err->code;
+    }
+    lay_sha256_end(&sha, diff_id);
+    return memcmp(diff_id, x->diff_id, sizeof diff_id) ? lay_fail(err, LAY_E_TAR, "the tar changed while it was read") : LAY_OK;
+}
+
+static lay_code empty_file(int fd, lay_error *err)
+{
+    if (ftruncate(fd, 0) != 0 || lseek(fd, 0, SEEK_SET) != 0)
+        return lay_fail_fd(err, errno, fd, "cannot rewrite the tar-split record");
+    return LAY_OK;
+}
+
+static lay_code copy_back(int from, int to, uint8_t *block, lay_error *err)
+{
+    if (empty_file(to, err))
+        return err->code;
+    for (int64_t at = 0;;) {
+        ssize_t n = pread(from, block, BLOCK, at);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return lay_fail_fd(err, errno, from, "cannot rewrite the tar-split record");
+        if (n == 0)
+            return LAY_OK;
+        for (ssize_t done = 0; done < n;) {
+            ssize_t w = write(to, block + done, (size_t)(n - done));
+            if (w < 0 && errno == EINTR)
+                continue;
+            if (w < 0)
+                return lay_fail_fd(err, errno, to, "cannot rewrite the tar-split record");
+            done += w;
+        }
+        at += n;
+    }
+}
+
+static int temporary_file(int dir_fd)
+{
+    int fd = openat(dir_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (fd >= 0 || (errno != EOPNOTSUPP && errno != EISDIR))
+        return fd;
+    char name[32];
+    for (unsigned i = 0;; i++) {
+        snprintf(name, sizeof name, ".record-%u", i);
+        fd = openat(dir_fd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd >= 0)
+            unlinkat(dir_fd, name, 0);
+        if (fd >= 0 || errno != EEXIST)
+            return fd;
+    }
+}
+
+lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err)
+{
+    plan p = { 0 };
+    lay_split *second = NULL;
+    LAY_AUTO_FREE uint8_t *block = malloc(BLOCK);
+    /* Without a tree the first record has served once the plan is made; with one it is read on. */
+    LAY_AUTO_FD int other = x->tree ? temporary_file(x->scratch_fd) : -1;
+    int to = x->tree ? other : x->record_fd;
+    lay_code code = LAY_OK;
+    if (!block)
+        code = lay_fail_nomem(err);
+    else if (to < 0)
+        code = lay_fail_fd(err, errno, x->scratch_fd, "cannot make a temporary file for the tar-split record");
+    if (!code)
+        code = make_plan(x, &p, block, err);
+    if (!code && !x->tree)
+        code = empty_file(x->record_fd, err);
+    lay_plan marks = { p.marks, p.count };
+    if (!code)
+        code = lay_split_open(&second, to, x->gzip, &marks, err);
+    if (!code)
+        lay_split_limit(second, x->limits);
+    if (!code)
+        code = x->tree ? replay_tree(x, second, block, err) : replay_again(x, second, block, err);
+    if (!code)
+        code = lay_split_end(second, err);
+    if (!code && x->tree)
+        code = copy_back(other, x->record_fd, block, err);
+    lay_split_free(second);
+    free_plan(&p);
+    return code;
+}

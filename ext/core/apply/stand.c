@@ -1,0 +1,280 @@
+/* stand.c - a layer that was unpacked alone comes to stand on others: what its tar left open is settled.
+ *
+ * A directory without an entry takes its owner, xattrs, mode and times from the one that the layers below show there:
+ * an overlay shows the topmost. Of a name, those layers are kept that it is looked for in; going down they only grow
+ * fewer. An opaque mark at the top, which overlayfs does not look at, becomes marks of each name below.
+ * Source: the kernel, fs/overlayfs (lookup)
+ */
+#include "apply/stand.h"
+
+#include "tree/place.h"
+#include "base/text.h"
+#include "tree/tree.h"
+#include "tree/whiteout.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+/* One directory of the layer, and the lowers where it is looked for: of `active`, count from `first` on. */
+typedef struct spot { const char *name; uint32_t above, len, first, count; bool implied; } spot;
+
+typedef struct stand {
+    int root_fd;
+    const int *lowers;
+    const char *opaque;                       /* the xattr's name */
+    spot *spots; size_t count, cap;           /* the root is the first */
+    uint16_t *active; size_t nactive, active_cap;
+    size_t here;                              /* the spot whose directories are open */
+    int own, *fds;                            /* in the layer; in its active lowers; -1: not open */
+    lay_text path;                            /* for errors, and for opening */
+} stand;
+
+static bool is_opaque(const stand *s, int fd)
+{
+    char value;
+    return fgetxattr(fd, s->opaque, &value, 1) == 1 && value == 'y';
+}
+
+static lay_code path_of(stand *s, size_t at, lay_error *err)
+{
+    size_t len = 0;
+    for (size_t i = at; i; i = s->spots[i].above)
+        len += s->spots[i].len + 1;
+    if (lay_text_room(&s->path, len, err))
+        return err->code;
+    lay_text_cut(&s->path, len ? len - 1 : 0);
+    for (size_t i = at; i; i = s->spots[i].above) {
+        len -= s->spots[i].len + 1;
+        memcpy(s->path.p + len, s->spots[i].name, s->spots[i].len);
+        if (s->spots[i].above)
+            s->path.p[len - 1] = '/';
+    }
+    return LAY_OK;
+}
+
+/* Tell the path only now: most go well. */
+static lay_code fail_at(stand *s, size_t at, int e, const char *what, lay_error *err)
+{
+    return path_of(s, at, err) ? err->code : lay_fail_os(err, e, s->path.p, what);
+}
+
+static void close_here(stand *s)
+{
+    lay_close_owner(&s->own);
+    s->own = -1;
+    for (uint32_t i = 0; i < s->spots[s->here].count; i++)
+        lay_close_owner(&s->fds[i]);
+}
+
+/* Open the directories of a spot. They were open before: whoever removed one since is at fault. */
+static lay_code go_to(stand *s, size_t at, lay_error *err)
+{
+    const spot *to = &s->spots[at];
+    if (s->own >= 0 && s->here == at)
+        return LAY_OK;
+    if (s->own >= 0)
+        close_here(s);
+    if (path_of(s, at, err))
+        return err->code;
+    s->here = at;
+    for (uint32_t i = 0; i < to->count; i++)
+        s->fds[i] = -1;
+    s->own = lay_tree_open_dir(s->root_fd, s->path.p, s->path.len, 0);
+    bool failed = s->own < 0;
+    for (uint32_t i = 0; i < to->count && !failed; i++) {
+        s->fds[i] = lay_tree_open_dir(s->lowers[s->active[to->first + i]], s->path.p, s->path.len, 0);
+        failed = s->fds[i] < 0;
+    }
+    return failed ? lay_fail_os(err, errno, s->path.p, "cannot open the directory") : LAY_OK;
+}
+
+static int open_child(int dir_fd, const char *name)
+{
+    return openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+}
+
+static lay_code add_active(stand *s, uint16_t lower, lay_error *err)
+{
+    if (s->nactive == s->active_cap) {
+        size_t cap = s->active_cap * 2 + 256;
+        uint16_t *grown = reallocarray(s->active, cap, sizeof *grown);
+        if (!grown)
+            return lay_fail_nomem(err);
+        s->active = grown;
+        s->active_cap = cap;
+    }
+    s->active[s->nactive++] = lower;
+    return LAY_OK;
+}
+
+/* The lowers where what is in `at` is looked for, opened in their order: fds. own: its directory in the layer. */
+static lay_code look_below(stand *s, size_t at, const char *name, int own, int *fds, uint32_t *nfds, lay_error *err)
+{
+    spot *to = &s->spots[at];
+    const spot *above = &s->spots[to->above];
+    bool alone = is_opaque(s, own), last = false;     /* alone: what is in it below is hidden; what it is itself is not */
+    to->first = (uint32_t)s->nactive;
+    for (uint32_t i = 0; i < above->count && !last; i++) {
+        int fd = open_child(s->fds[i], name);
+        if (fd < 0 && errno == ENOENT)
+            continue;
+        if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
+            break;                            /* a whiteout, or another thing that is none: what is below is hidden */
+        if (fd < 0)
+            return fail_at(s, at, errno, "cannot open the directory below", err);
+        fds[(*nfds)++] = fd;
+        if (alone)
+            break;
+        if (add_active(s, s->active[above->first + i], err))
+            return err->code;
+        to->count++;
+        last = is_opaque(s, fd);
+    }
+    if (to->count == above->count) {          /* the same ones */
+        s->nactive = to->first;
+        to->first = above->first;
+    }
+    return LAY_OK;
+}
+
+static lay_code settle_one(stand *s, size_t at, size_t n, lay_error *err)
+{
+    spot *to = &s->spots[at];
+    if (!s->spots[to->above].count)
+        return LAY_OK;                        /* nothing is below that could show */
+    if (go_to(s, to->above, err))
+        return err->code;
+    char name[NAME_MAX + 1];
+    memcpy(name, to->name, to->len);
+    name[to->len] = '\0';
+    LAY_AUTO_FD int own = open_child(s->own, name);
+    if (own < 0)
+        return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? LAY_OK      /* a later entry took its place */
+            : fail_at(s, at, errno, "cannot open the directory", err);
+    LAY_AUTO_FREE int *fds = malloc((n + 1) * sizeof *fds);
+    uint32_t nfds = 0;
+    if (!fds)
+        return lay_fail_nomem(err);
+    lay_code code = look_below(s, at, name, own, fds, &nfds, err);
+    if (!code && to->implied && nfds && lay_place_as(own, fds[0], err)) {
+        code = err->code;
+        lay_error ignored;
+        if (!path_of(s, at, &ignored))
+            lay_error_path(err, s->path.p, s->path.len);
+    }
+    if (!code && to->count) {                 /* what comes next lies in it, often */
+        close_here(s);
+        s->here = at;
+        s->own = lay_steal_fd(&own);
+        memcpy(s->fds, fds, to->count * sizeof *fds);
+        return LAY_OK;
+    }
+    for (uint32_t i = 0; i < nfds; i++)
+        close(fds[i]);
+    return code;
+}
+
+/* ---- an opaque mark at the top ------------------------------------------------------------------------------ */
+
+static lay_code hide_name(const stand *s, const char *name, lay_error *err)
+{
+    struct stat st;
+    if (mknodat(s->root_fd, name, S_IFCHR, makedev(0, 0)) == 0)
+        return LAY_OK;
+    if (errno != EEXIST || fstatat(s->root_fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return lay_fail_os(err, errno, name, "cannot make a whiteout");
+    if (!S_ISDIR(st.st_mode))
+        return LAY_OK;
+    LAY_AUTO_FD int fd = openat(s->root_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 || fsetxattr(fd, s->opaque, "y", 1, 0) != 0 ? lay_fail_os(err, errno, name, "cannot mark the directory opaque") : LAY_OK;
+}
+
+static lay_code hide_all(const stand *s, size_t n, lay_error *err)
+{
+    lay_code code = LAY_OK;
+    for (size_t i = 0; i < n && !code; i++) {
+        lay_names names = { 0 };
+        LAY_AUTO_FD int fd = openat(s->lowers[i], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        code = fd < 0 ? lay_fail_fd(err, errno, s->lowers[i], "cannot read the layer below") : lay_names_read(&names, fd, err);
+        for (size_t k = 0; k < names.count && !code; k++)
+            code = hide_name(s, names.text + names.list[k].at, err);
+        lay_names_free(&names);
+    }
+    return code;
+}
+
+/* ---- all of it ------------------------------------------------------------------------------------------------ */
+
+static lay_code add_spot(stand *s, spot one, lay_error *err)
+{
+    if (s->count == s->cap) {
+        size_t cap = s->cap * 2 + 64;
+        spot *grown = reallocarray(s->spots, cap, sizeof *grown);
+        if (!grown)
+            return lay_fail_nomem(err);
+        s->spots = grown;
+        s->cap = cap;
+    }
+    s->spots[s->count++] = one;
+    return LAY_OK;
+}
+
+static lay_code read_spots(stand *s, const char *p, size_t size, bool *opaque, lay_error *err)
+{
+    lay_stand_head head;
+    lay_stand_node node;
+    if (size < sizeof head)
+        return lay_fail(err, LAY_E_STATE, "what is to be settled is cut");
+    memcpy(&head, p, sizeof head);
+    *opaque = head.opaque;
+    for (size_t at = sizeof head; at < size; at += node.len) {
+        if (size - at < sizeof node)
+            return lay_fail(err, LAY_E_STATE, "what is to be settled is cut");
+        memcpy(&node, p + at, sizeof node);
+        at += sizeof node;
+        if (node.len > size - at || !node.len || node.len > NAME_MAX || node.above >= s->count)
+            return lay_fail(err, LAY_E_STATE, "what is to be settled cannot be read");
+        if (add_spot(s, (spot){ .name = p + at, .above = node.above, .len = node.len, .implied = node.implied }, err))
+            return err->code;
+    }
+    return LAY_OK;
+}
+
+static lay_code settle(stand *s, const char *p, size_t size, size_t n, lay_error *err)
+{
+    bool opaque = false;
+    s->fds = malloc((n + 1) * sizeof *s->fds);
+    if (!s->fds)
+        return lay_fail_nomem(err);
+    if (n > UINT16_MAX)
+        return lay_fail(err, LAY_E_STATE, "too many layers below");
+    if (add_spot(s, (spot){ 0 }, err) || read_spots(s, p, size, &opaque, err))
+        return err->code;
+    if (opaque)
+        return hide_all(s, n, err);           /* and so nothing is below that could show */
+    for (size_t i = 0; i < n; i++)
+        if (add_active(s, (uint16_t)i, err))
+            return err->code;
+    s->spots[0].count = (uint32_t)n;
+    for (size_t i = 1; i < s->count; i++)
+        if (settle_one(s, i, n, err))
+            return err->code;
+    return LAY_OK;
+}
+
+lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
+{
+    stand s = { .root_fd = root_fd, .lowers = lower_fds, .opaque = lay_opaque_xattr(flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR)), .own = -1 };
+    lay_error_clear(err);
+    settle(&s, unsettled, size, n, err);
+    if (s.own >= 0)
+        close_here(&s);
+    free(s.fds);
+    free(s.spots);
+    free(s.active);
+    free(s.path.p);
+    return err->code;
+}

@@ -1,0 +1,48 @@
+/* unpack.h - sink: a layer tar becomes a tree, beneath one root.
+ *
+ * What a later entry replaces is kept aside (renamed into a scratch directory) until free, and written
+ * down, so that exact.c can still give those bytes to the record.
+ * Source: go-archive, archive.go Unpack and diff.go UnpackLayer; moby, overlay2.
+ */
+#ifndef LAY_UNPACK_H
+#define LAY_UNPACK_H
+
+#include "apply/ring.h"
+#include "tar/tar.h"
+
+typedef struct lay_unpack lay_unpack;
+
+typedef struct lay_unpack_options {
+    int root_fd;             /* borrowed until free */
+    int scratch_fd;          /* where replaced files are kept; -1: they are removed */
+    unsigned flags;          /* LAY_APPLY_MERGED, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERNS, LAY_APPLY_USERXATTR */
+    int threads;             /* of the pool; 0: none, and then the caller's thread is not ours to change */
+    lay_ring *ring;          /* whose slots the spans are; NULL: none */
+    const lay_limits *limits;   /* borrowed until free; NULL: lay_limits_default */
+} lay_unpack_options;
+
+lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err);
+/* After an error only free may follow. err->offset: where; err->path: which entry. */
+lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err);
+/* The stream has ended: waits for all files, sets the times of directories. *size as lay_applied has it. */
+lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err);
+bool lay_unpack_ended(const lay_unpack *u);          /* the end-of-archive marker has passed */
+int64_t lay_unpack_offset(const lay_unpack *u);
+uint64_t lay_unpack_entries(const lay_unpack *u);
+/* Devices that could not be made, and the first one's path. */
+uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first);
+/* As lay_apply_unsettled; after end, until free. */
+void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n);
+
+/* ---- where the bytes of an entry are now ---- */
+
+/* Some entry was replaced, or reached through a symbolic link. */
+bool lay_unpack_irregular(const lay_unpack *u);
+typedef struct lay_where { int root_fd; const char *path; size_t path_len; bool plain; } lay_where;
+/* Where the payload of a regular file lies: entry `ordinal` with this cleaned name. plain: where a reader
+ * that looks its name up in the tree finds it. path is valid until the next call. */
+lay_code lay_unpack_locate(lay_unpack *u, uint64_t ordinal, const char *clean, size_t n, lay_where *where, lay_error *err);
+/* Removes the scratch directory and all else. */
+void lay_unpack_free(lay_unpack *u);
+
+#endif

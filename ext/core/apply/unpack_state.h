@@ -1,0 +1,116 @@
+/* unpack_state.h - the unpacker's inside, shared by the files that are the unpacker: unpack.c
+ * (entries and payload), unpack_marks.c (what hides), unpack_names.c (where a name leads), unpack_implied.c (directories
+ * without an entry), unpack_replaced.c (what stood there before). */
+#ifndef LAY_UNPACK_STATE_H
+#define LAY_UNPACK_STATE_H
+
+#include "tree/dirs.h"
+#include "base/limit.h"
+#include "base/nameset.h"
+#include "apply/paths.h"
+#include "tree/place.h"
+#include "apply/pool.h"
+#include "base/text.h"
+#include "apply/unpack.h"
+#include "tree/whiteout.h"
+
+#include <limits.h>
+
+/* Paths by their numbers in lay_unpack.paths. */
+typedef struct dir_times { uint32_t path; struct timespec times[2]; } dir_times;
+typedef struct displaced { uint64_t ordinal; uint32_t path; unsigned id; } displaced;
+typedef struct alias { uint64_t ordinal; uint32_t path; } alias;
+
+/* What the payload of the present entry becomes. */
+typedef enum payload { PAYLOAD_NONE, PAYLOAD_FILE, PAYLOAD_OPEN } payload;
+
+struct lay_unpack {
+    int root_fd, scratch_fd, stash_fd;
+    char stash_name[32];
+    bool merged, own_links, userxattr, fresh;
+    lay_place place;
+    lay_tar *tar;
+    lay_ring *ring;
+    lay_pool *pool;
+    lay_nameset seen;
+    lay_dirs dirs;
+    lay_dir *dir;                            /* parent of the present entry */
+    lay_text clean, path, tried;           /* cleaned name; resolved path; link target; scratch */
+    char base[NAME_MAX + LAY_WH_PREFIX_LEN + 1];   /* a whiteout's entry is longer than the name it hides */
+    lay_text linked_from, linked_to;         /* a parent that leads through links, and where it leads */
+    uint64_t removals, linked_at;            /* how often something was taken away; and then, plus 1, when that was found */
+    payload payload;
+    lay_meta meta;
+    int file_fd; int64_t file_end;           /* PAYLOAD_OPEN */
+    lay_paths paths;                         /* of what follows */
+    dir_times *times; size_t ntimes, times_cap;
+    displaced *gone; size_t ngone, gone_cap;
+    alias *aliases; size_t naliases, aliases_cap;
+    bool gone_sorted, replaced;
+    bool reborn;                             /* a directory takes the place of what was none: nothing below shows in it */
+    bool opaque;                             /* the root is marked: all below goes */
+    bool gone_below;                         /* a directory went: what was hidden in it is so no more */
+    uint32_t *implied_ids; size_t nimplied, implied_cap;   /* directories made for want of an entry: in paths */
+    lay_text unsettled;                      /* those that still have none at the end */
+    uint64_t left_out;                       /* devices that a user namespace cannot make */
+    lay_text first_left_out;
+    int64_t size, header_sizes;
+    const lay_limits *limits;
+    uint64_t entries, implied;               /* implied: directories made for want of an entry */
+};
+
+/* LAY_E_LIMIT when there are more entries and implied directories than may be. */
+lay_code lay_unpack_count(lay_unpack *u, lay_error *err);
+/* Waits for the pool. */
+lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
+/* What is true of a resolved path, in the same set as the names seen. */
+#define LAY_NAME_ENTRY 0x14057b7ef767814fu     /* a directory that has an entry, and was there before it */
+bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what);
+lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err);
+/* A directory's times, for the end. */
+lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err);
+/* Remember a cleaned or resolved path; *seen: maybe it was there before. */
+lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err);
+/* Room for one more in a list that doubles. */
+lay_code lay_unpack_grow(void *list, size_t *cap, size_t count, size_t size, lay_error *err);
+
+/* unpack_names.c */
+/* Cleaned, without leading '/': "." is the root itself, a name that begins with ".." leaves it. */
+lay_code lay_unpack_clean(lay_text *out, const char *name, size_t n, lay_error *err);
+bool lay_unpack_leaves_root(const lay_text *t);
+size_t lay_unpack_base(const char *path, size_t n);      /* where the last component begins */
+/* Parent and base of a cleaned name: u->dir (made if it is missing), u->base, and the resolved path in
+ * u->path. *aliased: the name goes through a symbolic link, so its path is another one. */
+lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err);
+
+/* unpack_marks.c */
+/* An opaque mark of u->dir; u->base is the name of a whiteout in it. */
+lay_code lay_unpack_opaque(lay_unpack *u, lay_error *err);
+lay_code lay_unpack_whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err);
+/* A whiteout lies in u->dir, whoever made it. */
+lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err);
+/* u->dir/u->base is a directory that stands where a whiteout, or another thing that is none, stood. */
+lay_code lay_unpack_mark_reborn(lay_unpack *u, lay_error *err);
+/* Merged: a whiteout took it away, and nothing went since that it lies in. */
+bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n);
+lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err);
+/* The directory u->path goes. */
+lay_code lay_unpack_forget(lay_unpack *u, lay_error *err);
+
+/* unpack_implied.c */
+/* Components of path (n bytes) that begin at `from` or behind it were made for want of an entry. */
+lay_code lay_unpack_implied_made(lay_unpack *u, const char *path, size_t n, size_t from, lay_error *err);
+/* Merged: parents that were there before belong to this layer now, as directories without an entry. What is no
+ * directory there is in the way of one: it goes. */
+lay_code lay_unpack_claim(lay_unpack *u, const char *path, size_t n, lay_error *err);
+/* At the end: u->unsettled, without those that have an entry by now. */
+lay_code lay_unpack_implied_left(lay_unpack *u, lay_error *err);
+
+/* unpack_replaced.c */
+/* The place u->dir/u->base must be free for the entry. *kept: a directory is there and stays for a directory. */
+lay_code lay_unpack_make_way(lay_unpack *u, const lay_tar_entry *e, bool *kept, lay_error *err);
+/* u->path is where entry `ordinal` really went. */
+lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err);
+void lay_unpack_free_replaced(lay_unpack *u);
+
+#endif

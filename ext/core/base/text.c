@@ -1,0 +1,45 @@
+/* text.c - bytes that grow, by doubling. */
+#include "base/text.h"
+
+#include <string.h>
+
+lay_code lay_text_room(lay_text *t, size_t len, lay_error *err)
+{
+    if (len < t->cap)
+        return LAY_OK;
+    size_t cap = t->cap ? t->cap : 256;
+    while (cap <= len)
+        cap *= 2;
+    char *grown = realloc(t->p, cap);
+    if (!grown)
+        return lay_fail_nomem(err);
+    t->p = grown;
+    t->cap = cap;
+    return LAY_OK;
+}
+
+lay_code lay_text_set(lay_text *t, const void *p, size_t n, lay_error *err)
+{
+    if (lay_text_room(t, n, err))
+        return err->code;
+    if (n)
+        memmove(t->p, p, n);
+    lay_text_cut(t, n);
+    return LAY_OK;
+}
+
+lay_code lay_text_add(lay_text *t, const void *p, size_t n, lay_error *err)
+{
+    if (lay_text_room(t, t->len + n, err))
+        return err->code;
+    if (n)
+        memcpy(t->p + t->len, p, n);
+    lay_text_cut(t, t->len + n);
+    return LAY_OK;
+}
+
+void lay_text_cut(lay_text *t, size_t len)
+{
+    t->len = len;
+    t->p[len] = '\0';
+}

@@ -1,0 +1,408 @@
+/* listing.c - what a stored layer holds, by its record alone: the headers in it, and each file's CRC.
+ *
+ * Iterator: record lines in, batches of entries out. Framing goes through the tar reader; for a payload that is
+ * not in the record the reader is told to pass over it, so that no byte of a file is needed.
+ * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
+ */
+#include "base/digest.h"
+#include "tarsplit/split.h"
+#include "base/text.h"
+#include "tree/tree.h"
+#include "tree/whiteout.h"
+
+#include <string.h>
+#include <time.h>
+
+#define BATCH_TEXT (256u << 10)   /* bytes of names and xattrs after which a batch is full */
+
+/* The layer was accepted, by whatever limits then: only what keeps a made-up record from taking all memory. */
+static const lay_limits generous = {
+    .header = 64 << 20, .headers = 64 << 20, .global_headers = 64 << 20, .extents = 4 << 20, .xattrs = 1 << 20, .xattr_size = 64 << 20,
+};
+
+/* An entry, its texts as places in the arena. */
+typedef struct item { lay_listed e; size_t name, path, link, xattrs; } item;
+
+struct lay_listing {
+    lay_split_reader *reader;
+    lay_tar *tar;
+    lay_split_line line;
+    int64_t line_start;               /* where the reader was when this segment began */
+    bool feeding, ended;
+    item *items; size_t count, cap;
+    lay_text arena;
+    bool open;                        /* the payload of the last item has not passed yet */
+    bool sparse;                      /* it is stored in pieces */
+    int64_t seen;                     /* bytes of it that came with the framing */
+    lay_error failure;                /* told once what came before is given */
+};
+
+lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err)
+{
+    lay_error_clear(err);
+    lay_listing *l = calloc(1, sizeof *l);
+    if (!l)
+        return lay_fail_nomem(err);
+    l->tar = lay_tar_new();
+    if (l->tar)
+        lay_tar_limit(l->tar, &generous);
+    if (!l->tar)
+        lay_fail_nomem(err);
+    else if (lay_split_reader_open(&l->reader, record_fd, err) == LAY_OK) {
+        *out = l;
+        return LAY_OK;
+    }
+    lay_listing_free(l);
+    return err->code;
+}
+
+void lay_listing_free(lay_listing *l)
+{
+    if (!l)
+        return;
+    lay_split_reader_free(l->reader);
+    lay_tar_free(l->tar);
+    free(l->items);
+    free(l->arena.p);
+    free(l);
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+/* ---- one entry --------------------------------------------------------------------------------------- */
+
+static lay_code unfit(const lay_tar_entry *e, lay_error *err, const char *why)
+{
+    lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: %s", why);
+    lay_error_path(err, e->name, e->name_len);
+    return err->code;
+}
+
+static int kind_of(char type)
+{
+    switch (type) {
+    case '0':
+    case 'S':
+        return LAY_LISTED_FILE;
+    case '1':
+        return LAY_LISTED_LINK;
+    case '2':
+        return LAY_LISTED_SYMLINK;
+    case '3':
+        return LAY_LISTED_CHARACTER;
+    case '4':
+        return LAY_LISTED_BLOCK;
+    case '5':
+        return LAY_LISTED_DIRECTORY;
+    case '6':
+        return LAY_LISTED_FIFO;
+    default:
+        return -1;
+    }
+}
+
+static lay_code keep(lay_listing *l, const char *p, size_t n, size_t *at, lay_error *err)
+{
+    *at = l->arena.len;
+    return lay_text_add(&l->arena, p, n, err) || lay_text_add(&l->arena, "", 1, err) ? err->code : LAY_OK;
+}
+
+/* A name, cleaned and without leading slashes, at the arena's end; *outside: it would leave the root. */
+static lay_code keep_clean(lay_listing *l, const char *name, size_t n, size_t *at, size_t *len, bool *outside, lay_error *err)
+{
+    while (n && *name == '/') {
+        name++;
+        n--;
+    }
+    *at = l->arena.len;
+    if (lay_text_room(&l->arena, *at + n + 3, err))
+        return err->code;
+    char *p = l->arena.p + *at;
+    *len = lay_path_clean(name, n, p);
+    *outside = *len >= 2 && p[0] == '.' && p[1] == '.' && (*len == 2 || p[2] == '/');
+    p[*len] = '\0';
+    lay_text_cut(&l->arena, *at + *len + 1);
+    return LAY_OK;
+}
+
+/* Is it a mark, and of what? The path becomes that of what is hidden. */
+static lay_code see_whiteout(lay_listing *l, item *i, const lay_tar_entry *e, lay_error *err)
+{
+    char *path = l->arena.p + i->path;
+    size_t n = i->e.path_len;
+    const char *slash = memrchr(path, '/', n);
+    size_t base = slash ? (size_t)(slash - path) + 1 : 0;
+    switch (lay_whiteout_kind(path + base, n - base)) {
+    case LAY_WH_PLAIN:
+        return LAY_OK;
+    case LAY_WH_BAD:
+        return unfit(e, err, "invalid whiteout entry");
+    case LAY_WH_NAME:
+        i->e.kind = LAY_LISTED_WHITEOUT;
+        memmove(path + base, path + base + LAY_WH_PREFIX_LEN, n - base - LAY_WH_PREFIX_LEN + 1);
+        i->e.path_len = n - LAY_WH_PREFIX_LEN;
+        return LAY_OK;
+    case LAY_WH_OPAQUE_DIR:
+        i->e.kind = LAY_LISTED_OPAQUE;
+        i->e.path_len = base ? base - 1 : 1;
+        if (!base)
+            path[0] = '.';
+        path[i->e.path_len] = '\0';
+        return LAY_OK;
+    }
+    return LAY_OK;
+}
+
+static lay_code keep_xattrs(lay_listing *l, item *i, const lay_tar_entry *e, lay_error *err)
+{
+    i->xattrs = l->arena.len;
+    i->e.nxattrs = e->nxattrs;
+    for (size_t k = 0; k < e->nxattrs; k++) {
+        const lay_xattr *x = &e->xattrs[k];
+        if (lay_text_add(&l->arena, x->name, strlen(x->name) + 1, err) || lay_text_add(&l->arena, &x->len, sizeof x->len, err)
+            || lay_text_add(&l->arena, x->value, x->len, err))
+            return err->code;
+    }
+    return LAY_OK;
+}
+
+static lay_code begin(lay_listing *l, const lay_tar_entry *e, lay_error *err)
+{
+    if (e->type == 'g')
+        return LAY_OK;
+    if (l->count == l->cap) {
+        size_t cap = l->cap ? 2 * l->cap : 64;
+        item *grown = realloc(l->items, cap * sizeof *grown);
+        if (!grown)
+            return lay_fail_nomem(err);
+        l->items = grown;
+        l->cap = cap;
+    }
+    item *i = &l->items[l->count];
+    memset(i, 0, sizeof *i);
+    i->e = (lay_listed){
+        .kind = kind_of(e->type), .name_len = e->name_len, .mode = e->mode & 07777, .uid = e->uid, .gid = e->gid,
+        .mtime_sec = e->mtime.sec, .mtime_nsec = e->mtime.nsec, .atime_sec = e->atime.sec, .atime_nsec = e->atime.nsec,
+        .has_atime = e->has_atime, .dev_major = e->dev_major, .dev_minor = e->dev_minor, .offset = -1,
+    };
+    bool outside;
+    size_t len;
+    if (keep(l, e->name, e->name_len, &i->name, err) || keep_clean(l, e->name, e->name_len, &i->path, &i->e.path_len, &outside, err))
+        return err->code;
+    if (outside)
+        return unfit(e, err, "it names something outside of the layer");
+    if (see_whiteout(l, i, e, err))
+        return err->code;
+    switch (i->e.kind) {
+    case LAY_LISTED_FILE:
+        i->e.size = e->size;
+        if (!e->sparse)
+            i->e.offset = l->line.tar_offset + (lay_tar_offset(l->tar) - l->line_start);
+        break;
+    case LAY_LISTED_LINK:
+        if (keep_clean(l, e->link, e->link_len, &i->link, &i->e.link_len, &outside, err))
+            return err->code;
+        len = i->e.link_len;
+        if (outside || (len == 1 && l->arena.p[i->link] == '.'))
+            return unfit(e, err, "invalid hardlink target");
+        break;
+    case LAY_LISTED_SYMLINK:
+        i->e.link_len = e->link_len;
+        if (!e->link_len)
+            return unfit(e, err, "a symbolic link without a target");
+        if (keep(l, e->link, e->link_len, &i->link, err))
+            return err->code;
+        break;
+    case -1:
+        return unfit(e, err, "unhandled tar header type");
+    default:
+        break;
+    }
+    if (keep_xattrs(l, i, e, err))
+        return err->code;
+    l->count++;
+    l->open = true;
+    l->sparse = e->sparse;
+    l->seen = 0;
+    return LAY_OK;
+}
+
+/* ---- events and lines ----------------------------------------------------------------------------------- */
+
+static void done(lay_listing *l)
+{
+    if (!l->open)
+        return;
+    lay_listed *e = &l->items[l->count - 1].e;
+    if (e->kind == LAY_LISTED_FILE && !l->sparse && l->seen == e->size)
+        e->has_crc = 1;               /* it came with the framing, or has no bytes */
+    l->open = false;
+}
+
+static lay_code not_a_tar(lay_error *err)
+{
+    if (err->code == LAY_E_NOMEM || err->code == LAY_E_SPLIT)
+        return err->code;
+    char why[LAY_ERROR_TEXT];
+    memcpy(why, err->text, sizeof why);
+    return lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: %s", why);
+}
+
+/* The reader's next event, if there is one. */
+static lay_code take_event(lay_listing *l, lay_tar_event *event, lay_error *err)
+{
+    lay_tar_item t;
+    *event = lay_tar_next(l->tar, &t, err);
+    if (*event == LAY_TAR_BAD)
+        return not_a_tar(err);
+    if (*event == LAY_TAR_ENTRY)
+        return begin(l, t.entry, err);
+    if (*event == LAY_TAR_DATA && l->open) {
+        lay_listed *e = &l->items[l->count - 1].e;
+        l->seen += (int64_t)t.n;
+        if (e->kind == LAY_LISTED_FILE && !l->sparse)
+            e->crc = lay_crc64_add(e->crc, t.p, t.n);
+    }
+    if (*event == LAY_TAR_DONE)
+        done(l);
+    return LAY_OK;
+}
+
+/* A line that stands for the bytes of the file whose header has just passed. */
+static lay_code file_line(lay_listing *l, lay_error *err)
+{
+    const lay_split_line *line = &l->line;
+    lay_tar_event event;
+    if (!line->size)
+        return LAY_OK;
+    if ((l->open && l->seen) || !lay_tar_omit(l->tar))
+        return lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: bytes of a file where none are due");
+    while (!l->open) {                /* a sparse file whose map is not in the record: its entry comes only now */
+        if (take_event(l, &event, err))
+            return err->code;
+        if (event <= LAY_TAR_NEED || event == LAY_TAR_DONE)
+            break;
+    }
+    item *i = l->count ? &l->items[l->count - 1] : NULL;
+    if (!l->open || i->e.kind != LAY_LISTED_FILE || i->e.size != line->size || i->e.name_len != line->name_len
+        || memcmp(l->arena.p + i->name, line->name, line->name_len) != 0) {
+        lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: a file is not the one its header names");
+        lay_error_path(err, line->name, line->name_len);
+        return err->code;
+    }
+    i->e.crc = line->crc;
+    i->e.has_crc = line->has_crc;
+    l->seen = -1;                     /* done() adds nothing */
+    return LAY_OK;
+}
+
+static lay_code next_line(lay_listing *l, lay_error *err)
+{
+    bool end = false;
+    if (lay_split_reader_next(l->reader, &l->line, &end, err))
+        return err->code;
+    if (end) {
+        l->ended = true;
+        return lay_tar_eof(l->tar, err) ? not_a_tar(err) : LAY_OK;
+    }
+    l->line_start = lay_tar_offset(l->tar);
+    if (l->line.is_file) {
+        lay_tar_feed(l->tar, "", 0);
+        if (file_line(l, err))
+            return err->code;
+    } else {
+        lay_tar_feed(l->tar, l->line.p, l->line.n);
+    }
+    l->feeding = true;
+    return LAY_OK;
+}
+
+lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err)
+{
+    int64_t stop = now_ms() + max_ms;
+    lay_error_clear(err);
+    *count = 0;
+    *end = 0;
+    if (l->failure.code) {
+        *err = l->failure;
+        return err->code;
+    }
+    if (l->open)                      /* its texts stay where they are */
+        l->items[0] = l->items[l->count - 1];
+    else if (l->arena.p)
+        lay_text_cut(&l->arena, 0);
+    l->count = l->open;
+    lay_code code = LAY_OK;
+    for (unsigned n = 1; !code && !l->ended; n++) {
+        bool full = l->count >= max_entries || l->arena.len >= BATCH_TEXT;
+        if ((full && !l->open) || (n % 64 == 0 && now_ms() >= stop))
+            break;
+        if (l->feeding) {
+            lay_tar_event event;
+            code = take_event(l, &event, err);
+            l->feeding = event != LAY_TAR_NEED;
+        } else {
+            code = next_line(l, err);
+        }
+    }
+    *count = l->count - l->open;
+    *end = l->ended && !code;
+    if (!code)
+        return LAY_OK;
+    l->failure = *err;
+    if (!*count)
+        return code;
+    lay_error_clear(err);
+    return LAY_OK;
+}
+
+void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out)
+{
+    const item *from = &l->items[i];
+    *out = from->e;
+    out->name = l->arena.p + from->name;
+    out->path = l->arena.p + from->path;
+    out->link = l->arena.p + from->link;
+    out->xattrs = l->arena.p + from->xattrs;
+}
+
+const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len)
+{
+    *name = at;
+    at += strlen(at) + 1;
+    memcpy(len, at, sizeof *len);
+    *value = (const uint8_t *)at + sizeof *len;
+    return at + sizeof *len + *len;
+}
+
+uint64_t lay_listed_crc(uint64_t crc, const void *p, size_t n) { return lay_crc64_add(crc, p, n); }
+
+lay_code lay_listed_open(int root_fd, const char *path, int64_t size, int *fd, lay_error *err)
+{
+    lay_error_clear(err);
+    size_t n = strlen(path);
+    const char *slash = memrchr(path, '/', n);
+    LAY_AUTO_FD int dir = lay_tree_open_dir(root_fd, path, slash ? (size_t)(slash - path) : 0, 0);
+    struct stat st;
+    LAY_AUTO_FD int got = dir < 0 ? -1 : lay_tree_open_regular(dir, slash ? slash + 1 : path, &st);
+    if (got < 0) {
+        int e = errno;
+        if (e == ENOENT || e == ENOTDIR || e == ELOOP || e == EINVAL || e == EXDEV)
+            lay_fail(err, LAY_E_MISMATCH, "cannot open \"%.300s\" of the layer: %s", path,
+                     e == ENOENT || e == ENOTDIR ? "it is gone" : "it is not a regular file");
+        else
+            lay_fail_os(err, e, path, "cannot open a file of the layer");
+    } else if (st.st_size != size) {
+        lay_fail(err, LAY_E_MISMATCH, "\"%.300s\" of the layer has another size than was recorded", path);
+    } else {
+        *fd = lay_steal_fd(&got);
+        return LAY_OK;
+    }
+    lay_error_path(err, path, n);
+    return err->code;
+}

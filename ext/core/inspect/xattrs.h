@@ -1,0 +1,26 @@
+/* xattrs.h - the extended attributes that one thing must have, or has, as one number that is the same if they are.
+ *
+ * What is compared is what unpacking sets and a file system gives back. An ACL's entries that are also the mode's are
+ * left out, as they follow it. The number is a sum of keyed hashes: it says that something differs, not what.
+ */
+#ifndef LAY_XATTRS_H
+#define LAY_XATTRS_H
+
+#include "inspect/expect.h"
+
+typedef struct lay_xattr_part { uint64_t name, sum; } lay_xattr_part;   /* a hash of its name; what it adds */
+/* One part for each, malloc'ed; NULL: none. userns: what only the initial user namespace may set is left out. */
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err);
+
+/* Marks of overlayfs found beside them. */
+#define LAY_MARK_OPAQUE_TRUSTED 1u
+#define LAY_MARK_OPAQUE_USER 2u
+#define LAY_MARK_WHITEOUT 4u
+#define LAY_MARK_OTHER 8u       /* it leads elsewhere, or holds a part only: in no layer that came as a tar */
+
+typedef struct lay_xattrs_room { char *names; uint8_t *value; } lay_xattrs_room;
+/* Of dir_fd/name, no link followed. 0, or -1 and errno. */
+int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks);
+void lay_xattrs_room_free(lay_xattrs_room *room);
+
+#endif

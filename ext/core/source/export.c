@@ -1,0 +1,539 @@
+/* export.c - a tree, or changes over a tree, become a tar: things on disk enter, bytes leave on demand.
+ *
+ * Payload goes from the file straight into the caller's buffer. The header promises a size, so what a
+ * file has grown meanwhile is left out, and a file that has shrunk is an error: never padding that
+ * was not there. What has vanished since it was listed is left out, as in moby; a name that is exchanged for
+ * another thing while it is looked at is looked at again. What has no place in the tar is counted (leftout.h).
+ * Source: go-archive, archive.go (addTarFile), archive_linux.go (overlayWhiteoutConverter).
+ */
+#include "source/export.h"
+#include "tree/whiteout.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/sysmacros.h>
+#include <sys/xattr.h>
+
+#define CAPABILITY_MAX 64      /* the kernel knows at most 24 bytes */
+#define CAPABILITY_V2_SIZE 20
+#define MAX_LOOKS 1000         /* at a name that is another thing each time */
+
+void lay_export_init(lay_export *x, unsigned flags)
+{
+    x->source.ops = &lay_export_ops;
+    x->file_fd = -1;
+    x->overlay = (flags & LAY_EXPORT_OVERLAY) != 0;
+    x->userxattr = (flags & LAY_EXPORT_USERXATTR) != 0;
+    x->keep = (flags & LAY_EXPORT_KEEP) != 0;
+    x->skip_marks = (flags & LAY_EXPORT_SKIP_MARKS) != 0;
+}
+
+unsigned lay_export_flags(const lay_export *x)
+{
+    return (x->overlay ? LAY_EXPORT_OVERLAY : 0) | (x->userxattr ? LAY_EXPORT_USERXATTR : 0)
+        | (x->keep ? LAY_EXPORT_KEEP : 0) | (x->skip_marks ? LAY_EXPORT_SKIP_MARKS : 0);
+}
+
+static lay_code reserve(uint8_t **p, size_t *cap, size_t need, lay_error *err)
+{
+    if (need <= *cap)
+        return LAY_OK;
+    uint8_t *grown = realloc(*p, need * 2);
+    if (grown == NULL)
+        return lay_fail_nomem(err);
+    *p = grown;
+    *cap = need * 2;
+    return LAY_OK;
+}
+
+lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err)
+{
+    size_t len = 0;
+    lay_code code = lay_tar_format(head, &x->block, &x->block_cap, &len, err);
+    if (code == LAY_OK)
+        code = reserve(&x->head, &x->head_cap, x->head_len + len, err);
+    if (code != LAY_OK) {
+        lay_error_path(err, head->name, head->name_len);
+        return code;
+    }
+    memcpy(x->head + x->head_len, x->block, len);
+    x->head_len += len;
+    return LAY_OK;
+}
+
+/* Later names of an inode become links to the first. */
+static lay_code note_link(lay_export *x, const struct stat *st, lay_tar_head *h, lay_error *err)
+{
+    bool seen;
+    size_t at = x->names_len, n = x->name.len + 1;
+    lay_code code = lay_inodes_add(&x->inodes, st->st_dev, st->st_ino, &at, &seen, err);
+    if (code != LAY_OK)
+        return code;
+    if (seen) {
+        h->type = '1';
+        h->size = 0;
+        h->link = x->names + at;
+        h->link_len = strlen(h->link);
+        return LAY_OK;
+    }
+    if (x->names_len + n > x->names_cap) {
+        size_t cap = (x->names_len + n) * 2;
+        char *grown = realloc(x->names, cap);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        x->names = grown;
+        x->names_cap = cap;
+    }
+    memcpy(x->names + x->names_len, x->name.text, n);
+    x->names_len += n;
+    return LAY_OK;
+}
+
+static char type_of(mode_t mode)
+{
+    switch (mode & S_IFMT) {
+    case S_IFREG: return '0';
+    case S_IFLNK: return '2';
+    case S_IFCHR: return '3';
+    case S_IFBLK: return '4';
+    case S_IFDIR: return '5';
+    case S_IFIFO: return '6';
+    default: return 0;
+    }
+}
+
+lay_code lay_export_whiteout_name(lay_export *x, lay_error *err)
+{
+    const char *slash = memrchr(x->name.text, '/', x->name.len);
+    size_t dir = slash ? (size_t)(slash - x->name.text) : 0, base = slash ? dir + 1 : 0;
+    lay_path_cut(&x->shown, 0);
+    lay_code code = slash ? lay_path_push(&x->shown, x->name.text, dir, err) : LAY_OK;
+    if (code == LAY_OK)
+        code = lay_path_push(&x->shown, LAY_WH_PREFIX, LAY_WH_PREFIX_LEN, err);
+    if (code == LAY_OK)
+        code = lay_path_add(&x->shown, x->name.text + base, x->name.len - base, err);
+    return code;
+}
+
+lay_code lay_export_mark(lay_export *x, lay_error *err)
+{
+    if (x->skip_marks)
+        return lay_left_out_add(&x->left, LAY_LEFT_MARK, x->name.text, x->name.len, err);
+    lay_fail(err, LAY_E_BREAKOUT, "a name that begins with " LAY_WH_PREFIX " would delete where the tar is unpacked: "
+             "rename it, or leave such names out (marks=\"skip\")");
+    lay_error_path(err, x->name.text, x->name.len);
+    return LAY_E_BREAKOUT;
+}
+
+lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err)
+{
+    lay_code code = lay_export_whiteout_name(x, err);
+    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = mtime };
+    return code != LAY_OK ? code : lay_export_head(x, &h, err);
+}
+
+/* What only a mount could resolve must not leave as if it were content. */
+static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
+{
+    const char *mark = S_ISDIR(mode) ? (x->userxattr ? LAY_REDIRECT_USER : LAY_REDIRECT_TRUSTED)
+                                     : (x->userxattr ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED);
+    if (!lay_attributes_has(&x->attributes, mark))
+        return LAY_OK;
+    lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there",
+             S_ISDIR(mode) ? "a redirected directory" : "a file without its data (metacopy)");
+    lay_error_path(err, x->name.text, x->name.len);
+    return LAY_E_UNSUPPORTED;
+}
+
+/* moby looks for exactly this value, and a failure to look is none of ours to hide. */
+static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar_head *dir, lay_error *err)
+{
+    char value[8];
+    if (!lay_attributes_has(&x->attributes, lay_opaque_xattr(x->userxattr)))
+        return LAY_OK;
+    ssize_t n = lay_attribute_get(thing, lay_opaque_xattr(x->userxattr), value, sizeof value);
+    if (n < 0 && errno != ERANGE)
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "read the opaque mark");
+    if (n != 1 || value[0] != 'y')
+        return LAY_OK;
+    lay_path_cut(&x->shown, 0);
+    lay_code code = lay_path_push(&x->shown, x->name.text, x->name.len, err);
+    if (code == LAY_OK)
+        code = lay_path_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err);
+    if (code != LAY_OK)
+        return code;
+    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mode = dir->mode & 0777,
+                       .uid = dir->uid, .gid = dir->gid };
+    return lay_export_head(x, &h, err);
+}
+
+/* Revision 3 names the user namespace it was made in: in moby's tar it is revision 2. */
+static ssize_t get_capability(const lay_bearer *thing, uint8_t value[CAPABILITY_MAX])
+{
+    ssize_t n = lay_attribute_get(thing, LAY_CAPABILITY, value, CAPABILITY_MAX);
+    if (n >= 4 && value[3] == 3) {
+        value[3] = 2;
+        n = n > CAPABILITY_V2_SIZE ? CAPABILITY_V2_SIZE : n;
+    }
+    return n;
+}
+
+/* ---- one thing, which others may exchange for another while it is looked at ---- */
+
+typedef enum look { LOOK_FAILED, LOOK_GONE, LOOK_AGAIN, LOOK_DONE } look;
+
+typedef struct found {
+    lay_bearer thing;
+    struct stat *st;
+    char target[PATH_MAX]; size_t target_len;
+    uint8_t capability[CAPABILITY_MAX]; size_t capability_len;
+    mode_t mode;
+} found;
+
+static look look_fail(lay_export *x, const char *what, lay_error *err)
+{
+    lay_fail_os(err, errno, x->name.text, what);
+    return LOOK_FAILED;
+}
+
+/* The thing that a header is made of is held open, so that all that is read is of that one: a file for reading, as the
+ * header promises what we then read. */
+static look hold(lay_export *x, found *f, lay_error *err)
+{
+    mode_t kind = f->st->st_mode & S_IFMT;
+    int flags = kind == S_IFREG ? O_RDONLY | O_NONBLOCK | O_NOCTTY : kind == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_PATH;
+    int fd = openat(f->thing.dir_fd, f->thing.name, flags | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 && errno == EACCES && (kind == S_IFDIR || f->st->st_size == 0))       /* nothing of it need be read */
+        fd = openat(f->thing.dir_fd, f->thing.name, (flags = O_PATH) | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOENT ? LOOK_GONE : errno == ELOOP || errno == ENXIO || errno == ENOTDIR ? LOOK_AGAIN
+            : look_fail(x, "open", err);
+    f->thing.fd = fd;
+    f->thing.by_path = (flags & O_PATH) != 0;
+    if (fstat(fd, f->st) < 0)
+        return look_fail(x, "stat", err);
+    return (f->st->st_mode & S_IFMT) == kind ? LOOK_DONE : LOOK_AGAIN;
+}
+
+static look read_target(lay_export *x, found *f, lay_error *err)
+{
+    bool held = f->thing.fd >= 0;
+    ssize_t n = readlinkat(held ? f->thing.fd : f->thing.dir_fd, held ? "" : f->thing.name, f->target, sizeof f->target);
+    if (n < 0)
+        return errno == ENOENT && !held ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "read link", err);
+    f->target_len = (size_t)n;
+    return LOOK_DONE;
+}
+
+/* What of the thing's attributes goes into the header. */
+static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
+{
+    lay_attributes *a = &x->attributes;
+    lay_code code = lay_attributes_list(a, &f->thing, err);
+    f->mode = f->st->st_mode;
+    f->capability_len = 0;
+    if (code != LAY_OK || a->len == 0)
+        return code;
+    if (x->keep)
+        return lay_attributes_read(a, &f->thing, x->userxattr, err);
+    if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode))
+        code = lay_mode_without_acl(&f->thing, &f->mode, err);
+    if (code == LAY_OK && lay_attributes_has(a, LAY_CAPABILITY)) {
+        ssize_t n = get_capability(&f->thing, f->capability);
+        if (n < 0)
+            return lay_fail_os(err, errno, NULL, "read " LAY_CAPABILITY);
+        f->capability_len = (size_t)n;
+    }
+    return code;
+}
+
+static look look_once(lay_export *x, found *f, lay_error *err)
+{
+    look seen = LOOK_DONE;
+    if (fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+        return errno == ENOENT ? LOOK_GONE : look_fail(x, "stat", err);
+    if (S_ISSOCK(f->st->st_mode) || lay_whiteout_kind(f->thing.name, strlen(f->thing.name)) != LAY_WH_PLAIN)
+        return LOOK_DONE;
+    if (x->overlay && lay_stat_is_whiteout(f->st->st_mode, f->st->st_rdev)) {
+        x->attributes.len = x->attributes.count = 0;
+        return LOOK_DONE;
+    }
+    if (!x->dry)
+        seen = hold(x, f, err);
+    if (seen == LOOK_DONE && S_ISLNK(f->st->st_mode))
+        seen = read_target(x, f, err);
+    if (seen != LOOK_DONE || read_attributes(x, f, err) == LAY_OK)
+        return seen;
+    if (err->code == LAY_E_OS && lay_tree_gone(err->sys_errno))
+        return LOOK_AGAIN;
+    lay_error_path(err, x->name.text, x->name.len);
+    return LOOK_FAILED;
+}
+
+static look look_at(lay_export *x, found *f, lay_error *err)
+{
+    look seen = LOOK_AGAIN;
+    for (unsigned i = 0; i < MAX_LOOKS && seen == LOOK_AGAIN; i++) {
+        lay_error_clear(err);
+        lay_close_owner(&f->thing.fd);
+        f->thing.fd = -1;
+        seen = look_once(x, f, err);
+    }
+    if (seen != LOOK_AGAIN)
+        return seen;
+    lay_fail(err, LAY_E_MISMATCH, "it is another kind of thing each time it is looked at");
+    lay_error_path(err, x->name.text, x->name.len);
+    return LOOK_FAILED;
+}
+
+/* What a thing has that has no place in the tar. */
+static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
+{
+    const lay_attributes *a = &x->attributes;
+    bool xattr = false, acl = false;
+    for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
+        lay_attribute kind = lay_attribute_kind(at, x->userxattr);
+        acl |= !x->keep && kind == LAY_ATTRIBUTE_ACL;
+        /* a label is what the host's policy says, wherever the tar is unpacked */
+        xattr |= kind == LAY_ATTRIBUTE_FOREIGN || (!x->keep && kind == LAY_ATTRIBUTE_KEPT
+            && strcmp(at, LAY_CAPABILITY) != 0 && strcmp(at, "security.selinux") != 0);
+    }
+    if (S_ISLNK(f->st->st_mode))
+        acl = false;
+    lay_code code = xattr ? lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.text, x->name.len, err) : LAY_OK;
+    return code == LAY_OK && acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : code;
+}
+
+static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct stat *st, lay_tar_head *h, lay_error *err)
+{
+    lay_code code = LAY_OK;
+    bool dir = S_ISDIR(st->st_mode);
+    if (!dir && st->st_nlink > 1)
+        code = note_link(x, st, h, err);
+    h->name = x->name.text;
+    h->name_len = x->name.len;
+    if (code == LAY_OK && x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev)) {
+        /* a link to an earlier whiteout keeps its link name, as docker's tars have it */
+        code = lay_export_whiteout_name(x, err);
+        h->name = x->shown.text;
+        h->name_len = x->shown.len;
+        h->type = '0';
+        h->mode = 0600;
+    }
+    size_t plain = x->name.len;
+    if (code == LAY_OK && dir) {
+        code = lay_path_add(&x->name, "/", 1, err);
+        h->name = x->name.text;
+        h->name_len = x->name.len;
+    }
+    if (code == LAY_OK)
+        code = lay_export_head(x, h, err);
+    if (dir)
+        lay_path_cut(&x->name, plain);
+    return code == LAY_OK && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
+}
+
+lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
+{
+    found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = st };
+    look seen = look_at(x, &f, err);
+    LAY_AUTO_FD int fd = f.thing.fd;
+    if (seen != LOOK_DONE) {
+        st->st_mode = 0;
+        return seen == LOOK_GONE ? LAY_OK : err->code;
+    }
+    bool mark = lay_whiteout_kind(base, strlen(base)) != LAY_WH_PLAIN;
+    if (mark || type_of(st->st_mode) == 0) {
+        bool socket = S_ISSOCK(st->st_mode);
+        lay_code code = mark ? lay_export_mark(x, err)
+            : socket ? lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err) : LAY_OK;
+        bool hides = code == LAY_OK && !mark && socket && x->keep && x->overlay;
+        st->st_mode = 0;
+        return hides ? lay_export_deletion(x, st->st_mtim.tv_sec, err) : code;
+    }
+    bool device = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
+    bool whiteout = x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev);
+    lay_tar_head h = {
+        .type = type_of(st->st_mode), .mode = (whiteout ? st->st_mode : f.mode) & 07777, .uid = st->st_uid, .gid = st->st_gid,
+        .size = S_ISREG(st->st_mode) ? st->st_size : 0, .mtime = st->st_mtim.tv_sec,
+        .dev_major = device ? major(st->st_rdev) : 0, .dev_minor = device ? minor(st->st_rdev) : 0,
+        .capability = f.capability_len > 0 ? f.capability : NULL, .capability_len = f.capability_len,
+    };
+    if (S_ISLNK(st->st_mode)) {
+        h.link = f.target;
+        h.link_len = f.target_len;
+    }
+    if (x->keep && !whiteout) {
+        h.mtime_nsec = (int32_t)st->st_mtim.tv_nsec;
+        h.xattrs = x->attributes.xattrs;
+        h.nxattrs = x->attributes.count;
+    }
+    lay_code code = x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) ? refuse_marks(x, st->st_mode, err) : LAY_OK;
+    if (code == LAY_OK && !whiteout)
+        code = note_left_out(x, &f, err);
+    if (code == LAY_OK)
+        code = give_entry(x, &f.thing, st, &h, err);
+    if (code != LAY_OK || h.type != '0' || h.size == 0)
+        return code;
+    x->file_left = h.size;
+    x->padding = lay_tar_padding(h.size);
+    x->file_fd = lay_steal_fd(&fd);
+    return LAY_OK;
+}
+
+lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err)
+{
+    struct stat st;
+    found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = &st };
+    bool dry = x->dry;
+    x->dry = true;                  /* its bytes stay unread */
+    look seen = look_at(x, &f, err);
+    x->dry = dry;
+    return seen == LOOK_DONE ? note_left_out(x, &f, err) : seen == LOOK_GONE ? LAY_OK : err->code;
+}
+
+/* ---- as a source ---- */
+
+static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, lay_error *err)
+{
+    if ((uint64_t)x->file_left < n)
+        n = (size_t)x->file_left;
+    ssize_t r;
+    do
+        r = read(x->file_fd, to, n);
+    while (r < 0 && errno == EINTR);
+    if (r < 0)
+        return lay_fail_os(err, errno, x->name.text, "read");
+    if (r == 0) {
+        lay_fail(err, LAY_E_MISMATCH, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
+        lay_error_path(err, x->name.text, x->name.len);
+        return LAY_E_MISMATCH;
+    }
+    *got = (size_t)r;
+    x->file_left -= r;
+    if (x->file_left == 0) {
+        lay_close_owner(&x->file_fd);
+        x->file_fd = -1;
+    }
+    return LAY_OK;
+}
+
+static lay_code next_entry(lay_export *x, lay_error *err)
+{
+    bool end = false;
+    x->head_at = x->head_len = 0;
+    lay_code code = x->next(x, &end, err);
+    if (code != LAY_OK || !end)
+        return code;
+    code = reserve(&x->head, &x->head_cap, LAY_TAR_END_BLOCKS, err);
+    if (code != LAY_OK)
+        return code;
+    memset(x->head, 0, LAY_TAR_END_BLOCKS);
+    x->head_len = LAY_TAR_END_BLOCKS;
+    x->ended = true;
+    return LAY_OK;
+}
+
+static lay_code export_some(lay_export *x, uint8_t *to, size_t n, size_t *got, lay_error *err)
+{
+    *got = 0;
+    if (x->head_at < x->head_len) {
+        size_t left = x->head_len - x->head_at;
+        *got = left < n ? left : n;
+        memcpy(to, x->head + x->head_at, *got);
+        x->head_at += *got;
+    } else if (x->file_left > 0) {
+        return read_payload(x, to, n, got, err);
+    } else if (x->padding > 0) {
+        *got = x->padding < n ? x->padding : n;
+        memset(to, 0, *got);
+        x->padding -= *got;
+    } else if (!x->ended) {
+        return next_entry(x, err);
+    }
+    return LAY_OK;
+}
+
+static lay_code export_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err)
+{
+    lay_export *x = (lay_export *)s;
+    *got = 0;
+    while (*got < n && !x->failed) {
+        bool last = x->ended && x->head_at == x->head_len;
+        size_t some = 0;
+        if (last)
+            return LAY_OK;
+        lay_code code = export_some(x, (uint8_t *)buf + *got, n - *got, &some, &x->failure);
+        x->failed = code != LAY_OK;
+        *got += some;
+    }
+    if (!x->failed || *got > 0)     /* all good bytes come before the error */
+        return LAY_OK;
+    *err = x->failure;
+    return x->failure.code;
+}
+
+static lay_code export_size(lay_source *s, int64_t *size, lay_error *err)
+{
+    lay_export *x = (lay_export *)s, *dry = NULL;
+    int64_t sum = LAY_TAR_END_BLOCKS;
+    bool end = false;
+    lay_code code = x->twin(x, &dry, err);
+    while (code == LAY_OK) {
+        dry->head_at = dry->head_len = 0;
+        dry->file_left = 0;
+        dry->padding = 0;
+        code = dry->next(dry, &end, err);
+        if (code != LAY_OK || end)
+            break;
+        if (__builtin_add_overflow(sum, dry->file_left, &sum)
+            || __builtin_add_overflow(sum, (int64_t)(dry->head_len + dry->padding), &sum))
+            code = lay_fail(err, LAY_E_LIMIT, "the tar would be longer than 2^63 bytes");
+    }
+    if (code == LAY_OK) {
+        lay_left_out_free(&x->surveyed);
+        x->surveyed = dry->left;
+        dry->left = (lay_left_out){ 0 };
+        *size = sum;
+    }
+    if (dry != NULL)
+        lay_export_ops.free(&dry->source);
+    return code;
+}
+
+static void export_free(lay_source *s)
+{
+    lay_export *x = (lay_export *)s;
+    x->done(x);
+    lay_close_owner(&x->file_fd);
+    free(x->head);
+    free(x->block);
+    free(x->names);
+    lay_attributes_free(&x->attributes);
+    lay_left_out_free(&x->left);
+    lay_left_out_free(&x->surveyed);
+    lay_inodes_free(&x->inodes);
+    lay_path_free(&x->name);
+    lay_path_free(&x->shown);
+    free(x);
+}
+
+const lay_source_ops lay_export_ops = { .read = export_read, .size = export_size, .free = export_free };
+
+static const lay_left_out *left_out(const lay_source *s)
+{
+    static const lay_left_out nothing;
+    const lay_export *x = (const lay_export *)s;
+    return s->ops != &lay_export_ops ? &nothing : x->ended ? &x->left : &x->surveyed;
+}
+
+int64_t lay_export_left_out(const lay_source *s, int kind)
+{
+    return kind >= 0 && kind < LAY_LEFT_KINDS ? left_out(s)->count[kind] : 0;
+}
+
+const char *lay_export_left_path(const lay_source *s, int kind, size_t i)
+{
+    return kind >= 0 && kind < LAY_LEFT_KINDS && i < LAY_LEFT_NAMED ? left_out(s)->paths[kind][i] : NULL;
+}

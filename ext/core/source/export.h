@@ -1,0 +1,55 @@
+/* export.h - what the two exports share: one thing on disk becomes header blocks and, of a file, a payload. */
+#ifndef LAY_EXPORT_H
+#define LAY_EXPORT_H
+
+#include "tree/attributes.h"
+#include "base/leftout.h"
+#include "source/source.h"
+#include "tar/tar.h"
+#include "tree/trail.h"
+
+typedef struct lay_export {
+    lay_source source;                     /* first */
+    bool dry;                              /* only adding up: payloads stay unread */
+    bool overlay;                          /* whiteouts and opaque marks become .wh. names */
+    bool userxattr;
+    bool keep;                             /* extended attributes, ACLs and nanoseconds too */
+    bool skip_marks;                       /* names that begin with .wh. are left out, not refused */
+    /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */
+    lay_code (*next)(struct lay_export *x, bool *end, lay_error *err);
+    /* The same export from its beginning, dry, over the same descriptors. */
+    lay_code (*twin)(const struct lay_export *x, struct lay_export **out, lay_error *err);
+    void (*done)(struct lay_export *x);    /* frees all but what follows */
+
+    uint8_t *head; size_t head_at, head_len, head_cap;     /* blocks still to give */
+    uint8_t *block; size_t block_cap;                      /* where one header is formatted */
+    int file_fd; int64_t file_left; size_t padding;        /* payload still to give */
+    lay_path name;                                         /* of the entry at hand, as in the tar */
+    lay_path shown;                                        /* .wh. name */
+    lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
+    lay_attributes attributes;                             /* of the entry at hand */
+    lay_left_out left, surveyed;                           /* so far; of the whole, by the last dry run */
+    bool ended;
+    bool failed; lay_error failure;                        /* to be given by the next read */
+} lay_export;
+
+extern const lay_source_ops lay_export_ops;
+
+/* flags: LAY_EXPORT_ */
+void lay_export_init(lay_export *x, unsigned flags);
+unsigned lay_export_flags(const lay_export *x);
+/* One more header at the end of what is to be given. */
+lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err);
+/* x->name with its last component behind ".wh.", in x->shown. */
+lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
+/* x->name is a mark for whoever reads the tar: LAY_OK, and it is noted as left out, or LAY_E_BREAKOUT. */
+lay_code lay_export_mark(lay_export *x, lay_error *err);
+/* x->name is not there any more: its whiteout, as moby makes it of a deletion. */
+lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
+/* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
+ * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
+lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
+/* The same thing is no change but for what has no place in the tar: that is noted. */
+lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err);
+
+#endif

@@ -1,0 +1,199 @@
+/* export_changes.c - changes over a tree as a tar: sorted by path, a deletion is an empty .wh. file.
+ *
+ * Source: go-archive, changes.go (ExportChanges).
+ */
+#include "changes/changes.h"
+#include "source/export.h"
+#include "tree/whiteout.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <time.h>
+
+typedef struct changes_export {
+    lay_export x;              /* first */
+    int root_fd;
+    lay_changes list;          /* sorted; a twin only borrows it */
+    bool borrowed;
+    size_t next;
+    int64_t now;               /* seconds, of deletions */
+    int parent_fd; lay_path parent;    /* the directory last needed */
+} changes_export;
+
+/* Changes come from a walk of the tree, so no link leads to them. */
+static int parent_of(changes_export *c, const char *path, size_t n, lay_error *err)
+{
+    if (c->parent_fd >= 0 && c->parent.len == n && (n == 0 || memcmp(c->parent.text, path, n) == 0))
+        return c->parent_fd;
+    lay_close_owner(&c->parent_fd);
+    c->parent_fd = -1;
+    lay_path_cut(&c->parent, 0);
+    if (lay_path_add(&c->parent, path, n, err) != LAY_OK) {
+        errno = ENOMEM;
+        return -1;
+    }
+    c->parent_fd = lay_tree_open_dir(c->root_fd, c->parent.text, n, O_PATH);
+    return c->parent_fd;
+}
+
+/* Of what differs in its attributes alone only what has no place in the tar is noted, where they are not kept. */
+static lay_code give_change(changes_export *c, int kind, bool *given, lay_error *err)
+{
+    lay_export *x = &c->x;
+    const char *slash = memrchr(x->name.text, '/', x->name.len);
+    size_t dir = slash ? (size_t)(slash - x->name.text) : 0;
+    int fd = parent_of(c, x->name.text, dir, err);
+    *given = false;
+    if (fd < 0)
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
+    const char *base = slash ? slash + 1 : x->name.text;
+    if (kind == LAY_CHANGE_ATTRIBUTES && !x->keep)
+        return lay_export_unchanged(x, fd, base, err);
+    struct stat st;
+    int64_t sockets = x->left.count[LAY_LEFT_SOCKET];
+    lay_code code = lay_export_entry(x, fd, base, &st, err);
+    *given = code == LAY_OK && st.st_mode != 0;
+    /* a socket in another thing's place: where all is kept, that one does not come back */
+    if (code == LAY_OK && !*given && x->keep && kind == LAY_CHANGE_MODIFY && x->left.count[LAY_LEFT_SOCKET] > sockets) {
+        *given = true;
+        code = lay_export_deletion(x, c->now, err);
+    }
+    return code;
+}
+
+static bool came_before(const changes_export *c, const char *path)
+{
+    return c->next > 1 && strcmp(c->list.text + c->list.at[c->next - 2] + 1, path) == 0;
+}
+
+typedef enum mark { MARK_NONE, MARK_ABOVE, MARK_HERE } mark;
+
+/* Does a name on this path, or its last one, mean a mark to who reads the tar? */
+static mark mark_in(const char *path)
+{
+    for (;;) {
+        size_t n = strcspn(path, "/");
+        if (lay_whiteout_kind(path, n) != LAY_WH_PLAIN)
+            return path[n] == '\0' ? MARK_HERE : MARK_ABOVE;
+        if (path[n] == '\0')
+            return MARK_NONE;
+        path += n + 1;
+    }
+}
+
+static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
+{
+    changes_export *c = (changes_export *)x;
+    lay_code code = LAY_OK;
+    bool given = false;
+    while (code == LAY_OK && !given && c->next < c->list.count) {
+        const char *change = c->list.text + c->list.at[c->next++];
+        size_t n = strlen(change + 1);
+        if (n < 2 || came_before(c, change + 1))
+            continue;       /* the root; told already */
+        lay_path_cut(&x->name, 0);
+        code = lay_path_add(&x->name, change + 2, n - 1, err);
+        mark where = code == LAY_OK ? mark_in(x->name.text) : MARK_NONE;
+        if (where == MARK_ABOVE && x->skip_marks)
+            continue;
+        if (code != LAY_OK || where != MARK_NONE) {
+            code = code != LAY_OK ? code : lay_export_mark(x, err);
+        } else if (change[0] == LAY_CHANGE_DELETE) {
+            code = lay_export_deletion(x, c->now, err);
+            given = true;
+        } else {
+            code = give_change(c, change[0], &given, err);
+        }
+    }
+    *end = code == LAY_OK && !given;
+    return code;
+}
+
+static void changes_done(lay_export *x)
+{
+    changes_export *c = (changes_export *)x;
+    if (!c->borrowed) {
+        free(c->list.text);
+        free(c->list.at);
+    }
+    lay_path_free(&c->parent);
+    lay_close_owner(&c->parent_fd);
+    lay_close_owner(&c->root_fd);
+}
+
+static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err);
+
+static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, lay_error *err)
+{
+    changes_export *c = calloc(1, sizeof *c);
+    if (c == NULL)
+        return lay_fail_nomem(err);
+    lay_export_init(&c->x, flags);
+    c->x.next = changes_next;
+    c->x.twin = changes_twin;
+    c->x.done = changes_done;
+    c->parent_fd = -1;
+    c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
+    if (c->root_fd < 0) {
+        lay_code code = lay_fail_fd(err, errno, root_fd, "open directory");
+        lay_source_free(&c->x.source);
+        return code;
+    }
+    *out = c;
+    return LAY_OK;
+}
+
+static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err)
+{
+    const changes_export *c = (const changes_export *)x;
+    changes_export *twin = NULL;
+    lay_code code = changes_new(&twin, c->root_fd, lay_export_flags(x), err);
+    if (code != LAY_OK)
+        return code;
+    twin->list = c->list;
+    twin->borrowed = true;
+    twin->now = c->now;
+    twin->x.dry = true;
+    *out = &twin->x;
+    return LAY_OK;
+}
+
+/* Where a path comes twice, what differs in its attributes alone is last. */
+static int by_path(const void *a, const void *b, void *text)
+{
+    const char *x = (const char *)text + *(const size_t *)a, *y = (const char *)text + *(const size_t *)b;
+    int r = strcmp(x + 1, y + 1);
+    return r != 0 ? r : *x - *y;
+}
+
+static lay_code copy_list(lay_changes *to, const lay_changes *from, lay_error *err)
+{
+    if (from->count == 0)
+        return LAY_OK;
+    to->text = malloc(from->text_len);
+    to->at = reallocarray(NULL, from->count, sizeof *to->at);
+    if (to->text == NULL || to->at == NULL)
+        return lay_fail_nomem(err);
+    memcpy(to->text, from->text, from->text_len);
+    memcpy(to->at, from->at, from->count * sizeof *to->at);
+    to->count = from->count;
+    qsort_r(to->at, to->count, sizeof *to->at, by_path, to->text);
+    return LAY_OK;
+}
+
+lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err)
+{
+    changes_export *x = NULL;
+    lay_code code = changes_new(&x, root_fd, flags & (LAY_EXPORT_KEEP | LAY_EXPORT_SKIP_MARKS), err);
+    if (code != LAY_OK)
+        return code;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    x->now = now.tv_sec + (now.tv_nsec >= 500000000);
+    code = copy_list(&x->list, c, err);
+    if (code != LAY_OK)
+        lay_source_free(&x->x.source);
+    else
+        *out = &x->x.source;
+    return code;
+}

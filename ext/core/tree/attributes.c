@@ -1,0 +1,217 @@
+/* attributes.c - a thing on the disk enters; the names of its extended attributes, their values, and the mode that it
+ * has without its ACL leave.
+ *
+ * One list of the names is one system call, and mostly says that there is nothing to read.
+ * Source: fs/overlayfs/xattrs.c (which are its own), fs/posix_acl.c (ACL and mode), include/uapi/linux/posix_acl_xattr.h.
+ */
+#include "tree/attributes.h"
+#include "tree/tree.h"
+
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/xattr.h>
+
+#ifndef SYS_listxattrat
+#define SYS_listxattrat 465
+#endif
+
+#define LIST_SIZE 1024
+#define VALUE_SIZE 256
+
+#define FD_PATH_SIZE 40
+
+static const char *fd_path(const lay_bearer *thing, char path[FD_PATH_SIZE])
+{
+    snprintf(path, FD_PATH_SIZE, "/proc/self/fd/%d", thing->fd);
+    return path;
+}
+
+static ssize_t list_some(const lay_bearer *thing, char *list, size_t size)
+{
+    char own[FD_PATH_SIZE];
+    if (thing->fd >= 0 && !thing->by_path)
+        return flistxattr(thing->fd, list, size);
+    ssize_t n = thing->fd >= 0 ? listxattr(fd_path(thing, own), list, size) : -1;
+    if (thing->fd >= 0 && (n >= 0 || errno != ENOENT))
+        return n;
+    n = syscall(SYS_listxattrat, thing->dir_fd, thing->name, AT_SYMLINK_NOFOLLOW, list, size);
+    if (n >= 0 || (errno != ENOSYS && errno != EPERM))
+        return n;
+    /* before Linux 6.13, as lay_tree_getxattr does it */
+    char path[NAME_MAX + PATH_MAX];
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", thing->dir_fd, thing->name);
+    n = llistxattr(path, list, size);
+    if (n >= 0 || (errno != ENOENT && errno != ENOTDIR))
+        return n;
+    struct stat st;
+    if (fstatat(thing->dir_fd, thing->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return -1;
+    if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
+        return 0;
+    LAY_AUTO_FD int fd = openat(thing->dir_fd, thing->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    return fd < 0 ? -1 : flistxattr(fd, list, size);
+}
+
+lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_error *err)
+{
+    a->len = a->count = a->values_len = 0;
+    for (size_t want = LIST_SIZE;; want = a->cap * 4) {
+        if (want > a->cap) {
+            char *grown = realloc(a->list, want);
+            if (grown == NULL)
+                return lay_fail_nomem(err);
+            a->list = grown;
+            a->cap = want;
+        }
+        ssize_t n = list_some(thing, a->list, a->cap);
+        if (n < 0 && errno == ERANGE && a->cap < (1u << 20))
+            continue;
+        if (n < 0 && errno == EOPNOTSUPP)
+            n = 0;
+        if (n < 0)
+            return lay_fail_os(err, errno, NULL, "list extended attributes");
+        a->len = (size_t)n;
+        return LAY_OK;
+    }
+}
+
+bool lay_attributes_has(const lay_attributes *a, const char *name)
+{
+    for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1)
+        if (strcmp(at, name) == 0)
+            return true;
+    return false;
+}
+
+static bool begins(const char *text, const char *with) { return strncmp(text, with, strlen(with)) == 0; }
+
+lay_attribute lay_attribute_kind(const char *name, bool userxattr)
+{
+    if (strcmp(name, LAY_ACL_ACCESS) == 0 || strcmp(name, LAY_ACL_DEFAULT) == 0)
+        return LAY_ATTRIBUTE_ACL;
+    if (begins(name, userxattr ? "user.overlay." : "trusted.overlay."))
+        return begins(strchr(name, '.') + 1, "overlay.overlay.") ? LAY_ATTRIBUTE_FOREIGN : LAY_ATTRIBUTE_OWN;
+    if (begins(name, "user.overlay.") || begins(name, "trusted.overlay."))
+        return LAY_ATTRIBUTE_FOREIGN;
+    if (!begins(name, "user.") && !begins(name, "trusted.") && !begins(name, "security."))
+        return LAY_ATTRIBUTE_OTHER;
+    return strchr(name, '=') == NULL ? LAY_ATTRIBUTE_KEPT : LAY_ATTRIBUTE_FOREIGN;
+}
+
+ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size)
+{
+    char own[FD_PATH_SIZE];
+    if (thing->fd < 0)
+        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
+    ssize_t n = thing->by_path ? getxattr(fd_path(thing, own), name, buf, size) : fgetxattr(thing->fd, name, buf, size);
+    if (n < 0 && thing->by_path && errno == ENOENT)
+        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
+    if (n >= 0)
+        errno = 0;
+    return n < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : n;
+}
+
+/* The value goes to the end of values; *len: its bytes, or -1 when it is gone. */
+static lay_code read_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
+{
+    for (size_t room = VALUE_SIZE;; room *= 4) {
+        if (a->values_cap - a->values_len < room) {
+            uint8_t *grown = realloc(a->values, a->values_len + room);
+            if (grown == NULL)
+                return lay_fail_nomem(err);
+            a->values = grown;
+            a->values_cap = a->values_len + room;
+        }
+        ssize_t n = lay_attribute_get(thing, name, a->values + a->values_len, a->values_cap - a->values_len);
+        if (n < 0 && errno == ERANGE && room < (1u << 20))
+            continue;
+        if (n < 0)
+            return lay_fail_os(err, errno, NULL, "read an extended attribute");
+        *len = n == 0 && errno != 0 ? -1 : n;
+        a->values_len += (size_t)n;
+        return LAY_OK;
+    }
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const lay_xattr *)a)->name, ((const lay_xattr *)b)->name);
+}
+
+lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err)
+{
+    a->count = a->values_len = 0;
+    for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
+        lay_attribute kind = lay_attribute_kind(at, userxattr);
+        if (kind != LAY_ATTRIBUTE_ACL && kind != LAY_ATTRIBUTE_KEPT)
+            continue;
+        if (a->count == a->xattrs_cap) {
+            size_t cap = a->xattrs_cap * 2 + 8;
+            lay_xattr *grown = reallocarray(a->xattrs, cap, sizeof *grown);
+            if (grown == NULL)
+                return lay_fail_nomem(err);
+            a->xattrs = grown;
+            a->xattrs_cap = cap;
+        }
+        ssize_t len;
+        lay_code code = read_value(a, thing, at, &len, err);
+        if (code != LAY_OK)
+            return code;
+        if (len >= 0)
+            a->xattrs[a->count++] = (lay_xattr){ .name = at, .len = (size_t)len };
+    }
+    const uint8_t *value = a->values;       /* where it stays now */
+    for (size_t i = 0; i < a->count; i++) {
+        a->xattrs[i].value = value;
+        value += a->xattrs[i].len;
+    }
+    if (a->count > 1)
+        qsort(a->xattrs, a->count, sizeof *a->xattrs, by_name);
+    return LAY_OK;
+}
+
+/* ---- ACLs: a version, then entries of a tag, rights and an id, little endian ---- */
+
+#define ACL_VERSION 2u
+#define ACL_ENTRY 8u
+#define ACL_GROUP_OBJ 0x04u
+#define ACL_MASK 0x10u
+
+static unsigned u16(const uint8_t *p) { return p[0] | (unsigned)p[1] << 8; }
+
+/* What is no ACL lets the group have nothing. */
+static unsigned group_rights(const uint8_t *acl, size_t n)
+{
+    unsigned group = 0, mask = 7;
+    if (n < 4 || u16(acl) != ACL_VERSION || u16(acl + 2) != 0)
+        return 0;
+    for (size_t at = 4; at + ACL_ENTRY <= n; at += ACL_ENTRY) {
+        if (u16(acl + at) == ACL_GROUP_OBJ)
+            group = u16(acl + at + 2);
+        if (u16(acl + at) == ACL_MASK)
+            mask = u16(acl + at + 2);
+    }
+    return group & mask & 7;
+}
+
+lay_code lay_mode_without_acl(const lay_bearer *thing, mode_t *mode, lay_error *err)
+{
+    lay_attributes a = { 0 };
+    ssize_t len = -1;
+    lay_code code = read_value(&a, thing, LAY_ACL_ACCESS, &len, err);
+    if (code == LAY_OK && len >= 0)
+        *mode = (*mode & ~(mode_t)070) | (mode_t)(group_rights(a.values, (size_t)len) << 3);
+    lay_attributes_free(&a);
+    return code;
+}
+
+void lay_attributes_free(lay_attributes *a)
+{
+    free(a->list);
+    free(a->xattrs);
+    free(a->values);
+    *a = (lay_attributes){ 0 };
+}

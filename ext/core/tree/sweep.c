@@ -1,0 +1,251 @@
+/* sweep.c - over a whole tree in no order: adding up its bytes, or removing it.
+ *
+ * Every directory is read once: what is no directory is dealt with on the spot, the names of its
+ * directories wait on a stack. No recursion, no path handed to the kernel, descriptors as a trail has.
+ * Source: moby, pkg/directory (sizes); daemon/graphdriver/overlay2 (removal, system.EnsureRemoveAll).
+ */
+#include "tree/trail.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#define DENTS_SIZE 32768
+#define MAX_TRIES 100     /* a directory that others keep filling */
+
+struct dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[]; };
+
+typedef struct frame { size_t first, path_len; unsigned tries; } frame;   /* first: of its names in at[] */
+typedef struct sweep {
+    lay_trail trail;
+    lay_path path;                                 /* of the directory it stands in, for errors */
+    size_t prefix;                                 /* bytes of path that lie above the trail's root */
+    char *text; size_t text_len, text_cap;         /* names of directories still to visit */
+    size_t *at; size_t count, cap;
+    frame *frames; size_t depth, frame_cap;
+    bool removing;
+    int64_t size;
+    lay_inodes inodes;
+} sweep;
+
+static lay_code sweep_fail(sweep *s, int e, const char *name, const char *what, lay_error *err)
+{
+    if (lay_path_push(&s->path, name, strlen(name), err) != LAY_OK)
+        return LAY_E_NOMEM;
+    return lay_fail_os(err, e, s->path.text, what);
+}
+
+static lay_code sweep_wait(sweep *s, const char *name, lay_error *err)
+{
+    size_t len = strlen(name) + 1;
+    if (s->text_len + len > s->text_cap) {
+        size_t cap = s->text_cap * 2 + len + 1024;
+        char *grown = realloc(s->text, cap);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        s->text = grown;
+        s->text_cap = cap;
+    }
+    if (s->count == s->cap) {
+        size_t cap = s->cap * 2 + 64;
+        size_t *grown = reallocarray(s->at, cap, sizeof *grown);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        s->at = grown;
+        s->cap = cap;
+    }
+    s->at[s->count++] = s->text_len;
+    memcpy(s->text + s->text_len, name, len);
+    s->text_len += len;
+    return LAY_OK;
+}
+
+static lay_code sweep_remove_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
+{
+    if (type != DT_DIR && (unlinkat(fd, name, 0) == 0 || errno == ENOENT))
+        return LAY_OK;
+    if (type == DT_DIR || errno == EISDIR)
+        return sweep_wait(s, name, err);
+    return sweep_fail(s, errno, name, "remove", err);
+}
+
+static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
+{
+    struct stat st;
+    if (type == DT_DIR)
+        return sweep_wait(s, name, err);
+    if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+        return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "stat", err);
+    if (S_ISDIR(st.st_mode))
+        return sweep_wait(s, name, err);
+    bool seen = false;
+    size_t unused = 0;
+    if (st.st_size > 0 && st.st_nlink > 1) {
+        lay_code code = lay_inodes_add(&s->inodes, st.st_dev, st.st_ino, &unused, &seen, err);
+        if (code != LAY_OK)
+            return code;
+    }
+    if (!seen && __builtin_add_overflow(s->size, (int64_t)st.st_size, &s->size))
+        return lay_fail(err, LAY_E_LIMIT, "the tree's sizes add up to more than 2^63 bytes");
+    return LAY_OK;
+}
+
+/* Read the directory the trail stands in. */
+static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
+{
+    _Alignas(struct dent) char buf[DENTS_SIZE];
+    int fd = lay_trail_fd(&s->trail);
+    if (s->depth == s->frame_cap) {
+        size_t cap = s->frame_cap * 2 + 32;
+        frame *grown = reallocarray(s->frames, cap, sizeof *grown);
+        if (grown == NULL)
+            return lay_fail_nomem(err);
+        s->frames = grown;
+        s->frame_cap = cap;
+    }
+    s->frames[s->depth++] = (frame){ s->count, s->path.len, tries };
+    for (;;) {
+        long got = syscall(SYS_getdents64, fd, buf, sizeof buf);
+        if (got == 0 || (got < 0 && errno == ENOENT))     /* removed by another meanwhile */
+            return LAY_OK;
+        if (got < 0)
+            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.text : ".", "read directory");
+        for (long at = 0; at < got;) {
+            const struct dent *d = (const void *)(buf + at);
+            at += d->reclen;
+            if (strcmp(d->name, ".") == 0 || strcmp(d->name, "..") == 0)
+                continue;
+            lay_code code = s->removing ? sweep_remove_one(s, fd, d->name, d->type, err)
+                                        : sweep_add_one(s, fd, d->name, d->type, err);
+            if (code != LAY_OK)
+                return code;
+        }
+    }
+}
+
+/* Down into the last name that waits in this directory. */
+static lay_code sweep_down(sweep *s, lay_error *err)
+{
+    const char *name = s->text + s->at[s->count - 1];
+    if (lay_trail_down(&s->trail, name) < 0) {
+        if (s->removing ? errno != ENOENT : !lay_tree_gone(errno))
+            return sweep_fail(s, errno, name, "open directory", err);
+        s->text_len = s->at[--s->count];
+        return LAY_OK;
+    }
+    lay_code code = lay_path_push(&s->path, name, strlen(name), err);
+    return code != LAY_OK ? code : sweep_directory(s, 0, err);
+}
+
+/* All below is done: up, and away with it; its name still waits as the last of the parent's. */
+static lay_code sweep_up(sweep *s, lay_error *err)
+{
+    unsigned tries;
+    int r = 1;
+    while (r > 0) {         /* what waits in a directory that is not there any more is passed over */
+        tries = s->frames[s->depth - 1].tries;
+        s->count = s->frames[s->depth - 1].first;
+        s->depth--;
+        lay_path_cut(&s->path, s->frames[s->depth - 1].path_len);
+        size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
+        r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.text + skip : "", s->path.len - skip);
+        if (r < 0 || (r > 0 && s->removing))
+            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.text : ".", "go back to directory");
+    }
+    const char *name = s->text + s->at[s->count - 1];
+    if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
+        /* removing while reading may make a file system leave names out: read it again */
+        if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
+            return sweep_fail(s, errno, name, "remove directory", err);
+        if (lay_trail_down(&s->trail, name) < 0)
+            return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "open directory", err);
+        lay_code code = lay_path_push(&s->path, name, strlen(name), err);
+        return code != LAY_OK ? code : sweep_directory(s, tries + 1, err);
+    }
+    s->text_len = s->at[--s->count];
+    return LAY_OK;
+}
+
+static lay_code sweep_run(sweep *s, lay_error *err)
+{
+    lay_code code = sweep_directory(s, 0, err);
+    while (code == LAY_OK) {
+        if (s->count > s->frames[s->depth - 1].first)
+            code = sweep_down(s, err);
+        else if (s->depth > 1)
+            code = sweep_up(s, err);
+        else
+            break;
+    }
+    return code;
+}
+
+static void sweep_free(sweep *s)
+{
+    lay_trail_free(&s->trail);
+    lay_path_free(&s->path);
+    lay_inodes_free(&s->inodes);
+    free(s->text);
+    free(s->at);
+    free(s->frames);
+}
+
+lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
+{
+    sweep s = { .trail = LAY_TRAIL_NONE };
+    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory")
+                                                                   : sweep_run(&s, err);
+    if (code == LAY_OK)
+        *size = s.size;
+    sweep_free(&s);
+    return code;
+}
+
+/* A name is no longer the kind of thing it was when it was read: somebody else is at work here. */
+static bool is_another_kind(const lay_error *err)
+{
+    return err->code == LAY_E_OS && (err->sys_errno == ENOTDIR || err->sys_errno == ELOOP || err->sys_errno == EISDIR);
+}
+
+static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_error *err)
+{
+    sweep s = { .trail = LAY_TRAIL_NONE, .removing = true, .prefix = strlen(name) };
+    lay_code code = lay_path_push(&s.path, name, s.prefix, err);
+    for (unsigned tries = 0; code == LAY_OK; tries++) {
+        lay_trail_free(&s.trail);
+        s.depth = s.count = s.text_len = 0;
+        lay_path_cut(&s.path, s.prefix);
+        code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "open directory")
+                                                           : sweep_run(&s, err);
+        if (code != LAY_OK && tries < MAX_TRIES && is_another_kind(err)) {
+            lay_error_clear(err);
+            code = LAY_OK;
+            continue;
+        }
+        if (code != LAY_OK || unlinkat(parent_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+            break;
+        if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
+            code = lay_fail_os(err, errno, name, "remove directory");
+    }
+    sweep_free(&s);
+    return code;
+}
+
+lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err)
+{
+    struct stat st, parent;
+    if (name[0] == '\0' || strchr(name, '/') != NULL || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        return lay_fail_os(err, EINVAL, name, "remove");
+    if (fstat(parent_fd, &parent) < 0 || fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "stat");
+    if (!S_ISDIR(st.st_mode))
+        return unlinkat(parent_fd, name, 0) == 0 || errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "remove");
+    bool crossed = false;
+    LAY_AUTO_FD int fd = lay_tree_open_sub(parent_fd, name, &crossed);
+    if (fd < 0)
+        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "open directory");
+    if (crossed || st.st_dev != parent.st_dev)
+        return lay_fail_os(err, EBUSY, name, "remove");
+    return remove_below(parent_fd, fd, name, err);
+}
