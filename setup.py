@@ -29,7 +29,7 @@ CORE_FILES = [*probe.core_sources(), *probe.core_headers()]
 # Rewritten when the findings change, so that objects of another configuration are not reused.
 CONFIG_FILE = "build/core-config.txt"
 BIND = "ext/bind"
-NAMES = [f"layerstore.{name}" for name in BINDINGS]
+NAMES = [f"layerstore._core.{name}" for name in BINDINGS]
 MOUNT_BUILD = f"{BIND}/mount_build.py"
 # Of all that is linked in, libcrypto too, a module shows its PyInit_ alone.
 EXPORTS = f"{BIND}/exports.map"
@@ -117,7 +117,7 @@ class SourceDistribution(sdist):
 
 def binding(name: str) -> Extension:
     return Extension(
-        f"layerstore.{name}",
+        f"layerstore._core.{name}",
         [f"{BIND}/{name}.pyx"],
         include_dirs=[probe.CORE],
         define_macros=[("Py_LIMITED_API", "0x030B0000")] if ABI3 else [],

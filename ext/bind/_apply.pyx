@@ -26,7 +26,7 @@ NO_DRAIN = <int>lay.LAY_APPLY_NO_DRAIN
 OWN_LINKS = <int>lay.LAY_APPLY_OWN_LINKS
 USERXATTR = <int>lay.LAY_APPLY_USERXATTR
 
-Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out", module="layerstore._apply")
+Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out", module="layerstore._core._apply")
 
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""

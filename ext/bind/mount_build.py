@@ -1,4 +1,4 @@
-"""Build script of layerstore._mount: the mount calls and a few others that Python does not have.
+"""Build script of layerstore._core._mount: the mount calls and a few others that Python does not have.
 
 Paths and option texts come in; 0 or a negative errno goes out. Every function is whole by itself: a
 descriptor it opens it also closes. cffi lets the GIL go around each call.
@@ -48,7 +48,7 @@ int lay_upper_in_use(const char *upper);
 )
 
 ffibuilder.set_source(
-    "layerstore._mount",
+    "layerstore._core._mount",
     r"""
 #define _GNU_SOURCE 1
 #include <dirent.h>

@@ -1,9 +1,10 @@
 """layerstore: the layer store of Docker/moby as a Python package with a C core."""
 
-from layerstore import _compiled as _compiled
+from layerstore import _core as _core
 from layerstore import logs
-from layerstore._apply import build_info
-from layerstore.compare import changes_between, overlay_changes
+from layerstore._core._apply import build_info
+from layerstore.contents.compare import changes_between, overlay_changes
+from layerstore.contents.merged import MergedTree
 from layerstore.errors import (
     ActiveMountError,
     BreakoutError,
@@ -30,13 +31,12 @@ from layerstore.errors import (
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, Digest, create_chain_id
 from layerstore.images import ArchivedImage, Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
-from layerstore.leftout import LeftOutWarning
-from layerstore.merged import MergedTree
-from layerstore.metadata import FileMetadataStore, MetadataStore
+from layerstore.layerdb.store import FileMetadataStore, MetadataStore
+from layerstore.layerdb.transaction import MetadataTransaction
 from layerstore.rwlayer import RWLayer
 from layerstore.store import Store, log_release_metadata, release_and_log
-from layerstore.tarstream import TarStream, assemble, disassemble
-from layerstore.transaction import MetadataTransaction
+from layerstore.streams.leftout import LeftOutWarning
+from layerstore.streams.tarstream import TarStream, assemble, disassemble
 from layerstore.values import (
     Change,
     ChangeKind,

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Self
 
-from layerstore import _files
+from layerstore._core import _files
 from layerstore.errors import InvalidDigestError, readable
 
 # Bytes of each supported digest; the text has two hex digits for each.

@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
-from layerstore import _tarstream
+from layerstore._core import _tarstream
+from layerstore.contents.merged import MergedTree, StrPath
 from layerstore.errors import CorruptLayerError, LayerStoreError
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID, chain_on
-from layerstore.merged import MergedTree, StrPath
-from layerstore.tarstream import TarStream
+from layerstore.streams.tarstream import TarStream
 from layerstore.values import Descriptor, FileEntry, Metadata
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import NamedTuple
 
-from layerstore.drivers.options import human_size
 from layerstore.errors import InvalidOptionError
+from layerstore.sizes import human_size
 
 
 class Limits(NamedTuple):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from layerstore.errors import ActiveMountError, LayerNotRetainedError
 from layerstore.layer import Layer, Record
-from layerstore.leftout import Keep, Marks, export_flags, told_left_out
-from layerstore.tarstream import TarStream
+from layerstore.streams.leftout import Keep, Marks, export_flags, told_left_out
+from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, Holder, Metadata, Progress
 
 if TYPE_CHECKING:

@@ -20,9 +20,19 @@ import warnings
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from layerstore import dockerd, drivers, reclaim
-from layerstore.contents import Contents
-from layerstore.durability import Syncing, parse_durability
+from layerstore import drivers
+from layerstore.disk import dockerd
+from layerstore.disk.holds import STORE, Holds
+from layerstore.disk.locks import LOCK_TIMEOUT, parse_lock_timeout
+from layerstore.engine import reclaim
+from layerstore.engine.contents import Contents
+from layerstore.engine.durability import Syncing, parse_durability
+from layerstore.engine.intake import Registration
+from layerstore.engine.mending import Mending
+from layerstore.engine.records import Records
+from layerstore.engine.references import References
+from layerstore.engine.verify import Verifier
+from layerstore.engine.writable import WritableLayers
 from layerstore.errors import (
     InvalidOptionError,
     LayerDoesNotExistError,
@@ -32,21 +42,15 @@ from layerstore.errors import (
     StoreClosedError,
     StoreInUseError,
 )
-from layerstore.holds import STORE, Holds
 from layerstore.ids import OS, ChainID, is_digest
-from layerstore.imagedb import ImageDB
-from layerstore.keeping import Keeping
 from layerstore.layer import Layer, Top, parent_id
+from layerstore.layerdb.imagedb import ImageDB
+from layerstore.layerdb.keeping import Keeping
+from layerstore.layerdb.store import FileMetadataStore
+from layerstore.layerdb.transaction import check_mount_name
 from layerstore.limits import Limits
-from layerstore.locks import LOCK_TIMEOUT, parse_lock_timeout
-from layerstore.mending import Mending
-from layerstore.metadata import FileMetadataStore
-from layerstore.records import Records
-from layerstore.references import References
-from layerstore.registration import Registration
 from layerstore.rwlayer import Mount, RWLayer
-from layerstore.sources import Input, feed
-from layerstore.transaction import check_mount_name
+from layerstore.streams.sources import Input, feed
 from layerstore.values import (
     CreateRWLayerOpts,
     Descriptor,
@@ -56,8 +60,6 @@ from layerstore.values import (
     Problem,
     Progress,
 )
-from layerstore.verify import Verifier
-from layerstore.writable import WritableLayers
 
 log = logging.getLogger("layerstore")
 

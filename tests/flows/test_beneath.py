@@ -19,20 +19,20 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 CHANGE = {"unlink", "remove", "rmdir", "removedirs", "rename", "renames", "replace", "mkdir", "makedirs", "symlink", "link", "mkfifo", "mknod",
           "chmod", "lchmod", "chown", "lchown", "truncate", "utime", "setxattr", "removexattr"}  # fmt: skip
 LOOK = {"lstat", "stat", "walk", "scandir", "listdir", "readlink", "access", "getxattr", "listxattr"}
-OWN_CALLS = {"unlink", "rename", "symlink", "mkdir", "chmod"}                  # of layerstore._files
+OWN_CALLS = {"unlink", "rename", "symlink", "mkdir", "chmod"}                  # of layerstore._core._files
 REMOVALS = {"remove_directory"}
 BENEATH = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 
 THE_STORES = "below the root, in directories that only the store writes to: image/<driver>, and beside what is in layers"
 ROOMS = {
-    "dockerd.py": THE_STORES, "locks.py": THE_STORES, "imagedb.py": THE_STORES, "keeping.py": THE_STORES, "metadata.py": THE_STORES,
-    "transaction.py": THE_STORES, "references.py": THE_STORES, "writable.py": THE_STORES, "detached.py": THE_STORES, "store.py": THE_STORES,
-    "drivers/__init__.py": THE_STORES, "drivers/unowned.py": THE_STORES, "drivers/directories.py": THE_STORES, "drivers/overlay2.py": THE_STORES,
-    "drivers/quota.py": THE_STORES, "drivers/mounting.py": THE_STORES + "; and mount points",
+    "disk/dockerd.py": THE_STORES, "disk/locks.py": THE_STORES, "layerdb/imagedb.py": THE_STORES, "layerdb/keeping.py": THE_STORES, "layerdb/store.py": THE_STORES,
+    "layerdb/transaction.py": THE_STORES, "engine/references.py": THE_STORES, "engine/writable.py": THE_STORES, "layerdb/detached.py": THE_STORES, "store.py": THE_STORES,
+    "drivers/__init__.py": THE_STORES, "drivers/unowned.py": THE_STORES, "drivers/overlay2/directories.py": THE_STORES, "drivers/overlay2/driver.py": THE_STORES,
+    "drivers/overlay2/quota.py": THE_STORES, "drivers/mounting.py": THE_STORES + "; and mount points",
     "drivers/checks.py": "probes, each in a directory of its own that only this user may enter",
-    "drivers/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
-    "drivers/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
-    "textfile.py": "what the rooms above use",
+    "drivers/overlay2/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
+    "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
+    "disk/textfile.py": "what the rooms above use",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",
     "cli/host.py": "looks at the root", "cli/main.py": "/proc: what standard output is",
 }  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import tarkit
 
 from layerstore import Images
-from layerstore.drivers import mounts
+from layerstore.disk import mounts
 
 PATHS = {"5,000 directories": "/".join(["a"] * 5000), "60 KB": "/".join(["n" * 255] * 240)}
 

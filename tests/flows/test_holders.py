@@ -20,7 +20,8 @@ from tarkit import end, file
 
 import layerstore
 from layerstore import ActiveMountError, Holder
-from layerstore.drivers import checks, mounts
+from layerstore.disk import mounts
+from layerstore.drivers import checks
 
 BASE = tarkit.dir("etc/") + file("etc/hosts", b"127.0.0.1" * 600) + file("top", b"top") + end()
 

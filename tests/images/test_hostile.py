@@ -15,7 +15,7 @@ from imagekit import BASE, MIDDLE, OCI, TOP, Once, blob, descriptor, digest, enc
 
 import layerstore
 from layerstore import BreakoutError, ImageError, TarFormatError
-from layerstore.imagedb import DOCUMENT_LIMIT
+from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 
 LAYERS = [BASE, MIDDLE, TOP]
 ABSENT = "sha256:" + "ab" * 32

@@ -77,7 +77,7 @@ def test_a_directory_in_the_way_of_the_names_only_at_the_end(images, root, monke
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("layerstore.imagedb.ImageDB.write_repositories", full)
+        patch.setattr("layerstore.layerdb.imagedb.ImageDB.write_repositories", full)
         with pytest.raises(OSError, match="No space"):
             images.load(tar_of(imagekit.docker([(LAYERS, ["x"])])))
     assert images.list() == []

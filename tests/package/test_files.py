@@ -96,7 +96,7 @@ def test_every_layer_that_is_accepted_is_listed_as_tarfile_reads_it(store, name)
     found = list(layer.files())
     for entry in found:
         if entry.type == "file" and entry.crc is not None and entry.offset is not None:
-            assert layerstore._listing.add_crc(0, tar[entry.offset : entry.offset + entry.size]) == entry.crc
+            assert layerstore._core._listing.add_crc(0, tar[entry.offset : entry.offset + entry.size]) == entry.crc
     try:
         with tarfile.open(fileobj=io.BytesIO(tar), encoding="utf-8", errors="surrogateescape") as oracle:
             wanted = [member.name.rstrip("/") for member in oracle]
@@ -124,7 +124,7 @@ def test_a_record_made_by_dockerd_is_listed_the_same(store):
 
 
 def _crc(data):
-    return layerstore._listing.add_crc(0, data)
+    return layerstore._core._listing.add_crc(0, data)
 
 
 def _docker_record(tar, expanded):

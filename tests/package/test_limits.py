@@ -12,9 +12,10 @@ import tarkit
 from tarkit import dir, end, file, symlink
 
 import layerstore
-from layerstore import InvalidOptionError, LimitExceededError, TarFormatError, _apply
-from layerstore.drivers.options import human_size
+from layerstore import InvalidOptionError, LimitExceededError, TarFormatError
+from layerstore._core import _apply
 from layerstore.limits import Limits
+from layerstore.sizes import human_size
 
 FRONT = file("front", b"f" * 100)
 BEYOND = {

@@ -14,7 +14,7 @@ import tarkit
 
 import layerstore
 from layerstore import FileMetadataStore, Images, InvalidOptionError, Store, StoreInUseError
-from layerstore.locks import (
+from layerstore.disk.locks import (
     Ending,
     Mutex,
     NamedLocks,
@@ -93,7 +93,7 @@ def holder(room):
     running = []
 
     def hold(path) -> int:
-        text = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom layerstore.locks import directory_lock\n"
+        text = ("import sys; sys.path.insert(0, sys.argv[2])\nfrom layerstore.disk.locks import directory_lock\n"
                 "with directory_lock(sys.argv[1], 0).hold(): print('held', flush=True); sys.stdin.read()")
         process = subprocess.Popen([sys.executable, "-c", text, str(path), SOURCE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         running.append(process)
@@ -459,7 +459,7 @@ for number in range(1, 300, 12):
         seen = 0
         def interrupt(frame, event, arg):
             global seen
-            if event == "call" and "layerstore._compiled" in sys.modules:
+            if event == "call" and "layerstore._core" in sys.modules:
                 seen += 1
                 if seen == number:
                     sys.setprofile(None)

@@ -7,7 +7,7 @@ import threading
 import pytest
 import recipes
 
-from layerstore._pack import Packer
+from layerstore._core._pack import Packer
 
 DATA = recipes.noise(5_000_000) + bytes(9_000_000)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from layerstore.textfile import naming_file, remove_directory
+from layerstore.disk.textfile import naming_file, remove_directory
 
 
 @pytest.fixture

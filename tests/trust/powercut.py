@@ -36,7 +36,7 @@ import workload
 from cutdisk import CutDisk
 
 from layerstore import CreateRWLayerOpts, Store
-from layerstore.transaction import FileMetadataTransaction
+from layerstore.layerdb.transaction import FileMetadataTransaction
 
 Line = dict[str, Any]
 FRESH = seeded.layer(0)

@@ -32,7 +32,7 @@ from faultkit import ERRNOS, KINDS, LARGE, PASSING, SOAK, Faults, Ground, Held, 
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError
-from layerstore.textfile import naming
+from layerstore.disk.textfile import naming
 
 NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
 SPREAD = 3                # places of a kind, where not all are walked

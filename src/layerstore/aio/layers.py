@@ -12,9 +12,9 @@ import layerstore
 from layerstore.aio.calls import Slots, T, in_thread
 from layerstore.aio.sources import source_for
 from layerstore.aio.streams import File, TarStream
+from layerstore.contents.merged import MergedTree
 from layerstore.ids import OS, ChainID, DiffID
-from layerstore.leftout import Keep, Marks
-from layerstore.merged import MergedTree
+from layerstore.streams.leftout import Keep, Marks
 from layerstore.values import Change, Descriptor, FileEntry, Holder, Metadata, Progress
 
 StrPath = str | bytes | os.PathLike[Any]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Self
 
 from layerstore.aio.calls import Call, Slots, T, in_thread
-from layerstore.sources import Teller
+from layerstore.streams.sources import Teller
 from layerstore.values import Progress
 
 BLOCK = 1 << 20

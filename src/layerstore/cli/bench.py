@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from layerstore import Store, _changes
+from layerstore import Store
+from layerstore._core import _changes
 from layerstore.cli.exits import Exit
 from layerstore.cli.layers import add_durability
 from layerstore.cli.opening import root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
-from layerstore.drivers import mounts
+from layerstore.disk import mounts
 
 EDITS = 1000
 

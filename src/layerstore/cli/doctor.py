@@ -14,14 +14,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from layerstore import NotSupportedError, _changes, _files, build_info, dockerd
+from layerstore import NotSupportedError, build_info
+from layerstore._core import _changes, _files
 from layerstore.cli.exits import Exit, sentence
 from layerstore.cli.opening import is_store, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_size
-from layerstore.drivers import checks, mounts
-from layerstore.drivers.quota import ProjectQuota
+from layerstore.disk import dockerd, mounts
+from layerstore.drivers import checks
+from layerstore.drivers.overlay2.quota import ProjectQuota
 
 OK, NOTE, BAD = "ok", "note", "bad"
 _STYLES = {OK: "green", NOTE: "yellow", BAD: "red"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from layerstore import Store, __version__, build_info, dockerd
+from layerstore import Store, __version__, build_info
 from layerstore.cli.exits import Exit
 from layerstore.cli.opening import is_store, reading, refuse_dockerd, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
+from layerstore.disk import dockerd
 
 
 def add(commands: Commands) -> None:

@@ -16,8 +16,8 @@ from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, parse_age, short_id
-from layerstore.imagedb import DOCUMENT_LIMIT, parse_document
 from layerstore.images import platforms, references
+from layerstore.layerdb.imagedb import DOCUMENT_LIMIT, parse_document
 
 FORMATS = ("docker", "oci", "oci-dir")
 

@@ -24,8 +24,8 @@ from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
+from layerstore.disk.textfile import new_file
 from layerstore.ids import is_driver_id
-from layerstore.textfile import new_file
 
 DURABILITIES = ("full", "ordered", "none")
 

@@ -17,7 +17,7 @@ from layerstore.cli.exits import Exit, code_of, sentence
 from layerstore.cli.parser import PROGRAM
 from layerstore.cli.screen import Screen, closed_at_start
 from layerstore.errors import readable
-from layerstore.leftout import LeftOutWarning
+from layerstore.streams.leftout import LeftOutWarning
 
 DEBUG_VARIABLE = "LAYERSTORE_DEBUG"
 # What the completion scripts call: it prints candidates and never complains.

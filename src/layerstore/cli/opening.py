@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from layerstore import ChainID, FileMetadataStore, ImageError, Images, Layer, Store, dockerd, drivers
+from layerstore import ChainID, FileMetadataStore, ImageError, Images, Layer, Store, drivers
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
+from layerstore.disk import dockerd
 from layerstore.drivers import checks
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"

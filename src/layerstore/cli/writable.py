@@ -27,7 +27,7 @@ from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
-from layerstore.transaction import check_mount_name
+from layerstore.layerdb.transaction import check_mount_name
 
 
 def add(commands: Commands) -> None:

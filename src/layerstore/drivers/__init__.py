@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from layerstore.drivers.classes import Recorded
+from layerstore.disk.holds import Holds
+from layerstore.disk.locks import LOCK_TIMEOUT
 from layerstore.drivers.mounting import Marks
+from layerstore.drivers.overlay2.classes import Recorded
 from layerstore.errors import LayerStoreError
-from layerstore.holds import Holds
 from layerstore.limits import Limits
-from layerstore.locks import LOCK_TIMEOUT
-from layerstore.tarstream import TarStream
+from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, Durability, Holder
 
 REMOVED = ("aufs", "devicemapper", "overlay")
@@ -106,7 +106,7 @@ def open_driver(
     """Make the driver of this name for root; holds tells other stores what is mounted here, limits bound its tars,
     lock_timeout the seconds of a wait for a directory that another store mounts."""
     # Here, so that a driver may import the protocol it follows.
-    from layerstore.drivers.overlay2 import Overlay2
+    from layerstore.drivers.overlay2.driver import Overlay2
 
     return Overlay2(
         os.path.join(root, name), options, holds=holds, read_only=read_only, limits=limits, lock_timeout=lock_timeout

@@ -16,10 +16,10 @@ import re
 import tempfile
 from collections.abc import Sequence
 
-from layerstore.drivers import mounts
+from layerstore.disk import mounts
+from layerstore.disk.locks import Claim, Scope, claim_directory, surely
+from layerstore.disk.textfile import remove_directory
 from layerstore.errors import NotSupportedError
-from layerstore.locks import Claim, Scope, claim_directory, surely
-from layerstore.textfile import remove_directory
 
 log = logging.getLogger("layerstore")
 

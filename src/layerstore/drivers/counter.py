@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from layerstore.locks import Mutex
+from layerstore.disk.locks import Mutex
 
 
 class MountCounter:

@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 
-from layerstore.drivers import mounts
+from layerstore.disk import mounts
 from layerstore.errors import ActiveMountError, readable
 from layerstore.values import Holder
 

@@ -16,15 +16,16 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from layerstore.drivers import checks, mounts
-from layerstore.drivers.classes import Classes
+from layerstore.disk import mounts
+from layerstore.disk.holds import Holds
+from layerstore.disk.locks import OpenDirectory, Scope, surely
+from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
-from layerstore.drivers.directories import Directories, is_there, make, opened
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
+from layerstore.drivers.overlay2.classes import Classes
+from layerstore.drivers.overlay2.directories import Directories, is_there, make, opened
 from layerstore.errors import ActiveMountError, LayerStoreError, ReadOnlyStoreError
-from layerstore.holds import Holds
 from layerstore.ids import is_driver_id
-from layerstore.locks import OpenDirectory, Scope, surely
 from layerstore.values import Holder
 
 log = logging.getLogger("layerstore")

@@ -7,12 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 
-from layerstore import _changes, _files
+from layerstore._core import _changes, _files
+from layerstore.disk.locks import claim_directory
 from layerstore.drivers import checks
-from layerstore.drivers.directories import LINKS, Directories, opened
+from layerstore.drivers.overlay2.directories import LINKS, Directories, opened
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
-from layerstore.locks import claim_directory
 
 log = logging.getLogger("layerstore")
 

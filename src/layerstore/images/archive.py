@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from layerstore._walk import Walker
+from layerstore._core._walk import Walker
 from layerstore.errors import ImageError, LimitExceededError, TarFormatError, readable
 
 # An archive of the deepest images Docker allows has some hundred entries an image.

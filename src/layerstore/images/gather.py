@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from layerstore import _files
-from layerstore._apply import guess_format
-from layerstore._walk import begins
+from layerstore._core import _files
+from layerstore._core._apply import guess_format
+from layerstore._core._walk import begins
+from layerstore.engine.intake import Unpacked
 from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
@@ -27,9 +28,8 @@ from layerstore.images.configs import Config
 from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import hash_section, missing
 from layerstore.layer import Layer
-from layerstore.registration import Unpacked
-from layerstore.sources import HEAD, Input, Section, feed
 from layerstore.store import Store
+from layerstore.streams.sources import HEAD, Input, Section, feed
 from layerstore.values import Descriptor, Done, Durability, Progress
 
 # Layers that are unpacked side by side; each has a few threads of its own in the core.

@@ -13,6 +13,8 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from layerstore.disk.locks import Ending, surely
+from layerstore.disk.textfile import new_file
 from layerstore.errors import (
     ImageDoesNotExistError,
     ImageError,
@@ -21,7 +23,6 @@ from layerstore.errors import (
     LayerStoreError,
 )
 from layerstore.ids import ChainID, Digest, is_digest
-from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.images import load, references
 from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
@@ -37,10 +38,9 @@ from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
+from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.limits import Limits
-from layerstore.locks import Ending, surely
 from layerstore.store import Store
-from layerstore.textfile import new_file
 from layerstore.values import Progress
 
 log = logging.getLogger("layerstore")

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from layerstore._apply import guess_format
+from layerstore._core._apply import guess_format
+from layerstore.disk.locks import Scope
 from layerstore.errors import ImageError
 from layerstore.images.configs import Config
 from layerstore.images.gather import Crew, Gatherer
@@ -16,8 +17,7 @@ from layerstore.images.plan import plan
 from layerstore.images.planned import Planned
 from layerstore.images.shelf import DirectoryShelf, TarShelf
 from layerstore.images.stream import Reader, Stream, decompressed, documents_of, teller_of
-from layerstore.locks import Scope
-from layerstore.sources import HEAD, Input
+from layerstore.streams.sources import HEAD, Input
 from layerstore.values import Progress
 
 _Loaded = tuple[list[Planned], list[Config]]

@@ -23,14 +23,14 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
-from layerstore import _files
-from layerstore._pack import Packer
+from layerstore._core import _files
+from layerstore._core._pack import Packer
+from layerstore.disk.textfile import naming
 from layerstore.errors import ImageError
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.image import Image
 from layerstore.images.targets import DirectoryTarget, Target
-from layerstore.tarstream import COPY_BLOCK, TarStream, write_whole
-from layerstore.textfile import naming
+from layerstore.streams.tarstream import COPY_BLOCK, TarStream, write_whole
 
 _WORKERS = min(4, os.cpu_count() or 1)
 # A compressed stream of incompressible bytes is a little longer than these.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, Digest
-from layerstore.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, parse_document
+from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, parse_document
 
 _GO_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)")
 

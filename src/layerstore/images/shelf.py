@@ -15,13 +15,13 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from layerstore import _files
+from layerstore._core import _files
 from layerstore.errors import ImageError, readable
 from layerstore.ids import Digest
-from layerstore.imagedb import DOCUMENT_LIMIT
 from layerstore.images.archive import ENTRIES_LIMIT, Entry, entries, plain_path
 from layerstore.images.catalogue import Catalogue, follow
-from layerstore.sources import BLOCK, Section
+from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
+from layerstore.streams.sources import BLOCK, Section
 
 # All documents of an archive that are needed, together.
 DOCUMENTS_LIMIT = 20 << 20

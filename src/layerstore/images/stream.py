@@ -18,18 +18,18 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from layerstore._apply import guess_format
-from layerstore.decompress import decompress
+from layerstore._core._apply import guess_format
 from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest
-from layerstore.imagedb import DOCUMENT_LIMIT
 from layerstore.images.archive import FILE, Entry, entries
 from layerstore.images.catalogue import Catalogue
 from layerstore.images.gather import Gatherer, Job, Teller, check_size, looks_like_tar, named, no_tar, unpack_nothing
 from layerstore.images.plan import plan
 from layerstore.images.planned import Planned, PlannedLayer, check_useful, digest_in
 from layerstore.images.shelf import missing, too_large
-from layerstore.sources import BLOCK, HEAD, Input, feed
+from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
+from layerstore.streams.decompress import decompress
+from layerstore.streams.sources import BLOCK, HEAD, Input, feed
 
 _TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")
 # Bytes of documents that wait, packed.

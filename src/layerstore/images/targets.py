@@ -9,10 +9,10 @@ import tarfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Protocol
 
-from layerstore import _files
+from layerstore._core import _files
+from layerstore.disk.textfile import naming, random_number, remove_below
 from layerstore.errors import ImageError, readable
-from layerstore.tarstream import write_whole
-from layerstore.textfile import naming, random_number, remove_below
+from layerstore.streams.tarstream import write_whole
 
 
 class Target(Protocol):

@@ -12,15 +12,15 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 
-from layerstore import _files
-from layerstore._apply import MERGED, OWN_LINKS, USERNS, Apply
+from layerstore._core import _files
+from layerstore._core._apply import MERGED, OWN_LINKS, USERNS, Apply
+from layerstore.disk.textfile import placing, remove_below
 from layerstore.drivers.checks import in_user_namespace
-from layerstore.drivers.directories import drop_acls
+from layerstore.drivers.overlay2.directories import drop_acls
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer
 from layerstore.limits import Limits
-from layerstore.textfile import placing, remove_below
 from layerstore.values import Progress
 
 # A layer that is stored was held to the limits of who stored it.

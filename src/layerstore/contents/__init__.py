@@ -1,0 +1,1 @@
+"""What is in a layer, without a mount."""

@@ -1,0 +1,1 @@
+"""The disk below the store: small files, locks, holds, mounts, and who else uses the root."""

@@ -1,0 +1,402 @@
+"""The mount calls: overlay mounts by the new mount API or by mount(2), and unmounting.
+
+A driver's home and paths relative to it come in; a mount, or an OSError with the kernel's own reason,
+comes out. Layers are named by their short links l/<name>, absolute where that fits and relative to the
+home otherwise: mount(2) takes one page of text for all options, fsconfig 255 bytes an option.
+The C side is ext/bind/mount_build.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+from layerstore._core._mount import ffi, lib
+from layerstore.disk.textfile import naming
+
+log = logging.getLogger("layerstore")
+
+OVERLAY_MAGIC: Final = 0x794C7630
+MNT_DETACH: Final = 2
+
+# "new": fsopen and friends alone; "old": mount(2) alone; else the new way, then the old one.
+API_VARIABLE = "LAYERSTORE_MOUNT_API"
+
+_OPTION_LIMIT = 255  # fsconfig(2) takes 256 bytes with the NUL
+# What would need quoting in one of the option languages; such a home is only named relatively.
+_AWKWARD = re.compile(r"[\\,:\"\s]")
+
+
+def _raise(code: int, message: str, path: str) -> None:
+    if code < 0:
+        raise OSError(-code, message or os.strerror(-code), path)
+
+
+def _go_quoted(text: str) -> str:
+    """Quote text as Go's %q does."""
+    short = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+    out = []
+    for char in text:
+        if char in '"\\':
+            out.append("\\" + char)
+        elif char in short:
+            out.append(short[char])
+        elif char.isprintable():
+            out.append(char)
+        else:
+            code = ord(char)
+            out.append(f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return '"' + "".join(out) + '"'
+
+
+def _option_text(
+    base: str,
+    lowers: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    *,
+    context: str,
+    off: Sequence[str],
+    userxattr: bool,
+    follow: bool,
+) -> str:
+    parts = [f"{name}=off" for name in off]
+    if userxattr:
+        parts.append("userxattr")
+    if follow:
+        parts.append("metacopy=on,redirect_dir=follow")
+    parts.append("lowerdir=" + ":".join(base + lower for lower in lowers))
+    if upper is not None:
+        parts.append(f"upperdir={base}{upper}")
+        parts.append(f"workdir={base}{work}")
+    if context:
+        parts.append("context=" + _go_quoted(context))
+    return ",".join(parts)
+
+
+def _mount_new(
+    home: str,
+    target: str,
+    lowers: Sequence[str],
+    upper: str | None,
+    work: str | None,
+    *,
+    context: str,
+    off: Sequence[str],
+    userxattr: bool,
+    follow: bool,
+) -> tuple[int, str]:
+    paths = [*lowers, *(path for path in (upper, work) if path is not None)]
+    longest = max(len(os.fsencode(path)) for path in paths)
+    base = home + "/"
+    relative = bool(_AWKWARD.search(home)) or len(os.fsencode(base)) + longest > _OPTION_LIMIT
+    if relative:
+        base = ""
+    alive = []  # cffi frees what nobody holds
+
+    def text(value: str) -> object:
+        made = ffi.new("char[]", os.fsencode(value))
+        alive.append(made)
+        return made
+
+    names = ffi.new("char *[]", [text(base + lower) for lower in lowers])
+    request = ffi.new("lay_overlay *")
+    request.home = text(home) if relative else ffi.NULL
+    request.target = text(base + target)
+    request.lowers = names
+    request.n_lowers = len(lowers)
+    if upper is not None:
+        request.upper = text(base + upper)
+        request.work = text(base + (work or ""))
+    if context:
+        request.context = text(context)
+    switched_off = ffi.new("char *[]", [text(name) for name in off])
+    request.off = switched_off
+    request.n_off = len(off)
+    request.userxattr = userxattr
+    request.follow = follow
+    reason = ffi.new("char[]", 256)
+    code = lib.lay_mount_overlay(request, reason, 256)
+    return code, ffi.string(reason).decode("utf-8", "backslashreplace")
+
+
+def _mount_old(home: str, target: str, data: str, *, relative: bool) -> int:
+    alive = [ffi.new("char[]", os.fsencode(text)) for text in (home, target, data)]
+    request = ffi.new("lay_overlay *")
+    request.home = alive[0] if relative else ffi.NULL
+    request.target = alive[1]
+    request.data = alive[2]
+    return int(lib.lay_mount_overlay(request, ffi.NULL, 0))
+
+
+def mount_overlay(
+    home: str,
+    target: str,
+    lowers: Sequence[str],
+    upper: str | None = None,
+    work: str | None = None,
+    *,
+    context: str = "",
+    off: Sequence[str] = (),
+    userxattr: bool = False,
+    follow: bool = False,
+    api: str | None = None,
+) -> None:
+    """Mount an overlay.
+
+    home       absolute directory; every other path is relative to it
+    lowers     nearest first, at least one
+    upper      with work: the writable layer; None: read-only
+    context    SELinux label for all of the mount, or ""
+    off        names of options that are given as "off"
+    follow     marks of renamed directories and of files without their data are followed
+    api        "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
+
+    Raises   OSError   with the kernel's errno, its own reason where it gave one, and the target
+    Source   moby, daemon/graphdriver/overlay2: overlay.go and mount.go
+    """
+    api = api or os.environ.get(API_VARIABLE) or "auto"
+    shown = os.path.join(home, target)
+    failed = f"error creating overlay mount to {shown}"
+    if any("\0" in text for text in (home, target, context, *lowers)):
+        raise ValueError("embedded null byte in a mount option")
+    reason = ""
+    if api != "old":
+        code, reason = _mount_new(
+            home, target, lowers, upper, work,
+            context=context, off=off, userxattr=userxattr, follow=follow,
+        )  # fmt: skip
+        if code >= 0:
+            return
+        # Without these calls, or by a kernel before 6.8, they are answered so; mount(2) knows more.
+        if api == "new" or -code not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
+
+    def option_text(base: str) -> str:
+        return _option_text(
+            base, lowers, upper, work,
+            context=context, off=off, userxattr=userxattr, follow=follow,
+        )  # fmt: skip
+
+    limit = os.sysconf("SC_PAGESIZE") - 1
+    data = option_text(home + "/")
+    relative = len(os.fsencode(data)) > limit or bool(_AWKWARD.search(home))
+    if relative:
+        data = option_text("")
+        if len(os.fsencode(data)) > limit:
+            too_large = f"cannot mount layer, mount label too large {len(os.fsencode(data))}"
+            raise OSError(errno.E2BIG, too_large, shown)
+    code = _mount_old(home, target if relative else shown, data, relative=relative)
+    _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
+
+
+def unmount(path: str, flags: int = MNT_DETACH) -> None:
+    """Unmount what is mounted at path. Raises OSError (EINVAL where nothing is)."""
+    code = lib.lay_umount(os.fsencode(path), flags)
+    _raise(code, "", path)
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+class MountPoint(NamedTuple):
+    """One line of a process's mountinfo."""
+
+    device: tuple[int, int]
+    root: str
+    """What of the file system is mounted there: "/", or a path in it."""
+    point: str
+    options: str
+    """The file system's own."""
+
+
+def _unescaped(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
+
+
+def mount_table(process: str = "self") -> Iterator[MountPoint]:
+    """List the mounts that a process sees, oldest first. Raises OSError."""
+    path = f"/proc/{process}/mountinfo"
+    with naming(path), open(path, "rb") as table:
+        for line in table:
+            head, _, tail = line.rstrip(b"\n").partition(b" - ")
+            fields = head.split(b" ", 5)
+            major, _, minor = fields[2].partition(b":")
+            options = tail.split(b" ", 2)[2] if tail.count(b" ") > 1 else b""
+            device = int(major), int(minor)
+            yield MountPoint(device, _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(options))
+
+
+def mounts_below(path: str) -> list[str]:
+    """Name the mount points at path and below it, deepest first."""
+    top = os.path.realpath(path)
+    found = [mount.point for mount in mount_table() if mount.point == top or mount.point.startswith(top + "/")]
+    # A later mount covers an earlier one at the same place: the table's order, reversed.
+    found.reverse()
+    return sorted(found, key=len, reverse=True)
+
+
+def unmount_below(
+    path: str, may_go: Callable[[str], bool] = lambda point: True, end: Callable[[str], None] = unmount
+) -> OSError | None:
+    """Unmount everything at path and below it, deepest first.
+
+    may_go   says whether a mount point may be unmounted
+    end      unmounts one, or raises OSError
+    Returns  the last failure, when something is still mounted there afterwards
+    """
+    last: OSError | None = None
+    for point in mounts_below(path):
+        if not may_go(point):
+            continue
+        try:
+            end(point)
+        except OSError as err:
+            last = err
+            log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
+    return last if last is not None and mounts_below(path) else None
+
+
+def fs_magic(path: str) -> int:
+    """Give the magic number of the file system at path (statfs). Raises OSError."""
+    magic = int(lib.lay_fs_magic(os.fsencode(path)))
+    _raise(magic, "", path)
+    return magic
+
+
+def is_overlay(path: str) -> bool:
+    """Say whether path is on an overlay; False where it cannot be asked."""
+    with contextlib.suppress(OSError):
+        return fs_magic(path) == OVERLAY_MAGIC
+    return False
+
+
+def is_mounted(path: str) -> bool:
+    """Say whether an overlay is mounted at path; False where it cannot be asked."""
+    with contextlib.suppress(OSError):
+        return is_mounted_surely(path)
+    return False
+
+
+def is_mounted_surely(path: str) -> bool:
+    """Say whether an overlay is mounted at path. Raises OSError where it cannot be asked."""
+    try:
+        return fs_magic(path) == OVERLAY_MAGIC and os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
+    """Say whether an overlay writes to this directory: attached or not, in any namespace, or kept by a descriptor.
+
+    None   this kernel does not tell, or not in a user namespace (userxattr), where it takes no file handles
+    """
+    if userxattr:
+        return None
+    answer = lib.lay_upper_in_use(os.fsencode(upper))
+    if answer < 0:
+        log.debug("Cannot ask whether %s is in use: %s", upper, os.strerror(-answer), extra={"directory": upper})
+    return bool(answer) if answer >= 0 else None
+
+
+def count_mounts(device: int) -> tuple[int, bool]:
+    """Count how often a file system is mounted here, and say whether it is mounted in another mount namespace, too."""
+    here, elsewhere = ffi.new("int *"), ffi.new("int *")
+    lib.lay_count_mounts(os.major(device), os.minor(device), here, elsewhere)
+    numbers = (os.major(device), os.minor(device))
+    count = int(here[0])
+    if count < 0:                         # before Linux 6.11
+        count = sum(mount.device == numbers for mount in mount_table())
+    if elsewhere[0] >= 0:
+        return count, bool(elsewhere[0])
+    return count, any(mount.device == numbers for table in other_tables() for mount in table)
+
+
+def other_tables() -> Iterator[Iterable[MountPoint]]:
+    """List the mounts of each other mount namespace that a process is in."""
+    known = {_namespace("self")}
+    for name in os.listdir("/proc"):
+        space = _namespace(name) if name.isdecimal() else None
+        if space is not None and space not in known:
+            with contextlib.suppress(OSError):
+                table = list(mount_table(name))
+                known.add(space)
+                yield table
+
+
+def _namespace(process: str) -> int | None:
+    """The number of a process's mount namespace; None: it has ended, or may not be asked."""
+    with contextlib.suppress(OSError):
+        return os.stat(f"/proc/{process}/ns/mnt").st_ino
+    return None
+
+
+def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
+    """List what processes use of a file system: (pid, use, path), as ext/bind/inside.h has them.
+
+    ours    descriptors of this process that do not count
+    Raises  OSError
+    """
+    out, size = ffi.new("char **"), ffi.new("size_t *")
+    given = ffi.new("int[]", list(ours))
+    denied = lib.lay_uses(os.major(device), os.minor(device), given, len(ours), out, size)
+    _raise(denied, "", "/proc")
+    try:
+        text = bytes(ffi.buffer(out[0], size[0])) if size[0] else b""
+    finally:
+        lib.lay_uses_free(out[0])
+    if denied:
+        log.debug("%d processes may not be looked into", denied)
+    found = []
+    for record in text.split(b"\0")[:-1]:
+        pid, use, path = record.split(b" ", 2)
+        found.append((int(pid), use.decode(), os.fsdecode(path)))
+    return found
+
+
+def sync_filesystem(path: str) -> None:
+    """Put everything of the file system that holds path on its disk (syncfs)."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _raise(lib.lay_syncfs(fd), "", path)
+    finally:
+        os.close(fd)
+
+
+def dirents_typed(path: str) -> bool:
+    """Say whether every entry of the directory is listed with its type (d_type)."""
+    typed = lib.lay_dirents_typed(os.fsencode(path))
+    _raise(typed, "", path)
+    return bool(typed)
+
+
+# ---- project quota ----------------------------------------------------------------------------
+
+
+def project_of(directory: str) -> int:
+    """Read the project id of a directory."""
+    project = ffi.new("unsigned *")
+    _raise(lib.lay_quota_get_project(os.fsencode(directory), project), "", directory)
+    return int(project[0])
+
+
+def set_project(directory: str, project: int) -> None:
+    """Set the project id of a directory, inherited by what is made in it."""
+    _raise(lib.lay_quota_set_project(os.fsencode(directory), project), "", directory)
+
+
+def set_project_limit(device: str, project: int, size: int) -> None:
+    """Limit a project to size bytes, hard and soft."""
+    _raise(lib.lay_quota_set_limit(os.fsencode(device), project, size), "", device)
+
+
+def project_quota_on(device: str) -> bool:
+    """Say whether project quotas are counted and enforced on a block device."""
+    state = lib.lay_quota_state(os.fsencode(device))
+    _raise(state, "", device)
+    return bool(state)

@@ -1,0 +1,1 @@
+"""overlay2: one directory a layer, mounted as an overlay."""

@@ -1,0 +1,29 @@
+"""Options of the overlay2 driver: key=value pairs.
+
+Source: moby, daemon/graphdriver/overlay2/overlay.go
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from layerstore.errors import InvalidOptionError
+from layerstore.sizes import human_size
+
+
+def parse_driver_options(options: Mapping[str, str]) -> str:
+    """Check overlay2's options; gives the default size of writable layers, or "".
+
+    Raises  InvalidOptionError   an option nobody knows, or a size that is none
+    """
+    size = ""
+    for key, value in options.items():
+        name = str(key).strip().lower()
+        if name == "overlay2.size":
+            size = str(value).strip()
+            human_size(size)
+        elif name == "overlay2.override_kernel_check":
+            continue  # known to 20.10, and of no effect there
+        else:
+            raise InvalidOptionError(f"overlay2: unknown option {name}")
+    return size

@@ -1,0 +1,79 @@
+"""Durability: how much of what a call made is on the disk before it becomes visible, and after.
+
+Enters: driver ids, a write set, the record they stand on, and a level. No lock is held here, as disks are waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+from layerstore._core import _files
+from layerstore.disk import mounts
+from layerstore.drivers import Driver
+from layerstore.errors import InvalidOptionError
+from layerstore.layer import Record
+from layerstore.layerdb.store import FileMetadataStore
+from layerstore.layerdb.transaction import FileMetadataTransaction
+from layerstore.values import Durability
+
+
+def parse_durability(given: str) -> Durability:
+    """Give the level a text names. Raises InvalidOptionError."""
+    if given not in ("full", "ordered", "none"):
+        raise InvalidOptionError(f"durability is full, ordered or none, not {given!r}")
+    return cast(Durability, given)
+
+
+class Syncing:
+    """What one store puts on its disk."""
+
+    def __init__(self, metadata: FileMetadataStore, driver: Driver, home: str, default: Durability) -> None:
+        """home      the driver's directory
+        default   the level of calls that name none
+        """
+        self._metadata, self._driver, self._home, self._default = metadata, driver, home, default
+
+    def level(self, durability: str | None) -> Durability:
+        """The durability of one call. Raises InvalidOptionError."""
+        level = self._default if durability is None else parse_durability(durability)
+        return "none" if self._driver.in_memory else level
+
+    def before(
+        self, ids: list[str], transaction: FileMetadataTransaction, above: Record | None, level: Durability
+    ) -> None:
+        """Put what was made on the disk, as far as level says, before it becomes visible."""
+        # What it stands on may have been stored with less, by anybody; then one sync of everything sees to that, too.
+        known = above is None or above.durable
+        everywhere = self._driver.sync(ids, level, everything=level == "full" and not known)
+        if level != "none" and not (everywhere and self._one_device()):
+            transaction.sync()
+        if level == "full" and above and not known:
+            self._note(above)
+
+    def contents(self, id: str) -> None:
+        """Put on the disk what a call wrote into a writable layer that is there already."""
+        self._driver.sync([id], self.level(None))
+
+    def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
+        """Around the rename that makes something visible: a power cut shall not make it invisible again."""
+        return self._metadata.names_synced(kind) if level == "full" else contextlib.nullcontext()
+
+    def ensure(self, record: Record, level: Durability) -> None:
+        """A layer that was there before may have been stored with less than is asked for now."""
+        if level == "full" and not record.durable:
+            self._driver.sync([record.cache_id], level, everything=True)
+            self._note(record)
+
+    def _note(self, record: Record) -> None:
+        """All of the driver's file system is on the disk: see to the layerdb's, and note it."""
+        if not self._one_device():
+            mounts.sync_filesystem(self._metadata.root)
+        below: Record | None = record
+        while below and not below.durable:
+            below.durable = True
+            below = below.parent
+
+    def _one_device(self) -> bool:
+        """Are the layerdb and the driver's directories on one file system?"""
+        return _files.status(self._home, follow=True)[1] == _files.status(self._metadata.root, follow=True)[1]

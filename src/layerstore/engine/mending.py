@@ -1,0 +1,171 @@
+"""Mending: what repair() is for one store: a layer, a layer that cannot even be loaded, a writable layer.
+
+Enters: a ChainID or a name, and where to take a tar from. Leaves: the problems there were, all of them mended. What a
+loaded layer's files need is in repair.py; what a writable layer stands on in writable.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from layerstore.drivers import Driver
+from layerstore.engine.durability import Syncing
+from layerstore.engine.intake import Registration, Unpacked
+from layerstore.engine.records import Records
+from layerstore.engine.references import References
+from layerstore.engine.repair import Repair, tar_of
+from layerstore.engine.verify import Verifier
+from layerstore.engine.writable import WritableLayers
+from layerstore.errors import CorruptLayerError, LayerStoreError
+from layerstore.ids import ChainID, DiffID, chain_on
+from layerstore.layer import Layer, Record
+from layerstore.layerdb.store import FileMetadataStore
+from layerstore.streams.sources import Input, feed
+from layerstore.values import Descriptor, Problem, Progress
+
+
+class Mending:
+    """Mends what one store has."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, references: References, syncing: Syncing,
+        registration: Registration, writable: WritableLayers, verify: Callable[[str], list[Problem]],
+    ) -> None:  # fmt: skip
+        """verify   gives a layer's problems"""
+        self._metadata, self._driver, self._records, self._references = metadata, driver, records, references
+        self._syncing, self._registration, self._writable, self._verify = syncing, registration, writable, verify
+
+    # ---- layers ----
+
+    def layer(self, chain_id: str, source: Any, progress: Progress | None) -> list[Problem]:
+        """Mend a layer. Raises as Store.repair() does."""
+        problems = self._verify(chain_id)
+        if not problems:
+            return []
+        with self._records.lock:
+            record = self._records.load(chain_id)
+        if record is None or not self._stands(record):
+            self._register_again(chain_id, record, source, progress)
+        else:
+            with self._references.using(chain_id) as record:
+                with self._records.lock:
+                    self._records.load_all()
+                    others = [Layer(other) for other in self._records.layers.values()]
+                level = self._syncing.level("full")
+                Repair(self._metadata, self._driver, self._verify, level).layer(record, source, others, progress)
+        with self._records.lock:
+            self._records.forget_bad()        # what stands on it can be read again
+        left = self._verify(chain_id)
+        if left:
+            why = f"{chain_id} could not be mended: {left[0].detail}"
+            raise CorruptLayerError(why, chain_id=chain_id, path=left[0].path)
+        return problems
+
+    def _stands(self, record: Record) -> bool:
+        """Let a layer that lost its parent stand on it again. False: its DiffID is another one, too."""
+        below = record.parent.chain_id if record.parent else ""
+        if chain_on(below, record.diff_id) == record.chain_id:
+            return True
+        try:
+            below = self._stood_on(record.chain_id, record.diff_id)
+        except CorruptLayerError:
+            return False
+        with self._records.lock:
+            record.stand_on(self._records.load(below) if below else None)
+        return True
+
+    def _register_again(self, chain_id: str, loaded: Record | None, source: Any, progress: Progress | None) -> None:
+        """Replace what is noted of a layer that cannot be right: its tar, and the layers there are, say what it was.
+
+        loaded   its record, where it could be loaded all the same
+        """
+        damaged = self._records.bad.get(chain_id)
+        parent = ""
+        with contextlib.suppress(OSError, LayerStoreError):
+            said = self._metadata.get_parent(chain_id)
+            parent = said if chain_on(said, self._metadata.get_diff_id(chain_id)) == chain_id else ""
+        if parent in self._records.bad:
+            why = f"{chain_id} stands on {parent}, which is damaged: repair that first"
+            raise CorruptLayerError(why, chain_id=chain_id) from damaged
+        if source is None:
+            why = f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed"
+            raise CorruptLayerError(why, chain_id=chain_id) from damaged
+        descriptor = Descriptor()
+        with contextlib.suppress(OSError, LayerStoreError):
+            descriptor = self._metadata.get_descriptor(chain_id)
+        with contextlib.ExitStack() as stack:
+            tar = tar_of(chain_id, "", source, stack)
+
+            def fill(apply: Any) -> None:
+                with contextlib.closing(Input(tar)) as given:
+                    feed(given, apply, progress)
+
+            unpacked = self._registration.unpack_ahead(fill)
+        try:
+            parent = self._stood_on(chain_id, unpacked.diff_id)
+        except BaseException:
+            self._registration.discard(unpacked)
+            raise
+        if loaded is not None:
+            self._rewrite(loaded, unpacked, parent)
+            return
+        layer, _ = self._registration.register_unpacked(unpacked, parent, descriptor, self._syncing.level("full"))
+        self._references.let_go(layer)
+
+    def _rewrite(self, record: Record, unpacked: Unpacked, parent: str) -> None:
+        """Give a layer the DiffID and the parent that its ChainID follows from; its files stay."""
+        try:
+            diff_id, size = unpacked.diff_id, unpacked.done.size
+            self._metadata.rewrite(record.chain_id, diff_id, size, record.cache_id, parent, record.descriptor)
+            self._metadata.take_record(record.chain_id, unpacked.transaction)
+        finally:
+            self._registration.discard(unpacked)
+        with self._records.lock:
+            record.diff_id, record.diff_size = diff_id, size
+            record.stand_on(self._records.load(parent) if parent else None)
+
+    def _stood_on(self, chain_id: str, diff_id: DiffID) -> str:
+        """Find what a layer with this DiffID must stand on to have this ChainID; "" for nothing."""
+        with self._records.lock:
+            self._records.load_all()
+            bad = [ChainID(chain) for chain in self._records.bad]
+            known: list[str] = ["", *self._records.layers]
+        for parent in [*known, *bad]:
+            if chain_on(parent, diff_id) != chain_id:
+                continue
+            if parent in bad:
+                why = f"{chain_id} stands on {parent}, which is damaged: repair that first"
+                raise CorruptLayerError(why, chain_id=chain_id)
+            return parent
+        noted = ""
+        with contextlib.suppress(OSError, LayerStoreError):
+            noted = self._metadata.get_diff_id(chain_id)
+        if noted and noted != diff_id:
+            why = f"the source is another layer: its DiffID is {diff_id}, not {noted}"
+            raise CorruptLayerError(why, chain_id=chain_id)
+        raise CorruptLayerError(
+            f"the source has the DiffID {diff_id}, which gives {chain_id} on no layer of this store: it is not its tar,"
+            " or what it stood on is gone and is to be registered first",
+            chain_id=chain_id,
+        )
+
+    # ---- writable layers ----
+
+    def writable(self, name: str) -> list[Problem]:
+        """Mend the record and the small files of a writable layer. Raises as Store.repair() does."""
+        problems = self._look(name)
+        if problems:
+            self._writable.mend(name)
+        left = self._look(name)
+        if left:
+            raise CorruptLayerError(f"{name} could not be mended: {left[0].detail}", name=name)
+        return problems
+
+    def _look(self, name: str) -> list[Problem]:
+        with self._records.lock:
+            self._records.load_mounts()
+            bad, mount = self._records.bad_mounts.get(name), self._records.mounts.get(name)
+        told = [Problem("metadata", name, "", str(bad))] if bad else []
+        return told + (Verifier(self._metadata, self._driver).mount(mount) if mount else [])

@@ -1,0 +1,207 @@
+"""Repair: a damaged layer from its tar, from another store's layer, or from the files of other layers of this one.
+
+Enters: a damaged layer, and where to take it from. Leaves: the layer as it was registered. Whatever the source, a
+whole tar is read and unpacked beside the layer, and its DiffID decides; then only what is damaged changes places with
+it. A file is known in other layers by size and CRC-64, which just says where to look.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from layerstore._core import _files
+from layerstore.drivers import Driver
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
+from layerstore.ids import diff_id_of, random_id
+from layerstore.layer import Layer, Record
+from layerstore.layerdb.store import FileMetadataStore
+from layerstore.streams.sources import Input, feed
+from layerstore.streams.tarstream import TarStream
+from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
+
+log = logging.getLogger("layerstore")
+
+_BLOCK = 1 << 20
+
+
+def tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack) -> Any:
+    """Give what register() takes of a source that may be a store or a layer, too; stack closes it.
+
+    Raises  LayerDoesNotExistError   a store without such a layer
+    """
+    if callable(getattr(source, "map", None)):
+        layers: dict[str, Layer] = source.map()
+        same = [layer for layer in layers.values() if layer.diff_id == diff_id]
+        found = layers.get(chain_id) or (same[0] if same else None)
+        if found is None:
+            raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text} in the other store", chain_id=chain_id)
+        source = found
+    return stack.enter_context(source.tar_stream()) if isinstance(source, Layer) else source
+
+
+class Repair:
+    """Mends layers of one store."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, verify: Callable[[str], list[Problem]], level: Durability
+    ) -> None:
+        """verify   gives a layer's problems; level   what is put on the disk"""
+        self._metadata, self._driver, self._verify, self._level = metadata, driver, verify, level
+
+    def layer(self, record: Record, source: Any, others: Iterable[Layer], progress: Progress | None) -> None:
+        """Mend what can be mended of one layer, which nobody deletes meanwhile.
+
+        source   of its tar; None: others, the layers to take damaged files from
+        """
+        parent, below = ("", "") if record.parent is None else (record.parent.chain_id, record.parent.cache_id)
+        self._metadata.rewrite(
+            record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
+        )
+        self._driver.mend(record.cache_id, record.directories[1:], emptied=True)
+        # What is left needs the tar: files, or the record of it.
+        problems = self._verify(record.chain_id)
+        if problems:
+            self._from_tar(record, below, problems, source, others, progress)
+
+    def _from_tar(
+        self, record: Record, below: str, problems: list[Problem], source: Any, others: Iterable[Layer],
+        progress: Progress | None,
+    ) -> None:  # fmt: skip
+        cache_id = random_id()
+        transaction = self._metadata.start_deferred()
+        try:
+            with contextlib.ExitStack() as stack:
+                if source is None:
+                    tar: Any = from_other_layers(Layer(record), problems, others, stack)
+                else:
+                    tar = tar_of(record.chain_id, record.diff_id, source, stack)
+                given = stack.enter_context(contextlib.closing(Input(tar)))
+                self._driver.create(cache_id, below, like=record.cache_id)
+                record_fd = transaction.open_tar_split()
+                stack.callback(_files.close, record_fd)
+                done = self._driver.register(cache_id, below, record_fd, lambda apply: feed(given, apply, progress))
+            got = diff_id_of(done.diff_id)
+            if got != record.diff_id:
+                why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
+                raise CorruptLayerError(why, chain_id=record.chain_id)
+            self._driver.sync([cache_id], self._level, everything=True)
+            if not self._is_right(record, cache_id):
+                self._metadata.take_record(record.chain_id, transaction)
+                problems = self._verify(record.chain_id)      # a whole record tells more than a damaged one did
+            self._driver.graft(record.cache_id, cache_id, dict.fromkeys(p.path for p in problems if p.path))
+            self._driver.sync([record.cache_id], self._level, everything=True)
+        finally:
+            try:
+                self._driver.remove(cache_id)
+            except (OSError, LayerStoreError) as err:
+                text, about = "Error cleaning up cache layer %s: %s", {"cache_id": cache_id, "error": err}
+                log.error(text, cache_id, err, extra=about)
+            transaction.cancel()
+
+    def _is_right(self, record: Record, sound: str) -> bool:
+        """Does the layer's tar-split record describe sound, a directory with the layer as it was registered?"""
+        try:
+            fd = self._metadata.open_tar_split(record.chain_id)
+        except OSError:
+            return False
+        try:
+            return not self._driver.check(sound, fd, record.diff_id.raw)
+        except (OSError, LayerStoreError):
+            return False
+        finally:
+            _files.close(fd)
+
+
+class Spliced:
+    """The tar of a damaged layer, with the payloads of damaged files read from other layers."""
+
+    def __init__(self, own: TarStream, donors: list[tuple[FileEntry, TarStream, int]]) -> None:
+        """own      the damaged layer's, which fails where it is damaged
+        donors   (which file, from where, at which offset), in order of the tar
+        """
+        self._own, self._position = own, 0
+        self._donors = collections.deque(donors)
+
+    def read(self, n: int) -> bytes:
+        """Give the next bytes, at most n; b"" at the end."""
+        n = min(n, _BLOCK)
+        while self._donors and self._position >= _begin(self._donors[0][0]) + self._donors[0][0].size:
+            self._donors.popleft()
+        source, at = self._own, self._position
+        if self._donors:
+            file, donor, offset = self._donors[0]
+            if self._position < _begin(file):
+                n = min(n, _begin(file) - self._position)
+            else:
+                done = self._position - _begin(file)
+                source, at, n = donor, offset + done, min(n, file.size - done)
+        source.seek(at)
+        data = source.read(n)
+        self._position += len(data)
+        return data
+
+
+def _begin(file: FileEntry) -> int:
+    return file.offset or 0
+
+
+def _files_in(layer: Layer) -> Iterator[FileEntry]:
+    """Give the files of a layer whose bytes lie in its tar as they are. Raises OSError, CorruptLayerError."""
+    files = (entry for entry in layer.files() if entry.type is FileType.FILE and entry.size)
+    return (file for file in files if file.crc is not None and file.offset is not None)
+
+
+def from_other_layers(
+    layer: Layer, problems: Iterable[Problem], others: Iterable[Layer], stack: contextlib.ExitStack
+) -> Spliced:
+    """Find every damaged file of layer in others.
+
+    A record, layer's or another's, is read entry by entry; what cannot be read of another layer's is passed over.
+
+    stack    closes what is opened
+    Raises   CorruptLayerError   a file is nowhere else, or layer's record cannot be read
+    """
+    names = {problem.path for problem in problems if problem.kind in ("content", "missing")}
+    own = stack.enter_context(layer.tar_stream())
+    # What the record has itself is sound, whatever lies on the disk.
+    damaged = [file for file in _files_in(layer) if file.name in names and not _is_sound(own, file)]
+    wanted = {(file.size, file.crc) for file in damaged}
+    found: dict[tuple[int, int | None], tuple[TarStream, int]] = {}
+    for other in others:
+        if not wanted - found.keys():
+            break
+        if other.chain_id == layer.chain_id:
+            continue
+        with contextlib.suppress(OSError, LayerStoreError):
+            stream: TarStream | None = None
+            for file in _files_in(other):
+                key = (file.size, file.crc)
+                if key not in wanted or key in found:
+                    continue
+                stream = stream or stack.enter_context(other.tar_stream())
+                if _is_sound(stream, file):
+                    found[key] = (stream, _begin(file))
+    lost = [file for file in damaged if (file.size, file.crc) not in found]
+    if lost:
+        raise CorruptLayerError(
+            f"{len(lost)} damaged files of {layer.chain_id} are in no other layer, the first is "
+            f'"{readable(lost[0].name)}": a tar of the layer, or another store, is needed',
+            chain_id=layer.chain_id, path=lost[0].name,
+        )  # fmt: skip
+    return Spliced(own, [(file, *found[file.size, file.crc]) for file in damaged])
+
+
+def _is_sound(stream: TarStream, file: FileEntry) -> bool:
+    """Read a file through: the stream checks its CRC when it is read whole."""
+    left = file.size
+    try:
+        stream.seek(_begin(file))
+        while left and (block := stream.read(min(left, _BLOCK))):
+            left -= len(block)
+    except (OSError, LayerStoreError):
+        return False
+    return not left

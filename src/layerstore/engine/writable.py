@@ -1,0 +1,390 @@
+"""Writable layers: made, found, mounted by their users, committed and released.
+
+Enters: names. Leaves: references, RWLayers. Each name has a lock of its own, held for the length of a call; the record
+of a writable layer becomes visible, and goes, by one rename.
+Source: moby, layer/layer_store.go (CreateRWLayer, ReleaseRWLayer)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from layerstore.disk.holds import Holds
+from layerstore.disk.locks import NamedLocks, Scope
+from layerstore.disk.textfile import remove_directory
+from layerstore.drivers import Driver
+from layerstore.engine.durability import Syncing
+from layerstore.engine.intake import Registration
+from layerstore.engine.records import Records
+from layerstore.engine.references import References
+from layerstore.errors import (
+    ActiveMountError,
+    CorruptLayerError,
+    LayerDoesNotExistError,
+    LayerNotRetainedError,
+    LayerStoreError,
+    MountDoesNotExistError,
+    MountNameConflictError,
+)
+from layerstore.ids import random_id
+from layerstore.layer import Layer, Record
+from layerstore.layerdb.detached import Detached
+from layerstore.layerdb.opaque import Opaque
+from layerstore.layerdb.store import FileMetadataStore
+from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_name
+from layerstore.rwlayer import Mount, RWLayer
+from layerstore.streams.leftout import warn_left_out
+from layerstore.streams.sources import Input, feed
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
+
+log = logging.getLogger("layerstore")
+
+
+def _key(name: str) -> str:
+    """The key under which a reference to a writable layer is held."""
+    return f"rw {name}"
+
+
+class WritableLayers:
+    """The writable layers of one store."""
+
+    def __init__(
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
+        syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
+        self._detached = Detached(metadata)
+        driver.ask(self._detached, Opaque(metadata))
+        self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
+        self._references, self._syncing, self._registration = references, syncing, registration
+        self._check_writable = check_writable
+        self._lock = records.lock
+        self._names = NamedLocks()
+
+    # ---- making ----
+
+    def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> RWLayer:
+        """Make one. Raises as Store.create_rw_layer() does."""
+        with self._names.hold(name):
+            if self.find(name):
+                raise MountNameConflictError(name=name)
+            above = self._references.use(parent) if parent else None
+            try:
+                mount = self._create(name, above, opts, level)
+                return self._handle(mount)
+            finally:
+                if above:                 # the writable layer keeps it now
+                    self._references.end_use(above)
+
+    def _handle(self, mount: Mount) -> RWLayer:
+        self._detached.know(mount.mount_id, mount.name)
+        handle = RWLayer(mount)
+        mount.handles.add(handle)
+        return handle
+
+    def _create(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
+        made: list[str] = []
+
+        def end(transaction: FileMetadataTransaction) -> None:
+            """Give back what is held, and remove what did not become a writable layer. Can be begun again."""
+            if not transaction.is_ours():
+                return
+            for id in reversed(made):
+                if transaction.kept:
+                    self._driver.recorded(id)
+                else:
+                    with contextlib.suppress(OSError):
+                        self._driver.remove(id)
+            if transaction.kept:
+                transaction.release()
+            else:
+                with contextlib.suppress(OSError):
+                    transaction.cancel()
+
+        with Scope(self._metadata.start_deferred, end) as transaction:
+            mount, aside = self._make(name, above, opts, level, transaction, made)
+        self._metadata.remove_aside(aside)
+        return mount
+
+    def _make(
+        self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability,
+        transaction: FileMetadataTransaction, made: list[str],
+    ) -> tuple[Mount, str | None]:  # fmt: skip
+        """Make the directories, whose ids are added to made, and let transaction name them, which is kept then."""
+        mount_id, init_id = random_id(), ""
+        below = above.cache_id if above else ""
+        mount: Mount | None = None
+        try:
+            if opts.init_func:
+                init_id = f"{mount_id}-init"
+                made.append(init_id)
+                self._driver.create_read_write(init_id, below, opts.storage_opt)
+                path = self._driver.get(init_id)
+                try:
+                    opts.init_func(path)
+                except BaseException:
+                    self._driver.put(init_id, lazy=True)
+                    raise
+                self._end_init(init_id)
+            made.append(mount_id)
+            self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
+            if init_id:
+                self._driver.settle(init_id, below)
+            self._driver.settle(mount_id, init_id or below)
+            transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
+            self._syncing.before(made, transaction, above, level)
+            mount = self._records.new_mount(name, mount_id, init_id, above)
+            with self._syncing.name("mounts", level):
+                aside = self._commit_record(transaction, mount, below)
+        except BaseException:
+            try:
+                if transaction.published:
+                    self._withdraw(mount)
+            except (OSError, LayerStoreError):
+                transaction.kept = True       # still visible, perhaps: then it is whole, else cleanup()'s
+                self._holds.drop(_key(name))
+                raise
+            raise
+        transaction.kept = True
+        return mount, aside
+
+    def _end_init(self, init_id: str) -> None:
+        """Unmount an init layer. Raises ActiveMountError: a process is inside, and would write to it later."""
+        try:
+            self._driver.put(init_id)
+        except ActiveMountError as err:
+            self._driver.put(init_id, lazy=True)          # what init_func mounted there goes with it
+            if any(holder.pid for holder in err.holders):
+                raise
+
+    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: str) -> str | None:
+        """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
+        name = mount.name
+        with self._lock, self._metadata.exclusive():
+            self._check_writable()
+            if mount.parent and not self._records.names_layer(mount.parent.chain_id, below):
+                gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
+                raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
+            aside = None
+            if self._metadata.has_mount(name):
+                if self._records.is_loadable(name):      # another process was quicker
+                    raise MountNameConflictError(name=name)
+                aside = self._metadata.set_mount_aside(name)
+            transaction.publish_mount(name)
+            # Under the same lock: nobody may load it from disk as a second record beside this one.
+            self._records.add_mount(mount)
+            self._holds.retain(_key(name))
+            return aside
+
+    def _withdraw(self, mount: Mount | None) -> None:
+        """A failure, or an interrupt, behind the rename that made a writable layer visible."""
+        if mount is None:
+            return
+        with self._lock, self._metadata.exclusive():
+            if self._records.mounts.get(mount.name) is mount:
+                self._records.forget_mount(mount.name)
+                self._holds.drop(_key(mount.name))
+            if self._records.names_mount(mount):      # or cannot be read: then it may be ours, and visible
+                self._metadata.remove_aside(self._metadata.set_mount_aside(mount.name))
+
+    # ---- finding ----
+
+    def find(self, name: str) -> Mount | None:
+        """Give the record of one, or None. Raises ValueError (name)."""
+        with self._lock:
+            return self._records.find_mount(name)
+
+    def mount_id(self, name: str) -> str:
+        """Give the driver's id of one. Raises MountDoesNotExistError."""
+        mount = self.find(name)
+        if mount is None:
+            raise MountDoesNotExistError(name=name)
+        return mount.mount_id
+
+    def get(self, name: str) -> RWLayer:
+        """Give a new reference. Raises MountDoesNotExistError."""
+        check_mount_name(name)
+        with self._names.hold(name):
+            with self._lock, self._metadata.exclusive():
+                mount = self._records.find_mount(name)
+                if mount is None:
+                    raise MountDoesNotExistError(name=name)
+                self._holds.retain(_key(name))
+            return self._handle(mount)
+
+    def take_over(self, mount: Mount) -> None:
+        """It is used here: a forked child holds it for itself from now on."""
+        self._holds.take_over(_key(mount.name))
+
+    def keeps(self, mount: Mount) -> bool:
+        """Say whether this store holds it, and this process does."""
+        return self._holds.holds(_key(mount.name))
+
+    def let_go(self, layer: RWLayer) -> None:
+        """Give a reference back and delete nothing."""
+        with self._names.hold(layer.name):
+            if layer in layer._mount.handles:
+                layer._mount.handles.remove(layer)
+                self._holds.release(_key(layer.name))
+
+    # ---- ending ----
+
+    def release(self, layer: RWLayer) -> list[Metadata]:
+        """Give a reference back; with the last one it is unmounted and deleted. Raises LayerNotRetainedError."""
+        with self._names.hold(layer.name):
+            mount = self.find(layer.name)
+            if mount is None:
+                return []
+            if layer not in mount.handles and not mount.handles and layer._mount.store is mount.store:
+                return []                 # given back before: another store has it
+            if layer not in mount.handles:
+                raise LayerNotRetainedError(name=layer.name)
+            mount.handles.remove(layer)
+            self._holds.release(_key(mount.name))
+            if mount.handles:
+                return []
+            # First the record goes, by one rename: from then on its files are nobody's, however this ends.
+            begun = False
+            try:
+                if not self._set_aside(mount):
+                    return []
+                begun = True
+                self._driver.remove(mount.mount_id)
+                if mount.init_id:
+                    self._driver.remove(mount.init_id)
+            except BaseException as err:
+                about = {"mount": mount.name, "mount_id": mount.mount_id, "error": err}
+                log.error("Error removing mounted layer %s: %s", mount.name, err, extra=about)
+                self._holds.retain(_key(mount.name))
+                mount.handles.add(layer)              # so that it can be tried again
+                if mount.aside and not begun:
+                    self._metadata.put_mount_back(mount.name, mount.aside)
+                    mount.aside = None
+                raise
+            if mount.aside:
+                remove_directory(mount.aside)
+            with self._lock:
+                self._records.forget_mount(mount.name)
+            return self._references.sweep(mount.parent.chain_id) if mount.parent else []
+
+    def _set_aside(self, mount: Mount) -> bool:
+        """Make a writable layer invisible that nobody holds. False: it stays."""
+        about = {"mount": mount.name, "mount_id": mount.mount_id}
+        if self._references.may_not_delete("writable layer", mount.name, about):
+            return False
+        with self._metadata.exclusive():
+            if self._holds.held_elsewhere(_key(mount.name)):
+                return False
+            if not mount.aside and self._records.names_mount(mount):
+                mount.aside = self._metadata.set_mount_aside(mount.name)
+            return True
+
+    # ---- what it stands on ----
+
+    def stand_right(self, mount: Mount, *, mend: bool = True) -> None:
+        """Make sure that a writable layer stands on what its record says, or it would show another tree.
+
+        mend     put right what follows from what it stands on
+        Raises   CorruptLayerError   it does not, and cannot be mended so
+        """
+        for id, below in mount.directories:
+            problems = self._driver.standing(id, below)
+            # One that says what it stands on, while its record says that there is nothing, has lost its record.
+            if problems and mend and (below or not self._says_more(id)):
+                with contextlib.suppress(OSError, LayerStoreError):
+                    self._driver.mend(id, below)
+                    about = {"mount": mount.name, "problem": problems[0][1]}
+                    log.warning("The writable layer %s was mended: %s", mount.name, problems[0][1], extra=about)
+                problems = self._driver.standing(id, below)
+            if problems:
+                why = f"{problems[0][1]}; repair {mount.name} before it is used"
+                raise CorruptLayerError(why, name=mount.name)
+
+    def _says_more(self, id: str) -> bool:
+        try:
+            return bool(self._driver.stands_on(id))
+        except (OSError, LayerStoreError):
+            return True
+
+    def mend(self, name: str) -> None:
+        """Write anew what a writable layer's record and small files lost, as far as they say it of each other.
+
+        Raises  MountDoesNotExistError
+                CorruptLayerError        nothing says it any more; it tells what can be done
+        """
+        check_mount_name(name)
+        with self._names.hold(name):
+            if not self._metadata.has_mount(name):
+                raise MountDoesNotExistError(name=name)
+            with self._lock, self._metadata.exclusive():
+                self._check_writable()
+                mount_id = self._mend_record(name)
+                self._records.forget_mount(name)
+                mount = self._records.find_mount(name)
+            if mount is None:
+                raise CorruptLayerError(f"what {name} stands on cannot be read: repair that layer first", name=name)
+            if not self._driver.exists(mount_id):
+                raise CorruptLayerError(f"what was written in {name} is gone, with {mount_id}: release it", name=name)
+            self.stand_right(mount)
+
+    def _mend_record(self, name: str) -> str:
+        """Under the layerdb's lock: the record says again what the driver's files say. Gives the mount's id."""
+        m = self._metadata
+        try:
+            mount_id = m.get_mount_id(name)
+        except (OSError, LayerStoreError) as err:
+            why = f"nothing says any more which directory {name} has ({err}): look for it among the orphans"
+            raise CorruptLayerError(why, name=name) from err
+        below: list[str] = []
+        with contextlib.suppress(OSError, LayerStoreError):
+            below = self._driver.stands_on(mount_id)
+        init = f"{mount_id}-init"
+        try:
+            init_id = m.get_init_id(name)
+        except (OSError, LayerStoreError):
+            init_id = None
+        if init_id is None or (not init_id and below[:1] == [init]):
+            m.set_init_id(name, init) if self._driver.exists(init) else m.forget_init_id(name)
+        try:
+            parent = m.get_mount_parent(name)
+        except (OSError, LayerStoreError):
+            parent = None
+        if parent is None or (not parent and [id for id in below if id != init]):
+            m.set_mount_parent(name, self._layer_of([id for id in below if id != init], name))
+        return mount_id
+
+    def _layer_of(self, below: list[str], name: str) -> str:
+        """Name the layer that lies in these directories, with all it stands on."""
+        self._records.load_all()
+        for chain_id, record in self._records.layers.items():
+            if record.directories == below:
+                return chain_id
+        raise CorruptLayerError(f"nothing says any more what {name} stands on", name=name)
+
+    # ---- contents ----
+
+    def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
+        """Unpack a tar over one; gives its size as moby counts it."""
+        self.stand_right(mount)
+        with contextlib.closing(Input(source)) as given:
+            size = self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
+        self._syncing.contents(mount.mount_id)
+        return size
+
+    def commit(self, mount: Mount, flags: int, level: Durability, progress: Progress | None) -> Layer:
+        """Register what one holds now, on the same parent; flags: the core's, for its tar."""
+        self.stand_right(mount)
+        above = mount.parent
+        if above:
+            with self._lock:
+                self._references.use_too(above)
+
+        def fill(apply: Any) -> None:
+            with self._driver.diff(mount.mount_id, mount.below, flags=flags) as stream:
+                stream.pump_into(apply, progress)
+                warn_left_out(f"writable layer {mount.name}", stream._left_out())
+
+        return self._registration.register(fill, above, Descriptor(), level)

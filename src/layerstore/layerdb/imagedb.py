@@ -1,0 +1,304 @@
+"""The image database on disk, as dockerd keeps it: configs, what is noted beside them, and the names of images.
+
+    image/<driver>/imagedb/content/sha256/<hex>             an image's config; the name is its SHA-256
+    image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated]
+    image/<driver>/.layerstore-making                       [ids that are being made, and have no name yet]
+    image/<driver>/repositories.json                        {"Repositories": {name: {"name:tag" or "name@digest": id}}}
+
+Each file is replaced in one step. Who changes something holds a lock on image/<driver> meanwhile, so that two processes
+lose nothing of each other's.
+Source: moby, image/fs.go and reference/store.go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from layerstore._core import _files
+from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
+from layerstore.disk.textfile import (
+    make_directories,
+    read_small,
+    read_text,
+    remove_directory,
+    replace_small,
+    sync_directory,
+)
+from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
+from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.values import Durability
+
+log = logging.getLogger("layerstore")
+
+# No larger document is read, of disk or of an archive.
+DOCUMENT_LIMIT = 8 << 20
+_REPOSITORIES_LIMIT = 256 << 20
+
+Repositories = dict[str, dict[str, str]]
+
+
+def parse_document(data: bytes, what: str) -> Any:
+    """Read JSON. Raises InvalidMetadataError."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as err:
+        raise InvalidMetadataError(f"{what} is not valid JSON: {err}") from None
+
+
+def diff_ids_of(config: Any) -> list[DiffID]:
+    """Give the DiffIDs an image's config names, base first. Raises InvalidMetadataError."""
+    rootfs = config.get("rootfs") if isinstance(config, dict) else None
+    if not isinstance(rootfs, dict):
+        raise InvalidMetadataError("invalid image JSON, no RootFS key")
+    found = rootfs.get("diff_ids") or []
+    try:
+        return [DiffID(text) for text in found]
+    except (InvalidDigestError, TypeError) as err:
+        raise InvalidMetadataError(f"invalid image JSON, its diff_ids are no digests: {err}") from None
+
+
+def chains_of(diff_ids: list[DiffID]) -> tuple[ChainID, ...]:
+    """Fold DiffIDs into the ChainIDs of all layers of an image, base first."""
+    chains: list[ChainID] = []
+    for diff_id in diff_ids:
+        chains.append(chain_on(chains[-1] if chains else "", diff_id))
+    return tuple(chains)
+
+
+def _names_images(tags: Any) -> bool:
+    return isinstance(tags, dict) and all(isinstance(id, str) for id in tags.values())
+
+
+def now() -> str:
+    """The time as Go writes it: RFC 3339 with nanoseconds, UTC."""
+    ns = time.time_ns()
+    head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9))
+    tail = f".{ns % 10**9:09}".rstrip("0").rstrip(".")
+    return f"{head}{tail}Z"
+
+
+class ImageDB:
+    """The images of one root. Nothing is read before it is asked for, and nothing made before it is written."""
+
+    def __init__(self, root: str, durability: Durability, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """root   image/<driver> below the data root.  lock_timeout: seconds that exclusive() may wait; 0: for ever"""
+        self.root = root
+        self._exclusive = directory_lock(root, lock_timeout)
+        self._durability: Durability = durability
+        self._content = os.path.join(root, "imagedb", "content", "sha256")
+        self._metadata = os.path.join(root, "imagedb", "metadata", "sha256")
+        self._repositories = os.path.join(root, "repositories.json")
+        self._making = os.path.join(root, ".layerstore-making")
+        self._chains: dict[str, frozenset[str] | None] = {}      # of contents; None: what they are cannot be read
+
+    def exclusive(self, check: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
+        """Keep other threads and processes from the database.
+
+        check   called as soon as nobody else changes anything; what it raises ends the `with` block before it begins
+        Entering it raises StoreInUseError after lock_timeout seconds.
+        """
+
+        def begin() -> None:
+            check()
+            self._undo_making()
+
+        return self._exclusive.hold(begin)
+
+    # ---- images that have no name yet ----
+
+    def begin_making(self, ids: Iterable[str]) -> None:
+        """Under the lock: note images that will get names, before their configs are written. Till end_making() no list
+        has them, and where this process dies before, they go.
+        """
+        if wanted := list(ids):
+            self._write(self._making, json.dumps(wanted).encode())
+
+    def end_making(self) -> None:
+        """Under the lock: they have their names now, or are gone."""
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(self._making)
+
+    def take_back(self, ids: Iterable[str]) -> None:
+        """Under the lock: remove those that got no name. Can be begun again."""
+        named = self._named()
+        for id in ids:
+            if id not in named:
+                with contextlib.suppress(OSError):
+                    self.remove(id)
+        self.end_making()
+
+    def _named(self) -> set[str]:
+        return {id for tags in self.repositories().values() for id in tags.values()}
+
+    def _in_making(self) -> set[str]:
+        """Images without a name that somebody is just making, or was when he died."""
+        try:
+            noted = json.loads(read_small(self._making, _REPOSITORIES_LIMIT))
+            ids = {str(Digest(id)) for id in noted}
+        except FileNotFoundError:
+            return set()
+        except (ValueError, TypeError, LayerStoreError):    # a power cut left it so, before any config was written
+            return set()
+        return ids - self._named()
+
+    def _undo_making(self) -> None:
+        if os.path.lexists(self._making):
+            for id in self._in_making():
+                self.remove(id)
+            self.end_making()
+
+    def _write(self, path: str, data: bytes) -> None:
+        make_directories(os.path.dirname(path), 0o700)
+        replace_small(path, data, 0o600, sync=self._durability != "none")
+        if self._durability == "full":
+            sync_directory(os.path.dirname(path))
+
+    # ---- contents ----
+
+    def ids(self) -> list[Digest]:
+        """Name all images, sorted. What else lies there is passed over, and what is still being made."""
+        making = self._in_making()
+        return [id for id in self._all_ids() if id not in making]
+
+    def _all_ids(self) -> list[Digest]:
+        try:
+            names = sorted(os.listdir(self._content))
+        except FileNotFoundError:
+            return []
+        found = []
+        for name in names:
+            with contextlib.suppress(InvalidDigestError):
+                found.append(Digest(f"sha256:{name}"))
+        return found
+
+    def has(self, id: str) -> bool:
+        """Say whether there is an image with this id."""
+        return os.path.lexists(self._path(id))
+
+    def _path(self, id: str) -> str:
+        return os.path.join(self._content, Digest(id).encoded)
+
+    def content(self, id: str) -> bytes:
+        """Read a config. Raises FileNotFoundError, OSError, InvalidMetadataError (it is not what its name says)."""
+        data = read_small(self._path(id), DOCUMENT_LIMIT)
+        if hashlib.sha256(data).hexdigest() != Digest(id).encoded:
+            raise InvalidMetadataError(f"failed to verify: {id}")
+        return data
+
+    def add(self, data: bytes) -> Digest:
+        """Write a config; its id."""
+        id = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+        made = not os.path.isdir(self._content)
+        self._write(self._path(id), data)
+        if made and self._durability == "full":
+            for directory in (os.path.dirname(self._content), os.path.join(self.root, "imagedb"), self.root):
+                sync_directory(directory)
+        return id
+
+    def remove(self, id: str) -> None:
+        """Remove an image with what is noted beside it, not its names; fine if it is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                _files.unlink(self._path(id))
+            except IsADirectoryError:                     # damage, and no image any more
+                remove_directory(self._path(id))
+            if self._durability == "full":
+                sync_directory(self._content)
+        remove_directory(os.path.join(self._metadata, Digest(id).encoded))
+
+    def sweep(self) -> None:
+        """Remove what a process that died left half written; while nobody else writes."""
+        noted: list[str] = []
+        with contextlib.suppress(FileNotFoundError):
+            noted = [os.path.join(self._metadata, name) for name in os.listdir(self._metadata)]
+        for directory in (self._content, self.root, *noted):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for name in os.listdir(directory):
+                    if name.startswith(".tmp-"):
+                        with contextlib.suppress(OSError):
+                            _files.unlink(os.path.join(directory, name))
+
+    def written(self, id: str) -> float:
+        """Say when a config was written here, in seconds since 1970; 0 where nobody can say."""
+        try:
+            return os.stat(self._path(id), follow_symlinks=False).st_mtime
+        except OSError:
+            return 0.0
+
+    # ---- what is noted beside ----
+
+    def note(self, id: str, name: str, value: str) -> None:
+        """Write "parent" or "lastUpdated"."""
+        self._write(os.path.join(self._metadata, Digest(id).encoded, name), value.encode())
+
+    def noted(self, id: str, name: str) -> str:
+        """Read what note() wrote; "" where there is nothing."""
+        try:
+            return read_text(os.path.join(self._metadata, Digest(id).encoded, name))
+        except FileNotFoundError:
+            return ""
+
+    # ---- who stands on a layer ----
+
+    def standing_on(self, chain_id: str) -> str:
+        """Give the id of an image that needs this layer, or cannot be read and may need it; "" for none."""
+        ids = self._all_ids()
+        for gone in self._chains.keys() - set(ids):
+            self._chains.pop(gone, None)
+        for id in ids:
+            if self._chains.get(id) is None:
+                self._chains[id] = self._read_chains(id)
+        for name, chains in self._chains.items():
+            if chains is None or chain_id in chains:
+                return name
+        return ""
+
+    def why_standing(self, id: str) -> str:
+        """Say in words why the image that standing_on() gave keeps a layer."""
+        if self._chains.get(id) is None:
+            return f"the image {id} cannot be read, and may need it"
+        called = [id]
+        with contextlib.suppress(OSError, LayerStoreError):
+            called += (name for tags in self.repositories().values() for name, named in tags.items() if named == id)
+        return f"the image {called[-1]} needs it"
+
+    def _read_chains(self, id: Digest) -> frozenset[str] | None:
+        try:
+            return frozenset(chains_of(diff_ids_of(parse_document(self.content(id), f"the image {id}"))))
+        except FileNotFoundError:
+            return frozenset()
+        except (OSError, LayerStoreError) as err:
+            text = "Nothing is deleted, as the image %s cannot be read, and may need it: %s"
+            log.warning(text, id, err, extra={"image": id, "error": err})
+            return None
+
+    # ---- names ----
+
+    def repositories(self) -> Repositories:
+        """Read which names there are: {name: {"name:tag" or "name@digest": id}}.
+
+        Raises  OSError, InvalidMetadataError   the file is not what it must be
+        """
+        try:
+            data = read_small(self._repositories, _REPOSITORIES_LIMIT)
+        except FileNotFoundError:
+            return {}
+        found = parse_document(data, readable(self._repositories))
+        names = (found.get("Repositories") or {}) if isinstance(found, dict) else None
+        if not isinstance(names, dict) or not all(_names_images(tags) for tags in names.values()):
+            raise InvalidMetadataError(f"{readable(self._repositories)} does not name images")
+        return {name: dict(tags) for name, tags in names.items()}
+
+    def write_repositories(self, names: Repositories) -> None:
+        """Write what repositories() reads."""
+        kept = {name: tags for name, tags in names.items() if tags}
+        self._write(
+            self._repositories, json.dumps({"Repositories": kept}, sort_keys=True, separators=(",", ":")).encode()
+        )

@@ -1,0 +1,567 @@
+"""FileMetadataStore: the layerdb on disk, and what an interruption left behind in it.
+
+    layerdb/tmp/write-set-<decimal>/      a transaction; one rename makes it ...
+    layerdb/sha256/<hex of ChainID>/      ... a layer: diff size cache-id [parent] [descriptor.json]
+                                              tar-split.json.gz [released]
+    layerdb/sha256/<hex>-<hex>-removing/  a layer being deleted
+    layerdb/mounts/<name>/                a writable layer: mount-id [init-id] [parent]
+
+Every file is to the byte what dockerd reads and writes; modes do not depend on the umask.
+Source: moby, layer/filestore.go
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
+
+from layerstore._core import _files
+from layerstore.disk.locks import LOCK_TIMEOUT, claim_directory, directory_lock
+from layerstore.disk.textfile import (
+    is_directory,
+    make_directories,
+    random_number,
+    read_small,
+    read_text,
+    remove_directory,
+    replace_small,
+    sync_directory,
+    sync_file,
+    write_small,
+)
+from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
+from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
+from layerstore.layerdb.descriptor import decode_descriptor, encode_descriptor
+from layerstore.layerdb.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
+from layerstore.values import Descriptor, Durability
+
+log = logging.getLogger("layerstore")
+
+StrPath = str | bytes | os.PathLike[Any]
+
+_REMOVING = "-removing"
+_INTEGER = re.compile(rb"[+-]?[0-9]+")
+_D = TypeVar("_D", bound=Digest)
+
+
+class MetadataStore(Protocol):
+    """What remembers layers and mounts. FileMetadataStore is the one on files."""
+
+    def start_transaction(self) -> MetadataTransaction:
+        """Begin to write a layer's metadata."""
+        ...
+
+    def get_size(self, chain_id: str) -> int:
+        """Read the layer's own size in bytes."""
+        ...
+
+    def get_parent(self, chain_id: str) -> ChainID | str:
+        """Read the parent's ChainID; "" where there is none."""
+        ...
+
+    def get_diff_id(self, chain_id: str) -> DiffID:
+        """Read the DiffID."""
+        ...
+
+    def get_cache_id(self, chain_id: str) -> str:
+        """Read the driver's id of the layer."""
+        ...
+
+    def get_descriptor(self, chain_id: str) -> Descriptor:
+        """Read the blob's descriptor; Descriptor() where there is none."""
+        ...
+
+    def get_os(self, chain_id: str) -> OS:
+        """Read the operating system; on Linux always "linux"."""
+        ...
+
+    def tar_split_reader(self, chain_id: str) -> BinaryIO:
+        """Read the tar-split record as JSON lines."""
+        ...
+
+    def set_mount_id(self, mount: str, mount_id: str) -> None:
+        """Note the driver's id of a writable layer."""
+
+    def set_init_id(self, mount: str, init_id: str) -> None:
+        """Note the driver's id of a writable layer's init layer."""
+
+    def set_mount_parent(self, mount: str, parent: str) -> None:
+        """Note the ChainID a writable layer stands on."""
+
+    def get_mount_id(self, mount: str) -> str:
+        """Read the driver's id of a writable layer."""
+        ...
+
+    def get_init_id(self, mount: str) -> str:
+        """Read the driver's id of the init layer; "" where there is none."""
+        ...
+
+    def get_mount_parent(self, mount: str) -> ChainID | str:
+        """Read the ChainID a writable layer stands on; "" where there is none."""
+        ...
+
+    def list(self) -> tuple[list[ChainID], list[str]]:
+        """Name all layers and all mounts."""
+        ...
+
+    def remove(self, chain_id: str) -> None:
+        """Remove a layer's metadata."""
+
+    def remove_mount(self, mount: str) -> None:
+        """Remove a writable layer's metadata."""
+
+
+class Removing(NamedTuple):
+    """A layer whose deletion was interrupted."""
+
+    chain_id: ChainID
+    cache_id: str
+
+
+# Inside of the stores `list` is their own method.
+_Names = list[str]
+_Orphans = list[Removing]
+
+
+# ---- the store --------------------------------------------------------------------------------
+
+
+class FileMetadataStore:
+    """The MetadataStore on files: FileMetadataStore(root) is the layerdb at root.
+
+    durability   "full": metadata synced, its directories too; "ordered": files alone, as moby;
+                 "none": nothing is synced
+    """
+
+    def __init__(
+        self, root: StrPath, *, durability: Durability = "full", make: bool = True, lock_timeout: float = LOCK_TIMEOUT
+    ) -> None:
+        """Open the layerdb, or make it (0700, with its parents; make=False: nothing is made).
+
+        lock_timeout   seconds that exclusive() may wait; 0: for ever
+        """
+        self.root: str = os.path.abspath(os.fsdecode(root))
+        self._durability: Durability = durability
+        self._exclusive = directory_lock(self.root, lock_timeout)
+        if make:
+            make_directories(self.root, 0o700)
+
+    def exclusive(self) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
+
+        Held for the moment of a rename only; where the file system has no locks it holds nobody. Reentrant.
+        Entering it raises StoreInUseError after lock_timeout seconds.
+        """
+        return self._exclusive.hold()
+
+    def start_transaction(self) -> FileMetadataTransaction:
+        """Begin a write set. Cancel or commit it."""
+        return FileMetadataTransaction(self.root, self._durability)
+
+    def start_deferred(self) -> FileMetadataTransaction:
+        """Begin a write set of which nothing is synced but by its sync(). Cancel, or publish and release it."""
+        return FileMetadataTransaction(self.root, self._durability, deferred=True)
+
+    @contextlib.contextmanager
+    def names_synced(self, kind: str) -> Iterator[None]:
+        """Around a rename that makes something visible: behind it, its name is put on the disk.
+
+        kind   "sha256" or "mounts". The directories are opened before the rename, so that behind it nothing can fail
+               but the disk itself.
+        """
+        with contextlib.ExitStack() as opened:
+            fds = []
+            for path in (os.path.join(self.root, kind), self.root):
+                make_directories(path, 0o755)
+                fds.append(_files.open(path, os.O_RDONLY | os.O_DIRECTORY))
+                opened.callback(_files.close, fds[-1], path)
+            yield
+            for fd in fds:
+                _files.fsync(fd)
+
+    # -- layers --
+
+    def layer_directory(self, chain_id: str) -> str:
+        """Give the directory of a layer, whether or not it is there."""
+        chain = ChainID(chain_id)
+        return os.path.join(self.root, chain.algorithm, chain.encoded)
+
+    def _layer_file(self, chain_id: str, name: str) -> str:
+        return os.path.join(self.layer_directory(chain_id), name)
+
+    def has(self, chain_id: str) -> bool:
+        """Say whether the layer's directory is there."""
+        return is_directory(self.layer_directory(chain_id))
+
+    def get_size(self, chain_id: str) -> int:
+        """Read the layer's own size in bytes.
+
+        Raises  FileNotFoundError      the layer or the file is not there
+                InvalidMetadataError   not a decimal number of 64 bits
+        """
+        path = self._layer_file(chain_id, "size")
+        data = read_small(path)
+        # Not trimmed: moby refuses a newline here, and so hides the layer.
+        size = int(data) if len(data) <= 20 and _INTEGER.fullmatch(data) else None
+        if size is None or not -(1 << 63) <= size < 1 << 63:
+            shown = data[:40].decode("utf-8", "backslashreplace")
+            raise InvalidMetadataError(f'parsing size "{shown}": invalid syntax', chain_id=chain_id, path=path)
+        return size
+
+    def get_parent(self, chain_id: str) -> ChainID | str:
+        """Read the parent's ChainID; "" where there is none."""
+        try:
+            return _digest(ChainID, self._layer_file(chain_id, "parent"))
+        except FileNotFoundError:
+            return ""
+
+    def get_diff_id(self, chain_id: str) -> DiffID:
+        """Read the layer's DiffID."""
+        return _digest(DiffID, self._layer_file(chain_id, "diff"))
+
+    def get_cache_id(self, chain_id: str) -> str:
+        """Read the driver's id of the layer. Raises InvalidMetadataError when it is blank."""
+        return _cache_id(self._layer_file(chain_id, "cache-id"))
+
+    def get_descriptor(self, chain_id: str) -> Descriptor:
+        """Read the blob's descriptor; Descriptor() where there is none."""
+        try:
+            return decode_descriptor(read_small(self._layer_file(chain_id, "descriptor.json")))
+        except FileNotFoundError:
+            return Descriptor()
+
+    def get_os(self, chain_id: str) -> OS:
+        """Answer "linux": on Linux no file says so."""
+        return "linux"
+
+    def open_tar_split(self, chain_id: str) -> int:
+        """Open the layer's tar-split record, compressed as it is. The caller closes the descriptor."""
+        path = self._layer_file(chain_id, TAR_SPLIT)
+        return _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+    def tar_split_reader(self, chain_id: str) -> BinaryIO:
+        """Read the layer's tar-split record as JSON lines; several gzip members are one stream.
+
+        Raises  FileNotFoundError   the layer or the record is not there
+                gzip.BadGzipFile    it does not begin as gzip (an OSError)
+        """
+        raw = os.fdopen(self.open_tar_split(chain_id), "rb")
+        try:
+            if raw.peek(2)[:2] != b"\x1f\x8b":
+                raise gzip.BadGzipFile("gzip: invalid header")
+            return cast(BinaryIO, _OwningGzipReader(raw))
+        except BaseException:
+            raw.close()
+            raise
+
+    # -- mounts --
+
+    def mount_directory(self, mount: str) -> str:
+        """Return the directory of a writable layer's record, whether or not it is there."""
+        return os.path.join(self.root, "mounts", check_mount_name(mount))
+
+    def _mount_file(self, mount: str, name: str) -> str:
+        return os.path.join(self.mount_directory(mount), name)
+
+    def _set_mount(self, mount: str, name: str, value: str) -> None:
+        path = self._mount_file(mount, name)
+        directory = os.path.dirname(path)
+        make_directories(os.path.dirname(directory), 0o755)
+        make_directories(directory, 0o755)
+        full = self._durability == "full"
+        write_small(path, os.fsencode(value), sync=full)
+        if full:
+            sync_directory(directory)
+            sync_directory(os.path.dirname(directory))
+
+    def set_mount_id(self, mount: str, mount_id: str) -> None:
+        """Write the driver's id of a writable layer. Not checked."""
+        self._set_mount(mount, "mount-id", mount_id)
+
+    def set_init_id(self, mount: str, init_id: str) -> None:
+        """Write the driver's id of a writable layer's init layer. Not checked."""
+        self._set_mount(mount, "init-id", init_id)
+
+    def forget_init_id(self, mount: str) -> None:
+        """Note that a writable layer has no init layer."""
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(self._mount_file(mount, "init-id"))
+
+    def set_mount_parent(self, mount: str, parent: str) -> None:
+        """Write the ChainID a writable layer stands on. Not checked."""
+        self._set_mount(mount, "parent", parent)
+
+    def get_mount_id(self, mount: str) -> str:
+        """Read the driver's id of a writable layer. Raises InvalidMetadataError when it is none."""
+        mount_id = read_text(self._mount_file(mount, "mount-id"))
+        if not is_driver_id(mount_id):
+            raise InvalidMetadataError("invalid mount id value", name=mount, path=self._mount_file(mount, "mount-id"))
+        return mount_id
+
+    def get_init_id(self, mount: str) -> str:
+        """Read the driver's id of the init layer; "" where there is none."""
+        try:
+            init_id = read_text(self._mount_file(mount, "init-id"))
+        except FileNotFoundError:
+            return ""
+        if not is_driver_id(init_id):
+            raise InvalidMetadataError("invalid init id value", name=mount, path=self._mount_file(mount, "init-id"))
+        return init_id
+
+    def get_mount_parent(self, mount: str) -> ChainID | str:
+        """Read the ChainID a writable layer stands on; "" where there is none."""
+        try:
+            return _digest(ChainID, self._mount_file(mount, "parent"))
+        except FileNotFoundError:
+            return ""
+
+    def has_mount(self, mount: str) -> bool:
+        """Say whether the directory of a writable layer is there."""
+        return is_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
+
+    # -- lists and removal --
+
+    def _names(self, directory: str) -> _Names:
+        try:
+            with os.scandir(os.path.join(self.root, directory)) as entries:
+                return sorted(
+                    (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
+                    key=os.fsencode,
+                )
+        except FileNotFoundError:
+            return []
+
+    def list(self) -> tuple[list[ChainID], list[str]]:
+        """Name all layers and all mounts, sorted. What they hold is not looked at.
+
+        Raises  OSError   a directory of the layerdb cannot be read
+        """
+        chains = []
+        for name in self._names("sha256"):
+            try:
+                chains.append(ChainID(f"sha256:{name}"))
+            except InvalidDigestError:
+                log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
+        return chains, self._names("mounts")
+
+    def list_mounts(self) -> _Names:
+        """Name all mounts, sorted. Raises OSError."""
+        return self._names("mounts")
+
+    def set_aside(self, chain_id: str) -> str | None:
+        """Rename a layer's directory to <hex>-<random>-removing, the first step of deleting it.
+
+        Returns  the new path, or None: the directory is gone
+        Raises   OSError
+        """
+        directory = self.layer_directory(chain_id)
+        return _renamed(directory, lambda: f"{directory}-{_files.random(32).hex()}{_REMOVING}")
+
+    def rewrite(
+        self, chain_id: str, diff_id: str, size: int, cache_id: str, parent: str, descriptor: Descriptor
+    ) -> None:
+        """Write a layer's small files anew, each in one step."""
+        texts = {"diff": os.fsencode(diff_id), "size": b"%d" % size, "cache-id": os.fsencode(cache_id)}
+        texts["parent"] = os.fsencode(parent)
+        texts["descriptor.json"] = encode_descriptor(descriptor) if descriptor.digest else b""
+        for name, data in texts.items():
+            path = self._layer_file(chain_id, name)
+            if data:
+                replace_small(path, data, 0o644)
+            else:
+                with contextlib.suppress(FileNotFoundError):
+                    _files.unlink(path)
+        sync_directory(self.layer_directory(chain_id))
+
+    def take_record(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
+        """Put the tar-split record of a write set in the place of a layer's."""
+        path = os.path.join(str(transaction), TAR_SPLIT)
+        sync_file(path)
+        _files.rename(path, self._layer_file(chain_id, TAR_SPLIT))
+        sync_directory(self.layer_directory(chain_id))
+
+    def remove_aside(self, aside: str | None) -> None:
+        """Remove what was set aside, if anything was. Never raises OSError: what cannot be removed is cleanup()'s."""
+        if aside is None:
+            return
+        try:
+            remove_directory(aside)
+        except OSError as err:
+            about = {"directory": aside, "error": err}
+            log.warning("Cannot remove %s; cleanup() will: %s", readable(aside), err, extra=about)
+
+    def put_back(self, chain_id: str, aside: str) -> None:
+        """Undo set_aside()."""
+        _files.rename(aside, self.layer_directory(chain_id))
+
+    def remove(self, chain_id: str) -> None:
+        """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
+        directory = self.set_aside(chain_id) or self.layer_directory(chain_id)
+        remove_directory(directory)
+
+    def set_mount_aside(self, mount: str) -> str | None:
+        """Rename a mount's directory below tmp/, where cleanup() removes what nobody works on.
+
+        Returns  the new path, or None: it is gone
+        """
+        directory = os.path.join(self.root, "mounts", check_mount_name(mount))
+        tmp = os.path.join(self.root, "tmp")
+        make_directories(tmp, 0o755)
+        return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{random_number()}"))
+
+    def put_mount_back(self, mount: str, aside: str) -> None:
+        """Undo set_mount_aside()."""
+        _files.rename(aside, os.path.join(self.root, "mounts", check_mount_name(mount)))
+
+    def remove_mount(self, mount: str) -> None:
+        """Remove a writable layer's metadata; fine if it is gone."""
+        remove_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
+
+    def get_orphans(self) -> _Orphans:
+        """Name the layers whose deletion was interrupted; those without a cache-id are left out."""
+        orphans = []
+        for name in self._names("sha256"):
+            if not name.endswith(_REMOVING):
+                continue
+            try:
+                chain = ChainID("sha256:" + name.partition("-")[0])
+            except InvalidDigestError:
+                log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
+                continue
+            path = os.path.join(self.root, "sha256", name, "cache-id")
+            try:
+                orphans.append(Removing(chain, _cache_id(path)))
+            except FileNotFoundError:
+                continue
+            except (OSError, InvalidMetadataError) as err:
+                about = {"directory": name, "error": err}
+                log.error("Cannot read the cache-id of %s: %s", readable(name), err, extra=about)
+        return orphans
+
+    def remove_orphan(self, chain_id: str, cache_id: str) -> None:
+        """Remove every directory of an interrupted deletion of this layer with this cache id.
+
+        The live directory is never touched. Raises OSError when sha256/ cannot be read.
+        """
+        start = ChainID(chain_id).encoded
+        for name in self._names("sha256"):
+            if not (name.startswith(start) and name.endswith(_REMOVING)):
+                continue
+            directory = os.path.join(self.root, "sha256", name)
+            try:
+                if _cache_id(os.path.join(directory, "cache-id")) != cache_id:
+                    continue
+                remove_directory(directory)
+            except FileNotFoundError:
+                continue
+            except (OSError, InvalidMetadataError) as err:
+                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
+
+    def removing(self) -> _Names:
+        """Name the directories of interrupted deletions, as they are called below sha256/."""
+        return [name for name in self._names("sha256") if name.endswith(_REMOVING)]
+
+    def remove_nameless_orphans(self) -> None:
+        """Remove interrupted deletions that no longer say which driver directory was theirs.
+
+        Only the last step removes the cache-id, so the driver's part is gone, or found by its driver.
+        """
+        for name in self.removing():
+            directory = os.path.join(self.root, "sha256", name)
+            try:
+                if not read_text(os.path.join(directory, "cache-id")):
+                    remove_directory(directory)
+            except FileNotFoundError:
+                remove_directory(directory)
+            except (OSError, InvalidMetadataError) as err:
+                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
+
+    def remove_nameless_mounts(self) -> _Names:
+        """Remove, and name, the records of writable layers that were stopped before their first file, the mount-id."""
+        found: _Names = []
+        if not is_directory(os.path.join(self.root, "mounts")):
+            return found                     # a link leads to what is not ours
+        with self.exclusive():
+            for name in self._names("mounts"):
+                try:
+                    _files.mode_of(self._mount_file(name, "mount-id"))
+                except FileNotFoundError:
+                    try:
+                        self.remove_mount(name)
+                        found.append(name)
+                    except OSError as err:
+                        text = "Cannot remove the record of mount %s: %s"
+                        log.error(text, readable(name), err, extra={"mount": name, "error": err})
+                except OSError as err:
+                    about = {"mount": name, "error": err}
+                    log.error("Cannot read the mount-id of %s: %s", readable(name), err, extra=about)
+        return found
+
+    def abandoned_transactions(self, *, remove: bool) -> _Names:
+        """Find the write sets below tmp/ that no process works on, and remove them when told to."""
+        found = []
+        for name in self._names("tmp"):
+            path = os.path.join(self.root, "tmp", name)
+            if not re.fullmatch(r"write-set-[0-9]+", name):
+                continue
+            claim = claim_directory(path, wait=False)
+            if claim is None:
+                continue
+            try:
+                if remove:
+                    remove_directory(path)
+                found.append(path)
+            except OSError as err:
+                about = {"directory": path, "error": err}
+                log.error("Cannot remove abandoned %s: %s", readable(path), err, extra=about)
+            finally:
+                claim.release()
+        return found
+
+
+class _OwningGzipReader(gzip.GzipFile):
+    """A GzipFile that closes the file it reads from."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._under = raw
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._under.close()
+
+
+def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
+    """Rename a directory to a name nobody has, and give it; None: the directory is gone."""
+    while True:
+        name = draw()
+        try:
+            _files.rename(directory, name)
+            return name
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
+
+def _digest(kind: Callable[[str], _D], path: str) -> _D:
+    try:
+        return kind(read_text(path))
+    except InvalidDigestError as err:
+        raise err.about(path=path) from None
+
+
+def _cache_id(path: str) -> str:
+    cache_id = read_text(path)
+    if not cache_id:
+        raise InvalidMetadataError("invalid cache id value", path=path)
+    return cache_id

@@ -1,0 +1,294 @@
+"""What the contract calls Source, and how it is fed to the core.
+
+In: a descriptor, a path, a buffer, a real file, or anything with read(n). Out: every byte of it, in the
+core's own reads where that can be, so that no Python runs per block. gzip and zstd go in as they are;
+bzip2, xz and lz4 are opened on the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from layerstore._core import _files
+from layerstore._core._apply import Apply, guess_format
+from layerstore.disk.textfile import naming_file
+from layerstore.errors import TarFormatError
+from layerstore.streams.decompress import decompress
+from layerstore.values import Done, Progress
+
+BLOCK = 1 << 20
+LEND = 64 << 20   # of a buffer at once: between the parts, signals and progress have their turn
+HEAD = 512
+
+FOREIGN = ("bzip2", "xz", "lz4")
+
+WANTED = "a source is a descriptor, a path, a buffer, an iterable of blocks, or has read()"
+
+
+class Section(NamedTuple):
+    """Part of a regular file, as a source: read at its own offsets, so that many may share one descriptor."""
+
+    fd: int
+    offset: int
+    size: int
+
+
+class Blocks:
+    """What an iterable of bytes-like blocks gives, to be read: pulled one by one, when they are asked for."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        """Begin to iterate."""
+        self._blocks = iter(source)
+        self._left = memoryview(b"")
+
+    def read(self, n: int) -> bytes:
+        """Give at most n bytes; b"" at the end. Raises TypeError, and whatever the iterator raises."""
+        while not self._left:
+            try:
+                block = next(self._blocks)
+            except StopIteration:
+                return b""
+            try:
+                view = memoryview(block)
+            except TypeError:
+                kind = type(block).__name__
+                raise TypeError(f"an iterable source gives blocks of bytes, not {kind}") from None
+            self._left = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+        given, self._left = bytes(self._left[:n]), self._left[n:]
+        return given
+
+    def close(self) -> None:
+        """End the iterator, where it can be ended (a generator can)."""
+        close = getattr(self._blocks, "close", None)
+        if close is not None:
+            close()
+
+
+class Input:
+    """One opened source: exactly one of fd, buffer and read is set."""
+
+    def __init__(self, source: Any) -> None:
+        """Look at source. Raises TypeError or OSError, before anything is made."""
+        self.fd = self.offset = -1
+        self.end = -1                        # of a Section
+        self.buffer: memoryview | None = None
+        self.lendable = False
+        self.taken = 0                       # of buffer
+        self.read: Callable[[int], Any] | None = None
+        self.owned = False
+        self.blocks: Blocks | None = None
+        self.path: Any = None                # where owned
+        self.file: Any = None
+        self.given = source
+        if isinstance(source, bool) or source is None:
+            raise TypeError(f"{WANTED}, not {source!r}")
+        if isinstance(source, Section):
+            self.fd, self.offset, self.end = source.fd, source.offset, source.offset + source.size
+        elif isinstance(source, int):
+            with naming_file(source):
+                os.fstat(source)
+            self.fd = source
+        elif isinstance(source, (str, os.PathLike)):
+            self.fd, self.path = _files.open(source, os.O_RDONLY), source
+            self.owned = True
+        elif isinstance(source, (io.FileIO, io.BufferedReader)) and self._is_regular(source):
+            with naming_file(source):
+                self.fd, self.offset, self.file = source.fileno(), source.tell(), source
+        elif hasattr(source, "read"):
+            if isinstance(source, io.TextIOBase):
+                raise TypeError("a source gives bytes, not text: open the file in binary mode")
+            if getattr(source, "closed", False):
+                raise ValueError("I/O operation on closed file.")
+            self.read = source.read
+        else:
+            self._take_buffer_or_blocks(source)
+        try:
+            mode = _files.mode_of(self.fd) if self.fd >= 0 else 0
+        except OSError:
+            self.close()
+            raise
+        self.regular = stat.S_ISREG(mode)
+        if stat.S_ISDIR(mode):
+            self.close()
+            raise IsADirectoryError(21, "Is a directory", source if not isinstance(source, int) else None)
+
+    def _take_buffer_or_blocks(self, source: Any) -> None:
+        try:
+            view = memoryview(source)
+        except TypeError:
+            if not isinstance(source, Iterable):
+                raise TypeError(f"{WANTED}, not {type(source).__name__}") from None
+            self.blocks = Blocks(source)
+            self.read = self.blocks.read
+            return
+        self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+        # Two threads look at lent bytes at different moments: only what cannot change is lent.
+        self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
+
+    @staticmethod
+    def _is_regular(source: Any) -> bool:
+        if source.closed:
+            raise ValueError("I/O operation on closed file.")
+        try:
+            with naming_file(source):
+                return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
+        except io.UnsupportedOperation:       # a buffer around what has no descriptor
+            return False
+
+    def reread(self) -> tuple[int, int]:
+        """Where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
+        if self.regular:
+            return self.fd, self.offset if self.offset >= 0 else self._position()
+        return -1, 0
+
+    def left(self) -> int:
+        """How many bytes may still be there; of a Section, how many there are."""
+        return self.end - self.offset if self.end >= 0 else 1 << 40
+
+    def block(self) -> bytes:
+        """The next bytes of it; b"" at the end."""
+        if self.buffer is not None:
+            at, self.taken = self.taken, min(self.taken + BLOCK, len(self.buffer))
+            return bytes(self.buffer[at : self.taken])
+        if self.read is not None:
+            with naming_file(self.given):
+                block = self.read(BLOCK)
+            if not isinstance(block, (bytes, bytearray, memoryview)):
+                raise TypeError(f"read() of a source must give bytes, not {type(block).__name__}")
+            return bytes(block)
+        if self.offset >= 0:
+            found = _files.read(self.fd, min(BLOCK, self.left()), self.offset)
+            self.offset += len(found)
+            return found
+        return self._read_descriptor()
+
+    def head(self) -> bytes:
+        """The first bytes, to tell what it is; of a regular file without taking them."""
+        if self.regular:
+            at = self.offset if self.offset >= 0 else self._position()
+            return _files.read(self.fd, min(HEAD, self.left()), at)
+        head = b""
+        while len(head) < HEAD and (block := self.block()):
+            head += block
+        return head
+
+    def length(self) -> int | None:
+        """How many bytes are still to be taken, where that is known."""
+        if self.end >= 0:
+            return self.left()
+        if self.buffer is not None:
+            return len(self.buffer)
+        if not self.regular:
+            return None
+        at = self.offset if self.offset >= 0 else self._position()
+        with naming_file(self.fd):
+            return max(os.fstat(self.fd).st_size - at, 0)
+
+    def _position(self) -> int:
+        with naming_file(self.fd):
+            return os.lseek(self.fd, 0, os.SEEK_CUR)
+
+    def _read_descriptor(self) -> bytes:
+        while True:
+            try:
+                with naming_file(self.fd):
+                    return os.read(self.fd, BLOCK)
+            except BlockingIOError:
+                select.select([self.fd], [], [])
+
+    def close(self) -> None:
+        """Close what was opened here, and an iterator; leave a file where reading stopped."""
+        if self.file is not None and self.offset >= 0:
+            with contextlib.suppress(ValueError, OSError):
+                self.file.seek(self.offset)
+        if self.owned and self.fd >= 0:
+            _files.close(self.fd, self.path)
+        self.fd, self.owned, self.buffer = -1, False, None
+        if self.blocks is not None:
+            self.blocks.close()
+
+
+def refuse_nothing(applied: Any) -> None:
+    """Raise TarFormatError for a tar of no bytes: mostly what a pipe gives whose writer failed.
+
+    applied   the core's Applied
+    """
+    if not applied.tar_size:
+        raise TarFormatError("no tar: the source was empty", offset=0)
+
+
+class Teller:
+    """Calls progress at most ten times a second, and once at the end."""
+
+    def __init__(self, progress: Progress | None, total: int | None) -> None:
+        """total   of how many bytes it will be told, or None"""
+        self.progress, self.total = progress, total
+        self.last = time.monotonic() - 1
+
+    def tell(self, taken: int, *, end: bool = False) -> None:
+        """So many bytes are done."""
+        now = time.monotonic()
+        if self.progress is not None and (end or now - self.last >= 0.1):
+            self.last = now
+            self.progress(Done(taken, self.total))
+
+
+def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
+    """Push all of source into apply. What read() and progress raise passes through."""
+    teller = Teller(progress, source.length() if progress is not None else None)
+    head = source.head()
+    format = guess_format(head[:HEAD])
+    if source.regular:
+        head = b""
+    if format in FOREIGN:
+        _feed_foreign(source, apply, teller, format, head)
+        return
+    if source.buffer is not None and source.lendable:
+        _lend(source.buffer, apply, teller)
+        return
+    done = bool(head) and apply.push(head)
+    if source.fd >= 0:
+        while not done:
+            done, offset = apply.pump(source.fd, source.offset, source.left(), 100 if progress is not None else 250)
+            source.offset = offset if source.offset >= 0 else -1
+            done = done or not source.left()
+            teller.tell(apply.taken)
+    else:
+        while not done and (block := source.block()):
+            done = apply.push(block)
+            teller.tell(apply.taken)
+    teller.tell(apply.taken, end=True)
+
+
+def _lend(buffer: memoryview, apply: Apply, teller: Teller) -> None:
+    for at in range(0, len(buffer), LEND):
+        if apply.lend(buffer[at : at + LEND]):
+            break
+        teller.tell(apply.taken)
+    teller.tell(apply.taken, end=True)
+
+
+def _feed_foreign(source: Input, apply: Apply, teller: Teller, format: str, head: bytes) -> None:
+    """Push what bzip2, xz or lz4 unpacks to."""
+    taken, waiting = 0, [head]
+
+    def read() -> bytes:
+        nonlocal taken
+        block = (waiting.pop() if waiting else b"") or source.block()
+        taken += len(block)
+        return block
+
+    def give(block: bytes) -> bool:
+        done = apply.push(block)
+        teller.tell(taken)
+        return bool(done)
+
+    decompress(format, read, give, apply.max_window)
+    teller.tell(taken, end=True)
