@@ -88,11 +88,12 @@ class BuildBindings(build_ext):
 
     def run(self):
         config = configuration()
+        for extension in self.extensions:
+            extension.depends = [*CORE_FILES, f"{BIND}/lay.pxd", EXPORTS, CONFIG_FILE]
         ours = [e for e in self.extensions if e.name in NAMES]
         for extension in ours:
             # After -llaycore, whose needs these are.
             extension.extra_link_args = [f"-Wl,--version-script={EXPORTS}", "-llaycore", *config.link_args]
-            extension.depends = [*CORE_FILES, f"{BIND}/lay.pxd", EXPORTS, CONFIG_FILE]
         if importlib.util.find_spec("Cython"):
             sources = generate(ours, "build/cython")
         else:

@@ -1,4 +1,4 @@
-"""The mount and quota calls, and what a file system is asked. Made by cffi from ext/bind/mount_build.py.
+"""The mount and quota calls, and what a file system is asked. Made by cffi from ext/core/mount.
 
 A path is the bytes of the system, without a NUL. Every call gives 0 or more, or a negative errno; none raises.
 """
@@ -27,7 +27,7 @@ class _Lib:
     def lay_quota_set_limit(self, device: bytes, project: int, size: int) -> int:
         """size   hard and soft limit of the project, in bytes; rounded down to 512"""
     def lay_uses(self, major: int, minor: int, ours: Any, n_ours: int, out: Any, size: Any) -> int:
-        """Which processes use a device: see ext/bind/inside.h. Gives how many could not be looked into."""
+        """Which processes use a device: see ext/core/mount/inside.h. Gives how many could not be looked into."""
     def lay_uses_free(self, out: Any) -> None: ...
     def lay_count_mounts(self, major: int, minor: int, here: Any, elsewhere: Any) -> int:
         """How often a device is mounted in this mount namespace (int *here), and whether in others (int *elsewhere)."""

@@ -3,7 +3,7 @@
 A driver's home and paths relative to it come in; a mount, or an OSError with the kernel's own reason,
 comes out. Layers are named by their short links l/<name>, absolute where that fits and relative to the
 home otherwise: mount(2) takes one page of text for all options, fsconfig 255 bytes an option.
-The C side is ext/bind/mount_build.py.
+The C side is ext/core/mount.
 """
 
 from __future__ import annotations
@@ -337,7 +337,7 @@ def _namespace(process: str) -> int | None:
 
 
 def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
-    """List what processes use of a file system: (pid, use, path), as ext/bind/inside.h has them.
+    """List what processes use of a file system: (pid, use, path), as ext/core/mount/inside.h has them.
 
     ours    descriptors of this process that do not count
     Raises  OSError

@@ -1,5 +1,4 @@
-#define _GNU_SOURCE 1
-#include "inside.h"
+#include "mount/inside.h"
 
 #include <dirent.h>
 #include <errno.h>

@@ -1,6 +1,6 @@
 /* Who is inside a mount: which processes use a file system, where else it is mounted, whether an upper is in use.
  *
- * Of layerstore._core._mount (mount_build.py). A file system is named by its device number. Every function is whole by
+ * A file system is named by its device number. Every function is whole by
  * itself: a descriptor it opens it also closes; 0 or more is the answer, less than 0 a negative errno.
  */
 #ifndef LAY_INSIDE_H
