@@ -16,6 +16,8 @@ BLOCK = 512
 USTAR = b"ustar\x0000"
 GNU = b"ustar  \x00"
 V7 = b"\x00" * 8
+# Of security.capability: CAP_NET_BIND_SERVICE, as setcap writes it.
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 Text = str | bytes
 Number = int | bytes

@@ -15,6 +15,7 @@ import disk
 import door
 import pytest
 import recipes
+import refused
 import sinks
 import tarkit
 from tarkit import dir, end, file
@@ -90,9 +91,9 @@ WORKERS = (0, 1, 2)
 # ---- one tar, one outcome ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_workers_change_nothing_and_what_came_in_goes_out(ground: Ground, name: str) -> None:
-    small = recipes.good()[name]()
+    small = recipes.GOOD[name]()
     assert ground.of(small, workers=2).tar == small
     tar = FRONT + small
     first, *others = [ground.of(tar, workers=workers) for workers in WORKERS]
@@ -123,7 +124,7 @@ def test_many_files_by_many_workers(ground: Ground) -> None:
 )
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_way_bytes_come_changes_nothing(ground: Ground, room: Path, how: str, workers: int) -> None:
-    tar = FRONT + recipes.good_names_through_symlink()[:-1024] + recipes.good_duplicate_big()
+    tar = FRONT + recipes.GOOD["good_names_through_symlink"]()[:-1024] + recipes.GOOD["good_duplicate_big"]()
     wanted = ground.of(tar)
     memory = door.ffi.from_buffer(tar)
     packed = gzip.compress(tar, 1)
@@ -169,7 +170,7 @@ def test_the_way_bytes_come_changes_nothing(ground: Ground, room: Path, how: str
 
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
-    for name, recipe in recipes.good().items():
+    for name, recipe in recipes.GOOD.items():
         tar = recipe()
         with sinks.memory() as record_fd, sinks.memory() as spool:
             applied = sinks.apply(tar, record_fd=record_fd, spool=spool, workers=workers)
@@ -179,9 +180,9 @@ def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
 # ---- one tar, one error -------------------------------------------------------------------------------
 
 REFUSED = {
-    **recipes.bad(),
+    **refused.BAD,
     **{
-        name: lambda recipe=recipe: (recipe()[0], 0, len(recipe()[0])) for name, recipe in recipes.unsupported().items()
+        name: lambda recipe=recipe: (recipe()[0], 0, len(recipe()[0])) for name, recipe in refused.UNSUPPORTED.items()
     },
 }
 
@@ -333,7 +334,7 @@ def test_a_layer_left_in_the_middle_leaves_no_thread_and_no_scratch(room: Path, 
     threads = len(os.listdir("/proc/self/task"))
     (room / "root").mkdir()
     (room / "scratch").mkdir()
-    tar = FRONT + recipes.good_duplicate() + bytes(3 << 20)
+    tar = FRONT + recipes.GOOD["good_duplicate"]() + bytes(3 << 20)
     with (
         sinks.directory(room / "root") as root,
         sinks.directory(room / "scratch") as scratch,

@@ -96,9 +96,9 @@ def test_each_kind_of_entry(batch: int, packed: bool) -> None:
     assert (y["name"], y["crc"], y["xattrs"]) == (b"/x//y", 0, {b"user.a": b"", b"user.b": b"\0\1"})
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_a_file_of_any_layer_has_the_offset_and_the_crc_of_its_bytes(name: str) -> None:
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     for one in listed(sinks.record(tar)):
         assert not one["path"].startswith(b"/")
         if one["kind"] == "file" and one["offset"] >= 0 and one["crc"] is not None:

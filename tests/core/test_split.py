@@ -93,18 +93,18 @@ def reassembled(plain: bytes, tar: bytes) -> bytes:
     return out
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_recipes_record_gives_the_tar_again_and_is_the_same_at_any_cut(name: str) -> None:
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     plain = record(tar)
     assert reassembled(plain, tar) == tar
     for step in (1, 511, 100_000) if len(tar) < 20_000 else (100_003,):
         assert record(tar, step=step) == plain
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_a_packed_record_is_the_plain_one(name: str) -> None:
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     packed = record(tar, gzip=True)
     assert gzip.decompress(packed) == record(tar)
     assert lines(packed) == lines(record(tar))

@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_tar_read import read
 
-CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
-
 
 class Head(NamedTuple):
     name: bytes
@@ -193,8 +191,8 @@ DEEP = f"{'p' * 156}/{'n' * 80}"
             id="after 2242",
         ),
         pytest.param(
-            Head(b"x/a", capability=CAPABILITY),
-            pax("x/PaxHeaders.0/a", {"SCHILY.xattr.security.capability": CAPABILITY}) + tarkit.raw_header("x/a"),
+            Head(b"x/a", capability=tarkit.CAPABILITY),
+            pax("x/PaxHeaders.0/a", {"SCHILY.xattr.security.capability": tarkit.CAPABILITY}) + tarkit.raw_header("x/a"),
             id="capability",
         ),
         # once there is a PAX header, a name that USTAR could have split goes there as well
@@ -204,11 +202,11 @@ DEEP = f"{'p' * 156}/{'n' * 80}"
             id="splits but is PAX",
         ),
         pytest.param(
-            Head("é".encode(), "è".encode(), b"1", 0o600, 1 << 31, 1 << 32, 1 << 40, -1, capability=CAPABILITY),
+            Head("é".encode(), "è".encode(), b"1", 0o600, 1 << 31, 1 << 32, 1 << 40, -1, capability=tarkit.CAPABILITY),
             pax(
                 "PaxHeaders.0/",
                 {
-                    "SCHILY.xattr.security.capability": CAPABILITY,
+                    "SCHILY.xattr.security.capability": tarkit.CAPABILITY,
                     "gid": b"4294967296",
                     "linkpath": "è".encode(),
                     "mtime": b"-1",
@@ -277,7 +275,7 @@ components = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min
 paths = st.lists(components, min_size=1, max_size=6).map("/".join)
 numbers = st.integers(0, 2**31) | st.sampled_from([2097151, 2097152, 2**40])
 seconds = st.integers(-(2**40), 2**40)
-capabilities = st.none() | st.just(CAPABILITY)
+capabilities = st.none() | st.just(tarkit.CAPABILITY)
 names = paths.map(str.encode)
 files = st.tuples(names, st.just(b""), st.just(b"0"), st.integers(0, 0o7777), numbers, numbers, st.just(0), seconds)
 links = st.tuples(names, names, st.sampled_from([b"1", b"2"]), st.just(0o777), numbers, numbers, st.just(0), seconds)
@@ -311,4 +309,4 @@ def test_our_reader_reads_back_what_went_in(head: Head) -> None:
         (head.uid, head.gid),
     )
     assert entry.mtime == (head.mtime, 0)
-    assert entry.xattrs == (((b"security.capability", CAPABILITY),) if head.capability else ())
+    assert entry.xattrs == (((b"security.capability", tarkit.CAPABILITY),) if head.capability else ())

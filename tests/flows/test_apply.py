@@ -198,9 +198,6 @@ def test_a_hard_link_to_a_lower_layers_file_finds_nothing(store, unchanged):
 
 
 # ---- attributes ---------------------------------------------------------------------------------------------
-CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
-
-
 def test_attributes_are_set_on_every_kind(unpacked):
     diff = unpacked(
         tarkit.xattrs({"user.foo": b"bar", "user.empty": b"", "user.bin": bytes(range(256))})
@@ -222,8 +219,8 @@ def test_attributes_are_set_on_every_kind(unpacked):
 
 
 def test_a_capability_survives_owner_and_mode(unpacked):
-    diff = unpacked(tarkit.xattrs({"security.capability": CAPABILITY}) + file("f", b"ELF", mode=0o755, uid=7, gid=7))
-    assert os.getxattr(diff / "f", "security.capability") == CAPABILITY
+    diff = unpacked(tarkit.xattrs({"security.capability": tarkit.CAPABILITY}) + file("f", b"ELF", mode=0o755, uid=7, gid=7))
+    assert os.getxattr(diff / "f", "security.capability") == tarkit.CAPABILITY
     assert owner(diff / "f") == (7, 7)
 
 

@@ -19,8 +19,7 @@ from tarkit import dir, end, fifo, file, hardlink, node, symlink, whiteout
 
 from layerstore import BreakoutError, LayerStoreError, LeftOutWarning
 
-CAPABILITY_2 = bytes.fromhex("0100000200040000000000000000000000000000")
-CAPABILITY_3 = bytes.fromhex("0100000300040000000000000000000000000000a0860100")
+CAPABILITY_OF_A_NAMESPACE = bytes.fromhex("0100000300040000000000000000000000000000a0860100")
 
 
 def redirects():
@@ -386,9 +385,9 @@ def test_of_attributes_only_the_capability_goes_into_the_tar(made):
     def build(top):
         put(f"{top}/f", b"hello")
         os.setxattr(f"{top}/f", "user.note", b"x")
-        os.setxattr(f"{top}/f", "security.capability", CAPABILITY_2)
+        os.setxattr(f"{top}/f", "security.capability", tarkit.CAPABILITY)
 
-    record = {"SCHILY.xattr.security.capability": CAPABILITY_2}
+    record = {"SCHILY.xattr.security.capability": tarkit.CAPABILITY}
     with pytest.warns(LeftOutWarning, match=r"1 file .*\(f\)"):
         assert made(build) == pax_entry("f", record, file("f", b"hello")) + end()
 
@@ -398,9 +397,9 @@ def test_a_namespaced_capability_is_written_as_the_one_before_it(made):
 
     def build(top):
         put(f"{top}/f", b"hello")
-        os.setxattr(f"{top}/f", "security.capability", CAPABILITY_3)
+        os.setxattr(f"{top}/f", "security.capability", CAPABILITY_OF_A_NAMESPACE)
 
-    record = {"SCHILY.xattr.security.capability": CAPABILITY_2}
+    record = {"SCHILY.xattr.security.capability": tarkit.CAPABILITY}
     assert made(build) == pax_entry("f", record, file("f", b"hello")) + end()
 
 

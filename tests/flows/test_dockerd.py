@@ -81,7 +81,7 @@ def layers() -> list[bytes]:
 def beyond_moby() -> dict[str, bytes]:
     """DECISIONS 5: tars that moby refuses, or takes and cannot give back."""
     names = ("sparse", "duplicate", "with_size", "with_payload", "padding", "two_global")
-    good = recipes.good()
+    good = recipes.GOOD
     return {name: make() for name, make in good.items() if any(n in name for n in names) and name not in TERABYTES}
 
 
@@ -179,7 +179,7 @@ def test_what_dockerd_gives_back_of_any_tar_we_give_back_too(root, open_store):
     """One image a recipe: dockerd refuses some, and of some it cannot give back what it took."""
     refused, spoilt, exact = [], [], {}
     with Dockerd(root) as docker:
-        for name, make in recipes.good().items():
+        for name, make in recipes.GOOD.items():
             if name in HANGS_MOBY or name.startswith("good_sparse"):
                 continue
             tar = make()
@@ -262,7 +262,7 @@ def test_what_moby_cannot_give_back_it_gives_back_from_our_record(root, open_sto
 
 
 def test_every_good_layer_of_ours_is_a_good_layer_to_dockerd(root, open_store):
-    tars = {name: make() for name, make in recipes.good().items() if name not in TERABYTES}
+    tars = {name: make() for name, make in recipes.GOOD.items() if name not in TERABYTES}
     with open_store() as store:
         for tar in tars.values():
             store.register(tar)

@@ -313,7 +313,7 @@ def test_attributes_by_other_names_are_no_attributes_or_errors(store, diff_of, k
 
 
 def test_a_whiteout_carries_no_attribute_and_no_capability(store, diff_of):
-    tar = tarkit.xattrs({"security.capability": bytes.fromhex("0100000200040000000000000000000000000000"), "trusted.x": b"y"}) + whiteout("w") + end()
+    tar = tarkit.xattrs({"security.capability": tarkit.CAPABILITY, "trusted.x": b"y"}) + whiteout("w") + end()
     layer = store.register(tar)
     assert os.listxattr(diff_of(layer) / "w") == []
     assert exact(layer, tar)

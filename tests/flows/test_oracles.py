@@ -164,7 +164,7 @@ PAIRS = [(name, oracle) for name, oracles in ALIKE.items() for oracle in oracles
 
 @pytest.mark.parametrize(("name", "oracle"), PAIRS)
 def test_others_unpack_our_recipes_the_same(store, diff_of, room, name, oracle):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     place = room / "theirs"
     place.mkdir()
     ORACLES[oracle](tar, place)
@@ -245,7 +245,7 @@ def theirs(tar, room):
 # tar reader also knows no time before 1970 in PAX and takes a record for a global header's own.
 NOT_ORDINARY = {
     name
-    for name in recipes.good()
+    for name in recipes.GOOD
     if name.startswith(("good_sparse", "good_duplicate", "good_two_global", "good_partial", "good_names_through"))
 } | {
     "good_hard_link_with_size",
@@ -265,13 +265,13 @@ NOT_ORDINARY = {
     "good_names_json_must_escape",
     "good_pax_path_over_4096",  # no open() takes the path, so we keep the payload
 }
-ORDINARY = sorted(set(recipes.good()) - NOT_ORDINARY)
+ORDINARY = sorted(set(recipes.GOOD) - NOT_ORDINARY)
 
 
 @needs_tar_split
 @pytest.mark.parametrize("name", ORDINARY)
 def test_the_tar_split_program_records_the_same(room, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     ours = io.BytesIO()
     layerstore.disassemble(tar, ours)
     assert entries(ours.getvalue()) == entries(theirs(tar, room))
@@ -291,10 +291,10 @@ def test_the_tar_split_program_records_a_real_tar_to_the_byte(room, tree, form):
 
 
 @needs_tar_split
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_the_tar_split_program_makes_the_tar_of_our_record(store, room, root, diff_of, name):
     """Also of those it cannot record itself: what the tree cannot give stands in the segments."""
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     layer = store.register(tar)
     record = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz"
     out = room / "out.tar"
@@ -308,7 +308,7 @@ def test_the_tar_split_program_makes_the_tar_of_our_record(store, room, root, di
 @needs_tar_split
 @pytest.mark.parametrize("name", ["good_t2", "good_many_small_files", "good_pax_everything", "good_not_utf8_names"])
 def test_the_tar_split_programs_record_gives_us_the_tar(store, room, diff_of, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     tree = diff_of(store.register(tar))
     with layerstore.assemble(io.BytesIO(theirs(tar, room)), tree) as stream:
         assert stream.read() == tar
@@ -318,7 +318,7 @@ def test_the_tar_split_programs_record_gives_us_the_tar(store, room, diff_of, na
 def test_the_tar_split_program_refuses_what_we_keep_and_loses_what_we_keep(room):
     """The two differences this project makes on purpose; should the program change, so may our words about it."""
     with pytest.raises(AssertionError):
-        theirs(recipes.good_duplicate(), room)
+        theirs(recipes.GOOD["good_duplicate"](), room)
     tar = file("a", b"hello")[:617]
     kept = b"".join(entry[1] for entry in entries(theirs(tar, room)) if entry[0] == 2)
     assert len(kept) + 5 < len(tar)

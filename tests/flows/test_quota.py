@@ -263,7 +263,7 @@ def test_the_status_names_xfs(on_xfs):
 
 def test_layers_come_back_from_xfs_bit_for_bit(on_xfs):
     for name in ("good_t2", "good_xattrs", "good_devices", "good_sparse_1_0", "good_times", "good_zeros_stay_holes"):
-        tar = recipes.good()[name]()
+        tar = recipes.GOOD[name]()
         layer = on_xfs.register(tar)
         with layer.tar_stream() as stream:
             assert stream.read() == tar

@@ -37,9 +37,9 @@ def assert_round_trip(store, tar, parent=""):
     return layer
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_good_layer_comes_back_the_same_and_goes_without_a_trace(store, root, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     store.register(tarkit.T2 + b"warm").release()
     before = disk_state(root)
     layer = assert_round_trip(store, tar)
@@ -49,22 +49,22 @@ def test_every_good_layer_comes_back_the_same_and_goes_without_a_trace(store, ro
     assert changed(before, disk_state(root)) == []
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_good_layer_comes_back_after_a_restart_over_a_parent(store, open_store, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     base = store.register(file("below", b"below") + end())
     chain = store.register(tar, base.chain_id).chain_id
     store.close()
     assert returned(open_store().get(chain)) == tar
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_good_layer_may_come_byte_by_byte(store, name):
     class Trickle(io.BytesIO):
         def read(self, n=-1):
             return super().read(min(n, self.step))
 
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     source = Trickle(tar)
     source.step = 1 if len(tar) < 20_000 else 997
     layer = store.register(source)
@@ -155,7 +155,7 @@ PIECES = ["good_t2", "good_duplicate_big", "good_sparse_1_0", "good_sizes_about_
 
 @pytest.mark.parametrize("name", PIECES)
 def test_any_piece_read_after_any_seek_is_the_tars_piece(store, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     dice = random.Random(name)
     with store.register(tar).tar_stream() as stream:
         assert stream.seekable()
@@ -177,7 +177,7 @@ def test_any_piece_read_after_any_seek_is_the_tars_piece(store, name):
 
 
 def test_readinto_fills_buffers_of_every_kind(store):
-    tar = recipes.good_sizes_about_a_block()
+    tar = recipes.GOOD["good_sizes_about_a_block"]()
     with store.register(tar).tar_stream() as stream:
         got, buffer = bytearray(), bytearray(777)
         while n := stream.readinto(memoryview(buffer)):
@@ -188,7 +188,7 @@ def test_readinto_fills_buffers_of_every_kind(store):
 
 @pytest.mark.parametrize("size", [1, 3, 512, 4096])
 def test_small_reads_add_up(store, size):
-    tar = recipes.good_pax_path()
+    tar = recipes.GOOD["good_pax_path"]()
     with store.register(tar).tar_stream() as stream:
         assert b"".join(iter(lambda: stream.read(size), b"")) == tar
 
@@ -213,14 +213,14 @@ def test_a_stream_serves_as_file_for_pythons_tarfile(store):
 def test_a_stream_registers_in_another_store(store, open_store, room):
     other = open_store(room / "other")
     for name in ("good_t2", "good_duplicate_big", "good_sparse_of_eight_tebibytes"):
-        tar = recipes.good()[name]()
+        tar = recipes.GOOD[name]()
         layer = store.register(tar)
         with layer.tar_stream() as stream:
             assert returned(other.register(stream)) == tar
 
 
 def test_many_streams_of_one_layer_do_not_disturb_each_other(store):
-    tar = recipes.good_large_file()
+    tar = recipes.GOOD["good_large_file"]()
     layer = store.register(tar)
     streams = [layer.tar_stream() for _ in range(5)]
     for i, stream in enumerate(streams):
@@ -233,7 +233,7 @@ def test_many_streams_of_one_layer_do_not_disturb_each_other(store):
 # ---- copy_to -------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", PIECES)
 def test_copy_to_a_file_a_descriptor_and_a_memory_file(store, room, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     layer = store.register(tar)
     with open(room / "one", "wb") as out, layer.tar_stream() as stream:
         assert stream.copy_to(out) == len(tar)
@@ -247,7 +247,7 @@ def test_copy_to_a_file_a_descriptor_and_a_memory_file(store, room, name):
 
 
 def test_copy_to_a_pipe(store):
-    tar = recipes.good_large_file()
+    tar = recipes.GOOD["good_large_file"]()
     reader, writer = os.pipe()
     got = []
     with open(reader, "rb") as source:
@@ -282,13 +282,13 @@ def test_copy_to_a_file_that_takes_little_at_a_time(store):
             return min(700, len(data))
 
     sink = Slow()
-    with store.register(recipes.good_sizes_about_a_block()).tar_stream() as stream:
+    with store.register(recipes.GOOD["good_sizes_about_a_block"]()).tar_stream() as stream:
         stream.copy_to(sink)
-    assert sink.got == recipes.good_sizes_about_a_block()
+    assert sink.got == recipes.GOOD["good_sizes_about_a_block"]()
 
 
 def test_copy_to_what_breaks_raises_its_error(store, room):
-    layer = store.register(recipes.good_large_file())
+    layer = store.register(recipes.GOOD["good_large_file"]())
     reader, writer = os.pipe()
     os.close(reader)
     with layer.tar_stream() as stream, pytest.raises(BrokenPipeError):
@@ -372,7 +372,7 @@ def test_any_tar_comes_back_the_same_or_is_refused_without_a_trace(store, root, 
 @LAW
 @pytest.mark.time_limit(180)
 @given(
-    tar=st.sampled_from([recipes.good()[name]() for name in ("good_t2", "good_pax_path", "good_sparse_1_0")]),
+    tar=st.sampled_from([recipes.GOOD[name]() for name in ("good_t2", "good_pax_path", "good_sparse_1_0")]),
     flips=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(1, 255)), min_size=1, max_size=3),
 )
 def test_a_tar_with_flipped_bytes_comes_back_or_is_refused_without_a_trace(store, root, tar, flips):

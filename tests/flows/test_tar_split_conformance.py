@@ -245,7 +245,7 @@ def test_what_go_calls_invalid_utf8_is_raw(name):
 
 @pytest.mark.parametrize("name", ["t2", "pax_everything", "names_json_must_escape", "not_utf8_names", "large_tail"])
 def test_the_stores_record_is_the_same_gzipped(store, root, name):
-    tar = recipes.good()["good_" + name]()
+    tar = recipes.GOOD["good_" + name]()
     layer = store.register(tar)
     packed = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz"
     assert gzip.decompress(packed.read_bytes()) == record_of(tar)
@@ -257,7 +257,7 @@ def test_trailing_bytes_are_segments_of_at_most_a_mebibyte():
 
 
 # ---- what the original loses or refuses ---------------------------------------------------------------------------
-BETTER = [name for name in recipes.good() if name.startswith(("good_sparse", "good_duplicate", "good_two_global"))] + [
+BETTER = [name for name in recipes.GOOD if name.startswith(("good_sparse", "good_duplicate", "good_two_global"))] + [
     "good_hard_link_with_size",
     "good_symlink_with_size",
     "good_directory_with_size",
@@ -273,7 +273,7 @@ BETTER = [name for name in recipes.good() if name.startswith(("good_sparse", "go
 @pytest.mark.parametrize("name", BETTER)
 def test_no_record_names_a_file_twice_or_with_bytes_its_tree_has_not(store, diff_of, root, name):
     """What a reader of Docker's would do with it: open each name below the tree and find CRC and size right."""
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     layer = store.register(tar)
     packed = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz"
     rebuilt, seen = b"", set()
@@ -291,11 +291,11 @@ def test_no_record_names_a_file_twice_or_with_bytes_its_tree_has_not(store, diff
 
 
 ALONE = {
-    "twice": recipes.good_duplicate(),
+    "twice": recipes.GOOD["good_duplicate"](),
     "with and without a slash in front": A5 + file("/a") + ZZ,
-    "four spellings": recipes.good_duplicate_spellings(),
+    "four spellings": recipes.GOOD["good_duplicate_spellings"](),
     "directory and file": dir("d/") + file("d/f", b"1") + file("d", b"2") + ZZ,
-    "link with a size": recipes.good_hard_link_with_size(),
+    "link with a size": recipes.GOOD["good_hard_link_with_size"](),
 }
 
 

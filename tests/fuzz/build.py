@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "core")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "core"), str(HERE.parent / "hostile")]
 import door  # noqa: E402
 import probe  # noqa: E402
 import recipes  # noqa: E402
+import refused  # noqa: E402
 import sinks  # noqa: E402
 
 TARGETS = sorted(path.stem for path in HERE.glob("fuzz_*.c"))
@@ -70,15 +71,15 @@ def _run(*arguments: str | Path) -> None:
 
 def tars() -> dict[str, bytes]:
     """Every recipe, good and refused, that is not too long."""
-    made = {name: recipe() for name, recipe in recipes.good().items()}
-    made |= {name: recipe()[0] for name, recipe in (recipes.bad() | recipes.unsupported()).items()}
+    made = {name: recipe() for name, recipe in recipes.GOOD.items()}
+    made |= {name: recipe()[0] for name, recipe in (refused.BAD | refused.UNSUPPORTED).items()}
     return {name: tar for name, tar in made.items() if len(tar) <= LONGEST}
 
 
 def write_seeds(place: Path) -> None:
     """place/tars, place/records and place/packed."""
     kinds: dict[str, dict[str, bytes]] = {"tars": tars(), "records": {}, "packed": {}}
-    for name in recipes.good():
+    for name in recipes.GOOD:
         if name in kinds["tars"]:
             kinds["records"][name] = sinks.record(kinds["tars"][name])
             kinds["records"][f"{name}.gz"] = sinks.record(kinds["tars"][name], gzip=True)

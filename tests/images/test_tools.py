@@ -282,7 +282,7 @@ def kept(images, store):
                 os.setxattr(f"{path}/{name}", "user.a", b"\0=\n1")
                 os.setxattr(f"{path}/{name}", "security.b", b"2")
                 os.setxattr(f"{path}/{name}", "system.posix_acl_access", ACL)
-            os.setxattr(f"{path}/new", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+            os.setxattr(f"{path}/new", "security.capability", tarkit.CAPABILITY)
             os.utime(f"{path}/new", ns=(WHEN, WHEN))
         layer = box.commit(keep="all")
     images.create(layer, {}, tags="kept:1")

@@ -33,9 +33,6 @@ BASE = (
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 0x10, 0x20
 NOBODY = 0xFFFFFFFF
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
-CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
-
-
 def acl(user=6, group=0, mask=7, other=0, named=((USER, 7, 1000),)):
     entries = [(USER_OBJ, user, NOBODY), *named, (GROUP_OBJ, group, NOBODY), (MASK, mask, NOBODY), (OTHER, other, NOBODY)]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))
@@ -170,12 +167,12 @@ def test_moby_s_tar_is_made_with_one_warning_that_names_what_it_leaves_out(store
 def test_a_capability_times_and_marks_of_the_overlay_are_no_loss(store, box):
     with box.mounted() as path:
         write(f"{path}/new")
-        os.setxattr(f"{path}/new", "security.capability", CAPABILITY)
+        os.setxattr(f"{path}/new", "security.capability", tarkit.CAPABILITY)
         os.unlink(f"{path}/d/f")
         os.unlink(f"{path}/secret")
         os.mkdir(f"{path}/opaque")
     with told() as lines, box.commit() as layer:
-        assert shown(store, layer)["new"][5]["security.capability"] == CAPABILITY
+        assert shown(store, layer)["new"][5]["security.capability"] == tarkit.CAPABILITY
     assert lines == []
 
 
@@ -243,7 +240,7 @@ def test_all_is_kept_and_comes_back_in_another_root(store, box, open_store, room
         os.mkdir(f"{path}/dir")
         for name, attribute, value in (
             ("new", "user.a", b"1"), ("new", "user.b", b"\0\n=x\xff"), ("new", "trusted.c", b"2"), ("new", "security.d", b""),
-            ("new", "security.capability", CAPABILITY), ("new", "user." + "n" * 200, b"v" * 5000), ("dir", "user.e", b"3"),
+            ("new", "security.capability", tarkit.CAPABILITY), ("new", "user." + "n" * 200, b"v" * 5000), ("dir", "user.e", b"3"),
             ("dir", DEFAULT, acl()), ("dir", ACCESS, acl(other=5)), ("fifo", "trusted.f", b"4"), ("fifo", ACCESS, acl()),
             ("link", "trusted.g", b"5"), ("d/f", "user.h", b"6"), ("base", "user.base", b"other"),
         ):  # fmt: skip
@@ -392,7 +389,7 @@ def grow(draw: random.Random, root: str, *, sockets: bool) -> None:
 
     def attributes():
         name = draw.choice(["user.a", "user.b", "trusted.c", "security.d", "security.capability"])
-        value = CAPABILITY if name == "security.capability" else draw.choice([b"", b"1", b"\0=\n" * 90, b"v" * 3000])
+        value = tarkit.CAPABILITY if name == "security.capability" else draw.choice([b"", b"1", b"\0=\n" * 90, b"v" * 3000])
         os.setxattr(old(), name, value, follow_symlinks=False)
 
     def rights():

@@ -89,9 +89,9 @@ def test_times_are_nanoseconds(store):
     assert second.mtime_ns == 99_999_999_999 * 10**9
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_layer_that_is_accepted_is_listed_as_tarfile_reads_it(store, name):
-    tar = recipes.good()[name]()
+    tar = recipes.GOOD[name]()
     layer = store.register(tar)
     found = list(layer.files())
     for entry in found:
@@ -486,10 +486,10 @@ def test_a_random_chain_is_what_a_mount_shows(store, seed):
             assert_agrees(layer.merged(), mounted)
 
 
-@pytest.mark.parametrize("name", recipes.good())
+@pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_layer_that_is_accepted_is_what_a_mount_shows(store, name):
     base = store.register(dir("a") + file("a/old", b"1") + file("f", b"2") + dir("d") + file("d/x", b"3") + end())
-    layer = store.register(recipes.good()[name](), base.chain_id)
+    layer = store.register(recipes.GOOD[name](), base.chain_id)
     with store.create_rw_layer("rw", layer.chain_id) as rw, rw.mounted() as mounted:
         assert_agrees(layer.merged(), mounted)
 

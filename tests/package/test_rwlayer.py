@@ -6,7 +6,7 @@ import stat
 import tarfile
 
 import pytest
-import recipes
+import refused
 import tarkit
 from disk import mount_line, mounts_below, shape
 from tarkit import end, file
@@ -446,7 +446,7 @@ def test_apply_diff_unpacks_into_the_layer_and_gives_its_size(rw):
 
 
 def test_apply_diff_of_a_malformed_tar_says_where(rw):
-    tar, first, last = recipes.bad()["bad_checksum"]()
+    tar, first, last = refused.BAD["bad_checksum"]()
     with pytest.raises(layerstore.TarFormatError) as caught:
         rw.apply_diff(tar)
     assert first <= caught.value.offset <= last

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import recipes
+import refused
 import tarkit
 from disk import changed, disk_state
 from tarkit import end, file
@@ -111,9 +112,9 @@ def test_a_source_that_raises_leaves_nothing(store, unchanged, root, after):
     assert drivers(root) == []
 
 
-@pytest.mark.parametrize("name", recipes.bad())
+@pytest.mark.parametrize("name", refused.BAD)
 def test_a_malformed_tar_is_refused_with_its_offset_and_leaves_nothing(store, unchanged, name):
-    tar, first, last = recipes.bad()[name]()
+    tar, first, last = refused.BAD[name]()
     base = store.register(tarkit.T2)
     with unchanged(), pytest.raises(layerstore.TarFormatError) as caught:
         store.register(tar, base.chain_id)
@@ -121,9 +122,9 @@ def test_a_malformed_tar_is_refused_with_its_offset_and_leaves_nothing(store, un
     assert [m.chain_id for m in base.release()] == [tarkit.T2_DIFF_ID]
 
 
-@pytest.mark.parametrize("name", recipes.unsupported())
+@pytest.mark.parametrize("name", refused.UNSUPPORTED)
 def test_an_entry_of_no_kind_is_refused_with_its_number(store, unchanged, name):
-    tar, code = recipes.unsupported()[name]()
+    tar, code = refused.UNSUPPORTED[name]()
     base = store.register(tarkit.T2)
     error = (layerstore.NotSupportedError, layerstore.TarFormatError)
     with unchanged(), pytest.raises(error, match=f"unhandled tar header type {code}"):

@@ -45,7 +45,7 @@ EVERY_KIND = (
     + tarkit.symlink("d/s", "f")
     + tarkit.fifo("d/p")
     + tarkit.node("d/n", "c", 1, 3)
-    + tarkit.xattrs({"user.a": b"1", "security.capability": b"\1\0\0\2\0\4\0\0\0\0\0\0\0\0\0\0\0\0\0\0"})
+    + tarkit.xattrs({"user.a": b"1", "security.capability": tarkit.CAPABILITY})
     + file("d/x", b"x")
     + tarkit.with_pax_path("long/" * 40 + "f", file, b"long")
     + tarkit.with_gnu_path("g" * 150, file, b"gnu")
