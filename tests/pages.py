@@ -7,6 +7,8 @@ import ast
 import builtins
 import io
 import re
+import runpy
+import subprocess
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -18,6 +20,13 @@ def blocks(page: Path) -> list[tuple[int, str]]:
     text = page.read_text(encoding="utf-8")
     found = re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(text[: block.start(1)].count("\n"), block.group(1)) for block in found]
+
+
+def prepare(page: Path) -> None:
+    """Make in the current directory what a page's examples read: the tars of examples/tars.py, and what its ```sh blocks say."""
+    runpy.run_path(str(PROJECT / "examples" / "tars.py"))["write"](Path())
+    for script in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        subprocess.run(["sh", "-ec", script], check=True)
 
 
 def promised(source: str) -> list[str]:

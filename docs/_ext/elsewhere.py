@@ -14,16 +14,16 @@ from typing import Any
 TOP = Path(__file__).resolve().parents[2]
 DOCS = TOP / "docs"
 ELSEWHERE = {
-    "readme": "README.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
+    "security": "SECURITY.md",
     "figures": "benchmarks/README.md",
 }
 LINK = re.compile(r"(!?)\[((?:[^\]\[]|\[[^\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def led(text: str, file: Path, docname: str) -> str:
-    """Give the text of file with its links as the page docname needs them."""
+    """Return the text of file with its links as the page docname needs them."""
     page = (DOCS / docname).parent
 
     def lead(link: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""limits.py and the store: each limit is an option, on by default or not as README says, and tells who broke it."""
+"""limits.py and the store: each limit is an option, on by default or not as the page of options says, and tells who broke it."""
 
 import gzip
 import io
@@ -168,9 +168,9 @@ def test_the_defaults_are_the_cores_own():
     assert Limits()._asdict() == _apply.default_limits()
 
 
-def test_readme_says_what_the_defaults_are():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(max_\w+)` \| (\w+) \|", readme, re.MULTILINE))
+def test_the_page_of_options_says_what_the_defaults_are():
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(max_\w+)` \| (\w+) \|", page, re.MULTILINE))
     said = {name: 0 if default == "none" else human_size(default) for name, default in rows.items()}
     assert said == Limits()._asdict()
 
