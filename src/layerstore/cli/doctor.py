@@ -23,7 +23,7 @@ from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_size
 from layerstore.disk import dockerd, mounts
 from layerstore.drivers import checks
-from layerstore.drivers.overlay2.quota import ProjectQuota
+from layerstore.drivers.quota import ProjectQuota
 
 OK, NOTE, BAD = "ok", "note", "bad"
 _STYLES = {OK: "green", NOTE: "yellow", BAD: "red"}

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import LOCK_TIMEOUT
-from layerstore.drivers.mounting import Marks
 from layerstore.drivers.overlay2.classes import Recorded
+from layerstore.drivers.overlay2.mounting import Marks
 from layerstore.errors import LayerStoreError
 from layerstore.limits import Limits
 from layerstore.streams.tarstream import TarStream

@@ -20,13 +20,13 @@ from layerstore.disk.holds import Holds
 from layerstore.disk.locks import LOCK_TIMEOUT, Scope
 from layerstore.disk.textfile import placing
 from layerstore.drivers import checks
-from layerstore.drivers.mounting import Marks, Mounting
 from layerstore.drivers.overlay2.classes import Classes, Recorded
 from layerstore.drivers.overlay2.directories import Directories, is_there, opened
 from layerstore.drivers.overlay2.graft import Graft
+from layerstore.drivers.overlay2.mounting import Marks, Mounting
 from layerstore.drivers.overlay2.options import parse_driver_options
-from layerstore.drivers.overlay2.quota import ProjectQuota
-from layerstore.drivers.unowned import Unowned
+from layerstore.drivers.overlay2.unowned import Unowned
+from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import (
     InvalidOptionError,
     LayerStoreError,
