@@ -268,3 +268,13 @@ def tree_bytes(path: str) -> int:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(directory, name)).st_size
     return total
+
+
+def drop_acls(path: str | int) -> None:
+    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer shall not."""
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        try:
+            os.removexattr(path, name)
+        except OSError as err:
+            if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise

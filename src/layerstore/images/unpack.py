@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 
 from layerstore._core import _files
 from layerstore._core._apply import MERGED, OWN_LINKS, USERNS, Apply
-from layerstore.disk.textfile import placing, remove_below
+from layerstore.disk.textfile import drop_acls, placing, remove_below
 from layerstore.drivers.checks import in_user_namespace
-from layerstore.drivers.overlay2.directories import drop_acls
 from layerstore.errors import ImageError, readable
 from layerstore.images.gather import Teller
 from layerstore.layer import Layer

@@ -20,6 +20,7 @@ from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import LOCK_TIMEOUT, Claim, NamedLocks, OpenDirectory, claim_directory, in_use
 from layerstore.disk.textfile import (
+    drop_acls,
     make_directory,
     read_text,
     remove_below,
@@ -47,16 +48,6 @@ def make(path: str, mode: int) -> None:
     make_directory(path, mode)
     if _files.mode_of(path) & 0o7777 != mode:
         _files.chmod(path, mode)
-
-
-def drop_acls(path: str | int) -> None:
-    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer shall not."""
-    for name in ("system.posix_acl_default", "system.posix_acl_access"):
-        try:
-            os.removexattr(path, name)
-        except OSError as err:
-            if err.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
-                raise
 
 
 def is_there(path: str) -> bool:
