@@ -1,5 +1,8 @@
 """layerstore: the layer store of Docker/moby as a Python package with a C core."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from layerstore import _core as _core
 from layerstore import logs
 from layerstore._core._apply import build_info
@@ -68,3 +71,16 @@ __all__ = [
     "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
     "release_and_log",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:                     # a type checker shall not take every name for one of ours
+
+    def __getattr__(name: str) -> object:
+        """Import layerstore.aio when it is first used: it brings asyncio."""
+        if name == "aio":
+            return importlib.import_module("layerstore.aio")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names only."""
+    return sorted([*__all__, "__version__", "aio", "errors"])

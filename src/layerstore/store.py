@@ -155,6 +155,10 @@ class Store:
         )
         self._closed = False
 
+    def __repr__(self) -> str:
+        read_only = ", read-only" if self._read_only else ""
+        return f"<Store {self.root} ({self._driver.name}{read_only}){', closed' if self._closed else ''}>"
+
     def _why_read_only(self, option: str) -> str:
         if option not in ("true", "false"):
             raise InvalidOptionError(f"read_only is true or false, not {option!r}")

@@ -5,13 +5,15 @@ test_errors.py asks whether a name is there at all; this page asks how it is cal
 
 import enum
 import inspect
+import subprocess
+import sys
 import typing
 
 import pytest
 import tarkit
 
 import layerstore
-from layerstore import Layer, RWLayer, Store
+from layerstore import Images, Layer, RWLayer, Store
 
 # As written in the contract: names, order, defaults, and what may only be given by name (behind *).
 SIGNATURES = {
@@ -227,3 +229,32 @@ def test_every_promised_parameter_is_annotated():
                 bare.append(f"{path}({name})")
     assert bare == []
     assert typing.get_type_hints(layerstore.Metadata).keys() == {"chain_id", "diff_id", "size", "diff_size"}
+
+
+def test_what_is_printed_of_an_object_says_what_it_is(store):
+    assert repr(store) == f"<Store {store.root} (overlay2)>"
+    assert repr(Images(store)) == f"<Images of {store.root}>"
+    with store.register(tarkit.file("f") + tarkit.end()) as layer:
+        assert repr(layer) == f"<Layer {layer.chain_id}>"
+        assert repr(layer.merged()) == "<MergedTree of 1 entry>"
+        with layer.tar_stream() as stream:
+            assert repr(stream) == f"<TarStream of {layer.chain_id}>"
+        assert repr(stream) == f"<TarStream of {layer.chain_id}, closed>"
+        with store.create_rw_layer("box", layer) as box, box.tar_stream() as stream:
+            assert (repr(box), repr(stream)) == ("<RWLayer box>", "<TarStream>")
+    with Store(store.root, options={"read_only": "true"}) as reader:
+        assert repr(reader) == f"<Store {store.root} (overlay2, read-only)>"
+    assert repr(reader) == f"<Store {store.root} (overlay2, read-only), closed>"
+
+
+def test_the_package_shows_its_public_names_only():
+    assert dir(layerstore) == sorted([*layerstore.__all__, "__version__", "aio", "errors"])
+    assert all(hasattr(layerstore, name) for name in dir(layerstore))
+
+
+def test_aio_is_there_without_an_import_of_its_own():
+    script = "import sys, layerstore; assert 'asyncio' not in sys.modules; print(layerstore.aio.Store.__name__)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("Store\n", "")
+    with pytest.raises(AttributeError, match="'layerstore' has no attribute 'oia'"):
+        getattr(layerstore, "oia")  # noqa: B009

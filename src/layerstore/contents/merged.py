@@ -300,6 +300,10 @@ class MergedTree:
                 add(entry)
             _lay_over(self._root, tree.root)
 
+    def __repr__(self) -> str:
+        count = len(self)
+        return f"<MergedTree of {count} {'entry' if count == 1 else 'entries'}>"
+
     # ---- all of it ----
 
     def files(self) -> Iterator[FileEntry]:

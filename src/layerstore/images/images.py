@@ -63,6 +63,9 @@ class Images:
         self._db: ImageDB = store._images
         self._removing = Removing(self._db, store._mounts_on)
 
+    def __repr__(self) -> str:
+        return f"<Images of {self.store.root}>"
+
     # ---- looking ----
 
     def list(self) -> _Images:

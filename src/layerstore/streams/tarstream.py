@@ -70,6 +70,10 @@ class TarStream(_BinaryFile):
         self._named.chain_id = chain_id
         return self
 
+    def __repr__(self) -> str:
+        of = f" of {self._named.chain_id}" if self._named.chain_id else ""
+        return f"<TarStream{of}{', closed' if self.closed else ''}>"
+
     def _open(self) -> _tarstream.Source:
         if self.closed:
             raise ValueError("I/O operation on closed file.")
