@@ -9,8 +9,18 @@ from cffi import FFI
 CORE = Path("ext/core")
 HEADERS = ("mount/mount.h", "mount/inside.h")
 
+
+def declared(name: str) -> str:
+    """Return a header as cffi reads it: the preprocessor's lines are left out."""
+    return re.sub(r"^#.*", "", (CORE / name).read_text(), flags=re.M)
+
+
 ffibuilder = FFI()
-ffibuilder.cdef("".join(re.sub(r"^#.*", "", (CORE / name).read_text(), flags=re.M) for name in HEADERS))
+ffibuilder.cdef(
+    "typedef enum { LAY_OK, ... } lay_code;"
+    "typedef struct { lay_code code; int sys_errno; int64_t offset; char path[...], text[...]; ...; } lay_error;"
+    + "".join(map(declared, HEADERS))
+)
 ffibuilder.set_source(
     "layerstore._core._mount",
     "".join(f'#include "{name}"\n' for name in HEADERS),

@@ -296,7 +296,7 @@ def _escaped(char: str) -> str:
 def from_core(
     code: int, sys_errno: int, offset: int, path: bytes, text: str, target: bytes = b""
 ) -> BaseException:
-    """Make the exception for one lay_error. The bindings call this, nobody else.
+    """Make the exception for one lay_error. Only the bindings and disk/mounts.py call this.
 
     code        a lay_code
     sys_errno   of LAY_E_OS, else 0

@@ -1,7 +1,9 @@
+/* inside.c - /proc is read for uses of a device, and the kernel is asked for its mounts. */
 #include "mount/inside.h"
 
+#include "base/error.h"
+
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/stat.h>
@@ -9,19 +11,12 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
-/* Of kernels that are newer than the headers it may be built with; the numbers are the same on every architecture. */
-#ifndef SYS_fsopen
-#define SYS_fsopen 430
-#define SYS_fsconfig 431
-#define SYS_fsmount 432
-#endif
+/* The kernel may be newer than the headers of the build; the numbers are the same on every architecture. */
 #ifndef SYS_statmount
 #define SYS_statmount 457
 #define SYS_listmount 458
@@ -29,7 +24,7 @@
 #ifndef SYS_kcmp
 #define SYS_kcmp -1
 #endif
-enum { SET_STRING = 1, CMD_CREATE = 6, FS_CLOEXEC = 1, COMPARE_FILES = 2 };
+enum { COMPARE_FILES = 2 };
 #define NS_INFO _IOR(0xb7, 10, struct ns_info)
 #define NS_NEXT _IOR(0xb7, 11, struct ns_info)
 #define NS_PREVIOUS _IOR(0xb7, 12, struct ns_info)
@@ -55,21 +50,29 @@ typedef struct {
     int denied;
 } search;
 
-static int add(search *s, pid_t pid, char use, const char *path, size_t length)
+/* Room for n bytes behind what is there; NULL: no memory. */
+static char *more(search *s, size_t n)
 {
-    size_t need = s->size + length + 32;
-    if (need > s->room) {
-        size_t room = need * 2;
+    if (s->size + n > s->room) {
+        size_t room = (s->size + n) * 2;
         char *grown = realloc(s->text, room);
         if (!grown)
-            return -ENOMEM;
+            return NULL;
         s->text = grown;
         s->room = room;
     }
-    s->size += (size_t)snprintf(s->text + s->size, 32, "%d %c ", (int)pid, use);
-    memcpy(s->text + s->size, path, length);
-    s->text[s->size + length] = '\0';
-    s->size += length + 1;
+    return s->text + s->size;
+}
+
+static int add(search *s, pid_t pid, char use, const char *path, size_t length)
+{
+    char *at = more(s, length + 32);
+    if (!at)
+        return -ENOMEM;
+    size_t head = (size_t)snprintf(at, 32, "%d %c ", (int)pid, use);
+    memcpy(at + head, path, length);
+    at[head + length] = '\0';
+    s->size += head + length + 1;
     return 0;
 }
 
@@ -95,11 +98,10 @@ static long flags_of(int fds, const char *number)
 {
     char name[48], text[256];
     snprintf(name, sizeof name, "../fdinfo/%.16s", number);
-    int fd = openat(fds, name, O_RDONLY | O_CLOEXEC);
+    LAY_AUTO_FD int fd = openat(fds, name, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return -1;
     ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
     text[n > 0 ? n : 0] = '\0';
     const char *flags = strstr(text, "flags:");
     return flags ? strtol(flags + 6, NULL, 8) : -1;
@@ -127,7 +129,7 @@ typedef int (*each_number)(search *s, pid_t pid, int directory, const char *name
 
 static int for_numbers(search *s, pid_t pid, int parent, const char *name, each_number call)
 {
-    int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    LAY_AUTO_FD int fd = openat(parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return -errno;
     char room[4096];
@@ -141,7 +143,6 @@ static int for_numbers(search *s, pid_t pid, int parent, const char *name, each_
                 e = call(s, pid, fd, found);
             at += entry.d_reclen;
         }
-    close(fd);
     return e;
 }
 
@@ -219,14 +220,11 @@ static int read_mappings(search *s, pid_t pid, int maps)
 /* 1: the memory was looked at; 0: there is none, of a kernel thread or of a thread that has ended. */
 static int mappings(search *s, pid_t pid, int task)
 {
-    int maps = openat(task, "maps", O_RDONLY | O_CLOEXEC);
+    LAY_AUTO_FD int maps = openat(task, "maps", O_RDONLY | O_CLOEXEC);
     if (maps < 0)
         return -errno;
     int e = ask_mappings(s, pid, maps);
-    if (e == -ENOTTY)
-        e = read_mappings(s, pid, maps);
-    close(maps);
-    return e;
+    return e == -ENOTTY ? read_mappings(s, pid, maps) : e;
 }
 
 static int place(search *s, pid_t pid, int task, const char *name, char use)
@@ -248,58 +246,57 @@ static int descriptors(search *s, pid_t pid, int task)
     return for_numbers(s, pid, task, "fd", one_descriptor);
 }
 
+/* The directory of a process or of a thread in /proc; -1: it has ended. */
+static int open_entry(int at, const char *name)
+{
+    return openat(at, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* A thread may end while the others go on. */
+static int unless_gone(int e)
+{
+    return e == -ENOENT || e == -ESRCH ? 0 : e;
+}
+
 static int one_thread(search *s, pid_t pid, int tasks, const char *name)
 {
-    int task = openat(tasks, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    LAY_AUTO_FD int task = open_entry(tasks, name);
     if (task < 0)
         return 0;
     pid_t tid = atoi(name);
     int e = places(s, pid, task);
     if (!e && (tid == pid || syscall(SYS_kcmp, pid, tid, COMPARE_FILES, 0, 0) != 0))
         e = descriptors(s, pid, task);
-    close(task);
-    return e == -ENOENT || e == -ESRCH ? 0 : e;      /* this thread has ended, the others have not */
+    return unless_gone(e);
 }
 
-/* The first thread may have ended while others go on: then it has nothing, and another one's memory is read. */
+/* The first thread may have ended while others go on: then it has no memory, and another thread's is read. */
 static int mappings_of_thread(search *s, pid_t pid, int tasks, const char *name)
 {
-    int task = openat(tasks, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (task < 0)
-        return 0;
-    int e = mappings(s, pid, task);
-    close(task);
-    return e == -ENOENT || e == -ESRCH ? 0 : e;
+    LAY_AUTO_FD int task = open_entry(tasks, name);
+    return task < 0 ? 0 : unless_gone(mappings(s, pid, task));
 }
 
 static int one_process(search *s, int proc, pid_t pid)
 {
     char name[16];
     snprintf(name, sizeof name, "%d", (int)pid);
-    int process = openat(proc, name, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    LAY_AUTO_FD int process = open_entry(proc, name);
     if (process < 0)
         return 0;
     struct statx x;
-    int threads = syscall(SYS_statx, process, "task", AT_STATX_DONT_SYNC, STATX_NLINK, &x) < 0 || x.stx_nlink != 3;
-    int e;
-    if (threads) {
-        e = for_numbers(s, pid, process, "task", one_thread);
-        if (!e)
-            e = for_numbers(s, pid, process, "task", mappings_of_thread);
-    } else {
-        e = places(s, pid, process);
-        if (!e)
-            e = descriptors(s, pid, process);
-        if (!e)
-            e = mappings(s, pid, process);
-    }
-    close(process);
+    bool threads = syscall(SYS_statx, process, "task", AT_STATX_DONT_SYNC, STATX_NLINK, &x) < 0 || x.stx_nlink != 3;
+    int e = threads ? for_numbers(s, pid, process, "task", one_thread) : places(s, pid, process);
+    if (!e && !threads)
+        e = descriptors(s, pid, process);
+    if (!e)
+        e = threads ? for_numbers(s, pid, process, "task", mappings_of_thread) : mappings(s, pid, process);
     if (e == -EACCES || e == -EPERM)
         s->denied++;
     return e == -ENOMEM || e == -EMFILE || e == -ENFILE ? e : 0;      /* else it has ended meanwhile */
 }
 
-/* The processes, shared out among a few threads: each takes the next that nobody has taken. */
+/* The processes, shared out among a few threads: each takes the next one. */
 typedef struct { const pid_t *pids; size_t n, next; int proc; } work;
 typedef struct { search s; work *w; int result; pthread_t thread; } worker;
 
@@ -316,50 +313,44 @@ static int collect(search *s, pid_t unused, int proc, const char *name)
     (void)unused;
     (void)proc;
     pid_t pid = atoi(name);
-    if (s->size + sizeof pid > s->room) {
-        size_t room = s->room ? s->room * 2 : 4096;
-        char *grown = realloc(s->text, room);
-        if (!grown)
-            return -ENOMEM;
-        s->text = grown;
-        s->room = room;
-    }
-    memcpy(s->text + s->size, &pid, sizeof pid);
+    char *at = more(s, sizeof pid);
+    if (!at)
+        return -ENOMEM;
+    memcpy(at, &pid, sizeof pid);
     s->size += sizeof pid;
     return 0;
 }
 
-static int join(worker *all, size_t n, char **out, size_t *size)
+/* All texts in one, in the order of the pids that each thread saw. */
+static int join(const worker *all, size_t n, char **out, size_t *size, int *denied)
 {
-    int denied = 0;
     *size = 0;
+    *denied = 0;
     for (size_t i = 0; i < n; i++) {
         if (all[i].result)
-            return all[i].result;
+            return -all[i].result;
         *size += all[i].s.size;
-        denied += all[i].s.denied;
+        *denied += all[i].s.denied;
     }
-    *out = malloc(*size + 1);
-    if (!*out)
-        return -ENOMEM;
-    char *at = *out;
+    char *at = *out = malloc(*size + 1);
+    if (!at)
+        return ENOMEM;
     for (size_t i = 0; i < n; i++)
         if (all[i].s.size)
             at = (char *)memcpy(at, all[i].s.text, all[i].s.size) + all[i].s.size;
-    return denied;
+    return 0;
 }
 
-int lay_uses(unsigned major, unsigned minor, const int *ours, size_t n_ours, char **out, size_t *size)
+lay_code lay_uses(
+    unsigned major, unsigned minor, const int *ours, size_t n_ours, char **out, size_t *size, int *denied, lay_error *err)
 {
     search pids = { 0 };
     int e = for_numbers(&pids, 0, AT_FDCWD, "/proc", collect);
-    work w = { .pids = (const pid_t *)(const void *)pids.text, .n = pids.size / sizeof(pid_t) };
-    w.proc = e ? -1 : open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (w.proc < 0) {
-        e = e ? e : -errno;
-        free(pids.text);
-        return e;
-    }
+    LAY_AUTO_FREE char *text = pids.text;
+    LAY_AUTO_FD int proc = e ? -1 : open_entry(AT_FDCWD, "/proc");
+    if (proc < 0)
+        return lay_fail_os(err, e ? -e : errno, "/proc", NULL);
+    work w = { .pids = (const pid_t *)(const void *)text, .n = pids.size / sizeof(pid_t), .proc = proc };
     worker all[THREADS] = { 0 };
     long cpus = sysconf(_SC_NPROCESSORS_ONLN);
     size_t n = w.n / PROCESSES_A_THREAD + 1, most = cpus > 0 && cpus < THREADS ? (size_t)cpus : THREADS, started = 1;
@@ -372,12 +363,10 @@ int lay_uses(unsigned major, unsigned minor, const int *ours, size_t n_ours, cha
     look(&all[0]);
     for (size_t i = 1; i < started; i++)
         pthread_join(all[i].thread, NULL);
-    e = join(all, started, out, size);
+    e = join(all, started, out, size, denied);
     for (size_t i = 0; i < started; i++)
         free(all[i].s.text);
-    free(pids.text);
-    close(w.proc);
-    return e;
+    return e ? lay_fail_os(err, e, "/proc", NULL) : LAY_OK;
 }
 
 void lay_uses_free(char *out)
@@ -428,77 +417,13 @@ static int count_towards(unsigned long end, int from, unsigned major, unsigned m
     return found;
 }
 
-int lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere)
+void lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere)
 {
-    int ours = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    if (ours < 0)
-        return -errno;
     struct ns_info info = { .size = sizeof info };
-    int e = ioctl(ours, NS_INFO, &info) < 0 ? -errno : 0;
-    *here = e ? e : count_in(info.id, major, minor);
-    *elsewhere = *here < 0 ? *here : count_towards(NS_NEXT, ours, major, minor);
+    LAY_AUTO_FD int ours = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+    *here = *elsewhere = ours < 0 || ioctl(ours, NS_INFO, &info) < 0 ? -errno : count_in(info.id, major, minor);
+    if (*here >= 0)
+        *elsewhere = count_towards(NS_NEXT, ours, major, minor);
     if (*elsewhere == 0)
         *elsewhere = count_towards(NS_PREVIOUS, ours, major, minor);
-    close(ours);
-    return *here < 0 ? *here : *elsewhere < 0 ? *elsewhere : 0;
-}
-
-/* ---- is an upper in use ---- */
-
-static int set(int fs, const char *key, const char *value)
-{
-    return syscall(SYS_fsconfig, fs, SET_STRING, key, value, 0) < 0 ? -errno : 0;
-}
-
-/* A file system in memory that is mounted nowhere and goes with its descriptor, with two directories in it. */
-static int scratch(void)
-{
-    int fs = (int)syscall(SYS_fsopen, "tmpfs", FS_CLOEXEC);
-    if (fs < 0)
-        return -errno;
-    int e = 0, made = -1;
-    if (syscall(SYS_fsconfig, fs, CMD_CREATE, NULL, NULL, 0) < 0 || (made = (int)syscall(SYS_fsmount, fs, FS_CLOEXEC, 0)) < 0)
-        e = -errno;
-    close(fs);
-    if (!e && (mkdirat(made, "u", 0700) < 0 || mkdirat(made, "w", 0700) < 0)) {
-        e = -errno;
-        close(made);
-    }
-    return e ? e : made;
-}
-
-/* An overlay with index=on refuses a lower that another overlay writes to, attached or not. Nothing is written there. */
-static int try_as_lower(int lower, int place)
-{
-    char name[3][64];
-    snprintf(name[0], sizeof name[0], "/proc/self/fd/%d", lower);
-    snprintf(name[1], sizeof name[1], "/proc/self/fd/%d/u", place);
-    snprintf(name[2], sizeof name[2], "/proc/self/fd/%d/w", place);
-    int fs = (int)syscall(SYS_fsopen, "overlay", FS_CLOEXEC);
-    if (fs < 0)
-        return -errno;
-    int e = set(fs, "index", "on");
-    if (!e)
-        e = set(fs, "lowerdir", name[0]);
-    if (!e)
-        e = set(fs, "upperdir", name[1]);
-    if (!e)
-        e = set(fs, "workdir", name[2]);
-    if (!e && syscall(SYS_fsconfig, fs, CMD_CREATE, NULL, NULL, 0) < 0)
-        e = -errno;
-    close(fs);
-    return e == -EBUSY ? 1 : e;
-}
-
-int lay_upper_in_use(const char *upper)
-{
-    int lower = open(upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (lower < 0)
-        return -errno;
-    int place = scratch();
-    int found = place < 0 ? place : try_as_lower(lower, place);
-    if (place >= 0)
-        close(place);
-    close(lower);
-    return found;
 }

@@ -1,22 +1,18 @@
+/* mount.c - overlays by the new mount calls or by mount(2), and a few questions to a file system. */
 #include "mount/mount.h"
 
+#include "base/error.h"
+
 #include <dirent.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mount.h>
-#include <sys/quota.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
-#include <unistd.h>
-#include <linux/fs.h>
-#include <linux/dqblk_xfs.h>
 
 /* The new mount calls have the same numbers on every architecture; old C libraries lack their names. */
 #ifndef SYS_move_mount
@@ -32,202 +28,178 @@ enum {
     FS_CLOEXEC = 1, FROM_EMPTY_PATH = 4                /* fsopen and fsmount; move_mount */
 };
 
-static int set_string(int fs, const char *key, const char *value)
+static int open_context(const char *type)
 {
-    return syscall(SYS_fsconfig, fs, SET_STRING, key, value, 0) < 0 ? -errno : 0;
+    return (int)syscall(SYS_fsopen, type, FS_CLOEXEC);
 }
 
-/* What the kernel has to say about a failure: "e overlay: ..." lines, the last one counts. */
-static void read_log(int fs, char *log, size_t log_size)
+/* An option that is NULL is left out. False: errno. */
+static bool set(int context, const char *key, const char *value)
+{
+    return !value || syscall(SYS_fsconfig, context, SET_STRING, key, value, 0) == 0;
+}
+
+static bool create(int context)
+{
+    return syscall(SYS_fsconfig, context, CMD_CREATE, NULL, NULL, 0) == 0;
+}
+
+/* A mount that is attached nowhere, as a descriptor. */
+static int take_mount(int context)
+{
+    return (int)syscall(SYS_fsmount, context, FS_CLOEXEC, 0);
+}
+
+static bool configure(int context, const lay_overlay *o)
+{
+    if (!set(context, "source", "overlay"))
+        return false;
+    for (size_t i = 0; i < o->n_off; i++)
+        if (!set(context, o->off[i], "off"))
+            return false;
+    if (o->userxattr && syscall(SYS_fsconfig, context, SET_FLAG, "userxattr", NULL, 0) < 0)
+        return false;
+    if (o->follow && !(set(context, "metacopy", "on") && set(context, "redirect_dir", "follow")))
+        return false;
+    for (size_t i = 0; i < o->n_lowers; i++)
+        if (!set(context, "lowerdir+", o->lowers[i])) {
+            if (i == 0 && errno == EINVAL)
+                errno = ENOSYS;
+            return false;
+        }
+    if (o->upper && !(set(context, "upperdir", o->upper) && set(context, "workdir", o->work)))
+        return false;
+    return set(context, "context", o->context) && create(context);
+}
+
+/* The kernel explains in lines "e overlay: ...": the last one counts. */
+static lay_code fail_with_log(lay_error *err, int sys_errno, const char *target, int context)
 {
     char line[256];
-    ssize_t n;
-    while ((n = read(fs, line, sizeof line - 1)) > 0) {
-        line[n] = '\0';
+    lay_fail_os(err, sys_errno, target, NULL);
+    for (ssize_t n; (n = read(context, line, sizeof line - 1)) > 0;) {
         while (n > 0 && line[n - 1] == '\n')
-            line[--n] = '\0';
-        if (log_size)
-            snprintf(log, log_size, "%s", n > 2 && line[1] == ' ' ? line + 2 : line);
+            n--;
+        line[n] = '\0';
+        snprintf(err->text, sizeof err->text, "%s", n > 2 && line[1] == ' ' ? line + 2 : line);
     }
+    return err->code;
 }
 
-static int configure(int fs, const lay_overlay *o)
+static lay_code mount_new(const lay_overlay *o, lay_error *err)
 {
-    int e = set_string(fs, "source", "overlay");
-    for (size_t i = 0; !e && i < o->n_off; i++)
-        e = set_string(fs, o->off[i], "off");
-    if (!e && o->userxattr && syscall(SYS_fsconfig, fs, SET_FLAG, "userxattr", NULL, 0) < 0)
-        e = -errno;
-    if (!e && o->follow)
-        e = set_string(fs, "metacopy", "on");
-    if (!e && o->follow)
-        e = set_string(fs, "redirect_dir", "follow");
-    for (size_t i = 0; !e && i < o->n_lowers; i++) {
-        e = set_string(fs, "lowerdir+", o->lowers[i]);
-        if (e == -EINVAL && i == 0)
-            e = -ENOSYS;               /* a kernel before 6.8: the caller has another way */
-    }
-    if (!e && o->upper)
-        e = set_string(fs, "upperdir", o->upper);
-    if (!e && o->upper)
-        e = set_string(fs, "workdir", o->work);
-    if (!e && o->context)
-        e = set_string(fs, "context", o->context);
-    if (!e && syscall(SYS_fsconfig, fs, CMD_CREATE, NULL, NULL, 0) < 0)
-        e = -errno;
-    return e;
+    LAY_AUTO_FD int context = open_context("overlay");
+    if (context < 0)
+        return lay_fail_os(err, errno, o->target, NULL);
+    LAY_AUTO_FD int made = configure(context, o) ? take_mount(context) : -1;
+    if (made < 0)
+        return fail_with_log(err, errno, o->target, context);
+    if (syscall(SYS_move_mount, made, "", AT_FDCWD, o->target, FROM_EMPTY_PATH) < 0)
+        return lay_fail_os(err, errno, o->target, NULL);
+    return LAY_OK;
 }
 
-static int mount_new(const lay_overlay *o, char *log, size_t log_size)
-{
-    int fs = (int)syscall(SYS_fsopen, "overlay", FS_CLOEXEC);
-    if (fs < 0)
-        return -errno;
-    int e = configure(fs, o);
-    int made = -1;
-    if (!e) {
-        made = (int)syscall(SYS_fsmount, fs, FS_CLOEXEC, 0);
-        if (made < 0)
-            e = -errno;
-    }
-    if (e)
-        read_log(fs, log, log_size);
-    close(fs);
-    if (made >= 0) {
-        if (syscall(SYS_move_mount, made, "", AT_FDCWD, o->target, FROM_EMPTY_PATH) < 0)
-            e = -errno;
-        close(made);
-    }
-    return e;
-}
-
-static int mount_here(const lay_overlay *o, char *log, size_t log_size)
+static lay_code mount_here(const lay_overlay *o, lay_error *err)
 {
     if (!o->data)
-        return mount_new(o, log, log_size);
-    return mount("overlay", o->target, "overlay", 0, o->data) < 0 ? -errno : 0;
+        return mount_new(o, err);
+    return mount("overlay", o->target, "overlay", 0, o->data) < 0 ? lay_fail_os(err, errno, o->target, NULL) : LAY_OK;
 }
 
-typedef struct { const lay_overlay *o; char *log; size_t log_size; int result; } errand;
+typedef struct { const lay_overlay *o; lay_error *err; lay_code code; } errand;
 
 static void *run_in_home(void *argument)
 {
     errand *a = argument;
     if (unshare(CLONE_FS) < 0 || chdir(a->o->home) < 0)
-        a->result = -errno;
+        a->code = lay_fail_os(a->err, errno, a->o->home, NULL);
     else
-        a->result = mount_here(a->o, a->log, a->log_size);
+        a->code = mount_here(a->o, a->err);
     return NULL;
 }
 
-int lay_mount_overlay(const lay_overlay *o, char *log, size_t log_size)
+lay_code lay_mount_overlay(const lay_overlay *o, lay_error *err)
 {
-    if (log_size)
-        log[0] = '\0';
     if (!o->home)
-        return mount_here(o, log, log_size);
-    errand a = { o, log, log_size, -ECANCELED };
+        return mount_here(o, err);
+    errand a = { .o = o, .err = err };
     pthread_t thread;
     int e = pthread_create(&thread, NULL, run_in_home, &a);
     if (e)
-        return -e;
+        return lay_fail_os(err, e, o->home, NULL);
     pthread_join(thread, NULL);
-    return a.result;
+    return a.code;
 }
 
-int lay_umount(const char *path, int flags)
+lay_code lay_umount(const char *path, int flags, lay_error *err)
 {
-    return umount2(path, flags) < 0 ? -errno : 0;
+    return umount2(path, flags) < 0 ? lay_fail_os(err, errno, path, NULL) : LAY_OK;
 }
 
-int lay_syncfs(int fd)
+/* ---- is an upper in use ---- */
+
+/* A file system in memory that is mounted nowhere and ends with its descriptor, with two directories in it. */
+static int open_scratch(void)
 {
-    return syncfs(fd) < 0 ? -errno : 0;
+    LAY_AUTO_FD int context = open_context("tmpfs");
+    if (context < 0 || !create(context))
+        return -1;
+    LAY_AUTO_FD int made = take_mount(context);
+    if (made < 0 || mkdirat(made, "u", 0700) < 0 || mkdirat(made, "w", 0700) < 0)
+        return -1;
+    return lay_steal_fd(&made);
 }
 
-/* The magic number of the file system at path, or a negative errno. */
-long lay_fs_magic(const char *path)
+/* An overlay with index=on refuses a lower that another overlay writes to, attached or not. Nothing is written there. */
+lay_code lay_upper_in_use(const char *upper, int *used, lay_error *err)
+{
+    LAY_AUTO_FD int directory = open(upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    LAY_AUTO_FD int scratch = directory < 0 ? -1 : open_scratch();
+    LAY_AUTO_FD int context = scratch < 0 ? -1 : open_context("overlay");
+    if (context < 0)
+        return lay_fail_os(err, errno, upper, NULL);
+    char lowerdir[64], upperdir[64], workdir[64];
+    snprintf(lowerdir, sizeof lowerdir, "/proc/self/fd/%d", directory);
+    snprintf(upperdir, sizeof upperdir, "/proc/self/fd/%d/u", scratch);
+    snprintf(workdir, sizeof workdir, "/proc/self/fd/%d/w", scratch);
+    bool made = set(context, "index", "on") && set(context, "lowerdir", lowerdir) && set(context, "upperdir", upperdir)
+        && set(context, "workdir", workdir) && create(context);
+    if (!made && errno != EBUSY)
+        return lay_fail_os(err, errno, upper, NULL);
+    *used = !made;
+    return LAY_OK;
+}
+
+/* ---- what a file system is asked ---- */
+
+lay_code lay_sync_filesystem(const char *directory, lay_error *err)
+{
+    LAY_AUTO_FD int fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || syncfs(fd) < 0 ? lay_fail_os(err, errno, directory, NULL) : LAY_OK;
+}
+
+lay_code lay_fs_magic(const char *path, unsigned *magic, lay_error *err)
 {
     struct statfs s;
     int r;
     do
         r = statfs(path, &s);
     while (r < 0 && errno == EINTR);
-    return r < 0 ? -errno : (long)(s.f_type & 0xffffffffL);
+    if (r < 0)
+        return lay_fail_os(err, errno, path, NULL);
+    *magic = (unsigned)s.f_type;
+    return LAY_OK;
 }
 
-/* 1: every entry of the directory comes with its type; 0: not; or a negative errno. */
-int lay_dirents_typed(const char *path)
+lay_code lay_dirents_typed(const char *path, int *typed, lay_error *err)
 {
     DIR *d = opendir(path);
     if (!d)
-        return -errno;
-    int typed = 1;
+        return lay_fail_os(err, errno, path, NULL);
+    *typed = 1;
     for (struct dirent *e; (e = readdir(d));)
         if (e->d_type == DT_UNKNOWN)
-            typed = 0;
+            *typed = 0;
     closedir(d);
-    return typed;
-}
-
-static int with_fsxattr(const char *dir, unsigned long request, struct fsxattr *x)
-{
-    int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0)
-        return -errno;
-    int e = ioctl(fd, request, x) < 0 ? -errno : 0;
-    close(fd);
-    return e;
-}
-
-int lay_quota_get_project(const char *dir, unsigned *project)
-{
-    struct fsxattr x = { 0 };
-    int e = with_fsxattr(dir, FS_IOC_FSGETXATTR, &x);
-    if (!e)
-        *project = x.fsx_projid;
-    return e;
-}
-
-int lay_quota_set_project(const char *dir, unsigned project)
-{
-    struct fsxattr x = { 0 };
-    int e = with_fsxattr(dir, FS_IOC_FSGETXATTR, &x);
-    if (e)
-        return e;
-    x.fsx_projid = project;
-    x.fsx_xflags |= FS_XFLAG_PROJINHERIT;
-    return with_fsxattr(dir, FS_IOC_FSSETXATTR, &x);
-}
-
-#ifndef PRJQUOTA
-#define PRJQUOTA 2
-#endif
-
-static int quota_call(int command, const char *device, unsigned id, void *address)
-{
-    return syscall(SYS_quotactl, QCMD(command, PRJQUOTA), device, id, address) < 0 ? -errno : 0;
-}
-
-int lay_quota_set_limit(const char *device, unsigned project, unsigned long long bytes)
-{
-    struct fs_disk_quota d;
-    memset(&d, 0, sizeof d);
-    d.d_version = FS_DQUOT_VERSION;
-    d.d_id = project;
-    d.d_flags = FS_PROJ_QUOTA;
-    d.d_fieldmask = FS_DQ_BHARD | FS_DQ_BSOFT;
-    d.d_blk_hardlimit = d.d_blk_softlimit = bytes / 512;
-    return quota_call(Q_XSETQLIM, device, project, &d);
-}
-
-/* 1: project quotas are counted and enforced on the device; 0: not; or a negative errno. */
-int lay_quota_state(const char *device)
-{
-    struct fs_quota_stat s;
-    memset(&s, 0, sizeof s);
-    int e = quota_call(Q_XGETQSTAT, device, 0, &s);
-    if (e)
-        return e;
-    return (s.qs_flags & FS_QUOTA_PDQ_ACCT) && (s.qs_flags & FS_QUOTA_PDQ_ENFD);
+    return LAY_OK;
 }

@@ -14,10 +14,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from layerstore._core._mount import ffi, lib
 from layerstore.disk.textfile import naming
+from layerstore.errors import from_core
 
 log = logging.getLogger("layerstore")
 
@@ -32,9 +33,18 @@ _OPTION_LIMIT = 255  # fsconfig(2) takes 256 bytes with the NUL
 _AWKWARD = re.compile(r"[\\,:\"\s]")
 
 
-def _raise(code: int, message: str, path: str) -> None:
-    if code < 0:
-        raise OSError(-code, message or os.strerror(-code), path)
+def _call(function: Any, *args: Any) -> None:
+    """Call a function of the core that takes a lay_error last. Raise what the error says."""
+    err = ffi.new("lay_error *")
+    if function(*args, err):
+        raise from_core(err.code, err.sys_errno, err.offset, ffi.string(err.path), os.fsdecode(ffi.string(err.text)))
+
+
+def _ask(kind: str, function: Any, *args: Any) -> int:
+    """Return the one answer of a function of the core. Raise what its error says."""
+    answer = ffi.new(kind)
+    _call(function, *args, answer)
+    return int(answer[0])
 
 
 def _go_quoted(text: str) -> str:
@@ -54,84 +64,61 @@ def _go_quoted(text: str) -> str:
     return '"' + "".join(out) + '"'
 
 
-def _option_text(
-    base: str,
-    lowers: Sequence[str],
-    upper: str | None,
-    work: str | None,
-    *,
-    context: str,
-    off: Sequence[str],
-    userxattr: bool,
-    follow: bool,
-) -> str:
-    parts = [f"{name}=off" for name in off]
-    if userxattr:
-        parts.append("userxattr")
-    if follow:
-        parts.append("metacopy=on,redirect_dir=follow")
-    parts.append("lowerdir=" + ":".join(base + lower for lower in lowers))
-    if upper is not None:
-        parts.append(f"upperdir={base}{upper}")
-        parts.append(f"workdir={base}{work}")
-    if context:
-        parts.append("context=" + _go_quoted(context))
-    return ",".join(parts)
+class _Overlay(NamedTuple):
+    """What mount_overlay() is asked for; the paths are relative to the home."""
+
+    lowers: Sequence[str]
+    upper: str | None
+    work: str | None
+    context: str
+    off: Sequence[str]
+    userxattr: bool
+    follow: bool
+
+    def text(self, base: str) -> str:
+        """Return the option text of mount(2); base stands before each path."""
+        parts = [f"{name}=off" for name in self.off]
+        if self.userxattr:
+            parts.append("userxattr")
+        if self.follow:
+            parts.append("metacopy=on,redirect_dir=follow")
+        parts.append("lowerdir=" + ":".join(base + lower for lower in self.lowers))
+        if self.upper is not None:
+            parts.append(f"upperdir={base}{self.upper}")
+            parts.append(f"workdir={base}{self.work}")
+        if self.context:
+            parts.append("context=" + _go_quoted(self.context))
+        return ",".join(parts)
+
+    def fields(self, base: str) -> dict[str, Any]:
+        """Return the fields of lay_overlay for the new mount calls; base stands before each path."""
+        writable = {} if self.upper is None else {"upper": base + self.upper, "work": base + (self.work or "")}
+        return {
+            **writable,
+            "lowers": [base + lower for lower in self.lowers], "n_lowers": len(self.lowers),
+            "off": self.off, "n_off": len(self.off), "context": self.context or None,
+            "userxattr": self.userxattr, "follow": self.follow,
+        }  # fmt: skip
 
 
-def _mount_new(
-    home: str,
-    target: str,
-    lowers: Sequence[str],
-    upper: str | None,
-    work: str | None,
-    *,
-    context: str,
-    off: Sequence[str],
-    userxattr: bool,
-    follow: bool,
-) -> tuple[int, str]:
-    paths = [*lowers, *(path for path in (upper, work) if path is not None)]
-    longest = max(len(os.fsencode(path)) for path in paths)
-    base = home + "/"
-    relative = bool(_AWKWARD.search(home)) or len(os.fsencode(base)) + longest > _OPTION_LIMIT
-    if relative:
-        base = ""
-    alive = []  # cffi frees what nobody holds
+def _mount(**fields: Any) -> tuple[int, str]:
+    """Mount what a lay_overlay with these fields says. Return 0 or an errno, and the kernel's own reason or ""."""
+    alive = []  # cffi frees what is not referenced
 
-    def text(value: str) -> object:
-        made = ffi.new("char[]", os.fsencode(value))
-        alive.append(made)
-        return made
+    def c(value: Any) -> Any:
+        if isinstance(value, str):
+            value = ffi.new("char[]", os.fsencode(value))
+        elif isinstance(value, Sequence):
+            value = ffi.new("char *[]", [c(each) for each in value])
+        alive.append(value)
+        return value
 
-    names = ffi.new("char *[]", [text(base + lower) for lower in lowers])
-    request = ffi.new("lay_overlay *")
-    request.home = text(home) if relative else ffi.NULL
-    request.target = text(base + target)
-    request.lowers = names
-    request.n_lowers = len(lowers)
-    if upper is not None:
-        request.upper = text(base + upper)
-        request.work = text(base + (work or ""))
-    if context:
-        request.context = text(context)
-    switched_off = ffi.new("char *[]", [text(name) for name in off])
-    request.off = switched_off
-    request.n_off = len(off)
-    request.userxattr = userxattr
-    request.follow = follow
-    reason = ffi.new("char[]", 256)
-    code = lib.lay_mount_overlay(request, reason, 256)
-    return code, ffi.string(reason).decode("utf-8", "backslashreplace")
-
-
-def _mount_old(home: str, target: str, data: str, *, relative: bool) -> int:
-    alive = [ffi.new("char[]", os.fsencode(text)) for text in (home, target, data)]
-    request = ffi.new("lay_overlay *")
-    request.home = alive[0] if relative else ffi.NULL
-    request.target = alive[1]
-    request.data = alive[2]
-    return int(lib.lay_mount_overlay(request, ffi.NULL, 0))
+    request = ffi.new("lay_overlay *", {name: c(value) for name, value in fields.items() if value is not None})
+    err = ffi.new("lay_error *")
+    if not lib.lay_mount_overlay(request, err):
+        return 0, ""
+    text = ffi.string(err.text).decode("utf-8", "backslashreplace")
+    return err.sys_errno, "" if text == os.strerror(err.sys_errno) else text
 
 
 def mount_overlay(
@@ -162,43 +149,43 @@ def mount_overlay(
     """
     api = api or os.environ.get(API_VARIABLE) or "auto"
     shown = os.path.join(home, target)
-    failed = f"error creating overlay mount to {shown}"
     if any("\0" in text for text in (home, target, context, *lowers)):
         raise ValueError("embedded null byte in a mount option")
+    overlay = _Overlay(lowers, upper, work, context, off, userxattr, follow)
+    base = home + "/"
+    awkward = bool(_AWKWARD.search(home))
     reason = ""
     if api != "old":
-        code, reason = _mount_new(
-            home, target, lowers, upper, work,
-            context=context, off=off, userxattr=userxattr, follow=follow,
-        )  # fmt: skip
-        if code >= 0:
+        longest = max(len(os.fsencode(path)) for path in (*lowers, upper or "", work or ""))
+        relative = awkward or len(os.fsencode(base)) + longest > _OPTION_LIMIT
+        start = "" if relative else base
+        code, reason = _mount(home=home if relative else None, target=start + target, **overlay.fields(start))
+        if not code:
             return
-        # Without these calls, or by a kernel before 6.8, they are answered so; mount(2) knows more.
-        if api == "new" or -code not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-            _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
-
-    def option_text(base: str) -> str:
-        return _option_text(
-            base, lowers, upper, work,
-            context=context, off=off, userxattr=userxattr, follow=follow,
-        )  # fmt: skip
-
+        # These calls answer so if they are missing or the kernel is older than 6.8; mount(2) knows more.
+        if api == "new" or code not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+            raise _refused(code, reason, shown)
     limit = os.sysconf("SC_PAGESIZE") - 1
-    data = option_text(home + "/")
-    relative = len(os.fsencode(data)) > limit or bool(_AWKWARD.search(home))
+    data = overlay.text(base)
+    relative = awkward or len(os.fsencode(data)) > limit
     if relative:
-        data = option_text("")
+        data = overlay.text("")
         if len(os.fsencode(data)) > limit:
             too_large = f"cannot mount layer, mount label too large {len(os.fsencode(data))}"
             raise OSError(errno.E2BIG, too_large, shown)
-    code = _mount_old(home, target if relative else shown, data, relative=relative)
-    _raise(code, f"{failed}: {os.strerror(-code)}" + (f" ({reason})" if reason else ""), shown)
+    code, _ = _mount(home=home if relative else None, target=target if relative else shown, data=data)
+    if code:
+        raise _refused(code, reason, shown)
+
+
+def _refused(code: int, reason: str, target: str) -> OSError:
+    why = f"{os.strerror(code)} ({reason})" if reason else os.strerror(code)
+    return OSError(code, f"error creating overlay mount to {target}: {why}", target)
 
 
 def unmount(path: str, flags: int = MNT_DETACH) -> None:
     """Unmount what is mounted at path. Raises OSError (EINVAL where nothing is)."""
-    code = lib.lay_umount(os.fsencode(path), flags)
-    _raise(code, "", path)
+    _call(lib.lay_umount, os.fsencode(path), flags)
 
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
@@ -264,9 +251,7 @@ def unmount_below(
 
 def fs_magic(path: str) -> int:
     """Give the magic number of the file system at path (statfs). Raises OSError."""
-    magic = int(lib.lay_fs_magic(os.fsencode(path)))
-    _raise(magic, "", path)
-    return magic
+    return _ask("unsigned *", lib.lay_fs_magic, os.fsencode(path))
 
 
 def is_overlay(path: str) -> bool:
@@ -298,10 +283,11 @@ def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
     """
     if userxattr:
         return None
-    answer = lib.lay_upper_in_use(os.fsencode(upper))
-    if answer < 0:
-        log.debug("Cannot ask whether %s is in use: %s", upper, os.strerror(-answer), extra={"directory": upper})
-    return bool(answer) if answer >= 0 else None
+    try:
+        return bool(_ask("int *", lib.lay_upper_in_use, os.fsencode(upper)))
+    except OSError as err:
+        log.debug("Cannot ask whether %s is in use: %s", upper, err.strerror, extra={"directory": upper})
+        return None
 
 
 def count_mounts(device: int) -> tuple[int, bool]:
@@ -344,12 +330,9 @@ def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
     """
     out, size = ffi.new("char **"), ffi.new("size_t *")
     given = ffi.new("int[]", list(ours))
-    denied = lib.lay_uses(os.major(device), os.minor(device), given, len(ours), out, size)
-    _raise(denied, "", "/proc")
-    try:
-        text = bytes(ffi.buffer(out[0], size[0])) if size[0] else b""
-    finally:
-        lib.lay_uses_free(out[0])
+    denied = _ask("int *", lib.lay_uses, os.major(device), os.minor(device), given, len(ours), out, size)
+    text = bytes(ffi.buffer(out[0], size[0])) if size[0] else b""
+    lib.lay_uses_free(out[0])
     if denied:
         log.debug("%d processes may not be looked into", denied)
     found = []
@@ -361,18 +344,12 @@ def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
 
 def sync_filesystem(path: str) -> None:
     """Put everything of the file system that holds path on its disk (syncfs)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _raise(lib.lay_syncfs(fd), "", path)
-    finally:
-        os.close(fd)
+    _call(lib.lay_sync_filesystem, os.fsencode(path))
 
 
 def dirents_typed(path: str) -> bool:
     """Say whether every entry of the directory is listed with its type (d_type)."""
-    typed = lib.lay_dirents_typed(os.fsencode(path))
-    _raise(typed, "", path)
-    return bool(typed)
+    return bool(_ask("int *", lib.lay_dirents_typed, os.fsencode(path)))
 
 
 # ---- project quota ----------------------------------------------------------------------------
@@ -380,23 +357,19 @@ def dirents_typed(path: str) -> bool:
 
 def project_of(directory: str) -> int:
     """Read the project id of a directory."""
-    project = ffi.new("unsigned *")
-    _raise(lib.lay_quota_get_project(os.fsencode(directory), project), "", directory)
-    return int(project[0])
+    return _ask("unsigned *", lib.lay_quota_get_project, os.fsencode(directory))
 
 
 def set_project(directory: str, project: int) -> None:
     """Set the project id of a directory, inherited by what is made in it."""
-    _raise(lib.lay_quota_set_project(os.fsencode(directory), project), "", directory)
+    _call(lib.lay_quota_set_project, os.fsencode(directory), project)
 
 
 def set_project_limit(device: str, project: int, size: int) -> None:
     """Limit a project to size bytes, hard and soft."""
-    _raise(lib.lay_quota_set_limit(os.fsencode(device), project, size), "", device)
+    _call(lib.lay_quota_set_limit, os.fsencode(device), project, size)
 
 
 def project_quota_on(device: str) -> bool:
     """Say whether project quotas are counted and enforced on a block device."""
-    state = lib.lay_quota_state(os.fsencode(device))
-    _raise(state, "", device)
-    return bool(state)
+    return bool(_ask("int *", lib.lay_quota_state, os.fsencode(device)))
