@@ -2,6 +2,7 @@
 #
 #   make demo     the whole life of a file system, on real data, in half a minute
 #   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
+#   make stub     write the stub of layerstore.aio again, after a public name was added
 #   make lint     ruff, mypy, and stubtest: do the stubs say what was compiled
 #   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
@@ -32,7 +33,7 @@ python := .venv/bin/python
 sources := $(shell find ext src setup.py pyproject.toml \( -name '*.[ch]' -o -name '*.py' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.toml' \) -print 2>/dev/null)
 compiled := $(filter-out src/%.py,$(sources))
 
-.PHONY: demo test lint bench bench-peers ratios fuzz soak docs wheel wheel-test clean system-demo system-test system-fuzz
+.PHONY: demo test stub lint bench bench-peers ratios fuzz soak docs wheel wheel-test clean system-demo system-test system-fuzz
 .NOTPARALLEL:
 
 demo: system-demo build/.built
@@ -40,6 +41,9 @@ demo: system-demo build/.built
 
 test: system-test build/.built-strict
 	@.ci/tests $(TESTS)
+
+stub: system-demo build/.built
+	@$(python) tests/typing/aio_stub.py >build/aio.pyi && mv build/aio.pyi src/layerstore/aio/__init__.pyi
 
 lint: system-demo build/.built
 	@$(python) -m ruff check .

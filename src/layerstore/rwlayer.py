@@ -50,10 +50,13 @@ class Mount:
 class RWLayer:
     """A reference to a writable layer. `with rw:` releases it at the end."""
 
+    name: str
+
     def __init__(self, mount: Mount) -> None:
         """Refer to a mount; the store counts it."""
         self._mount = mount
-        self.name: str = mount.name
+        self._is_new = False              # the call that gave this reference made the writable layer
+        self.name = mount.name
 
     def _held(self) -> Mount:
         if self not in self._mount.handles:

@@ -76,6 +76,8 @@ class Store:
     what was held, deletes nothing and unmounts nothing.
     """
 
+    root: str
+
     def __init__(
         self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None
     ) -> None:
@@ -96,7 +98,7 @@ class Store:
         """
         if not os.fspath(root):
             raise ValueError("the root of a store is a directory's path, not an empty text")
-        self.root: str = os.path.abspath(os.fsdecode(root))
+        self.root = os.path.abspath(os.fsdecode(root))
         if options is not None and not isinstance(options, Mapping):
             raise TypeError(f"options is a mapping of texts, not {type(options).__name__}")
         given = dict(options or {})
@@ -307,12 +309,16 @@ class Store:
         self._check_writable()
         return self._references.release_image(chains)
 
-    def _undo(self, layer: Layer | RWLayer) -> None:
-        """Undo the call that gave this reference, as nobody will get it: what was there before stays."""
-        if isinstance(layer, RWLayer):
+    def take_back(self, layer: Layer | RWLayer) -> None:
+        """Undo the call that returned this reference: what was there before stays, what the call made is deleted.
+
+        layer   of get(), register(), commit() and so on, for a caller that gives up in the moment in which it has come
+        Raises  as release() and release_rw_layer() do
+        """
+        if layer._is_new:
+            layer.release()
+        elif isinstance(layer, RWLayer):
             self._writable.let_go(layer)
-        elif layer._is_new:
-            self.release(layer)
         else:
             self._references.let_go(layer)
 

@@ -1,49 +1,125 @@
 """layerstore.aio: the same for asyncio. Every call that may wait is a coroutine; its work is done in a thread.
 
-Cancelling what awaits a call stops the work, and CancelledError goes out when all is undone. What gives something
-back (release, unmount, close) is always carried through. Progress is told in the event loop's thread, which is never
-kept waiting. A Store and all it gave belong to one event loop.
+Cancelling what awaits a call stops the work; CancelledError goes out when all is undone. What gives something back
+(release, unmount, close) is always carried through. Progress is told in the event loop's thread, which is never kept
+waiting. Use a store and its objects from one event loop.
+
+Values are those of layerstore: Image, Change, Problem and all others. mirror.py says how a class is made from its
+blocking one; __init__.pyi spells it out for a type checker.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, BinaryIO
+from collections.abc import Mapping
+from typing import Any, Self
 
 import layerstore
 from layerstore.aio.calls import Slots, in_thread
-from layerstore.aio.layers import Layer, RWLayer, StrPath
-from layerstore.aio.sources import source_for
-from layerstore.aio.store import Store
-from layerstore.aio.streams import File, TarStream
-from layerstore.ids import DiffID
-from layerstore.values import Change, Progress
+from layerstore.aio.mirror import NAMES, Managed, Mirror, Special, awaits, mirrors
+from layerstore.aio.streams import File
+from layerstore.store import StrPath
 
 __all__ = [
-    "File", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble", "overlay_changes",
+    "File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
+    "overlay_changes", "release_and_log",
 ]  # fmt: skip
 
 
-async def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | None = None) -> DiffID:
-    """Record a tar's framing as JSON lines (not compressed) into tar_split; source as Store.register takes it."""
-    return await in_thread(
-        lambda call: layerstore.disassemble(source_for(call, source), tar_split, progress=call.hook(progress)), None
-    )
+@mirrors(
+    layerstore.TarStream,
+    Special(
+        left=("copy_some", "pump_into", "pump_once", "readable", "readall", "write"), plain=("seekable",),
+        waiting=("size",),
+    ),
+)  # fmt: skip
+class TarStream(File):
+    """A layer's tar, byte for byte: what layerstore.TarStream is."""
 
 
-async def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None = None) -> TarStream:
-    """Give the tar again that a record describes, payloads read beneath root."""
-    made = await in_thread(
-        lambda _: layerstore.assemble(tar_split, root, diff_id=diff_id), None, lambda stream: stream.close()
-    )
-    return TarStream(made, Slots(None))
+@mirrors(layerstore.Layer, Special(ends=("release",)))
+class Layer(Managed[Any]):
+    """A reference to a read-only layer: what layerstore.Layer is. `async with layer:` releases it at the end.
+
+    merged() returns the blocking MergedTree: it is in memory, of its methods only open() touches the disk.
+    """
+
+    def __repr__(self) -> str:
+        return f"<aio.Layer {self.chain_id}>"
 
 
-async def changes_between(new: StrPath, old: StrPath) -> list[Change]:
-    """List how new differs from old, as moby compares two trees."""
-    return await in_thread(lambda _: layerstore.changes_between(new, old), None)
+@mirrors(layerstore.RWLayer, Special(ends=("release", "unmount"), undo={"mount": "unmount"}))
+class RWLayer(Managed[Any]):
+    """A reference to a writable layer: what layerstore.RWLayer is. `async with rw:` releases it at the end."""
+
+    def __repr__(self) -> str:
+        return f"<aio.RWLayer {self.name}>"
 
 
-async def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:
-    """List how an overlay differs from its lowers (nearest first), by reading upper alone."""
-    return await in_thread(lambda _: layerstore.overlay_changes(upper, lowers), None)
+@mirrors(
+    layerstore.Store,
+    Special(
+        plain=("driver_name",), long=("cleanup", "orphans", "reclaim"),
+        ends=("release", "release_rw_layer", "remove", "take_back"),
+    ),
+)  # fmt: skip
+class Store(Managed[Any]):
+    """Layers and writable layers below a Docker data root. `async with Store(root) as store:` opens and closes it."""
+
+    def __init__(
+        self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None,
+        workers: int | None = None,
+    ) -> None:  # fmt: skip
+        """Take the arguments of layerstore.Store; open() or `async with` opens it.
+
+        workers   how many long calls (register, commit, verify, load ...) run at a time, the others wait; None: one for
+                  each processor, 4 at most
+        """
+        super().__init__(None, Slots(workers))
+        self._open = lambda: layerstore.Store(root, driver=driver, options=options)
+
+    async def open(self) -> Self:
+        """Open, or make, the store. Raise as layerstore.Store does."""
+        if self._blocking is None:
+            opened = await in_thread(lambda _: self._open(), self._slots.short, lambda store: store.close())
+            self._blocking, self._slots.take_back = opened, opened.take_back
+        return self
+
+    @property
+    def blocking(self) -> layerstore.Store:
+        """The same store for blocking calls. Raise StoreClosedError before open()."""
+        if self._blocking is None:
+            raise layerstore.StoreClosedError("the store is not open yet: await open()")
+        return self._blocking
+
+    async def close(self) -> None:
+        """End the use of this object; what is mounted stays mounted. Twice is harmless."""
+        if self._blocking is not None:
+            await in_thread(lambda _: self._blocking.close(), None)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+
+@mirrors(layerstore.Images, Special(left=("store",), ends=("remove",)))
+class Images(Mirror[Any]):
+    """The images of a store: what layerstore.Images is. A cancelled load() leaves nothing, or all at its end."""
+
+    store: Store
+
+    def __init__(self, store: Store) -> None:
+        """store   open for as long as this is used; it is not closed here"""
+        if not isinstance(store, Store):
+            raise TypeError(f"Images() takes a Store of layerstore.aio, not {type(store).__name__}")
+        super().__init__(layerstore.Images(store.blocking), store._slots)
+        self.store = store
+
+
+assemble = awaits(layerstore.assemble)
+disassemble = awaits(layerstore.disassemble)
+changes_between = awaits(layerstore.changes_between)
+overlay_changes = awaits(layerstore.overlay_changes)
+release_and_log = awaits(layerstore.release_and_log)
+
+# What a layer can stand on, and what the other names in annotations mean here.
+Parent = _Excluded = str | Layer | layerstore.Layer | layerstore.Image
+NAMES.update((name, globals()[name]) for name in (*__all__, "Parent", "_Excluded"))

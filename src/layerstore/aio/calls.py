@@ -1,4 +1,4 @@
-"""One blocking call in a thread of its own: waited for in the event loop, stopped when nobody waits any more."""
+"""One blocking call in a thread of its own: the event loop waits for it, and stops it when its task is cancelled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from layerstore.values import Done, Progress
 
@@ -16,23 +16,23 @@ SHORT_CALLS = 8
 
 
 class _StoppedError(Exception):
-    """Nobody waits for this work any more."""
+    """The task that awaited this work was cancelled."""
 
 
 class Call:
-    """One blocking call in its thread: how it is told to stop, and how it tells."""
+    """One blocking call in its thread: how it is told to stop, and how it asks the event loop."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.why: BaseException | None = None
-        self.on_stop: list[Callable[[], object]] = []
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def stop(self, why: BaseException) -> None:
         """In the loop: end the work at its next check(). The first reason counts."""
         if self.why is None:
             self.why = why
-            for callback in self.on_stop:
-                callback()
+            for task in self._tasks:
+                task.cancel()
 
     def check(self) -> None:
         """In the thread: raise what stopped the work."""
@@ -40,7 +40,7 @@ class Call:
             raise self.why
 
     def hook(self, progress: Progress | None) -> Progress:
-        """A progress argument for the blocking call, by which it is stopped, too."""
+        """Return a progress argument for the blocking call; it stops the call, too."""
 
         def told(done: Done) -> None:
             self.check()
@@ -56,11 +56,34 @@ class Call:
         except BaseException as err:
             self.stop(err)
 
+    def result_of(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """In the thread: run a coroutine in the loop and return its result. stop() cancels it."""
+        ready = threading.Event()
+        started: list[asyncio.Task[T]] = []
+
+        def start() -> None:
+            if self.why is not None:
+                ready.set()
+                return
+            started.append(task := self.loop.create_task(make()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: ready.set())
+
+        self.loop.call_soon_threadsafe(start)
+        ready.wait()
+        if not started or started[0].cancelled():
+            self.check()
+            raise asyncio.CancelledError("what the call reads from or writes to was cancelled")
+        result = started.pop().result()
+        self.check()
+        return result
+
 
 async def in_thread(
     work: Callable[[Call], T], slots: asyncio.Semaphore | None, undo: Callable[[T], object] | None = None
 ) -> T:
-    """Do work in a thread; slots bounds how many run. Cancelled: stop it, wait for its end, undo what it gave."""
+    """Do work in a thread; slots bounds how many run. If cancelled, stop it, wait for its end, undo its result."""
     if slots is None:
         return await _carried_through(work, undo)
     async with slots:
@@ -111,8 +134,12 @@ async def _carried_through(work: Callable[[Call], T], undo: Callable[[T], object
 
 
 class Slots:
-    """How much of one store's work runs at a time. Reads have slots of their own: they feed what runs longer."""
+    """How much of one store's work runs at a time. Reads have slots of their own: they feed what runs longer.
 
-    def __init__(self, workers: int | None) -> None:
+    take_back   the store's, for a reference whose receiver was cancelled
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
         self.long = asyncio.Semaphore(workers or min(4, os.cpu_count() or 1))
         self.short = asyncio.Semaphore(SHORT_CALLS)
+        self.take_back: Callable[[Any], object] | None = None

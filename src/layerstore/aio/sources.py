@@ -1,66 +1,43 @@
-"""What an async source gives, for a thread to read."""
+"""Async sources and targets, for a thread to read from and to write to."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import inspect
 import io
 import os
 import select
 import stat
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from layerstore.aio.calls import Call
-from layerstore.aio.streams import File
 
 
 class _Pipe:
-    """What an async source gives, for a thread to read."""
+    """What an async source returns, for a thread to read."""
 
     def __init__(self, call: Call, fetch: Callable[[int], Awaitable[Any]]) -> None:
         self._call, self._fetch = call, fetch
-        self._task: asyncio.Task[Any] | None = None
         self._left = memoryview(b"")
-        call.on_stop.append(self._cancel)
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    def _start(self, n: int, ready: threading.Event) -> None:
-        if self._call.why is not None:
-            ready.set()
-            return
+    def read(self, n: int) -> bytes:
+        """In the thread: the next bytes, at most n; b"" at the end."""
 
         async def fetch() -> Any:
             return await self._fetch(n)
 
-        self._task = self._call.loop.create_task(fetch())
-        self._task.add_done_callback(lambda _: ready.set())
-
-    def read(self, n: int) -> bytes:
-        """In the thread: the next bytes, at most n; b"" at the end."""
         if not self._left:
-            ready = threading.Event()
-            self._call.loop.call_soon_threadsafe(self._start, n, ready)
-            ready.wait()
-            if self._task is None or self._task.cancelled():
-                self._call.check()
-                raise asyncio.CancelledError("the source was cancelled")
-            block = self._task.result()
-            self._call.check()
+            block = self._call.result_of(fetch)
             if not isinstance(block, (bytes, bytearray, memoryview)):
-                raise TypeError(f"an async source gives bytes, not {type(block).__name__}")
+                raise TypeError(f"an async source returns bytes, not {type(block).__name__}")
             self._left = memoryview(block).cast("B")
         block, self._left = self._left[:n], self._left[n:]
         return bytes(block)
 
 
 class _Line:
-    """A pipe, a socket or a terminal, which may give nothing for long: a read of it cannot be interrupted."""
+    """A pipe, a socket or a terminal, which may return nothing for long: a read of it cannot be interrupted."""
 
     def __init__(self, call: Call, fd: int) -> None:
         self._call, self._fd = call, fd
@@ -76,28 +53,54 @@ class _Line:
                     return os.read(self._fd, n)
 
 
+class _Writer:
+    """An async writer, for a thread to write to: each block waits until the writer takes more."""
+
+    def __init__(self, call: Call, writer: Any) -> None:
+        self._call, self._writer = call, writer
+
+    def write(self, data: Any) -> int:
+        """In the thread: write data; return how many bytes were taken."""
+        block = bytes(data)
+
+        async def put() -> Any:
+            taken = self._writer.write(block)
+            if inspect.isawaitable(taken):
+                taken = await taken
+            if hasattr(self._writer, "drain"):
+                await self._writer.drain()
+            return len(block) if taken is None else taken
+
+        return int(self._call.result_of(put))
+
+
 def source_for(call: Call, source: Any) -> Any:
     """In the thread: what the blocking call takes for this source."""
-    if isinstance(source, File):
-        return source.blocking
-    if hasattr(source, "__aiter__") and not inspect.iscoroutinefunction(getattr(source, "read", None)):
+    if inspect.iscoroutinefunction(getattr(source, "read", None)):
+        return _Pipe(call, source.read)
+    if hasattr(source, "__aiter__"):
         iterator = aiter(source)
 
         async def fetch(_: int) -> Any:
-            while True:
-                try:
-                    block = await anext(iterator)
-                except StopAsyncIteration:
-                    return b""
+            async for block in iterator:
                 if len(block):            # an empty one is no end
                     return block
+            return b""
 
         return _Pipe(call, fetch)
-    if inspect.iscoroutinefunction(getattr(source, "read", None)):
-        return _Pipe(call, source.read)
     if isinstance(source, io.FileIO) or (isinstance(source, int) and not isinstance(source, bool)):
         fd = source if isinstance(source, int) else source.fileno()
         mode = os.fstat(fd).st_mode
         if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode):
             return _Line(call, fd)
     return source
+
+
+def is_async_target(target: Any) -> bool:
+    """Say whether writing to it must be awaited: an asyncio.StreamWriter, or what has a coroutine write()."""
+    return hasattr(target, "drain") or inspect.iscoroutinefunction(getattr(target, "write", None))
+
+
+def target_for(call: Call, target: Any) -> Any:
+    """In the thread: what the blocking call takes for this target."""
+    return _Writer(call, target) if is_async_target(target) else target

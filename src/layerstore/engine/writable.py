@@ -73,8 +73,9 @@ class WritableLayers:
                 raise MountNameConflictError(name=name)
             above = self._references.use(parent) if parent else None
             try:
-                mount = self._create(name, above, opts, level)
-                return self._handle(mount)
+                handle = self._handle(self._create(name, above, opts, level))
+                handle._is_new = True
+                return handle
             finally:
                 if above:                 # the writable layer keeps it now
                     self._references.end_use(above)

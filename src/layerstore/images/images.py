@@ -55,6 +55,8 @@ _MIN_ID = 4
 class Images:
     """The images of a store: what `docker images` lists on the same root. Safe to use from many threads."""
 
+    store: Store
+
     def __init__(self, store: Store) -> None:
         """store   open for as long as this is used; it is not closed here"""
         if not isinstance(store, Store):
