@@ -38,7 +38,7 @@ sys.path.insert(0, str(ROOT / "ext"))
 import probe  # noqa: E402
 
 # Of one translation unit each: what they declare is no promise to anyone, a test least of all.
-PRIVATE = ("_state.h",)
+PRIVATE = ("_state.h", "unpack_implied.h", "unpack_marks.h", "unpack_names.h")
 
 # As 64-bit Linux has them.
 SYSTEM_TYPES = """

@@ -3,6 +3,7 @@
 The floors below are the house. A file uses files of its own folder and of those before it.
 """
 import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def test_c_includes_only_what_stands_below(path: Path) -> None:
         assert (CORE / included).is_file(), f"{path.name} includes {included}: write its path from ext/core"
         if there:  # lay.h, which stands in none, is below all
             assert here and C_FLOORS.index(there) <= C_FLOORS.index(here), f"{here}/{path.name} includes {included}"
+
+
+def c_arrows(folders: list[str]) -> dict[str, set[str]]:
+    """What each unit (the .c and .h files of one stem) includes of the others, or names of what they define."""
+    texts: dict[str, str] = {}
+    for path in c_files():
+        if path.parent.name in folders:
+            texts[path.stem] = texts.get(path.stem, "") + (path.read_text() if path.suffix == ".c" else "")
+            texts[path.stem] += "".join(re.findall(r'^#include "[^"]+"\n', path.read_text(), re.M))
+    owners = {name: unit for unit, text in texts.items() for name in re.findall(r"^\w[^\n;=(]*\b(lay_\w+)\(", text, re.M)}
+    arrows = {}
+    for unit, text in texts.items():
+        named = {owners[name] for name in re.findall(r"\blay_\w+", text) if name in owners}
+        included = {Path(name).stem for name in re.findall(r'^#include "([^"]+)"', text, re.M)}
+        arrows[unit] = (named | included & set(texts)) - {unit}
+    return arrows
+
+
+def test_no_circle_among_the_units_of_the_core() -> None:
+    arrows = c_arrows(["apply"])
+    assert {"ring", "unpack_names"} <= arrows["unpack"]
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as circle:
+        pytest.fail(" -> ".join(reversed(circle.args[1])))
 
 
 def test_core_never_sees_python() -> None:

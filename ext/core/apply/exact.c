@@ -8,6 +8,7 @@
 #include "apply/exact.h"
 
 #include "source/assemble.h"
+#include "base/grow.h"
 #include "base/text.h"
 #include "tree/tree.h"
 
@@ -58,14 +59,8 @@ static void sort(plan *p, int (*order)(const void *, const void *))
 
 static lay_code keep_name(plan *p, const lay_split *first, const lay_text *clean, uint64_t ordinal, lay_error *err)
 {
-    if (p->nnames == p->cap) {
-        size_t cap = p->cap ? 2 * p->cap : 64;
-        named *grown = reallocarray(p->names, cap, sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        p->names = grown;
-        p->cap = cap;
-    }
+    if (lay_grow(&p->names, &p->cap, p->nnames, sizeof *p->names, err))
+        return err->code;
     p->names[p->nnames++] = (named){ lay_split_name_hash(first, clean->p, clean->len), lay_split_place_hash(first, clean->p, clean->len), ordinal };
     return LAY_OK;
 }

@@ -8,6 +8,7 @@
 #include "apply/stand.h"
 
 #include "tree/place.h"
+#include "base/grow.h"
 #include "base/text.h"
 #include "tree/tree.h"
 #include "tree/whiteout.h"
@@ -98,14 +99,8 @@ static int open_child(int dir_fd, const char *name)
 
 static lay_code add_active(stand *s, uint16_t lower, lay_error *err)
 {
-    if (s->nactive == s->active_cap) {
-        size_t cap = s->active_cap * 2 + 256;
-        uint16_t *grown = reallocarray(s->active, cap, sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        s->active = grown;
-        s->active_cap = cap;
-    }
+    if (lay_grow(&s->active, &s->active_cap, s->nactive, sizeof *s->active, err))
+        return err->code;
     s->active[s->nactive++] = lower;
     return LAY_OK;
 }
@@ -210,14 +205,8 @@ static lay_code hide_all(const stand *s, size_t n, lay_error *err)
 
 static lay_code add_spot(stand *s, spot one, lay_error *err)
 {
-    if (s->count == s->cap) {
-        size_t cap = s->cap * 2 + 64;
-        spot *grown = reallocarray(s->spots, cap, sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        s->spots = grown;
-        s->cap = cap;
-    }
+    if (lay_grow(&s->spots, &s->cap, s->count, sizeof *s->spots, err))
+        return err->code;
     s->spots[s->count++] = one;
     return LAY_OK;
 }

@@ -6,10 +6,12 @@
  * until the pool is empty. So no two jobs in the pool concern the same name, and a layer without
  * repetitions never waits.
  */
-#include "apply/unpack_state.h"
+#include "apply/unpack.h"
 
+#include "apply/unpack_implied.h"
+#include "apply/unpack_marks.h"
+#include "apply/unpack_names.h"
 #include "tree/tree.h"
-#include "tree/whiteout.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -19,20 +21,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-lay_code lay_unpack_grow(void *list, size_t *cap, size_t count, size_t size, lay_error *err)
-{
-    void **p = list;
-    if (count < *cap)
-        return LAY_OK;
-    size_t more = *cap ? 2 * *cap : 64;
-    void *grown = realloc(*p, more * size);
-    if (!grown)
-        return lay_fail_nomem(err);
-    *p = grown;
-    *cap = more;
-    return LAY_OK;
-}
-
 static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
 {
     if (err->offset < 0)
@@ -40,34 +28,6 @@ static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
     if (!err->path[0])
         lay_error_path(err, e->name, e->name_len);
     return err->code;
-}
-
-lay_code lay_unpack_drain(lay_unpack *u, lay_error *err)
-{
-    return u->pool ? lay_pool_drain(u->pool, err) : LAY_OK;
-}
-
-lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err)
-{
-    return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n), seen, err);
-}
-
-bool lay_unpack_is(const lay_unpack *u, const char *path, size_t n, uint64_t what)
-{
-    return lay_nameset_has(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what);
-}
-
-lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t what, lay_error *err)
-{
-    bool ignored;
-    return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what, &ignored, err);
-}
-
-lay_code lay_unpack_count(lay_unpack *u, lay_error *err)
-{
-    int64_t most = u->limits->entries;
-    return lay_is_over((int64_t)(u->entries + u->implied), most)
-        ? lay_fail_limit(err, -1, "max_entries", most, "with the directories they imply", "the tar has too many entries") : LAY_OK;
 }
 
 /* A file of this size comes, or a link's text. */
@@ -159,7 +119,6 @@ void lay_unpack_free(lay_unpack *u)
 }
 
 bool lay_unpack_ended(const lay_unpack *u) { return lay_tar_ended(u->tar); }
-int64_t lay_unpack_offset(const lay_unpack *u) { return lay_tar_offset(u->tar); }
 uint64_t lay_unpack_entries(const lay_unpack *u) { return u->entries; }
 
 uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first)
@@ -175,17 +134,6 @@ void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
 }
 
 /* ---- entries ------------------------------------------------------------------------------------------------ */
-
-lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err)
-{
-    if (lay_unpack_grow(&u->times, &u->times_cap, u->ntimes, sizeof *u->times, err))
-        return err->code;
-    uint32_t id;
-    if (lay_paths_add(&u->paths, path, n, &id, err))
-        return err->code;
-    u->times[u->ntimes++] = (dir_times){ id, { times[0], times[1] } };
-    return LAY_OK;
-}
 
 /* again: something had its name before. */
 static lay_code make_directory(lay_unpack *u, bool again, bool kept, lay_error *err)
@@ -235,9 +183,9 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay
     lay_text target = { 0 }, path = { 0 };
     bool kept = false, itself = false, hides = false;
     struct stat st;
-    if (lay_unpack_clean(&target, e->link, e->link_len, err))
+    if (lay_path_relative(&target, e->link, e->link_len, err))
         goto done;
-    if (lay_unpack_leaves_root(&target) || (target.len == 1 && target.p[0] == '.')) {
+    if (lay_path_leaves(&target) || (target.len == 1 && target.p[0] == '.')) {
         lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
         goto done;
     }
@@ -313,13 +261,13 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     if (e->type == 'g')
         return LAY_OK;
     bool seen = false, aliased, kept;
-    if (lay_unpack_clean(&u->clean, e->name, e->name_len, err))
+    if (lay_path_relative(&u->clean, e->name, e->name_len, err))
         return err->code;
     if (u->clean.len == 1 && u->clean.p[0] == '.')
         return LAY_OK;
-    if (lay_unpack_leaves_root(&u->clean))
+    if (lay_path_leaves(&u->clean))
         return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
-    size_t base = lay_unpack_base(u->clean.p, u->clean.len);
+    size_t base = lay_path_base(u->clean.p, u->clean.len);
     lay_wh wh = lay_whiteout_kind(u->clean.p + base, u->clean.len - base);
     if (wh == LAY_WH_BAD)
         return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);

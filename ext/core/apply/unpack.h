@@ -8,9 +8,7 @@
 #define LAY_UNPACK_H
 
 #include "apply/ring.h"
-#include "tar/tar.h"
-
-typedef struct lay_unpack lay_unpack;
+#include "apply/unpack_replaced.h"
 
 typedef struct lay_unpack_options {
     int root_fd;             /* borrowed until free */
@@ -27,21 +25,11 @@ lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err);
 /* The stream has ended: waits for all files, sets the times of directories. *size as lay_applied has it. */
 lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err);
 bool lay_unpack_ended(const lay_unpack *u);          /* the end-of-archive marker has passed */
-int64_t lay_unpack_offset(const lay_unpack *u);
 uint64_t lay_unpack_entries(const lay_unpack *u);
 /* Devices that could not be made, and the first one's path. */
 uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first);
 /* As lay_apply_unsettled; after end, until free. */
 void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n);
-
-/* ---- where the bytes of an entry are now ---- */
-
-/* Some entry was replaced, or reached through a symbolic link. */
-bool lay_unpack_irregular(const lay_unpack *u);
-typedef struct lay_where { int root_fd; const char *path; size_t path_len; bool plain; } lay_where;
-/* Where the payload of a regular file lies: entry `ordinal` with this cleaned name. plain: where a reader
- * that looks its name up in the tree finds it. path is valid until the next call. */
-lay_code lay_unpack_locate(lay_unpack *u, uint64_t ordinal, const char *clean, size_t n, lay_where *where, lay_error *err);
 /* Removes the scratch directory and all else. */
 void lay_unpack_free(lay_unpack *u);
 

@@ -4,9 +4,12 @@
  * directories are written down, for lay_stand_on. Where it is unpacked over what they show, each is there already and
  * is only claimed; or it is made, plain.
  */
-#include "apply/unpack_state.h"
+#include "apply/unpack_implied.h"
+
+#include "apply/unpack_marks.h"
 
 #include "apply/stand.h"
+#include "base/grow.h"
 #include "tree/tree.h"
 
 #include <fcntl.h>
@@ -21,7 +24,7 @@ lay_code lay_unpack_implied_made(lay_unpack *u, const char *path, size_t n, size
     if (lay_paths_add(&u->paths, path, n, &id, err))
         return err->code;
     for (size_t end = n; end > from && id != LAY_PATHS_ROOT; id = u->paths.nodes[id].above) {
-        if (lay_unpack_grow(&u->implied_ids, &u->implied_cap, u->nimplied, sizeof *u->implied_ids, err))
+        if (lay_grow(&u->implied_ids, &u->implied_cap, u->nimplied, sizeof *u->implied_ids, err))
             return err->code;
         u->implied_ids[u->nimplied++] = id;
         end -= end > u->paths.nodes[id].len ? u->paths.nodes[id].len + 1 : end;

@@ -3,7 +3,7 @@
  * Where a layer is unpacked alone they become overlay's own marks. Where it is unpacked over what is below they delete,
  * and it is remembered what a whiteout took away: a name in it is refused, as where the mark lies on the disk.
  */
-#include "apply/unpack_state.h"
+#include "apply/unpack_marks.h"
 
 #include "tree/tree.h"
 
@@ -92,7 +92,7 @@ lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err)
 /* u->path becomes the name that .wh.NAME hides. */
 static lay_code hidden_path(lay_unpack *u, const char *name, lay_error *err)
 {
-    lay_text_cut(&u->path, lay_unpack_base(u->path.p, u->path.len));
+    lay_text_cut(&u->path, lay_path_base(u->path.p, u->path.len));
     return lay_text_add(&u->path, name, strlen(name), err);
 }
 

@@ -3,7 +3,9 @@
  * Parents are opened with links forbidden; where a link is met, walk_links() follows it by hand, as if the
  * root were "/". Parents that have no entry of their own are made.
  */
-#include "apply/unpack_state.h"
+#include "apply/unpack_names.h"
+
+#include "apply/unpack_implied.h"
 
 #include "tree/tree.h"
 
@@ -18,30 +20,6 @@ static bool hands_down(int fd)
 {
     struct stat st;
     return fstat(fd, &st) == 0 && (st.st_mode & S_ISGID || fgetxattr(fd, "system.posix_acl_default", NULL, 0) > 0);
-}
-
-lay_code lay_unpack_clean(lay_text *out, const char *name, size_t n, lay_error *err)
-{
-    while (n && *name == '/') {
-        name++;
-        n--;
-    }
-    if (lay_text_set(out, name, n, err) || lay_text_add(out, "  ", 2, err))      /* room for what cleaning may add */
-        return err->code;
-    out->len = lay_path_clean(name, n, out->p);
-    out->p[out->len] = '\0';
-    return LAY_OK;
-}
-
-bool lay_unpack_leaves_root(const lay_text *t)
-{
-    return t->len >= 2 && t->p[0] == '.' && t->p[1] == '.' && (t->len == 2 || t->p[2] == '/');
-}
-
-size_t lay_unpack_base(const char *path, size_t n)
-{
-    const char *slash = memrchr(path, '/', n);
-    return slash ? (size_t)(slash - path) + 1 : 0;
 }
 
 /* Follow the links of a parent by hand. A relative link that climbs out is refused, unless an absolute
@@ -75,7 +53,7 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
                 lay_fail(err, LAY_E_BREAKOUT, "path escapes from parent");
                 goto done;
             }
-            size_t cut = lay_unpack_base(resolved->p, before);
+            size_t cut = lay_path_base(resolved->p, before);
             resolved->len = cut ? cut - 1 : 0;
             resolved->p[resolved->len] = '\0';
             continue;
@@ -91,7 +69,7 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
             lay_fail_os(err, ELOOP, NULL, "too many links");
             goto done;
         }
-        size_t base = lay_unpack_base(resolved->p, resolved->len);
+        size_t base = lay_path_base(resolved->p, resolved->len);
         LAY_AUTO_FD int dir = lay_tree_open_dir(u->root_fd, resolved->p, base ? base - 1 : 0, 0);
         ssize_t got = dir < 0 ? -1 : readlinkat(dir, resolved->p + base, target, sizeof target);
         if (got < 0) {
@@ -145,7 +123,7 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
     size_t have = n, from = n;
     int fd = -1;
     for (;;) {                                /* the deepest one that is there */
-        have = lay_unpack_base(path, have);
+        have = lay_path_base(path, have);
         have = have ? have - 1 : 0;
         fd = open_dir(u, NULL, path, have);
         if (fd >= 0 || errno != ENOENT || !have)
@@ -282,7 +260,7 @@ static lay_code enter_as_before(lay_unpack *u, const char *parent, size_t n, boo
 
 lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err)
 {
-    size_t base = lay_unpack_base(clean->p, clean->len), parent = base ? base - 1 : 0;
+    size_t base = lay_path_base(clean->p, clean->len), parent = base ? base - 1 : 0;
     size_t len = clean->len - base;
     bool linked;
     bool hides = lay_whiteout_kind(clean->p + base, len) == LAY_WH_NAME;

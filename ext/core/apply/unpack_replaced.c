@@ -4,8 +4,11 @@
  * entry that drove it out; so at the end the payload of every entry can still be found. Without a record
  * to complete (a writable layer) it is removed.
  */
-#include "apply/unpack_state.h"
+#include "apply/unpack_replaced.h"
 
+#include "apply/unpack_marks.h"
+
+#include "base/grow.h"
 #include "tree/tree.h"
 
 #include <fcntl.h>
@@ -42,7 +45,7 @@ static lay_code displace(lay_unpack *u, mode_t mode, const lay_tar_entry *e, lay
             return directory ? err->code : lay_fail_os(err, errno, NULL, "cannot remove what is replaced");
     } else {
         uint32_t path;
-        if (open_stash(u, err) || lay_unpack_grow(&u->gone, &u->gone_cap, u->ngone, sizeof *u->gone, err)
+        if (open_stash(u, err) || lay_grow(&u->gone, &u->gone_cap, u->ngone, sizeof *u->gone, err)
             || lay_paths_add(&u->paths, u->path.p, u->path.len, &path, err))
             return err->code;
         char id[16];
@@ -78,7 +81,7 @@ lay_code lay_unpack_make_way(lay_unpack *u, const lay_tar_entry *e, bool *kept, 
 
 lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err)
 {
-    if (lay_unpack_grow(&u->aliases, &u->aliases_cap, u->naliases, sizeof *u->aliases, err))
+    if (lay_grow(&u->aliases, &u->aliases_cap, u->naliases, sizeof *u->aliases, err))
         return err->code;
     uint32_t path;
     if (lay_paths_add(&u->paths, u->path.p, u->path.len, &path, err))

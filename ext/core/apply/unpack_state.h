@@ -1,6 +1,7 @@
-/* unpack_state.h - the unpacker's inside, shared by the files that are the unpacker: unpack.c
- * (entries and payload), unpack_marks.c (what hides), unpack_names.c (where a name leads), unpack_implied.c (directories
- * without an entry), unpack_replaced.c (what stood there before). */
+/* unpack_state.h - the unpacker's state, and what each of its parts asks of it.
+ *
+ * The parts, from the ground up: unpack_marks (what hides), unpack_implied (directories without an entry), unpack_names
+ * (where a name leads), unpack_replaced (what stood there before), unpack (entries and payload). Each calls down only. */
 #ifndef LAY_UNPACK_STATE_H
 #define LAY_UNPACK_STATE_H
 
@@ -11,10 +12,12 @@
 #include "tree/place.h"
 #include "apply/pool.h"
 #include "base/text.h"
-#include "apply/unpack.h"
+#include "tar/tar.h"
 #include "tree/whiteout.h"
 
 #include <limits.h>
+
+typedef struct lay_unpack lay_unpack;
 
 /* Paths by their numbers in lay_unpack.paths. */
 typedef struct dir_times { uint32_t path; struct timespec times[2]; } dir_times;
@@ -71,46 +74,5 @@ lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t wha
 lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err);
 /* Remember a cleaned or resolved path; *seen: maybe it was there before. */
 lay_code lay_unpack_seen(lay_unpack *u, const char *path, size_t n, bool *seen, lay_error *err);
-/* Room for one more in a list that doubles. */
-lay_code lay_unpack_grow(void *list, size_t *cap, size_t count, size_t size, lay_error *err);
-
-/* unpack_names.c */
-/* Cleaned, without leading '/': "." is the root itself, a name that begins with ".." leaves it. */
-lay_code lay_unpack_clean(lay_text *out, const char *name, size_t n, lay_error *err);
-bool lay_unpack_leaves_root(const lay_text *t);
-size_t lay_unpack_base(const char *path, size_t n);      /* where the last component begins */
-/* Parent and base of a cleaned name: u->dir (made if it is missing), u->base, and the resolved path in
- * u->path. *aliased: the name goes through a symbolic link, so its path is another one. */
-lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err);
-
-/* unpack_marks.c */
-/* An opaque mark of u->dir; u->base is the name of a whiteout in it. */
-lay_code lay_unpack_opaque(lay_unpack *u, lay_error *err);
-lay_code lay_unpack_whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err);
-/* A whiteout lies in u->dir, whoever made it. */
-lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err);
-/* u->dir/u->base is a directory that stands where a whiteout, or another thing that is none, stood. */
-lay_code lay_unpack_mark_reborn(lay_unpack *u, lay_error *err);
-/* Merged: a whiteout took it away, and nothing went since that it lies in. */
-bool lay_unpack_is_hidden(const lay_unpack *u, const char *path, size_t n);
-lay_code lay_unpack_hide(lay_unpack *u, const char *path, size_t n, lay_error *err);
-/* The directory u->path goes. */
-lay_code lay_unpack_forget(lay_unpack *u, lay_error *err);
-
-/* unpack_implied.c */
-/* Components of path (n bytes) that begin at `from` or behind it were made for want of an entry. */
-lay_code lay_unpack_implied_made(lay_unpack *u, const char *path, size_t n, size_t from, lay_error *err);
-/* Merged: parents that were there before belong to this layer now, as directories without an entry. What is no
- * directory there is in the way of one: it goes. */
-lay_code lay_unpack_claim(lay_unpack *u, const char *path, size_t n, lay_error *err);
-/* At the end: u->unsettled, without those that have an entry by now. */
-lay_code lay_unpack_implied_left(lay_unpack *u, lay_error *err);
-
-/* unpack_replaced.c */
-/* The place u->dir/u->base must be free for the entry. *kept: a directory is there and stays for a directory. */
-lay_code lay_unpack_make_way(lay_unpack *u, const lay_tar_entry *e, bool *kept, lay_error *err);
-/* u->path is where entry `ordinal` really went. */
-lay_code lay_unpack_note_alias(lay_unpack *u, uint64_t ordinal, lay_error *err);
-void lay_unpack_free_replaced(lay_unpack *u);
 
 #endif

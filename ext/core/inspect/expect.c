@@ -234,24 +234,6 @@ static lay_code unfit(const lay_tar_entry *e, const char *why, lay_error *err)
     return err->code;
 }
 
-/* The name without leading slashes, cleaned. */
-static lay_code clean(lay_text *out, const char *name, size_t n, lay_error *err)
-{
-    while (n && *name == '/') {
-        name++;
-        n--;
-    }
-    if (lay_text_room(out, n + 2, err))
-        return err->code;
-    lay_text_cut(out, lay_path_clean(name, n, out->p));
-    return LAY_OK;
-}
-
-static bool leaves_root(const lay_text *t)
-{
-    return t->len >= 2 && t->p[0] == '.' && t->p[1] == '.' && (t->len == 2 || t->p[2] == '/');
-}
-
 /* A link's text comes in front of what is left of the way. */
 static lay_code turn(lay_expect *x, const lay_made *link, size_t at, lay_error *err)
 {
@@ -314,8 +296,7 @@ static lay_code go(lay_expect *x, const lay_tar_entry *e, uint32_t *here, size_t
 /* The directory of a cleaned name, made with its parents if it is missing. base: the last component, in x->clean. */
 static lay_code enter(lay_expect *x, const lay_tar_entry *e, uint32_t *directory, size_t *base, lay_error *err)
 {
-    const char *slash = memrchr(x->clean.p, '/', x->clean.len);
-    *base = slash ? (size_t)(slash - x->clean.p) + 1 : 0;
+    *base = lay_path_base(x->clean.p, x->clean.len);
     uint32_t here = LAY_ROOT;
     unsigned links = 0;
     bool absolute = false;
@@ -442,9 +423,9 @@ static lay_code hard_link(lay_expect *x, const lay_tar_entry *e, uint32_t direct
     size_t target_base;
     /* What stood there is gone by the time the target is looked for. */
     uint32_t there = lay_expect_find(x, directory, name, n);
-    if (clean(&x->clean, e->link, e->link_len, err))
+    if (lay_path_relative(&x->clean, e->link, e->link_len, err))
         return err->code;
-    if (leaves_root(&x->clean) || (x->clean.len == 1 && x->clean.p[0] == '.'))
+    if (lay_path_leaves(&x->clean) || (x->clean.len == 1 && x->clean.p[0] == '.'))
         return unfit(e, "its target is outside of the layer", err);
     if (enter(x, e, &target_directory, &target_base, err))
         return err->code;
@@ -542,16 +523,14 @@ lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want,
     *want = LAY_NO_WANT;
     if (e->type == 'g')
         return LAY_OK;
-    if (clean(&x->clean, e->name, e->name_len, err))
+    if (lay_path_relative(&x->clean, e->name, e->name_len, err))
         return err->code;
     if (x->clean.len == 1 && x->clean.p[0] == '.')
         return LAY_OK;
-    if (leaves_root(&x->clean))
+    if (lay_path_leaves(&x->clean))
         return unfit(e, "it leaves the layer", err);
     uint32_t directory;
-    size_t base;
-    const char *slash = memrchr(x->clean.p, '/', x->clean.len);
-    base = slash ? (size_t)(slash - x->clean.p) + 1 : 0;
+    size_t base = lay_path_base(x->clean.p, x->clean.len);
     lay_wh wh = lay_whiteout_kind(x->clean.p + base, x->clean.len - base);
     if (wh == LAY_WH_BAD)
         return unfit(e, "invalid whiteout entry", err);

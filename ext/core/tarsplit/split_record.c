@@ -238,9 +238,8 @@ static lay_code raw(lay_split *s, const uint8_t *p, size_t n, size_t max, lay_er
 /* Whiteouts and the root itself leave no file that could give their payload back. */
 static bool leaves_no_file(const char *clean, size_t n)
 {
-    const char *slash = memrchr(clean, '/', n);
-    const char *base = slash ? slash + 1 : clean;
-    size_t len = n - (size_t)(base - clean);
+    size_t at = lay_path_base(clean, n), len = n - at;
+    const char *base = clean + at;
     return len == 0 || (len == 1 && base[0] == '.') || lay_whiteout_kind(base, len) != LAY_WH_PLAIN;
 }
 

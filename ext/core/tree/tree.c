@@ -87,6 +87,29 @@ size_t lay_path_clean(const char *name, size_t n, char *out)
     return w;
 }
 
+lay_code lay_path_relative(lay_text *out, const char *name, size_t n, lay_error *err)
+{
+    while (n && *name == '/') {
+        name++;
+        n--;
+    }
+    if (lay_text_room(out, n + 2, err))
+        return err->code;
+    lay_text_cut(out, lay_path_clean(name, n, out->p));
+    return LAY_OK;
+}
+
+bool lay_path_leaves(const lay_text *t)
+{
+    return t->len >= 2 && t->p[0] == '.' && t->p[1] == '.' && (t->len == 2 || t->p[2] == '/');
+}
+
+size_t lay_path_base(const char *path, size_t n)
+{
+    const char *slash = memrchr(path, '/', n);
+    return slash ? (size_t)(slash - path) + 1 : 0;
+}
+
 /* What openat2 does with NO_SYMLINKS, one component after the other. */
 static int open_stepwise(int dir_fd, const char *part, int flags)
 {

@@ -6,13 +6,18 @@
 #ifndef LAY_TREE_H
 #define LAY_TREE_H
 
-#include "base/error.h"
+#include "base/text.h"
 
 #include <sys/stat.h>
 
 /* Clean a name lexically as Go's path.Clean does ("a//b/./c/../d/" -> "a/b/d", "" -> "."); leading '/'
  * is kept. out has room for n + 2 bytes. Returns the length. */
 size_t lay_path_clean(const char *name, size_t n, char *out);
+/* The same without leading '/': "." is the root itself, a name that begins with ".." leaves it. */
+lay_code lay_path_relative(lay_text *out, const char *name, size_t n, lay_error *err);
+bool lay_path_leaves(const lay_text *relative);
+/* Where the last component of a path begins. */
+size_t lay_path_base(const char *path, size_t n);
 
 /* Open a directory below root_fd (path of 0 bytes: root itself again): O_RDONLY|O_DIRECTORY|O_CLOEXEC
  * plus flags. -1 and errno on failure; ELOOP when a component is a symbolic link (ENOTDIR for the last). */
