@@ -8,8 +8,8 @@
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
 #   make fuzz     each fuzzer for FUZZ_SECONDS (60)
-#   make soak     tests/trust for long: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, a failure of every one,
-#                 many processes on one root for STRESS_SECONDS (180); SEED=... draws the same round again
+#   make soak     what `make test` does briefly, whole: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, a failure
+#                 of every one, many processes on one root for STRESS_SECONDS (180); SEED=... draws the same round again
 #   make wheel    dist/: an sdist, and a wheel for every CPython from 3.11 on, judged by auditwheel and abi3audit
 #   make wheel-test   that wheel passes tests/package and tests/flows in an empty venv with no compiler;
 #                     and the sdist builds without Cython

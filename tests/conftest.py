@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ if importlib.util.find_spec("layerstore") is None:
     sys.path.insert(0, str(HERE.parent / "src"))
 
 import disk  # noqa: E402
+from soak import budget  # noqa: E402
 
 TIME_LIMIT_SECONDS = 60
 
@@ -63,8 +65,18 @@ def _what_is_missing() -> list[str]:
 MISSING = _what_is_missing()
 
 
+def _hear_signals():
+    """What a shell without job control begins beside itself ignores Ctrl-C, and so would every program that tests begin and
+    interrupt. A handler of Python's is no other program's: there the signal does again what it does."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else lambda *_: None)
+
+
 def pytest_configure(config):
+    _hear_signals()
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+    config.addinivalue_line("markers", "soak(seconds, whole): it may take so long in `make test`, and in `make soak`, where it goes on for longer")
 
 
 def pytest_report_header(config):
@@ -73,17 +85,21 @@ def pytest_report_header(config):
     return f"host: kernel {kernel}, {os.cpu_count()} cpus; root, tmpfs, overlay, xattrs: {can}"
 
 
-def pytest_collection_finish():
-    """The fixture room collects twice a test: what imports and collection made need not be looked at each time."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """How long each test takes, fixtures and all, for .ci/tests: lines of a file."""
+    began = time.monotonic()
+    yield
+    if times := os.environ.get("LAYERSTORE_TEST_TIMES"):
+        with open(times, "a") as out:
+            out.write(f"{time.monotonic() - began:7.2f}  {item.nodeid} {os.environ.get('LAYERSTORE_SANITIZE', '')}\n")
 
 
 @pytest.fixture(autouse=True)
 def time_limit(request):
     """Stop a test that hangs: an alarm first, the whole run if not even that gets through."""
-    mark = request.node.get_closest_marker("time_limit")
-    seconds = mark.args[0] if mark else TIME_LIMIT_SECONDS
+    seconds = next((mark.args for name in ("time_limit", "soak") if (mark := request.node.get_closest_marker(name))), (TIME_LIMIT_SECONDS,))
+    seconds = budget(seconds[0], seconds[-1])
 
     def too_long(signum, frame):
         raise TimeoutError(f"this test took longer than {seconds} s")
@@ -121,6 +137,7 @@ def tmpfs():
 def room(tmpfs):
     """A fresh directory on the tmpfs. Fails the test that leaves a mount or a descriptor behind."""
     gc.collect()
+    gc.freeze()     # what is there already is not the test's, and there is more of it with each test: no need to look at it again
     before = disk.open_files()
     place = Path(tempfile.mkdtemp(prefix="room-", dir=tmpfs))
     place.chmod(0o755)

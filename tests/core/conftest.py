@@ -1,6 +1,5 @@
 """The core's tests: the door is built and opened before the first test, so that no test's time counts it."""
 
-import gc
 import sys
 from pathlib import Path
 
@@ -18,6 +17,3 @@ settings.load_profile("core")
 @pytest.fixture(scope="session", autouse=True)
 def opened_door() -> None:
     assert door.lib.LAY_OK == 0
-    # the fixture room collects twice a test; what the imports made need not be looked at each time
-    gc.collect()
-    gc.freeze()

@@ -20,10 +20,11 @@ import recipes
 import sinks
 import tarkit
 import variant
+from soak import budget
 from tarkit import dir, end, file
 
-SOAK = os.environ.get("LAYERSTORE_SOAK") == "1"
-MOST = 60       # places of a job that are walked without LAYERSTORE_SOAK=1
+# Places of a job that are walked.
+MOST = budget(30, 1 << 40)
 
 KINDS = (
     dir("d/", mode=0o750)
@@ -290,7 +291,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
 }
 
 
-@pytest.mark.time_limit(1800 if SOAK else 100)
+@pytest.mark.soak(100, 1800)
 @pytest.mark.parametrize("name", JOBS)
 def test_out_of_memory_anywhere_is_said_or_overcome_and_leaks_nothing(core: Any, room: Path, name: str) -> None:
     job = JOBS[name](room)
@@ -303,7 +304,7 @@ def test_out_of_memory_anywhere_is_said_or_overcome_and_leaks_nothing(core: Any,
     assert asked > 3
     files, said = disk.open_files().keys(), 0
     every = range(1, asked + 1)
-    places = every if SOAK or asked <= MOST else sorted({1 + k * asked // MOST for k in range(MOST)} | {asked})
+    places = every if asked <= MOST else sorted({1 + k * asked // MOST for k in range(MOST)} | {asked})
     for last in (0, 1 << 40):
         for place in places:
             job.reset()

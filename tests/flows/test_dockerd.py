@@ -14,6 +14,7 @@ import pytest
 import recipes
 import tarkit
 from dockerd import Dockerd, DockerError, adopt, container_tree, programs
+from soak import budget
 
 import layerstore
 
@@ -175,13 +176,13 @@ def test_what_dockerd_loaded_comes_back_bit_for_bit(root, open_store):
     assert store.verify() == []
 
 
+@pytest.mark.soak(240)
 def test_what_dockerd_gives_back_of_any_tar_we_give_back_too(root, open_store):
     """One image a recipe: dockerd refuses some, and of some it cannot give back what it took."""
     refused, spoilt, exact = [], [], {}
+    tars = {name: make for name, make in recipes.GOOD.items() if name not in HANGS_MOBY and not name.startswith("good_sparse")}
     with Dockerd(root) as docker:
-        for name, make in recipes.GOOD.items():
-            if name in HANGS_MOBY or name.startswith("good_sparse"):
-                continue
+        for name, make in list(tars.items())[:: budget(4, 1)]:
             tar = make()
             try:
                 image = docker.load([tar], "theirs/" + name)
@@ -202,7 +203,7 @@ def test_what_dockerd_gives_back_of_any_tar_we_give_back_too(root, open_store):
         with store.get(tarkit.diff_id(tar)) as layer:
             assert read_all(layer) == tar, name
     print(f"dockerd: {len(exact)} exact, refused {refused}, not given back {spoilt}")
-    assert len(exact) > 50
+    assert len(exact) > budget(12, 50)
 
 
 # ---- we first ----------------------------------------------------------------------------------

@@ -39,10 +39,10 @@ print(peak() - before)
 """
 
 
-@pytest.fixture
-def tar(room):
+@pytest.fixture(scope="module")
+def tar(tmpfs):
     """Large and small files; on the tmpfs, whose pages are no process's."""
-    path = room / "layer.tar"
+    path = tmpfs / "layer.tar"
     block = recipes.noise(1 << 20)
     with open(path, "wb") as out:
         out.write(tarkit.raw_header("big", size=(SIZE_MB // 2) << 20))
@@ -53,7 +53,8 @@ def tar(room):
         for n in range(SIZE_MB * 20):
             out.write(tarkit.file(f"s{n % 7}/f{n}", block[n : n + 1000]))
         out.write(tarkit.end())
-    return path
+    yield path
+    path.unlink()
 
 
 @pytest.mark.parametrize("job", JOBS)

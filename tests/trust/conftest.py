@@ -1,6 +1,6 @@
 """Power cuts, kills and crowds. A short round by itself, a long one in `make soak`; both say what they did.
 
-TRUST_CUTS, TRUST_SECONDS, TRUST_EVERY_CALL (see test_kills.py) and TRUST_SEED make the round longer, or another one.
+TRUST_CUTS and TRUST_SECONDS make the round longer; what else does stands in tests/soak.py.
 """
 
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import soak
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -23,8 +24,7 @@ class Round(NamedTuple):
 
 @pytest.fixture(scope="session")
 def the_round():
-    return Round(int(os.environ.get("TRUST_CUTS", "24")), int(os.environ.get("TRUST_SECONDS", "10")),
-                 int(os.environ.get("TRUST_SEED", "1")))
+    return Round(int(os.environ.get("TRUST_CUTS", soak.budget(12, 200))), int(os.environ.get("TRUST_SECONDS", soak.budget(4, 180))), soak.SEED)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
     python tests/trust/ownspace.py crowd.py '{"seconds": 10, "processes": 8, "seed": 1}'
 
+"steps" and "kills" in the plan say how much has to be done at least: on a busy machine it takes longer than "seconds".
+
 Each process registers, gets, reads, releases, mounts and commits layers of one small family of chains. A table in
 shared memory says who holds what: a slot is set after a reference was given and cleared before it is given back, so a
 set slot is a reference for certain. A process that is to be killed is stopped first, and its slots are cleared.
@@ -16,14 +18,13 @@ import os
 import random
 import secrets
 import signal
-import subprocess
-import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 import disk
+import interruptwalk
 import ownspace
 import powercut
 import seeded
@@ -37,6 +38,8 @@ for base in (101, 102, 1103):
     for child in (base + 10, base + 20):
         FAMILY.append((base, child))
         FAMILY += [(base, child, child + leaf) for leaf in (100, 200)]
+
+BETWEEN_KILLS = 4       # calls of all of them together, at least
 
 
 def chain_of(seeds: tuple[int, ...]) -> str:
@@ -56,10 +59,11 @@ def held_layer_is_kept(before: dict[int, int], after: dict[int, int]) -> bool:
 
 
 class Table:
-    """Who holds what: a row a process, a 64-bit number a layer, odd while it is held."""
+    """Who holds what: a row a process, a 64-bit number a layer, odd while it is held. Then a count of calls a process,
+    and last whether it is time to stop."""
 
     def __init__(self, path: Path, processes: int) -> None:
-        size = (processes * len(FAMILY) + processes) * 8     # and a count of calls a process
+        size = (processes * len(FAMILY) + processes + 1) * 8
         with open(path, "a+b") as file:
             file.truncate(size)
             self.cells = memoryview(mmap.mmap(file.fileno(), size)).cast("Q")
@@ -76,6 +80,12 @@ class Table:
     def holders(self, layer: int) -> dict[int, int]:
         numbers = {process: self.cells[self.at(process, layer)] for process in range(self.processes)}
         return {process: number for process, number in numbers.items() if number % 2}
+
+    def count(self, process: int) -> None:
+        self.cells[self.processes * len(FAMILY) + process] += 1
+
+    def steps(self) -> int:
+        return sum(self.cells[self.processes * len(FAMILY) : -1])
 
 
 # ---- one of the crowd ------------------------------------------------------------------------------
@@ -157,10 +167,10 @@ class Member:
             self.say(kind, f"{act} of {FAMILY[index] if index is not None else 'a layer'}: {type(error).__name__}: {str(error)[:200]}")
             if "trace" in self.plan:
                 traceback.print_exc(file=open(self.plan["trace"], "a"))     # noqa: SIM115
-        self.table.cells[self.table.processes * len(FAMILY) + self.me] += 1
+        self.table.count(self.me)
 
     def run(self) -> None:
-        while time.time() < self.plan["until"]:
+        while not self.table.cells[-1]:
             self.step()
         os._exit(0)     # what is held at the end goes with the process
 
@@ -171,40 +181,51 @@ def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     root, log = place / "docker", place / "log"
     table = Table(place / "table", count)
     log.touch()
-    powercut.Judge(root)    # makes the root
-    until = time.time() + plan["seconds"]
+    Store(root).close()     # makes the root
+    for seeds in FAMILY:
+        seeded.layer(seeds[-1])     # drawn once, for all that are forked
 
-    def member(process: int) -> subprocess.Popen[bytes]:
+    def member(process: int) -> int:
         todo = {"process": process, "processes": count, "root": str(root), "log": str(log), "table": str(place / "table"),
-                "seed": draw.randrange(1 << 40), "until": until, "durability": plan.get("durability", "full"),
+                "seed": draw.randrange(1 << 40), "durability": plan.get("durability", "full"),
                 **{key: plan[key] for key in ("trace",) if key in plan}}
-        return subprocess.Popen(ownspace.python("crowd.py", "--member", json.dumps(todo)), stdin=subprocess.DEVNULL)
+        if not (pid := os.fork()):
+            try:
+                Member(todo).run()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        return pid
 
+    def goes_on() -> bool:
+        return ownspace.goes_on(until, table.steps() < plan.get("steps", 0) or kills < plan.get("kills", 0))
+
+    until = time.monotonic() + plan["seconds"]
     members, kills, problems = [member(process) for process in range(count)], 0, []
-    while time.time() < until:
+    while goes_on():
         time.sleep(draw.uniform(0.1, 0.6))
+        seen = table.steps()
+        while table.steps() < seen + BETWEEN_KILLS and goes_on():       # a busy machine works less in that time
+            time.sleep(0.02)
         victim = draw.randrange(count)
-        os.kill(members[victim].pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, members[victim].pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        os.kill(members[victim], signal.SIGSTOP)
+        os.waitid(os.P_PID, members[victim], os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         for index in range(len(FAMILY)):
             table.hold(victim, index, False)
-        members[victim].kill()
-        members[victim].wait()
+        os.kill(members[victim], signal.SIGKILL)
+        os.waitpid(members[victim], 0)
         kills += 1
         members[victim] = member(victim)
+    table.cells[-1] = 1
     for process in members:
-        try:
-            if process.wait(30):
-                problems.append(f"a process ended with {process.returncode}")
-        except subprocess.TimeoutExpired:
-            problems.append("a process hangs")
-            process.kill()
-            process.wait()
+        if code := interruptwalk.Walker.ended(process, 30):
+            problems.append("a process hangs" if code == -signal.SIGKILL else f"a process ended with {code}")
     said: dict[str, list[str]] = {"broken": [], "errors": []}
     for line in log.read_text().splitlines():
         kind, text = json.loads(line)
         said[kind].append(text)
-    return {"plan": plan, "kills": kills, "steps": sum(table.cells[count * len(FAMILY) :]), "broken": said["broken"],
+    return {"plan": plan, "kills": kills, "steps": table.steps(), "broken": said["broken"],
             "errors": said["errors"], "problems": problems + at_the_end(root, place)}
 
 
@@ -224,6 +245,4 @@ def at_the_end(root: Path, place: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--member":
-        Member(json.loads(sys.argv[2])).run()
     ownspace.main(crowd)

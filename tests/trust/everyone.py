@@ -1,6 +1,6 @@
 """Processes with threads that all work on one root at once, and give back all they took: then nothing is left.
 
-    python tests/trust/ownspace.py everyone.py '{"seconds": 10, "processes": 3, "seed": 1}'
+    python tests/trust/ownspace.py everyone.py '{"seconds": 10, "processes": 3, "seed": 1, "least": 50}'
 
 Nobody is killed and nothing is closed over, so every layer was released by somebody, at some moment of which nobody
 knows what else was going on. The result has "errors" (calls that raised what they should not) and "problems" (what is
@@ -116,13 +116,14 @@ class Worker:
             self.images.remove(name, force=True)
 
 
-def member(root: str, seed: int, until: float, log: int) -> None:
+def member(root: str, seed: int, until: float, least: int, log: int) -> None:
+    """Two threads, each for so long, and for so many steps."""
     store, draw = Store(root, options={"durability": "none"}), random.Random(seed)
 
     def work(me: str) -> None:
         worker = Worker(store, draw.random(), me)
         try:
-            while time.time() < until:
+            while ownspace.goes_on(until, worker.steps < least):
                 worker.step()
             worker.give_back()
         except BaseException:
@@ -138,13 +139,13 @@ def member(root: str, seed: int, until: float, log: int) -> None:
 
 
 def everyone(plan: dict[str, Any], place: Path) -> dict[str, Any]:
-    root, until = str(place / "docker"), time.time() + plan["seconds"]
+    root, until = str(place / "docker"), time.monotonic() + plan["seconds"]
     Store(root).close()
     log = os.open(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     children = []
     for number in range(plan.get("processes", 3)):
         if not (child := os.fork()):
-            member(root, plan["seed"] * 100 + number, until, log)
+            member(root, plan["seed"] * 100 + number, until, plan.get("least", 0), log)
             os._exit(0)
         children.append(child)
     problems = [f"a process ended with {ended}" for child in children if (ended := os.waitpid(child, 0)[1])]

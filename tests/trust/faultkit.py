@@ -35,7 +35,6 @@ from tarkit import dir, end, file
 from layerstore import LeftOutWarning, Problem, Store
 
 HERE = Path(__file__).resolve().parent
-SOAK = os.environ.get("LAYERSTORE_SOAK") == "1"
 
 # Entries of every kind.
 EVERY_KIND = (

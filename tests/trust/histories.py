@@ -1,6 +1,6 @@
 """Random histories of a few stores on one root, each step compared with a plain model of who keeps what.
 
-    python tests/trust/ownspace.py histories.py '{"seconds": 10, "seed": 1}'
+    python tests/trust/ownspace.py histories.py '{"seconds": 10, "seed": 1, "least": 300}'
 
 Two to four stores live in processes that take one command at a time: they register, get, release and remove layers,
 make and release writable layers, make, load and remove images, close and reopen, fork, and are killed. After each step
@@ -561,11 +561,11 @@ class History:
 def histories(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     draw, until = random.Random(plan["seed"]), time.monotonic() + plan["seconds"]
     steps, count, verbs = 0, 0, Counter()
-    while time.monotonic() < until:
+    while ownspace.goes_on(until, steps < plan.get("least", 0)):
         count += 1
         history = History(place / f"docker{count}", place / f"line{count}", random.Random(draw.randrange(1 << 40)))
         try:
-            steps += history.run(until, plan.get("steps", 1500))
+            steps += history.run(max(until, time.monotonic() + 2), plan.get("steps", 1500))
         except WrongError as err:
             return {"plan": plan, "steps": steps, "verbs": verbs, "problems": [str(err), *history.done[-plan.get("tell", 40):]]}
         finally:

@@ -349,6 +349,8 @@ class Walker:
 
     def run(self) -> dict[str, Any]:
         self.prepare()
+        # So many kills, spread over the calls; or one at each step-th.
+        step = max(1, self.total // self.plan["kills"]) if "kills" in self.plan else self.plan.get("step", 1)
         kills, n, calls = 0, self.plan.get("first", 1), set()
         until = time.monotonic() + self.plan.get("seconds", 3600)
         while time.monotonic() < until:
@@ -368,7 +370,7 @@ class Walker:
             calls.add(walk.call)
             if not walk.killed or len(self.problems) > 20:
                 break
-            n += self.plan.get("step", 1)
+            n += step
         disk.unmount_below(self.place)
         return {"plan": self.plan, "kills": kills, "of": self.total, "calls": len(calls), "problems": self.problems}
 

@@ -13,12 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 INSIDE = "TRUST_INSIDE"
+PATIENCE = 100      # seconds that a busy machine may take longer, before too little work is a failure
 
 
 def paths() -> list[str]:
@@ -60,6 +62,12 @@ def finish(process: subprocess.Popen[str], seconds: float) -> Any:
 
 def call(script: str, plan: dict[str, Any], seconds: float) -> Any:
     return finish(start(script, plan), seconds)
+
+
+def goes_on(until: float, too_little: bool) -> bool:
+    """Does work of a bounded time go on: till then, and on a busy machine for as long as too little of it is done."""
+    now = time.monotonic()
+    return now < until or (too_little and now < until + PATIENCE)
 
 
 def main(function: Callable[[dict[str, Any], Path], Any]) -> None:

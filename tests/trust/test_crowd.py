@@ -4,26 +4,24 @@ crowd.py does it. By hand: python tests/trust/ownspace.py crowd.py '{"seconds": 
 The promise is its held_layer_is_kept(), together with this: whatever a process does with a layer that it holds works.
 """
 
-import os
-
 import ownspace
 import pytest
 
-SECONDS = int(os.environ.get("TRUST_SECONDS", "10"))
-pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(SECONDS + 120)]
+pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.soak(180, 7200)]
 
 
 @pytest.fixture(scope="module")
 def crowd(the_round, figures):
-    result = ownspace.call("crowd.py", {"seconds": the_round.seconds, "processes": 8, "seed": the_round.seed}, the_round.seconds + 90)
+    plan = {"seconds": the_round.seconds, "processes": 8, "seed": the_round.seed, "steps": 30 * the_round.seconds, "kills": the_round.seconds // 2}
+    result = ownspace.call("crowd.py", plan, the_round.seconds + ownspace.PATIENCE + 60)
     figures.append(f"crowd: 8 processes, {the_round.seconds} s, {result['steps']} calls, {result['kills']} killed; "
                    f"held layers missed {len(result['broken'])}, other errors {len(result['errors'])}, problems at the end {len(result['problems'])}")
     return result
 
 
 def test_a_crowd_did_something(crowd):
-    assert crowd["steps"] > 30 * crowd["plan"]["seconds"]
-    assert crowd["kills"] >= crowd["plan"]["seconds"] // 2
+    assert crowd["steps"] >= crowd["plan"]["steps"]
+    assert crowd["kills"] >= crowd["plan"]["kills"] >= 2
 
 
 def test_after_a_crowd_all_is_well(crowd):

@@ -1,7 +1,7 @@
 """Every system call of every operation fails once, and from there on: an honest error or a right result, nothing left.
 
 A walk goes over the n-th open, write, rename, close ... (faultkit.KINDS) that an operation makes in any of its threads.
-It stops at a spread of places; in `make soak` at each, with LAYERSTORE_SOAK=1 also with every errno. Each time
+It stops at a spread of places; in `make soak` at each, with LAYERSTORE_SOAK=2 also with every errno. Each time
 
     the operation succeeds with the right result, or raises an OSError or a LayerStoreError (MemoryError for ENOMEM);
     descriptors, threads and mounts are those of before;
@@ -23,23 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soak
 import tarkit
 from tarkit import end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import ERRNOS, KINDS, LARGE, PASSING, SOAK, Faults, Ground, Held, contents, state
+from faultkit import ERRNOS, KINDS, LARGE, PASSING, Faults, Ground, Held, contents, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError
 from layerstore.disk.textfile import naming
 
 NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
-SPREAD = 3                # places of a kind, where not all are walked
-# Known not to hold: the record of a writable layer is written file by file, and where nothing can be looked at any more
-# its undoing cannot tell that tmp/ is a directory, so a half of it stays.
-EVERY = SOAK or os.environ.get("TRUST_EVERY_CALL") == "1"      # what `make soak` asks for
-KNOWN: set[tuple[str, str, bool]] = set()
+SPREAD = 2                # places of a kind, where not all are walked
+EVERY, EVERY_ERRNO = soak.LEVEL > 0, soak.LEVEL > 1
 MEMORY_LIMIT = 256 << 10  # what a second walk may add to what malloc has given out: less than any buffer of the core
 COUNTED = ("Register", "RegisterZstd", "CopyTo", "Changes")
 
@@ -460,8 +458,6 @@ class Walk:
 
     def step(self, kind: str, sys_errno: int, first: int, last: int | None) -> bool:
         """One failure, or one after the other; tells whether there was one."""
-        if (type(self.operation).__name__, kind, last is not None) in KNOWN:
-            return False
         g = self.fresh()
         label = f"{kind} {first}{'' if last is None else '...'} {errno.errorcode[sys_errno]}"
         self.say(label)
@@ -598,10 +594,10 @@ class Walk:
 
     def all(self, counts: dict[str, int]) -> None:
         for kind, count in counts.items():
-            for sys_errno in ERRNOS[kind] if SOAK else ERRNOS[kind][:1]:
+            for sys_errno in ERRNOS[kind] if EVERY_ERRNO else ERRNOS[kind][:1]:
                 for place in places(count, sys_errno):
                     self.step(kind, sys_errno, place, None)
-            for sys_errno in [e for e in ERRNOS[kind] if e not in PASSING][: None if SOAK else 1]:
+            for sys_errno in [e for e in ERRNOS[kind] if e not in PASSING][: None if EVERY_ERRNO else 1]:
                 for place in places(count, sys_errno + 1)[:: 1 if EVERY else 2]:
                     self.step(kind, sys_errno, place, 1 << 40)
 
@@ -613,7 +609,7 @@ def places(count: int, seed: int) -> list[int]:
     return sorted({1 + (k * count + seed * 7) // SPREAD % count for k in range(SPREAD)})
 
 
-@pytest.mark.time_limit(3600 if EVERY else 60)
+@pytest.mark.soak(60, 3600)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(room: Path, figures: list[str], name: str) -> None:
     with contextlib.ExitStack() as stack:
@@ -625,7 +621,7 @@ def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(roo
             walk = Walk(OPERATIONS[name](room), place, say)
             counts = walk.counts()
             walk.all(counts)
-            if SOAK or name in COUNTED:
+            if EVERY or name in COUNTED:
                 grown = walk.grown(counts)
                 if grown > MEMORY_LIMIT:
                     walk.wrong.append(f"{grown} bytes are lost in two rounds")

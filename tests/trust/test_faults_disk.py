@@ -20,18 +20,19 @@ import disk
 import pytest
 import recipes
 import tarkit
+from soak import budget
 from tarkit import dir, end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import SOAK, Ground, Held, state
+from faultkit import Ground, Held, state
 
 from layerstore import CreateRWLayerOpts, LeftOutWarning
 
 KIB = 1 << 10
 # As ext4 and XFS keep for themselves, and what the smallest steps are.
-LEFT = [0, 4, 8, 16, 40, 64, 100, 200, 300, 420, 600, 900] if not SOAK else [*range(0, 120, 4), *range(120, 1300, 20)]
-INODES = [0, 1, 2, 3, 5, 8, 12, 17, 23, 30, 40, 60] if not SOAK else list(range(70))
+LEFT = budget([0, 4, 8, 16, 40, 64, 100, 200, 300, 420, 600, 900], [*range(0, 120, 4), *range(120, 1300, 20)])
+INODES = budget([0, 1, 2, 3, 5, 8, 12, 17, 23, 30, 40, 60], list(range(70)))
 
 # Some 900 KiB and 60 inodes: payloads, directories, links, xattrs, and framing that no deflate makes small.
 TAR = (
@@ -154,18 +155,18 @@ def walked(place: Path, g: Ground, call: str, steps: list[int], fill: Callable[[
     return failed, fitted
 
 
-@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.soak(60, 900)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_full_disk_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
     size = {"tmpfs": 12 << 20, "ext4": 16 << 20, "xfs": 320 << 20}[system]
-    steps = LEFT if system != "xfs" else [n * 4 for n in LEFT[:: 1 if SOAK else 3]]
+    steps = LEFT if system != "xfs" else [n * 4 for n in LEFT[:: budget(3, 1)]]
     with faultkit.sized_file_system(room, system, size=size) as place, ground(place) as g:
         failed, _ = walked(place, g, call, [n * KIB for n in steps], fill)
     assert failed >= 2
 
 
-@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.soak(60, 900)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("system", ["tmpfs", "ext4"])
 def test_a_disk_without_inodes_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
@@ -210,13 +211,13 @@ def btrfs(room: Path) -> Iterator[tuple[Path, Callable[[Path, int], None]]]:
         run("umount", top)
 
 
-@pytest.mark.time_limit(900 if SOAK else 60)
+@pytest.mark.soak(60, 900)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_quota_that_is_used_up_is_said_leaves_nothing_and_with_room_it_goes_on(btrfs: Any, call: str) -> None:
     place, limit = btrfs
     with ground(place) as g:
         failed = 0
-        for left in LEFT[:: 1 if SOAK else 3]:
+        for left in LEFT[:: budget(3, 1)]:
             limit(place, left * KIB)
             failed += tried(g, call, f"{left} KiB left")
             limit(place, 100 << 20)

@@ -20,17 +20,18 @@ from typing import Any
 import pytest
 import recipes
 import tarkit
+from soak import budget
 from tarkit import end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import LARGE, SOAK, Ground, Held, state
+from faultkit import LARGE, Ground, Held, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, Store
 
 # Descriptors that are free, up to as many as the call has succeeded with so often.
-MORE, ENOUGH = (range(80), 3) if SOAK else ((0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14, 18, 24, 32, 45, 60), 1)
+MORE, ENOUGH = budget(((0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14, 18, 24, 32, 45, 60), 1), (range(80), 3))
 PACKED = gzip.compress(LARGE, 1)
 
 
@@ -91,7 +92,7 @@ CALLS: dict[str, Callable[[Ground], bool]] = {
 }
 
 
-@pytest.mark.time_limit(60)
+@pytest.mark.soak(60, 300)
 @pytest.mark.parametrize("name", CALLS)
 def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, name: str) -> None:
     call = CALLS[name]
@@ -145,7 +146,7 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
             wrong.append("layers differ")
         return failed, enough, wrong
 
-    failed, enough, wrong = faultkit.in_a_child(work)
+    failed, enough, wrong = faultkit.in_a_child(work, seconds=budget(50, 280))
     print(name, failed, enough, *wrong, sep="\n  ")
     assert not wrong
     assert enough == ENOUGH
@@ -255,11 +256,12 @@ WORKS = {
 }
 
 
+@pytest.mark.soak(60)
 @pytest.mark.parametrize("name", WORKS)
 def test_the_interpreter_ends_in_the_middle_of_a_daemon_threads_call(room: Path, name: str) -> None:
     (room / "tar").write_bytes(LARGE)
     where = [str(Path(layerstore.__file__).parents[1])]
-    for i in range(8 if SOAK else 3):
+    for i in range(budget(3, 8)):
         root = room / f"docker{i}"
         program = PROGRAM.replace("WORK", WORKS[name]).replace("DELAY", str(0.02 + 0.013 * i))
         done = subprocess.run([sys.executable, "-c", program, str(root), str(room / "tar"), *where], capture_output=True, text=True, timeout=20)

@@ -23,11 +23,12 @@ from typing import Any
 import pytest
 import recipes
 import tarkit
+from soak import budget
 from tarkit import dir, end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import EVERY_KIND, LARGE, SOAK, Ground, Held, state
+from faultkit import EVERY_KIND, LARGE, Ground, Held, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, TarFormatError
@@ -98,6 +99,7 @@ def raising(error: BaseException) -> Callable[[], Any]:
 # ---- sources ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak(60)
 @pytest.mark.parametrize("way, packing", [("disassemble", "plain"), *((way, packing) for way in ("register", "apply_diff") for packing in PACKINGS)])
 def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground, way: str, packing: str) -> None:
     data, step = PACKINGS[packing]
@@ -111,7 +113,7 @@ def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground,
     counted = Source(data, step=step)
     layerstore.disassemble(counted, io.BytesIO()) if way == "disassemble" else g.store.register(counted).release()
     # Each of them, the one that tells the end too, if it is asked for.
-    for at in range(1, counted.calls + 1, 1 if SOAK else 4):
+    for at in range(1, counted.calls + 1, budget(4, 1)):
         error = StoppedError(at)
         before = state(g.root)
         with pytest.raises(StoppedError) as caught:
@@ -420,10 +422,10 @@ INTERRUPTED: dict[str, Callable[[Prepared], Any]] = {
 }
 
 
-@pytest.mark.time_limit(300 if SOAK else 60)
+@pytest.mark.soak(60, 300)
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name: str) -> None:
-    seeds = range(60 if SOAK else 4)
+    seeds = range(budget(3, 60))
 
     def work(say: Callable[[str], None]) -> list[str]:
         wrong: list[str] = []
@@ -500,6 +502,6 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
         wrong += lost if len(lost) > 1 or any(" descriptor " not in line for line in lost) else []
         return wrong
 
-    wrong = faultkit.in_a_child(work, seconds=280 if SOAK else 50)
+    wrong = faultkit.in_a_child(work, seconds=budget(50, 280))
     print(name, *wrong, sep="\n  ")
     assert not wrong

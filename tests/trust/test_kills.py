@@ -4,15 +4,14 @@ killwalk.py does it and says what is looked at. A failure names the plan that do
     python tests/trust/ownspace.py killwalk.py '{"act": "create", "first": 60, "step": 1000}'
 """
 
-import os
-
 import cutdisk
 import killwalk
 import ownspace
 import pytest
+from soak import budget
 
-EVERY_CALL = bool(os.environ.get("TRUST_EVERY_CALL"))      # make soak
-pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(1200 if EVERY_CALL else 90)]
+pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.soak(90, 1200)]
+KILLS = 12      # of an act, spread over its calls
 
 
 def walked(plan, figures, seconds):
@@ -25,22 +24,19 @@ def walked(plan, figures, seconds):
 
 @pytest.mark.parametrize("act", list(killwalk.ACTS))
 def test_killed_at_each_system_call_that_changes_something(act, figures):
-    # "open" needs a new interpreter for each kill, so a spread of its calls has to do.
-    # A load makes a whole image, of more calls than the others.
-    result = walked({"act": act, "step": 1 if EVERY_CALL else {"open": 4, "load": 12}.get(act, 1)}, figures, 80)
+    result = walked({"act": act, **budget({"kills": KILLS}, {"step": 1})}, figures, budget(80, 1000))
     assert result["problems"] == []
-    assert result["kills"] >= min(12, result["of"])
+    assert result["kills"] >= min(KILLS, result["of"])
 
 
-if EVERY_CALL:
-
-    @pytest.mark.parametrize("act", list(killwalk.ACTS))
-    def test_killed_at_each_system_call_whatever_it_is(act, figures):
-        assert walked({"act": act, "all": True}, figures, 1000)["problems"] == []
+@pytest.mark.parametrize("act", budget(["release"], list(killwalk.ACTS)))
+def test_killed_at_each_system_call_whatever_it_is(act, figures):
+    result = walked({"act": act, "all": True, **budget({"kills": KILLS}, {"step": 1})}, figures, budget(80, 1000))
+    assert result["problems"] == []
 
 
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
-@pytest.mark.parametrize("act", list(killwalk.ACTS) if EVERY_CALL else ["register", "create", "release", "release box"])
+@pytest.mark.parametrize("act", budget(["register", "create", "release", "release box"], list(killwalk.ACTS)))
 def test_the_power_cut_at_system_calls(act, kind, figures, the_round):
-    step = 1 if EVERY_CALL else 4 if act == "create" else 12
-    assert walked({"act": act, "kind": kind, "step": step, "first": 1 + the_round.seed % step}, figures, 1000)["problems"] == []
+    step = budget(12, 1)
+    assert walked({"act": act, "kind": kind, "step": step, "first": 1 + the_round.seed % step}, figures, budget(80, 1000))["problems"] == []

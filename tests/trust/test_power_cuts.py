@@ -4,13 +4,11 @@ powercut.py says what is looked at after each cut. A failure names the plan that
     python tests/trust/ownspace.py powercut.py '{"kind": "ext4", "durability": "full", "seed": 7, "cuts": 10}'
 """
 
-import os
-
 import cutdisk
 import ownspace
 import pytest
 
-pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(3000 if os.environ.get("TRUST_CUTS") else 90)]
+pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.soak(90, 3000)]
 
 SHARE = {"full": 0.5, "ordered": 0.25, "none": 0.25}
 ONE_DISK = 10       # cuts of one plan
@@ -24,7 +22,7 @@ def cuts(the_round, figures):
 
     def made(kind, durability):
         if (kind, durability) not in done:
-            wanted, results = max(3, round(the_round.cuts * SHARE[durability] / len(cutdisk.KINDS))), []
+            wanted, results = max(2, round(the_round.cuts * SHARE[durability] / len(cutdisk.KINDS))), []
             for n in range(0, wanted, ONE_DISK):
                 plan = {"kind": kind, "durability": durability, "seed": the_round.seed * 1000 + n, "cuts": min(ONE_DISK, wanted - n),
                         "options": OPTIONS[kind][n // ONE_DISK % 3]}

@@ -4,20 +4,18 @@ interruptwalk.py and forkwalk.py do it and say what is looked at. A failure name
     python tests/trust/ownspace.py interruptwalk.py '{"act": "commit", "only": [440]}'
 """
 
-import os
-
 import interruptwalk
 import ownspace
 import pytest
+from soak import budget
 
-EVERY_PLACE = bool(os.environ.get("TRUST_EVERY_CALL"))      # make soak
-pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.time_limit(2400 if EVERY_PLACE else 90)]
+pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.soak(90, 2400)]
 FORKED = ("register", "create", "mount", "commit", "apply_diff", "tag", "load", "changes")
 
 
 def walked(script, act, sample, seed, figures):
-    plan = {"act": act} if EVERY_PLACE else {"act": act, "sample": sample, "seed": seed}
-    result = ownspace.call(script, plan, 2300 if EVERY_PLACE else 80)
+    plan = {"act": act, **budget({"sample": sample, "seed": seed}, {})}
+    result = ownspace.call(script, plan, budget(80, 2300))
     figures.append(f"{script[:-7]:9}: {result['walked']:4} of {result['of']:4} places of {act}, problems {len(result['problems'])}")
     assert result["problems"] == [], plan
     assert result["walked"] >= min(result["of"], sample)
@@ -25,9 +23,9 @@ def walked(script, act, sample, seed, figures):
 
 @pytest.mark.parametrize("act", list(interruptwalk.ACTS))
 def test_interrupted_at_the_entry_of_each_function(act, figures, the_round):
-    walked("interruptwalk.py", act, 4, the_round.seed, figures)
+    walked("interruptwalk.py", act, 3, the_round.seed, figures)
 
 
 @pytest.mark.parametrize("act", FORKED)
 def test_forked_at_the_entry_of_each_function(act, figures, the_round):
-    walked("forkwalk.py", act, 5, the_round.seed, figures)
+    walked("forkwalk.py", act, 3, the_round.seed, figures)
