@@ -3,7 +3,7 @@
 #   make demo     the whole life of a file system, on real data, in half a minute
 #   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
 #   make stub     write the stub of layerstore.aio again, after a public name was added
-#   make lint     ruff, mypy, and stubtest: do the stubs say what was compiled
+#   make lint     ruff, mypy, stubtest (do the stubs say what was compiled), and the words of the prose: tests/prose
 #   make bench    benchmarks/, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register' picks some,
 #                 COMPARE='--quick --only register' some of the comparison;  make bench-peers installs all peers first
 #   make ratios   a short set: fails when we got slower beside tar, openssl and os.walk than benchmarks/bounds.toml allows
@@ -49,6 +49,7 @@ lint: system-demo build/.built
 	@$(python) -m ruff check .
 	@$(python) -m mypy
 	@$(python) -m mypy.stubtest layerstore --mypy-config-file pyproject.toml --allowlist tests/typing/stubtest-allowlist.txt
+	@$(python) tests/prose/check.py
 
 bench: system-test build/.built
 	@$(python) -c 'import matplotlib' 2>/dev/null || $(python) -m pip install -q 'matplotlib>=3.7'

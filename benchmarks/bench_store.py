@@ -40,7 +40,7 @@ def test_open_5000_layers_and_get_one_ms(measured, large_store):
 
     def open_and_get():
         with layerstore.Store(root) as store:
-            # Not released: nobody else holds it, and what nobody holds is deleted.
+            # Not released: the last release would delete it.
             return store.get(top).size
 
     assert measured(open_and_get) > 0

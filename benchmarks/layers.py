@@ -4,8 +4,8 @@
 
 In: Debian's packages (apt-get download, unpacked by dpkg-deb; nothing is installed), wheels (pip download), a
 node_modules (npm). Out: NAME.tar, for some NAME.tar.gz and NAME.tar.zst, and layers.json, which says what is in them.
-Whoever cannot fetch something gets a layer made from a seed instead, under a name of its own, like_NAME: its
-figures are not those of the real one, and every table shows the name.
+What cannot be fetched is replaced by a layer made from a seed, under the name like_NAME: its figures are not those of
+the real layer, and every table shows the name.
 LAYERSTORE_CORPUS=DIR keeps the layers elsewhere. A layer that is there is not made again.
 """
 
@@ -397,7 +397,7 @@ def compress(layer: Layer) -> None:
 
 
 def make(names: Sequence[str]) -> list[Layer]:
-    """The layers of these names, made if they are not there; whole files only, whoever is interrupted."""
+    """Return the layers of these names, and make those that are missing; an interrupt leaves whole files only."""
     CORPUS.mkdir(parents=True, exist_ok=True)
     made = []
     with tempfile.TemporaryDirectory(prefix="layerstore-corpus-", dir=_roomy_place()) as place:

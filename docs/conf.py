@@ -34,4 +34,4 @@ autodoc_preserve_defaults = True
 maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 add_module_names = False
-# Names in annotations that belong to nobody's page (StrPath, BinaryIO) are no error: nitpicky stays off.
+# Names in annotations without a page of their own (StrPath, BinaryIO) are no error: nitpicky stays off.

@@ -102,7 +102,7 @@ def mounts_below(place: str) -> list[str]:
 
 
 def why_not(place: str) -> str:
-    """Give "" where a store can live; else the reason."""
+    """Return "" if a store can live there, else the reason."""
     try:
         layerstore.Store(os.path.join(place, "probe")).close()
     except (layerstore.NotSupportedError, OSError) as err:
@@ -354,7 +354,7 @@ def export(place: str, layers: list[layerstore.Layer], plain: list[tuple[str, ..
 
 
 def release(store: layerstore.Store, layers: list[layerstore.Layer]) -> None:
-    """Give every reference back; look for anything that stayed."""
+    """Release every reference, and look for anything that stayed."""
     removed, seconds = timed(lambda: [item for layer in layers for item in layer.release()])
     freed = size(sum(item.diff_size for item in removed))
     say("release()", f"{len(removed)} layers removed, {freed} of files  ({took(seconds)})")

@@ -60,7 +60,7 @@ def block(rows: list[tuple[str, list[str]]]) -> list[str]:
 
 
 def rest(lines: list[str]) -> list[str]:
-    """Give one docstring's lines as reStructuredText."""
+    """Return one docstring's lines as reStructuredText."""
     out: list[str] = []
     rows: list[tuple[str, list[str]]] = []
     column = 0

@@ -1,7 +1,7 @@
 """Pages whose text lies elsewhere in the project, and links between files that are to hold between pages, too.
 
 Enters: each page's source. Leaves: for a page of ELSEWHERE the text of that file instead; in every page links led from
-files to the pages made of them. What is no page (a script, the licence) is a file to be had.
+files to the pages made of them. What is no page (a script, the licence) becomes a download.
 """
 
 from __future__ import annotations

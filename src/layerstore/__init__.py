@@ -54,7 +54,7 @@ from layerstore.values import (
     Problem,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 logs.prepare()
 

@@ -44,7 +44,7 @@ MEANINGS = {
     Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
     Exit.HUNG_UP: "SIGHUP: the terminal was closed",
     Exit.INTERRUPTED: "Ctrl-C",
-    Exit.BROKEN_PIPE: "whoever read the output has gone",
+    Exit.BROKEN_PIPE: "the reader of the output has gone",
     Exit.TERMINATED: "SIGTERM",
 }
 
