@@ -183,6 +183,28 @@ def store(open_store):
 
 
 @pytest.fixture
+def images(store):
+    import layerstore
+
+    return layerstore.Images(store)
+
+
+@pytest.fixture
+def nothing_left(store, root):
+    """`with nothing_left():` the store has afterwards the paths it had before, and nobody holds anything new."""
+    made_once = {"image/overlay2/layerdb/tmp", "image/overlay2/layerdb/sha256"}
+
+    @contextlib.contextmanager
+    def watched():
+        before, held = disk.inventory(root) - made_once, dict(store._holds._counts)
+        yield
+        assert disk.inventory(root) - made_once == before
+        assert store._holds._counts == held
+
+    return watched
+
+
+@pytest.fixture
 def victim(room):
     """A directory outside the store with a file and a link in it, and the proof that nothing touched it."""
     place = room / "victim"

@@ -7,7 +7,6 @@ where it is wanted. Independent of the package's own writer.
 import gzip
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -166,8 +165,3 @@ class Once:
         found = self._data[self._at : self._at + min(n, self._most)]
         self._at += len(found)
         return found
-
-
-def inventory(root: Path) -> set[str]:
-    """Every path below a directory."""
-    return {os.path.relpath(os.path.join(place, name), root) for place, *names in os.walk(root) for group in names for name in group}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 
+import disk
 import imagekit
 import pytest
 import tarkit
@@ -43,16 +44,16 @@ def test_the_files_are_docker_s(loaded, root):
     assert len(stamp) <= len("2026-01-01T00:00:00.123456789Z")
     for path, mode in (("repositories.json", 0o600), ("imagedb", 0o700), (f"imagedb/content/sha256/{id[7:]}", 0o600)):
         assert stat.S_IMODE((place / path).stat().st_mode) == mode, path
-    left = [name for name in imagekit.inventory(place) if ".tmp-" in name]
+    left = [name for name in disk.inventory(place) if ".tmp-" in name]
     assert left == []
 
 
 def test_opening_and_looking_makes_nothing(images, root):
-    before = imagekit.inventory(root)
+    before = disk.inventory(root)
     assert images.list() == []
     with pytest.raises(ImageDoesNotExistError):
         images.get("x")
-    assert imagekit.inventory(root) == before
+    assert disk.inventory(root) == before
 
 
 def test_what_a_crash_left_half_written_goes_with_the_next_load(loaded, root):

@@ -586,14 +586,14 @@ with Store(sys.argv[1]) as store, open(sys.argv[2], "rb") as file:
 def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
     """Interrupted it leaves nothing; killed, what cleanup() takes, and nothing that anybody takes for a layer."""
     (room / "cut.tar").write_bytes(tar_of(imagekit.documents_last(ARCHIVES["docker"]()))[:-8000])
-    before = imagekit.inventory(root)
+    before = disk.inventory(root)
     environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(layerstore.__file__))}
     with subprocess.Popen(
         [sys.executable, "-c", STALLED, root, room / "cut.tar"], env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         assert process.stdout.read(4) == b"here"
-        assert len(imagekit.inventory(root) - before) > 20     # layers that wait
+        assert len(disk.inventory(root) - before) > 20     # layers that wait
         assert store.orphans() == []                           # but are somebody's
         process.send_signal(by)
         process.wait()
@@ -602,5 +602,5 @@ def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
         assert store.orphans() != []
         store.cleanup()
     empty = {"image/overlay2/layerdb/tmp"}
-    assert imagekit.inventory(root) - empty == before - empty
+    assert disk.inventory(root) - empty == before - empty
     check(store, images.load(tar_of(ARCHIVES["docker"]()))[0])
