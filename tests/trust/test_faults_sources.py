@@ -425,7 +425,7 @@ INTERRUPTED: dict[str, Callable[[Prepared], Any]] = {
 @pytest.mark.soak(60, 300)
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name: str) -> None:
-    seeds = range(budget(3, 60))
+    seeds = range(budget(2, 60))
 
     def work(say: Callable[[str], None]) -> list[str]:
         wrong: list[str] = []
