@@ -141,7 +141,7 @@ def open_file(tree: Tree, raw: bytes) -> int:
 
 @pytest.fixture(scope="module")
 def old_kernel(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return variant.old_kernel(tmp_path_factory.mktemp("tree"), "tree/tree.c", "tree/sweep.c", "tree/trail.c", "base/error.c", "base/text.c")
+    return variant.old_kernel(tmp_path_factory.mktemp("tree"), "tree/tree.c", "tree/sweep.c", "tree/trail.c")
 
 
 @pytest.fixture(params=["openat2", "by steps"])

@@ -2,6 +2,7 @@
 
 import hashlib
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ def _compile(*arguments: str | Path) -> None:
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
 
+def with_base(sources: Iterable[str]) -> list[Path]:
+    """These core sources, and all of base/, which every one of them may use."""
+    return [*sorted((door.CORE / "base").glob("*.c")), *(door.CORE / name for name in sources)]
+
+
 def without_isal(place: Path, *sources: str) -> Any:
     """These core sources as a machine without ISA-L would have them: zlib, and a CRC-64 of our own."""
     flags, link_args = door.build_flags()
     target = place / f"{hashlib.sha256(repr(sources).encode()).hexdigest()[:8]}.so"
-    paths = [door.CORE / name for name in sources]
     libraries = [arg for arg in link_args if arg != "-lisal"]
-    _compile(*flags, "-UHAVE_ISAL", "-shared", *paths, "-o", target, *libraries, "-lz")
+    _compile(*flags, "-UHAVE_ISAL", "-shared", *with_base(sources), "-o", target, *libraries, "-lz")
     return door.ffi.dlopen(str(target))
 
 
 def program(target: Path, sources: list[str], main: Path, *, sanitize: str) -> Path:
     """A program of main and these core sources."""
     flags, link_args = door.build_flags(sanitize)
-    _compile(*flags, *(door.CORE / name for name in sources), main, "-o", target, *link_args)
+    _compile(*flags, *with_base(sources), main, "-o", target, *link_args)
     return target
 
 
@@ -60,9 +65,8 @@ def old_kernel(place: Path, *sources: str) -> Any:
     flags, link_args = door.build_flags()
     (place / "old_kernel.c").write_text(OLD_KERNEL)
     _compile(*flags, "-c", place / "old_kernel.c", "-o", place / "old_kernel.o")
-    paths = [door.CORE / name for name in sources]
     target = place / "old_kernel.so"
-    _compile(*flags, "-Dsyscall=old_kernel", "-shared", *paths, place / "old_kernel.o", "-o", target, *link_args)
+    _compile(*flags, "-Dsyscall=old_kernel", "-shared", *with_base(sources), place / "old_kernel.o", "-o", target, *link_args)
     return door.ffi.dlopen(str(target))
 
 

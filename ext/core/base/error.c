@@ -90,16 +90,17 @@ lay_code lay_fail_nomem(lay_error *err)
     return set(err, LAY_E_NOMEM, 0, -1, "out of memory");
 }
 
-void lay_error_path(lay_error *err, const char *path, size_t n)
+lay_code lay_error_path(lay_error *err, const char *path, size_t n)
 {
     if (err->path[0] != '\0')
-        return;
+        return err->code;
     const size_t room = sizeof err->path - 1;
     size_t kept = n < room ? n : room;
     memmove(err->path, path, kept);
     if (kept < n)
         memcpy(err->path + kept - 3, "...", 3);
     err->path[kept] = '\0';
+    return err->code;
 }
 
 void lay_error_clear(lay_error *err)

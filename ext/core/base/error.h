@@ -18,8 +18,8 @@ lay_code lay_fail_fd(lay_error *err, int sys_errno, int fd, const char *what);
 lay_code lay_fail_nomem(lay_error *err);
 /* With the place in the tar. */
 lay_code lay_fail_at(lay_error *err, lay_code code, int64_t offset, const char *format, ...) __attribute__((format(printf, 4, 5)));
-/* Adds the path (n bytes, cut with "..." if too long) to a failure that has none. */
-void lay_error_path(lay_error *err, const char *path, size_t n);
+/* Adds the path (n bytes, cut with "..." if too long) to a failure that has none. Returns the failure's code. */
+lay_code lay_error_path(lay_error *err, const char *path, size_t n);
 void lay_error_clear(lay_error *err);
 
 static inline void lay_free_owner(void *p) { int e = errno; free(*(void **)p); errno = e; }

@@ -117,9 +117,8 @@ lay_code lay_nameset_add(lay_nameset *s, uint64_t hash, bool *seen, lay_error *e
     if (*seen)
         return LAY_OK;
     if (s->count + 1 > (s->mask + 1) / 4 * 3) {
-        lay_code code = grow(s, err);
-        if (code != LAY_OK)
-            return code;
+        if (grow(s, err))
+            return err->code;
         at = find(s->slots, s->mask, hash);
     }
     s->slots[at] = hash;

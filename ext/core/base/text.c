@@ -1,21 +1,13 @@
-/* text.c - bytes that grow, by doubling. */
+/* text.c - bytes that grow. */
 #include "base/text.h"
+
+#include "base/grow.h"
 
 #include <string.h>
 
 lay_code lay_text_room(lay_text *t, size_t len, lay_error *err)
 {
-    if (len < t->cap)
-        return LAY_OK;
-    size_t cap = t->cap ? t->cap : 256;
-    while (cap <= len)
-        cap *= 2;
-    char *grown = realloc(t->p, cap);
-    if (!grown)
-        return lay_fail_nomem(err);
-    t->p = grown;
-    t->cap = cap;
-    return LAY_OK;
+    return lay_reserve(&t->p, &t->cap, len + 1, 1, err);
 }
 
 lay_code lay_text_set(lay_text *t, const void *p, size_t n, lay_error *err)

@@ -273,9 +273,8 @@ lay_code lay_gzip_member(const void *p, size_t n, const void *extra, size_t extr
     }
     /* Never more room than the stored form takes: what does not fit is not worth deflating. */
     size_t stored = stored_size(n), packed = 0;
-    lay_code code = deflate_fast(p, (uint32_t)n, at, (uint32_t)stored, &packed, err);
-    if (code != LAY_OK)
-        return code;
+    if (deflate_fast(p, (uint32_t)n, at, (uint32_t)stored, &packed, err))
+        return err->code;
     at += packed > 0 ? packed : store(p, n, at);
     at = put_u32(at, lay_crc32_add(0, p, n));
     at = put_u32(at, (uint32_t)n);

@@ -5,8 +5,9 @@
  * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
  */
 #include "base/digest.h"
-#include "tarsplit/split.h"
+#include "base/grow.h"
 #include "base/text.h"
+#include "tarsplit/split.h"
 #include "tree/tree.h"
 #include "tree/whiteout.h"
 
@@ -175,14 +176,8 @@ static lay_code begin(lay_listing *l, const lay_tar_entry *e, lay_error *err)
 {
     if (e->type == 'g')
         return LAY_OK;
-    if (l->count == l->cap) {
-        size_t cap = l->cap ? 2 * l->cap : 64;
-        item *grown = realloc(l->items, cap * sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        l->items = grown;
-        l->cap = cap;
-    }
+    if (lay_grow(&l->items, &l->cap, l->count, sizeof *l->items, err))
+        return err->code;
     item *i = &l->items[l->count];
     memset(i, 0, sizeof *i);
     i->e = (lay_listed){

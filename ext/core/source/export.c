@@ -7,6 +7,8 @@
  * Source: go-archive, archive.go (addTarFile), archive_linux.go (overlayWhiteoutConverter).
  */
 #include "source/export.h"
+
+#include "base/grow.h"
 #include "tree/whiteout.h"
 
 #include <fcntl.h>
@@ -35,28 +37,11 @@ unsigned lay_export_flags(const lay_export *x)
         | (x->keep ? LAY_EXPORT_KEEP : 0) | (x->skip_marks ? LAY_EXPORT_SKIP_MARKS : 0);
 }
 
-static lay_code reserve(uint8_t **p, size_t *cap, size_t need, lay_error *err)
-{
-    if (need <= *cap)
-        return LAY_OK;
-    uint8_t *grown = realloc(*p, need * 2);
-    if (grown == NULL)
-        return lay_fail_nomem(err);
-    *p = grown;
-    *cap = need * 2;
-    return LAY_OK;
-}
-
 lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err)
 {
     size_t len = 0;
-    lay_code code = lay_tar_format(head, &x->block, &x->block_cap, &len, err);
-    if (code == LAY_OK)
-        code = reserve(&x->head, &x->head_cap, x->head_len + len, err);
-    if (code != LAY_OK) {
-        lay_error_path(err, head->name, head->name_len);
-        return code;
-    }
+    if (lay_tar_format(head, &x->block, &x->block_cap, &len, err) || lay_reserve(&x->head, &x->head_cap, x->head_len + len, 1, err))
+        return lay_error_path(err, head->name, head->name_len);
     memcpy(x->head + x->head_len, x->block, len);
     x->head_len += len;
     return LAY_OK;
@@ -67,9 +52,8 @@ static lay_code note_link(lay_export *x, const struct stat *st, lay_tar_head *h,
 {
     bool seen;
     size_t at = x->names_len, n = x->name.len + 1;
-    lay_code code = lay_inodes_add(&x->inodes, st->st_dev, st->st_ino, &at, &seen, err);
-    if (code != LAY_OK)
-        return code;
+    if (lay_inodes_add(&x->inodes, st->st_dev, st->st_ino, &at, &seen, err))
+        return err->code;
     if (seen) {
         h->type = '1';
         h->size = 0;
@@ -77,14 +61,8 @@ static lay_code note_link(lay_export *x, const struct stat *st, lay_tar_head *h,
         h->link_len = strlen(h->link);
         return LAY_OK;
     }
-    if (x->names_len + n > x->names_cap) {
-        size_t cap = (x->names_len + n) * 2;
-        char *grown = realloc(x->names, cap);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        x->names = grown;
-        x->names_cap = cap;
-    }
+    if (lay_reserve(&x->names, &x->names_cap, x->names_len + n, 1, err))
+        return err->code;
     memcpy(x->names + x->names_len, x->name.text, n);
     x->names_len += n;
     return LAY_OK;
@@ -108,12 +86,9 @@ lay_code lay_export_whiteout_name(lay_export *x, lay_error *err)
     const char *slash = memrchr(x->name.text, '/', x->name.len);
     size_t dir = slash ? (size_t)(slash - x->name.text) : 0, base = slash ? dir + 1 : 0;
     lay_path_cut(&x->shown, 0);
-    lay_code code = slash ? lay_path_push(&x->shown, x->name.text, dir, err) : LAY_OK;
-    if (code == LAY_OK)
-        code = lay_path_push(&x->shown, LAY_WH_PREFIX, LAY_WH_PREFIX_LEN, err);
-    if (code == LAY_OK)
-        code = lay_path_add(&x->shown, x->name.text + base, x->name.len - base, err);
-    return code;
+    if ((slash && lay_path_push(&x->shown, x->name.text, dir, err)) || lay_path_push(&x->shown, LAY_WH_PREFIX, LAY_WH_PREFIX_LEN, err))
+        return err->code;
+    return lay_path_add(&x->shown, x->name.text + base, x->name.len - base, err);
 }
 
 lay_code lay_export_mark(lay_export *x, lay_error *err)
@@ -122,15 +97,15 @@ lay_code lay_export_mark(lay_export *x, lay_error *err)
         return lay_left_out_add(&x->left, LAY_LEFT_MARK, x->name.text, x->name.len, err);
     lay_fail(err, LAY_E_BREAKOUT, "a name that begins with " LAY_WH_PREFIX " would delete where the tar is unpacked: "
              "rename it, or leave such names out (marks=\"skip\")");
-    lay_error_path(err, x->name.text, x->name.len);
-    return LAY_E_BREAKOUT;
+    return lay_error_path(err, x->name.text, x->name.len);
 }
 
 lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err)
 {
-    lay_code code = lay_export_whiteout_name(x, err);
+    if (lay_export_whiteout_name(x, err))
+        return err->code;
     lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = mtime };
-    return code != LAY_OK ? code : lay_export_head(x, &h, err);
+    return lay_export_head(x, &h, err);
 }
 
 /* What only a mount could resolve must not leave as if it were content. */
@@ -142,8 +117,7 @@ static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
         return LAY_OK;
     lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there",
              S_ISDIR(mode) ? "a redirected directory" : "a file without its data (metacopy)");
-    lay_error_path(err, x->name.text, x->name.len);
-    return LAY_E_UNSUPPORTED;
+    return lay_error_path(err, x->name.text, x->name.len);
 }
 
 /* moby looks for exactly this value, and a failure to look is none of ours to hide. */
@@ -158,11 +132,9 @@ static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar
     if (n != 1 || value[0] != 'y')
         return LAY_OK;
     lay_path_cut(&x->shown, 0);
-    lay_code code = lay_path_push(&x->shown, x->name.text, x->name.len, err);
-    if (code == LAY_OK)
-        code = lay_path_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err);
-    if (code != LAY_OK)
-        return code;
+    if (lay_path_push(&x->shown, x->name.text, x->name.len, err)
+        || lay_path_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err))
+        return err->code;
     lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mode = dir->mode & 0777,
                        .uid = dir->uid, .gid = dir->gid };
     return lay_export_head(x, &h, err);
@@ -230,22 +202,23 @@ static look read_target(lay_export *x, found *f, lay_error *err)
 static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
 {
     lay_attributes *a = &x->attributes;
-    lay_code code = lay_attributes_list(a, &f->thing, err);
     f->mode = f->st->st_mode;
     f->capability_len = 0;
-    if (code != LAY_OK || a->len == 0)
-        return code;
+    if (lay_attributes_list(a, &f->thing, err))
+        return err->code;
+    if (a->len == 0)
+        return LAY_OK;
     if (x->keep)
         return lay_attributes_read(a, &f->thing, x->userxattr, err);
-    if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode))
-        code = lay_mode_without_acl(&f->thing, &f->mode, err);
-    if (code == LAY_OK && lay_attributes_has(a, LAY_CAPABILITY)) {
+    if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode) && lay_mode_without_acl(&f->thing, &f->mode, err))
+        return err->code;
+    if (lay_attributes_has(a, LAY_CAPABILITY)) {
         ssize_t n = get_capability(&f->thing, f->capability);
         if (n < 0)
             return lay_fail_os(err, errno, NULL, "read " LAY_CAPABILITY);
         f->capability_len = (size_t)n;
     }
-    return code;
+    return LAY_OK;
 }
 
 static look look_once(lay_export *x, found *f, lay_error *err)
@@ -301,37 +274,34 @@ static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
     }
     if (S_ISLNK(f->st->st_mode))
         acl = false;
-    lay_code code = xattr ? lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.text, x->name.len, err) : LAY_OK;
-    return code == LAY_OK && acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : code;
+    if (xattr && lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.text, x->name.len, err))
+        return err->code;
+    return acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : LAY_OK;
 }
 
 static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct stat *st, lay_tar_head *h, lay_error *err)
 {
-    lay_code code = LAY_OK;
+    const lay_path *name = &x->name;
+    size_t plain = x->name.len;
     bool dir = S_ISDIR(st->st_mode);
-    if (!dir && st->st_nlink > 1)
-        code = note_link(x, st, h, err);
-    h->name = x->name.text;
-    h->name_len = x->name.len;
-    if (code == LAY_OK && x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev)) {
+    if (!dir && st->st_nlink > 1 && note_link(x, st, h, err))
+        return err->code;
+    if (x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev)) {
         /* a link to an earlier whiteout keeps its link name, as docker's tars have it */
-        code = lay_export_whiteout_name(x, err);
-        h->name = x->shown.text;
-        h->name_len = x->shown.len;
+        if (lay_export_whiteout_name(x, err))
+            return err->code;
+        name = &x->shown;
         h->type = '0';
         h->mode = 0600;
     }
-    size_t plain = x->name.len;
-    if (code == LAY_OK && dir) {
-        code = lay_path_add(&x->name, "/", 1, err);
-        h->name = x->name.text;
-        h->name_len = x->name.len;
-    }
-    if (code == LAY_OK)
-        code = lay_export_head(x, h, err);
+    if (dir && lay_path_add(&x->name, "/", 1, err))
+        return err->code;
+    h->name = name->text;
+    h->name_len = name->len;
+    lay_code code = lay_export_head(x, h, err);
     if (dir)
         lay_path_cut(&x->name, plain);
-    return code == LAY_OK && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
+    return !code && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
 }
 
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
@@ -346,11 +316,12 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
     bool mark = lay_whiteout_kind(base, strlen(base)) != LAY_WH_PLAIN;
     if (mark || type_of(st->st_mode) == 0) {
         bool socket = S_ISSOCK(st->st_mode);
-        lay_code code = mark ? lay_export_mark(x, err)
-            : socket ? lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err) : LAY_OK;
-        bool hides = code == LAY_OK && !mark && socket && x->keep && x->overlay;
         st->st_mode = 0;
-        return hides ? lay_export_deletion(x, st->st_mtim.tv_sec, err) : code;
+        if (mark || !socket)
+            return mark ? lay_export_mark(x, err) : LAY_OK;
+        if (lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err))
+            return err->code;
+        return x->keep && x->overlay ? lay_export_deletion(x, st->st_mtim.tv_sec, err) : LAY_OK;
     }
     bool device = S_ISCHR(st->st_mode) || S_ISBLK(st->st_mode);
     bool whiteout = x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev);
@@ -369,13 +340,11 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
         h.xattrs = x->attributes.xattrs;
         h.nxattrs = x->attributes.count;
     }
-    lay_code code = x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) ? refuse_marks(x, st->st_mode, err) : LAY_OK;
-    if (code == LAY_OK && !whiteout)
-        code = note_left_out(x, &f, err);
-    if (code == LAY_OK)
-        code = give_entry(x, &f.thing, st, &h, err);
-    if (code != LAY_OK || h.type != '0' || h.size == 0)
-        return code;
+    if ((x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) && refuse_marks(x, st->st_mode, err))
+        || (!whiteout && note_left_out(x, &f, err)) || give_entry(x, &f.thing, st, &h, err))
+        return err->code;
+    if (h.type != '0' || h.size == 0)
+        return LAY_OK;
     x->file_left = h.size;
     x->padding = lay_tar_padding(h.size);
     x->file_fd = lay_steal_fd(&fd);
@@ -407,8 +376,7 @@ static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, 
         return lay_fail_os(err, errno, x->name.text, "read");
     if (r == 0) {
         lay_fail(err, LAY_E_MISMATCH, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
-        lay_error_path(err, x->name.text, x->name.len);
-        return LAY_E_MISMATCH;
+        return lay_error_path(err, x->name.text, x->name.len);
     }
     *got = (size_t)r;
     x->file_left -= r;
@@ -423,12 +391,12 @@ static lay_code next_entry(lay_export *x, lay_error *err)
 {
     bool end = false;
     x->head_at = x->head_len = 0;
-    lay_code code = x->next(x, &end, err);
-    if (code != LAY_OK || !end)
-        return code;
-    code = reserve(&x->head, &x->head_cap, LAY_TAR_END_BLOCKS, err);
-    if (code != LAY_OK)
-        return code;
+    if (x->next(x, &end, err))
+        return err->code;
+    if (!end)
+        return LAY_OK;
+    if (lay_reserve(&x->head, &x->head_cap, LAY_TAR_END_BLOCKS, 1, err))
+        return err->code;
     memset(x->head, 0, LAY_TAR_END_BLOCKS);
     x->head_len = LAY_TAR_END_BLOCKS;
     x->ended = true;
@@ -464,8 +432,7 @@ static lay_code export_read(lay_source *s, void *buf, size_t n, size_t *got, lay
         size_t some = 0;
         if (last)
             return LAY_OK;
-        lay_code code = export_some(x, (uint8_t *)buf + *got, n - *got, &some, &x->failure);
-        x->failed = code != LAY_OK;
+        x->failed = export_some(x, (uint8_t *)buf + *got, n - *got, &some, &x->failure) != LAY_OK;
         *got += some;
     }
     if (!x->failed || *got > 0)     /* all good bytes come before the error */

@@ -28,7 +28,7 @@ static int parent_of(changes_export *c, const char *path, size_t n, lay_error *e
     lay_close_owner(&c->parent_fd);
     c->parent_fd = -1;
     lay_path_cut(&c->parent, 0);
-    if (lay_path_add(&c->parent, path, n, err) != LAY_OK) {
+    if (lay_path_add(&c->parent, path, n, err)) {
         errno = ENOMEM;
         return -1;
     }
@@ -51,14 +51,14 @@ static lay_code give_change(changes_export *c, int kind, bool *given, lay_error 
         return lay_export_unchanged(x, fd, base, err);
     struct stat st;
     int64_t sockets = x->left.count[LAY_LEFT_SOCKET];
-    lay_code code = lay_export_entry(x, fd, base, &st, err);
-    *given = code == LAY_OK && st.st_mode != 0;
+    if (lay_export_entry(x, fd, base, &st, err))
+        return err->code;
+    *given = st.st_mode != 0;
     /* a socket in another thing's place: where all is kept, that one does not come back */
-    if (code == LAY_OK && !*given && x->keep && kind == LAY_CHANGE_MODIFY && x->left.count[LAY_LEFT_SOCKET] > sockets) {
-        *given = true;
-        code = lay_export_deletion(x, c->now, err);
-    }
-    return code;
+    if (*given || !x->keep || kind != LAY_CHANGE_MODIFY || x->left.count[LAY_LEFT_SOCKET] == sockets)
+        return LAY_OK;
+    *given = true;
+    return lay_export_deletion(x, c->now, err);
 }
 
 static bool came_before(const changes_export *c, const char *path)
@@ -84,29 +84,26 @@ static mark mark_in(const char *path)
 static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
 {
     changes_export *c = (changes_export *)x;
-    lay_code code = LAY_OK;
     bool given = false;
-    while (code == LAY_OK && !given && c->next < c->list.count) {
+    while (!given && c->next < c->list.count) {
         const char *change = c->list.text + c->list.at[c->next++];
         size_t n = strlen(change + 1);
         if (n < 2 || came_before(c, change + 1))
             continue;       /* the root; told already */
         lay_path_cut(&x->name, 0);
-        code = lay_path_add(&x->name, change + 2, n - 1, err);
-        mark where = code == LAY_OK ? mark_in(x->name.text) : MARK_NONE;
+        if (lay_path_add(&x->name, change + 2, n - 1, err))
+            return err->code;
+        mark where = mark_in(x->name.text);
         if (where == MARK_ABOVE && x->skip_marks)
             continue;
-        if (code != LAY_OK || where != MARK_NONE) {
-            code = code != LAY_OK ? code : lay_export_mark(x, err);
-        } else if (change[0] == LAY_CHANGE_DELETE) {
-            code = lay_export_deletion(x, c->now, err);
-            given = true;
-        } else {
-            code = give_change(c, change[0], &given, err);
-        }
+        bool deleted = change[0] == LAY_CHANGE_DELETE;
+        if (where != MARK_NONE ? lay_export_mark(x, err)
+            : deleted ? lay_export_deletion(x, c->now, err) : give_change(c, change[0], &given, err))
+            return err->code;
+        given |= where == MARK_NONE && deleted;
     }
-    *end = code == LAY_OK && !given;
-    return code;
+    *end = !given;
+    return LAY_OK;
 }
 
 static void changes_done(lay_export *x)
@@ -135,9 +132,9 @@ static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, l
     c->parent_fd = -1;
     c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
     if (c->root_fd < 0) {
-        lay_code code = lay_fail_fd(err, errno, root_fd, "open directory");
+        lay_fail_fd(err, errno, root_fd, "open directory");
         lay_source_free(&c->x.source);
-        return code;
+        return err->code;
     }
     *out = c;
     return LAY_OK;
@@ -147,9 +144,8 @@ static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *e
 {
     const changes_export *c = (const changes_export *)x;
     changes_export *twin = NULL;
-    lay_code code = changes_new(&twin, c->root_fd, lay_export_flags(x), err);
-    if (code != LAY_OK)
-        return code;
+    if (changes_new(&twin, c->root_fd, lay_export_flags(x), err))
+        return err->code;
     twin->list = c->list;
     twin->borrowed = true;
     twin->now = c->now;
@@ -184,16 +180,15 @@ static lay_code copy_list(lay_changes *to, const lay_changes *from, lay_error *e
 lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err)
 {
     changes_export *x = NULL;
-    lay_code code = changes_new(&x, root_fd, flags & (LAY_EXPORT_KEEP | LAY_EXPORT_SKIP_MARKS), err);
-    if (code != LAY_OK)
-        return code;
+    if (changes_new(&x, root_fd, flags & (LAY_EXPORT_KEEP | LAY_EXPORT_SKIP_MARKS), err))
+        return err->code;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     x->now = now.tv_sec + (now.tv_nsec >= 500000000);
-    code = copy_list(&x->list, c, err);
-    if (code != LAY_OK)
+    if (copy_list(&x->list, c, err)) {
         lay_source_free(&x->x.source);
-    else
-        *out = &x->x.source;
-    return code;
+        return err->code;
+    }
+    *out = &x->x.source;
+    return LAY_OK;
 }

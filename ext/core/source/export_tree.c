@@ -4,6 +4,8 @@
  */
 #include "source/export.h"
 
+#include "base/grow.h"
+
 #include <string.h>
 
 typedef struct frame { lay_names names; size_t next, path_len; } frame;
@@ -17,20 +19,13 @@ typedef struct tree_export {
 /* Takes the names of the directory the trail stands in, whose path is x.name. */
 static lay_code push_frame(tree_export *t, lay_error *err)
 {
-    if (t->depth == t->cap) {
-        size_t cap = t->cap * 2 + 32;
-        frame *grown = reallocarray(t->frames, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        t->frames = grown;
-        t->cap = cap;
-    }
+    if (lay_grow(&t->frames, &t->cap, t->depth, sizeof *t->frames, err))
+        return err->code;
     frame *f = &t->frames[t->depth++];
     *f = (frame){ .path_len = t->x.name.len };
-    lay_code code = lay_names_read(&f->names, lay_trail_fd(&t->trail), err);
-    if (code != LAY_OK && t->x.name.len > 0)
-        lay_error_path(err, t->x.name.text, t->x.name.len);
-    return code;
+    if (!lay_names_read(&f->names, lay_trail_fd(&t->trail), err))
+        return LAY_OK;
+    return t->x.name.len > 0 ? lay_error_path(err, t->x.name.text, t->x.name.len) : err->code;
 }
 
 static lay_code go_down(tree_export *t, lay_error *err)
@@ -45,7 +40,7 @@ static lay_code go_down(tree_export *t, lay_error *err)
 static lay_code go_up(tree_export *t, lay_error *err)
 {
     int r = 1;
-    while (r > 0) {         /* what is left in a directory that is not there any more is passed over */
+    while (r > 0) {         /* the rest of a directory that has gone is skipped */
         lay_names_free(&t->frames[--t->depth].names);
         if (t->depth == 0)
             return LAY_OK;
@@ -58,26 +53,28 @@ static lay_code go_up(tree_export *t, lay_error *err)
 static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
 {
     tree_export *t = (tree_export *)x;
-    lay_code code = t->down ? go_down(t, err) : LAY_OK;
-    while (code == LAY_OK && t->depth > 0) {
+    if (t->down && go_down(t, err))
+        return err->code;
+    while (t->depth > 0) {
         frame *f = &t->frames[t->depth - 1];
         if (f->next == f->names.count) {
-            code = go_up(t, err);
+            if (go_up(t, err))
+                return err->code;
             continue;
         }
         const lay_name *name = &f->names.list[f->next++];
         struct stat st;
         lay_path_cut(&x->name, f->path_len);
-        code = lay_path_push(&x->name, f->names.text + name->at, name->len, err);
-        if (code == LAY_OK)
-            code = lay_export_entry(x, lay_trail_fd(&t->trail), f->names.text + name->at, &st, err);
-        if (code == LAY_OK && (st.st_mode != 0 || x->head_len > 0)) {
+        if (lay_path_push(&x->name, f->names.text + name->at, name->len, err)
+            || lay_export_entry(x, lay_trail_fd(&t->trail), f->names.text + name->at, &st, err))
+            return err->code;
+        if (st.st_mode != 0 || x->head_len > 0) {
             t->down = S_ISDIR(st.st_mode);
             return LAY_OK;
         }
     }
-    *end = code == LAY_OK;
-    return code;
+    *end = true;
+    return LAY_OK;
 }
 
 static void tree_done(lay_export *x)
@@ -107,20 +104,19 @@ static lay_code tree_new(lay_export **out, int root_fd, unsigned flags, bool dry
     t->x.twin = tree_twin;
     t->x.done = tree_done;
     t->x.dry = dry;
-    lay_code code = lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory")
-                                                                    : push_frame(t, err);
-    if (code != LAY_OK)
+    if (lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory") : push_frame(t, err)) {
         lay_source_free(&t->x.source);
-    else
-        *out = &t->x;
-    return code;
+        return err->code;
+    }
+    *out = &t->x;
+    return LAY_OK;
 }
 
 lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err)
 {
     lay_export *x = NULL;
-    lay_code code = tree_new(&x, root_fd, flags, false, err);
-    if (code == LAY_OK)
-        *out = &x->source;
-    return code;
+    if (tree_new(&x, root_fd, flags, false, err))
+        return err->code;
+    *out = &x->source;
+    return LAY_OK;
 }

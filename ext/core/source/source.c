@@ -209,11 +209,8 @@ lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_er
         piece->at += *got;
         s->written += piece->at == piece->len;
     } else {
-        lay_code code = read_parts(s, buf, n, got, err);
-        if (code == LAY_OK && *got == 0)
-            code = end_of(s, err);
-        if (code != LAY_OK)
-            return code;
+        if (read_parts(s, buf, n, got, err) || (*got == 0 && end_of(s, err)))
+            return err->code;
     }
     s->position += (int64_t)*got;
     return LAY_OK;
@@ -457,9 +454,8 @@ lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, i
         } else {
             pass_rest(s);
             lay_piece *piece = piece_at(s, s->filled);
-            code = fill(s, piece, left < (int64_t)PIECE_SIZE ? (size_t)left : PIECE_SIZE, err);
-            if (code != LAY_OK)
-                return code;
+            if (fill(s, piece, left < (int64_t)PIECE_SIZE ? (size_t)left : PIECE_SIZE, err))
+                return err->code;
             *end = piece->len == 0;
             s->filled += piece->len > 0;
             pass_rest(s);
@@ -483,12 +479,11 @@ lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err)
     if (offset < 0)
         return lay_fail_os(err, EINVAL, NULL, "seek in the tar");
     pass_rest(s);
-    lay_code code = s->ops->seek(s, offset, err);
-    if (code == LAY_OK) {
-        s->position = offset;
-        s->written = s->passed = s->filled;
-    }
-    return code;
+    if (s->ops->seek(s, offset, err))
+        return err->code;
+    s->position = offset;
+    s->written = s->passed = s->filled;
+    return LAY_OK;
 }
 
 int64_t lay_source_tell(const lay_source *s) { return s->position; }

@@ -5,6 +5,7 @@
  * once all lines before it were read, and gave the place that its field names. So a start in the middle gives what
  * a start at the beginning gives, whoever wrote the record. Memory: one line, one block, a block of header for each start.
  */
+#include "base/grow.h"
 #include "codec/inflate.h"
 #include "tarsplit/split.h"
 #include "tarsplit/split_seek.h"
@@ -195,13 +196,8 @@ static lay_code more_text(lay_split_reader *r, lay_error *err)
 
 static lay_code decode(lay_split_reader *r, const char *text, size_t n, size_t *len, lay_error *err)
 {
-    if (r->bytes_cap < n / 4 * 3 + 1) {
-        uint8_t *grown = realloc(r->bytes, n / 4 * 3 + 1);
-        if (!grown)
-            return lay_fail_nomem(err);
-        r->bytes = grown;
-        r->bytes_cap = n / 4 * 3 + 1;
-    }
+    if (lay_reserve(&r->bytes, &r->bytes_cap, n / 4 * 3 + 1, 1, err))
+        return err->code;
     return lay_base64_decode(text, n, r->bytes, len) ? LAY_OK : unreadable(err, "illegal base64 data");
 }
 
@@ -235,13 +231,8 @@ static lay_code file_line(lay_split_reader *r, const lay_json_line *json, lay_sp
     size_t len = 0, want = raw ? json->name_raw_len : json->name_len;
     if (json->size < 0)
         return unreadable(err, "a file has a negative size");
-    if (r->name_cap < want + 1) {
-        char *grown = realloc(r->name, want + 1);
-        if (!grown)
-            return lay_fail_nomem(err);
-        r->name = grown;
-        r->name_cap = want + 1;
-    }
+    if (lay_reserve(&r->name, &r->name_cap, want + 1, 1, err))
+        return err->code;
     if (raw) {
         if (decode(r, json->name_raw, json->name_raw_len, &len, err))
             return err->code;
@@ -331,13 +322,8 @@ static lay_code find_points(lay_split_reader *r, lay_error *err)
     if (fstat(r->fd, &st) < 0)
         return lay_fail_fd(err, errno, r->fd, "cannot read the tar-split record");
     for (;;) {
-        if (r->npoints == cap) {
-            cap = cap ? 2 * cap : 16;
-            point *grown = realloc(r->points, cap * sizeof *grown);
-            if (!grown)
-                return lay_fail_nomem(err);
-            r->points = grown;
-        }
+        if (lay_grow(&r->points, &cap, r->npoints, sizeof *r->points, err))
+            return err->code;
         ssize_t n = r->gzip ? pread(r->fd, &head, sizeof head, at) : 0;
         bool known = n > 0 && has_field(&head, (size_t)n);
         int64_t tar_offset = known ? (int64_t)le64toh(head.seek.tar_offset) : 0, member = known ? (int64_t)le64toh(head.seek.member) : 0;

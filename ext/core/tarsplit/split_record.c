@@ -7,6 +7,7 @@
  * to dockerd (names longer than a path may be), is recorded as segments at once; of names that come again,
  * by a second pass with a plan.
  */
+#include "base/grow.h"
 #include "base/limit.h"
 #include "base/nameset.h"
 #include "codec/pack.h"
@@ -87,22 +88,6 @@ void lay_split_free(lay_split *s)
     free(s);
 }
 
-static lay_code room(void *buffer, size_t *cap, size_t want, lay_error *err)
-{
-    void **p = buffer;
-    if (*cap >= want)
-        return LAY_OK;
-    size_t grown_cap = *cap ? *cap : 4096;
-    while (grown_cap < want)
-        grown_cap += grown_cap / 2;
-    void *grown = realloc(*p, grown_cap);
-    if (!grown)
-        return lay_fail_nomem(err);
-    *p = grown;
-    *cap = grown_cap;
-    return LAY_OK;
-}
-
 static lay_code write_all(lay_split *s, const void *p, size_t n, lay_error *err)
 {
     const uint8_t *at = p;
@@ -130,7 +115,7 @@ static lay_code write_block(lay_split *s, lay_error *err)
     }
     lay_seek field = { { 'L', 'S' }, htole16(sizeof field - 4), 0, htole64((uint64_t)s->block_tar_offset), htole64(s->block_line), UINT64_MAX, 0 };
     size_t bound = lay_gzip_bound(s->out_len) + sizeof field, len;
-    if (room(&s->packed, &s->packed_cap, bound, err) || lay_gzip_member(s->out, s->out_len, &field, sizeof field, s->packed, s->packed_cap, &len, err))
+    if (lay_reserve(&s->packed, &s->packed_cap, bound, 1, err) || lay_gzip_member(s->out, s->out_len, &field, sizeof field, s->packed, s->packed_cap, &len, err))
         return err->code;
     field.member = htole64(len);
     field.sum = lay_seek_sum(&field);
@@ -177,7 +162,7 @@ static lay_code segment(lay_split *s, lay_error *err)
 {
     if (!s->raw_len)
         return LAY_OK;
-    if (room(&s->out, &s->out_cap, s->out_len + lay_base64_room(s->raw_len) + 64, err))
+    if (lay_reserve(&s->out, &s->out_cap, s->out_len + lay_base64_room(s->raw_len) + 64, 1, err))
         return err->code;
     PUT(s, "{\"type\":2,\"payload\":\"");
     put_base64(s, s->raw, s->raw_len);
@@ -192,7 +177,7 @@ static lay_code segment(lay_split *s, lay_error *err)
 /* size 0: nothing of the payload is read from the tree. */
 static lay_code file_line(lay_split *s, const lay_tar_entry *e, int64_t size, lay_error *err)
 {
-    if (room(&s->out, &s->out_cap, s->out_len + 6 * e->name_len + 128, err))
+    if (lay_reserve(&s->out, &s->out_cap, s->out_len + 6 * e->name_len + 128, 1, err))
         return err->code;
     PUT(s, "{\"type\":1");
     if (e->name_len && lay_utf8_valid(e->name, e->name_len)) {
@@ -225,7 +210,7 @@ static lay_code raw(lay_split *s, const uint8_t *p, size_t n, size_t max, lay_er
         if (s->raw_len >= max && segment(s, err))
             return err->code;
         size_t part = max - s->raw_len < n ? max - s->raw_len : n;
-        if (room(&s->raw, &s->raw_cap, s->raw_len + part, err))
+        if (lay_reserve(&s->raw, &s->raw_cap, s->raw_len + part, 1, err))
             return err->code;
         memcpy(s->raw + s->raw_len, p, part);
         s->raw_len += part;
@@ -276,7 +261,7 @@ static lay_code watch(lay_split *s, const lay_tar_entry *e, const char *place, s
 
 static lay_code begin(lay_split *s, const lay_tar_entry *e, lay_error *err)
 {
-    if (room(&s->clean, &s->clean_cap, e->name_len + 2, err))
+    if (lay_reserve(&s->clean, &s->clean_cap, e->name_len + 2, 1, err))
         return err->code;
     size_t n = lay_path_clean(e->name, e->name_len, s->clean);
     bool seen;

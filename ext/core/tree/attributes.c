@@ -5,6 +5,8 @@
  * Source: fs/overlayfs/xattrs.c (which are its own), fs/posix_acl.c (ACL and mode), include/uapi/linux/posix_acl_xattr.h.
  */
 #include "tree/attributes.h"
+
+#include "base/grow.h"
 #include "tree/tree.h"
 
 #include <fcntl.h>
@@ -59,13 +61,8 @@ lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_err
 {
     a->len = a->count = a->values_len = 0;
     for (size_t want = LIST_SIZE;; want = a->cap * 4) {
-        if (want > a->cap) {
-            char *grown = realloc(a->list, want);
-            if (grown == NULL)
-                return lay_fail_nomem(err);
-            a->list = grown;
-            a->cap = want;
-        }
+        if (lay_reserve(&a->list, &a->cap, want, 1, err))
+            return err->code;
         ssize_t n = list_some(thing, a->list, a->cap);
         if (n < 0 && errno == ERANGE && a->cap < (1u << 20))
             continue;
@@ -118,13 +115,8 @@ ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, 
 static lay_code read_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
 {
     for (size_t room = VALUE_SIZE;; room *= 4) {
-        if (a->values_cap - a->values_len < room) {
-            uint8_t *grown = realloc(a->values, a->values_len + room);
-            if (grown == NULL)
-                return lay_fail_nomem(err);
-            a->values = grown;
-            a->values_cap = a->values_len + room;
-        }
+        if (lay_reserve(&a->values, &a->values_cap, a->values_len + room, 1, err))
+            return err->code;
         ssize_t n = lay_attribute_get(thing, name, a->values + a->values_len, a->values_cap - a->values_len);
         if (n < 0 && errno == ERANGE && room < (1u << 20))
             continue;
@@ -148,18 +140,9 @@ lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool us
         lay_attribute kind = lay_attribute_kind(at, userxattr);
         if (kind != LAY_ATTRIBUTE_ACL && kind != LAY_ATTRIBUTE_KEPT)
             continue;
-        if (a->count == a->xattrs_cap) {
-            size_t cap = a->xattrs_cap * 2 + 8;
-            lay_xattr *grown = reallocarray(a->xattrs, cap, sizeof *grown);
-            if (grown == NULL)
-                return lay_fail_nomem(err);
-            a->xattrs = grown;
-            a->xattrs_cap = cap;
-        }
         ssize_t len;
-        lay_code code = read_value(a, thing, at, &len, err);
-        if (code != LAY_OK)
-            return code;
+        if (lay_grow(&a->xattrs, &a->xattrs_cap, a->count, sizeof *a->xattrs, err) || read_value(a, thing, at, &len, err))
+            return err->code;
         if (len >= 0)
             a->xattrs[a->count++] = (lay_xattr){ .name = at, .len = (size_t)len };
     }

@@ -4,6 +4,7 @@
 #include "tree/payload.h"
 
 #include "base/digest.h"
+#include "base/grow.h"
 
 #include <string.h>
 
@@ -17,19 +18,13 @@ void lay_hand_free(lay_hand *hand)
 lay_code lay_payload_differs(const char *name, size_t n, lay_error *err)
 {
     lay_fail(err, LAY_E_MISMATCH, "file integrity checksum failed for \"%.*s\"", (int)(n < 400 ? n : 400), name);
-    lay_error_path(err, name, n);
-    return err->code;
+    return lay_error_path(err, name, n);
 }
 
 lay_code lay_payload_path(const char *name, size_t n, char **buffer, size_t *cap, size_t *len, lay_error *err)
 {
-    if (*cap < n + 2) {
-        char *grown = realloc(*buffer, n + 258);
-        if (!grown)
-            return lay_fail_nomem(err);
-        *buffer = grown;
-        *cap = n + 258;
-    }
+    if (lay_reserve(buffer, cap, n + 2, 1, err))
+        return err->code;
     while (n && *name == '/') {
         name++;
         n--;
@@ -39,8 +34,7 @@ lay_code lay_payload_path(const char *name, size_t n, char **buffer, size_t *cap
     const char *p = *buffer;
     if (*len >= 2 && p[0] == '.' && p[1] == '.' && (*len == 2 || p[2] == '/')) {
         lay_fail(err, LAY_E_MISMATCH, "the record names a file outside of the layer");
-        lay_error_path(err, name, n);
-        return err->code;
+        return lay_error_path(err, name, n);
     }
     return LAY_OK;
 }
@@ -79,8 +73,7 @@ lay_code lay_payload_part(int fd, uint8_t *to, size_t n, int64_t at, const char 
     while (r < 0 && errno == EINTR);
     if (r < 0) {
         lay_fail_os(err, errno, NULL, "cannot read a file of the layer");
-        lay_error_path(err, name, name_len);
-        return err->code;
+        return lay_error_path(err, name, name_len);
     }
     *got = (size_t)r;
     return LAY_OK;

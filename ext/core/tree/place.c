@@ -42,8 +42,7 @@ lay_code lay_meta_of(lay_meta *m, const lay_tar_entry *e, lay_error *err)
 {
     if (e->uid < 0 || e->gid < 0 || e->uid >= UINT32_MAX || e->gid >= UINT32_MAX) {
         lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: owner %lld:%lld is out of range", (long long)e->uid, (long long)e->gid);
-        lay_error_path(err, e->name, e->name_len);
-        return err->code;
+        return lay_error_path(err, e->name, e->name_len);
     }
     lay_time access = e->mtime;
     if (e->has_atime && (e->atime.sec > access.sec || (e->atime.sec == access.sec && e->atime.nsec > access.nsec)))

@@ -4,6 +4,7 @@
  * directories wait on a stack. No recursion, no path handed to the kernel, descriptors as a trail has.
  * Source: moby, pkg/directory (sizes); daemon/graphdriver/overlay2 (removal, system.EnsureRemoveAll).
  */
+#include "base/grow.h"
 #include "tree/trail.h"
 
 #include <dirent.h>
@@ -31,30 +32,16 @@ typedef struct sweep {
 
 static lay_code sweep_fail(sweep *s, int e, const char *name, const char *what, lay_error *err)
 {
-    if (lay_path_push(&s->path, name, strlen(name), err) != LAY_OK)
-        return LAY_E_NOMEM;
+    if (lay_path_push(&s->path, name, strlen(name), err))
+        return err->code;
     return lay_fail_os(err, e, s->path.text, what);
 }
 
 static lay_code sweep_wait(sweep *s, const char *name, lay_error *err)
 {
     size_t len = strlen(name) + 1;
-    if (s->text_len + len > s->text_cap) {
-        size_t cap = s->text_cap * 2 + len + 1024;
-        char *grown = realloc(s->text, cap);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        s->text = grown;
-        s->text_cap = cap;
-    }
-    if (s->count == s->cap) {
-        size_t cap = s->cap * 2 + 64;
-        size_t *grown = reallocarray(s->at, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        s->at = grown;
-        s->cap = cap;
-    }
+    if (lay_reserve(&s->text, &s->text_cap, s->text_len + len, 1, err) || lay_grow(&s->at, &s->cap, s->count, sizeof *s->at, err))
+        return err->code;
     s->at[s->count++] = s->text_len;
     memcpy(s->text + s->text_len, name, len);
     s->text_len += len;
@@ -81,11 +68,8 @@ static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, 
         return sweep_wait(s, name, err);
     bool seen = false;
     size_t unused = 0;
-    if (st.st_size > 0 && st.st_nlink > 1) {
-        lay_code code = lay_inodes_add(&s->inodes, st.st_dev, st.st_ino, &unused, &seen, err);
-        if (code != LAY_OK)
-            return code;
-    }
+    if (st.st_size > 0 && st.st_nlink > 1 && lay_inodes_add(&s->inodes, st.st_dev, st.st_ino, &unused, &seen, err))
+        return err->code;
     if (!seen && __builtin_add_overflow(s->size, (int64_t)st.st_size, &s->size))
         return lay_fail(err, LAY_E_LIMIT, "the tree's sizes add up to more than 2^63 bytes");
     return LAY_OK;
@@ -96,14 +80,8 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
 {
     _Alignas(struct dent) char buf[DENTS_SIZE];
     int fd = lay_trail_fd(&s->trail);
-    if (s->depth == s->frame_cap) {
-        size_t cap = s->frame_cap * 2 + 32;
-        frame *grown = reallocarray(s->frames, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        s->frames = grown;
-        s->frame_cap = cap;
-    }
+    if (lay_grow(&s->frames, &s->frame_cap, s->depth, sizeof *s->frames, err))
+        return err->code;
     s->frames[s->depth++] = (frame){ s->count, s->path.len, tries };
     for (;;) {
         long got = syscall(SYS_getdents64, fd, buf, sizeof buf);
@@ -116,12 +94,18 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
             at += d->reclen;
             if (strcmp(d->name, ".") == 0 || strcmp(d->name, "..") == 0)
                 continue;
-            lay_code code = s->removing ? sweep_remove_one(s, fd, d->name, d->type, err)
-                                        : sweep_add_one(s, fd, d->name, d->type, err);
-            if (code != LAY_OK)
-                return code;
+            if ((s->removing ? sweep_remove_one : sweep_add_one)(s, fd, d->name, d->type, err))
+                return err->code;
         }
     }
+}
+
+/* The trail has just gone down to this name. */
+static lay_code sweep_enter(sweep *s, const char *name, unsigned tries, lay_error *err)
+{
+    if (lay_path_push(&s->path, name, strlen(name), err))
+        return err->code;
+    return sweep_directory(s, tries, err);
 }
 
 /* Down into the last name that waits in this directory. */
@@ -134,8 +118,7 @@ static lay_code sweep_down(sweep *s, lay_error *err)
         s->text_len = s->at[--s->count];
         return LAY_OK;
     }
-    lay_code code = lay_path_push(&s->path, name, strlen(name), err);
-    return code != LAY_OK ? code : sweep_directory(s, 0, err);
+    return sweep_enter(s, name, 0, err);
 }
 
 /* All below is done: up, and away with it; its name still waits as the last of the parent's. */
@@ -160,8 +143,7 @@ static lay_code sweep_up(sweep *s, lay_error *err)
             return sweep_fail(s, errno, name, "remove directory", err);
         if (lay_trail_down(&s->trail, name) < 0)
             return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "open directory", err);
-        lay_code code = lay_path_push(&s->path, name, strlen(name), err);
-        return code != LAY_OK ? code : sweep_directory(s, tries + 1, err);
+        return sweep_enter(s, name, tries + 1, err);
     }
     s->text_len = s->at[--s->count];
     return LAY_OK;

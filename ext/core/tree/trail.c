@@ -1,6 +1,8 @@
 /* trail.c - a way down a tree with few descriptors, the path that goes with it, and the inodes met. */
 #include "tree/trail.h"
 
+#include "base/grow.h"
+
 #include <fcntl.h>
 #include <string.h>
 
@@ -9,16 +11,8 @@ int lay_trail_fd(const lay_trail *t) { return t->keep[t->depth % LAY_TRAIL_KEEP]
 static int trail_note(lay_trail *t, size_t depth, int fd)
 {
     struct stat st;
-    if (fstat(fd, &st) < 0)
+    if (fstat(fd, &st) < 0 || !lay_reserved(&t->nodes, &t->cap, depth + 1, sizeof *t->nodes))
         return -1;
-    if (depth >= t->cap) {
-        size_t cap = t->cap * 2 + 32;
-        lay_node *grown = reallocarray(t->nodes, cap, sizeof *grown);
-        if (grown == NULL)
-            return -1;
-        t->nodes = grown;
-        t->cap = cap;
-    }
     t->nodes[depth] = (lay_node){ st.st_dev, st.st_ino };
     return 0;
 }
@@ -88,28 +82,10 @@ void lay_trail_free(lay_trail *t)
     *t = (lay_trail)LAY_TRAIL_NONE;
 }
 
-static lay_code path_grow(lay_path *p, size_t n, lay_error *err)
-{
-    size_t need;
-    if (__builtin_add_overflow(p->len, n, &need) || need > SIZE_MAX / 2 - 2)
-        return lay_fail_nomem(err);
-    need += 2;
-    if (need <= p->cap)
-        return LAY_OK;
-    size_t cap = need + need / 2 + 256;
-    char *grown = realloc(p->text, cap);
-    if (grown == NULL)
-        return lay_fail_nomem(err);
-    p->text = grown;
-    p->cap = cap;
-    return LAY_OK;
-}
-
 lay_code lay_path_add(lay_path *p, const char *text, size_t n, lay_error *err)
 {
-    lay_code code = path_grow(p, n, err);
-    if (code != LAY_OK)
-        return code;
+    if (lay_reserve(&p->text, &p->cap, p->len + n + 1, 1, err))
+        return err->code;
     memcpy(p->text + p->len, text, n);
     p->len += n;
     p->text[p->len] = '\0';
@@ -118,10 +94,9 @@ lay_code lay_path_add(lay_path *p, const char *text, size_t n, lay_error *err)
 
 lay_code lay_path_push(lay_path *p, const char *name, size_t n, lay_error *err)
 {
-    lay_code code = path_grow(p, n, err);
-    if (code == LAY_OK && p->len > 0)
-        p->text[p->len++] = '/';
-    return code != LAY_OK ? code : lay_path_add(p, name, n, err);
+    if (p->len > 0 && lay_path_add(p, "/", 1, err))
+        return err->code;
+    return lay_path_add(p, name, n, err);
 }
 
 void lay_path_cut(lay_path *p, size_t len)

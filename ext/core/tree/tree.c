@@ -7,6 +7,8 @@
  */
 #include "tree/tree.h"
 
+#include "base/grow.h"
+
 #include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -208,18 +210,8 @@ static int follow_reopen(follow *f)
 
 static int follow_append(follow *f, const char *name, size_t len)
 {
-    size_t need;
-    if (__builtin_add_overflow(f->real_len, len + 2, &need) || need > SIZE_MAX / 2) {
-        errno = ENAMETOOLONG;
+    if (!lay_reserved(&f->real, &f->real_cap, f->real_len + len + 2, 1))
         return -1;
-    }
-    if (need > f->real_cap) {
-        char *grown = realloc(f->real, need * 2);
-        if (grown == NULL)
-            return -1;
-        f->real = grown;
-        f->real_cap = need * 2;
-    }
     if (f->real_len > 0)
         f->real[f->real_len++] = '/';
     memcpy(f->real + f->real_len, name, len);
@@ -363,13 +355,8 @@ int lay_parent_open(lay_parent *p, int root_fd, const char *path, size_t n, cons
     if (p->fd >= 0 && p->len == len && (len == 0 || memcmp(p->path, path, len) == 0))
         return p->fd;
     lay_parent_close(p);
-    if (len + 1 > p->cap) {
-        char *grown = realloc(p->path, len + 256);
-        if (grown == NULL)
-            return -1;
-        p->path = grown;
-        p->cap = len + 256;
-    }
+    if (!lay_reserved(&p->path, &p->cap, len + 1, 1))
+        return -1;
     memcpy(p->path, path, len);
     p->len = len;
     p->fd = open_in_root(root_fd, path, len);
@@ -421,22 +408,8 @@ static lay_code names_add(lay_names *out, size_t *list_cap, size_t *text_len, si
     size_t len = strlen(d->name);
     if (*text_len + len + 1 > UINT32_MAX || len > UINT16_MAX)
         return lay_fail(err, LAY_E_LIMIT, "the names of one directory take more than 4 GiB");
-    if (*text_len + len + 1 > *text_cap) {
-        size_t cap = *text_cap * 2 + len + 1024;
-        char *grown = realloc(out->text, cap);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        out->text = grown;
-        *text_cap = cap;
-    }
-    if (out->count == *list_cap) {
-        size_t cap = *list_cap * 2 + 32;
-        lay_name *grown = reallocarray(out->list, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        out->list = grown;
-        *list_cap = cap;
-    }
+    if (lay_reserve(&out->text, text_cap, *text_len + len + 1, 1, err) || lay_grow(&out->list, list_cap, out->count, sizeof *out->list, err))
+        return err->code;
     out->list[out->count++] = (lay_name){ .at = (uint32_t)*text_len, .len = (uint16_t)len, .type = d->type, .ino = d->ino };
     memcpy(out->text + *text_len, d->name, len + 1);
     *text_len += len + 1;
