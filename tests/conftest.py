@@ -196,10 +196,10 @@ def nothing_left(store, root):
 
     @contextlib.contextmanager
     def watched():
-        before, held = disk.inventory(root) - made_once, dict(store._holds._counts)
+        before, held = disk.inventory(root) - made_once, dict(store._engine.holds._counts)
         yield
         assert disk.inventory(root) - made_once == before
-        assert store._holds._counts == held
+        assert store._engine.holds._counts == held
 
     return watched
 

@@ -1,65 +1,26 @@
-"""Store: the public face, and what its parts share.
+"""Store: the public face of the engine. It checks arguments, and makes Layer and RWLayer of what the engine returns.
 
-What happens is in the rooms around it: records.py (what there is), references.py (who keeps it), registration.py (how a
-layer is made), writable.py (writable layers), durability.py (what is on the disk), verify.py, repair.py, reclaim.py.
-Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
-processes. None is held during tar work, the latter two not while files are deleted or a disk is waited for. A layer
-becomes visible by one rename; a removal renames first and cleanup() finishes it.
-Other processes may work on the same root: what they registered is found when it is asked for, what they hold
-(holds.py) is not deleted, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
 Source: moby, layer/layer_store.go
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
-import warnings
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from layerstore import drivers
-from layerstore.disk import dockerd
-from layerstore.disk.holds import STORE, Holds
-from layerstore.disk.locks import LOCK_TIMEOUT, parse_lock_timeout
-from layerstore.engine import reclaim
-from layerstore.engine.contents import Contents
-from layerstore.engine.durability import Syncing, parse_durability
-from layerstore.engine.intake import Registration
-from layerstore.engine.mending import Mending
-from layerstore.engine.records import Records
-from layerstore.engine.references import References
-from layerstore.engine.verify import Verifier
-from layerstore.engine.writable import WritableLayers
-from layerstore.errors import (
-    InvalidOptionError,
-    LayerDoesNotExistError,
-    LayerStoreError,
-    NotSupportedError,
-    ReadOnlyStoreError,
-    StoreClosedError,
-    StoreInUseError,
-)
-from layerstore.ids import OS, ChainID, is_digest
+from layerstore.engine.engine import Engine
+from layerstore.engine.intake import Unpacked
+from layerstore.errors import NotSupportedError
+from layerstore.ids import OS, ChainID
 from layerstore.layer import Layer, Top, parent_id
 from layerstore.layerdb.imagedb import ImageDB
-from layerstore.layerdb.keeping import Keeping
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import check_mount_name
 from layerstore.limits import Limits
-from layerstore.rwlayer import Mount, RWLayer
-from layerstore.streams.sources import Input, feed
-from layerstore.values import (
-    CreateRWLayerOpts,
-    Descriptor,
-    Durability,
-    Metadata,
-    Orphan,
-    Problem,
-    Progress,
-)
+from layerstore.rwlayer import RWLayer
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress
 
 log = logging.getLogger("layerstore")
 
@@ -99,105 +60,37 @@ class Store:
         if not os.fspath(root):
             raise ValueError("the root of a store is a directory's path, not an empty text")
         self.root = os.path.abspath(os.fsdecode(root))
-        if options is not None and not isinstance(options, Mapping):
-            raise TypeError(f"options is a mapping of texts, not {type(options).__name__}")
-        given = dict(options or {})
-        durability = parse_durability(given.pop("durability", "full"))
-        self._read_only = self._why_read_only(given.pop("read_only", "false"))
-        lock_timeout = parse_lock_timeout(given.pop("lock_timeout", str(LOCK_TIMEOUT)))
-        limits = Limits.take(given)
-        self._max_window = limits.max_window
-        fresh = not os.path.lexists(self.root)
-        try:
-            name = drivers.choose(self.root, driver)
-            layerdb = os.path.join(self.root, "image", name, "layerdb")
-            self._holds = Holds(layerdb)
-            if self._read_only and not os.path.isdir(os.path.join(self.root, name)):
-                raise LayerStoreError(f"there is no store below {self.root} to read", path=self.root)
-            if not self._read_only:
-                os.makedirs(self.root, 0o711, exist_ok=True)
-                if os.statvfs(self.root).f_flag & os.ST_RDONLY:
-                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.root)
-            self._driver = drivers.open_driver(
-                name, self.root, given, self._holds, read_only=bool(self._read_only), limits=limits,
-                lock_timeout=lock_timeout,
-            )
-        except (LayerStoreError, OSError) as err:
-            if fresh:
-                with contextlib.suppress(OSError):
-                    os.rmdir(self.root)
-            if isinstance(err, OSError):
-                if err.errno == errno.EROFS:
-                    why = f"the file system of {self.root} is read-only, mount it for writing, or use read_only"
-                    raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {why}", path=self.root) from err
-                raise
-            named = f": {driver}" if driver else ""
-            raise type(err)(f"error initializing graphdriver: {err}{named}", path=err.path) from err
-        # What outlives no crash is not synced, by the layerdb alone either.
-        level: Durability = "none" if self._driver.in_memory else durability
-        m = self._metadata = FileMetadataStore(
-            layerdb, durability=level, make=not self._read_only, lock_timeout=lock_timeout
-        )
-        if not self._read_only:
-            self._holds.open()
-        self._images = ImageDB(os.path.dirname(layerdb), level, lock_timeout)
-        self._records = records = Records(self, m)
-        self._lock = records.lock
-        self._syncing = Syncing(m, self._driver, os.path.join(self.root, name), level)
-        keeping = Keeping(m, level)
-        self._references = References(
-            self.root, m, self._driver, records, self._holds, self._images, keeping, read_only=bool(self._read_only)
-        )
-        parts = (m, self._driver, records, self._holds, self._references)
-        self._registration = Registration(*parts, keeping, self._syncing, self._check_writable)
-        self._contents = Contents(m, self._driver, records, self._check_open)
-        self._writable = WritableLayers(*parts, self._syncing, self._registration, self._check_writable)
-        self._mending = Mending(
-            m, self._driver, records, self._references, self._syncing, self._registration, self._writable, self.verify
-        )
-        self._closed = False
+        self._engine = Engine(self.root, driver, options)
 
     def __repr__(self) -> str:
-        read_only = ", read-only" if self._read_only else ""
-        return f"<Store {self.root} ({self._driver.name}{read_only}){', closed' if self._closed else ''}>"
-
-    def _why_read_only(self, option: str) -> str:
-        if option not in ("true", "false"):
-            raise InvalidOptionError(f"read_only is true or false, not {option!r}")
-        if option == "true":
-            return "it was opened with read_only"
-        database = dockerd.locked_database(self.root)
-        if not database:
-            return ""
-        why = f"a dockerd is using {self.root} ({database} is locked); stop it, or use a root of your own"
-        log.warning("Open for reading only: %s", why, extra={"root": self.root, "database": database})
-        return why
+        return f"<Store {self._engine.describe()}>"
 
     @property
     def read_only(self) -> bool:
         """Whether the store was opened for reading only: it was asked for, or a dockerd was using the root."""
-        return bool(self._read_only)
+        return bool(self._engine.read_only)
 
-    # ---- references ----
+    @property
+    def limits(self) -> Limits:
+        """The limits for tars that the store was opened with."""
+        return self._engine.limits
 
-    def _check_open(self, used: str = "") -> None:
-        """used   a ChainID that this store holds: a forked child holds it for itself from now on"""
-        if self._closed:
-            raise StoreClosedError(path=self.root)
-        self._holds.take_over(used)
+    @property
+    def images(self) -> ImageDB:
+        """The image database of the root, which `Images` works on."""
+        return self._engine.images
 
-    def _check_writable(self) -> None:
-        self._check_open()
-        if self._read_only:
-            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {self._read_only}", path=self.root)
-        database = dockerd.locked_database(self.root)
-        if database:
-            why = f"{ReadOnlyStoreError.text}: a dockerd was started on {self.root} meanwhile, {database} is locked"
-            raise ReadOnlyStoreError(why, path=self.root)
+    def check_open(self) -> None:
+        """Raise StoreClosedError if the store is closed."""
+        self._engine.check_open()
 
-    def _driver_of(self) -> drivers.Driver:
-        self._check_open()
-        return self._driver
+    def check_writable(self) -> None:
+        """Raise StoreClosedError or ReadOnlyStoreError if nothing may be added: also if a dockerd was started."""
+        self._engine.check_writable()
+
+    def durability(self, wanted: str | None = None) -> Durability:
+        """Return the durability of a call that asks for `wanted`; None: the store's. Raises InvalidOptionError."""
+        return self._engine.syncing.level(wanted)
 
     # ---- layers ----
 
@@ -226,45 +119,71 @@ class Store:
         progress: Progress | None = None, durability: str | None = None,
     ) -> Layer:  # fmt: skip
         """Do what register() does, and remember the blob's descriptor."""
-        self._check_writable()
+        self._engine.check_writable()
         if os not in (None, "", "linux"):
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         if descriptor is not None and not isinstance(descriptor, Descriptor):
             raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
-        level = self._syncing.level(durability)
-        on = parent_id(parent)
-        above = self._references.use(on) if on else None
+        made = self._engine.register(source, parent_id(parent), descriptor, durability, progress)
+        return Layer(self._engine, made.record, made)
 
-        def fill(apply: Any) -> None:
-            with contextlib.closing(Input(source)) as given:
-                feed(given, apply, progress)
+    # ---- layers unpacked before it is known what they stand on ----
 
-        return self._registration.register(fill, above, descriptor or Descriptor(), level)
+    def unpack_ahead(self, source: Any, *, progress: Progress | None = None) -> Unpacked:
+        """Unpack a layer tar before it is known what it stands on, for register_unpacked() or discard().
+
+        source, progress  as register() takes them; a tar of no bytes is taken, too, as its DiffID tells it
+
+        Returns  what was unpacked (.diff_id). It stays invisible until it is registered; cleanup() removes it only
+                 after its process has ended
+        Raises   as register() does
+        Any number of threads may unpack at once.
+        """
+        return self._engine.unpack_ahead(source, progress)
+
+    def register_unpacked(
+        self, unpacked: Unpacked, parent: Parent = "", descriptor: Descriptor | None = None, *,
+        durability: str | None = None,
+    ) -> Layer:  # fmt: skip
+        """Make a layer on parent of what was unpacked. Whatever happens, unpacked is spent.
+
+        Returns  a reference to the layer; its is_new tells whether it was stored before
+        Raises   as register() does
+        """
+        made = self._engine.register_unpacked(unpacked, parent_id(parent), descriptor, durability)
+        return Layer(self._engine, made.record, made)
+
+    def discard(self, unpacked: Unpacked) -> None:
+        """Remove what was unpacked ahead. Never raises: cleanup() removes what cannot be removed now."""
+        self._engine.intake.discard(unpacked)
+
+    # ---- references ----
 
     def get(self, chain_id: str) -> Layer:
-        """Give a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
-        self._check_open()
-        return self._references.get(chain_id)
+        """Return a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
+        self._engine.check_open()
+        got = self._engine.references.get(chain_id)
+        return Layer(self._engine, got.record, got)
 
-    def _size_of(self, chain_id: str) -> int:
-        """Bytes of a layer and all below it; 0 where it cannot be read."""
-        with self._lock:
-            record = self._records.load_current(chain_id)
-            return record.size if record else 0
+    def find(self, chain_id: str) -> Layer | None:
+        """Return a layer, bare: no reference. None if it is not stored, or its record cannot be read."""
+        record = self._engine.find(chain_id)
+        return Layer(self._engine, record) if record else None
 
-    def _mounts_on(self, chain_id: str) -> list[str]:
-        """Name the writable layers that stand right on a layer."""
-        with self._lock:
-            self._records.load_mounts()
-            mounts = self._records.mounts.values()
-            return sorted(mount.name for mount in mounts if mount.parent and mount.parent.chain_id == chain_id)
+    @contextlib.contextmanager
+    def using(self, chain_id: str) -> Iterator[Layer]:
+        """Keep a layer for the length of a `with` block, which gets it bare. Raises LayerDoesNotExistError."""
+        self._engine.check_open()
+        with self._engine.references.using(chain_id) as record:
+            yield Layer(self._engine, record)
+
+    def sync(self, layer: Layer, *, durability: str | None = None) -> None:
+        """Make a stored layer, and all below it, as durable as is asked for; None: as the store's option says."""
+        self._engine.sync(layer._record, durability)
 
     def map(self) -> dict[ChainID, Layer]:
         """Give all layers, bare: no references. The way to look at layers without owning them."""
-        self._check_open()
-        with self._lock:
-            self._records.load_all()
-            return {chain: Layer(record) for chain, record in self._records.layers.items()}
+        return {record.chain_id: Layer(self._engine, record) for record in self._engine.layers()}
 
     def release(self, layer: Layer) -> list[Metadata]:
         """Give a reference back. The last one of all stores and processes releases the layer: it is deleted.
@@ -275,10 +194,9 @@ class Store:
         Raises   LayerNotRetainedError   this handle holds no reference
                  OSError                 something could not be removed; cleanup() tries again
         """
-        self._check_open()
         if not isinstance(layer, Layer):
             raise TypeError(f"release() takes a Layer, not {type(layer).__name__}")
-        return self._references.release(layer)
+        return self._engine.release(layer._reference, layer.chain_id)
 
     def remove(self, layer: str | Layer) -> list[Metadata]:
         """Release a stored layer that nobody holds: get() and release() in one.
@@ -290,24 +208,20 @@ class Store:
                  StoreInUseError          something needs it: the text names what. Nothing was done
                  ReadOnlyStoreError, OSError
         """
-        self._check_writable()
+        self._engine.check_writable()
         if not isinstance(layer, (str, Layer)):
             raise TypeError(f"remove() takes a ChainID or a Layer, not {type(layer).__name__}")
-        return self._references.remove(layer if isinstance(layer, str) else layer.chain_id)
+        return self._engine.references.remove(layer if isinstance(layer, str) else layer.chain_id)
 
-    @contextlib.contextmanager
-    def _using(self, chain_id: str) -> Iterator[Layer]:
-        """Keep a layer for the length of a `with` block, which gets it bare. Raises LayerDoesNotExistError."""
-        self._check_open()
-        with self._references.using(chain_id) as record:
-            yield Layer(record)
+    def release_unused(self, chain_ids: Sequence[str]) -> list[Metadata]:
+        """Release the layers of a removed image that have no reference and that nothing else needs.
 
-    def _release_image(self, chains: Sequence[str]) -> list[Metadata]:
-        """The last name of an image went: release its layers (base first) that no reference is held to and that
-        nothing else needs, whoever made them. Returns what went, top first.
+        chain_ids  base first
+
+        Returns  what was deleted, top first
         """
-        self._check_writable()
-        return self._references.release_image(chains)
+        self._engine.check_writable()
+        return self._engine.references.release_image(chain_ids)
 
     def take_back(self, layer: Layer | RWLayer) -> None:
         """Undo the call that returned this reference: what was there before stays, what the call made is deleted.
@@ -315,12 +229,8 @@ class Store:
         layer   of get(), register(), commit() and so on, for a caller that gives up in the moment in which it has come
         Raises  as release() and release_rw_layer() do
         """
-        if layer._is_new:
-            layer.release()
-        elif isinstance(layer, RWLayer):
-            self._writable.let_go(layer)
-        else:
-            self._references.let_go(layer)
+        if layer._reference:
+            self._engine.take_back(layer._reference)
 
     # ---- writable layers ----
 
@@ -337,22 +247,23 @@ class Store:
         Raises  MountNameConflictError, LayerDoesNotExistError, NotSupportedError, ValueError (name), OSError,
                 and whatever init_func raises
         """
-        self._check_writable()
+        self._engine.check_writable()
         check_mount_name(name)
         if opts is not None and not isinstance(opts, CreateRWLayerOpts):
             raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
-        level = self._syncing.level(durability)
-        return self._writable.create(name, parent_id(parent), opts or CreateRWLayerOpts(), level)
+        level = self._engine.syncing.level(durability)
+        made = self._engine.writable.create(name, parent_id(parent), opts or CreateRWLayerOpts(), level)
+        return RWLayer(self._engine, made)
 
     def get_rw_layer(self, name: str) -> RWLayer:
         """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
-        self._check_open()
-        return self._writable.get(name)
+        self._engine.check_open()
+        return RWLayer(self._engine, self._engine.writable.get(name))
 
     def get_mount_id(self, name: str) -> str:
         """Give the driver's id of a writable layer. Raises MountDoesNotExistError."""
-        self._check_open()
-        return self._writable.mount_id(name)
+        self._engine.check_open()
+        return self._engine.writable.mount_id(name)
 
     def release_rw_layer(self, layer: RWLayer) -> list[Metadata]:
         """Give a reference back; with the last one the writable layer is unmounted and deleted.
@@ -360,31 +271,14 @@ class Store:
         Returns  the read-only layers that went with it
         Raises   LayerNotRetainedError   this handle holds no reference
         """
-        self._check_open()
+        self._engine.check_open()
         if not isinstance(layer, RWLayer):
             raise TypeError(f"release_rw_layer() takes an RWLayer, not {type(layer).__name__}")
-        return self._writable.release(layer)
+        return self._engine.writable.release(layer._reference)
 
-    def _stand_right(self, mount: Mount) -> None:
-        self._check_open()
-        self._writable.stand_right(mount, mend=not self._read_only)
-
-    def _apply_diff(self, mount: Mount, source: Any, progress: Progress | None = None) -> int:
-        self._check_writable()
-        return self._writable.apply_diff(mount, source, progress)
-
-    def _commit(
-        self, mount: Mount, flags: int, durability: str | None, progress: Progress | None = None
-    ) -> Layer:
-        self._check_writable()
-        return self._writable.commit(mount, flags, self._syncing.level(durability), progress)
-
-    def mounts(self) -> list[str]:
-        """Name the writable layers."""
-        self._check_open()
-        with self._lock:
-            self._records.load_mounts()
-            return sorted(self._records.mounts)
+    def mounts(self, *, on: Parent | None = None) -> list[str]:
+        """Name the writable layers; on: only those that stand right on this layer ("": on nothing)."""
+        return self._engine.mounts(None if on is None else parent_id(on))
 
     # ---- the store itself ----
 
@@ -395,22 +289,17 @@ class Store:
         writable layer is in use.
         Raises  OSError   something is still mounted below the driver's home
         """
-        self._check_writable()
-        with self._images.exclusive(self._check_writable):
-            self._images.sweep()
-        reclaim.finish(self._metadata, self._driver, self._records.owned)
-        self._references.sweep_all()
-        with self._lock:
-            self._records.forget_bad()
-        self._driver.cleanup()
+        self._engine.cleanup()
 
     def driver_status(self) -> list[tuple[str, str]]:
-        """Give what the driver says of itself, in order."""
-        return self._driver_of().status()
+        """Return what the driver says of itself, in order."""
+        self._engine.check_open()
+        return self._engine.driver.status()
 
     def driver_name(self) -> str:
-        """Name the driver."""
-        return self._driver_of().name
+        """Return the driver's name."""
+        self._engine.check_open()
+        return self._engine.driver.name
 
     def verify(
         self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,
@@ -426,36 +315,7 @@ class Store:
         Raises     LayerDoesNotExistError   chain_id is not in the store
         Beside a running dockerd, what it is just making cannot be told from what nobody owns: of that, nothing is said.
         """
-        self._check_open()
-        records = self._records
-        with self._lock:
-            records.load_all()
-            if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
-                raise LayerDoesNotExistError(chain_id=chain_id)
-            chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
-            found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
-            bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
-            for record in chosen:            # none goes while it is looked at; other processes do as they like
-                record.used += 1
-        try:
-            verifier = Verifier(self._metadata, self._driver, attributes=metadata)
-            found += verifier.layers(chosen, progress, workers)
-            gone = {r.chain_id for r in chosen if not r.held and not self._metadata.has(r.chain_id)}
-            found = [problem for problem in found if problem.subject not in gone]
-        finally:
-            for record in chosen:
-                with self._lock:
-                    record.used -= 1
-                self._references.sweep(record.chain_id)
-        live = dockerd.locked_database(self.root) is not None
-        if chain_id is None:
-            found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
-            for mount in mounts:
-                found += verifier.mount(mount)
-            found += verifier.images(self._images)
-            if not live:
-                found += verifier.orphans(records.owned)
-        return found
+        return self._engine.verify(chain_id, metadata=metadata, progress=progress, workers=workers)
 
     def repair(self, chain_id: str, source: Any = None, *, progress: Progress | None = None) -> list[Problem]:
         """Make a damaged layer what it was; only what is damaged is replaced, each file in one step.
@@ -470,10 +330,7 @@ class Store:
                                           or a problem is left
                  LayerDoesNotExistError, ReadOnlyStoreError, and what register() raises; the layer is then as it was
         """
-        self._check_writable()
-        if not is_digest(chain_id) and self._metadata.has_mount(chain_id):
-            return self._mending.writable(chain_id)
-        return self._mending.layer(chain_id, source, progress)
+        return self._engine.repair(chain_id, source, progress)
 
     def orphans(self) -> list[Orphan]:
         """List what no layer and no writable layer owns, largest first, and layers whose release was interrupted.
@@ -482,10 +339,7 @@ class Store:
         Raises  StoreInUseError            a dockerd is running on the root: what it is making is nobody's, too
                 LayerStoreError, OSError   somebody owns something, and what it is cannot be read
         """
-        self._check_open()
-        self._check_no_dockerd()
-        released = [self._metadata.layer_directory(chain_id) for chain_id in self._references.unneeded()]
-        return reclaim.find(self.root, self._metadata, self._driver, self._records.owned, released)
+        return self._engine.orphans()
 
     def reclaim(self, dry_run: bool = True) -> list[Orphan]:
         """Remove what orphans() lists.
@@ -498,46 +352,14 @@ class Store:
                  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
         Nothing is unmounted but what is mounted in what goes.
         """
-        self._check_open()
-        self._check_no_dockerd()
-        if self._holds.held_elsewhere(STORE):
-            why = f"{StoreInUseError.text}: another store, of this or another process, has it open"
-            raise StoreInUseError(why, path=self.root)
-        found = self.orphans()
-        if dry_run:
-            return found
-        self._check_writable()
-        reclaim.finish(self._metadata, self._driver, self._records.owned)
-        swept = self._references.sweep_all()
-        return [orphan for orphan in found if self._is_gone(orphan, swept)]
-
-    def _is_gone(self, orphan: Orphan, swept: Container[str]) -> bool:
-        """Say whether it was removed, and not only renamed."""
-        if orphan.kind == "layer":
-            return f"sha256:{os.path.basename(orphan.path)}" in swept
-        return not os.path.lexists(os.path.join(self.root, orphan.path))
-
-    def _check_no_dockerd(self) -> None:
-        database = dockerd.locked_database(self.root)
-        if database:
-            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked", path=self.root)
+        return self._engine.remove_orphans(dry_run=dry_run)
 
     def close(self) -> None:
         """End the use of this object, and hold nothing any more; what is mounted stays mounted. Twice is harmless."""
-        self._closed = True
-        self._holds.close()
-
-    def __del__(self) -> None:
-        # Not where __init__ failed. Who warns keeps a reference, which is an unfinished store's last.
-        if getattr(self, "_closed", True):
-            return
-        held = [handle for record in self._records.layers.values() for handle in record.handles]
-        held_too = f", which holds {len(held)} layers" if held else ""
-        warnings.warn(f"unclosed store {self.root}{held_too}", ResourceWarning, source=self, stacklevel=2)
-        self.close()
+        self._engine.close()
 
     def __enter__(self) -> Store:
-        self._check_open()
+        self._engine.check_open()
         return self
 
     def __exit__(self, *_: object) -> None:

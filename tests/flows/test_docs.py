@@ -151,7 +151,7 @@ def test_the_demo_runs_to_its_end_and_leaves_nothing(room):
     [
         ("(next(root.rglob('os.py'))).write_text('other bytes')", "verify() found"),
         ("next(root.iterdir()).rename(root.parent / 'gone')", "verify() found"),
-        ("Path(layers[0]._record.store.root, 'image', 'stray').write_text('')", "still on disk"),
+        ("Path(layers[0]._engine.root, 'image', 'stray').write_text('')", "still on disk"),
     ],
     ids=["a file changed", "a tree gone", "a file left"],
 )

@@ -333,7 +333,7 @@ def test_the_calls_that_mount_for_themselves_ask_as_well(box, monkeypatch):
     path = box.mount()
     with using(path, "cwd"):
         box.unmount(lazy=True)
-        monkeypatch.setattr(type(box._mount.store._driver), "_is_native", lambda *_: False)
+        monkeypatch.setattr(type(box._engine.driver), "_is_native", lambda *_: False)
         for call in (box.changes, box.tar_stream, lambda: box.apply_diff(file("x", b"x") + end())):
             with pytest.raises(ActiveMountError):
                 call()

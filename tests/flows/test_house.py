@@ -19,7 +19,7 @@ C_FLOORS = ["base", "mount", "tar", "codec", "tree", "tarsplit", "changes", "sou
 
 # src/layerstore, likewise: the names and values that all use, then folders, the faces, and who uses them.
 PY_FLOORS = [
-    "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "contents", "layerdb", "drivers", "layer", "rwlayer", "engine",
+    "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
     "store", "images", "__init__", "cli", "aio", "__main__",
 ]
 

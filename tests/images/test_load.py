@@ -437,7 +437,7 @@ def test_a_layout_that_has_only_one_platform_s_blobs(images):
 def test_layers_of_an_image_stay_and_go_with_it(store, images):
     """Nobody holds them when load() returns; others may take and give references as they like."""
     [image] = images.load(tar_of(ARCHIVES["docker"]()))
-    assert store._holds._counts.keys() == {"store"}
+    assert store._engine.holds._counts.keys() == {"store"}
     with store.get(image.top):
         pass
     with store.create_rw_layer("box", image.layers[1]):
@@ -563,7 +563,7 @@ def test_many_threads_load_the_same_at_once(store, images, room):
         thread.join()
     assert failures == []
     check(store, images.list()[0])
-    assert store._holds._counts.keys() == {"store"}
+    assert store._engine.holds._counts.keys() == {"store"}
 
 
 STALLED = """

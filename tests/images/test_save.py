@@ -164,7 +164,7 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
     assert sorted(os.listdir(room)) == ["docker", "out.tar"]
     loaded.save("base", path)
     assert path.stat().st_size > 1000
-    assert store._holds._counts.keys() == {"store"}
+    assert store._engine.holds._counts.keys() == {"store"}
 
 
 def test_a_link_is_followed_and_a_device_stays_one(loaded, room):
@@ -237,7 +237,7 @@ def test_a_packing_that_is_stopped_leaves_nothing(images, store, room, compressi
         images.save("x", room / "out", format="oci", compression=compression, progress=stop)
     assert sorted(os.listdir(room)) == ["docker"]
     assert threading.active_count() == threads
-    assert store._holds._counts.keys() == {"store"}
+    assert store._engine.holds._counts.keys() == {"store"}
 
 
 def test_what_is_larger_than_a_header_can_say(images, room):

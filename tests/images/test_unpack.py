@@ -107,7 +107,7 @@ def test_a_failure_leaves_nothing(images, unpacking, store, room, how):
             unpacking.unpack("x", room / name, progress=stop if how == "stopped" else None)
     assert os.listdir(room / "there") == []
     assert not (room / "new").exists()
-    assert store._holds._counts.keys() == {"store"}
+    assert store._engine.holds._counts.keys() == {"store"}
     assert disk.mounts_below(room) == []
 
 

@@ -180,7 +180,7 @@ def interrupted(store, open_store):
     base = store.register(A)
     top = store.register(B, base)
     base.release()
-    store._references.sweep = lambda chain_id: []
+    store._engine.references.sweep = lambda chain_id: []
     assert chains(top.release()) == [top.chain_id]
     store.close()
     return open_store(), base.chain_id

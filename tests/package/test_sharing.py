@@ -73,14 +73,14 @@ def test_a_create_that_fails_behind_its_rename_gives_back_just_what_it_held(two,
     def dying(kind, level):
         yield
         if not withdrawn:
-            monkeypatch.setattr(one._metadata, "exclusive", failing)
+            monkeypatch.setattr(one._engine.metadata, "exclusive", failing)
         raise OSError(errno.EIO, "the disk")
 
     def failing():
         raise OSError(errno.EIO, "the disk, still")
 
     with monkeypatch.context() as patched:
-        patched.setattr(one._syncing, "name", dying)
+        patched.setattr(one._engine.syncing, "name", dying)
         with pytest.raises(OSError, match="the disk"):
             one.create_rw_layer("box", base.chain_id)
     monkeypatch.undo()
@@ -106,10 +106,10 @@ def test_a_register_that_fails_behind_its_rename_and_stays_visible_is_held_by_no
     @contextlib.contextmanager
     def dying(kind, level):
         yield
-        monkeypatch.setattr(one._metadata, "exclusive", failing)
+        monkeypatch.setattr(one._engine.metadata, "exclusive", failing)
         raise OSError(errno.EIO, "the disk")
 
-    monkeypatch.setattr(one._syncing, "name", dying)
+    monkeypatch.setattr(one._engine.syncing, "name", dying)
     with pytest.raises(OSError, match="the disk"):
         one.register(tarkit.T1)
     monkeypatch.undo()

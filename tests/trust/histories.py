@@ -218,8 +218,8 @@ class Actor:
                 if not os.fork():
                     for store in self.stores.values():
                         store.mounts()
-                        for key in list(store._holds._counts):    # as if each were used
-                            store._holds.take_over(key)
+                        for key in list(store._engine.holds._counts):    # as if each were used
+                            store._engine.holds.take_over(key)
                     return True
                 answer: Answer = {}
             else:
@@ -292,7 +292,7 @@ class Actor:
         found = self.stores[store]
         for (at, _), layer in self.layers.items():
             with suppress(LayerDoesNotExistError):
-                if at == store and layer in layer._record.handles:
+                if at == store and layer._reference in layer._record.references:
                     assert {entry.path for entry in layer.merged().files()} >= {entry.path for entry in layer.files()}
                     assert layer.tar_stream().read()
                     if layer.parent:

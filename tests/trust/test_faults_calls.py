@@ -395,7 +395,7 @@ class ReleaseRWLayer(Operation):
 class Cleanup(Operation):
     def prepare(self, g: Ground) -> None:
         layer = g.store.register(file("x", b"x" * 9000) + file("y/z") + end(), g.base.chain_id)
-        g.store._metadata.set_aside(layer.chain_id)
+        g.store._engine.metadata.set_aside(layer.chain_id)
         os.mkdir(g.root / "image/overlay2/layerdb/tmp/write-set-77")
         (g.root / "image/overlay2/layerdb/tmp/write-set-77/size").write_text("1")
         os.makedirs(g.root / "overlay2" / ("7" * 64) / "diff/deep/er")

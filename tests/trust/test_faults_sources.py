@@ -391,7 +391,7 @@ class Prepared:
     def spill(self) -> None:
         """What cleanup() finds to do: thousands of files of nobody."""
         with self.g.store.register(MANY + bytes(512), self.g.base.chain_id) as layer:
-            self.g.store._metadata.set_aside(layer.chain_id)
+            self.g.store._engine.metadata.set_aside(layer.chain_id)
 
 
 def written_to_by_init(path: str) -> None:
@@ -476,9 +476,9 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
                     wrong.append(f"{seed}: made {released}")
                 for thing in released:
                     # The signal came between register()'s return and the call of release(): the store has that reference.
-                    held_still = g.store._records.layers.get(thing)
-                    for handle in list(held_still.handles) if held_still else []:
-                        handle.release()
+                    held_still = g.store._engine.records.layers.get(thing)
+                    for reference in list(held_still.references) if held_still else []:
+                        g.store._engine.release(reference, str(thing))
                     if str(thing) not in again.map() and thing not in again.mounts():
                         continue
                     (again.get_rw_layer(thing) if "sha256:" not in thing else again.get(thing)).release()

@@ -58,8 +58,9 @@ class RWLayer(Managed[Any]):
 @mirrors(
     layerstore.Store,
     Special(
-        plain=("driver_name",), long=("cleanup", "orphans", "reclaim"),
-        ends=("release", "release_rw_layer", "remove", "take_back"),
+        left=("check_open", "check_writable", "durability", "images"), plain=("driver_name",),
+        long=("cleanup", "orphans", "reclaim", "sync", "unpack_ahead"),
+        ends=("discard", "release", "release_rw_layer", "release_unused", "remove", "take_back"),
     ),
 )  # fmt: skip
 class Store(Managed[Any]):

@@ -73,7 +73,7 @@ def run_verify(args: Any, screen: Screen) -> int:
         else:
             problems = opened.store.verify(progress=progress)
             looked = len(opened.metadata.list()[0])
-            images = len(opened.store._images.ids())
+            images = len(opened.store.images.ids())
     if screen.as_json:
         screen.json({"layers": looked, "problems": _facts(problems)})
     else:

@@ -95,7 +95,7 @@ class Opened:
 
     def kept(self, name: str) -> contextlib.AbstractContextManager[Layer]:
         """Keep the layer that a name means for the length of a `with` block. Whether it was released stays as it is."""
-        return self.store._using(self.find(name))
+        return self.store.using(self.find(name))
 
     def image_names(self) -> dict[str, list[str]]:
         """Give the names of the images whose topmost layer is a ChainID, by that."""

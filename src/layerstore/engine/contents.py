@@ -13,9 +13,9 @@ from layerstore._core import _files
 from layerstore.contents.files import entries, open_bytes
 from layerstore.contents.merged import MergedTree
 from layerstore.drivers import Driver
+from layerstore.engine.record import Mount, Record
 from layerstore.engine.records import Records
 from layerstore.errors import LayerStoreError
-from layerstore.layer import Record
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.leftout import told_left_out
 from layerstore.streams.tarstream import TarStream
@@ -53,6 +53,19 @@ class Contents:
                 at = self._records.below(at)
             record.check_chain()
             return record.directories
+
+    def below_of(self, mount: Mount) -> str:
+        """Return the driver id a writable layer stands on: its init layer's, its parent's as it is now, or ""."""
+        if mount.parent and not mount.init_id:
+            self.current(mount.parent)
+        return mount.init_id or (mount.parent.cache_id if mount.parent else "")
+
+    def directories_of_mount(self, mount: Mount) -> list[tuple[str, list[str]]]:
+        """Name a writable layer's driver ids, the init layer's first, each with all it stands on, nearest first."""
+        below = self.directories_of(mount.parent) if mount.parent else []
+        if not mount.init_id:
+            return [(mount.mount_id, below)]
+        return [(mount.init_id, below), (mount.mount_id, [mount.init_id, *below])]
 
     def directories(self, record: Record) -> dict[str, str]:
         """Name the driver's directories. Raises OSError."""

@@ -11,8 +11,8 @@ from typing import cast
 from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.drivers import Driver
+from layerstore.engine.record import Record
 from layerstore.errors import InvalidOptionError
-from layerstore.layer import Record
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction
 from layerstore.values import Durability

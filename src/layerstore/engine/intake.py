@@ -16,11 +16,11 @@ from layerstore.disk.holds import Holds
 from layerstore.disk.locks import Scope
 from layerstore.drivers import Driver
 from layerstore.engine.durability import Syncing
+from layerstore.engine.record import Record, Reference
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.ids import ChainID, DiffID, chain_on, diff_id_of, random_id
-from layerstore.layer import Layer, Record
 from layerstore.layerdb.keeping import Keeping
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction
@@ -60,18 +60,16 @@ class Registration:
         self._syncing, self._check_writable = syncing, check_writable
         self._lock = records.lock
 
-    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Layer:
+    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Reference:
         """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens."""
         try:
             _check_depth(above)
             below = above.cache_id if above else ""
             with Scope(lambda: self._unpack(fill, below, allow_empty=False), self._end) as unpacked:
-                handle, is_new = self._make_visible(unpacked, above, below, descriptor, level)
+                return self._make_visible(unpacked, above, below, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
                 self._references.end_use(above)
-        handle._is_new = is_new
-        return handle
 
     # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
 
@@ -86,8 +84,8 @@ class Registration:
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
-    ) -> tuple[Layer, bool]:
-        """Make a layer on parent of what was unpacked: a reference to it, and whether it was not there before.
+    ) -> Reference:
+        """Make a layer on parent of what was unpacked.
 
         Whatever happens, unpacked is spent. Raises as Store.register() does.
         """
@@ -151,40 +149,40 @@ class Registration:
 
     def _make_visible(
         self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor, level: Durability
-    ) -> tuple[Layer, bool]:
+    ) -> Reference:
         """Make a layer of unpacked, which is kept then, or hold the one that was there before. _end() comes after it.
 
         below   the driver id of `above` on which it was put
         """
         cache_id, transaction, _ = unpacked
         made: Record | None = None
-        handle: Layer | None = None
+        reference: Reference | None = None
         try:
             made = self._describe(unpacked, above, below, descriptor)
-            handle = self._existing(made.chain_id)
-            if handle is None:
+            reference = self._existing(made.chain_id)
+            if reference is None:
                 self._syncing.before([cache_id], transaction, above, level)
                 with self._syncing.name("sha256", level):
-                    handle = self._commit_or_existing(transaction, made, below)
-            if handle._took_mark:
+                    reference = self._commit_or_existing(transaction, made, below)
+            if reference.took_mark:
                 self._keeping.settle(made.chain_id)
-            if level == "full" and handle._record is made:
+            if level == "full" and reference.record is made:
                 made.durable = True
-            self._syncing.ensure(handle._record, level)
+            self._syncing.ensure(reference.record, level)
         except BaseException:
-            if handle and handle._record is not made:
-                self._references.let_go(handle)       # of a layer that was there before, and stays
+            if reference and reference.record is not made:
+                self._references.let_go(reference)       # of a layer that was there before, and stays
             try:
                 if transaction.published:
                     self._withdraw(made)
             except (OSError, LayerStoreError):
                 transaction.kept = True           # still visible, perhaps: then it is whole, else cleanup()'s
-                if handle and handle._record is made:
-                    self._references.let_go(handle)
+                if reference and reference.record is made:
+                    self._references.let_go(reference)
                 raise
             raise
-        transaction.kept = handle.cache_id == cache_id
-        return handle, transaction.kept
+        reference.is_new = transaction.kept = reference.record.cache_id == cache_id
+        return reference
 
     def _describe(self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor) -> Record:
         """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
@@ -200,7 +198,7 @@ class Registration:
         chain = chain_on(above.chain_id if above else "", unpacked.diff_id)
         return self._records.new_layer(chain, unpacked.diff_id, above, cache_id, done.size, descriptor)
 
-    def _existing(self, chain_id: ChainID) -> Layer | None:
+    def _existing(self, chain_id: ChainID) -> Reference | None:
         """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""
         with self._lock, self._metadata.exclusive():
             self._check_writable()
@@ -209,7 +207,7 @@ class Registration:
                 return None
             return self._references.reference(existing)
 
-    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, below: str) -> Layer:
+    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, below: str) -> Reference:
         """Make a layer visible; where it is there already, and whole, that one wins."""
         chain, records = made.chain_id, self._records
         aside = None
@@ -229,13 +227,13 @@ class Registration:
                         self._metadata.put_back(chain, aside)
                     raise
                 existing = records.replace(existing, made)
-            handle = self._references.reference(existing)
+            reference = self._references.reference(existing)
             if aside:
                 text = "The broken layer %s was replaced by the one registered now"
                 log.warning(text, chain, extra={"chain_id": chain, "cache_id": made.cache_id})
                 self._stand_on_anew(existing)
         self._metadata.remove_aside(aside)
-        return handle
+        return reference
 
     def _stand_on_anew(self, record: Record) -> None:
         """Under the lock: what stands on a layer that was replaced is told of its new directory."""
@@ -253,7 +251,7 @@ class Registration:
         for name in self._keeping.mounts_on(record.chain_id, told=told):
             mount = self._records.find_mount(name)
             if mount:
-                for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.below)):
+                for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.init_id or record.cache_id)):
                     if id:
                         self._driver.stand_on(id, below)
 

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from layerstore.drivers import Driver
+from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.intake import Registration, Unpacked
+from layerstore.engine.record import Record
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.engine.repair import Repair, tar_of
@@ -20,7 +22,6 @@ from layerstore.engine.verify import Verifier
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import CorruptLayerError, LayerStoreError
 from layerstore.ids import ChainID, DiffID, chain_on
-from layerstore.layer import Layer, Record
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.sources import Input, feed
 from layerstore.values import Descriptor, Problem, Progress
@@ -30,10 +31,12 @@ class Mending:
     """Mends what one store has."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, references: References, syncing: Syncing,
-        registration: Registration, writable: WritableLayers, verify: Callable[[str], list[Problem]],
+        self, metadata: FileMetadataStore, driver: Driver, records: Records, references: References,
+        contents: Contents, syncing: Syncing, registration: Registration, writable: WritableLayers,
+        verify: Callable[[str], list[Problem]],
     ) -> None:  # fmt: skip
-        """verify   gives a layer's problems"""
+        """verify   returns a layer's problems"""
+        self._contents = contents
         self._metadata, self._driver, self._records, self._references = metadata, driver, records, references
         self._syncing, self._registration, self._writable, self._verify = syncing, registration, writable, verify
 
@@ -52,9 +55,11 @@ class Mending:
             with self._references.using(chain_id) as record:
                 with self._records.lock:
                     self._records.load_all()
-                    others = [Layer(other) for other in self._records.layers.values()]
+                    others = list(self._records.layers.values())
                 level = self._syncing.level("full")
-                Repair(self._metadata, self._driver, self._verify, level).layer(record, source, others, progress)
+                Repair(self._metadata, self._driver, self._contents, self._verify, level).layer(
+                    record, source, others, progress
+                )
         with self._records.lock:
             self._records.forget_bad()        # what stands on it can be read again
         left = self._verify(chain_id)
@@ -111,8 +116,8 @@ class Mending:
         if loaded is not None:
             self._rewrite(loaded, unpacked, parent)
             return
-        layer, _ = self._registration.register_unpacked(unpacked, parent, descriptor, self._syncing.level("full"))
-        self._references.let_go(layer)
+        level = self._syncing.level("full")
+        self._references.let_go(self._registration.register_unpacked(unpacked, parent, descriptor, level))
 
     def _rewrite(self, record: Record, unpacked: Unpacked, parent: str) -> None:
         """Give a layer the DiffID and the parent that its ChainID follows from; its files stay."""
@@ -168,4 +173,4 @@ class Mending:
             self._records.load_mounts()
             bad, mount = self._records.bad_mounts.get(name), self._records.mounts.get(name)
         told = [Problem("metadata", name, "", str(bad))] if bad else []
-        return told + (Verifier(self._metadata, self._driver).mount(mount) if mount else [])
+        return told + (Verifier(self._metadata, self._driver).mount(mount, self._contents) if mount else [])

@@ -1,65 +1,101 @@
-"""What nobody owns: found, weighed and removed.
+"""Reclaim: what is unowned: found, weighed and removed.
 
-Enters: the layerdb, the driver, and a function that names every driver id somebody owns. It is asked twice, the second
-time while what was found is claimed, so that nothing is taken from a process that is just making it.
+Enters: the layerdb, the driver, and the records, which name every driver id that is owned. They are asked twice, the
+second time while what was found is claimed, so that nothing is taken from a process that is just making it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
 
+from layerstore.disk import dockerd
+from layerstore.disk.holds import STORE, Holds
 from layerstore.disk.textfile import tree_bytes
 from layerstore.drivers import Driver
-from layerstore.errors import LayerStoreError
+from layerstore.engine.records import Records
+from layerstore.engine.references import References
+from layerstore.errors import LayerStoreError, StoreInUseError
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Orphan
 
 log = logging.getLogger("layerstore")
 
-Owned = Callable[[], set[str]]
 
+class Reclaim:
+    """Finds and removes what is unowned below one root."""
 
-def find(
-    root: str, metadata: FileMetadataStore, driver: Driver, owned: Owned, released: Iterable[str]
-) -> list[Orphan]:
-    """List what nobody owns below root, largest first.
+    def __init__(
+        self, root: str, metadata: FileMetadataStore, driver: Driver, records: Records, references: References,
+        holds: Holds,
+    ) -> None:  # fmt: skip
+        """Look below root."""
+        self._root, self._metadata, self._driver = root, metadata, driver
+        self._records, self._references, self._holds = records, references, holds
 
-    released   directories of layers that were released and that nothing needs
-    Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
-    """
-    found = []
-    for name in driver.orphans(owned):
-        path = os.path.join(root, driver.name, name)
-        found.append(Orphan("link" if os.path.islink(path) else "directory", path, driver.usage(name)))
-    for name in metadata.removing():
-        path = os.path.join(metadata.root, "sha256", name)
-        found.append(Orphan("removal", path, tree_bytes(path)))
-    found += [Orphan("layer", path, tree_bytes(path)) for path in released]
-    found += [Orphan("transaction", path, tree_bytes(path)) for path in metadata.abandoned_transactions(remove=False)]
-    relative = [orphan._replace(path=os.path.relpath(orphan.path, root)) for orphan in found]
-    return sorted(relative, key=lambda orphan: (-orphan.size, orphan.path))
+    def find(self) -> list[Orphan]:
+        """List what is unowned, largest first. Raises as Store.orphans() does."""
+        root, m, driver = self._root, self._metadata, self._driver
+        self._check_no_dockerd()
+        released = [m.layer_directory(chain_id) for chain_id in self._references.unneeded()]
+        found = []
+        for name in driver.orphans(self._records.owned):
+            path = os.path.join(root, driver.name, name)
+            found.append(Orphan("link" if os.path.islink(path) else "directory", path, driver.usage(name)))
+        for name in m.removing():
+            path = os.path.join(m.root, "sha256", name)
+            found.append(Orphan("removal", path, tree_bytes(path)))
+        found += [Orphan("layer", path, tree_bytes(path)) for path in released]
+        found += [Orphan("transaction", path, tree_bytes(path)) for path in m.abandoned_transactions(remove=False)]
+        relative = [orphan._replace(path=os.path.relpath(orphan.path, root)) for orphan in found]
+        return sorted(relative, key=lambda orphan: (-orphan.size, orphan.path))
 
+    def find_alone(self) -> list[Orphan]:
+        """List the same, if no other store has the root open. Raises StoreInUseError."""
+        self._check_no_dockerd()
+        if self._holds.held_elsewhere(STORE):
+            why = f"{StoreInUseError.text}: another store, of this or another process, has it open"
+            raise StoreInUseError(why, path=self._root)
+        return self.find()
 
-def finish(metadata: FileMetadataStore, driver: Driver, owned: Owned) -> None:
-    """Finish deletions that were interrupted, forget abandoned transactions, remove what nobody owns.
+    def _check_no_dockerd(self) -> None:
+        database = dockerd.locked_database(self._root)
+        if database:
+            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked", path=self._root)
 
-    What cannot be removed is logged and left. Raises OSError where the layerdb cannot be listed.
-    """
-    for removing in metadata.get_orphans():
+    def remove(self, found: list[Orphan]) -> list[Orphan]:
+        """Remove what was found. Returns what went."""
+        swept = self.finish()
+
+        def is_gone(orphan: Orphan) -> bool:
+            """Whether it was removed, and not only renamed."""
+            if orphan.kind == "layer":
+                return f"sha256:{os.path.basename(orphan.path)}" in swept
+            return not os.path.lexists(os.path.join(self._root, orphan.path))
+
+        return [orphan for orphan in found if is_gone(orphan)]
+
+    def finish(self) -> list[str]:
+        """Finish deletions and releases that were interrupted, forget abandoned transactions, remove what is unowned.
+
+        What cannot be removed is logged and left. Returns the layers whose release was finished. Raises OSError if the
+        layerdb cannot be listed.
+        """
+        m, owned = self._metadata, self._records.owned
+        for removing in m.get_orphans():
+            try:
+                if removing.cache_id not in owned():
+                    self._driver.remove(removing.cache_id)
+                m.remove_orphan(removing.chain_id, removing.cache_id)
+            except (OSError, LayerStoreError) as err:
+                about = {"chain_id": removing.chain_id, "error": err}
+                log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err, extra=about)
+        m.remove_nameless_orphans()
+        m.remove_nameless_mounts()
+        m.abandoned_transactions(remove=True)
         try:
-            if removing.cache_id not in owned():
-                driver.remove(removing.cache_id)
-            metadata.remove_orphan(removing.chain_id, removing.cache_id)
+            self._driver.reclaim(owned)
         except (OSError, LayerStoreError) as err:
-            about = {"chain_id": removing.chain_id, "error": err}
-            log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err, extra=about)
-    metadata.remove_nameless_orphans()
-    metadata.remove_nameless_mounts()
-    metadata.abandoned_transactions(remove=True)
-    try:
-        driver.reclaim(owned)
-    except (OSError, LayerStoreError) as err:
-        # Better to leave too much than to take what an unreadable file may name.
-        log.error("Not everything was reclaimed: %s", err, extra={"error": err})
+            # Better to leave too much than to take what an unreadable file may name.
+            log.error("Not everything was reclaimed: %s", err, extra={"error": err})
+        return self._references.sweep_all()

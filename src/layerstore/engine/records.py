@@ -12,19 +12,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from layerstore.disk.holds import Holds
 from layerstore.disk.locks import Mutex
+from layerstore.engine.record import Mount, Record
 from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, DiffID
-from layerstore.layer import Record
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import check_mount_name
-from layerstore.rwlayer import Mount
 from layerstore.values import Descriptor
-
-if TYPE_CHECKING:
-    from layerstore.store import Store
 
 log = logging.getLogger("layerstore")
 
@@ -32,11 +29,10 @@ log = logging.getLogger("layerstore")
 class Records:
     """The layers and writable layers of one store object."""
 
-    def __init__(self, store: Store, metadata: FileMetadataStore) -> None:
+    def __init__(self, metadata: FileMetadataStore, holds: Holds) -> None:
         """List the names on disk. Raises OSError."""
         self.lock = Mutex()
-        self.store = store
-        self._metadata = metadata
+        self._metadata, self._holds = metadata, holds
         self.layers: dict[ChainID, Record] = {}
         self.bad: dict[str, Exception] = {}
         self.mounts: dict[str, Mount] = {}
@@ -133,7 +129,7 @@ class Records:
         parent = self._parent(parent_id, self.layers.get(parent_id))
         if parent:
             self.refresh(parent)
-        return Record(self.store, chain, diff, parent, cache, size, descriptor)
+        return Record(self._holds, chain, diff, parent, cache, size, descriptor)
 
     def _parent(self, parent_id: str, parent: Record | None) -> Record | None:
         """The record of what something stands on; None for ""."""
@@ -185,7 +181,7 @@ class Records:
         self, chain: ChainID, diff: DiffID, parent: Record | None, cache: str, size: int, descriptor: Descriptor
     ) -> Record:
         """Make the record of a layer that nobody sees yet."""
-        return Record(self.store, chain, diff, parent, cache, size, descriptor)
+        return Record(self._holds, chain, diff, parent, cache, size, descriptor)
 
     def replace(self, existing: Record | None, made: Record) -> Record:
         """Enter a layer that has just become visible; existing: the record whose files were gone."""
@@ -194,8 +190,8 @@ class Records:
             self.layers[made.chain_id] = made
             return made
         existing.cache_id, existing.descriptor, existing.durable = made.cache_id, made.descriptor, made.durable
-        for handle in existing.handles:
-            handle._taken_of = made.cache_id
+        for reference in existing.references:
+            reference.taken_of = made.cache_id
         return existing
 
     def forget(self, record: Record) -> None:
@@ -214,7 +210,7 @@ class Records:
 
     def new_mount(self, name: str, mount_id: str, init_id: str, parent: Record | None) -> Mount:
         """Make the record of a writable layer that nobody sees yet."""
-        return Mount(self.store, name, mount_id, init_id, parent)
+        return Mount(self._holds, name, mount_id, init_id, parent)
 
     def add_mount(self, mount: Mount) -> None:
         """Enter a writable layer that has just been recorded."""
@@ -237,7 +233,7 @@ class Records:
                 mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
                 parent_id = self._metadata.get_mount_parent(name)
                 parent = self._parent(parent_id, self.load(parent_id) if parent_id else None)
-                self.mounts[name] = Mount(self.store, name, mount_id, init_id, parent)
+                self.mounts[name] = Mount(self._holds, name, mount_id, init_id, parent)
             except (OSError, LayerStoreError) as err:
                 self.bad_mounts[name] = err
                 if str(known) != str(err):

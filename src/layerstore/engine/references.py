@@ -18,10 +18,10 @@ from layerstore.disk import dockerd
 from layerstore.disk.holds import Holds
 from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import Driver
+from layerstore.engine.record import Record, Reference
 from layerstore.engine.records import Records
 from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, LayerStoreError, StoreInUseError
 from layerstore.ids import ChainID, DiffID
-from layerstore.layer import Layer, Record
 from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.keeping import Keeping, UnreadableError
 from layerstore.layerdb.store import FileMetadataStore
@@ -60,7 +60,7 @@ class References:
     ) -> None:  # fmt: skip
         """Tell other stores through holds; read_only: nothing is ever deleted or marked."""
         self._root, self._metadata, self._driver = root, metadata, driver
-        self._records, self._holds, self._images, self._read_only = records, holds, images, read_only
+        self._records, self._holds, self._images, self.read_only = records, holds, images, read_only
         self._keeping, self._lock = keeping, records.lock
 
     # ---- taking ----
@@ -107,76 +107,80 @@ class References:
             raise LayerDoesNotExistError(chain_id=chain_id)
         return record
 
-    def get(self, chain_id: str) -> Layer:
+    def get(self, chain_id: str) -> Reference:
         """Give a new reference to a layer. Raises LayerDoesNotExistError."""
         with self._lock:
             known = self._records.layers.get(cast(ChainID, chain_id))
-            if known and known.handles and self._holds.holds(chain_id) and self._records.refresh(known):
+            if known and known.references and self._holds.holds(chain_id) and self._records.refresh(known):
                 return self.reference(known)      # what is held here has no mark, and nobody deletes it
             with self._metadata.exclusive():
-                layer = self.reference(self._find(chain_id))
-        if layer._took_mark:
+                reference = self.reference(self._find(chain_id))
+        if reference.took_mark:
             self._keeping.settle(chain_id)
-        return layer
+        return reference
 
-    def reference(self, record: Record) -> Layer:
-        """Under both locks: give a new reference. The layer is no longer a released one."""
-        layer = Layer(record)
+    def reference(self, record: Record) -> Reference:
+        """Under both locks: make a new reference. The layer is no longer a released one."""
+        reference = Reference(record)
         self._holds.retain(record.chain_id)
         try:
-            if not record.handles and not self._read_only:
-                layer._took_mark = self._keeping.unmark(record.chain_id)
+            if not record.references and not self.read_only:
+                reference.took_mark = self._keeping.unmark(record.chain_id)
         except BaseException:
             self._holds.release(record.chain_id)
             raise
-        record.handles.add(layer)
-        return layer
+        record.references.add(reference)
+        return reference
 
     # ---- giving back ----
 
-    def release(self, layer: Layer) -> list[Metadata]:
-        """Give a reference back; returns what went, top first. Raises LayerNotRetainedError."""
+    def release(self, reference: Reference | None, chain_id: str) -> list[Metadata]:
+        """Give a reference back. Returns what went, top first.
+
+        reference  None: there is none (a bare layer), as if it was given back before
+        Raises     LayerNotRetainedError   it was given back before, or another store gave it
+        """
         going: _Going | None = None
         marked = False
         with self._lock:
-            record = getattr(layer, "_record", None)
-            if record is None or layer not in record.handles or record.store is not self._records.store:
-                if self._records.load_current(layer.chain_id) is None:
+            record = reference.record if reference else None
+            if record is None or reference not in record.references or record.holds is not self._holds:
+                if self._records.load_current(chain_id) is None:
                     return []
-                raise LayerNotRetainedError(chain_id=layer.chain_id)
-            if len(record.handles) > 1 or self._may_not_delete_layer(record.chain_id):
-                self._forget_handle(record, layer)
+                raise LayerNotRetainedError(chain_id=chain_id)
+            assert reference
+            if len(record.references) > 1 or self._may_not_delete_layer(record.chain_id):
+                self._forget(reference)
                 return []
             with self._metadata.exclusive():
-                if self._is_last(record, layer):
-                    if self._need(record.chain_id, record, but=layer):
+                if self._is_last(reference):
+                    if self._need(record.chain_id, record, but=reference):
                         self._keeping.mark(record.chain_id)
                         marked = True
                     else:
                         going = self._take_away(record.chain_id, record)
-                self._forget_handle(record, layer)
+                self._forget(reference)
         if marked:
             self._keeping.settle(record.chain_id)
         return self._finish(going)
 
-    def _is_last(self, record: Record, layer: Layer) -> bool:
-        """Say whether no other store has a reference to the layer that this one was given for."""
-        return self._records.names_layer(record.chain_id, layer._taken_of) and not self._holds.held_elsewhere(
-            record.chain_id
-        )
+    def _is_last(self, reference: Reference) -> bool:
+        """Return whether no other store has a reference to the layer that this one was made for."""
+        chain_id = reference.record.chain_id
+        return self._records.names_layer(chain_id, reference.taken_of) and not self._holds.held_elsewhere(chain_id)
 
-    def _forget_handle(self, record: Record, layer: Layer) -> None:
-        record.handles.discard(layer)
-        self._holds.release(record.chain_id)
+    def _forget(self, reference: Reference) -> None:
+        reference.record.references.discard(reference)
+        self._holds.release(reference.record.chain_id)
 
-    def let_go(self, layer: Layer) -> None:
-        """Give back a reference that nobody got to see: the layer is what it was before."""
-        if layer._took_mark:
-            self.release(layer)
+    def let_go(self, reference: Reference) -> None:
+        """Give back a reference that no caller got: the layer is what it was before."""
+        if reference.took_mark:
+            self.release(reference, reference.record.chain_id)
             return
         with self._lock:
-            if layer in layer._record.handles:
-                self._forget_handle(layer._record, layer)
+            if reference in reference.record.references:
+                self._forget(reference)
 
     def remove(self, chain_id: str) -> list[Metadata]:
         """Release a layer that nobody holds; also one that is damaged.
@@ -278,14 +282,14 @@ class References:
     # ---- the decision ----
 
     def _need(
-        self, chain_id: str, record: Record | None, but: Layer | None = None, above: Container[str] = ()
+        self, chain_id: str, record: Record | None, but: Reference | None = None, above: Container[str] = ()
     ) -> Need | None:
         """Under both locks: find one that needs the layer. A running call comes last.
 
         but     a reference that does not count
         above   layers that do not count
         """
-        if record and record.handles - {but}:
+        if record and record.references - {but}:
             return Need("reference", "this store has a reference to it")
         if self._holds.held_elsewhere(chain_id):
             return Need("reference", "another process, or another store of this one, has a reference to it")
@@ -359,7 +363,7 @@ class References:
 
     def may_not_delete(self, what: str, name: str, about: dict[str, Any]) -> bool:
         """Whether nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""
-        if self._read_only:
+        if self.read_only:
             return True
         database = dockerd.locked_database(self._root)
         if database:

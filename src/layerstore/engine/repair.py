@@ -11,13 +11,14 @@ import collections
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from layerstore._core import _files
 from layerstore.drivers import Driver
+from layerstore.engine.contents import Contents
+from layerstore.engine.record import Record
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
-from layerstore.ids import diff_id_of, random_id
-from layerstore.layer import Layer, Record
+from layerstore.ids import DiffID, diff_id_of, random_id
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.sources import Input, feed
 from layerstore.streams.tarstream import TarStream
@@ -28,31 +29,43 @@ log = logging.getLogger("layerstore")
 _BLOCK = 1 << 20
 
 
+class _Layer(Protocol):
+    """A layer of any store: what a source may be, or have."""
+
+    @property
+    def diff_id(self) -> DiffID: ...
+    def tar_stream(self) -> TarStream: ...
+
+
 def tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack) -> Any:
-    """Give what register() takes of a source that may be a store or a layer, too; stack closes it.
+    """Return what register() takes, of a source that may also be a store or a layer; stack closes it.
 
     Raises  LayerDoesNotExistError   a store without such a layer
     """
     if callable(getattr(source, "map", None)):
-        layers: dict[str, Layer] = source.map()
+        layers: dict[str, _Layer] = source.map()
         same = [layer for layer in layers.values() if layer.diff_id == diff_id]
         found = layers.get(chain_id) or (same[0] if same else None)
         if found is None:
             raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text} in the other store", chain_id=chain_id)
         source = found
-    return stack.enter_context(source.tar_stream()) if isinstance(source, Layer) else source
+    if callable(getattr(source, "tar_stream", None)):
+        return stack.enter_context(source.tar_stream())
+    return source
 
 
 class Repair:
     """Mends layers of one store."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, verify: Callable[[str], list[Problem]], level: Durability
-    ) -> None:
-        """verify   gives a layer's problems; level   what is put on the disk"""
-        self._metadata, self._driver, self._verify, self._level = metadata, driver, verify, level
+        self, metadata: FileMetadataStore, driver: Driver, contents: Contents, verify: Callable[[str], list[Problem]],
+        level: Durability,
+    ) -> None:  # fmt: skip
+        """verify   returns a layer's problems; level   what is put on the disk"""
+        self._metadata, self._driver, self._contents = metadata, driver, contents
+        self._verify, self._level = verify, level
 
-    def layer(self, record: Record, source: Any, others: Iterable[Layer], progress: Progress | None) -> None:
+    def layer(self, record: Record, source: Any, others: Iterable[Record], progress: Progress | None) -> None:
         """Mend what can be mended of one layer, which nobody deletes meanwhile.
 
         source   of its tar; None: others, the layers to take damaged files from
@@ -68,7 +81,7 @@ class Repair:
             self._from_tar(record, below, problems, source, others, progress)
 
     def _from_tar(
-        self, record: Record, below: str, problems: list[Problem], source: Any, others: Iterable[Layer],
+        self, record: Record, below: str, problems: list[Problem], source: Any, others: Iterable[Record],
         progress: Progress | None,
     ) -> None:  # fmt: skip
         cache_id = random_id()
@@ -76,7 +89,7 @@ class Repair:
         try:
             with contextlib.ExitStack() as stack:
                 if source is None:
-                    tar: Any = from_other_layers(Layer(record), problems, others, stack)
+                    tar: Any = _from_other_layers(self._contents, record, problems, others, stack)
                 else:
                     tar = tar_of(record.chain_id, record.diff_id, source, stack)
                 given = stack.enter_context(contextlib.closing(Input(tar)))
@@ -149,15 +162,16 @@ def _begin(file: FileEntry) -> int:
     return file.offset or 0
 
 
-def _files_in(layer: Layer) -> Iterator[FileEntry]:
-    """Give the files of a layer whose bytes lie in its tar as they are. Raises OSError, CorruptLayerError."""
-    files = (entry for entry in layer.files() if entry.type is FileType.FILE and entry.size)
+def _files_in(contents: Contents, layer: Record) -> Iterator[FileEntry]:
+    """Return the files of a layer whose bytes lie in its tar as they are. Raises OSError, CorruptLayerError."""
+    files = (entry for entry in contents.files(layer) if entry.type is FileType.FILE and entry.size)
     return (file for file in files if file.crc is not None and file.offset is not None)
 
 
-def from_other_layers(
-    layer: Layer, problems: Iterable[Problem], others: Iterable[Layer], stack: contextlib.ExitStack
-) -> Spliced:
+def _from_other_layers(
+    contents: Contents, layer: Record, problems: Iterable[Problem], others: Iterable[Record],
+    stack: contextlib.ExitStack,
+) -> Spliced:  # fmt: skip
     """Find every damaged file of layer in others.
 
     A record, layer's or another's, is read entry by entry; what cannot be read of another layer's is passed over.
@@ -166,9 +180,9 @@ def from_other_layers(
     Raises   CorruptLayerError   a file is nowhere else, or layer's record cannot be read
     """
     names = {problem.path for problem in problems if problem.kind in ("content", "missing")}
-    own = stack.enter_context(layer.tar_stream())
+    own = stack.enter_context(contents.tar_stream(layer))
     # What the record has itself is sound, whatever lies on the disk.
-    damaged = [file for file in _files_in(layer) if file.name in names and not _is_sound(own, file)]
+    damaged = [file for file in _files_in(contents, layer) if file.name in names and not _is_sound(own, file)]
     wanted = {(file.size, file.crc) for file in damaged}
     found: dict[tuple[int, int | None], tuple[TarStream, int]] = {}
     for other in others:
@@ -178,11 +192,11 @@ def from_other_layers(
             continue
         with contextlib.suppress(OSError, LayerStoreError):
             stream: TarStream | None = None
-            for file in _files_in(other):
+            for file in _files_in(contents, other):
                 key = (file.size, file.crc)
                 if key not in wanted or key in found:
                     continue
-                stream = stream or stack.enter_context(other.tar_stream())
+                stream = stream or stack.enter_context(contents.tar_stream(other))
                 if _is_sound(stream, file):
                     found[key] = (stream, _begin(file))
     lost = [file for file in damaged if (file.size, file.crc) not in found]

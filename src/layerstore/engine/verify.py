@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from layerstore._core import _files
+from layerstore.disk import dockerd
 from layerstore.drivers import Driver
-from layerstore.errors import LayerStoreError, readable
+from layerstore.engine.contents import Contents
+from layerstore.engine.record import Mount, Record
+from layerstore.engine.records import Records
+from layerstore.engine.references import References
+from layerstore.errors import LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import chain_on
-from layerstore.layer import Record
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
 from layerstore.layerdb.store import FileMetadataStore
-from layerstore.rwlayer import Mount
 from layerstore.values import Done, Problem, Progress
 
 _TELL_EVERY = 0.1
@@ -119,7 +122,7 @@ class Verifier:
             _files.close(fd)
         return found
 
-    def mount(self, mount: Mount) -> list[Problem]:
+    def mount(self, mount: Mount, contents: Contents) -> list[Problem]:
         """Compare the record and the driver's files of a writable layer; what is in it is its user's."""
         parent = mount.parent.chain_id if mount.parent else ""
         m = self._metadata
@@ -128,7 +131,7 @@ class Verifier:
             ("parent", m.get_mount_parent, parent),
         ])  # fmt: skip
         try:
-            directories = mount.directories
+            directories = contents.directories_of_mount(mount)
         except LayerStoreError as err:
             return [*found, Problem("metadata", mount.name, "", str(err))]
         for id, below in directories:
@@ -195,3 +198,43 @@ class Verifier:
                 if now != value:
                     found.append(Problem("metadata", subject, "", f"the {what} on disk is {now!r}, not {value!r}"))
         return found
+
+
+def verify(
+    metadata: FileMetadataStore, driver: Driver, records: Records, references: References, contents: Contents,
+    images: ImageDB, chain_id: str | None, *, attributes: bool, progress: Progress | None, workers: int | None,
+    root: str,
+) -> list[Problem]:  # fmt: skip
+    """Compare one layer of a store, or all there is, with what was registered.
+
+    attributes  compare more of a layer's files than presence and bytes
+    root        if a dockerd works on it, what that is making looks unowned, and is not told
+    Raises      LayerDoesNotExistError
+    """
+    with records.lock:
+        records.load_all()
+        if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
+            raise LayerDoesNotExistError(chain_id=chain_id)
+        chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
+        found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
+        bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
+        for record in chosen:                # none goes while it is looked at; other processes do as they like
+            record.used += 1
+    try:
+        verifier = Verifier(metadata, driver, attributes=attributes)
+        found += verifier.layers(chosen, progress, workers)
+        gone = {r.chain_id for r in chosen if not r.held and not metadata.has(r.chain_id)}
+        found = [problem for problem in found if problem.subject not in gone]
+    finally:
+        for record in chosen:
+            with records.lock:
+                record.used -= 1
+            references.sweep(record.chain_id)
+    if chain_id is None:
+        found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
+        for mount in mounts:
+            found += verifier.mount(mount, contents)
+        found += verifier.images(images)
+        if dockerd.locked_database(root) is None:
+            found += verifier.orphans(records.owned)
+    return found

@@ -16,8 +16,10 @@ from layerstore.disk.holds import Holds
 from layerstore.disk.locks import NamedLocks, Scope
 from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import Driver
+from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.intake import Registration
+from layerstore.engine.record import Mount, MountReference, Record, Reference
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import (
@@ -30,22 +32,16 @@ from layerstore.errors import (
     MountNameConflictError,
 )
 from layerstore.ids import random_id
-from layerstore.layer import Layer, Record
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.opaque import Opaque
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_name
-from layerstore.rwlayer import Mount, RWLayer
-from layerstore.streams.leftout import warn_left_out
+from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.sources import Input, feed
-from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
+from layerstore.streams.tarstream import TarStream
+from layerstore.values import Change, CreateRWLayerOpts, Descriptor, Durability, Holder, Metadata, Progress
 
 log = logging.getLogger("layerstore")
-
-
-def _key(name: str) -> str:
-    """The key under which a reference to a writable layer is held."""
-    return f"rw {name}"
 
 
 class WritableLayers:
@@ -53,38 +49,40 @@ class WritableLayers:
 
     def __init__(
         self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
-        syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
+        contents: Contents, syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
     ) -> None:  # fmt: skip
-        """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
+        """check_writable   raises if nothing may be added: closed, read-only, a dockerd was started"""
+        self._read_only = references.read_only
         self._detached = Detached(metadata)
         driver.ask(self._detached, Opaque(metadata))
         self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
-        self._references, self._syncing, self._registration = references, syncing, registration
+        self._references, self._contents = references, contents
+        self._syncing, self._registration = syncing, registration
         self._check_writable = check_writable
         self._lock = records.lock
         self._names = NamedLocks()
 
     # ---- making ----
 
-    def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> RWLayer:
+    def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> MountReference:
         """Make one. Raises as Store.create_rw_layer() does."""
         with self._names.hold(name):
             if self.find(name):
                 raise MountNameConflictError(name=name)
             above = self._references.use(parent) if parent else None
             try:
-                handle = self._handle(self._create(name, above, opts, level))
-                handle._is_new = True
-                return handle
+                made = self._reference(self._create(name, above, opts, level))
+                made.is_new = True
+                return made
             finally:
                 if above:                 # the writable layer keeps it now
                     self._references.end_use(above)
 
-    def _handle(self, mount: Mount) -> RWLayer:
+    def _reference(self, mount: Mount) -> MountReference:
         self._detached.know(mount.mount_id, mount.name)
-        handle = RWLayer(mount)
-        mount.handles.add(handle)
-        return handle
+        reference = MountReference(mount)
+        mount.references.add(reference)
+        return reference
 
     def _create(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
         made: list[str] = []
@@ -146,7 +144,7 @@ class WritableLayers:
                     self._withdraw(mount)
             except (OSError, LayerStoreError):
                 transaction.kept = True       # still visible, perhaps: then it is whole, else cleanup()'s
-                self._holds.drop(_key(name))
+                self._holds.drop(Mount.key_of(name))
                 raise
             raise
         transaction.kept = True
@@ -177,7 +175,7 @@ class WritableLayers:
             transaction.publish_mount(name)
             # Under the same lock: nobody may load it from disk as a second record beside this one.
             self._records.add_mount(mount)
-            self._holds.retain(_key(name))
+            self._holds.retain(mount.key)
             return aside
 
     def _withdraw(self, mount: Mount | None) -> None:
@@ -187,7 +185,7 @@ class WritableLayers:
         with self._lock, self._metadata.exclusive():
             if self._records.mounts.get(mount.name) is mount:
                 self._records.forget_mount(mount.name)
-                self._holds.drop(_key(mount.name))
+                self._holds.drop(mount.key)
             if self._records.names_mount(mount):      # or cannot be read: then it may be ours, and visible
                 self._metadata.remove_aside(self._metadata.set_mount_aside(mount.name))
 
@@ -205,7 +203,7 @@ class WritableLayers:
             raise MountDoesNotExistError(name=name)
         return mount.mount_id
 
-    def get(self, name: str) -> RWLayer:
+    def get(self, name: str) -> MountReference:
         """Give a new reference. Raises MountDoesNotExistError."""
         check_mount_name(name)
         with self._names.hold(name):
@@ -213,41 +211,46 @@ class WritableLayers:
                 mount = self._records.find_mount(name)
                 if mount is None:
                     raise MountDoesNotExistError(name=name)
-                self._holds.retain(_key(name))
-            return self._handle(mount)
+                self._holds.retain(mount.key)
+            return self._reference(mount)
 
-    def take_over(self, mount: Mount) -> None:
-        """It is used here: a forked child holds it for itself from now on."""
-        self._holds.take_over(_key(mount.name))
+    def held(self, reference: MountReference) -> Mount:
+        """Return the record of a reference that is used here; a forked child holds it for itself from now on.
 
-    def keeps(self, mount: Mount) -> bool:
-        """Say whether this store holds it, and this process does."""
-        return self._holds.holds(_key(mount.name))
+        Raises  LayerNotRetainedError   it was given back
+        """
+        mount = reference.mount
+        if reference not in mount.references:
+            raise LayerNotRetainedError(name=mount.name)
+        self._holds.take_over(mount.key)
+        return mount
 
-    def let_go(self, layer: RWLayer) -> None:
+    def let_go(self, reference: MountReference) -> None:
         """Give a reference back and delete nothing."""
-        with self._names.hold(layer.name):
-            if layer in layer._mount.handles:
-                layer._mount.handles.remove(layer)
-                self._holds.release(_key(layer.name))
+        mount = reference.mount
+        with self._names.hold(mount.name):
+            if reference in mount.references:
+                mount.references.remove(reference)
+                self._holds.release(mount.key)
 
     # ---- ending ----
 
-    def release(self, layer: RWLayer) -> list[Metadata]:
+    def release(self, reference: MountReference) -> list[Metadata]:
         """Give a reference back; with the last one it is unmounted and deleted. Raises LayerNotRetainedError."""
-        with self._names.hold(layer.name):
-            mount = self.find(layer.name)
+        name = reference.mount.name
+        with self._names.hold(name):
+            mount = self.find(name)
             if mount is None:
                 return []
-            if layer not in mount.handles and not mount.handles and layer._mount.store is mount.store:
-                return []                 # given back before: another store has it
-            if layer not in mount.handles:
-                raise LayerNotRetainedError(name=layer.name)
-            mount.handles.remove(layer)
-            self._holds.release(_key(mount.name))
-            if mount.handles:
+            if reference not in mount.references:
+                if not mount.references and reference.mount.holds is self._holds:
+                    return []             # given back before: another store has it
+                raise LayerNotRetainedError(name=name)
+            mount.references.remove(reference)
+            self._holds.release(mount.key)
+            if mount.references:
                 return []
-            # First the record goes, by one rename: from then on its files are nobody's, however this ends.
+            # First the record goes, by one rename: from then on its files are unowned, however this ends.
             begun = False
             try:
                 if not self._set_aside(mount):
@@ -257,18 +260,18 @@ class WritableLayers:
                 if mount.init_id:
                     self._driver.remove(mount.init_id)
             except BaseException as err:
-                about = {"mount": mount.name, "mount_id": mount.mount_id, "error": err}
-                log.error("Error removing mounted layer %s: %s", mount.name, err, extra=about)
-                self._holds.retain(_key(mount.name))
-                mount.handles.add(layer)              # so that it can be tried again
+                about = {"mount": name, "mount_id": mount.mount_id, "error": err}
+                log.error("Error removing mounted layer %s: %s", name, err, extra=about)
+                self._holds.retain(mount.key)
+                mount.references.add(reference)       # so that it can be tried again
                 if mount.aside and not begun:
-                    self._metadata.put_mount_back(mount.name, mount.aside)
+                    self._metadata.put_mount_back(name, mount.aside)
                     mount.aside = None
                 raise
             if mount.aside:
                 remove_directory(mount.aside)
             with self._lock:
-                self._records.forget_mount(mount.name)
+                self._records.forget_mount(name)
             return self._references.sweep(mount.parent.chain_id) if mount.parent else []
 
     def _set_aside(self, mount: Mount) -> bool:
@@ -277,7 +280,7 @@ class WritableLayers:
         if self._references.may_not_delete("writable layer", mount.name, about):
             return False
         with self._metadata.exclusive():
-            if self._holds.held_elsewhere(_key(mount.name)):
+            if self._holds.held_elsewhere(mount.key):
                 return False
             if not mount.aside and self._records.names_mount(mount):
                 mount.aside = self._metadata.set_mount_aside(mount.name)
@@ -285,16 +288,16 @@ class WritableLayers:
 
     # ---- what it stands on ----
 
-    def stand_right(self, mount: Mount, *, mend: bool = True) -> None:
+    def stand_right(self, mount: Mount) -> None:
         """Make sure that a writable layer stands on what its record says, or it would show another tree.
 
-        mend     put right what follows from what it stands on
-        Raises   CorruptLayerError   it does not, and cannot be mended so
+        What follows from what it stands on is put right, if the store may write.
+        Raises  CorruptLayerError   it does not, and cannot be mended so
         """
-        for id, below in mount.directories:
+        for id, below in self._contents.directories_of_mount(mount):
             problems = self._driver.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
-            if problems and mend and (below or not self._says_more(id)):
+            if problems and not self._read_only and (below or not self._says_more(id)):
                 with contextlib.suppress(OSError, LayerStoreError):
                     self._driver.mend(id, below)
                     about = {"mount": mount.name, "problem": problems[0][1]}
@@ -365,18 +368,56 @@ class WritableLayers:
                 return chain_id
         raise CorruptLayerError(f"nothing says any more what {name} stands on", name=name)
 
+    # ---- mounting ----
+
+    def mount(self, mount: Mount, label: str) -> str:
+        """Mount one, or count one user more. Returns the path."""
+        self.stand_right(mount)
+        return self._driver.get(mount.mount_id, label)
+
+    def unmount(self, mount: Mount, *, lazy: bool) -> None:
+        """Count one user less. Raises as RWLayer.unmount() does."""
+        self._driver.put(mount.mount_id, lazy=lazy)
+
+    def holders(self, mount: Mount) -> list[Holder]:
+        """List the processes that use one."""
+        return self._driver.holders(mount.mount_id)
+
     # ---- contents ----
+
+    def size(self, mount: Mount) -> int:
+        """Count the bytes of its own files."""
+        return self._driver.diff_size(mount.mount_id, self._contents.below_of(mount))
+
+    def changes(self, mount: Mount) -> list[Change]:
+        """List what differs from its parent."""
+        self.stand_right(mount)
+        return self._driver.changes(mount.mount_id, self._contents.below_of(mount))
+
+    def tar_stream(self, mount: Mount, flags: int) -> TarStream:
+        """Make a tar of what differs from its parent; flags are the core's."""
+        self.stand_right(mount)
+        stream = self._driver.diff(mount.mount_id, self._contents.below_of(mount), flags=flags)
+        return told_left_out(stream, f"writable layer {mount.name}")
+
+    def paths(self, mount: Mount) -> dict[str, str]:
+        """Name the driver's directories of one."""
+        return self._driver.metadata(mount.mount_id)
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; gives its size as moby counts it."""
+        self._check_writable()
         self.stand_right(mount)
         with contextlib.closing(Input(source)) as given:
-            size = self._driver.apply_diff(mount.mount_id, mount.below, lambda apply: feed(given, apply, progress))
+            below = self._contents.below_of(mount)
+            size = self._driver.apply_diff(mount.mount_id, below, lambda apply: feed(given, apply, progress))
         self._syncing.contents(mount.mount_id)
         return size
 
-    def commit(self, mount: Mount, flags: int, level: Durability, progress: Progress | None) -> Layer:
+    def commit(self, mount: Mount, flags: int, durability: str | None, progress: Progress | None) -> Reference:
         """Register what one holds now, on the same parent; flags: the core's, for its tar."""
+        self._check_writable()
+        level = self._syncing.level(durability)
         self.stand_right(mount)
         above = mount.parent
         if above:
@@ -384,7 +425,7 @@ class WritableLayers:
                 self._references.use_too(above)
 
         def fill(apply: Any) -> None:
-            with self._driver.diff(mount.mount_id, mount.below, flags=flags) as stream:
+            with self._driver.diff(mount.mount_id, self._contents.below_of(mount), flags=flags) as stream:
                 stream.pump_into(apply, progress)
                 warn_left_out(f"writable layer {mount.name}", stream._left_out())
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any, Protocol
+from typing import Protocol
 
 from layerstore._core import _files
 from layerstore._core._apply import guess_format
@@ -29,8 +29,8 @@ from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import hash_section, missing
 from layerstore.layer import Layer
 from layerstore.store import Store
-from layerstore.streams.sources import HEAD, Input, Section, feed
-from layerstore.values import Descriptor, Done, Durability, Progress
+from layerstore.streams.sources import HEAD, Section
+from layerstore.values import Done, Durability, Progress
 
 # Layers that are unpacked side by side; each has a few threads of its own in the core.
 _WORKERS_LIMIT = 8
@@ -94,7 +94,7 @@ def looks_like_tar(head: bytes) -> bool:
 
 def unpack_nothing(store: Store, job: Job, algorithm: str) -> None:
     """Unpack a file of no bytes: the layer of a step that changed nothing."""
-    job.unpacked = store._registration.unpack_ahead(lambda _apply: None)
+    job.unpacked = store.unpack_ahead(b"")
     job.digest = Digest(f"{algorithm}:{hashlib.new(algorithm).hexdigest()}")
 
 
@@ -132,8 +132,10 @@ class Gatherer:
             layer = self.keep(chain)
         except LayerDoesNotExistError:
             return False
-        if not self.store._driver_of().exists(layer.cache_id):
-            return False                       # registering it anew mends it
+        try:
+            layer.metadata()
+        except FileNotFoundError:
+            return False                       # its files are gone: registering it anew mends it
         self._held[chain] = layer
         return True
 
@@ -155,7 +157,7 @@ class Gatherer:
 
     def keep(self, chain: ChainID) -> Layer:
         """Keep a layer that was there before until close(). Raises LayerDoesNotExistError."""
-        return self._known.enter_context(self.store._using(chain))
+        return self._known.enter_context(self.store.using(chain))
 
     def put(self, images: Iterable[Planned], job_of: Callable[[str], Job]) -> list[Config]:
         """Make all layers of images, each on the one below: the images' configs.
@@ -179,7 +181,7 @@ class Gatherer:
                     parent = self._put(job, parent)
                 diff_ids.append(diff_id)
             if parent:
-                self.store._syncing.ensure(self._held[ChainID(parent)]._record, self._level)
+                self.store.sync(self._held[ChainID(parent)], durability=self._level)
             configs.append(image.config or v1.make_config(image.v1, diff_ids))
         return configs
 
@@ -191,13 +193,13 @@ class Gatherer:
             # The same tar on another parent: it comes out of the store.
             assert job.layer
             with job.layer.tar_stream() as stream:
-                job.unpacked = self.store._registration.unpack_ahead(stream.pump_into)
+                job.unpacked = self.store.unpack_ahead(stream)
         unpacked = job.unpacked
-        handle, is_new = self.store._registration.register_unpacked(unpacked, parent, Descriptor(), self._level)
-        if is_new:
+        handle = self.store.register_unpacked(unpacked, parent, durability=self._level)
+        if handle.is_new:
             self._new.append(handle)
         else:
-            self._known.callback(self.store._references.let_go, handle)
+            self._known.callback(self.store.take_back, handle)
         job.unpacked, job.layer = None, handle
         self._held[chain] = handle
         return chain
@@ -210,7 +212,7 @@ class Gatherer:
         """
         for job in self.jobs.values():
             if job.unpacked:
-                self.store._registration.discard(job.unpacked)
+                self.store.discard(job.unpacked)
             job.unpacked = None
         for layer in reversed(self._new):      # an image keeps what shall stay
             with contextlib.suppress(LayerStoreError):
@@ -285,18 +287,13 @@ class Crew:
                 job.digest = hash_section(section, layer.digest.algorithm, self._check_stopped)
                 if job.digest != layer.digest:
                     return                     # check() says so
-            unpack_ahead = self._gatherer.store._registration.unpack_ahead
-            job.unpacked = unpack_ahead(lambda apply: self._feed(section, apply, job))
+            def tell(done: Done) -> None:
+                job.taken = int(done)
+                self._check_stopped()
+
+            job.unpacked = self._gatherer.store.unpack_ahead(section, progress=tell)
             if layer.digest and job.digest is None:
                 job.digest = Digest(job.diff_id)
-
-    def _feed(self, section: Section, apply: Any, job: Job) -> None:
-        def tell(done: Done) -> None:
-            job.taken = int(done)
-            self._check_stopped()
-
-        with contextlib.closing(Input(section)) as given:
-            feed(given, apply, tell)
 
     def job_of(self, name: str) -> Job:
         """Wait for a file. Raises what unpacking it raised."""

@@ -62,8 +62,8 @@ class Images:
         if not isinstance(store, Store):
             raise TypeError(f"Images() takes a Store, not {type(store).__name__}")
         self.store = store
-        self._db: ImageDB = store._images
-        self._removing = Removing(self._db, store._mounts_on)
+        self._db: ImageDB = store.images
+        self._removing = Removing(self._db, lambda chain: store.mounts(on=chain))
 
     def __repr__(self) -> str:
         return f"<Images of {self.store.root}>"
@@ -72,7 +72,7 @@ class Images:
 
     def list(self) -> _Images:
         """Give all images, the newest first. One that cannot be read is logged and left out."""
-        self.store._check_open()
+        self.store.check_open()
         names = self._db.repositories()
         found = []
         for id in self._db.ids():
@@ -89,6 +89,7 @@ class Images:
         config = parse_document(data, f"the image {id}")
         diff_ids = diff_ids_of(config)
         layers = chains_of(diff_ids)
+        found = self.store.find(layers[-1]) if layers else None
         of_it = sorted(name for tags in names.values() for name, named in tags.items() if named == id)
         return Image(
             id=id,
@@ -97,7 +98,7 @@ class Images:
             config=config,
             diff_ids=tuple(diff_ids),
             layers=layers,
-            size=self.store._size_of(layers[-1]) if layers else 0,
+            size=found.size if found else 0,
             parent=self._db.noted(id, "parent"),
         )
 
@@ -110,7 +111,7 @@ class Images:
         Raises  ImageDoesNotExistError
                 ImageError               it is no name, or fits several images
         """
-        self.store._check_open()
+        self.store.check_open()
         return self._find(reference)[0]
 
     def _find(self, reference: str | Image) -> tuple[Image, str]:
@@ -152,7 +153,7 @@ class Images:
 
         reference, and what is raised: as get() has it
         """
-        self.store._check_open()
+        self.store.check_open()
         return self._resolve_for_removal(reference)[0]
 
     def inspect(self, reference: str | Image) -> dict[str, Any]:
@@ -201,7 +202,7 @@ class Images:
     def _layers(self, *images: Image) -> Iterator[Sequence[Layer]]:
         """All layers of images, which stay for the length of a `with` block."""
         with contextlib.ExitStack() as stack:        # those that were released meanwhile go at its end
-            yield [stack.enter_context(self.store._using(chain)) for image in images for chain in image.layers]
+            yield [stack.enter_context(self.store.using(chain)) for image in images for chain in image.layers]
 
     # ---- in and out ----
 
@@ -228,8 +229,8 @@ class Images:
         file) is unpacked as it comes, and no copy is made of it. Files that are of no use go when it ends; those of a
         load that was killed go with cleanup().
         """
-        self.store._check_writable()
-        level = self.store._syncing.level(durability)
+        self.store.check_writable()
+        level = self.store.durability(durability)
         given = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
         gatherer = Gatherer(self.store, level)
         db = ImageDB(self._db.root, level)
@@ -258,7 +259,7 @@ class Images:
 
     def _changing(self) -> contextlib.AbstractContextManager[None]:
         """Keep other threads and processes from the database; no dockerd shall have been started meanwhile."""
-        return self._db.exclusive(self.store._check_writable)
+        return self._db.exclusive(self.store.check_writable)
 
     def create(
         self, layer: Layer | str, config: Mapping[str, Any] | None = None, *, tags: str | Sequence[str] = ()
@@ -272,14 +273,14 @@ class Images:
 
         Raises  LayerDoesNotExistError, ImageError (a config or a name that is none), ReadOnlyStoreError, OSError
         """
-        self.store._check_writable()
+        self.store.check_writable()
         names = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
         chain = parent_id(layer)
         with contextlib.ExitStack() as stack:
             diff_ids: list[str] = []
-            at: Layer | None = stack.enter_context(self.store._using(chain)) if chain else None
+            at: Layer | None = stack.enter_context(self.store.using(chain)) if chain else None
             if at:
-                self.store._syncing.ensure(at._record, self.store._syncing.level(None))
+                self.store.sync(at)
             while at is not None:
                 diff_ids.insert(0, at.diff_id)
                 at = at.parent
@@ -356,14 +357,14 @@ class Images:
         Returns  bytes written
         Raises   ImageDoesNotExistError, CorruptLayerError (a layer is not what was registered), ImageError, OSError
         """
-        self.store._check_open()
+        self.store.check_open()
         if format not in FORMATS:
             raise ImageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
         if compression not in COMPRESSIONS[format]:
             raise ImageError(f"{compression!r} is no compression of {format}")
         chosen = self._outgoing([images] if isinstance(images, (str, Image)) else [*images])
         left_out = self._left_out([exclude] if isinstance(exclude, (str, Image, Layer)) else exclude, chosen)
-        spool = None if self.store.read_only else os.path.join(self.store._metadata.root, "tmp")
+        spool = None if self.store.read_only else os.path.join(self._db.root, "layerdb", "tmp")
         if spool and not os.path.isdir(spool):
             spool = None
         with self._layers(*(out.image for out in chosen)) as held, contextlib.ExitStack() as stack:
@@ -467,7 +468,7 @@ class Images:
         """
         if unused_for is not None and not unused_for >= 0:
             raise ValueError(f"unused_for is a number of seconds, not {unused_for!r}")
-        self.store._check_open()
+        self.store.check_open()
         if dry_run:
             gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=True)
             return Removed(gone.untagged, gone.deleted, [])
@@ -476,7 +477,7 @@ class Images:
         return self._released(gone)
 
     def _released(self, gone: Gone) -> Removed:
-        layers = [layer for chains in gone.chains for layer in self.store._release_image(chains)]
+        layers = [layer for chains in gone.chains for layer in self.store.release_unused(chains)]
         return Removed(gone.untagged, gone.deleted, layers)
 
     def _resolve_for_removal(self, reference: str | Image) -> tuple[Digest, str]:

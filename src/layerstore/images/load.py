@@ -44,7 +44,7 @@ def gather(
     source   as Images.load() takes it
     named    names were given: those in the archive do not matter
     """
-    with _opened(source, progress, gatherer.store._max_window) as supply:
+    with _opened(source, progress, gatherer.store.limits.max_window) as supply:
         if supply.shelf:
             return _from_shelf(gatherer, supply.shelf, platform, supply.stem, progress, named=named)
         assert supply.reader

@@ -16,7 +16,7 @@ import select
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from layerstore._core._apply import guess_format
 from layerstore.errors import ImageError, LayerStoreError, readable
@@ -124,6 +124,41 @@ class Part:
         while self.read(BLOCK):
             pass
         return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
+
+
+class _Plain(NamedTuple):
+    """A plain tar in the stream, as what is unpacked: its bytes go to the core without a copy here."""
+
+    reader: Reader
+    entry: Entry
+    head: bytes
+    tell: Callable[[], None]
+
+    def pump_into(self, apply: Any) -> None:
+        apply.push(self.head)
+        got = len(self.head) + self.reader.pump(apply, self.entry.size - len(self.head), self.tell)
+        if got < self.entry.size:
+            raise ImageError(f"the archive is cut, in {readable(self.entry.name)}")
+
+
+class _Packed(NamedTuple):
+    """A file of the stream as what is unpacked; its digest is the job's, whatever happens."""
+
+    part: Part
+    entry: Entry
+    job: Job
+
+    def pump_into(self, apply: Any) -> None:
+        part, job = self.part, self.job
+        try:
+            with contextlib.closing(Input(part)) as given:
+                feed(given, apply)
+        except LayerStoreError:
+            job.digest = part.digest()                 # other bytes than promised is what is said then
+            raise
+        job.digest = part.digest()
+        if part.left:
+            raise ImageError(f"the archive is cut, in {readable(self.entry.name)}")
 
 
 class Kept:
@@ -334,29 +369,12 @@ class Stream:
             if self._hash_known(entry, head, job):
                 return
 
-            def fill(apply: Any) -> None:
-                apply.push(head)
-                got = len(head) + self._reader.pump(apply, entry.size - len(head), self._tell)
-                if got < entry.size:
-                    raise ImageError(f"the archive is cut, in {readable(entry.name)}")
-
-            job.unpacked = self._gatherer.store._registration.unpack_ahead(fill)
+            job.unpacked = self._gatherer.store.unpack_ahead(_Plain(self._reader, entry, head, self._tell))
             job.digest = Digest(job.diff_id)
             return
         part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
 
-        def fill_part(apply: Any) -> None:
-            try:
-                with contextlib.closing(Input(part)) as given:
-                    feed(given, apply)
-            except LayerStoreError:
-                job.digest = part.digest()             # other bytes than promised is what is said then
-                raise
-            job.digest = part.digest()
-            if part.left:
-                raise ImageError(f"the archive is cut, in {readable(entry.name)}")
-
-        job.unpacked = self._gatherer.store._registration.unpack_ahead(fill_part)
+        job.unpacked = self._gatherer.store.unpack_ahead(_Packed(part, entry, job))
 
     def _hash_known(self, entry: Entry, head: bytes, job: Job) -> bool:
         """Where the name says the digest of a tar that the store has, look whether it is that one."""
