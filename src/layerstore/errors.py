@@ -10,10 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Self
-
-if TYPE_CHECKING:
-    from layerstore.values import Holder
+from typing import ClassVar, NamedTuple, Self
 
 __all__ = [
     "ActiveMountError",
@@ -119,6 +116,19 @@ class MountNameConflictError(LayerStoreError):
     """A writable layer with this name exists already."""
 
     text = "mount already exists with name"
+
+
+class Holder(NamedTuple):
+    """A process that has something of a mounted box in use."""
+
+    pid: int
+    """Of a thread that of its process; 0: the kernel itself (a loop device), or a mount that no process uses."""
+    command: str
+    """As /proc/PID/comm has it; of pid 0 "kernel"."""
+    uses: tuple[str, ...]
+    """Of "root", "cwd", "directory" (an open one), "write", "map" and "read", in this order, each once."""
+    paths: tuple[str, ...]
+    """Inside the box, sorted, 16 at most; those of deleted files end in " (deleted)"."""
 
 
 class ActiveMountError(LayerStoreError):

@@ -8,11 +8,11 @@ from typing import Any
 
 from layerstore.engine.engine import Engine
 from layerstore.engine.record import Mount, MountReference
-from layerstore.errors import ActiveMountError
+from layerstore.errors import ActiveMountError, Holder
 from layerstore.layer import Layer
 from layerstore.streams.leftout import Keep, Marks, export_flags
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Holder, Metadata, Progress
+from layerstore.values import Change, Metadata, Progress
 
 
 class RWLayer:

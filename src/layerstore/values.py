@@ -161,16 +161,3 @@ class Orphan(NamedTuple):
     kind: str
     path: str
     size: int
-
-
-class Holder(NamedTuple):
-    """A process that has something of a mounted box in use."""
-
-    pid: int
-    """Of a thread that of its process; 0: the kernel itself (a loop device), or a mount that no process uses."""
-    command: str
-    """As /proc/PID/comm has it; of pid 0 "kernel"."""
-    uses: tuple[str, ...]
-    """Of "root", "cwd", "directory" (an open one), "write", "map" and "read", in this order, each once."""
-    paths: tuple[str, ...]
-    """Inside the box, sorted, 16 at most; those of deleted files end in " (deleted)"."""

@@ -5,6 +5,7 @@ The floors below are the house. A file uses files of its own folder and of those
 import ast
 import graphlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,17 @@ def c_arrows(folders: list[str]) -> dict[str, set[str]]:
     return arrows
 
 
-def test_no_circle_among_the_units_of_the_core() -> None:
-    arrows = c_arrows(["apply"])
-    assert {"ring", "unpack_names"} <= arrows["unpack"]
+def check_no_circle(arrows: Mapping[str, set[str]]) -> None:
     try:
         graphlib.TopologicalSorter(arrows).prepare()
     except graphlib.CycleError as circle:
         pytest.fail(" -> ".join(reversed(circle.args[1])))
+
+
+def test_no_circle_among_the_units_of_the_core() -> None:
+    arrows = c_arrows(["apply"])
+    assert {"ring", "unpack_names"} <= arrows["unpack"]
+    check_no_circle(arrows)
 
 
 def test_core_never_sees_python() -> None:
@@ -89,20 +94,11 @@ def module_name(path: Path) -> str:
     return ".".join(parts) or "__init__"
 
 
-def for_types_only(tree: ast.Module) -> set[ast.AST]:
-    """What stands in `if TYPE_CHECKING`: words of annotations, no arrow at run time."""
-    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
-    return {inner for block in blocks for inner in ast.walk(block)}
-
-
 def imports_of(path: Path) -> set[str]:
+    """What a module imports of the package, for annotations alone too."""
     package = ("layerstore", *path.relative_to(PACKAGE).parent.parts)
     found: set[str] = set()
-    tree = ast.parse(path.read_text())
-    skipped = for_types_only(tree)
-    for node in ast.walk(tree):
-        if node in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.split(".")[0] == "layerstore"}
         elif isinstance(node, ast.ImportFrom):
@@ -131,6 +127,12 @@ def test_python_imports_only_what_stands_below(path: Path) -> None:
     here = module_name(path)
     for there in imports_of(path):
         assert PY_FLOORS.index(folder_of(there)) <= PY_FLOORS.index(folder_of(here)), f"{here} imports {there}"
+
+
+def test_no_circle_among_the_modules_of_the_package() -> None:
+    arrows = {module_name(path): imports_of(path) for path in PACKAGE.rglob("*.py")}
+    assert "engine.engine" in arrows["store"] and "disk.holds" in arrows["engine.record"]
+    check_no_circle(arrows)
 
 
 def test_store_knows_no_driver_by_name() -> None:

@@ -10,22 +10,13 @@ from layerstore.aio.streams import File as File
 from layerstore.contents.compare import StrPath
 from layerstore.contents.merged import MergedTree
 from layerstore.engine.intake import Unpacked
+from layerstore.errors import Holder
 from layerstore.ids import OS, ChainID, DiffID, Digest
 from layerstore.images.image import Image, Removed
 from layerstore.images.images import _ArchivedImages, _Images, _Steps
 from layerstore.limits import Limits
 from layerstore.streams.leftout import Keep, Marks
-from layerstore.values import (
-    Change,
-    CreateRWLayerOpts,
-    Descriptor,
-    FileEntry,
-    Holder,
-    Metadata,
-    Orphan,
-    Problem,
-    Progress,
-)
+from layerstore.values import Change, CreateRWLayerOpts, Descriptor, FileEntry, Metadata, Orphan, Problem, Progress
 
 __all__ = ["File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
     "overlay_changes", "release_and_log"]

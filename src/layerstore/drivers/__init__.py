@@ -14,10 +14,10 @@ from layerstore.disk.holds import Holds
 from layerstore.disk.locks import LOCK_TIMEOUT
 from layerstore.drivers.overlay2.classes import Recorded
 from layerstore.drivers.overlay2.mounting import Marks
-from layerstore.errors import LayerStoreError
+from layerstore.errors import Holder, LayerStoreError
 from layerstore.limits import Limits
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Durability, Holder
+from layerstore.values import Change, Durability
 
 REMOVED = ("aufs", "devicemapper", "overlay")
 PRIORITY = ("overlay2",)

@@ -12,8 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 
 from layerstore.disk import mounts
-from layerstore.errors import ActiveMountError, readable
-from layerstore.values import Holder
+from layerstore.errors import ActiveMountError, Holder, readable
 
 log = logging.getLogger("layerstore")
 

@@ -25,6 +25,7 @@ from layerstore.engine.references import References
 from layerstore.errors import (
     ActiveMountError,
     CorruptLayerError,
+    Holder,
     LayerDoesNotExistError,
     LayerNotRetainedError,
     LayerStoreError,
@@ -39,7 +40,7 @@ from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_
 from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.sources import Input, feed
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, CreateRWLayerOpts, Descriptor, Durability, Holder, Metadata, Progress
+from layerstore.values import Change, CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
 
 log = logging.getLogger("layerstore")
 

@@ -28,6 +28,7 @@ from layerstore.drivers.overlay2.options import parse_driver_options
 from layerstore.drivers.overlay2.unowned import Unowned
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import (
+    Holder,
     InvalidOptionError,
     LayerStoreError,
     NotSupportedError,
@@ -38,7 +39,7 @@ from layerstore.limits import Limits
 from layerstore.sizes import human_size
 from layerstore.streams.sources import refuse_nothing
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, ChangeKind, Durability, Holder
+from layerstore.values import Change, ChangeKind, Durability
 
 log = logging.getLogger("layerstore")
 

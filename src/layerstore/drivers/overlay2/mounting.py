@@ -24,9 +24,8 @@ from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
 from layerstore.drivers.overlay2.classes import Classes
 from layerstore.drivers.overlay2.directories import Directories, is_there, make, opened
-from layerstore.errors import ActiveMountError, LayerStoreError, ReadOnlyStoreError
+from layerstore.errors import ActiveMountError, Holder, LayerStoreError, ReadOnlyStoreError
 from layerstore.ids import is_driver_id
-from layerstore.values import Holder
 
 log = logging.getLogger("layerstore")
 
