@@ -2,7 +2,7 @@
 
 A failure enters here either as a class of its own (policy, in Python) or as a lay_error of the C
 core, which the bindings hand to from_core() at the moment of raising. Texts are moby's
-(daemon/internal/layer/layer.go), so that one who greps for the one finds the other.
+(daemon/internal/layer/layer.go), so that a search for one finds the other.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ __all__ = [
 
 
 class LayerStoreError(Exception):
-    """The root of everything that layerstore itself finds wrong.
+    """The base class of all errors of layerstore.
 
     chain_id   the layer that the error is about, or ""
     name       the writable layer or the image that it is about, or ""
     path       the file, directory or entry of a tar that it is about, or ""
-    What is not "" stands in the text, too, which any terminal can print: control characters in it are escaped.
+    text       of the class: what an error says that is made without words; moby's text, if moby has the error
+    The text of an error contains these names, with control characters escaped.
     """
 
-    # What an error made without words says.
     text: ClassVar[str] = ""
 
     def __init__(self, *args: object, chain_id: str = "", name: str = "", path: str = "") -> None:
@@ -81,17 +81,17 @@ def _is_named(subject: str, text: str) -> bool:
 
 
 class InvalidDigestError(LayerStoreError, ValueError):
-    """A text that should be a digest is none; the message says what is wrong with it."""
+    """A text is not a digest; the message says what is wrong with it."""
 
     text = "invalid checksum digest format"
 
 
 class InvalidMetadataError(LayerStoreError, ValueError):
-    """A file of the layerdb or of a driver does not hold what it must."""
+    """A file of the layerdb or of a driver cannot be parsed."""
 
 
 class InvalidOptionError(LayerStoreError, ValueError):
-    """An option that nobody knows, or a value that it cannot have."""
+    """An unknown option, or a value that an option cannot have."""
 
 
 class LayerDoesNotExistError(LayerStoreError, LookupError):
@@ -101,7 +101,7 @@ class LayerDoesNotExistError(LayerStoreError, LookupError):
 
 
 class LayerNotRetainedError(LayerStoreError):
-    """The object given to release() holds no reference: released before, or a bare layer."""
+    """The object given to release() is no reference: it was released before, or is bare."""
 
     text = "layer not retained"
 
@@ -119,22 +119,24 @@ class MountNameConflictError(LayerStoreError):
 
 
 class Holder(NamedTuple):
-    """A process that has something of a mounted box in use."""
+    """A process that has something of a mounted box in use.
+
+    pid       of the process; 0: the kernel itself (a loop device), or a mount that no process uses
+    command   as in /proc/PID/comm; "kernel" for pid 0
+    uses      of "root", "cwd", "directory" (an open one), "write", "map" and "read", in this order, each once
+    paths     inside the box, sorted, 16 at most; those of deleted files end in " (deleted)"
+    """
 
     pid: int
-    """Of a thread that of its process; 0: the kernel itself (a loop device), or a mount that no process uses."""
     command: str
-    """As /proc/PID/comm has it; of pid 0 "kernel"."""
     uses: tuple[str, ...]
-    """Of "root", "cwd", "directory" (an open one), "write", "map" and "read", in this order, each once."""
     paths: tuple[str, ...]
-    """Inside the box, sorted, 16 at most; those of deleted files end in " (deleted)"."""
 
 
 class ActiveMountError(LayerStoreError):
     """A mount is still in use.
 
-    holders   who uses it: a Holder a process, by pid; pid 0 is the kernel itself
+    holders   the processes that use it, as Holder objects by pid; pid 0 is the kernel itself
     """
 
     text = "mount still active"
@@ -145,7 +147,7 @@ class ActiveMountError(LayerStoreError):
 
 
 class NotMountedError(LayerStoreError):
-    """Something is not mounted. Kept for moby's interface: the store never raises it."""
+    """Something is not mounted. It exists for moby's interface; the store never raises it."""
 
     text = "not mounted"
 
@@ -169,13 +171,13 @@ class StoreClosedError(LayerStoreError, ValueError):
 
 
 class ReadOnlyStoreError(LayerStoreError):
-    """The store was opened for reading only: because it was asked for, or because a dockerd uses its root."""
+    """The store is read-only: by its option, or because a dockerd uses its root."""
 
     text = "the store is open for reading only"
 
 
 class StoreInUseError(LayerStoreError):
-    """What was asked for is in use: the root, by a dockerd or another store; or a layer, and the text says by what."""
+    """The root is in use by a dockerd or another store, or a layer is in use; the text says by what."""
 
     text = "the root is in use"
 
@@ -183,7 +185,7 @@ class StoreInUseError(LayerStoreError):
 class TarFormatError(LayerStoreError, ValueError):
     """A layer tar, or the compression around it, is malformed or cut short.
 
-    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    offset   bytes from the start of the (decompressed) tar, or None if that is unknown
     path     the entry's name, or ""
     """
 
@@ -199,9 +201,9 @@ class TarFormatError(LayerStoreError, ValueError):
 class LimitExceededError(TarFormatError):
     """A layer tar asks for more than a limit allows.
 
-    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    offset   bytes from the start of the (decompressed) tar, or None if that is unknown
     path     the entry's name, or ""
-    option   the store's option that sets the limit ("max_entries"), or "" where none does
+    option   the store's option that sets the limit ("max_entries"), or "" if there is none
     """
 
     text = "the layer's tar exceeds a limit"
@@ -218,7 +220,7 @@ class BreakoutError(LayerStoreError):
     """An entry would leave the root of its layer.
 
     path     that entry's name
-    offset   bytes from the start of the (decompressed) tar, or None where nobody can say
+    offset   bytes from the start of the (decompressed) tar, or None if that is unknown
     """
 
     text = "entry is outside of the layer"
@@ -240,7 +242,7 @@ class CorruptLayerError(LayerStoreError):
 
 
 class ImageError(LayerStoreError):
-    """An image, an archive of images or a name of one is not what it must be, or is still in use."""
+    """An image, an archive of images or a name of one is malformed, or still in use."""
 
     text = "invalid image"
 

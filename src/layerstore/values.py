@@ -13,12 +13,15 @@ Durability = Literal["full", "ordered", "none"]
 
 
 class Done(int):
-    """How far a long call has come: the bytes done so far, as a number; .total: of how many, or None."""
+    """How far a long call has come: the bytes done so far, as a number.
+
+    total   of how many bytes, or None if that is unknown
+    """
 
     total: int | None
 
     def __new__(cls, done: int, total: int | None = None) -> Done:
-        """Make the number, and note the total."""
+        """Create the number with its total."""
         self = super().__new__(cls, done)
         self.total = total
         return self
@@ -29,18 +32,27 @@ Progress = Callable[[Done], None]
 
 
 class Metadata(NamedTuple):
-    """A layer that a release removed."""
+    """A layer that a release removed.
+
+    chain_id    its ChainID
+    diff_id     its DiffID
+    size        bytes of its files and those of all layers below
+    diff_size   bytes of its own files
+    """
 
     chain_id: ChainID
     diff_id: DiffID
     size: int
-    """Bytes, with all its parents."""
     diff_size: int
-    """Bytes of this layer alone."""
 
 
 class ChangeKind(IntEnum):
-    """What happened to a path; str() gives the letter `docker diff` prints."""
+    """What happened to a path; str() returns the letter that `docker diff` prints: C, A or D.
+
+    MODIFY   it is in the lower layers too; as text "C"
+    ADD      it is new; as text "A"
+    DELETE   it was deleted; as text "D"
+    """
 
     MODIFY = 0
     ADD = 1
@@ -51,10 +63,13 @@ class ChangeKind(IntEnum):
 
 
 class Change(NamedTuple):
-    """One path that differs; str() gives for instance "A /etc/hosts"."""
+    """One path that differs; str() returns for example "A /etc/hosts".
+
+    path   absolute inside the layer
+    kind   a ChangeKind
+    """
 
     path: str
-    """Absolute inside the layer."""
     kind: ChangeKind
 
     def __str__(self) -> str:
@@ -62,7 +77,14 @@ class Change(NamedTuple):
 
 
 class Descriptor(NamedTuple):
-    """The compressed blob of a layer, as a registry names it."""
+    """The compressed blob of a layer, as a registry describes it.
+
+    media_type    for example "application/vnd.oci.image.layer.v1.tar+gzip"
+    digest        of the compressed bytes; "" means that there is no descriptor
+    size          compressed bytes
+    urls          where else the blob is available
+    annotations   texts by name, or None
+    """
 
     media_type: str = ""
     digest: str = ""
@@ -72,11 +94,11 @@ class Descriptor(NamedTuple):
 
 
 class CreateRWLayerOpts(NamedTuple):
-    """How to make a writable layer.
+    """How to create a writable layer.
 
-    mount_label   SELinux label; of no effect at creation on overlay2 (give it to mount())
+    mount_label   SELinux label; overlay2 ignores it here (pass it to mount())
     init_func     called with the mounted root of the init layer; may raise
-    storage_opt   the driver's options, for instance {"size": "10G"}
+    storage_opt   the driver's options, for example {"size": "10G"}
     """
 
     mount_label: str = ""
@@ -85,12 +107,12 @@ class CreateRWLayerOpts(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One thing that verify() found wrong.
+    """One thing that verify() finds wrong.
 
     kind      "content": a file's bytes or the whole tar differ from the record;
               "missing": a file, directory, link or record is gone;
               "metadata": a layerdb or driver file is wrong or unreadable;
-              "orphan": on disk and owned by nobody
+              "orphan": on disk and unowned
     subject   the ChainID, mount name or driver directory concerned
     path      the file's name as in the layer's tar, or ""
     detail    one sentence
@@ -103,9 +125,17 @@ class Problem(NamedTuple):
 
 
 class FileType(StrEnum):
-    """What an entry of a layer is; str() gives the word.
+    """What an entry of a layer is; str() returns the word.
 
-    LINK is a hard link; WHITEOUT and OPAQUE hide what lower layers have.
+    FILE        "file": a regular file
+    DIRECTORY   "directory"
+    SYMLINK     "symlink": a symbolic link
+    LINK        "link": a hard link
+    CHARACTER   "character": a character device
+    BLOCK       "block": a block device
+    FIFO        "fifo"
+    WHITEOUT    "whiteout": it deletes a name that lower layers have
+    OPAQUE      "opaque": it hides what lower layers have in a directory
     """
 
     FILE = "file"
@@ -120,33 +150,42 @@ class FileType(StrEnum):
 
 
 class FileEntry(NamedTuple):
-    """One entry of a layer, as its tar has it."""
+    """One entry of a layer, as its tar has it.
+
+    path       relative to the root and cleaned; "." is the root. Of a whiteout: what it hides; of an opaque mark: its
+               directory
+    type       a FileType
+    size       bytes of a regular file, else 0
+    mode       permission, setuid, setgid and sticky bits
+    uid        number of the owner
+    gid        number of the group
+    mtime_ns   nanoseconds since 1970, as in the tar; 0 for a directory without an entry of its own. On disk, times
+               before 1970 are 1970
+    atime_ns   the time of the last access likewise, or None
+    link       text of a symbolic link; for a hard link the path of its file, in the same layer; else ""
+    device     major and minor number of a device, else None
+    xattrs     extended attributes, bytes by name
+    crc        CRC-64/GO-ISO of a regular file's bytes, or None if the record does not say
+    offset     where the bytes of a regular file begin in the layer's plain tar; None if they are not there as they are
+    name       as the tar spells it: "./etc/passwd", "etc/.wh.shadow"; "" for a directory without an entry of its own
+    chain_id   the layer it is from
+    """
 
     path: str
-    """Relative to the root and cleaned; "." is the root. Of a whiteout: what it hides; of an opaque mark: its place."""
     type: FileType
     size: int
-    """Bytes of a regular file, else 0."""
     mode: int
-    """Permission, setuid, setgid and sticky bits."""
     uid: int
     gid: int
     mtime_ns: int
-    """As in the tar; 0 for a directory that has no entry of its own. On disk, times before 1970 are 1970."""
     atime_ns: int | None
     link: str
-    """A symbolic link's text; for a hard link the path of its file, in the same layer; else ""."""
     device: tuple[int, int] | None
-    """Major and minor number of a device."""
     xattrs: Mapping[str, bytes]
     crc: int | None
-    """CRC-64/GO-ISO of a regular file's bytes, or None where the record does not say."""
     offset: int | None
-    """Where a regular file's bytes begin in the layer's plain tar; None where they are not there as they are."""
     name: str
-    """As the tar spells it: "./etc/passwd", "etc/.wh.shadow"; "" for a directory that has no entry of its own."""
     chain_id: ChainID
-    """The layer it is from."""
 
 
 class Orphan(NamedTuple):

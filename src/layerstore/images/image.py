@@ -11,11 +11,11 @@ from layerstore.values import Metadata
 
 
 class Removed(NamedTuple):
-    """What Images.remove() took away.
+    """What Images.remove() removed.
 
-    untagged   the names that are gone
-    deleted    the images, by id
-    layers     their layers that nobody needs any more
+    untagged   names
+    deleted    images, by id
+    layers     their layers that nothing else needed, as Metadata
     """
 
     untagged: tuple[str, ...]
@@ -24,14 +24,17 @@ class Removed(NamedTuple):
 
 
 class ArchivedImage(NamedTuple):
-    """An image as Images.list_archive() finds it in an archive.
+    """An image in an archive, as Images.list_archive() finds it.
 
     id            SHA-256 of its config; "" in archives from before Docker 1.10, where loading makes the config
     references    its names, "name:tag"
     digests       its names by digest, "name@sha256:..."
-    diff_ids      the tars of its layers, base first; () where only the tars say
-    layers        how many they are
-    created       when it was made, as the config has it; ""
+    os            its operating system, "linux"
+    architecture  its processor, for example "amd64"
+    variant       of the processor, for example "v7"; mostly ""
+    diff_ids      the tars of its layers, base first; () if only the tars say
+    layers        number of layers
+    created       when it was made, as in the config; ""
     """
 
     id: Digest | str
@@ -47,24 +50,26 @@ class ArchivedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class Image(Top):
-    """One image of a store, as it was when it was asked for. Two are equal if their ids are."""
+    """One image of a store, as it was when it was read. Two are equal if their ids are.
+
+    id           SHA-256 of its config
+    references   its names, "name:tag"
+    digests      its names by digest, "name@sha256:..."
+    config       the parsed config: "config" in it is what a container runs with
+    diff_ids     the tars of its layers, base first
+    layers       its layers, base first
+    size         bytes of the files of all layers
+    parent       id of the image it was built on, if Docker noted it; else ""
+    """
 
     id: Digest
-    """SHA-256 of its config."""
     references: tuple[str, ...] = field(compare=False)
-    """Its names, "name:tag"."""
     digests: tuple[str, ...] = field(compare=False)
-    """Its names by digest, "name@sha256:..."."""
     config: dict[str, Any] = field(compare=False, repr=False)
-    """The config, parsed: "config" in it is what a container runs with."""
     diff_ids: tuple[DiffID, ...] = field(compare=False, repr=False)
-    """The tars of its layers, base first."""
     layers: tuple[ChainID, ...] = field(compare=False, repr=False)
-    """Its layers, base first."""
     size: int = field(compare=False)
-    """Bytes of the files of all layers."""
     parent: str = field(default="", compare=False, repr=False)
-    """The id of the image it was built on, where Docker noted it."""
 
     def _text(self, key: str) -> str:
         value = self.config.get(key)
@@ -72,17 +77,17 @@ class Image(Top):
 
     @property
     def created(self) -> str:
-        """When it was made, RFC 3339 as in the config; "" where that does not say."""
+        """When it was made, RFC 3339 as in the config; "" if unknown."""
         return self._text("created")
 
     @property
     def architecture(self) -> str:
-        """For which processor: "amd64"."""
+        """Its processor, for example "amd64"."""
         return self._text("architecture")
 
     @property
     def variant(self) -> str:
-        """For which variant of it: "v7"; mostly ""."""
+        """The variant of its processor, for example "v7"; mostly ""."""
         return self._text("variant")
 
     @property
@@ -92,5 +97,5 @@ class Image(Top):
 
     @property
     def top(self) -> ChainID | str:
-        """Its uppermost layer, for Store.create_rw_layer(); "" where it has none."""
+        """Its top layer, for Store.create_rw_layer(); "" if it has none."""
         return self.layers[-1] if self.layers else ""
