@@ -75,7 +75,7 @@ class LayerStoreError(Exception):
 
 
 def _is_named(subject: str, text: str) -> bool:
-    """Say whether a text has a name in it, whole: as it is shown, or as Python quotes it."""
+    """Return True if a text has a name in it, whole: as it is shown, or as Python quotes it."""
     shown = {re.escape(readable(subject)), re.escape(repr(subject)[1:-1])}
     return any(re.search(rf"(?<![\w/.-]){each}(?![\w/-])", text) for each in shown)
 

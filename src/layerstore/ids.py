@@ -47,7 +47,7 @@ def _validate(text: str) -> None:
 
 
 def is_digest(text: str) -> bool:
-    """Say whether a text is a digest."""
+    """Return True if a text is a digest."""
     try:
         _validate(text)
     except InvalidDigestError:
@@ -150,7 +150,7 @@ _DRIVER_ID = re.compile(r"[a-f0-9]{64}(?:-init)?")
 
 
 def is_driver_id(text: str) -> bool:
-    """Say whether text is 64 hex digits, perhaps with "-init" behind them."""
+    """Return True if text is 64 hex digits, perhaps with "-init" behind them."""
     return _DRIVER_ID.fullmatch(text) is not None
 
 

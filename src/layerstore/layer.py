@@ -29,7 +29,7 @@ class Top:
 
 
 def parent_id(parent: object) -> str:
-    """Give the ChainID that a `parent` argument means; "" for nothing. Raises TypeError."""
+    """Return the ChainID that a `parent` argument means; "" for nothing. Raises TypeError."""
     if parent is None:
         return ""                         # what a base layer's `parent` is
     if isinstance(parent, str):
@@ -42,7 +42,14 @@ def parent_id(parent: object) -> str:
 
 
 class Layer:
-    """A reference to a read-only layer. `with layer:` releases it at the end."""
+    """A reference to a read-only layer. `with layer:` releases it at the end.
+
+    chain_id    names it together with all layers below
+    diff_id     SHA-256 of its tar
+    size        bytes of its files and those of all layers below
+    diff_size   bytes of its own files
+    os          "linux"
+    """
 
     os: OS = "linux"
     chain_id: ChainID
@@ -62,17 +69,17 @@ class Layer:
 
     @property
     def cache_id(self) -> str:
-        """The driver's id of the layer, as it was at the last look."""
+        """The driver's id of the layer, as it was when it was last read."""
         return self._record.cache_id
 
     @property
     def is_new(self) -> bool:
-        """Whether the call that returned this reference made the layer; False if it was stored before."""
+        """True if the call that returned this reference made the layer; False if it was stored before."""
         return self._reference is not None and self._reference.is_new
 
     @property
     def parent(self) -> Layer | None:
-        """The bare layer below: no reference, cannot be released. None for a base layer."""
+        """The layer below, bare: it is no reference and needs no release. None for a base layer."""
         below = self._engine.contents.below(self._record)
         return Layer(self._engine, below) if below else None
 
@@ -82,24 +89,24 @@ class Layer:
         return self._record.descriptor if self._record.descriptor.digest else None
 
     def tar_stream(self) -> TarStream:
-        """Give the layer's tar, byte for byte, seekable and verified.
+        """Return the layer's tar, byte for byte, as a stream that seeks and verifies.
 
         Raises  OSError, CorruptLayerError   the record is gone or cannot be read
         """
         return self._engine.contents.tar_stream(self._record)
 
     def tar_stream_from(self, parent: str | Layer) -> TarStream:
-        """Make a fresh tar of the difference to an ancestor ("" = everything); not verified.
+        """Return a new tar of the difference to an ancestor ("": everything); it is not verified.
 
         Raises  LayerStoreError   parent is no proper ancestor
         """
         return self._engine.contents.tar_stream_from(self._record, parent_id(parent))
 
     def files(self) -> Iterator[FileEntry]:
-        """Give every entry of the layer in the order of its tar: links, whiteouts and replaced ones too.
+        """Return an iterator over the layer's entries in the order of its tar: links, whiteouts and replaced ones too.
 
-        From the record alone: no file of the layer is looked at, and memory does not grow with it.
-        Raises  OSError, CorruptLayerError   the record is gone or cannot be read: now, or behind what can be
+        Only the record is read, not the files, and memory does not grow with the layer.
+        Raises  OSError, CorruptLayerError   the record is gone or cannot be read: now, or at a later entry
         """
         return self._engine.contents.files(self._record)
 
@@ -110,30 +117,29 @@ class Layer:
         Raises  FileNotFoundError   it is not in this layer: hidden, or a lower one's (see merged())
                 IsADirectoryError, NotADirectoryError
                 OSError             ELOOP: too many links; EINVAL: a device or a fifo
-                CorruptLayerError   the file is not what was registered: now, or when the last byte is read of one that
-                                    is read from its first
-        The first call reads the record and keeps what it says, as merged() does, as long as this object lives.
+                CorruptLayerError   the file is not what was registered: now, or at the last byte, if all bytes are read
+        The first call reads the record and keeps it in memory, as merged() does, as long as this object lives.
         """
         if self._alone is None:
             self._alone = self._engine.contents.alone(self._record)
         return self._alone.open(path)
 
     def merged(self) -> MergedTree:
-        """Lay this layer over all below it, as an overlay mount would; nothing is mounted.
+        """Return the tree of this layer on top of all below it, as an overlay mount would show it; nothing is mounted.
 
         Raises  OSError, CorruptLayerError   a record is gone or cannot be read
         """
         return self._engine.contents.merged(self._record)
 
     def metadata(self) -> dict[str, str]:
-        """Name the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir where there is a parent.
+        """Return the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir if there is a parent.
 
         Raises  OSError   they are gone
         """
         return self._engine.contents.directories(self._record)
 
     def release(self) -> list[Metadata]:
-        """Give the reference back: the store's release(self)."""
+        """Release the reference: the store's release(self)."""
         return self._engine.release(self._reference, self.chain_id)
 
     def __enter__(self) -> Layer:
@@ -158,21 +164,21 @@ class EmptyLayer(Layer):
 
     @property
     def cache_id(self) -> str:
-        """Nothing: no driver has it."""
+        """Return "": no driver stores it."""
         return ""
 
     @property
     def parent(self) -> Layer | None:
-        """None."""
+        """Return None."""
         return None
 
     @property
     def descriptor(self) -> Descriptor | None:
-        """None."""
+        """Return None."""
         return None
 
     def tar_stream(self) -> TarStream:
-        """Give 1024 zero bytes, as any layer gives its tar."""
+        """Return a stream of its tar, 1,024 zero bytes."""
         record = json.dumps({"type": 2, "payload": base64.b64encode(bytes(1024)).decode(), "position": 0})
         with os.fdopen(os.memfd_create("empty-layer"), "wb") as file:
             file.write(record.encode() + b"\n")
@@ -180,13 +186,13 @@ class EmptyLayer(Layer):
             return TarStream(_tarstream.assemble(file.fileno(), -1, self.diff_id.raw), seekable=True)
 
     def tar_stream_from(self, parent: str | Layer) -> TarStream:
-        """Give 1024 zero bytes for "". Raises LayerStoreError for anything else."""
+        """Return its tar for "". Raises LayerStoreError for anything else."""
         if parent:
             raise LayerStoreError("can't get parent tar stream of an empty layer")
         return self.tar_stream()
 
     def files(self) -> Iterator[FileEntry]:
-        """Give nothing."""
+        """Return an empty iterator."""
         return iter(())
 
     def open(self, path: StrPath) -> BinaryIO:
@@ -194,15 +200,15 @@ class EmptyLayer(Layer):
         return self.merged().open(path)
 
     def merged(self) -> MergedTree:
-        """Give a tree with nothing in it."""
+        """Return an empty tree."""
         return MergedTree([], lambda entry: io.BytesIO())
 
     def metadata(self) -> dict[str, str]:
-        """Give nothing: no driver holds it."""
+        """Return {}: no driver stores it."""
         return {}
 
     def release(self) -> list[Metadata]:
-        """Give []: nobody counts it."""
+        """Return []: it needs no release."""
         return []
 
 

@@ -32,9 +32,10 @@ Parent = str | Layer | Top
 class Store:
     """Layers and writable layers below a Docker data root. `with Store(root) as store:` closes it.
 
-    A layer lives as long as somebody holds a reference, a child, a writable layer or an image stands on it, or
-    nobody has asked for it since the root was opened; the last release() deletes it from disk. close() gives back
-    what was held, deletes nothing and unmounts nothing.
+    root   the data root, an absolute path
+
+    A layer stays until it was released and no reference, layer, writable layer or image needs it. close() releases
+    the locks of the store; it deletes nothing and unmounts nothing.
     """
 
     root: str
@@ -42,20 +43,20 @@ class Store:
     def __init__(
         self, root: StrPath, *, driver: str | None = None, options: Mapping[str, str] | None = None
     ) -> None:
-        """Open, or make, the store below root (image/<driver>/layerdb, <driver>/).
+        """Open or create the store below root (image/<driver>/layerdb, <driver>/).
 
-        driver    None: the one found there, else the best this host can run
+        driver    None: the one found there, else the best one for this host
         options   the driver's ("<driver>.size": the size of every writable layer, on xfs with quotas), and
                   "durability": "full" (default; what a call has returned survives a crash of the machine),
                   "ordered" (the store's own small files are synced, as moby does) or "none";
                   "lock_timeout": "60" (seconds that a call waits for the layerdb or the images while another process
                   has them locked, then StoreInUseError names it; "0": for ever);
-                  "read_only": "true" or "false"; true by itself while a dockerd uses the root;
-                  limits for tars one cannot trust ("max_size": "10G"; all are fields of layerstore.limits.Limits)
+                  "read_only": "true" or "false"; a store is read-only by itself while a dockerd uses the root;
+                  limits for untrusted tars ("max_size": "10G"; all are fields of layerstore.limits.Limits)
         Raises    NotSupportedError    this host cannot mount overlays there, or has no quotas
-                  InvalidOptionError   an option nobody knows
+                  InvalidOptionError   unknown option, or a value that it cannot have
                   LayerStoreError, OSError
-        Several Stores, of this process and of others, may have one root open: what any of them holds none deletes.
+        Several stores, of this process and of others, may have one root open. None deletes what another one holds.
         """
         if not os.fspath(root):
             raise ValueError("the root of a store is a directory's path, not an empty text")
@@ -67,7 +68,7 @@ class Store:
 
     @property
     def read_only(self) -> bool:
-        """Whether the store was opened for reading only: it was asked for, or a dockerd was using the root."""
+        """True if the store is read-only: by its option, or because a dockerd was using the root."""
         return bool(self._engine.read_only)
 
     @property
@@ -100,17 +101,18 @@ class Store:
     ) -> Layer:  # fmt: skip
         """Store one layer tar and return a reference to the layer.
 
-        source     a path, a descriptor, a buffer, an object with read(n) (a TarStream), or an iterable of bytes-like
-                   blocks, which are pulled one by one; plain, gzip, zstd, bzip2, xz or lz4. One that has no bytes at
-                   all raises TarFormatError: the empty layer is 1,024 zero bytes
-        parent     what it stands on: a ChainID, a Layer (of any store), an Image; "" for a base layer
-        os         None or "linux"
-        progress   called with the bytes taken from the source (a Done: .total is of how many, where that is
-                   known), at most ten times a second; what it raises ends the call
-        durability as the store's option of that name; None: the store's
+        source      a path, a descriptor, a buffer, an object with read(n) (a TarStream), or an iterable of bytes-like
+                    blocks, which are pulled one by one; plain, gzip, zstd, bzip2, xz or lz4. A source without any
+                    bytes raises TarFormatError: the empty layer is 1,024 zero bytes
+        parent      the layer below: a ChainID, a Layer (of any store), an Image; "" for a base layer
+        os          None or "linux"
+        progress    called with the bytes taken from the source (a Done; .total is the number of all, if known), at most
+                    ten times a second; if it raises, the call ends
+        durability  as the store's option of that name; None: the store's
 
-        Raises  LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), LimitExceededError
-                (.option), BreakoutError (.path), NotSupportedError, OSError; then nothing is left on disk
+        Returns  Layer, a reference: release it, or use it in a `with` block
+        Raises   LayerDoesNotExistError, MaxDepthExceededError, TarFormatError (.offset), LimitExceededError
+                 (.option), BreakoutError (.path), NotSupportedError, OSError; then nothing is left on disk
         """
         return self.register_with_descriptor(source, parent, os, None, progress=progress, durability=durability)
 
@@ -118,7 +120,7 @@ class Store:
         self, source: Any, parent: Parent = "", os: OS | None = None, descriptor: Descriptor | None = None, *,
         progress: Progress | None = None, durability: str | None = None,
     ) -> Layer:  # fmt: skip
-        """Do what register() does, and remember the blob's descriptor."""
+        """Do what register() does, and store the descriptor of the compressed blob."""
         self._engine.check_writable()
         if os not in (None, "", "linux"):
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
@@ -130,14 +132,14 @@ class Store:
     # ---- layers unpacked before it is known what they stand on ----
 
     def unpack_ahead(self, source: Any, *, progress: Progress | None = None) -> Unpacked:
-        """Unpack a layer tar before it is known what it stands on, for register_unpacked() or discard().
+        """Unpack a layer tar before its parent is known. Pass the result to register_unpacked() or discard().
 
-        source, progress  as register() takes them; a tar of no bytes is taken, too, as its DiffID tells it
+        source, progress   as for register(); a tar without any bytes is allowed, since the DiffID tells it
 
         Returns  what was unpacked (.diff_id). It stays invisible until it is registered; cleanup() removes it only
                  after its process has ended
         Raises   as register() does
-        Any number of threads may unpack at once.
+        Any number of threads may unpack at the same time.
         """
         return self._engine.unpack_ahead(source, progress)
 
@@ -145,28 +147,28 @@ class Store:
         self, unpacked: Unpacked, parent: Parent = "", descriptor: Descriptor | None = None, *,
         durability: str | None = None,
     ) -> Layer:  # fmt: skip
-        """Make a layer on parent of what was unpacked. Whatever happens, unpacked is spent.
+        """Make a layer of what was unpacked, on top of parent. unpacked is used up, also if this raises.
 
-        Returns  a reference to the layer; its is_new tells whether it was stored before
+        Returns  a reference to the layer; its is_new is False if it was stored before
         Raises   as register() does
         """
         made = self._engine.register_unpacked(unpacked, parent_id(parent), descriptor, durability)
         return Layer(self._engine, made.record, made)
 
     def discard(self, unpacked: Unpacked) -> None:
-        """Remove what was unpacked ahead. Never raises: cleanup() removes what cannot be removed now."""
+        """Remove what was unpacked ahead. It never raises: cleanup() removes what cannot be removed now."""
         self._engine.intake.discard(unpacked)
 
     # ---- references ----
 
     def get(self, chain_id: str) -> Layer:
-        """Return a new reference to a layer, to be released. Raises LayerDoesNotExistError."""
+        """Return a new reference to a layer; release it. Raises LayerDoesNotExistError."""
         self._engine.check_open()
         got = self._engine.references.get(chain_id)
         return Layer(self._engine, got.record, got)
 
     def find(self, chain_id: str) -> Layer | None:
-        """Return a layer, bare: no reference. None if it is not stored, or its record cannot be read."""
+        """Return a layer, bare, or None if it is not stored or its metadata cannot be read."""
         record = self._engine.find(chain_id)
         return Layer(self._engine, record) if record else None
 
@@ -178,20 +180,20 @@ class Store:
             yield Layer(self._engine, record)
 
     def sync(self, layer: Layer, *, durability: str | None = None) -> None:
-        """Make a stored layer, and all below it, as durable as is asked for; None: as the store's option says."""
+        """Sync a stored layer and all below it, as durability says; None: as the store's option says."""
         self._engine.sync(layer._record, durability)
 
     def map(self) -> dict[ChainID, Layer]:
-        """Give all layers, bare: no references. The way to look at layers without owning them."""
+        """Return all layers by ChainID, bare: they are no references, and need no release."""
         return {record.chain_id: Layer(self._engine, record) for record in self._engine.layers()}
 
     def release(self, layer: Layer) -> list[Metadata]:
-        """Give a reference back. The last one of all stores and processes releases the layer: it is deleted.
+        """Release a reference. The last release of all stores and processes deletes the layer.
 
         If something needs the layer (a layer, a writable layer or an image on it), it stays until nothing does.
 
-        Returns  what was deleted, top first: the layer, and what lay below it, was released before and is not needed
-        Raises   LayerNotRetainedError   this handle holds no reference
+        Returns  what was deleted, top first: the layer, and layers below that were released before and are unneeded
+        Raises   LayerNotRetainedError   the object is no reference: released before, or bare
                  OSError                 something could not be removed; cleanup() tries again
         """
         if not isinstance(layer, Layer):
@@ -199,13 +201,13 @@ class Store:
         return self._engine.release(layer._reference, layer.chain_id)
 
     def remove(self, layer: str | Layer) -> list[Metadata]:
-        """Release a stored layer that nobody holds: get() and release() in one.
+        """Release a stored layer that no process holds: get() and release() in one.
 
         layer    a ChainID, or a Layer of any store
 
         Returns  what was deleted, as release() does
         Raises   LayerDoesNotExistError
-                 StoreInUseError          something needs it: the text names what. Nothing was done
+                 StoreInUseError          something needs it, and the text names what; nothing was done
                  ReadOnlyStoreError, OSError
         """
         self._engine.check_writable()
@@ -226,7 +228,7 @@ class Store:
     def take_back(self, layer: Layer | RWLayer) -> None:
         """Undo the call that returned this reference: what was there before stays, what the call made is deleted.
 
-        layer   of get(), register(), commit() and so on, for a caller that gives up in the moment in which it has come
+        layer   from get(), register(), commit() ...; for a caller that was cancelled while the call returned
         Raises  as release() and release_rw_layer() do
         """
         if layer._reference:
@@ -237,15 +239,15 @@ class Store:
     def create_rw_layer(
         self, name: str, parent: Parent = "", opts: CreateRWLayerOpts | None = None, *, durability: str | None = None
     ) -> RWLayer:
-        """Make a writable layer and return a reference to it.
+        """Create a writable layer and return a reference to it.
 
-        name     a name for a directory: no "/", at most 255 bytes
-        parent   what it stands on: a ChainID, a Layer (of any store), an Image; "" for an empty tree
-        opts     an init layer and the driver's options
+        name         a name for a directory: no "/", at most 255 bytes
+        parent       the layer below: a ChainID, a Layer (of any store), an Image; "" for an empty tree
+        opts         an init layer and the driver's options
         durability   as the store's option of that name; None: the store's
 
         Raises  MountNameConflictError, LayerDoesNotExistError, NotSupportedError, ValueError (name), OSError,
-                and whatever init_func raises
+                and what init_func raises
         """
         self._engine.check_writable()
         check_mount_name(name)
@@ -256,20 +258,21 @@ class Store:
         return RWLayer(self._engine, made)
 
     def get_rw_layer(self, name: str) -> RWLayer:
-        """Give a new reference to a writable layer. Raises MountDoesNotExistError."""
+        """Return a new reference to a writable layer. Raises MountDoesNotExistError."""
         self._engine.check_open()
         return RWLayer(self._engine, self._engine.writable.get(name))
 
     def get_mount_id(self, name: str) -> str:
-        """Give the driver's id of a writable layer. Raises MountDoesNotExistError."""
+        """Return the driver's id of a writable layer. Raises MountDoesNotExistError."""
         self._engine.check_open()
         return self._engine.writable.mount_id(name)
 
     def release_rw_layer(self, layer: RWLayer) -> list[Metadata]:
-        """Give a reference back; with the last one the writable layer is unmounted and deleted.
+        """Release a reference; the last release unmounts and deletes the writable layer.
 
-        Returns  the read-only layers that went with it
-        Raises   LayerNotRetainedError   this handle holds no reference
+        Returns  the read-only layers that were deleted with it
+        Raises   LayerNotRetainedError   the object is no reference any longer
+                 ActiveMountError        a process is inside
         """
         self._engine.check_open()
         if not isinstance(layer, RWLayer):
@@ -283,10 +286,9 @@ class Store:
     # ---- the store itself ----
 
     def cleanup(self) -> None:
-        """Finish what was interrupted, and reclaim what no layer and no mount of this root owns.
+        """Finish what was interrupted, and delete what no layer and no writable layer owns.
 
-        As in moby it also unmounts whatever is mounted below the driver's directory: call it when no
-        writable layer is in use.
+        As in moby it also unmounts everything below the driver's directory: call it when no writable layer is in use.
         Raises  OSError   something is still mounted below the driver's home
         """
         self._engine.cleanup()
@@ -305,29 +307,29 @@ class Store:
         self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,
         workers: int | None = None,
     ) -> list[Problem]:  # fmt: skip
-        """Compare what is stored with what was registered; [] when all is well. Nothing is written.
+        """Compare what is stored with what was registered; return [] if all is well. Nothing is written.
 
-        chain_id   one layer; None: all of them, the images, the writable layers' own small files, and what nobody owns
-        metadata   also modes, owners, times, extended attributes, kinds, link targets and added names; False: only
-                   that everything is there, and every byte
+        chain_id   one layer; None: all layers, images, the small files of writable layers, and unowned files
+        metadata   True: modes, owners, times, extended attributes, kinds, link targets and added names too; False: only
+                   that everything is there, with the right bytes
         progress   called with the bytes of files read (.total: of how many), at most ten times a second
-        workers    how many layers are read at once; None: one for each processor
+        workers    how many layers are read at the same time; None: one per processor
         Raises     LayerDoesNotExistError   chain_id is not in the store
-        Beside a running dockerd, what it is just making cannot be told from what nobody owns: of that, nothing is said.
+        While a dockerd runs on the root, its unfinished layers look like orphans, so unowned files are not reported.
         """
         return self._engine.verify(chain_id, metadata=metadata, progress=progress, workers=workers)
 
     def repair(self, chain_id: str, source: Any = None, *, progress: Progress | None = None) -> list[Problem]:
-        """Make a damaged layer what it was; only what is damaged is replaced, each file in one step.
+        """Replace what is damaged in a layer, and nothing else, each file in one step.
 
-        chain_id   the layer; or the name of a writable layer, of which the small files are mended, not what is in it
+        chain_id   the layer; or the name of a writable layer, whose small files are mended, not its contents
         source     the layer's tar, as register() takes it; or another Store, or a Layer, that has it; None: damaged
                    files are taken from other layers of this store that hold the same
         progress   called with the bytes taken of the tar
 
-        Returns  the problems there were, all of them mended; [] for a sound layer
-        Raises   CorruptLayerError        the source is another layer or damaged itself, a file is nowhere to be had,
-                                          or a problem is left
+        Returns  the problems that were found, all mended; [] for an undamaged layer
+        Raises   CorruptLayerError        the source is another layer or damaged itself, a file is not available, or a
+                                          problem is left
                  LayerDoesNotExistError, ReadOnlyStoreError, and what register() raises; the layer is then as it was
         """
         return self._engine.repair(chain_id, source, progress)
@@ -336,26 +338,26 @@ class Store:
         """List what no layer and no writable layer owns, largest first, and layers whose release was interrupted.
 
         Nothing is written.
-        Raises  StoreInUseError            a dockerd is running on the root: what it is making is nobody's, too
-                LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        Raises  StoreInUseError            a dockerd is running on the root: its unfinished layers look like orphans
+                LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         """
         return self._engine.orphans()
 
     def reclaim(self, dry_run: bool = True) -> list[Orphan]:
         """Remove what orphans() lists.
 
-        dry_run   True: remove nothing, say what would go
+        dry_run   True: remove nothing, return what would be removed
 
-        Returns  what went, or would
+        Returns  what was removed, or would be
         Raises   StoreInUseError            a dockerd or another store uses the root
                  ReadOnlyStoreError         (dry_run=False)
-                 LayerStoreError, OSError   somebody owns something, and what it is cannot be read
-        Nothing is unmounted but what is mounted in what goes.
+                 LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
+        Mounts are ended only inside of what is removed.
         """
         return self._engine.remove_orphans(dry_run=dry_run)
 
     def close(self) -> None:
-        """End the use of this object, and hold nothing any more; what is mounted stays mounted. Twice is harmless."""
+        """End the use of this object and release its locks; what is mounted stays mounted. Twice is harmless."""
         self._engine.close()
 
     def __enter__(self) -> Store:
@@ -373,7 +375,7 @@ def log_release_metadata(metadata: Iterable[Metadata]) -> None:
 
 
 def release_and_log(store: Store, layer: Layer) -> None:
-    """Release a layer and log what went, or why it failed; never raises."""
+    """Release a layer and log what was deleted, or why that failed; never raise."""
     try:
         log_release_metadata(store.release(layer))
     except Exception as err:

@@ -97,7 +97,7 @@ def source_for(call: Call, source: Any) -> Any:
 
 
 def is_async_target(target: Any) -> bool:
-    """Say whether writing to it must be awaited: an asyncio.StreamWriter, or what has a coroutine write()."""
+    """Return True if writing to it must be awaited: an asyncio.StreamWriter, or what has a coroutine write()."""
     return hasattr(target, "drain") or inspect.iscoroutinefunction(getattr(target, "write", None))
 
 

@@ -52,7 +52,7 @@ class File(Managed[Any]):
 
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """True if close() was called."""
         return bool(self.blocking.closed)
 
     async def close(self) -> None:

@@ -307,7 +307,7 @@ class MergedTree:
     # ---- all of it ----
 
     def files(self) -> Iterator[FileEntry]:
-        """Give every entry but the root: depth first, names in byte order, a directory before what is in it.
+        """Return every entry but the root: depth first, names in byte order, a directory before what is in it.
 
         There are no whiteouts, and no LINKs: each name of a hard-linked file is the file, with .link naming another.
         """
@@ -334,7 +334,7 @@ class MergedTree:
     # ---- one path ----
 
     def get(self, path: StrPath, *, follow: bool = False) -> FileEntry | None:
-        """Give the entry at path, or None. Links on the way are followed, below the root; the last one if follow."""
+        """Return the entry at path, or None. Links on the way are followed, below the root; the last one if follow."""
         try:
             return self._find(path, follow=follow)[0]
         except OSError:
@@ -405,7 +405,7 @@ class MergedTree:
     # ---- some of them ----
 
     def find(self, pattern: StrPath) -> Iterator[FileEntry]:
-        """Give the entries whose path fits, in the order of files().
+        """Return the entries whose path fits, in the order of files().
 
         pattern   as a path, from the root: "*", "?" and "[...]" stand for text within one name, dots not excepted;
                   "**" for any number of directories, none too (at the end: for all that is below).

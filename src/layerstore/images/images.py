@@ -53,12 +53,15 @@ _MIN_ID = 4
 
 
 class Images:
-    """The images of a store: what `docker images` lists on the same root. Safe to use from many threads."""
+    """The images of a store: what `docker images` lists on the same root. Safe to use from many threads.
+
+    store   the store they are in
+    """
 
     store: Store
 
     def __init__(self, store: Store) -> None:
-        """store   open for as long as this is used; it is not closed here"""
+        """Use the images of a store, which stays open for as long as this object is used."""
         if not isinstance(store, Store):
             raise TypeError(f"Images() takes a Store, not {type(store).__name__}")
         self.store = store
@@ -71,7 +74,7 @@ class Images:
     # ---- looking ----
 
     def list(self) -> _Images:
-        """Give all images, the newest first. One that cannot be read is logged and left out."""
+        """List all images, newest first. An image that cannot be read is logged and left out."""
         self.store.check_open()
         names = self._db.repositories()
         found = []
@@ -103,13 +106,13 @@ class Images:
         )
 
     def get(self, reference: str | Image) -> Image:
-        """Give one image.
+        """Return one image.
 
         reference   "name" (its tag "latest"), "name:tag", "name@sha256:...", an id, with or without "sha256:", or the
-                    beginning of one that fits no other; or an Image, to see how it is now
+                    unique beginning of one; or an Image, to read it again
 
         Raises  ImageDoesNotExistError
-                ImageError               it is no name, or fits several images
+                ImageError               it is not a name, or fits several images
         """
         self.store.check_open()
         return self._find(reference)[0]
@@ -149,7 +152,7 @@ class Images:
         raise ImageDoesNotExistError(name=str(called.tagged()) if called else text)
 
     def resolve(self, reference: str | Image) -> Digest:
-        """Return the id of the image that a name means, a damaged one's too: its config is not read.
+        """Return the id of the image that a name means. Its config is not read, so it may be damaged.
 
         reference, and what is raised: as get() has it
         """
@@ -157,7 +160,7 @@ class Images:
         return self._resolve_for_removal(reference)[0]
 
     def inspect(self, reference: str | Image) -> dict[str, Any]:
-        """Tell all about an image, in the words of `docker image inspect`. Raises as get() does."""
+        """Return all about an image, in the words of `docker image inspect`. Raises as get() does."""
         image = self.get(reference)
         found: dict[str, Any] = {
             "Id": image.id,
@@ -215,19 +218,19 @@ class Images:
         source     a path, of a tar or of an OCI layout's directory; a descriptor; an open binary file; anything with
                    read(n); a buffer. A tar may be compressed as a layer may be. docker save's archives of every age,
                    OCI layouts and what is both are told apart by what is in them
-        tags       names for the one image there is, in place of those in the archive
-        platform   which one, where there are several: "linux/arm64", "linux/arm/v7"; "all"; None: this host's
+        tags       names for the only image, in place of those in the archive
+        platform   which one, if there are several: "linux/arm64", "linux/arm/v7"; "all"; None: this host's
         progress   called with the bytes taken (a Done), at most ten times a second, from the calling thread
         durability as Store.register()'s
 
         Returns  the images, in the archive's order
-        Raises   ImageError       the archive is not what it must be, or has none for the platform
-                 TarFormatError, BreakoutError   a layer is not what it must be
+        Raises   ImageError       the archive is malformed, or has no image for the platform
+                 TarFormatError, BreakoutError   a layer is malformed
                  ReadOnlyStoreError, OSError
                  Then nothing is left: an archive is loaded whole or not at all.
-        A regular file is read where it lies, several layers at once; what can be read only once (a pipe, a compressed
-        file) is unpacked as it comes, and no copy is made of it. Files that are of no use go when it ends; those of a
-        load that was killed go with cleanup().
+        A regular file is read in its place, several layers at the same time. What can be read only once (a pipe, a
+        compressed file) is unpacked as it arrives, and never copied. Unused files are removed at the end; cleanup()
+        removes those of a killed load.
         """
         self.store.check_writable()
         level = self.store.durability(durability)
@@ -248,12 +251,12 @@ class Images:
     def list_archive(
         source: Any, *, platform: str | None = "all", max_window: int = Limits().max_window
     ) -> _ArchivedImages:  # fmt: skip
-        """Say which images an archive holds, without loading any: no store is needed for it.
+        """Return the images that an archive holds, without loading any; no store is needed.
 
         source      as load() takes it; a stream is read to its end
         platform    as load() takes it; "all" is the default here
         max_window  bytes that a compressed archive may look back, which takes as much memory
-        Raises      ImageError as load() does, OSError. Layers are not looked at, not even whether they are there.
+        Raises      ImageError as load() does, OSError. Layers are not checked, and may be missing.
         """
         return [archived(each) for each in load.look(source, platform, max_window)]
 
@@ -266,12 +269,12 @@ class Images:
     ) -> Image:
         """Make an image of a layer and all below it, so that it can be named, kept and saved.
 
-        layer    its uppermost one (RWLayer.commit() gives one), or a ChainID; "" for none
-        config   the image's config as JSON has it: "config" (Cmd, Env ...), "architecture", "created" ...; what is not
-                 given is this host's and this moment's, and "rootfs" is always made here
+        layer    its top layer (RWLayer.commit() returns one), or a ChainID; "" for none
+        config   the image's config as in JSON: "config" (Cmd, Env ...), "architecture", "created" ...; missing fields
+                 are filled in from this host and the present time, and "rootfs" is always made here
         tags     names for it
 
-        Raises  LayerDoesNotExistError, ImageError (a config or a name that is none), ReadOnlyStoreError, OSError
+        Raises  LayerDoesNotExistError, ImageError (a bad config or name), ReadOnlyStoreError, OSError
         """
         self.store.check_writable()
         names = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
@@ -342,18 +345,18 @@ class Images:
         """Write images to an archive, the same bytes each time.
 
         images       a name, an id, an Image, or several. A name saves the image under it alone, an id under all of its
-        target       a path, where a file is replaced when the new one is whole (a device or a fifo is written to); a
+        target       a path, where a file is replaced when the new one is complete (a device or a fifo is written to); a
                      descriptor; a binary file. Of "oci-dir": the path of a directory that is made, or is empty
         format       "docker" (what docker load, skopeo and containerd read: an OCI layout with docker's manifest.json),
                      "docker-v1" (as docker save wrote until 25), "oci" (a tar), "oci-dir"
         compression  of layers: None, "gzip" (not of docker-v1) or "zstd" (of the OCI formats)
         exclude      layers that the other side has: a Layer or a ChainID, with all below it, or an image (a name, an
-                     id, an Image), with all its layers. They are named and not written; docker and Images.load() take
-                     such an archive where they are stored, and skopeo an OCI one whose layers are plain
+                     id, an Image), with all its layers. They are named and not written; docker and Images.load() load
+                     such an archive if these layers are stored there, and skopeo an OCI one whose layers are plain
         progress     called with the bytes of layers written (.total: of how many), at most ten times a second
 
-        A compressed archive takes room for itself alone if the target is a file; for a pipe, the layers are packed into
-        files without a name first, in the store or in the directory for temporary files.
+        A compressed archive takes no other space if the target is a file; for a pipe, the layers are first packed into
+        unnamed files, in the store or in the directory for temporary files.
         Returns  bytes written
         Raises   ImageDoesNotExistError, CorruptLayerError (a layer is not what was registered), ImageError, OSError
         """
@@ -411,10 +414,10 @@ class Images:
         return list(found.values())
 
     def unpack(self, reference: str | Image, directory: Any, *, progress: Progress | None = None) -> None:
-        """Unpack an image's file system, as a container would see it, into a plain directory.
+        """Unpack an image's file system, as a container sees it, into a plain directory.
 
-        Owners, modes, times and extended attributes are those of the layers. Nothing is mounted for it.
-        directory   made, or empty
+        Owners, modes, times and extended attributes are those of the layers. Nothing is mounted.
+        directory   created, or empty
         progress    called with the bytes of layers applied (.total: of how many), at most ten times a second
         Raises      ImageDoesNotExistError
                     ImageError, CorruptLayerError, OSError   then nothing is left in it
@@ -426,10 +429,10 @@ class Images:
     # ---- names, and the end ----
 
     def tag(self, reference: str | Image, name: str) -> Image:
-        """Give an image one more name; another image that has it loses it.
+        """Add a name to an image; if another image has the name, it loses it.
 
         name   "name:tag"; "name" is "name:latest"
-        Raises  ImageDoesNotExistError, ImageError (no name of an image), ReadOnlyStoreError, OSError
+        Raises  ImageDoesNotExistError, ImageError (a bad name), ReadOnlyStoreError, OSError
         """
         called = references.parse(name).tagged()
         if called.digest:
@@ -443,9 +446,9 @@ class Images:
             return self.get(image.id)
 
     def remove(self, reference: str | Image, *, force: bool = False) -> Removed:
-        """Take a name from an image; with its last name, or by its id, the image goes, and what layers nobody needs.
+        """Remove a name of an image; with its last name, or by its id, the image and layers that nothing else needs.
 
-        force   also with several names, and while a writable layer stands on it
+        force   True: also an image with several names, or with a writable layer on it
         Raises  ImageDoesNotExistError
                 ImageError             it has several names, a writable layer, or an image that was built on it
                 ReadOnlyStoreError, OSError
@@ -456,15 +459,15 @@ class Images:
         return self._released(gone)
 
     def prune(self, *, dangling: bool = True, unused_for: float | None = None, dry_run: bool = False) -> Removed:
-        """Remove images that nobody needs, and release their layers.
+        """Remove unused images, and release their layers.
 
-        dangling     True: images without a name ("name@sha256:..." alone is none); False: also those with names
-        unused_for   only those that were tagged or brought here last so many seconds ago, or more
-        dry_run      True: remove nothing, say what would go; of layers nothing is said then
+        dangling     True: images without a name ("name@sha256:..." is not a name); False: those with names too
+        unused_for   only images that were last tagged, loaded or created at least so many seconds ago
+        dry_run      True: remove nothing, return what would be removed, without layers
 
-        Returns  what went
+        Returns  what was removed
         Raises   ReadOnlyStoreError (dry_run=False), OSError
-        What a writable layer stands on, or an image that stays was built on, stays; so does one that is damaged.
+        An image stays if a writable layer stands on it, if an image that stays was built on it, or if it is damaged.
         """
         if unused_for is not None and not unused_for >= 0:
             raise ValueError(f"unused_for is a number of seconds, not {unused_for!r}")

@@ -135,6 +135,7 @@ _Orphans = list[Removing]
 class FileMetadataStore:
     """The MetadataStore on files: FileMetadataStore(root) is the layerdb at root.
 
+    root         its directory, an absolute path
     durability   "full": metadata synced, its directories too; "ordered": files alone, as moby;
                  "none": nothing is synced
     """

@@ -84,16 +84,16 @@ class TarStream(_BinaryFile):
         return True
 
     def seekable(self) -> bool:
-        """Say whether seek() works: for the recorded tar of a read-only layer."""
+        """Return True if seek() works: for the recorded tar of a read-only layer."""
         return self._seekable
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Give size bytes, fewer only at the end; all that is left for -1 or None."""
+        """Return size bytes, fewer only at the end; all that is left for -1 or None."""
         with self._lock:
             return self._open().read(-1 if size is None else size)
 
     def readall(self) -> bytes:
-        """Give all that is left."""
+        """Return all that is left."""
         return self.read(-1)
 
     def readinto(self, buffer: Any, /) -> int:
@@ -113,7 +113,7 @@ class TarStream(_BinaryFile):
             return self._open().left_out()
 
     def tell(self) -> int:
-        """Give the position of the next byte."""
+        """Return the position of the next byte."""
         with self._lock:
             return self._open().tell()
 
@@ -206,7 +206,7 @@ class TarStream(_BinaryFile):
 
 
 def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None = None) -> TarStream:
-    """Give the tar again that a record describes, payloads read beneath root.
+    """Return the tar again that a record describes, payloads read beneath root.
 
     tar_split   the record, JSON lines or gzip of them: a descriptor or a binary file. A regular file that
                 stands at its beginning is read as the tar is, so leave it alone until then.
