@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import layerstore
 from layerstore.aio.calls import Slots, in_thread
-from layerstore.aio.mirror import NAMES, Managed, Mirror, Special, awaits, mirrors
+from layerstore.aio.mirror import NAMES, Managed, Mirror, awaits, mirrors
 from layerstore.aio.streams import File
 from layerstore.store import StrPath
 
@@ -25,18 +25,20 @@ __all__ = [
 ]  # fmt: skip
 
 
-@mirrors(
-    layerstore.TarStream,
-    Special(
-        left=("copy_some", "pump_into", "pump_once", "readable", "readall", "write"), plain=("seekable",),
-        waiting=("size",),
-    ),
-)  # fmt: skip
+@mirrors(layerstore.TarStream, left=("copy_some", "pump_into", "pump_once", "readable", "readall", "write"))
 class TarStream(File):
     """A layer's tar, byte for byte: what layerstore.TarStream is."""
 
+    def seekable(self) -> bool:
+        """Say whether seek() works: for the recorded tar of a read-only layer."""
+        return bool(self.blocking.seekable())
 
-@mirrors(layerstore.Layer, Special(ends=("release",)))
+    async def size(self) -> int:
+        """Return the whole length in bytes, known before reading."""
+        return await self._do(lambda _: int(self.blocking.size))
+
+
+@mirrors(layerstore.Layer)
 class Layer(Managed[Any]):
     """A reference to a read-only layer: what layerstore.Layer is. `async with layer:` releases it at the end.
 
@@ -47,7 +49,7 @@ class Layer(Managed[Any]):
         return f"<aio.Layer {self.chain_id}>"
 
 
-@mirrors(layerstore.RWLayer, Special(ends=("release", "unmount"), undo={"mount": "unmount"}))
+@mirrors(layerstore.RWLayer)
 class RWLayer(Managed[Any]):
     """A reference to a writable layer: what layerstore.RWLayer is. `async with rw:` releases it at the end."""
 
@@ -55,14 +57,7 @@ class RWLayer(Managed[Any]):
         return f"<aio.RWLayer {self.name}>"
 
 
-@mirrors(
-    layerstore.Store,
-    Special(
-        left=("check_open", "check_writable", "durability", "images"), plain=("driver_name",),
-        long=("cleanup", "orphans", "reclaim", "sync", "unpack_ahead"),
-        ends=("discard", "release", "release_rw_layer", "release_unused", "remove", "take_back"),
-    ),
-)  # fmt: skip
+@mirrors(layerstore.Store, left=("check_open", "check_writable", "durability", "images"))
 class Store(Managed[Any]):
     """Layers and writable layers below a Docker data root. `async with Store(root) as store:` opens and closes it."""
 
@@ -92,6 +87,10 @@ class Store(Managed[Any]):
             raise layerstore.StoreClosedError("the store is not open yet: await open()")
         return self._blocking
 
+    def driver_name(self) -> str:
+        """Return the driver's name."""
+        return self.blocking.driver_name()
+
     async def close(self) -> None:
         """End the use of this object; what is mounted stays mounted. Twice is harmless."""
         if self._blocking is not None:
@@ -101,7 +100,7 @@ class Store(Managed[Any]):
         return await self.open()
 
 
-@mirrors(layerstore.Images, Special(left=("store",), ends=("remove",)))
+@mirrors(layerstore.Images, left=("store",))
 class Images(Mirror[Any]):
     """The images of a store: what layerstore.Images is. A cancelled load() leaves nothing, or all at its end."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
@@ -84,9 +85,7 @@ async def in_thread(
     work: Callable[[Call], T], slots: asyncio.Semaphore | None, undo: Callable[[T], object] | None = None
 ) -> T:
     """Do work in a thread; slots bounds how many run. If cancelled, stop it, wait for its end, undo its result."""
-    if slots is None:
-        return await _carried_through(work, undo)
-    async with slots:
+    async with slots or contextlib.nullcontext():
         return await _carried_through(work, undo)
 
 

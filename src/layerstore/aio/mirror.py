@@ -5,12 +5,12 @@ says the rest, so that a new method of the blocking class needs no line here:
 
   progress                 called in the event loop's thread; it is also how the work is stopped
   source, target, dst      may be async, see sources.py
-  progress or durability   a long call: it takes one of the store's long slots, others take a short one
+  progress or durability   a long call: it takes one of the store's long slots, as LONG do; others take a short one
   -> Layer, TarStream ...  the awaited one; if the call is cancelled in its last moment, the reference is taken back
   -> Iterator[X]           an async iterator
   a context manager        an async context manager
 
-A property, or an annotated attribute, passes through.
+A property, or an annotated attribute, passes through. A class here may have its own of a name.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import itertools
 import re
 import sys
 import types
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from collections.abc import AsyncIterator, Callable, Collection
+from typing import Any, Generic, Self, TypeVar
 
 from layerstore.aio.calls import Call, Slots, in_thread
 from layerstore.aio.sources import is_async_target, source_for, target_for
@@ -37,6 +37,13 @@ AWAITED: dict[type, type[Mirror[Any]]] = {}
 NAMES: dict[str, Any] = {"AsyncIterator": AsyncIterator}
 """What the names in the annotations of awaited methods mean."""
 
+LONG = frozenset({"cleanup", "orphans", "reclaim", "sync"})
+ENDS = frozenset({"discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount"})
+"""Methods that give something back: they take no slot and always run to their end."""
+UNDO: dict[str, Callable[[Any, Any], object]] = {
+    "mount": lambda layer, _: layer.unmount(), "unpack_ahead": lambda store, unpacked: store.discard(unpacked),
+}  # fmt: skip
+"""What undoes a method that is cancelled in its last moment, where its result is no reference."""
 TARGETS = frozenset({"target", "dst"})
 NOTES = {
     frozenset({"source"}): """A source may also be an async iterator of bytes, an asyncio.StreamReader or whatever has
@@ -70,25 +77,6 @@ class Managed(Mirror[B]):
         await in_thread(lambda _: manager.__exit__(*error), None)
 
 
-class Special(NamedTuple):
-    """What is special about some names of a class.
-
-    left     have no like here
-    plain    do not wait for anything: ordinary methods
-    waiting  properties that wait: coroutines
-    long     take a long slot, without a parameter that says so
-    ends     give something back: take no slot, and are carried through
-    undo     a method, and what undoes it if it is cancelled
-    """
-
-    left: tuple[str, ...] = ()
-    plain: tuple[str, ...] = ()
-    waiting: tuple[str, ...] = ()
-    long: tuple[str, ...] = ()
-    ends: tuple[str, ...] = ()
-    undo: dict[str, str] = {}    # noqa: RUF012
-
-
 def public(blocking: type) -> dict[str, Any]:
     """Return the public names of a class of ours, and what they are; of an annotated attribute, its annotation."""
     found: dict[str, Any] = {}
@@ -98,15 +86,18 @@ def public(blocking: type) -> dict[str, Any]:
     return {name: thing for name, thing in found.items() if not name.startswith("_")}
 
 
-def mirrors(blocking: type, special: Special = Special()) -> Callable[[C], C]:    # noqa: B008
-    """Decorate an awaited class: add the like of each public name of a blocking class that it does not have itself."""
+def mirrors(blocking: type, *, left: Collection[str] = ()) -> Callable[[C], C]:
+    """Decorate an awaited class: add the like of each public name of a blocking class that it does not have itself.
+
+    left   the names that have no like
+    """
 
     def decorate(cls: C) -> C:
         AWAITED[blocking] = cls
         NAMES.update(vars(sys.modules[blocking.__module__]))
         for name, thing in public(blocking).items():
-            if not hasattr(cls, name) and name not in special.left:
-                setattr(cls, name, _like(f"{cls.__name__}.{name}", name, thing, special))
+            if not hasattr(cls, name) and name not in left:
+                setattr(cls, name, _like(f"{cls.__name__}.{name}", name, thing))
         return cls
 
     return decorate
@@ -114,7 +105,7 @@ def mirrors(blocking: type, special: Special = Special()) -> Callable[[C], C]:  
 
 def awaits(function: Callable[..., Any]) -> Any:
     """Return the coroutine function for a blocking function of a module."""
-    NAMES.update(function.__globals__)
+    NAMES.update(vars(sys.modules[function.__module__]))
     return _coroutine(_Work(function), function.__name__)
 
 
@@ -142,14 +133,10 @@ def _blocking(value: Any) -> Any:
 class _Work:
     """One blocking function or method, as work for a thread."""
 
-    def __init__(self, function: Any, method: str = "", special: Special = Special()) -> None:    # noqa: B008
+    def __init__(self, function: Any, method: str = "") -> None:
         """method   its name, if its first argument is the awaited object whose blocking one has it"""
-        self.function, self.method = function, method
-        self.signature = inspect.signature(function)
+        self.function, self.method, self.signature = function, method, inspect.signature(function)
         self.takes = set(self.signature.parameters)
-        self.ends = method in special.ends
-        self.long = bool(self.takes & {"progress", "durability"}) or method in special.long
-        self.undo = special.undo.get(method, "")
 
     def slots(self, args: tuple[Any, ...]) -> Slots:
         """Return the slots that its results share."""
@@ -165,10 +152,9 @@ class _Work:
                 where = f"{self.function.__name__}() takes a {kind.__name__} of layerstore.aio"
                 raise TypeError(f"{where}, not the blocking {value!r}")
         slots = self.slots(args)
-        if not self.method or self.ends or any(is_async_target(given.get(name)) for name in TARGETS):
-            slot = None         # what writes to the loop may feed a call that has a slot
-        else:
-            slot = slots.long if self.long else slots.short
+        long = self.takes & {"progress", "durability"} or self.method in LONG
+        feeds = any(is_async_target(given.get(name)) for name in TARGETS)       # maybe a call that has a slot
+        slot = None if feeds or self.method in ENDS else slots.long if long else slots.short
 
         def work(call: Call) -> Any:
             for name, value in given.items():
@@ -179,14 +165,12 @@ class _Work:
                     given[name] = target_for(call, value)
             if "progress" in self.takes:
                 given["progress"] = call.hook(given.get("progress"))
-            if not self.method:
-                return self.function(*bound.args, **bound.kwargs)
-            found = getattr(bound.args[0], self.method)
-            return found(*bound.args[1:], **bound.kwargs) if callable(found) else found
+            function = getattr(type(bound.args[0]), self.method) if self.method else self.function
+            return function(*bound.args, **bound.kwargs)
 
         def take_back(result: Any) -> None:
-            if self.undo:
-                getattr(args[0].blocking, self.undo)()
+            if self.method in UNDO:
+                UNDO[self.method](args[0].blocking, result)
             elif isinstance(result, io.IOBase):
                 result.close()
             elif slots.take_back and _kind_of(result):
@@ -210,42 +194,31 @@ class _Work:
         """Do it; enter the context manager that it returned, and leave it at the end."""
         manager = await self.do(args, kwargs)
 
-        def leave(error: BaseException | None) -> Any:
-            return manager.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+        async def leave(*error: object) -> Any:
+            return await in_thread(lambda _: manager.__exit__(*error), None)
 
-        entered = await in_thread(lambda _: manager.__enter__(), self.slots(args).short, lambda _: leave(None))
-        try:
+        entered = await in_thread(
+            lambda _: manager.__enter__(), self.slots(args).short, lambda _: manager.__exit__(None, None, None)
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_exit(leave)
             yield entered
-        except BaseException as err:
-            failed = err            # a name that outlives the block
-            if not await in_thread(lambda _: leave(failed), None):
-                raise
-        else:
-            await in_thread(lambda _: leave(None), None)
 
 
-def _like(where: str, name: str, thing: Any, special: Special) -> Any:
+def _like(where: str, name: str, thing: Any) -> Any:
     """Make the like of one public name of a class."""
     if isinstance(thing, staticmethod):
         return staticmethod(_coroutine(_Work(thing.__func__), where))
-    if inspect.isfunction(thing) and name in special.plain:
-
-        def plain(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return getattr(self.blocking, name)(*args, **kwargs)
-
-        return _dressed(plain, where, inspect.signature(thing), thing.__doc__)
-    if inspect.isfunction(thing) or name in special.waiting:
-        return _coroutine(_Work(getattr(thing, "fget", thing), name, special), where)
+    if inspect.isfunction(thing):
+        return _coroutine(_Work(thing, name), where)
     like = awaited
 
     def read(self: Any) -> Any:
         return like(getattr(self.blocking, name), self._slots)
 
-    if isinstance(thing, property):
-        getter: Any = thing.fget
-        return property(_dressed(read, where, inspect.signature(getter), thing.__doc__))
-    signature = inspect.signature(read).replace(return_annotation=thing)
-    return property(_dressed(read, where, signature, "As the blocking object has it."))
+    kind = thing.fget.__annotations__["return"] if isinstance(thing, property) else thing
+    doc = thing.__doc__ if isinstance(thing, property) else "As the blocking object has it."
+    return property(_dressed(read, where, inspect.signature(read).replace(return_annotation=kind), doc))
 
 
 def _coroutine(work: _Work, where: str) -> Any:
@@ -253,9 +226,9 @@ def _coroutine(work: _Work, where: str) -> Any:
     doc = inspect.cleandoc(work.function.__doc__ or "").replace("from the calling thread", "in the event loop's thread")
     for parameters, note in NOTES.items():
         doc += f"\n\n{note}" if work.takes & parameters else ""
-    returns = str(work.signature.return_annotation).replace("BinaryIO", "File")
-    iterates = re.match(r"(Iterator|Iterable)\b", returns)
-    signature = work.signature.replace(return_annotation=f"Async{returns}" if iterates else returns)
+    returned = str(work.signature.return_annotation).replace("BinaryIO", "File")
+    returns, iterates = re.subn(r"^(Iterator|Iterable)\b", "AsyncIterator", returned)
+    signature = work.signature.replace(return_annotation=returns)
     if iterates and hasattr(work.function, "__wrapped__"):
 
         async def managed(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
