@@ -16,6 +16,7 @@ from layerstore.drivers import Driver
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import LayerStoreError, StoreInUseError
+from layerstore.layerdb.leftovers import Leftovers
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Orphan
 
@@ -32,6 +33,7 @@ class Reclaim:
         """Look below root."""
         self._root, self._metadata, self._driver = root, metadata, driver
         self._records, self._references, self._holds = records, references, holds
+        self._leftovers = Leftovers(metadata)
 
     def find(self) -> list[Orphan]:
         """List what is unowned, largest first. Raises as Store.orphans() does."""
@@ -42,11 +44,11 @@ class Reclaim:
         for name in driver.orphans(self._records.owned):
             path = os.path.join(root, driver.name, name)
             found.append(Orphan("link" if os.path.islink(path) else "directory", path, driver.usage(name)))
-        for name in m.removing():
-            path = os.path.join(m.root, "sha256", name)
-            found.append(Orphan("removal", path, tree_bytes(path)))
-        found += [Orphan("layer", path, tree_bytes(path)) for path in released]
-        found += [Orphan("transaction", path, tree_bytes(path)) for path in m.abandoned_transactions(remove=False)]
+        left = self._leftovers
+        for kind, paths in (
+            ("removal", left.removals()), ("layer", released), ("transaction", left.transactions(remove=False)),
+        ):  # fmt: skip
+            found += [Orphan(kind, path, tree_bytes(path)) for path in paths]
         relative = [orphan._replace(path=os.path.relpath(orphan.path, root)) for orphan in found]
         return sorted(relative, key=lambda orphan: (-orphan.size, orphan.path))
 
@@ -81,18 +83,15 @@ class Reclaim:
         What cannot be removed is logged and left. Returns the layers whose release was finished. Raises OSError if the
         layerdb cannot be listed.
         """
-        m, owned = self._metadata, self._records.owned
-        for removing in m.get_orphans():
-            try:
-                if removing.cache_id not in owned():
-                    self._driver.remove(removing.cache_id)
-                m.remove_orphan(removing.chain_id, removing.cache_id)
-            except (OSError, LayerStoreError) as err:
-                about = {"chain_id": removing.chain_id, "error": err}
-                log.error("Failed to remove orphaned layer %s: %s", removing.chain_id, err, extra=about)
-        m.remove_nameless_orphans()
-        m.remove_nameless_mounts()
-        m.abandoned_transactions(remove=True)
+        owned = self._records.owned
+
+        def delete(cache_id: str) -> None:
+            if cache_id not in owned():
+                self._driver.remove(cache_id)
+
+        self._leftovers.finish_removals(delete)
+        self._leftovers.remove_nameless_mounts()
+        self._leftovers.transactions(remove=True)
         try:
             self._driver.reclaim(owned)
         except (OSError, LayerStoreError) as err:

@@ -25,6 +25,7 @@ from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import chain_on
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
+from layerstore.layerdb.leftovers import Leftovers
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Done, Problem, Progress
 
@@ -178,8 +179,10 @@ class Verifier:
         found: list[Problem] = []
         with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told elsewhere
             found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(owned)]
-        found += [Problem("orphan", name, "", "a deletion was interrupted") for name in self._metadata.removing()]
-        for path in self._metadata.abandoned_transactions(remove=False):
+        left = Leftovers(self._metadata)
+        names = map(os.path.basename, left.removals())
+        found += [Problem("orphan", name, "", "a deletion was interrupted") for name in names]
+        for path in left.transactions(remove=False):
             name = os.path.relpath(path, self._metadata.root)
             found.append(Problem("orphan", name, "", "a registration was interrupted"))
         return found

@@ -19,10 +19,10 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
 from layerstore._core import _files
-from layerstore.disk.locks import LOCK_TIMEOUT, claim_directory, directory_lock
+from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
 from layerstore.disk.textfile import (
     is_directory,
     make_directories,
@@ -45,7 +45,7 @@ log = logging.getLogger("layerstore")
 
 StrPath = str | bytes | os.PathLike[Any]
 
-_REMOVING = "-removing"
+REMOVING = "-removing"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
 _D = TypeVar("_D", bound=Digest)
 
@@ -117,16 +117,8 @@ class MetadataStore(Protocol):
         """Remove a writable layer's metadata."""
 
 
-class Removing(NamedTuple):
-    """A layer whose deletion was interrupted."""
-
-    chain_id: ChainID
-    cache_id: str
-
-
 # Inside of the stores `list` is their own method.
 _Names = list[str]
-_Orphans = list[Removing]
 
 
 # ---- the store --------------------------------------------------------------------------------
@@ -228,7 +220,11 @@ class FileMetadataStore:
 
     def get_cache_id(self, chain_id: str) -> str:
         """Read the driver's id of the layer. Raises InvalidMetadataError when it is blank."""
-        return _cache_id(self._layer_file(chain_id, "cache-id"))
+        path = self._layer_file(chain_id, "cache-id")
+        cache_id = read_text(path)
+        if not cache_id:
+            raise InvalidMetadataError("invalid cache id value", path=path)
+        return cache_id
 
     def get_descriptor(self, chain_id: str) -> Descriptor:
         """Read the blob's descriptor; Descriptor() where there is none."""
@@ -328,7 +324,8 @@ class FileMetadataStore:
 
     # -- lists and removal --
 
-    def _names(self, directory: str) -> _Names:
+    def names(self, directory: str) -> _Names:
+        """Name the directories in one of the layerdb's, sorted; [] if it is not there. Raises OSError."""
         try:
             with os.scandir(os.path.join(self.root, directory)) as entries:
                 return sorted(
@@ -344,16 +341,16 @@ class FileMetadataStore:
         Raises  OSError   a directory of the layerdb cannot be read
         """
         chains = []
-        for name in self._names("sha256"):
+        for name in self.names("sha256"):
             try:
                 chains.append(ChainID(f"sha256:{name}"))
             except InvalidDigestError:
                 log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
-        return chains, self._names("mounts")
+        return chains, self.names("mounts")
 
     def list_mounts(self) -> _Names:
         """Name all mounts, sorted. Raises OSError."""
-        return self._names("mounts")
+        return self.names("mounts")
 
     def set_aside(self, chain_id: str) -> str | None:
         """Rename a layer's directory to <hex>-<random>-removing, the first step of deleting it.
@@ -362,7 +359,7 @@ class FileMetadataStore:
         Raises   OSError
         """
         directory = self.layer_directory(chain_id)
-        return _renamed(directory, lambda: f"{directory}-{_files.random(32).hex()}{_REMOVING}")
+        return _renamed(directory, lambda: f"{directory}-{_files.random(32).hex()}{REMOVING}")
 
     def rewrite(
         self, chain_id: str, diff_id: str, size: int, cache_id: str, parent: str, descriptor: Descriptor
@@ -424,107 +421,6 @@ class FileMetadataStore:
         """Remove a writable layer's metadata; fine if it is gone."""
         remove_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
 
-    def get_orphans(self) -> _Orphans:
-        """Name the layers whose deletion was interrupted; those without a cache-id are left out."""
-        orphans = []
-        for name in self._names("sha256"):
-            if not name.endswith(_REMOVING):
-                continue
-            try:
-                chain = ChainID("sha256:" + name.partition("-")[0])
-            except InvalidDigestError:
-                log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
-                continue
-            path = os.path.join(self.root, "sha256", name, "cache-id")
-            try:
-                orphans.append(Removing(chain, _cache_id(path)))
-            except FileNotFoundError:
-                continue
-            except (OSError, InvalidMetadataError) as err:
-                about = {"directory": name, "error": err}
-                log.error("Cannot read the cache-id of %s: %s", readable(name), err, extra=about)
-        return orphans
-
-    def remove_orphan(self, chain_id: str, cache_id: str) -> None:
-        """Remove every directory of an interrupted deletion of this layer with this cache id.
-
-        The live directory is never touched. Raises OSError when sha256/ cannot be read.
-        """
-        start = ChainID(chain_id).encoded
-        for name in self._names("sha256"):
-            if not (name.startswith(start) and name.endswith(_REMOVING)):
-                continue
-            directory = os.path.join(self.root, "sha256", name)
-            try:
-                if _cache_id(os.path.join(directory, "cache-id")) != cache_id:
-                    continue
-                remove_directory(directory)
-            except FileNotFoundError:
-                continue
-            except (OSError, InvalidMetadataError) as err:
-                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
-
-    def removing(self) -> _Names:
-        """Name the directories of interrupted deletions, as they are called below sha256/."""
-        return [name for name in self._names("sha256") if name.endswith(_REMOVING)]
-
-    def remove_nameless_orphans(self) -> None:
-        """Remove interrupted deletions that no longer say which driver directory was theirs.
-
-        Only the last step removes the cache-id, so the driver's part is gone, or found by its driver.
-        """
-        for name in self.removing():
-            directory = os.path.join(self.root, "sha256", name)
-            try:
-                if not read_text(os.path.join(directory, "cache-id")):
-                    remove_directory(directory)
-            except FileNotFoundError:
-                remove_directory(directory)
-            except (OSError, InvalidMetadataError) as err:
-                log.error("Cannot remove orphan %s: %s", readable(name), err, extra={"directory": name, "error": err})
-
-    def remove_nameless_mounts(self) -> _Names:
-        """Remove, and name, the records of writable layers that were stopped before their first file, the mount-id."""
-        found: _Names = []
-        if not is_directory(os.path.join(self.root, "mounts")):
-            return found                     # a link leads to what is not ours
-        with self.exclusive():
-            for name in self._names("mounts"):
-                try:
-                    _files.mode_of(self._mount_file(name, "mount-id"))
-                except FileNotFoundError:
-                    try:
-                        self.remove_mount(name)
-                        found.append(name)
-                    except OSError as err:
-                        text = "Cannot remove the record of mount %s: %s"
-                        log.error(text, readable(name), err, extra={"mount": name, "error": err})
-                except OSError as err:
-                    about = {"mount": name, "error": err}
-                    log.error("Cannot read the mount-id of %s: %s", readable(name), err, extra=about)
-        return found
-
-    def abandoned_transactions(self, *, remove: bool) -> _Names:
-        """Find the write sets below tmp/ that no process works on, and remove them when told to."""
-        found = []
-        for name in self._names("tmp"):
-            path = os.path.join(self.root, "tmp", name)
-            if not re.fullmatch(r"write-set-[0-9]+", name):
-                continue
-            claim = claim_directory(path, wait=False)
-            if claim is None:
-                continue
-            try:
-                if remove:
-                    remove_directory(path)
-                found.append(path)
-            except OSError as err:
-                about = {"directory": path, "error": err}
-                log.error("Cannot remove abandoned %s: %s", readable(path), err, extra=about)
-            finally:
-                claim.release()
-        return found
-
 
 class _OwningGzipReader(gzip.GzipFile):
     """A GzipFile that closes the file it reads from."""
@@ -559,10 +455,3 @@ def _digest(kind: Callable[[str], _D], path: str) -> _D:
         return kind(read_text(path))
     except InvalidDigestError as err:
         raise err.about(path=path) from None
-
-
-def _cache_id(path: str) -> str:
-    cache_id = read_text(path)
-    if not cache_id:
-        raise InvalidMetadataError("invalid cache id value", path=path)
-    return cache_id
