@@ -242,6 +242,17 @@ def diff_of(root):
 
 
 @pytest.fixture
+def layerdb(root):
+    return root / "image/overlay2/layerdb"
+
+
+@pytest.fixture
+def db_of(layerdb):
+    """The directory of a layer (or of a ChainID) in the layerdb."""
+    return lambda layer: layerdb / "sha256" / getattr(layer, "chain_id", layer).encoded
+
+
+@pytest.fixture
 def stuck(diff_of):
     """Make a layer's directory one that cannot be removed; undone at the end."""
     paths = []

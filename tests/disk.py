@@ -242,3 +242,12 @@ def immutable(path, on):
         fcntl.ioctl(target, FS_IOC_SETFLAGS, flags.to_bytes(8, sys.byteorder))
     finally:
         os.close(target)
+
+
+def redirects() -> bool:
+    """Do overlays rename directories by redirection, so that an upper directory cannot be read alone?"""
+    try:
+        with open("/sys/module/overlay/parameters/redirect_dir") as parameter:
+            return parameter.read().strip() == "Y"
+    except OSError:
+        return False

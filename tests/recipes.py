@@ -13,6 +13,19 @@ HOLED = [(4096, b"first" * 100), (65536, b"x" * 4096), (200_000, b"last")]
 MANY = [(i * 8192, bytes([65 + i % 26]) * 700) for i in range(1, 31)]
 
 
+def listing(names: str) -> bytes:
+    """A tar of these names: what ends in a slash is a directory, a file holds its name."""
+    return b"".join(dir(name) if name.endswith("/") else file(name, name.encode()) for name in names.split()) + end()
+
+
+# Docker's own series of whiteouts: each over those before it, and the names that are there then.
+SERIES = [
+    (listing(".baz bar/ bar/bax bar/bay/ baz foo/ foo/.abc foo/.bcd/ foo/.bcd/a foo/cde/ foo/cde/def foo/cde/efg foo/fgh foobar"), ""),
+    (listing(".bay .wh.baz foo/ foo/.bce foo/.wh..wh..opq foo/cde/ foo/cde/efg"), ".bay .baz bar bar/bax bar/bay foo foo/.bce foo/cde foo/cde/efg foobar"),
+    (listing(".bay .wh..baz .wh.foobar foo/ foo/.abc foo/.wh.cde bar/"), ".bay bar bar/bax bar/bay foo foo/.abc foo/.bce"),
+]  # fmt: skip
+
+
 def noise(size: int, seed: int = 1) -> bytes:
     """Bytes that do not compress, the same in every run."""
     return hashlib.shake_256(b"%d" % seed).digest(size)

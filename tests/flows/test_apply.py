@@ -7,7 +7,8 @@ import stat
 import pytest
 import tarkit
 from disk import shape
-from tarkit import dir, end, file, hardlink, node, symlink
+from stored import tar_of
+from tarkit import dir, end, file, hardlink, node, symlink, whiteout
 
 from layerstore import LayerStoreError
 
@@ -81,8 +82,7 @@ def test_a_hard_link_to_itself_is_nothing(store, diff_of, again):
     layer = store.register(tar)
     assert shape(diff_of(layer)) == {"a": "a", "b": "a"}
     assert os.path.samefile(diff_of(layer) / "a", diff_of(layer) / "b")
-    with layer.tar_stream() as stream:
-        assert stream.read() == tar
+    assert tar_of(layer) == tar
     assert {e.path: e.mode for e in layer.merged()} == {name: os.stat(diff_of(layer) / name).st_mode & 0o7777 for name in "ab"}
 
 
@@ -386,3 +386,23 @@ def test_os_errors_name_the_entry(store, unchanged):
     with unchanged(), pytest.raises(OSError) as caught:
         store.register(file("plain", b"p") + file("plain/below", b"x") + end())
     assert "plain" in str(caught.value)
+
+
+# ---- marks and links -------------------------------------------------------------------------------------
+def test_a_whiteout_keeps_the_owner_of_its_entry_and_no_mode(store, diff_of):
+    diff = diff_of(store.register(whiteout("x", mode=0o644, uid=1000, gid=1001, mtime=77) + end()))
+    status = os.lstat(diff / "x")
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1000, 1001, 0)
+
+
+def test_an_opaque_mark_changes_neither_mode_nor_owner_of_its_directory(store, diff_of):
+    diff = diff_of(store.register(dir("d/", mode=0o750, uid=7) + tarkit.opaque("d/", mode=0o600, uid=9) + end()))
+    status = os.lstat(diff / "d")
+    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (7, 0o750)
+
+
+def test_a_hard_link_to_a_symlink_leaves_the_mode_of_what_it_leads_to(store, diff_of):
+    tar = file("target", mode=0o644) + symlink("s", "target") + hardlink("h", "s", mode=0o777) + end()
+    diff = diff_of(store.register(tar))
+    assert stat.S_IMODE(os.lstat(diff / "target").st_mode) == 0o644
+    assert os.readlink(diff / "h") == "target"

@@ -15,6 +15,7 @@ import recipes
 import tarkit
 from dockerd import Dockerd, DockerError, adopt, container_tree, programs
 from soak import budget
+from stored import tar_of
 
 import layerstore
 
@@ -129,11 +130,6 @@ def lines(changes) -> list[str]:
     return sorted(str(c).encode("utf-8", "surrogateescape").decode("utf-8", "replace") for c in changes)
 
 
-def read_all(layer) -> bytes:
-    with layer.tar_stream() as stream:
-        return stream.read()
-
-
 def register_chain(store, tars) -> list:
     handles = []
     for tar in tars:
@@ -168,7 +164,7 @@ def test_what_dockerd_loaded_comes_back_bit_for_bit(root, open_store):
             assert layer.diff_size == int((place / "size").read_text())
             total += layer.diff_size
             assert layer.size == total
-            assert read_all(layer) == tar
+            assert tar_of(layer) == tar
             with layer.tar_stream() as stream:
                 assert stream.size == len(tar)
             if n == 2:
@@ -201,7 +197,7 @@ def test_what_dockerd_gives_back_of_any_tar_we_give_back_too(root, open_store):
     store = open_store()
     for name, tar in exact.items():
         with store.get(tarkit.diff_id(tar)) as layer:
-            assert read_all(layer) == tar, name
+            assert tar_of(layer) == tar, name
     print(f"dockerd: {len(exact)} exact, refused {refused}, not given back {spoilt}")
     assert len(exact) > budget(12, 50)
 
@@ -314,7 +310,7 @@ def test_docker_works_on_our_image_and_leaves_nothing_of_it(root, open_store):
     with open_store() as store:
         # Not released: the image that needs it is dockerd's knowledge, and the last reference would take it away.
         layer = store.get(tarkit.chain_id(*(d for d, _ in saved)))
-        assert tarkit.diff_id(read_all(layer)) == layer.diff_id == saved[-1][0]
+        assert tarkit.diff_id(tar_of(layer)) == layer.diff_id == saved[-1][0]
         rw = store.get_rw_layer(container)
         assert lines(rw.changes()) == said
         assert store.verify() == []
@@ -356,7 +352,7 @@ def test_what_we_write_into_a_container_of_dockerd_docker_diff_sees(root, open_s
         ours, size = lines(rw.changes()), rw.size()
         with pytest.warns(layerstore.LeftOutWarning, match="usr/noted"):      # as dockerd's own commit leaves it out
             committed = rw.commit()
-        diff_id, tar = committed.diff_id, read_all(committed)
+        diff_id, tar = committed.diff_id, tar_of(committed)
         assert tarkit.diff_id(tar) == diff_id
         top = committed.chain_id
     adopt(root, {top: "ours/committed"})

@@ -13,6 +13,7 @@ import ocimodel
 import pytest
 import tarkit
 from ocimodel import DIR, FILE, LINK
+from stored import tar_of
 
 from layerstore import Images, LayerStoreError, Store
 
@@ -65,7 +66,7 @@ def differences(wanted, found):
     return lines
 
 
-def tar_of(entries):
+def tar_made_of(entries):
     return b"".join(entry.tar() for entry in entries) + tarkit.end()
 
 
@@ -87,11 +88,11 @@ class Chain:
             tree = ocimodel.applied(self.trees[-1], entries)
         except ocimodel.RefusedError:
             with pytest.raises((LayerStoreError, OSError)):
-                self.store.register(tar_of(entries), self.top)
+                self.store.register(tar_made_of(entries), self.top)
             return False
         self.told.append(entries)
-        self.layers.append(self.store.register(tar_of(entries), self.top))
-        self.tars.append(tar_of(entries))
+        self.layers.append(self.store.register(tar_made_of(entries), self.top))
+        self.tars.append(tar_made_of(entries))
         self.trees.append(tree)
         return True
 
@@ -106,8 +107,7 @@ def check_chain(store, room, seed):
     while len(chain.layers) < 3:
         chain.grow()
     for number, (layer, tar, tree) in enumerate(zip(chain.layers, chain.tars, chain.trees[1:], strict=True)):
-        with layer.tar_stream() as stream:
-            assert stream.read() == tar
+        assert tar_of(layer) == tar
         with store.create_rw_layer(f"view {seed} {number}", layer.chain_id) as box, box.mounted() as path:
             chain.same(f"a mount of layer {number}", tree, on_disk(path))
         chain.same(f"merged() of layer {number}", tree, in_memory(layer.merged()))
@@ -146,7 +146,7 @@ def check_box(chain):
             path = box.mount() if mounted else None
             if mounted:
                 on_disk(path)                  # so that the kernel has seen all of it
-            box.apply_diff(tar_of(entries))
+            box.apply_diff(tar_made_of(entries))
             if mounted:
                 chain.same("a box that is mounted while a diff comes", after, on_disk(path))
                 box.unmount()

@@ -11,13 +11,15 @@ from pathlib import Path
 import disk
 import pytest
 import tarkit
+from disk import inventory, redirects, shape
 from edits import Edits, as_tar, layers, scripts
 from full_comparison import full_comparison, paths_in, tree_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from tarkit import dir, end, file
+from recipes import SERIES, listing
+from tarkit import dir, end, file, hardlink, symlink, whiteout
 
-from layerstore import NotSupportedError, overlay_changes
+from layerstore import LayerStoreError, NotSupportedError, overlay_changes
 
 MS_RDONLY = 1
 
@@ -213,3 +215,78 @@ def test_a_box_that_is_mounted_meanwhile_is_told_alike(box, room):
             (path / "d2" / str(draw.randrange(9))).write_text("x")
             expected = {"/d", "/d2", "/d2/e", "/d2/e/deep", "/d2/small", "/big"} | {f"/d2/{n}" for n in os.listdir(path / "d2")}
             assert {change.path for change in box.changes()} == expected
+
+
+# ---- a kernel whose overlays move directories by redirection ---------------------------------------------
+only_redirecting = pytest.mark.skipif(
+    not redirects(), reason="NOT TESTED: this kernel's overlays rename no directory by redirection"
+)
+
+
+@only_redirecting
+def test_dockers_series_is_executed_on_the_mount_where_the_upper_directory_cannot_be_read_alone(store):
+    """There a mark at the top works too: what lay below is deleted, not hidden."""
+    rw = store.create_rw_layer("c", store.register(SERIES[0][0]).chain_id)
+    last = listing(".abc .wh..wh..opq foobar"), ".abc foobar"
+    for tar, expected in [*SERIES[1:], last]:
+        rw.apply_diff(tar)
+        with rw.mounted() as path:
+            assert inventory(path) == set(expected.split())
+
+
+@only_redirecting
+def test_there_the_size_of_a_diff_is_the_sum_of_what_its_headers_say(store):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    tar = file("x", b"hello") + hardlink("y", "x", size=7) + whiteout("a", b"abc") + dir("./", size=11) + end()
+    assert rw.apply_diff(tar) == 5 + 7 + 3 + 11
+
+
+@only_redirecting
+@pytest.mark.parametrize("name", ["d/.wh.", "d/.wh..", "d/.wh..."])
+def test_there_a_whiteout_of_no_name_is_refused_too(store, name):
+    rw = store.create_rw_layer("c", store.register(dir("d/") + file("d/f") + end()).chain_id)
+    with pytest.raises(LayerStoreError):
+        rw.apply_diff(file(name) + end())
+    with rw.mounted() as path:
+        assert shape(path) == {"d": "dir", "d/f": ""}
+
+
+@only_redirecting
+def test_there_an_opaque_mark_spares_what_its_own_tar_brought(store):
+    below = dir("d/") + file("d/old") + dir("d/e/") + file("d/e/old") + end()
+    rw = store.create_rw_layer("c", store.register(below).chain_id)
+    rw.apply_diff(file("d/new") + dir("d/e/") + file("d/e/new") + tarkit.opaque("d") + file("d/later") + end())
+    with rw.mounted() as path:
+        assert sorted(shape(path)) == ["d", "d/e", "d/e/new", "d/later", "d/new"]
+
+
+@only_redirecting
+def test_there_a_hard_link_may_name_a_file_of_a_lower_layer(store):
+    """It is made on the mount, where every layer is seen."""
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    rw.apply_diff(hardlink("h", "a/f") + end())
+    with rw.mounted() as path:
+        assert os.path.samefile(f"{path}/h", f"{path}/a/f")
+
+
+@only_redirecting
+def test_there_nothing_leaves_the_mount_either(store, victim):
+    rw = store.create_rw_layer("c", store.register(symlink("l", "../../../../victim") + end()).chain_id)
+    for entries in (file("../x"), file("l/x"), hardlink("h", "../victim/hello")):
+        with pytest.raises((LayerStoreError, OSError)):
+            rw.apply_diff(entries + end())
+
+
+@only_redirecting
+def test_a_directory_moved_by_redirection_is_told_and_stored_whole(store):
+    """The upper directory alone does not hold what moved; the driver must not read it as if it did."""
+    base = store.register(dir("d1/") + file("d1/f", b"hello") + file("d1/g", b"g") + end())
+    rw = store.create_rw_layer("c", base.chain_id)
+    with rw.mounted() as path:
+        os.rename(f"{path}/d1", f"{path}/d2")
+        mine = shape(path)
+    assert sorted(str(change) for change in rw.changes()) == ["A /d2", "A /d2/f", "A /d2/g", "D /d1"]
+    layer = rw.commit()
+    with store.create_rw_layer("other", layer.chain_id).mounted() as path:
+        assert shape(path) == mine
+    assert ("Native Overlay Diff", "false") in store.driver_status()

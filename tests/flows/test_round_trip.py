@@ -13,16 +13,12 @@ import tarkit
 from disk import changed, disk_state, mounts_below
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stored import tar_of
 from tarkit import end, file
 
 from layerstore import LayerStoreError
 
 LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-def returned(layer):
-    with layer.tar_stream() as stream:
-        return stream.read()
 
 
 def assert_round_trip(store, tar, parent=""):
@@ -55,7 +51,7 @@ def test_every_good_layer_comes_back_after_a_restart_over_a_parent(store, open_s
     base = store.register(file("below", b"below") + end())
     chain = store.register(tar, base.chain_id).chain_id
     store.close()
-    assert returned(open_store().get(chain)) == tar
+    assert tar_of(open_store().get(chain)) == tar
 
 
 @pytest.mark.parametrize("name", recipes.GOOD)
@@ -69,7 +65,7 @@ def test_every_good_layer_may_come_byte_by_byte(store, name):
     source.step = 1 if len(tar) < 20_000 else 997
     layer = store.register(source)
     assert layer.diff_id == tarkit.diff_id(tar)
-    assert returned(layer) == tar
+    assert tar_of(layer) == tar
 
 
 # ---- tars by others ---------------------------------------------------------------------------------
@@ -216,7 +212,7 @@ def test_a_stream_registers_in_another_store(store, open_store, room):
         tar = recipes.GOOD[name]()
         layer = store.register(tar)
         with layer.tar_stream() as stream:
-            assert returned(other.register(stream)) == tar
+            assert tar_of(other.register(stream)) == tar
 
 
 def test_many_streams_of_one_layer_do_not_disturb_each_other(store):
@@ -364,7 +360,7 @@ def test_any_tar_comes_back_the_same_or_is_refused_without_a_trace(store, root, 
         pass
     else:
         assert layer.diff_id == tarkit.diff_id(tar)
-        assert returned(layer) == tar
+        assert tar_of(layer) == tar
         layer.release()
     assert changed(before, disk_state(root)) == []
 
@@ -386,6 +382,6 @@ def test_a_tar_with_flipped_bytes_comes_back_or_is_refused_without_a_trace(store
     except (LayerStoreError, OSError):
         pass
     else:
-        assert returned(layer) == broken
+        assert tar_of(layer) == broken
         layer.release()
     assert changed(before, disk_state(root)) == []

@@ -1,11 +1,14 @@
 """What a real overlay mount shows of layers that hide things, and what comes out again."""
 
+import io
 import os
 import stat
 
 import pytest
 import tarkit
-from disk import shape
+from disk import inventory, shape
+from recipes import SERIES, listing
+from stored import names_of
 from tarkit import dir, end, file, opaque, whiteout
 
 from layerstore import BreakoutError, LayerStoreError
@@ -174,3 +177,61 @@ def test_hidden_things_stay_hidden_through_commit(store):
         flat = store.register(stream)
     with store.create_rw_layer("flat", flat.chain_id).mounted() as path:
         assert shape(path) == {"d": "dir"}
+
+
+# ---- layer over layer ------------------------------------------------------------------------------------
+def test_dockers_series_of_whiteouts_flattens_as_dockers(store):
+    """Through our own flattening, which mounts nothing that a whiteout could be lost in."""
+    chain = ""
+    for tar, expected in SERIES:
+        layer = store.register(tar, chain)
+        chain = layer.chain_id
+        with layer.tar_stream_from("") as stream:
+            found = names_of(stream.read())
+        if expected:
+            assert set(found) == set(expected.split())
+
+
+def test_flattening_shows_what_a_mount_shows_also_of_an_opaque_top(store):
+    """The kernel joins the tops of all layers whatever their marks say; so must we."""
+    layer = store.register(listing(".abc .wh..wh..opq foobar"), store.register(SERIES[0][0]).chain_id)
+    with store.create_rw_layer("c", layer.chain_id).mounted() as path:
+        seen = inventory(path)
+    with layer.tar_stream_from("") as stream:
+        assert set(names_of(stream.read())) == seen
+
+
+def test_dockers_series_applied_to_one_writable_layer_after_another(store):
+    """apply_diff() of each tar on a writable layer over those before it, committed in between."""
+    layer = store.register(SERIES[0][0])
+    for number, (tar, expected) in enumerate(SERIES[1:]):
+        rw = store.create_rw_layer(f"c{number}", layer.chain_id)
+        rw.apply_diff(tar)
+        with rw.mounted() as path:
+            assert inventory(path) == set(expected.split())
+        layer = rw.commit()
+
+
+def test_a_diff_applied_over_another_in_one_writable_layer_replaces_and_hides(store):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    rw.apply_diff(file("a/f", b"one") + file("mine", b"1") + end())
+    rw.apply_diff(file("a/f", b"second") + dir("mine/") + end())
+    with rw.mounted() as path:
+        assert shape(path) == {"a": "dir", "a/f": "second", "mine": "dir"}
+
+
+def test_a_diff_that_fails_says_so_and_the_layer_goes_on_living(store):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    with pytest.raises(BreakoutError):
+        rw.apply_diff(file("ok", b"ok") + file("../x") + end())
+    assert rw.apply_diff(file("more", b"more") + end()) >= 4
+    with rw.mounted() as path:
+        assert shape(path)["more"] == "more"
+
+
+def test_apply_diff_reads_no_further_than_it_must_and_never_too_little(store):
+    """No digest is wanted of it, so what trails need not be read; every entry must be."""
+    rw = store.create_rw_layer("c")
+    source = io.BytesIO(tarkit.T1 + bytes(1 << 20))
+    assert rw.apply_diff(source) == 5
+    assert source.tell() >= len(tarkit.T1) - 512

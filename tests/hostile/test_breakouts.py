@@ -8,7 +8,7 @@ import re
 import pytest
 import tarkit
 from disk import changed, disk_state, shape
-from tarkit import end, file, hardlink, symlink, whiteout
+from tarkit import dir, end, file, hardlink, node, symlink, whiteout
 
 from layerstore import BreakoutError, LayerStoreError, assemble
 
@@ -47,7 +47,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("entry", [file, tarkit.dir, tarkit.fifo], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("entry", [file, dir, tarkit.fifo], ids=lambda e: e.__name__)
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
 def test_a_name_that_leaves_the_root_is_a_breakout(store, outside, unchanged, entry, name):
     with unchanged(), pytest.raises(BreakoutError) as caught:
@@ -112,7 +112,7 @@ def test_a_hard_link_to_a_symlink_links_the_symlink(store, outside, diff_of, vic
 ESCAPES = {
     "relative": symlink("l", UP + "victim"),
     "one up": symlink("l", "../victim"),
-    "in two hops": tarkit.dir("inner/") + symlink("inner/up", "..") + symlink("inner/up/l", "../victim"),
+    "in two hops": dir("inner/") + symlink("inner/up", "..") + symlink("inner/up/l", "../victim"),
     "a chain of links": symlink("a", "b") + symlink("b", "c") + symlink("c", "..") + symlink("l", "a/victim"),
     "far up": symlink("l", UP),
 }
@@ -123,7 +123,7 @@ ESCAPES = {
 def test_nothing_is_made_through_a_symlink_that_climbs_out(store, outside, unchanged, escape, kind):
     entry = {
         "file": file("l/f", b"f"),
-        "dir": tarkit.dir("l/f/"),
+        "dir": dir("l/f/"),
         "whiteout": whiteout("l/hello"),
         "opaque": tarkit.opaque("l"),
         "fifo": tarkit.fifo("l/f"),
@@ -144,7 +144,7 @@ def test_an_absolute_symlink_leads_to_the_layers_own_root(store, outside, diff_o
 @pytest.mark.parametrize("with_run", [True, False])
 def test_a_link_that_was_there_before_is_followed_inside(store, outside, diff_of, with_run):
     rw = store.create_rw_layer("c")
-    rw.apply_diff((tarkit.dir("run/") if with_run else b"") + symlink("var/run", "/run") + end())
+    rw.apply_diff((dir("run/") if with_run else b"") + symlink("var/run", "/run") + end())
     rw.apply_diff(file("var/run/existing/non-existing/f", b"f") + end())
     diff = diff_of(store.get_mount_id("c"))
     assert (diff / "run/existing/non-existing/f").read_bytes() == b"f"
@@ -174,19 +174,19 @@ def test_an_entry_over_a_symlink_never_touches_its_target(store, outside, victim
         "times": symlink("l", absolute(victim / "hello"), mtime=99),
         "xattr": tarkit.xattrs({"trusted.x": b"y"}) + symlink("l", absolute(victim / "hello")),
         "file over it": file("l", b"new", mode=0o777, mtime=5),
-        "directory over it": tarkit.dir("l/", mode=0o700) + file("l/sub", b"s"),
+        "directory over it": dir("l/", mode=0o700) + file("l/sub", b"s"),
     }[change]
     store.register(link + entry + end())
 
 
 def test_a_directory_entry_over_a_link_to_a_directory_replaces_the_link(store, outside, diff_of, victim):
-    layer = store.register(symlink("l", absolute(victim)) + tarkit.dir("l/", mode=0o700) + file("l/x", b"x") + end())
+    layer = store.register(symlink("l", absolute(victim)) + dir("l/", mode=0o700) + file("l/x", b"x") + end())
     assert shape(diff_of(layer)) == {"l": "dir", "l/x": "x"}
 
 
 def test_replacing_a_tree_removes_links_and_not_what_they_lead_to(store, outside, diff_of, victim):
     tar = (
-        tarkit.dir("d/") + symlink("d/l", absolute(victim)) + symlink("d/m", UP + "victim") + file("d", b"now") + end()
+        dir("d/") + symlink("d/l", absolute(victim)) + symlink("d/m", UP + "victim") + file("d", b"now") + end()
     )
     assert shape(diff_of(store.register(tar))) == {"d": "now"}
 
@@ -194,10 +194,10 @@ def test_replacing_a_tree_removes_links_and_not_what_they_lead_to(store, outside
 def test_a_directory_swapped_for_a_link_gets_no_late_metadata(store, outside, victim, diff_of):
     """Directory times are set at the end: through the old name they would reach the victim."""
     tar = (
-        tarkit.dir("d/", mtime=5, mode=0o700)
+        dir("d/", mtime=5, mode=0o700)
         + file("d/f", b"f")
         + symlink("d", absolute(victim))
-        + tarkit.dir("e/", mtime=6)
+        + dir("e/", mtime=6)
         + symlink("e", UP + "victim")
         + end()
     )
@@ -206,7 +206,7 @@ def test_a_directory_swapped_for_a_link_gets_no_late_metadata(store, outside, vi
 
 
 def test_a_parent_swapped_for_a_link_hides_no_later_file(store, outside, unchanged):
-    tar = tarkit.dir("d/") + file("d/a", b"a") + symlink("d", UP + "victim") + file("d/a", b"b") + end()
+    tar = dir("d/") + file("d/a", b"a") + symlink("d", UP + "victim") + file("d/a", b"b") + end()
     with unchanged(), pytest.raises(BreakoutError):
         store.register(tar)
 
@@ -301,3 +301,37 @@ def test_exports_follow_no_link(store, victim, room):
         data = stream.read()
     assert b"what a hostile tar" not in data
     assert changed(before, disk_state(victim)) == []
+
+
+# ---- refusals, by name -----------------------------------------------------------------------------------
+REFUSALS = {
+    "name": (file("../victim/x"), BreakoutError, r'invalid entry name "\.\./victim/x"'),
+    "absolute name": (file("/../victim/x"), BreakoutError, r'invalid entry name "/\.\./victim/x"'),
+    "dots": (dir(".."), BreakoutError, r'invalid entry name "\.\."'),
+    "hard link": (file("a") + hardlink("b", "../victim/hello"), BreakoutError, "invalid hardlink target"),
+    "hard link to the top": (dir("d/") + hardlink("b", "./"), BreakoutError, "invalid hardlink target"),
+    "symlink": (symlink("l", "../victim") + file("l/f"), LayerStoreError, "escapes"),
+    "whiteout of nothing": (file(".wh."), LayerStoreError, r'invalid whiteout entry "\.wh\."'),
+    "whiteout of itself": (dir("d/") + file("d/.wh.."), LayerStoreError, r'invalid whiteout entry "d/\.wh\.\."'),
+    "whiteout of its parent": (file(".wh..."), LayerStoreError, r'invalid whiteout entry "\.wh\.\.\."'),
+    "device": (node("n", "c", tarkit.base256(1 << 32, 8), 0), LayerStoreError, "out of range"),
+    "type 7": (file("x", typeflag=b"7"), LayerStoreError, "unhandled tar header type 55"),
+    "type Z": (file("x", typeflag=b"Z"), LayerStoreError, "unhandled tar header type 90"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_a_refusal_names_the_entry_and_the_reason(store, unchanged, victim, name):
+    entries, error, text = REFUSALS[name]
+    store.register(tarkit.T1)
+    with unchanged(), pytest.raises(error) as caught:
+        store.register(dir("before/") + entries + file("behind") + end())
+    assert re.search(text, str(caught.value)), str(caught.value)
+    if error is BreakoutError:
+        assert caught.value.path
+
+
+def test_a_two_hop_climb_through_links_writes_nothing_outside(store, victim):
+    tar = dir("inner/") + symlink("inner/go_up", "..") + symlink("inner/go_up/escape", "../victim")
+    with pytest.raises((LayerStoreError, OSError)):
+        store.register(tar + file("inner/go_up/escape/newfile", b"x") + end())

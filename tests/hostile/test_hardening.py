@@ -19,6 +19,7 @@ import time
 import pytest
 import tarkit
 from disk import OUTSIDE, mounts_below
+from stored import tar_of
 from tarkit import dir, end, file, hardlink, symlink, whiteout
 
 from layerstore import (
@@ -67,11 +68,6 @@ def interruption(number, *, after=lambda: True, at=None, act=None):
         sys.setprofile(None)
 
 
-def read(layer):
-    with layer.tar_stream() as stream:
-        return stream.read()
-
-
 def worse_than_orphans(store):
     return [problem for problem in store.verify() if problem.kind != "orphan"]
 
@@ -108,7 +104,7 @@ def test_ctrl_c_just_after_a_layer_became_visible_leaves_it_whole_or_away(room, 
         assert worse_than_orphans(again) == []
         again.cleanup()
         assert again.verify() == []
-        assert read(again.register(tarkit.T2, base.chain_id)) == tarkit.T2
+        assert tar_of(again.register(tarkit.T2, base.chain_id)) == tarkit.T2
         if not answer:
             break
     assert 1 < number < 59
@@ -203,7 +199,7 @@ def test_what_another_one_deleted_meanwhile_is_stored_again(two):
     layer = one.register(tarkit.T1)
     other.register(tarkit.T1).release()
     assert layer.release() != []
-    assert read(other.register(tarkit.T1)) == tarkit.T1
+    assert tar_of(other.register(tarkit.T1)) == tarkit.T1
     assert other.verify() == []
 
 
@@ -215,7 +211,7 @@ def test_a_reference_to_a_layer_that_is_gone_does_not_delete_the_one_made_anew(t
     layer = one.register(tarkit.T1)
     with contextlib.suppress(LayerStoreError):
         other.release(old)
-    assert read(layer) == tarkit.T1
+    assert tar_of(layer) == tarkit.T1
     assert one.verify() == []
 
 
@@ -260,7 +256,7 @@ def test_cleanup_beside_register_and_release_disturbs_neither(open_store):
 
     def layers():
         with store.register(tarkit.T1) as below, store.register(tarkit.T2, below.chain_id) as layer:
-            assert read(layer) == tarkit.T2
+            assert tar_of(layer) == tarkit.T2
 
     threads = [threading.Thread(target=again_and_again, args=(work,)) for work in (layers, layers, store.cleanup)]
     for thread in threads:
@@ -292,7 +288,7 @@ def test_the_deletion_of_a_file_with_the_longest_name_is_committed(open_store, l
 def test_verify_finds_nothing_where_a_device_replaced_a_directory(open_store, inner):
     store = open_store(options=SMALL)
     tar = file("q", b"q") + inner + tarkit.node("d", "c", 1, 3) + end()
-    assert read(store.register(tar)) == tar
+    assert tar_of(store.register(tar)) == tar
     assert store.verify() == []
 
 
@@ -354,7 +350,7 @@ def test_a_buffer_that_is_written_to_meanwhile_gives_an_error_or_a_layer_that_co
     finally:
         done.set()
         thread.join()
-    assert tarkit.diff_id(read(layer)) == layer.diff_id
+    assert tarkit.diff_id(tar_of(layer)) == layer.diff_id
     assert store.verify() == []
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import tarkit
 from soak import budget
+from stored import tar_of
 
 import layerstore
 from layerstore import FileMetadataStore, Images, InvalidOptionError, Store, StoreInUseError
@@ -443,8 +444,7 @@ def test_a_child_that_is_forked_in_a_call_and_leaves_it_takes_nothing_from_its_p
         os.kill(pids[0], 9)
         os.waitpid(pids[0], 0)
     assert os.waitstatus_to_exitcode(ended[1]) == 7 and ended[0]
-    with layer.tar_stream() as stream:
-        assert stream.read() == tar
+    assert tar_of(layer) == tar
     assert store.verify() == []
 
 

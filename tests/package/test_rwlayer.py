@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import stat
 import tarfile
 
@@ -9,12 +10,14 @@ import pytest
 import refused
 import tarkit
 from disk import mount_line, mounts_below, shape
+from stored import BoomError
 from tarkit import end, file
 
 import layerstore
 from layerstore import (
     CreateRWLayerOpts,
     LayerNotRetainedError,
+    LayerStoreError,
     MountDoesNotExistError,
     MountNameConflictError,
     changes_between,
@@ -32,10 +35,6 @@ BASE = (
     + file("top", b"top", mtime=5)
     + end()
 )
-
-
-class BoomError(Exception):
-    pass
 
 
 @pytest.fixture
@@ -464,3 +463,67 @@ def test_a_stream_of_a_writable_layer_is_closed_with_its_mount_gone(rw, root):
     stream.read(1)
     stream.close()
     assert mounts_below(root) == []
+
+
+# ---- labels, init layers, names --------------------------------------------------------------------------
+@pytest.mark.skipif(os.path.exists("/sys/fs/selinux/enforce"), reason="a kernel with SELinux takes the label")
+def test_a_label_the_kernel_does_not_know_is_an_error_and_leaves_no_mount(store, root):
+    base = store.register(tarkit.T1)
+    rw = store.create_rw_layer("c", base.chain_id)
+    for _ in range(2):
+        with pytest.raises((OSError, LayerStoreError)):
+            rw.mount("system_u:object_r:container_file_t:s0")
+        assert mounts_below(root) == []
+        assert not (root / "overlay2" / store.get_mount_id("c") / "merged").exists()
+    path = rw.mount()
+    assert rw.mount("the label of a later call is ignored") == path
+    rw.unmount()
+    rw.unmount()
+    assert mounts_below(root) == []
+
+
+def test_a_label_longer_than_a_page_is_an_error_and_leaves_no_mount(store, root):
+    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
+    with pytest.raises((OSError, LayerStoreError)):
+        rw.mount("x" * 5000)
+    assert mounts_below(root) == []
+    assert len(rw.mount()) > 1
+    rw.unmount()
+    assert mounts_below(root) == []
+
+
+def test_init_is_given_a_writable_root_and_its_mount_is_gone_when_it_ends(store, root):
+    base = store.register(tarkit.T1)
+    seen = []
+
+    def init(path):
+        seen.append((path, mount_line(path)[2], os.access(path, os.W_OK), sorted(os.listdir(path))))
+
+    store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=init))
+    init_root = str(root / "overlay2" / (store.get_mount_id("c") + "-init") / "merged")
+    assert seen == [(init_root, "overlay", True, ["a"])]
+    assert mounts_below(root) == []
+
+
+def test_an_init_without_parent_is_given_the_diff_directory(store, root):
+    seen = []
+    rw = store.create_rw_layer("c", "", CreateRWLayerOpts(init_func=lambda path: seen.append(path)))
+    assert seen == [str(root / "overlay2" / (store.get_mount_id("c") + "-init") / "diff")]
+    with rw.mounted() as path:
+        assert path.endswith("merged")
+
+
+def test_a_storage_option_map_of_the_caller_is_left_as_it_is(store):
+    base = store.register(tarkit.T1)
+    given = {}
+    store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(storage_opt=given))
+    assert given == {}
+
+
+def test_mount_ids_are_64_hex_that_do_not_begin_with_twelve_digits(store):
+    ids = []
+    for number in range(20):
+        store.create_rw_layer(str(number))
+        ids.append(store.get_mount_id(str(number)))
+    assert len(set(ids)) == 20
+    assert all(re.fullmatch("[0-9a-f]{64}", text) and not text[:12].isdigit() for text in ids)

@@ -3,12 +3,14 @@
 import io
 import logging
 import os
+import re
 
 import pytest
 import recipes
 import refused
 import tarkit
-from disk import changed, disk_state
+from disk import disk_state, mounts_below
+from stored import UNKNOWN, BoomError, Failing, driver_directories, tar_of
 from tarkit import end, file
 
 import layerstore
@@ -16,40 +18,8 @@ from layerstore import (
     CreateRWLayerOpts,
     LayerDoesNotExistError,
     LayerNotRetainedError,
-    MountDoesNotExistError,
-    MountNameConflictError,
+    LayerStoreError,
 )
-
-UNKNOWN = "sha256:" + "1" * 64
-
-
-class Failing:
-    """A source that raises after so many bytes."""
-
-    def __init__(self, data, after, error):
-        self.stream, self.left, self.error = io.BytesIO(data), after, error
-        self.asked = 0
-
-    def read(self, n):
-        self.asked += 1
-        if self.left <= 0:
-            raise self.error
-        piece = self.stream.read(min(n, self.left))
-        self.left -= len(piece)
-        return piece
-
-
-class BoomError(Exception):
-    pass
-
-
-@pytest.fixture
-def db(root):
-    return root / "image/overlay2/layerdb"
-
-
-def drivers(root):
-    return sorted(name for name in os.listdir(root / "overlay2") if len(name) >= 64)
 
 
 def test_register_gives_ids_and_sizes(store):
@@ -58,17 +28,17 @@ def test_register_gives_ids_and_sizes(store):
     assert (layer.size, layer.diff_size) == (5, 5)
 
 
-def test_the_same_tar_twice_is_one_layer_with_two_references(store, root, db):
+def test_the_same_tar_twice_is_one_layer_with_two_references(store, root, layerdb):
     first, second = store.register(tarkit.T1), store.register(tarkit.T1)
     assert first is not second
     assert first.cache_id == second.cache_id
-    assert len(os.listdir(db / "sha256")) == 1
-    assert os.listdir(db / "tmp") == []
-    assert drivers(root) == [first.cache_id]
+    assert len(os.listdir(layerdb / "sha256")) == 1
+    assert os.listdir(layerdb / "tmp") == []
+    assert driver_directories(root) == [first.cache_id]
     assert len(os.listdir(root / "overlay2/l")) == 1
 
 
-def test_each_reference_is_released_once(store, root, db):
+def test_each_reference_is_released_once(store, root, layerdb):
     first, second = store.register(tarkit.T1), store.register(tarkit.T1)
     assert store.release(first) == []
     with pytest.raises(LayerNotRetainedError, match="layer not retained"):
@@ -77,13 +47,13 @@ def test_each_reference_is_released_once(store, root, db):
     assert gone == [(tarkit.T1_DIFF_ID, tarkit.T1_DIFF_ID, 5, 5)]
     assert (gone[0].chain_id, gone[0].size, gone[0].diff_size) == (tarkit.T1_DIFF_ID, 5, 5)
     assert store.release(second) == []
-    assert drivers(root) == []
-    assert os.listdir(db / "sha256") == []
+    assert driver_directories(root) == []
+    assert os.listdir(layerdb / "sha256") == []
 
 
 def test_an_unknown_parent_is_refused_before_a_byte_is_read(store, unchanged):
     store.register(tarkit.T2)
-    source = Failing(tarkit.T1, 10**9, BoomError())
+    source = Failing(tarkit.T1, 10**9)
     with unchanged(), pytest.raises(LayerDoesNotExistError):
         store.register(source, UNKNOWN)
     assert source.asked == 0
@@ -109,7 +79,7 @@ def test_a_source_that_raises_leaves_nothing(store, unchanged, root, after):
         store.register(Failing(tarkit.T1, after, error), base.chain_id)
     assert caught.value is error
     assert len(store.release(base)) == 1
-    assert drivers(root) == []
+    assert driver_directories(root) == []
 
 
 @pytest.mark.parametrize("name", refused.BAD)
@@ -131,7 +101,7 @@ def test_an_entry_of_no_kind_is_refused_with_its_number(store, unchanged, name):
         store.register(tar, base.chain_id)
 
 
-def test_a_failure_in_a_fresh_store_leaves_only_its_scaffold(store, root, db):
+def test_a_failure_in_a_fresh_store_leaves_only_its_scaffold(store, root, layerdb):
     before = disk_state(root)
     with pytest.raises(layerstore.TarFormatError):
         store.register(b"A" * 1024)
@@ -144,145 +114,7 @@ def test_bytes_behind_the_end_are_part_of_the_layer(store):
     tar = tarkit.T1 + b"JUNK"
     layer = store.register(tar)
     assert layer.diff_id == tarkit.diff_id(tar)
-    with layer.tar_stream() as stream:
-        assert stream.read() == tar
-
-
-def test_a_restart_finds_everything(store, open_store, root):
-    one = store.register(tarkit.T1)
-    two = store.register(tarkit.T2, one.chain_id)
-    rw = store.create_rw_layer("c", two.chain_id)
-    path = rw.mount()
-    rw.unmount()
-    facts = [(x.chain_id, x.diff_id, x.size, x.diff_size, x.cache_id) for x in (one, two)]
-    store.close()
-    again = open_store()
-    back = [again.get(x[0]) for x in facts]
-    assert [(x.chain_id, x.diff_id, x.size, x.diff_size, x.cache_id) for x in back] == facts
-    assert back[1].parent.chain_id == one.chain_id
-    assert back[0].parent is None
-    assert again.mounts() == ["c"]
-    with pytest.raises(MountNameConflictError, match="mount already exists with name"):
-        again.create_rw_layer("c", two.chain_id)
-    rw = again.get_rw_layer("c")
-    assert rw.mount() == path
-    rw.unmount()
-    assert back[0].release() == []
-    assert back[1].release() == []
-    assert [m.chain_id for m in again.release_rw_layer(rw)] == [two.chain_id, one.chain_id]
-    assert drivers(root) == []
-    assert again.map() == {}
-
-
-def test_opening_touches_nothing(store, open_store, root):
-    one = store.register(tarkit.T1)
-    store.create_rw_layer("c", one.chain_id)
-    store.close()
-    before = disk_state(root, times=True)
-    open_store()
-    assert changed(before, disk_state(root, times=True)) == []
-
-
-def test_a_restored_layer_stays_until_it_is_taken_and_released(store, open_store):
-    chain = store.register(tarkit.T1).chain_id
-    store.close()
-    again = open_store()
-    assert chain in again.map()
-    assert [m.chain_id for m in again.get(chain).release()] == [chain]
-
-
-def test_a_corrupt_layer_hides_its_children_and_nothing_else(store, open_store, root, db):
-    one = store.register(tarkit.T1)
-    two = store.register(tarkit.T2, one.chain_id)
-    three = store.register(file("x", b"x") + end(), two.chain_id)
-    other = store.register(file("y", b"y") + end())
-    store.create_rw_layer("on three", three.chain_id)
-    store.create_rw_layer("on other", other.chain_id)
-    store.close()
-    (db / "sha256" / two.chain_id.encoded / "size").write_text("x")
-    before = disk_state(root)
-    again = open_store()
-    assert set(again.map()) == {one.chain_id, other.chain_id}
-    assert again.mounts() == ["on other"]
-    for hidden in (two, three):
-        with pytest.raises(LayerDoesNotExistError):
-            again.get(hidden.chain_id)
-    with pytest.raises(MountDoesNotExistError):
-        again.get_rw_layer("on three")
-    assert changed(before, disk_state(root)) == []
-
-
-def test_cleanup_finishes_an_interrupted_removal(store, open_store, root, db):
-    layer = store.register(tarkit.T1)
-    keep = store.register(tarkit.T2)
-    store.close()
-    place = db / "sha256" / layer.chain_id.encoded
-    place.rename(place.with_name(place.name + "-0123-removing"))
-    again = open_store()
-    assert set(again.map()) == {keep.chain_id}
-    again.cleanup()
-    assert os.listdir(db / "sha256") == [keep.chain_id.encoded]
-    assert drivers(root) == [keep.cache_id]
-    assert len(os.listdir(root / "overlay2/l")) == 1
-
-
-def test_cleanup_removes_what_nobody_owns_and_nothing_else(store, root, db):
-    keep = store.register(tarkit.T1)
-    store.create_rw_layer("c", keep.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
-    before = disk_state(root)
-    stray = "f" * 64
-    (root / "overlay2" / stray / "diff").mkdir(parents=True)
-    (root / "overlay2" / stray / "link").write_text("A" * 26)
-    (root / "overlay2/l" / ("A" * 26)).symlink_to(f"../{stray}/diff")
-    (root / "overlay2/l" / ("B" * 26)).symlink_to("../gone/diff")
-    (db / "tmp/write-set-77").mkdir()
-    (db / "tmp/write-set-77/size").write_text("1")
-    store.cleanup()
-    assert changed(before, disk_state(root)) == []
-
-
-def test_cleanup_keeps_what_strangers_put_beside_it(store, root):
-    """Not ids of ours, so not ours to take."""
-    store.register(tarkit.T1)
-    for path in ("overlay2/lost+found", "image/overlay2/imagedb", "containers"):
-        (root / path).mkdir()
-    (root / "image/overlay2/repositories.json").write_text("{}")
-    before = disk_state(root)
-    store.cleanup()
-    assert changed(before, disk_state(root)) == []
-
-
-def test_cleanup_spares_layers_that_did_not_load(store, open_store, root, db):
-    layer = store.register(tarkit.T1)
-    store.close()
-    (db / "sha256" / layer.chain_id.encoded / "size").write_text("x")
-    before = disk_state(root)
-    open_store().cleanup()
-    assert changed(before, disk_state(root)) == []
-
-
-@pytest.mark.parametrize("content", [None, "", " \n"])
-def test_cleanup_skips_a_removal_that_names_no_cache_id(store, db, content):
-    keep = store.register(tarkit.T1)
-    place = db / "sha256" / ("3" * 64 + "-9-removing")
-    place.mkdir()
-    if content is not None:
-        (place / "cache-id").write_text(content)
-    store.cleanup()
-    assert keep.chain_id in store.map()
-    assert store.verify(keep.chain_id) == []
-
-
-@pytest.mark.parametrize("escape", ["..", ".", "../victim", "l", "/etc"])
-def test_cleanup_never_follows_a_planted_cache_id_out_of_the_driver(store, root, db, victim, escape):
-    keep = store.register(tarkit.T1)
-    place = db / "sha256" / ("3" * 64 + "-9-removing")
-    place.mkdir()
-    (place / "cache-id").write_text(escape)
-    store.cleanup()
-    assert store.verify(keep.chain_id) == []
-    with keep.tar_stream() as stream:
-        assert stream.read() == tarkit.T1
+    assert tar_of(layer) == tar
 
 
 def test_map_is_a_copy(store):
@@ -389,8 +221,7 @@ def test_the_empty_layer_registers_like_any_other(store):
     layer = store.register(bytes(1024))
     assert layer.diff_id == layer.chain_id == layerstore.EMPTY_LAYER_DIFF_ID
     assert (layer.size, layer.parent) == (0, None)
-    with layer.tar_stream() as stream:
-        assert stream.read() == bytes(1024)
+    assert tar_of(layer) == bytes(1024)
     child = store.register(bytes(1024), layer.chain_id)
     assert child.chain_id == "sha256:170b376f64fb30995c140276be3d71dfb256b308d86183ca3b22aa93a79ad548"
 
@@ -410,3 +241,229 @@ def test_values_are_named_tuples_and_print_as_docker_does():
     assert str(layerstore.Change("/etc/hosts", kinds.ADD)) == "A /etc/hosts"
     assert layerstore.CreateRWLayerOpts() == ("", None, None)
     assert layerstore.Descriptor() == ("", "", 0, (), None)
+
+
+# ---- what is there already -------------------------------------------------------------------------------
+def test_a_register_of_what_exists_reads_its_source_to_the_end(store):
+    store.register(tarkit.T1)
+    reader, writer = os.pipe()
+    with open(writer, "wb") as sink:
+        sink.write(tarkit.T1 + b"JUNK")
+    layer = store.register(reader)
+    assert os.read(reader, 10) == b""
+    os.close(reader)
+    assert layer.diff_id == tarkit.diff_id(tarkit.T1 + b"JUNK")
+
+
+# ---- counts of references after a failure ----------------------------------------------------------------
+FAILURES = {
+    "source raises": lambda s, p: s.register(Failing(tarkit.T2, 600), p),
+    "garbage": lambda s, p: s.register(b"A" * 1024, p),
+    "cut": lambda s, p: s.register(file("x", b"hello")[:514], p),
+    "unhandled type": lambda s, p: s.register(file("x", typeflag=b"7") + end(), p),
+    "breakout": lambda s, p: s.register(file("../x") + end(), p),
+    "progress raises": lambda s, p: s.register(tarkit.T2, p, progress=lambda done: 1 / 0),
+    "wrong source": lambda s, p: s.register(3.5, p),
+    "init raises": lambda s, p: s.create_rw_layer("c", p, CreateRWLayerOpts(init_func=lambda path: 1 / 0)),
+    "storage option": lambda s, p: s.create_rw_layer("c", p, CreateRWLayerOpts(storage_opt={"foo": "1"})),
+    "storage size": lambda s, p: s.create_rw_layer("c", p, CreateRWLayerOpts(storage_opt={"size": "10M"})),
+    "no size": lambda s, p: s.create_rw_layer("c", p, CreateRWLayerOpts(storage_opt={"size": "10x"})),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failure_gives_back_the_reference_to_the_parent(store, root, name):
+    base = store.register(tarkit.T1)
+    for _ in range(3):
+        with pytest.raises((LayerStoreError, ArithmeticError, BoomError, TypeError, ValueError, OSError)):
+            FAILURES[name](store, base.chain_id)
+    assert [gone.chain_id for gone in base.release()] == [tarkit.T1_DIFF_ID]
+    assert (driver_directories(root), store.map(), store.mounts()) == ([], {}, [])
+    assert os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / "image/overlay2/layerdb/tmp") == []
+
+
+def test_a_layer_that_exists_gives_back_the_second_reference_to_its_parent(store):
+    base = store.register(tarkit.T1)
+    first, second = store.register(tarkit.T2, base.chain_id), store.register(tarkit.T2, base.chain_id)
+    assert base.release() == []
+    assert first.release() == []
+    assert [gone.chain_id for gone in second.release()] == [tarkit.T2_ON_T1_CHAIN_ID, tarkit.T1_DIFF_ID]
+
+
+def test_an_init_that_raises_frees_the_name_and_the_parent(store, root):
+    base = store.register(tarkit.T1)
+    with pytest.raises(BoomError):
+        store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=lambda path: _raise(BoomError())))
+    assert [name for name in os.listdir(root / "overlay2") if name.endswith("-init")] == []
+    assert mounts_below(root) == []
+    rw = store.create_rw_layer("c", base.chain_id)
+    assert base.release() == []
+    assert len(store.release_rw_layer(rw)) == 1
+
+
+def _raise(error):
+    raise error
+
+
+def test_an_exception_that_is_no_error_passes_through_init_and_leaves_nothing(store, unchanged):
+    base = store.register(tarkit.T1)
+    store.create_rw_layer("warm", base.chain_id)
+    with unchanged(), pytest.raises(KeyboardInterrupt):
+        store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=lambda path: _raise(KeyboardInterrupt())))
+    assert mounts_below(store.root) == []
+
+
+# ---- releasing what will not go --------------------------------------------------------------------------
+def test_a_layer_that_cannot_be_deleted_is_an_error_and_cleanup_finishes_it(store, root, stuck):
+    base = store.register(tarkit.T1)
+    child = store.register(tarkit.dir("a/") + file("a/x", b"x") + end(), base.chain_id)
+    loosen = stuck(child)
+    assert base.release() == []
+    with pytest.raises(OSError):
+        store.release(child)
+    assert set(store.map()) == {base.chain_id}, "it is out of the map before it is deleted"
+    names = os.listdir(root / "image/overlay2/layerdb/sha256")
+    removing = [name for name in names if name.endswith("-removing")]
+    assert len(removing) == 1
+    assert re.fullmatch(child.chain_id.encoded + "-[0-9a-f]{64}-removing", removing[0])
+    assert store.release(child) == []
+    loosen()
+    store.cleanup()
+    assert os.listdir(root / "image/overlay2/layerdb/sha256") == [], "the base was released, and what needed it is gone"
+    assert driver_directories(root) == []
+
+
+def test_a_layer_that_cannot_be_deleted_is_logged_by_release_and_log(store, stuck, caplog):
+    layer = store.register(tarkit.T1)
+    loosen = stuck(layer)
+    with caplog.at_level(logging.INFO):
+        layerstore.release_and_log(store, layer)
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert record.getMessage().startswith(f"Error releasing layer {layer.chain_id}: ")
+    loosen()
+
+
+def test_a_writable_layer_that_cannot_be_deleted_may_be_released_again(store, root, stuck):
+    base = store.register(tarkit.T1)
+    rw = store.create_rw_layer("c", base.chain_id)
+    rw.apply_diff(tarkit.T1)
+    loosen = stuck(store.get_mount_id("c"))
+    with pytest.raises(OSError):
+        store.release_rw_layer(rw)
+    assert store.mounts() == ["c"]
+    assert base.release() == []
+    loosen()
+    assert [gone.chain_id for gone in store.release_rw_layer(rw)] == [base.chain_id]
+    assert driver_directories(root) == []
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+def test_what_is_no_ancestor_is_refused_in_mobys_words(store):
+    one = store.register(tarkit.T1)
+    two = store.register(tarkit.T2, one.chain_id)
+    for wrong in (two.chain_id, UNKNOWN, "x"):
+        with pytest.raises(Exception, match="is not a parent") as caught:
+            two.tar_stream_from(wrong)
+        text = f"layer ID '{wrong}' is not a parent of the specified layer: cannot provide diff to non-parent"
+        assert str(caught.value) == text
+
+
+def test_a_tar_that_differs_from_its_record_is_told_in_mobys_words(store, root):
+    layer = store.register(tarkit.T1)
+    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "diff").write_text(tarkit.T2_DIFF_ID)
+    store.close()
+    with layerstore.Store(root) as again:
+        with again.map()[layer.chain_id].tar_stream() as stream, pytest.raises(layerstore.CorruptLayerError) as caught:
+            stream.read()
+    assert str(caught.value).startswith(
+        f"could not verify layer data for: {tarkit.T2_DIFF_ID}. This may be because internal files in the layer "
+        "store were modified. Re-pulling or rebuilding this image may resolve the issue"
+    )
+
+
+def test_all_bytes_are_delivered_before_a_tar_is_found_to_differ(store, root):
+    one = store.register(file("f", b"hello") + end())
+    two = store.register(file("f", b"hello", mtime=5) + end())
+    db = root / "image/overlay2/layerdb/sha256"
+    record = "tar-split.json.gz"
+    (db / one.chain_id.encoded / record).write_bytes((db / two.chain_id.encoded / record).read_bytes())
+    got = b""
+    with one.tar_stream() as stream, pytest.raises(layerstore.CorruptLayerError):
+        while piece := stream.read(700):
+            got += piece
+    assert len(got) == 2048
+
+
+@pytest.mark.parametrize(
+    ("driver", "text"),
+    [
+        ("aufs", "ERROR: the aufs storage-driver has been deprecated and removed"),
+        ("devicemapper", "ERROR: the devicemapper storage-driver has been deprecated and removed"),
+        ("overlay", "ERROR: the overlay storage-driver has been deprecated and removed"),
+        ("nonsense", "error initializing graphdriver: "),
+        ("nonsense", ": nonsense"),
+    ],
+)
+def test_a_driver_of_the_past_or_of_nobody_is_refused_by_name(root, driver, text):
+    with pytest.raises(LayerStoreError) as caught:
+        layerstore.Store(root, driver=driver)
+    assert text in str(caught.value)
+
+
+def test_the_name_of_a_missing_layer_is_told_as_moby_tells_it(store):
+    for call in (store.get, store.verify, lambda chain: store.register(b"", chain)):
+        with pytest.raises(LayerDoesNotExistError) as caught:
+            call(UNKNOWN)
+        assert str(caught.value).startswith("layer does not exist")
+
+
+def test_an_empty_id_names_no_layer(store):
+    with pytest.raises(LayerDoesNotExistError):
+        store.get("")
+
+
+# ---- wrong use -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("wrong", [None, "text", 5, object(), tarkit.T1_DIFF_ID])
+def test_what_is_no_layer_cannot_be_released(store, wrong):
+    store.register(tarkit.T1)
+    for call in (store.release, store.release_rw_layer):
+        with pytest.raises((TypeError, AttributeError, LayerNotRetainedError)):
+            call(wrong)
+    assert len(store.map()) == 1
+
+
+def test_handles_of_the_other_kind_are_refused(store):
+    layer = store.register(tarkit.T1)
+    rw = store.create_rw_layer("c", layer.chain_id)
+    for call, wrong in ((store.release, rw), (store.release_rw_layer, layer)):
+        with pytest.raises((TypeError, AttributeError, LayerNotRetainedError)):
+            call(wrong)
+    assert (len(store.map()), store.mounts()) == (1, ["c"])
+
+
+def test_a_writable_handle_of_another_store_is_not_retained_here(open_store, room):
+    here, there = open_store(), open_store(room / "other")
+    here.create_rw_layer("c")
+    stranger = there.create_rw_layer("c")
+    with pytest.raises(LayerNotRetainedError):
+        here.release_rw_layer(stranger)
+    assert here.release_rw_layer(there.create_rw_layer("unknown here")) == []
+    assert (here.mounts(), sorted(there.mounts())) == (["c"], ["c", "unknown here"])
+
+
+def test_the_empty_layer_is_no_layer_of_a_store(store):
+    empty = layerstore.EMPTY_LAYER
+    assert (empty.chain_id, empty.diff_id) == (layerstore.EMPTY_LAYER_DIFF_ID,) * 2
+    assert (empty.parent, empty.size, empty.diff_size, empty.metadata()) == (None, 0, 0, {})
+    for stream in (empty.tar_stream(), empty.tar_stream_from("")):
+        with stream:
+            assert stream.read() == bytes(1024)
+    with pytest.raises(Exception, match="can't get parent tar stream of an empty layer"):
+        empty.tar_stream_from(UNKNOWN)
+    assert store.map() == {}
+
+
+def test_a_tar_of_zeros_is_the_empty_layer(store):
+    zeros = store.register(bytes(1024))
+    assert (zeros.diff_id, zeros.size) == (layerstore.EMPTY_LAYER_DIFF_ID, 0)

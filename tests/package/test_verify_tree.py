@@ -395,3 +395,56 @@ def test_the_owner_of_an_opaque_mark_is_nobodys(store):
     mark = tarkit.raw_header("d/.wh..wh..opq", gid=tarkit.base256(1 << 49, 8))
     layer = store.register(dir("d/") + mark + end())
     assert store.verify(layer.chain_id) == []
+
+
+# ---- what it says ----------------------------------------------------------------------------------------
+FAULTS = {
+    "content of a file": (lambda diff, db: (diff / "a/f").write_bytes(b"jello"), ("content", "a/f")),
+    "length of a file": (lambda diff, db: (diff / "a/f").write_bytes(b"hello!"), ("content", "a/f")),
+    "file gone": (lambda diff, db: (diff / "a/f").unlink(), ("missing", "a/f")),
+    "record gone": (lambda diff, db: (db / "tar-split.json.gz").unlink(), ("missing", "")),
+    "size wrong": (lambda diff, db: (db / "size").write_text("77"), ("metadata", "")),
+    "size unreadable": (lambda diff, db: (db / "size").write_text("x"), ("metadata", "")),
+    "diff gone": (lambda diff, db: (db / "diff").unlink(), ("metadata", "")),
+    "link wrong": (lambda diff, db: (diff.parent / "link").write_text("A" * 26), ("metadata", "")),
+    "link gone": (lambda diff, db: (diff.parent / "link").unlink(), ("metadata", "")),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_verify_names_a_fault_by_its_kind(store, root, diff_of, unchanged, name):
+    layer = store.register(tarkit.T1)
+    other = store.register(tarkit.T2)
+    harm, (kind, path) = FAULTS[name]
+    harm(diff_of(layer), root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded)
+    with unchanged():
+        found = store.verify()
+    told = [(p.kind, p.path.rstrip("/")) for p in found if p.subject in (layer.chain_id, layer.cache_id)]
+    assert (kind, path) in told or (kind == "metadata" and ("missing", path) in told), found
+    assert all(problem.subject != other.chain_id for problem in found)
+    assert all(problem.detail.strip() and "\n" not in problem.detail for problem in found)
+
+
+def test_verify_names_a_broken_mount(store, root):
+    base = store.register(tarkit.T1)
+    store.create_rw_layer("c", base.chain_id)
+    assert store.verify() == []
+    (root / "image/overlay2/layerdb/mounts/c/parent").write_text("nonsense")
+    assert [(p.kind, p.subject) for p in store.verify()] == [("metadata", "c")]
+
+
+def test_verify_names_every_kind_of_orphan(store, root):
+    keep = store.register(tarkit.T1)
+    store.create_rw_layer("c", keep.chain_id)
+    (root / "overlay2" / ("e" * 64) / "diff").mkdir(parents=True)
+    (root / "overlay2/l" / ("Z" * 26)).symlink_to("../nowhere/diff")
+    removing = root / "image/overlay2/layerdb/sha256" / ("5" * 64 + "-1-removing")
+    removing.mkdir()
+    found = store.verify()
+    assert {p.kind for p in found} == {"orphan"}
+    told = " ".join(f"{p.subject} {p.path} {p.detail}" for p in found)
+    for name in ("e" * 64, "Z" * 26, "5" * 64):
+        assert name in told
+    store.cleanup()
+    left = [p for p in store.verify() if p.subject == "e" * 64 or "Z" * 26 in f"{p.subject} {p.path} {p.detail}"]
+    assert left == []

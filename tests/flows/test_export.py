@@ -1,12 +1,7 @@
-"""Archives by the letter: the words of refusals, layers applied over layers, and tars made of trees to the byte.
-
-What a tar makes on disk stands in test_apply.py, test_whiteouts.py and test_breakouts.py. Here: what those leave out,
-and our own tars, which must be Docker's block for block where Docker's own are determined.
-"""
+"""Tars of our own making, to the byte: of a tree, of a difference, of all layers; Docker's block for block where Docker's are determined."""
 
 import io
 import os
-import re
 import socket
 import stat
 import tarfile
@@ -14,197 +9,16 @@ import time
 
 import pytest
 import tarkit
-from disk import changed, disk_state, inventory, shape
+from disk import changed, disk_state, redirects, shape
+from stored import names_of
 from tarkit import dir, end, fifo, file, hardlink, node, symlink, whiteout
 
-from layerstore import BreakoutError, LayerStoreError, LeftOutWarning
+from layerstore import LeftOutWarning
 
 CAPABILITY_OF_A_NAMESPACE = bytes.fromhex("0100000300040000000000000000000000000000a0860100")
-
-
-def redirects():
-    try:
-        with open("/sys/module/overlay/parameters/redirect_dir") as parameter:
-            return parameter.read().strip() == "Y"
-    except OSError:
-        return False
-
-
-only_redirecting = pytest.mark.skipif(
-    not redirects(), reason="NOT TESTED: this kernel's overlays rename no directory by redirection"
-)
-
-
 only_native = pytest.mark.skipif(redirects(), reason="this kernel's upper directories cannot be read alone")
 
 
-# ---- refusals, by name --------------------------------------------------------------------------------------------
-REFUSALS = {
-    "name": (file("../victim/x"), BreakoutError, r'invalid entry name "\.\./victim/x"'),
-    "absolute name": (file("/../victim/x"), BreakoutError, r'invalid entry name "/\.\./victim/x"'),
-    "dots": (dir(".."), BreakoutError, r'invalid entry name "\.\."'),
-    "hard link": (file("a") + hardlink("b", "../victim/hello"), BreakoutError, "invalid hardlink target"),
-    "hard link to the top": (dir("d/") + hardlink("b", "./"), BreakoutError, "invalid hardlink target"),
-    "symlink": (symlink("l", "../victim") + file("l/f"), LayerStoreError, "escapes"),
-    "whiteout of nothing": (file(".wh."), LayerStoreError, r'invalid whiteout entry "\.wh\."'),
-    "whiteout of itself": (dir("d/") + file("d/.wh.."), LayerStoreError, r'invalid whiteout entry "d/\.wh\.\."'),
-    "whiteout of its parent": (file(".wh..."), LayerStoreError, r'invalid whiteout entry "\.wh\.\.\."'),
-    "device": (node("n", "c", tarkit.base256(1 << 32, 8), 0), LayerStoreError, "out of range"),
-    "type 7": (file("x", typeflag=b"7"), LayerStoreError, "unhandled tar header type 55"),
-    "type Z": (file("x", typeflag=b"Z"), LayerStoreError, "unhandled tar header type 90"),
-}
-
-
-@pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_names_the_entry_and_the_reason(store, unchanged, victim, name):
-    entries, error, text = REFUSALS[name]
-    store.register(tarkit.T1)
-    with unchanged(), pytest.raises(error) as caught:
-        store.register(dir("before/") + entries + file("behind") + end())
-    assert re.search(text, str(caught.value)), str(caught.value)
-    if error is BreakoutError:
-        assert caught.value.path
-
-
-def test_a_two_hop_climb_through_links_writes_nothing_outside(store, victim):
-    tar = dir("inner/") + symlink("inner/go_up", "..") + symlink("inner/go_up/escape", "../victim")
-    with pytest.raises((LayerStoreError, OSError)):
-        store.register(tar + file("inner/go_up/escape/newfile", b"x") + end())
-
-
-def test_a_name_of_dots_within_the_layer_is_a_plain_name(store, diff_of):
-    found = shape(diff_of(store.register(file("a/../b", b"b") + file("..gitme", b"g") + file("...", b"d") + end())))
-    assert found == {"b": "b", "..gitme": "g", "...": "d"}
-
-
-# ---- on disk, what the other pages leave out -------------------------------------------------------------------------
-def test_a_whiteout_keeps_the_owner_of_its_entry_and_no_mode(store, diff_of):
-    diff = diff_of(store.register(whiteout("x", mode=0o644, uid=1000, gid=1001, mtime=77) + end()))
-    status = os.lstat(diff / "x")
-    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1000, 1001, 0)
-
-
-def test_an_opaque_mark_changes_neither_mode_nor_owner_of_its_directory(store, diff_of):
-    diff = diff_of(store.register(dir("d/", mode=0o750, uid=7) + tarkit.opaque("d/", mode=0o600, uid=9) + end()))
-    status = os.lstat(diff / "d")
-    assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (7, 0o750)
-
-
-def test_a_hard_link_to_a_symlink_leaves_the_mode_of_what_it_leads_to(store, diff_of):
-    tar = file("target", mode=0o644) + symlink("s", "target") + hardlink("h", "s", mode=0o777) + end()
-    diff = diff_of(store.register(tar))
-    assert stat.S_IMODE(os.lstat(diff / "target").st_mode) == 0o644
-    assert os.readlink(diff / "h") == "target"
-
-
-def test_implied_directories_belong_to_root_whoever_owns_the_file(store, diff_of):
-    diff = diff_of(store.register(file("a/b/c", uid=1000, gid=1000) + end()))
-    assert [(os.lstat(diff / d).st_uid, stat.S_IMODE(os.lstat(diff / d).st_mode)) for d in ("a", "a/b")] == [
-        (0, 0o755)
-    ] * 2
-
-
-# ---- layer over layer --------------------------------------------------------------------------------------------------
-def listing(*names):
-    return b"".join(dir(n) if n.endswith("/") else file(n, n.encode()) for n in names) + end()
-
-
-def names_of(tar):
-    with tarfile.open(fileobj=io.BytesIO(tar), encoding="utf-8") as archive:
-        return archive.getnames()
-
-
-SERIES = [
-    (
-        listing(
-            *[
-                ".baz",
-                "bar/",
-                "bar/bax",
-                "bar/bay/",
-                "baz",
-                "foo/",
-                "foo/.abc",
-                "foo/.bcd/",
-                "foo/.bcd/a",
-                "foo/cde/",
-                "foo/cde/def",
-                "foo/cde/efg",
-                "foo/fgh",
-                "foobar",
-            ]
-        ),
-        None,
-    ),
-    (
-        listing(*[".bay", ".wh.baz", "foo/", "foo/.bce", "foo/.wh..wh..opq", "foo/cde/", "foo/cde/efg"]),
-        ".bay .baz bar bar/bax bar/bay foo foo/.bce foo/cde foo/cde/efg foobar",
-    ),
-    (
-        listing(*[".bay", ".wh..baz", ".wh.foobar", "foo/", "foo/.abc", "foo/.wh.cde", "bar/"]),
-        ".bay bar bar/bax bar/bay foo foo/.abc foo/.bce",
-    ),
-]
-
-
-def test_dockers_series_of_whiteouts_flattens_as_dockers(store):
-    """Through our own flattening, which mounts nothing that a whiteout could be lost in."""
-    chain = ""
-    for tar, expected in SERIES:
-        layer = store.register(tar, chain)
-        chain = layer.chain_id
-        with layer.tar_stream_from("") as stream:
-            found = names_of(stream.read())
-        if expected:
-            assert set(found) == set(expected.split())
-
-
-def test_flattening_shows_what_a_mount_shows_also_of_an_opaque_top(store):
-    """The kernel joins the tops of all layers whatever their marks say; so must we."""
-    layer = store.register(listing(".abc", ".wh..wh..opq", "foobar"), store.register(SERIES[0][0]).chain_id)
-    with store.create_rw_layer("c", layer.chain_id).mounted() as path:
-        seen = inventory(path)
-    with layer.tar_stream_from("") as stream:
-        assert set(names_of(stream.read())) == seen
-
-
-def test_dockers_series_applied_to_one_writable_layer_after_another(store):
-    """apply_diff() of each tar on a writable layer over those before it, committed in between."""
-    layer = store.register(SERIES[0][0])
-    for number, (tar, expected) in enumerate(SERIES[1:]):
-        rw = store.create_rw_layer(f"c{number}", layer.chain_id)
-        rw.apply_diff(tar)
-        with rw.mounted() as path:
-            assert inventory(path) == set(expected.split())
-        layer = rw.commit()
-
-
-def test_a_diff_applied_over_another_in_one_writable_layer_replaces_and_hides(store):
-    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
-    rw.apply_diff(file("a/f", b"one") + file("mine", b"1") + end())
-    rw.apply_diff(file("a/f", b"second") + dir("mine/") + end())
-    with rw.mounted() as path:
-        assert shape(path) == {"a": "dir", "a/f": "second", "mine": "dir"}
-
-
-def test_a_diff_that_fails_says_so_and_the_layer_goes_on_living(store):
-    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
-    with pytest.raises(BreakoutError):
-        rw.apply_diff(file("ok", b"ok") + file("../x") + end())
-    assert rw.apply_diff(file("more", b"more") + end()) >= 4
-    with rw.mounted() as path:
-        assert shape(path)["more"] == "more"
-
-
-def test_apply_diff_reads_no_further_than_it_must_and_never_too_little(store):
-    """No digest is wanted of it, so what trails need not be read; every entry must be."""
-    rw = store.create_rw_layer("c")
-    source = io.BytesIO(tarkit.T1 + bytes(1 << 20))
-    assert rw.apply_diff(source) == 5
-    assert source.tell() >= len(tarkit.T1) - 512
-
-
-# ---- tars made of trees, to the byte ------------------------------------------------------------------------------------
 @pytest.fixture
 def made(store):
     """The tar that our writer makes of a tree, which a function builds in the upper directory of a writable layer."""
@@ -489,7 +303,7 @@ def test_what_the_kernel_wrote_comes_out_as_docker_writes_it(store):
         assert shape(path) == {"d": "dir", "d/y": "y"}
 
 
-# ---- tars of differences --------------------------------------------------------------------------------------------------
+# ---- tars of differences ---------------------------------------------------------------------------------
 @pytest.fixture
 def tower(store):
     """Three layers; over the first lie a changed directory, additions and a deletion, in two steps."""
@@ -574,73 +388,3 @@ def test_exports_are_streams_of_known_length_or_say_that_they_are_not(tower):
         with three.tar_stream_from(parent) as stream:
             size = stream.size
             assert len(stream.read()) == size
-
-
-# ---- a kernel whose overlays move directories by redirection ---------------------------------------------------------------
-@only_redirecting
-def test_dockers_series_is_executed_on_the_mount_where_the_upper_directory_cannot_be_read_alone(store):
-    """There a mark at the top works too: what lay below is deleted, not hidden."""
-    rw = store.create_rw_layer("c", store.register(SERIES[0][0]).chain_id)
-    last = listing(".abc", ".wh..wh..opq", "foobar"), ".abc foobar"
-    for tar, expected in [*SERIES[1:], last]:
-        rw.apply_diff(tar)
-        with rw.mounted() as path:
-            assert inventory(path) == set(expected.split())
-
-
-@only_redirecting
-def test_there_the_size_of_a_diff_is_the_sum_of_what_its_headers_say(store):
-    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
-    tar = file("x", b"hello") + hardlink("y", "x", size=7) + whiteout("a", b"abc") + dir("./", size=11) + end()
-    assert rw.apply_diff(tar) == 5 + 7 + 3 + 11
-
-
-@only_redirecting
-@pytest.mark.parametrize("name", ["d/.wh.", "d/.wh..", "d/.wh..."])
-def test_there_a_whiteout_of_no_name_is_refused_too(store, name):
-    rw = store.create_rw_layer("c", store.register(dir("d/") + file("d/f") + end()).chain_id)
-    with pytest.raises(LayerStoreError):
-        rw.apply_diff(file(name) + end())
-    with rw.mounted() as path:
-        assert shape(path) == {"d": "dir", "d/f": ""}
-
-
-@only_redirecting
-def test_there_an_opaque_mark_spares_what_its_own_tar_brought(store):
-    below = dir("d/") + file("d/old") + dir("d/e/") + file("d/e/old") + end()
-    rw = store.create_rw_layer("c", store.register(below).chain_id)
-    rw.apply_diff(file("d/new") + dir("d/e/") + file("d/e/new") + tarkit.opaque("d") + file("d/later") + end())
-    with rw.mounted() as path:
-        assert sorted(shape(path)) == ["d", "d/e", "d/e/new", "d/later", "d/new"]
-
-
-@only_redirecting
-def test_there_a_hard_link_may_name_a_file_of_a_lower_layer(store):
-    """It is made on the mount, where every layer is seen."""
-    rw = store.create_rw_layer("c", store.register(tarkit.T1).chain_id)
-    rw.apply_diff(hardlink("h", "a/f") + end())
-    with rw.mounted() as path:
-        assert os.path.samefile(f"{path}/h", f"{path}/a/f")
-
-
-@only_redirecting
-def test_there_nothing_leaves_the_mount_either(store, victim):
-    rw = store.create_rw_layer("c", store.register(symlink("l", "../../../../victim") + end()).chain_id)
-    for entries in (file("../x"), file("l/x"), hardlink("h", "../victim/hello")):
-        with pytest.raises((LayerStoreError, OSError)):
-            rw.apply_diff(entries + end())
-
-
-@only_redirecting
-def test_a_directory_moved_by_redirection_is_told_and_stored_whole(store):
-    """The upper directory alone does not hold what moved; the driver must not read it as if it did."""
-    base = store.register(dir("d1/") + file("d1/f", b"hello") + file("d1/g", b"g") + end())
-    rw = store.create_rw_layer("c", base.chain_id)
-    with rw.mounted() as path:
-        os.rename(f"{path}/d1", f"{path}/d2")
-        mine = shape(path)
-    assert sorted(str(change) for change in rw.changes()) == ["A /d2", "A /d2/f", "A /d2/g", "D /d1"]
-    layer = rw.commit()
-    with store.create_rw_layer("other", layer.chain_id).mounted() as path:
-        assert shape(path) == mine
-    assert ("Native Overlay Diff", "false") in store.driver_status()
