@@ -237,18 +237,12 @@ cdef class Apply:
 def stand_on(int root_fd, bytes unsettled not None, lowers, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_code code
-    cdef size_t size = len(unsettled), n = len(lowers), i
+    cdef bytes array = lay.descriptors(lowers)
     cdef const char *p = unsettled
-    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
-    if fds == NULL:
-        raise MemoryError
-    try:
-        for i in range(n):
-            fds[i] = lowers[i]
-        with nogil:
-            code = lay.lay_stand_on(root_fd, p, size, fds, n, flags, &err)
-    finally:
-        free(fds)
+    cdef const char *fds = array
+    cdef size_t size = len(unsettled), n = len(lowers)
+    with nogil:
+        code = lay.lay_stand_on(root_fd, p, size, <const int *>fds, n, flags, &err)
     lay.check(code, &err)
 
 

@@ -5,7 +5,6 @@ See _changes.pyi for what is promised. A Changes never changes, so any number of
 cimport lay
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
 
 import os
 
@@ -64,17 +63,11 @@ def compare_overlay(int upper_fd, lower_fds, bint userxattr=False):
     cdef lay.lay_code code
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = lay.LAY_CHANGES_USERXATTR if userxattr else 0
-    cdef size_t i, n = len(lower_fds)
-    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
-    if fds == NULL:
-        raise MemoryError
-    try:
-        for i in range(n):
-            fds[i] = lower_fds[i]
-        with nogil:
-            code = lay.lay_changes_overlay(&c, upper_fd, fds, n, flags, &err)
-    finally:
-        free(fds)
+    cdef bytes array = lay.descriptors(lower_fds)
+    cdef const char *fds = array
+    cdef size_t n = len(lower_fds)
+    with nogil:
+        code = lay.lay_changes_overlay(&c, upper_fd, <const int *>fds, n, flags, &err)
     lay.check(code, &err)
     return owned(c)
 

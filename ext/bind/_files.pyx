@@ -126,9 +126,9 @@ cdef named(path):
     return path if path is None else os.fspath(path)
 
 
-cdef failed(path):
+cdef failed(path, other=None):
     cdef int e = errno
-    raise OSError(e, os.strerror(e), named(path))
+    raise OSError(e, os.strerror(e), named(path), None, named(other))
 
 
 def name_of(int fd):
@@ -191,10 +191,8 @@ def fchmod(int fd, unsigned mode):
 def rename(source, target):
     """os.rename."""
     cdef bytes a = encoded(source), b = encoded(target)
-    cdef int e
     if c_rename(a, b) != 0:
-        e = errno
-        raise OSError(e, os.strerror(e), named(source), None, named(target))
+        failed(source, target)
 
 
 def exchange(int a_fd, a, int b_fd, b):
@@ -219,10 +217,8 @@ def punch(int fd, long long at, long long n):
 def symlink(target, path):
     """os.symlink."""
     cdef bytes a = encoded(target), b = encoded(path)
-    cdef int e
     if c_symlink(a, b) != 0:
-        e = errno
-        raise OSError(e, os.strerror(e), named(target), None, named(path))
+        failed(target, path)
 
 
 def unlink(path):

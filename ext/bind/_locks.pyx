@@ -1,11 +1,9 @@
 """Locks that no interrupt loses and no fork leaves behind.
 
-A signal's handler may raise at the entry of any Python function. So each lock is taken, handed over and given back
+A signal's handler may raise at the entry of any Python function. So each lock is taken, handed over and released
 inside one call of C, into which no Python function enters: `with` on such an object has no moment at which the lock is
-held and nobody gives it back. A wait looks for signals, and may have an end.
-
-In a forked child only the thread that forked goes on. What other threads held there is free; the descriptors of locks
-on directories are closed, because such a lock belongs to the open file, and so to the parent.
+held and no code is due to release it. A wait checks for signals, and may have an end. The locks themselves, and what
+a fork does to them, are ext/core/locks.
 """
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -13,216 +11,48 @@ from libc.errno cimport EAGAIN, EINTR, EINVAL, ENOENT, ENOLCK, ENOSYS, EOPNOTSUP
 
 import os
 
-cdef extern from *:
-    """
-    #include <errno.h>
-    #include <fcntl.h>
-    #include <pthread.h>
-    #include <string.h>
-    #include <sys/file.h>
-    #include <sys/stat.h>
-    #include <time.h>
-    #include <unistd.h>
-
-    static long long lay_now_us(void)
-    {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (long long)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-    }
-
-    static void lay_sleep_us(long long us)
-    {
-        struct timespec t = { .tv_sec = (time_t)(us / 1000000), .tv_nsec = (long)(us % 1000000) * 1000 };
-        nanosleep(&t, NULL);
-    }
-
-    /* All mutexes and all claims of the process, for the child of a fork. */
-    static pthread_mutex_t lay_all = PTHREAD_MUTEX_INITIALIZER;
-
-    /* ---- a mutex that its owner may take again ---- */
-
-    typedef struct lay_mutex {
-        pthread_mutex_t m;
-        pthread_cond_t c;
-        pthread_t owner;
-        int depth;                  /* 0: nobody's */
-        unsigned generation;        /* another one in a child: what was held in the parent is not given back there */
-        struct lay_mutex *next, **prev;
-    } lay_mutex;
-
-    static lay_mutex *lay_mutexes;
-
-    static void lay_mutex_make(lay_mutex *x)
-    {
-        pthread_condattr_t how;
-        pthread_condattr_init(&how);
-        pthread_condattr_setclock(&how, CLOCK_MONOTONIC);
-        pthread_mutex_init(&x->m, NULL);
-        pthread_cond_init(&x->c, &how);
-        pthread_condattr_destroy(&how);
-    }
-
-    static void lay_mutex_open(lay_mutex *x)
-    {
-        memset(x, 0, sizeof *x);
-        lay_mutex_make(x);
-        pthread_mutex_lock(&lay_all);
-        x->next = lay_mutexes;
-        x->prev = &lay_mutexes;
-        if (x->next)
-            x->next->prev = &x->next;
-        lay_mutexes = x;
-        pthread_mutex_unlock(&lay_all);
-    }
-
-    static void lay_mutex_close(lay_mutex *x)
-    {
-        pthread_mutex_lock(&lay_all);
-        *x->prev = x->next;
-        if (x->next)
-            x->next->prev = x->prev;
-        pthread_mutex_unlock(&lay_all);
-    }
-
-    /* 1: it is ours, once more; 0: it was another one's all the time. until: of lay_now_us(). */
-    static int lay_mutex_take(lay_mutex *x, long long until)
-    {
-        struct timespec t = { .tv_sec = (time_t)(until / 1000000), .tv_nsec = (long)(until % 1000000) * 1000 };
-        int taken, waited = 0;
-        pthread_mutex_lock(&x->m);
-        while (x->depth > 0 && !pthread_equal(x->owner, pthread_self()) && waited == 0)
-            waited = until ? pthread_cond_timedwait(&x->c, &x->m, &t) : ETIMEDOUT;
-        taken = x->depth == 0 || pthread_equal(x->owner, pthread_self());
-        if (taken) {
-            x->owner = pthread_self();
-            x->depth++;
-        }
-        pthread_mutex_unlock(&x->m);
-        return taken;
-    }
-
-    static void lay_mutex_give(lay_mutex *x)
-    {
-        pthread_mutex_lock(&x->m);
-        if (x->depth > 0 && --x->depth == 0)
-            pthread_cond_signal(&x->c);
-        pthread_mutex_unlock(&x->m);
-    }
-
-    static int lay_mutex_is_ours(lay_mutex *x)
-    {
-        pthread_mutex_lock(&x->m);
-        int ours = x->depth > 0 && pthread_equal(x->owner, pthread_self());
-        pthread_mutex_unlock(&x->m);
-        return ours;
-    }
-
-    /* ---- a directory that is locked by an open descriptor ---- */
-
-    typedef struct lay_claim {
-        int fd;                     /* -1: none */
-        struct lay_claim *next, **prev;
-    } lay_claim;
-
-    static lay_claim *lay_claims;
-
-    static void lay_claim_enter(lay_claim *k, int fd)
-    {
-        pthread_mutex_lock(&lay_all);
-        k->fd = fd;
-        k->next = lay_claims;
-        k->prev = &lay_claims;
-        if (k->next)
-            k->next->prev = &k->next;
-        lay_claims = k;
-        pthread_mutex_unlock(&lay_all);
-    }
-
-    /* The lock is the open file's, which a child forked meanwhile shares: closing alone would leave it there. */
-    static void lay_claim_drop(lay_claim *k)
-    {
-        pthread_mutex_lock(&lay_all);
-        int fd = k->fd;
-        k->fd = -1;
-        if (fd >= 0) {
-            *k->prev = k->next;
-            if (k->next)
-                k->next->prev = k->prev;
-        }
-        pthread_mutex_unlock(&lay_all);
-        if (fd >= 0) {
-            flock(fd, LOCK_UN);
-            close(fd);
-        }
-    }
-
-    /* 1: fd is what stands at path still; 0: it is not; -1: errno. */
-    static int lay_claim_is_of(int fd, const char *path)
-    {
-        struct stat a, b;
-        if (fstat(fd, &a) != 0)
-            return -1;
-        if (fstatat(AT_FDCWD, path, &b, AT_SYMLINK_NOFOLLOW) != 0)
-            return errno == ENOENT || errno == ENOTDIR ? 0 : -1;
-        return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-    }
-
-    /* ---- in the child of a fork ---- */
-
-    static void lay_locks_after_fork(void)
-    {
-        pthread_mutex_init(&lay_all, NULL);
-        for (lay_mutex *x = lay_mutexes; x; x = x->next) {
-            lay_mutex_make(x);
-            if (x->depth > 0 && !pthread_equal(x->owner, pthread_self())) {
-                x->depth = 0;
-                x->generation++;
-            }
-        }
-        while (lay_claims) {
-            lay_claim *k = lay_claims;
-            lay_claims = k->next;
-            close(k->fd);
-            k->fd = -1;
-        }
-    }
-    """
-    long long lay_now_us() nogil
-    void lay_sleep_us(long long us) nogil
+cdef extern from "locks/locks.h" nogil:
+    long long lay_locks_now()
+    void lay_locks_sleep(long long us)
+    void lay_locks_after_fork()
     ctypedef struct lay_mutex:
         int depth
         unsigned generation
-    void lay_mutex_open(lay_mutex *x) nogil
-    void lay_mutex_close(lay_mutex *x) nogil
-    int lay_mutex_take(lay_mutex *x, long long until) nogil
-    void lay_mutex_give(lay_mutex *x) nogil
-    int lay_mutex_is_ours(lay_mutex *x) nogil
+    void lay_mutex_open(lay_mutex *x)
+    void lay_mutex_close(lay_mutex *x)
+    int lay_mutex_take(lay_mutex *x, long long until)
+    void lay_mutex_give(lay_mutex *x)
+    int lay_mutex_is_ours(lay_mutex *x)
     ctypedef struct lay_claim:
         int fd
-    void lay_claim_enter(lay_claim *k, int fd) nogil
-    void lay_claim_drop(lay_claim *k) nogil
-    int lay_claim_is_of(int fd, const char *path) nogil
-    void lay_locks_after_fork() nogil
+    void lay_claim_enter(lay_claim *k, int fd)
+    void lay_claim_drop(lay_claim *k)
+    int lay_claim_is_of(int fd, const char *path)
+
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/file.h>
+    #include <unistd.h>
+    """
     int LOCK_EX, LOCK_NB, O_RDONLY, O_DIRECTORY, O_NOFOLLOW, O_CLOEXEC
     int AT_FDCWD
-    int c_open "open"(const char *path, int flags) nogil
     int c_openat "openat"(int at, const char *path, int flags) nogil
     int c_close "close"(int fd) nogil
     int c_flock "flock"(int fd, int operation) nogil
 
 cdef enum:
     SLICE_US = 50000          # of a wait for another thread, between two looks for signals
-    FIRST_US = 50             # of a wait for another process: it asks again and again, as no flock() has an end
+    FIRST_US = 50             # of a wait for another process: it polls, as no flock() has an end
     LAST_US = 5000
 
 
 cdef int take(lay_mutex *x, long long until) except -1:
-    """1: taken; 0: another thread had it until then (0: for ever)."""
+    """1: taken; 0: another thread held it until then (until 0: wait without end)."""
     cdef int taken = lay_mutex_take(x, 0)
     cdef long long now, end
     while not taken:
-        now = lay_now_us()
+        now = lay_locks_now()
         if until and now >= until:
             return 0
         end = now + SLICE_US
@@ -235,24 +65,33 @@ cdef int take(lay_mutex *x, long long until) except -1:
     return 1
 
 
+cdef int open_directory(int at, bytes name, path, bint missing_ok) except -2:
+    """Open a directory. -1: there is none."""
+    cdef int fd = -1, e
+    if b"\0" in name:
+        raise ValueError("embedded null byte")
+    while fd < 0:
+        fd = c_openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
+        e = errno
+        if fd < 0 and e == ENOENT and missing_ok:
+            return -1
+        if fd < 0 and e != EINTR:
+            raise OSError(e, os.strerror(e), path)
+    return fd
+
+
 cdef int lock_directory(lay_claim *k, path, bint wait, long long until, object late) except -1:
     """1: k is a lock on the directory at path; 0: there is none, or (not wait) another one holds it."""
     cdef bytes name = os.fsencode(path)
-    cdef int fd, is_of, e
+    cdef int is_of, e, fd = open_directory(AT_FDCWD, name, path, True)
     cdef long long delay = FIRST_US
-    fd = c_open(name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-    while fd < 0 and errno == EINTR:
-        fd = c_open(name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
     if fd < 0:
-        e = errno
-        if e == ENOENT:
-            return 0
-        raise OSError(e, os.strerror(e), path)
+        return 0
     lay_claim_enter(k, fd)
     try:
         while c_flock(k.fd, LOCK_EX | LOCK_NB) != 0:
             e = errno
-            # A file system without locks: nobody can claim there, so nobody is disturbed.
+            # A file system without locks: no store can claim there, so none is disturbed.
             if e in (ENOLCK, EOPNOTSUPP, ENOSYS, EINVAL):
                 break
             if e == EINTR:
@@ -262,10 +101,10 @@ cdef int lock_directory(lay_claim *k, path, bint wait, long long until, object l
             if not wait:
                 lay_claim_drop(k)
                 return 0
-            if until and lay_now_us() >= until:
+            if until and lay_locks_now() >= until:
                 raise late(path)
             with nogil:
-                lay_sleep_us(delay)
+                lay_locks_sleep(delay)
             delay = min(2 * delay, LAST_US)
             PyErr_CheckSignals()
         is_of = lay_claim_is_of(k.fd, name)
@@ -281,7 +120,7 @@ cdef int lock_directory(lay_claim *k, path, bint wait, long long until, object l
 
 
 cdef long long end_of(double seconds) noexcept:
-    return lay_now_us() + <long long>(seconds * 1e6) if seconds > 0 else 0
+    return lay_locks_now() + <long long>(seconds * 1e6) if seconds > 0 else 0
 
 
 cdef class Mutex:
@@ -345,7 +184,7 @@ cdef class HeldName:
 
 
 cdef class NamedLocks:
-    cdef dict found          # name: [Mutex, how many want it]
+    cdef dict found          # name: [Mutex, how many hold it or wait for it]
     cdef lay_mutex guard
 
     def __cinit__(self):
@@ -371,7 +210,7 @@ cdef class NamedLocks:
         cdef list entry
         while lay_mutex_take(&self.guard, 0) == 0:
             with nogil:
-                lay_sleep_us(FIRST_US)
+                lay_locks_sleep(FIRST_US)
         entry = self.found.get(name)
         if entry is not None:
             entry[1] -= 1
@@ -488,7 +327,7 @@ def claim_directory(path, *, bint wait=True, double timeout=0, late=None):
     return made if lock_directory(&made.claim, path, wait, end_of(timeout) if late is not None else 0, late) else None
 
 
-# How often an ending is begun anew. Who interrupts more often than that does not want it.
+# How often an ending is begun anew. A user who interrupts more often than that does not need it done.
 cdef enum:
     TRIES = 100
 
@@ -552,16 +391,7 @@ cdef class OpenDirectory:
 
     def __cinit__(self, path, *, dir_fd=None):
         self.fd = -1                          # before all else: what is 0 would be closed
-        cdef bytes name = os.fsencode(path)
-        cdef int at = AT_FDCWD if dir_fd is None else dir_fd
-        cdef int e
-        if b"\0" in name:
-            raise ValueError("embedded null byte")
-        while self.fd < 0:
-            self.fd = c_openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-            e = errno
-            if self.fd < 0 and e != EINTR:
-                raise OSError(e, os.strerror(e), path)
+        self.fd = open_directory(AT_FDCWD if dir_fd is None else dir_fd, os.fsencode(path), path, False)
 
     def __dealloc__(self):
         if self.fd >= 0:

@@ -317,20 +317,13 @@ def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), 
     cdef lay.lay_code code
     cdef lay.lay_check *c = NULL
     cdef lay.lay_check_options options
-    cdef size_t i, n = len(lower_fds)
-    cdef int *fds = <int *>malloc((n + 1) * sizeof(int))
-    if fds == NULL:
-        raise MemoryError
-    try:
-        for i in range(n):
-            fds[i] = lower_fds[i]
-        options.record_fd, options.root_fd, options.flags = record_fd, root_fd, flags
-        options.diff_id = diff_id_bytes(diff_id)
-        options.lower_fds, options.lowers = fds, n
-        with nogil:
-            code = lay.lay_check_open(&c, &options, &err)
-    finally:
-        free(fds)
+    cdef bytes array = lay.descriptors(lower_fds)
+    cdef const char *fds = array
+    options.record_fd, options.root_fd, options.flags = record_fd, root_fd, flags
+    options.diff_id = diff_id_bytes(diff_id)
+    options.lower_fds, options.lowers = <const int *>fds, len(lower_fds)
+    with nogil:
+        code = lay.lay_check_open(&c, &options, &err)
     lay.check(code, &err)
     try:
         return found_by(c, report)

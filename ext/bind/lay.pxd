@@ -162,6 +162,12 @@ cdef inline int check(lay_code code, lay_error *err) except -1:
     raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"), <bytes>err.target)
 
 
+cdef inline bytes descriptors(fds):
+    """An array of int for the core."""
+    from array import array
+    return array("i", fds).tobytes()
+
+
 # One user at a time, told by an atomic flag, so that it also holds where there is no GIL.
 cdef extern from *:
     """
