@@ -124,34 +124,17 @@ def names_of(thing):
 
 
 @asynchronous
-async def test_a_parent_may_be_a_layer_and_remove_releases_what_nobody_holds(root):
-    async with aio.Store(root) as store:
-        base = await store.register(tarkit.T1)
-        top = await store.register(tarkit.T2, base)
-        assert top.parent.chain_id == base.chain_id
-        async with await top.tar_stream_from(base) as stream:
-            assert await stream.read()
-        for parent in (base, base.blocking):
-            async with await store.create_rw_layer("box", parent) as box:
-                assert box.parent.chain_id == base.chain_id
-        with pytest.raises(StoreInUseError, match="this store has a reference"):
-            await store.remove(top)
-    async with aio.Store(root) as store:
-        assert [gone.chain_id for gone in await store.remove(top)] == [top.chain_id]
-        assert [gone.chain_id for gone in await store.remove(base.chain_id)] == [base.chain_id]
-        assert await store.map() == {}
-
-
-@asynchronous
 async def test_the_life_of_a_layer(root):
     async with aio.Store(root) as store:
         assert store.root == str(root)
         assert not store.read_only
         async with await store.register(tarkit.T1) as one:
             assert (one.chain_id, one.diff_id, one.size, one.os) == (tarkit.T1_DIFF_ID, tarkit.T1_DIFF_ID, 5, "linux")
-            two = await store.register(io.BytesIO(tarkit.T2), one.chain_id)
+            two = await store.register(io.BytesIO(tarkit.T2), one)
             assert two.parent.chain_id == one.chain_id
             assert one.parent is None
+            async with await two.tar_stream_from(one) as stream:
+                assert await stream.read()
             assert set(await store.map()) == {one.chain_id, two.chain_id}
             async with await two.tar_stream() as stream:
                 assert await stream.size() == len(tarkit.T2)
@@ -167,7 +150,9 @@ async def test_the_life_of_a_layer(root):
             async with await one.open("a/f") as f:
                 assert await f.read() == b"hello"
             assert "a" in await two.merged()
-            async with await store.create_rw_layer("rw", two.chain_id) as rw:
+            async with await store.create_rw_layer("blocking", two.blocking) as box:
+                assert box.parent.chain_id == two.chain_id
+            async with await store.create_rw_layer("rw", two) as rw:
                 async with rw.mounted() as path:
                     with open(os.path.join(path, "new"), "w") as new:
                         new.write("new")
@@ -187,10 +172,15 @@ async def test_the_life_of_a_layer(root):
                         assert names_of(each.blocking) - names_of(each) <= LEFT_OUT
             assert await store.verify() == []
             assert await store.orphans() == await store.reclaim() == []
+            with pytest.raises(StoreInUseError, match="this store has a reference"):
+                await store.remove(committed)
             await aio.release_and_log(store, committed)
             await store.release(two)
             with pytest.raises(layerstore.LayerDoesNotExistError):
                 await store.get(two.chain_id)
+            left = await store.register(file("left", b"") + end(), one)
+    async with aio.Store(root) as store:
+        assert [gone.chain_id for gone in await store.remove(left)] == [left.chain_id, one.chain_id]
     with pytest.raises(layerstore.StoreClosedError):
         await store.get(one.chain_id)
 
@@ -324,18 +314,11 @@ async def test_a_stream_is_written_to_a_writer_as_it_takes_it(store):
         assert got.result() == BIG
         file = Written()
         async with await layer.tar_stream() as stream:
-            assert await stream.copy_to(file) == len(BIG)
-        assert file.data == BIG
-
-
-@asynchronous
-async def test_a_stream_is_read_no_further_than_it_is_asked_for(store):
-    async with await store.register(BIG) as layer, await layer.tar_stream() as stream:
-        async for block in stream:
-            assert len(block) == 1 << 20
+            block = await anext(aiter(stream))
             await asyncio.sleep(0.05)
-            assert await stream.tell() == 1 << 20
-            break
+            assert len(block) == await stream.tell() == 1 << 20         # read no further than it is asked for
+            assert await stream.copy_to(file) == len(BIG) - len(block)
+        assert block + file.data == BIG
 
 
 # ---- images -------------------------------------------------------------------------------------
@@ -351,7 +334,7 @@ async def test_the_life_of_an_image(store, room):
     assert await images.resolve("a:1") == made.id == (await images.inspect("a:1"))["Id"]
     assert [step["layer"] for step in await images.history("a:1")] == [layer.chain_id]
     await images.unpack("a:1", room / "tree")
-    assert sorted(os.listdir(room / "tree")) == sorted(os.listdir(layerstore_upper(await store.get(layer.chain_id))))
+    assert sorted(os.listdir(room / "tree")) == sorted(os.listdir((await (await store.get(layer.chain_id)).metadata())["UpperDir"]))
     with pytest.raises(layerstore.ImageError, match="a:1"):
         await images.remove(made.id)
     assert (await images.remove("a:1")).untagged == ("a:1",)
@@ -360,10 +343,6 @@ async def test_the_life_of_an_image(store, room):
         await images.get("a:2")
     with pytest.raises(TypeError, match=r"Store of layerstore\.aio, not Store"):
         aio.Images(store.blocking)
-
-
-def layerstore_upper(layer):
-    return layer.blocking.metadata()["UpperDir"]
 
 
 @asynchronous
@@ -578,7 +557,9 @@ async def test_a_call_cancelled_at_any_moment_leaves_nothing(root, store, room, 
     for call in calls * budget(3, 20):
         task = asyncio.ensure_future(call())
         await asyncio.sleep(dice.choice([0, 0.0002, 0.001, 0.005, 0.03, 0.12 * dice.random()]))
-        task.cancel()
+        for _ in range(dice.choice([1, 1, 5])):
+            task.cancel()
+            await asyncio.sleep(0)
         outcomes.append(await asyncio.gather(task, return_exceptions=True))
         (result,) = outcomes[-1]
         if isinstance(result, aio.File):
@@ -619,18 +600,23 @@ async def test_a_source_or_a_target_that_waits_is_left_at_once(store):
         async def write(self, block):
             await asyncio.sleep(1000)
 
+    class Endless:
+        head = tarkit.raw_header("endless", size=tarkit.base256(1 << 40, 12))
+
+        def read(self, n):
+            head, self.head = self.head, b""
+            time.sleep(0.001)
+            return head or bytes(n)
+
     images = aio.Images(store)
     image = await images.create(await store.register(BIG))
     ours, theirs = socket.socketpair()
     read_end, write_end = os.pipe()
     os.write(write_end, BIG[:2000])
+    quiet = (asyncio.StreamReader(), theirs.fileno(), read_end)
     before = await used(store)
-    calls = [
-        *(functools.partial(store.register, source) for source in (never(), asyncio.StreamReader(), theirs.fileno(), read_end)),
-        *(functools.partial(images.load, source) for source in (never(), asyncio.StreamReader(), theirs.fileno(), read_end)),
-        functools.partial(images.save, image, Full()),
-    ]
-    for call in calls:
+    takes = [functools.partial(call, source) for call in (store.register, images.load) for source in (never(), *quiet)]
+    for call in (*takes, functools.partial(store.register, Endless()), functools.partial(images.save, image, Full())):
         start = time.monotonic()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -642,36 +628,6 @@ async def test_a_source_or_a_target_that_waits_is_left_at_once(store):
     theirs.close()
     os.close(read_end)
     os.close(write_end)
-
-
-@asynchronous
-async def test_a_source_without_an_end_is_left(store):
-    class Endless:
-        head = tarkit.raw_header("endless", size=tarkit.base256(1 << 40, 12))
-
-        def read(self, n):
-            head, self.head = self.head, b""
-            time.sleep(0.001)
-            return head or bytes(n)
-
-    before = await used(store)
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await store.register(Endless())
-    assert changed(before, disk_state(store.root)) == []
-
-
-@asynchronous
-async def test_cancelled_again_and_again_it_still_ends_clean(store):
-    before = await used(store)
-    task = asyncio.ensure_future(store.register(in_pieces(BIG, pause=0.001)))
-    await asyncio.sleep(0.05)
-    for _ in range(5):
-        task.cancel()
-        await asyncio.sleep(0)
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert changed(before, disk_state(store.root)) == []
 
 
 @asynchronous
@@ -722,8 +678,7 @@ except KeyboardInterrupt:
     print("stopped")
 """
     (room / "tar").write_bytes(BIG)
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(layerstore.__file__))}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("stopped\n", "", 0)
     assert [e.name for e in os.scandir(root / "overlay2") if e.name != "l"] == []
     with layerstore.Store(root) as store:

@@ -22,6 +22,7 @@ from layerstore import (
     Digest,
     Done,
     FileMetadataStore,
+    Image,
     Layer,
     LayerStoreError,
     Metadata,
@@ -32,6 +33,7 @@ from layerstore import (
     Store,
     TarFormatError,
     TarStream,
+    aio,
 )
 
 
@@ -100,6 +102,30 @@ def health(store: Store, taken: Done) -> None:
         assert_type(error.offset, int | None)
     except LayerStoreError as error:
         print(error)
+
+
+async def awaited(store: aio.Store, tar: Path) -> None:
+    layer = await store.register(tar, progress=lambda done: print(done.total))
+    assert_type(layer, aio.Layer)
+    assert_type(layer.parent, aio.Layer | None)
+    assert_type(await store.map(), dict[ChainID, aio.Layer])
+    async with layer, await layer.tar_stream() as stream, await layer.open("f") as file:
+        assert_type(stream, aio.TarStream)
+        assert_type(await stream.size() + await stream.copy_to(1), int)
+        assert_type(await file.read(), bytes)
+    async for entry in layer.files():
+        assert_type(entry.path, str)
+    async with await store.create_rw_layer("box", layer) as box, box.mounted() as path:
+        assert_type(box.name + path, str)
+        assert_type(await box.commit(keep="all"), aio.Layer)
+    images = aio.Images(store)
+    assert_type((await images.load(tar))[0], Image)
+    assert_type(await images.save("a", tar, exclude=[layer]), int)
+    assert_type(await aio.assemble(3, "/diff"), aio.TarStream)
+    await store.register(tar, layer.files())  # type: ignore[arg-type]
+    await store.create_rw_layer(1)  # type: ignore[arg-type]
+    layer.size = 1  # type: ignore[misc]
+    box.comit()  # type: ignore[attr-defined]
 
 
 def identities(ids: list[DiffID]) -> None:
