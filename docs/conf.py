@@ -19,6 +19,8 @@ exclude_patterns = ["_ext"]
 source_suffix = {".md": "markdown"}
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = False
 html_show_copyright = False

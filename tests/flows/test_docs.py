@@ -204,3 +204,19 @@ def test_a_deb_is_taken_apart_as_ar_wrote_it(room, monkeypatch):
     blob = demo.data_tar(room / "x_1%3a2_all.deb")
     assert (blob.name, blob.path.read_bytes()) == ("x 1:2", b"the layer")
     assert blob.unpack == ("xz", "-dc", str(blob.path))
+
+
+# ---- narrow screens -----------------------------------------------------------------------------
+def test_the_chart_can_be_read_on_a_screen_of_400_pixels():
+    """Its text, scaled to the 350 pixels that a page has there, is at least 9 pixels high."""
+    chart = (PROJECT / "benchmarks" / "results" / "compare.svg").read_text(encoding="utf-8")
+    width = float(re.search(r'viewBox="0 0 ([\d.]+) ', chart)[1])
+    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", chart)]
+    assert len(sizes) > 20
+    assert min(sizes) * min(350 / width, 96 / 72) >= 9
+
+
+def test_the_pages_have_the_styles_for_narrow_screens():
+    assert 'html_css_files = ["narrow.css"]' in (PROJECT / "docs" / "conf.py").read_text()
+    style = (PROJECT / "docs" / "_static" / "narrow.css").read_text()
+    assert re.search(r"div.table-wrapper \{ overflow-x: auto", style)

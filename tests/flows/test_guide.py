@@ -97,6 +97,12 @@ def test_every_page_is_in_the_table_of_contents():
     assert sorted(listed) == sorted(str(p.relative_to(DOCS).with_suffix("")) for p in PAGES if p.name != "index.md")
 
 
+@pytest.mark.parametrize("words", ["rollback", "disk usage", "rootless"])
+def test_what_people_search_for_is_in_a_title(words):
+    titles = [page.read_text(encoding="utf-8").partition("\n")[0].lower() for page in GUIDE]
+    assert any(words in title for title in titles)
+
+
 def toctrees() -> list[str]:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     return [re.sub(r"^:.*\n", "", tree, flags=re.MULTILINE) for tree in re.findall(r"^```\{toctree\}\n(.*?)^```$", index, re.MULTILINE | re.DOTALL)]
