@@ -66,8 +66,8 @@ class BoomError(Exception):
 class Failing:
     """A source that gives so many bytes, at most step at once, and then raises."""
 
-    def __init__(self, data: bytes, after: int, error: BaseException | None = None, step: int = 1 << 30):
-        self.left, self.error, self.step, self.asked = data[:after], error or BoomError(), step, 0
+    def __init__(self, data: bytes, after: int, error: BaseException | type[BaseException] = BoomError, step: int = 1 << 30):
+        self.left, self.error, self.step, self.asked = data[:after], error, step, 0
 
     def read(self, n: int) -> bytes:
         self.asked += 1
@@ -75,3 +75,14 @@ class Failing:
             raise self.error
         piece, self.left = self.left[: min(n, self.step)], self.left[min(n, self.step) :]
         return piece
+
+
+class Trickle(io.BytesIO):
+    """Gives at most so many bytes at once, whatever it is asked for."""
+
+    def __init__(self, data: bytes, step: int = 1):
+        super().__init__(data)
+        self.step = step
+
+    def read(self, n: int = -1) -> bytes:
+        return super().read(self.step if n < 0 else min(n, self.step))

@@ -3,7 +3,6 @@
 What the tests of several core files need, in their words: a record is bytes, an error is a CoreError.
 """
 
-import json
 import os
 import weakref
 from collections.abc import Iterator, Sequence
@@ -77,17 +76,6 @@ def record(tar: bytes, *, step: int | None = None, gzip: bool = False) -> bytes:
             door.call("lay_split_add", split, window, n)
         door.call("lay_split_end", split)
         return content(fd)
-
-
-def shape(plain_record: bytes) -> str:
-    """The lines in short: "S512 F(a) S507"."""
-    words = []
-    for line in map(json.loads, plain_record.splitlines()):
-        if line["type"] == 1:
-            words.append(f"F({line.get('name', '')}{',' + str(line['size']) if 'size' in line else ''})")
-        else:
-            words.append(f"S{len(line['payload']) // 4 * 3 - line['payload'].count('=')}")
-    return " ".join(words)
 
 
 def next_line(reader: Any) -> Line | None:

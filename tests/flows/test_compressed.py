@@ -15,7 +15,7 @@ import zlib
 import pytest
 import recipes
 import tarkit
-from stored import tar_of
+from stored import BoomError, Failing, Trickle, tar_of
 from tarkit import end, file
 
 import layerstore
@@ -93,18 +93,10 @@ def from_path(data, room):
     return room / "blob"
 
 
-def trickle(data, room):
-    class Trickle(io.BytesIO):
-        def read(self, n=-1):
-            return super().read(min(n, 7) if n > 0 else 7)
-
-    return Trickle(data)
-
-
 SOURCES = {
     "a path": from_path,
     "an object with read": lambda data, room: io.BytesIO(data),
-    "seven bytes at a time": trickle,
+    "seven bytes at a time": lambda data, room: Trickle(data, 7),
     "memory": lambda data, room: memoryview(data),
 }
 
@@ -297,16 +289,6 @@ def test_a_mebibyte_that_unpacks_to_very_much_is_stopped_by_its_reader(store, un
 
 @pytest.mark.parametrize("name", ["gzip", "zstd", "bzip2", "xz", "lz4"])
 def test_a_source_that_raises_within_a_compressed_stream_is_heard(store, unchanged, name):
-    class StoppedError(Exception):
-        pass
-
-    class Stops(io.BytesIO):
-        def read(self, n=-1):
-            piece = super().read(min(n, 1000) if n > 0 else 1000)
-            if not piece:
-                raise StoppedError
-            return piece
-
     store.register(tarkit.T1)
-    with unchanged(), pytest.raises(StoppedError):
-        store.register(Stops(PACKED[name](TAR)[:50_000]))
+    with unchanged(), pytest.raises(BoomError):
+        store.register(Failing(PACKED[name](TAR), 50_000, step=1000))

@@ -4,7 +4,6 @@ Each time the store's directories hold afterwards what they held before, and the
 """
 
 import errno
-import io
 import os
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import pytest
 import recipes
 import tarkit
 from disk import changed, disk_state
-from stored import tar_of
+from stored import BoomError, Failing, tar_of
 from tarkit import end, file
 
 import layerstore
@@ -37,24 +36,6 @@ MIXED = (
 )
 
 
-class StoppedError(Exception):
-    pass
-
-
-class Stops(io.BytesIO):
-    """Gives its bytes, then raises instead of ending."""
-
-    def __init__(self, data, step, error):
-        super().__init__(data)
-        self.step, self.error = step, error
-
-    def read(self, n=-1):
-        piece = super().read(self.step if n < 0 else min(n, self.step))
-        if not piece:
-            raise self.error
-        return piece
-
-
 def works(store):
     layer = store.register(tarkit.T1)
     assert tar_of(layer) == tarkit.T1
@@ -70,9 +51,9 @@ def base(store):
 def test_a_source_that_raises_at_any_offset_leaves_nothing(store, base, root):
     before = disk_state(root)
     for cut in [*range(0, len(MIXED), 256), *range(1, len(MIXED), 509), len(MIXED)]:
-        error = StoppedError(cut)
-        with pytest.raises(StoppedError) as caught:
-            store.register(Stops(MIXED[:cut], 4096, error), base.chain_id)
+        error = BoomError(cut)
+        with pytest.raises(BoomError) as caught:
+            store.register(Failing(MIXED, cut, error, 4096), base.chain_id)
         assert caught.value is error
         assert changed(before, disk_state(root)) == []
     works(store)
@@ -81,13 +62,13 @@ def test_a_source_that_raises_at_any_offset_leaves_nothing(store, base, root):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError(errno.EIO, "gone"), SystemExit])
 def test_any_exception_of_the_source_passes_through(store, base, unchanged, error):
     with unchanged(), pytest.raises(error if isinstance(error, type) else type(error)):
-        store.register(Stops(MIXED[:2000], 100, error), base.chain_id)
+        store.register(Failing(MIXED, 2000, error, 100), base.chain_id)
     works(store)
 
 
 def test_an_error_behind_the_end_marker_is_raised_too(store, base, unchanged):
-    with unchanged(), pytest.raises(StoppedError):
-        store.register(Stops(MIXED + bytes(5000), 512, StoppedError()), base.chain_id)
+    with unchanged(), pytest.raises(BoomError):
+        store.register(Failing(MIXED + bytes(5000), 1 << 30, step=512), base.chain_id)
 
 
 @pytest.mark.time_limit(180)
@@ -267,13 +248,13 @@ def test_an_alarm_reaches_a_register_that_waits_on_a_pipe(store, unchanged):
     os.write(writer, tarkit.T1[:1000])
 
     def stop(signum, frame):
-        raise StoppedError
+        raise BoomError
 
     before = signal.signal(signal.SIGUSR1, stop)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGUSR1))
     timer.start()
     try:
-        with unchanged(), pytest.raises(StoppedError):
+        with unchanged(), pytest.raises(BoomError):
             store.register(reader)
     finally:
         timer.join()
@@ -308,8 +289,8 @@ def test_a_register_refused_at_its_end_keeps_the_parents_count(store, base):
 def test_hundreds_of_failures_leave_no_descriptor(store, base):
     before = disk.open_files()
     for i in range(300):
-        with pytest.raises((TarFormatError, StoppedError)):
-            store.register(Stops(MIXED[: 13 * i % len(MIXED)], 512, StoppedError()), base.chain_id)
+        with pytest.raises((TarFormatError, BoomError)):
+            store.register(Failing(MIXED, 13 * i % len(MIXED), step=512), base.chain_id)
         with pytest.raises(LayerStoreError):
             store.register(b"A" * 1024, base.chain_id)
     assert disk.open_files().keys() == before.keys()

@@ -13,7 +13,7 @@ import tarkit
 from disk import changed, disk_state, mounts_below
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stored import tar_of
+from stored import Trickle, tar_of
 from tarkit import end, file
 
 from layerstore import LayerStoreError
@@ -56,14 +56,8 @@ def test_every_good_layer_comes_back_after_a_restart_over_a_parent(store, open_s
 
 @pytest.mark.parametrize("name", recipes.GOOD)
 def test_every_good_layer_may_come_byte_by_byte(store, name):
-    class Trickle(io.BytesIO):
-        def read(self, n=-1):
-            return super().read(min(n, self.step))
-
     tar = recipes.GOOD[name]()
-    source = Trickle(tar)
-    source.step = 1 if len(tar) < 20_000 else 997
-    layer = store.register(source)
+    layer = store.register(Trickle(tar, 1 if len(tar) < 20_000 else 997))
     assert layer.diff_id == tarkit.diff_id(tar)
     assert tar_of(layer) == tar
 

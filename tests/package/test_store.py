@@ -10,7 +10,7 @@ import recipes
 import refused
 import tarkit
 from disk import disk_state, mounts_below
-from stored import UNKNOWN, BoomError, Failing, driver_directories, tar_of
+from stored import UNKNOWN, BoomError, Failing, Trickle, driver_directories, tar_of
 from tarkit import end, file
 
 import layerstore
@@ -182,10 +182,6 @@ def test_a_pipe_and_a_source_of_single_bytes(store):
         sink.write(tarkit.T1)
         sink.close()
         assert store.register(source.fileno()).diff_id == tarkit.T1_DIFF_ID
-
-    class Trickle(io.BytesIO):
-        def read(self, n=-1):
-            return super().read(1)
 
     assert store.register(Trickle(tarkit.T2)).diff_id == tarkit.T2_DIFF_ID
 
