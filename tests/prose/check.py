@@ -18,7 +18,7 @@ from typing import NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 WHERE = ("docs", "examples", "benchmarks", "*.md", ".ci", "Makefile", "pyproject.toml")
 PYTHON = (".py", ".pyi", ".pyx", ".pxd")
-NO_WORDS = {"benchmarks/results/compare.md", "docs/architecture.md"}
+NO_WORDS = {"benchmarks/results/compare.md"}
 
 
 class Piece(NamedTuple):
