@@ -78,6 +78,11 @@ class Layer:
         return self._reference is not None and self._reference.is_new
 
     @property
+    def created_at(self) -> float:
+        """When it was stored here, in seconds since 1970; 0.0 if its record is gone."""
+        return self._engine.metadata.written(self.chain_id)
+
+    @property
     def parent(self) -> Layer | None:
         """The layer below, bare: it is no reference and needs no release. None for a base layer."""
         below = self._engine.contents.below(self._record)
@@ -166,6 +171,11 @@ class EmptyLayer(Layer):
     def cache_id(self) -> str:
         """Return "": no driver stores it."""
         return ""
+
+    @property
+    def created_at(self) -> float:
+        """Return 0.0."""
+        return 0.0
 
     @property
     def parent(self) -> Layer | None:

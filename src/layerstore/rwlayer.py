@@ -41,6 +41,11 @@ class RWLayer:
         below = self._reference.mount.parent
         return Layer(self._engine, below) if below else None
 
+    @property
+    def created_at(self) -> float:
+        """When it was made, in seconds since 1970; 0.0 if its record is gone."""
+        return self._engine.metadata.mount_written(self.name)
+
     def mount(self, mount_label: str = "") -> str:
         """Mount it and return the path. Mounts are reference-counted: unmount once per mount.
 

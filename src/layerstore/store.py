@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layerstore.engine.engine import Engine
-from layerstore.engine.intake import Unpacked
+from layerstore.engine.intake import Unpacked as Unpacked
 from layerstore.errors import NotSupportedError
 from layerstore.ids import OS, ChainID
 from layerstore.layer import Layer, Top, parent_id
@@ -166,6 +166,11 @@ class Store:
         self._engine.check_open()
         got = self._engine.references.get(chain_id)
         return Layer(self._engine, got.record, got)
+
+    def names(self) -> tuple[list[ChainID], list[str]]:
+        """Return the ChainIDs of all layers and the names of all writable layers, damaged ones too: none is read."""
+        self._engine.check_open()
+        return self._engine.metadata.list()
 
     def find(self, chain_id: str) -> Layer | None:
         """Return a layer, bare, or None if it is not stored or its metadata cannot be read."""

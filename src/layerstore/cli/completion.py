@@ -7,7 +7,6 @@ candidate a line, with a tab and what it is behind it; ":files" or ":dirs" leave
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -161,17 +160,17 @@ _Look = Callable[[Opened, _Line, str], Iterator[Word]]
 def _layers(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
     digits = current.removeprefix("sha256:")
     prefix = current[: len(current) - len(digits)]
-    for chain in sorted(opened.metadata.list()[0]):
+    for chain in sorted(opened.store.names()[0]):
         if chain.encoded.startswith(digits):
             shown = short_id(chain) if len(digits) <= len(short_id(chain)) else chain.encoded
-            with contextlib.suppress(OSError, ValueError):
-                yield Word(prefix + shown, human_size(opened.metadata.get_size(chain)))
+            layer = opened.store.find(chain)
+            yield Word(prefix + shown, human_size(layer.diff_size) if layer else "damaged")
     if not prefix:
         yield from _images(opened, _at, current)
 
 
 def _mounts(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
-    for name in opened.metadata.list()[1]:
+    for name in opened.store.names()[1]:
         if name.startswith(current):
             yield Word(name)
 

@@ -150,7 +150,7 @@ def _chosen(layer: Layer, pattern: str | None, *, own: bool) -> Iterable[FileEnt
 
 def _by_age(opened: Opened) -> list[Layer]:
     """All layers, the oldest first."""
-    return sorted(opened.store.map().values(), key=lambda layer: (opened.made(layer.chain_id), layer.chain_id))
+    return sorted(opened.store.map().values(), key=lambda layer: (layer.created_at, layer.chain_id))
 
 
 def run_ls_files(args: Any, screen: Screen) -> int:

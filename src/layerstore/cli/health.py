@@ -72,7 +72,7 @@ def run_verify(args: Any, screen: Screen) -> int:
             looked = len(chains)
         else:
             problems = opened.store.verify(progress=progress)
-            looked = len(opened.metadata.list()[0])
+            looked = len(opened.store.names()[0])
             images = len(opened.store.images.ids())
     if screen.as_json:
         screen.json({"layers": looked, "problems": _facts(problems)})
@@ -91,7 +91,7 @@ def _to_repair(opened: Opened, name: str) -> str:
     try:
         return opened.find(name)
     except Failure:
-        if name in opened.metadata.list()[1]:
+        if name in opened.store.names()[1]:
             return name
         raise
 

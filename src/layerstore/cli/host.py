@@ -41,10 +41,9 @@ def run_info(args: Any, screen: Screen) -> int:
     """Say what there is."""
     with reading(args) as opened:
         store, layers = opened.store, opened.store.map()
-        known = opened.metadata.list()[0]
         facts: dict[str, Any] = {
             "root": store.root, "driver": store.driver_name(), "driver_status": dict(store.driver_status()),
-            "layers": len(layers), "unreadable_layers": len(known) - len(layers),
+            "layers": len(layers), "unreadable_layers": len(store.names()[0]) - len(layers),
             "size": sum(layer.diff_size for layer in layers.values()),
             "writable_layers": len(store.mounts()), "images": len(opened.images.list()),
         }  # fmt: skip

@@ -16,6 +16,7 @@ from layerstore import (
     LayerDoesNotExistError,
     LayerStoreError,
     Metadata,
+    RWLayer,
     StoreInUseError,
     TarStream,
 )
@@ -97,13 +98,14 @@ def add_null(parser: Any) -> None:
 
 
 _Names = dict[str, list[str]]
+_Standing = dict[str, list[RWLayer]]
 
 
-def _standing(opened: Opened) -> _Names:
-    """Give the names of the writable layers on each layer."""
-    standing: _Names = {}
-    for name in opened.store.mounts():
-        standing.setdefault(str(opened.metadata.get_mount_parent(name)), []).append(name)
+def _standing(opened: Opened) -> _Standing:
+    """Return the writable layers on each layer."""
+    standing: _Standing = {}
+    for rw in opened.rw_layers():
+        standing.setdefault(rw.parent.chain_id if rw.parent else "", []).append(rw)
     return standing
 
 
@@ -121,20 +123,20 @@ def run_ls(args: Any, screen: Screen) -> int:
         images = opened.image_names()
         standing = _standing(opened)
         if screen.as_json:
-            found = [_facts(opened, layer, images, standing) for layer in layers.values()]
-            pairs = [(name, parent) for parent, names in standing.items() for name in names]
+            found = [_facts(layer, images, standing.get(layer.chain_id, [])) for layer in layers.values()]
+            pairs = [(rw.name, parent) for parent, held in standing.items() for rw in held]
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
             screen.json({"layers": found, "writable": writable})
             return Exit.OK
-        rows = list(_Tree(opened, screen, layers, images, standing, whole=args.no_trunc).rows())
+        rows = list(_Tree(screen, layers, images, standing, whole=args.no_trunc).rows())
         screen.table(("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES"), rows)
         if not rows:
             screen.note(f"no layers in {opened.store.root}")
     return Exit.OK
 
 
-def _facts(opened: Opened, layer: Layer, images: _Names, standing: _Names) -> dict[str, Any]:
-    made = opened.made(layer.chain_id)
+def _facts(layer: Layer, images: _Names, standing: list[RWLayer]) -> dict[str, Any]:
+    made = layer.created_at
     return {
         "chain_id": layer.chain_id,
         "diff_id": layer.diff_id,
@@ -144,7 +146,7 @@ def _facts(opened: Opened, layer: Layer, images: _Names, standing: _Names) -> di
         "cache_id": layer.cache_id,
         "created": iso_time(made) if made else None,
         "images": images.get(layer.chain_id, []),
-        "writable": standing.get(layer.chain_id, []),
+        "writable": [rw.name for rw in standing],
     }
 
 
@@ -152,11 +154,10 @@ class _Tree:
     """The rows of `ls`: each layer below its parent, the oldest first."""
 
     def __init__(
-        self, opened: Opened, screen: Screen, layers: dict[ChainID, Layer], images: _Names, standing: _Names, *,
-        whole: bool,
-    ) -> None:  # fmt: skip
-        self._opened, self._screen, self._images, self._standing, self._whole = opened, screen, images, standing, whole
-        self._made = {chain: opened.made(chain) for chain in layers}
+        self, screen: Screen, layers: dict[ChainID, Layer], images: _Names, standing: _Standing, *, whole: bool
+    ) -> None:
+        self._screen, self._images, self._standing, self._whole = screen, images, standing, whole
+        self._made = {chain: layer.created_at for chain, layer in layers.items()}
         self._children: dict[str, list[Layer]] = {}
         for chain in sorted(layers, key=lambda chain: (self._made[chain], chain)):
             layer = layers[chain]
@@ -168,16 +169,16 @@ class _Tree:
         for layer in self._children.get("", []):
             yield self._row("", layer)
             yield from self._above(layer.chain_id, "")
-        for name in self._standing.get("", []):
-            yield self._writable("", name)
+        for rw in self._standing.get("", []):
+            yield self._writable("", rw)
 
     def _above(self, top: str, before: str) -> Iterator[list[Cell]]:
         # With a stack of its own: layers stand up to 125 high.
-        todo: list[tuple[str, bool, Layer | str]] = self._on_top(top, before)
+        todo: list[tuple[str, bool, Layer | RWLayer]] = self._on_top(top, before)
         while todo:
             before, last, what = todo.pop()
             drawn = before + (self._last if last else self._branch)
-            if isinstance(what, str):
+            if isinstance(what, RWLayer):
                 yield self._writable(drawn, what)
                 continue
             yield self._row(drawn, what)
@@ -186,9 +187,9 @@ class _Tree:
             # A line of descent goes straight on: what stands alone on the last one is drawn below it.
             todo += self._on_top(what.chain_id, before) if last and len(on_top) == 1 else on_top
 
-    def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | str]]:
+    def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | RWLayer]]:
         """What stands on a layer, the last first."""
-        found: list[Layer | str] = [*self._standing.get(chain, []), *self._children.get(chain, [])]
+        found: list[Layer | RWLayer] = [*self._standing.get(chain, []), *self._children.get(chain, [])]
         return [(before, at == 0, what) for at, what in enumerate(reversed(found))]
 
     def _row(self, drawn: str, layer: Layer) -> list[Cell]:
@@ -198,8 +199,8 @@ class _Tree:
         age = screen.age(made) if made else ""
         return [drawn + name, screen.size(layer.diff_size), screen.size(layer.size), age, (images, "cyan")]
 
-    def _writable(self, drawn: str, name: str) -> list[Cell]:
-        made = self._opened.rw_made(name)
+    def _writable(self, drawn: str, rw: RWLayer) -> list[Cell]:
+        made, name = rw.created_at, rw.name
         if not self._whole and is_driver_id(name):        # what dockerd calls a container
             name = short_id(name)
         return [(f"{drawn}{name} (writable)", "green"), "", "", self._screen.age(made) if made else "", ""]
@@ -210,8 +211,7 @@ def run_show(args: Any, screen: Screen) -> int:
     """Print all that is known of one layer."""
     with reading(args) as opened:
         layer = opened.layer(args.layer)
-        standing = _standing(opened)
-        facts = _facts(opened, layer, opened.image_names(), standing)
+        facts = _facts(layer, opened.image_names(), _standing(opened).get(layer.chain_id, []))
         below = []
         parent = layer.parent
         while parent:
@@ -260,23 +260,22 @@ def run_register(args: Any, screen: Screen) -> int:
     source = source_of(args.tar)
     with writing(args) as opened:
         parent = opened.find(args.parent) if args.parent is not None else ""
-        before = set(opened.metadata.list()[0])
         with screen.progress("register") as progress:
             layer = opened.store.register(source, parent, progress=progress, durability=args.durability)
-    tell_layer(layer, screen, new=layer.chain_id not in before)
+    tell_layer(layer, screen)
     return Exit.OK
 
 
-def tell_layer(layer: Layer, screen: Screen, *, new: bool) -> None:
+def tell_layer(layer: Layer, screen: Screen) -> None:
     """Print a layer that was just made, or was there already."""
     if screen.as_json:
         screen.json({
             "chain_id": layer.chain_id, "diff_id": layer.diff_id, "size": layer.size, "diff_size": layer.diff_size,
-            "parent": layer.parent.chain_id if layer.parent else None, "new": new,
+            "parent": layer.parent.chain_id if layer.parent else None, "new": layer.is_new,
         })  # fmt: skip
         return
     screen.line(layer.chain_id)
-    screen.note(f"{screen.size(layer.diff_size)} in files" if new else "known already")
+    screen.note(f"{screen.size(layer.diff_size)} in files" if layer.is_new else "known already")
 
 
 def run_export(args: Any, screen: Screen) -> int:
@@ -348,7 +347,7 @@ def tell_removed(removed: list[Metadata], screen: Screen, kept: dict[str, str] |
 
 def _why_kept(opened: Opened, chain: str) -> str:
     needed = [f"the layer {short_id(above)}" for above in _children(opened, chain)]
-    needed += [f"the writable layer {name}" for name in _standing(opened).get(chain, [])]
+    needed += [f"the writable layer {name}" for name in opened.store.mounts(on=chain)]
     if not needed:
         return "another process uses it"
     return f"on it stands {', '.join(needed[:3])}{' and others' if len(needed) > 3 else ''}"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from layerstore import ChainID, FileMetadataStore, ImageError, Images, Layer, Store, drivers
+from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Store, drivers
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
 from layerstore.disk import dockerd
@@ -42,15 +42,10 @@ def root_of(args: Any) -> str:
     return os.path.abspath(root)
 
 
-def layerdb_of(root: str) -> str:
-    """Give where the layerdb of a root is, or would be."""
-    return os.path.join(root, "image", drivers.choose(root, None), "layerdb")
-
-
 def is_store(root: str) -> bool:
     """Say whether there is a store below root. Raises PermissionError."""
     try:
-        os.stat(os.path.join(layerdb_of(root), "."))
+        os.stat(os.path.join(root, "image", drivers.choose(root, None), "layerdb", "."))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -62,7 +57,6 @@ class Opened:
     def __init__(self, store: Store) -> None:
         """Look into store; whoever opened it closes it."""
         self.store = store
-        self.metadata = FileMetadataStore(layerdb_of(store.root), make=False)
         self.images = Images(store)
 
     def find(self, name: str) -> ChainID:
@@ -72,7 +66,7 @@ class Opened:
         """
         digits = _HEX.fullmatch(name)
         if digits:
-            found = [chain for chain in self.metadata.list()[0] if chain.encoded.startswith(digits[1])]
+            found = [chain for chain in self.store.names()[0] if chain.encoded.startswith(digits[1])]
             if len(found) > 1:
                 shown = ", ".join(short_id(chain) for chain in sorted(found)[:3])
                 more = f" and {len(found) - 3} more" if len(found) > 3 else ""
@@ -97,27 +91,18 @@ class Opened:
         """Keep the layer that a name means for the length of a `with` block. Whether it was released stays as it is."""
         return self.store.using(self.find(name))
 
+    def rw_layers(self) -> Iterator[RWLayer]:
+        """Return all writable layers, by name; one that another process removes meanwhile is left out."""
+        for name in self.store.mounts():
+            with contextlib.suppress(MountDoesNotExistError):
+                yield self.store.get_rw_layer(name)
+
     def image_names(self) -> dict[str, list[str]]:
         """Give the names of the images whose topmost layer is a ChainID, by that."""
         names: dict[str, list[str]] = {}
         for image in self.images.list():
             names.setdefault(image.top, []).extend(image.references or (short_id(image.id),))
         return names
-
-    def made(self, chain_id: str) -> float:
-        """Give when a layer was registered, in seconds since 1970; 0 where nobody can say."""
-        return _changed(os.path.join(self.metadata.layer_directory(chain_id), "diff"))
-
-    def rw_made(self, name: str) -> float:
-        """Give when a writable layer was made."""
-        return _changed(os.path.join(layerdb_of(self.store.root), "mounts", name, "mount-id"))
-
-
-def _changed(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
 
 
 def require_store(root: str) -> None:

@@ -128,18 +128,16 @@ def run_ls(args: Any, screen: Screen) -> int:
     """List them."""
     found: list[dict[str, Any]] = []
     with reading(args) as opened:
-        for name in opened.store.mounts():
-            with contextlib.suppress(LookupError):        # another process has just removed it
-                rw = opened.store.get_rw_layer(name)
-                made = opened.rw_made(name)
-                size: int | None = None
-                mounted: str | None = None
-                with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
-                    size, mounted = rw.size(), _mounted_at(rw)
-                found.append({
-                    "name": name, "parent": rw.parent.chain_id if rw.parent else None, "size": size,
-                    "mounted": mounted, "created": iso_time(made) if made else None, "made": made,
-                })  # fmt: skip
+        for rw in opened.rw_layers():
+            made = rw.created_at
+            size: int | None = None
+            mounted: str | None = None
+            with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
+                size, mounted = rw.size(), _mounted_at(rw)
+            found.append({
+                "name": rw.name, "parent": rw.parent.chain_id if rw.parent else None, "size": size,
+                "mounted": mounted, "created": iso_time(made) if made else None, "made": made,
+            })  # fmt: skip
     if screen.as_json:
         screen.json([{key: value for key, value in one.items() if key != "made"} for one in found])
         return Exit.OK
@@ -225,10 +223,9 @@ def run_commit(args: Any, screen: Screen) -> int:
     """Make a layer of it."""
     with writing(args) as opened:
         rw = _rw(opened, args.name)
-        before = set(opened.metadata.list()[0])
         with screen.progress("commit") as progress:
             layer = rw.commit(keep=args.keep, marks=args.marks, durability=args.durability, progress=progress)
-    tell_layer(layer, screen, new=layer.chain_id not in before)
+    tell_layer(layer, screen)
     return Exit.OK
 
 

@@ -20,7 +20,6 @@ from typing import Protocol
 from layerstore._core import _files
 from layerstore._core._apply import guess_format
 from layerstore._core._walk import begins
-from layerstore.engine.intake import Unpacked
 from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
@@ -28,7 +27,7 @@ from layerstore.images.configs import Config
 from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import hash_section, missing
 from layerstore.layer import Layer
-from layerstore.store import Store
+from layerstore.store import Store, Unpacked
 from layerstore.streams.sources import HEAD, Section
 from layerstore.values import Done, Durability, Progress
 

@@ -257,6 +257,10 @@ class FileMetadataStore:
             raw.close()
             raise
 
+    def written(self, chain_id: str) -> float:
+        """Return when the layer's record was written, in seconds since 1970; 0.0 if it is gone."""
+        return _modified(self._layer_file(chain_id, "diff"))
+
     # -- mounts --
 
     def mount_directory(self, mount: str) -> str:
@@ -321,6 +325,10 @@ class FileMetadataStore:
     def has_mount(self, mount: str) -> bool:
         """Say whether the directory of a writable layer is there."""
         return is_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
+
+    def mount_written(self, mount: str) -> float:
+        """Return when the record of a writable layer was written, in seconds since 1970; 0.0 if it is gone."""
+        return _modified(self._mount_file(mount, "mount-id"))
 
     # -- lists and removal --
 
@@ -448,6 +456,13 @@ def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
         except OSError as err:
             if err.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
 
 
 def _digest(kind: Callable[[str], _D], path: str) -> _D:
