@@ -77,7 +77,7 @@ def acts(thing):
 
 
 def test_no_public_name_is_forgotten():
-    """What has no like here waits for nothing, is in memory, or is moby's own interface of its metadata."""
+    """What has no counterpart here waits for nothing, is in memory, or is moby's own interface of its metadata."""
     left = {"FileMetadataStore", "MergedTree", "MetadataStore", "MetadataTransaction", "build_info", "create_chain_id", "log_release_metadata"}
     assert {name for name in layerstore.__all__ if acts(getattr(layerstore, name))} - left == {*aio.__all__} - {"File"}
     assert [name for name, thing in vars(layerstore.Image).items() if inspect.isfunction(thing) and not name.startswith("_")] == []
@@ -93,24 +93,24 @@ BY_HAND |= {"Store.close", "Store.driver_name"}
 
 
 @pytest.mark.parametrize("name", sorted({*PUBLIC} - LEFT_OUT - {"Images.store"}))
-def test_each_name_has_its_like_with_the_same_signature(name):
-    blocking, like = PUBLIC[name], operator.attrgetter(name)(aio)
-    assert inspect.getdoc(like)
-    if isinstance(like, property):
+def test_each_name_has_its_counterpart_with_the_same_signature(name):
+    blocking, ours = PUBLIC[name], operator.attrgetter(name)(aio)
+    assert inspect.getdoc(ours)
+    if isinstance(ours, property):
         kind = inspect.signature(blocking.fget).return_annotation if isinstance(blocking, property) else blocking
-        assert inspect.signature(like.fget).return_annotation == kind
-        assert typing.get_type_hints(like.fget)["return"]
+        assert inspect.signature(ours.fget).return_annotation == kind
+        assert typing.get_type_hints(ours.fget)["return"]
         return
     blocking = getattr(blocking, "fget", getattr(blocking, "__func__", blocking))
     wanted = str(inspect.signature(blocking)).replace(", /", "").replace("-> 'BinaryIO'", "-> 'File'")
-    assert str(inspect.signature(like)) == re.sub("-> '(Iterator|Iterable)", "-> 'AsyncIterator", wanted)
-    function = inspect.unwrap(like)
+    assert str(inspect.signature(ours)) == re.sub("-> '(Iterator|Iterable)", "-> 'AsyncIterator", wanted)
+    function = inspect.unwrap(ours)
     waits = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
     assert waits != (name in ("Store.driver_name", "TarStream.seekable"))
     assert typing.get_type_hints(function).keys() == function.__annotations__.keys()
     if name not in BY_HAND:
-        assert (like.__module__, like.__qualname__, like.__name__) == ("layerstore.aio", name, name.rpartition(".")[2])
-        assert inspect.getdoc(like).startswith(inspect.getdoc(blocking).split(" from the calling thread")[0])
+        assert (ours.__module__, ours.__qualname__, ours.__name__) == ("layerstore.aio", name, name.rpartition(".")[2])
+        assert inspect.getdoc(ours).startswith(inspect.getdoc(blocking).split(" from the calling thread")[0])
 
 
 def test_the_stub_says_what_the_classes_are():
@@ -133,9 +133,12 @@ async def test_the_life_of_a_layer(root):
             two = await store.register(io.BytesIO(tarkit.T2), one)
             assert two.parent.chain_id == one.chain_id
             assert one.parent is None
+            assert (repr(one), repr(aio.Store(root))) == (f"<aio.Layer {one.chain_id}>", "<aio.Store>")
             async with await two.tar_stream_from(one) as stream:
                 assert await stream.read()
             assert set(await store.map()) == {one.chain_id, two.chain_id}
+            async with store.using(two.chain_id) as held:
+                assert isinstance(held, aio.Layer)
             async with await two.tar_stream() as stream:
                 assert await stream.size() == len(tarkit.T2)
                 assert await stream.read() == tarkit.T2

@@ -45,16 +45,10 @@ class Layer(Managed[Any]):
     merged() returns the blocking MergedTree: it is in memory, of its methods only open() touches the disk.
     """
 
-    def __repr__(self) -> str:
-        return f"<aio.Layer {self.chain_id}>"
-
 
 @mirrors(layerstore.RWLayer)
 class RWLayer(Managed[Any]):
     """A reference to a writable layer: what layerstore.RWLayer is. `async with rw:` releases it at the end."""
-
-    def __repr__(self) -> str:
-        return f"<aio.RWLayer {self.name}>"
 
 
 @mirrors(layerstore.Store, left=("check_open", "check_writable", "durability", "images"))

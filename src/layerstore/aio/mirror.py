@@ -10,7 +10,7 @@ says the rest, so that a new method of the blocking class needs no line here:
   -> Iterator[X]           an async iterator
   a context manager        an async context manager
 
-A property, or an annotated attribute, passes through. A class here may have its own of a name.
+A property, or an annotated attribute, passes through. A class may define a name itself.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ class Mirror(Generic[B]):
         """Take over a blocking object."""
         self._blocking, self._slots = blocking, slots
 
+    def __repr__(self) -> str:
+        return f"<aio.{type(self).__name__} {repr(self._blocking).strip('<>').partition(' ')[2]}".rstrip() + ">"
+
     @property
     def blocking(self) -> B:
         """The same object for blocking calls."""
@@ -87,9 +90,9 @@ def public(blocking: type) -> dict[str, Any]:
 
 
 def mirrors(blocking: type, *, left: Collection[str] = ()) -> Callable[[C], C]:
-    """Decorate an awaited class: add the like of each public name of a blocking class that it does not have itself.
+    """Decorate an awaited class: add a counterpart of each public name of a blocking class that it does not define.
 
-    left   the names that have no like
+    left   the names without a counterpart
     """
 
     def decorate(cls: C) -> C:
@@ -97,7 +100,7 @@ def mirrors(blocking: type, *, left: Collection[str] = ()) -> Callable[[C], C]:
         NAMES.update(vars(sys.modules[blocking.__module__]))
         for name, thing in public(blocking).items():
             if not hasattr(cls, name) and name not in left:
-                setattr(cls, name, _like(f"{cls.__name__}.{name}", name, thing))
+                setattr(cls, name, _counterpart(f"{cls.__name__}.{name}", name, thing))
         return cls
 
     return decorate
@@ -202,19 +205,19 @@ class _Work:
         )
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_exit(leave)
-            yield entered
+            yield awaited(entered, self.slots(args))
 
 
-def _like(where: str, name: str, thing: Any) -> Any:
-    """Make the like of one public name of a class."""
+def _counterpart(where: str, name: str, thing: Any) -> Any:
+    """Make the counterpart of one public name of a class."""
     if isinstance(thing, staticmethod):
         return staticmethod(_coroutine(_Work(thing.__func__), where))
     if inspect.isfunction(thing):
         return _coroutine(_Work(thing, name), where)
-    like = awaited
+    convert = awaited
 
     def read(self: Any) -> Any:
-        return like(getattr(self.blocking, name), self._slots)
+        return convert(getattr(self.blocking, name), self._slots)
 
     kind = thing.fget.__annotations__["return"] if isinstance(thing, property) else thing
     doc = thing.__doc__ if isinstance(thing, property) else "As the blocking object has it."
@@ -255,9 +258,9 @@ def _dressed(function: Any, where: str, signature: inspect.Signature, doc: str |
 
     function   uses only what it closes over
     """
-    like: Any = types.FunctionType(function.__code__, NAMES, where.rpartition(".")[2], None, function.__closure__)
-    like.__module__, like.__qualname__, like.__doc__, like.__signature__ = "layerstore.aio", where, doc, signature
+    made: Any = types.FunctionType(function.__code__, NAMES, where.rpartition(".")[2], None, function.__closure__)
+    made.__module__, made.__qualname__, made.__doc__, made.__signature__ = "layerstore.aio", where, doc, signature
     annotated = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     annotated["return"] = signature.return_annotation
-    like.__annotations__ = {name: kind for name, kind in annotated.items() if kind is not inspect.Signature.empty}
-    return like
+    made.__annotations__ = {name: kind for name, kind in annotated.items() if kind is not inspect.Signature.empty}
+    return made
