@@ -26,32 +26,19 @@ class Head(NamedTuple):
     capability: bytes | None = None
 
 
+def head(name: tarkit.Text, link: tarkit.Text = b"", *more: Any, **fields: Any) -> Head:
+    return Head(tarkit.raw(name), tarkit.raw(link), *more, **fields)
+
+
 def format(h: Head) -> bytes:
     ffi = door.ffi
     name, link = ffi.new("char[]", h.name), ffi.new("char[]", h.link)
     capability = ffi.NULL if h.capability is None else ffi.new("uint8_t[]", h.capability or b"\0")
-    head = ffi.new(
-        "lay_tar_head *",
-        {
-            "name": name,
-            "name_len": len(h.name),
-            "link": link,
-            "link_len": len(h.link),
-            "type": h.type,
-            "mode": h.mode,
-            "uid": h.uid,
-            "gid": h.gid,
-            "size": h.size,
-            "mtime": h.mtime,
-            "dev_major": h.dev_major,
-            "dev_minor": h.dev_minor,
-            "capability": capability,
-            "capability_len": len(h.capability or b""),
-        },
-    )
+    lengths = {"name_len": len(h.name), "link_len": len(h.link), "capability_len": len(h.capability or b"")}
+    made = ffi.new("lay_tar_head *", {**h._asdict(), "name": name, "link": link, "capability": capability, **lengths})
     out, cap, n = ffi.new("uint8_t **"), ffi.new("size_t *"), ffi.new("size_t *")
     try:
-        door.call("lay_tar_format", head, out, cap, n)
+        door.call("lay_tar_format", made, out, cap, n)
         assert n[0] <= cap[0]
         return ffi.buffer(out[0], n[0])[:]
     finally:
@@ -68,11 +55,6 @@ def libc() -> Any:
     return libc.opened  # type: ignore[attr-defined]
 
 
-def pax(name: str, records: dict[str, bytes]) -> bytes:
-    """An extended header as Go writes it: no mode, no owner, no time, no device fields."""
-    return tarkit.pax(records, name=name, mode=0, devmajor=b"", devminor=b"")
-
-
 # ---- to the byte ----------------------------------------------------------------------------------
 
 
@@ -87,141 +69,66 @@ def test_a_header_block_to_the_byte() -> None:
     assert format(Head(b"f", mode=0o644, uid=1000, gid=999, size=5, mtime=0o14371143400)) == bytes(block)
 
 
-PREFIX, REST = "p" * 155, "n" * 100
+P, N = "p" * 155, "n" * 100
+USTAR = {
+    "directory": (head("d/", type=b"5", mode=0o755), tarkit.dir("d/")),
+    "symlink": (head("s", "/a b", b"2", 0o777), tarkit.symlink("s", "/a b")),
+    "hard link": (head("h", "a", b"1"), tarkit.hardlink("h", "a")),
+    "device": (head("n", type=b"3", dev_major=12, dev_minor=5), tarkit.node("n", "c", 12, 5)),
+    "fifo": (head("p", type=b"6", mode=0o7777), tarkit.fifo("p", mode=0o7777)),
+    "name of 100": (head(N), tarkit.file(N)),
+    "link of 100": (head("l", "t" * 100, b"2"), tarkit.symlink("l", "t" * 100, mode=0o644)),
+    "name of 101 splits": (head("d/" + "n" * 99), tarkit.file("n" * 99, prefix="d")),
+    "name of 256 splits": (head(f"{P}/{N}"), tarkit.file(N, prefix=P)),
+    "at the last slash": (head(f"{'p' * 90}/{'q' * 60}/{N[:50]}"), tarkit.file(N[:50], prefix=f"{'p' * 90}/{'q' * 60}")),
+    "directory splits": (head(f"{P[:90]}/{N[:20]}/", type=b"5"), tarkit.dir(f"{N[:20]}/", prefix=P[:90], mode=0o644)),
+    "largest owner": (head("a", uid=2097151, gid=2097151), tarkit.file("a", uid=2097151, gid=2097151)),
+    "largest size": (head("a", size=(8 << 30) - 1), tarkit.raw_header("a", size=(8 << 30) - 1)),
+    "last second": (head("a", mtime=8589934591), tarkit.raw_header("a", mtime=8589934591)),
+}
 
 
-@pytest.mark.parametrize(
-    "head, wanted",
-    [
-        pytest.param(Head(b"d/", type=b"5", mode=0o755), tarkit.dir("d/"), id="directory"),
-        pytest.param(Head(b"s", b"/a b", b"2", 0o777), tarkit.symlink("s", "/a b"), id="symlink"),
-        pytest.param(Head(b"h", b"a", b"1"), tarkit.hardlink("h", "a"), id="hard link"),
-        pytest.param(Head(b"n", type=b"3", dev_major=12, dev_minor=5), tarkit.node("n", "c", 12, 5), id="device"),
-        pytest.param(Head(b"p", type=b"6", mode=0o7777), tarkit.fifo("p", mode=0o7777), id="fifo"),
-        pytest.param(Head(b"n" * 100), tarkit.file("n" * 100), id="name of 100"),
-        pytest.param(Head(b"l", b"t" * 100, b"2"), tarkit.symlink("l", "t" * 100, mode=0o644), id="link of 100"),
-        pytest.param(Head(b"d/" + b"n" * 99), tarkit.file("n" * 99, prefix="d"), id="name of 101 splits"),
-        pytest.param(Head(f"{PREFIX}/{REST}".encode()), tarkit.file(REST, prefix=PREFIX), id="name of 256 splits"),
-        pytest.param(
-            Head(f"{'p' * 90}/{'q' * 60}/{'n' * 50}".encode()),
-            tarkit.file("n" * 50, prefix=f"{'p' * 90}/{'q' * 60}"),
-            id="at the last slash",
-        ),
-        pytest.param(
-            Head(f"{'d' * 90}/{'n' * 20}/".encode(), type=b"5"),
-            tarkit.dir("n" * 20 + "/", prefix="d" * 90, mode=0o644),
-            id="directory splits",
-        ),
-        pytest.param(
-            Head(b"a", uid=2097151, gid=2097151), tarkit.file("a", uid=2097151, gid=2097151), id="largest owner"
-        ),
-        pytest.param(Head(b"a", size=(8 << 30) - 1), tarkit.raw_header("a", size=(8 << 30) - 1), id="largest size"),
-        pytest.param(Head(b"a", mtime=8589934591), tarkit.raw_header("a", mtime=8589934591), id="last second"),
-    ],
-)
-def test_what_fits_is_ustar(head: Head, wanted: bytes) -> None:
-    assert format(head) == wanted[:512]
+@pytest.mark.parametrize("what", USTAR)
+def test_what_fits_is_ustar(what: str) -> None:
+    given, wanted = USTAR[what]
+    assert format(given) == wanted[:512]
 
 
-LONG = "l" * 101
-DEEP = f"{'p' * 156}/{'n' * 80}"
+L, D = "l" * 101, f"{'p' * 156}/{'n' * 80}"
+HEADER = tarkit.raw_header
+CAPABILITY = {"SCHILY.xattr.security.capability": tarkit.CAPABILITY}
+# What is given: where the PAX header lies, its records, and the block behind it.
+PAX = {
+    "name without a slash": (head("n" * 101), f"PaxHeaders.0/{'n' * 87}", {"path": "n" * 101}, HEADER(N)),
+    "rest too long": (head(f"d/{L}"), f"d/PaxHeaders.0/{L[:85]}", {"path": f"d/{L}"}, HEADER(f"d/{L}"[:100])),
+    "prefix too long": (head(D), "p" * 100, {"path": D}, HEADER("p" * 100)),
+    "not ASCII": (head("é/é"), "/PaxHeaders.0/", {"path": "é/é"}, HEADER("/")),
+    "stripped": (head("dir/naïve"), "dir/PaxHeaders.0/nave", {"path": "dir/naïve"}, HEADER("dir/nave")),
+    "not UTF-8": (head(b"d\xff"), "PaxHeaders.0/d", {"path": b"d\xff"}, HEADER("d")),
+    "directory": (head("dé/", type=b"5"), "d/PaxHeaders.0", {"path": "dé/"}, HEADER("d/", typeflag=b"5")),
+    "link": (head("l", "t" * 101, b"2"), "PaxHeaders.0/l", {"linkpath": "t" * 101}, tarkit.symlink("l", "t" * 100, mode=0o644)),
+    "link not ASCII": (head("l", "é", b"2"), "PaxHeaders.0/l", {"linkpath": "é"}, tarkit.symlink("l", "", mode=0o644)),
+    "uid": (head("a", uid=3_000_000), "PaxHeaders.0/a", {"uid": "3000000"}, HEADER("a")),
+    "gid": (head("a", gid=2097152), "PaxHeaders.0/a", {"gid": "2097152"}, HEADER("a")),
+    "size": (head("a", size=8 << 30), "PaxHeaders.0/a", {"size": "8589934592"}, HEADER("a")),
+    "before 1970": (head("a", mtime=-5), "PaxHeaders.0/a", {"mtime": "-5"}, HEADER("a")),
+    "after 2242": (head("a", mtime=8589934592), "PaxHeaders.0/a", {"mtime": "8589934592"}, HEADER("a")),
+    "capability": (head("x/a", capability=tarkit.CAPABILITY), "x/PaxHeaders.0/a", CAPABILITY, HEADER("x/a")),
+    # once there is a PAX header, a name that USTAR could have split goes there as well
+    "splits but is PAX": (head(f"{P}/{N}", uid=3_000_000), P[:100], {"path": f"{P}/{N}", "uid": "3000000"}, HEADER(P[:100])),
+    "everything, sorted by key": (
+        head("é", "è", b"1", 0o600, 1 << 31, 1 << 32, 1 << 40, -1, capability=tarkit.CAPABILITY), "PaxHeaders.0/",
+        CAPABILITY | {"gid": "4294967296", "linkpath": "è", "mtime": "-1", "path": "é", "size": "1099511627776", "uid": "2147483648"},
+        HEADER("", typeflag=b"1", mode=0o600),
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "head, wanted",
-    [
-        pytest.param(
-            Head(b"n" * 101),
-            pax(f"PaxHeaders.0/{'n' * 87}", {"path": b"n" * 101}) + tarkit.raw_header("n" * 100),
-            id="name without a slash",
-        ),
-        pytest.param(
-            Head(f"d/{LONG}".encode()),
-            pax(f"d/PaxHeaders.0/{LONG[:85]}", {"path": f"d/{LONG}".encode()}) + tarkit.raw_header(f"d/{LONG}"[:100]),
-            id="rest too long",
-        ),
-        pytest.param(
-            Head(DEEP.encode()),
-            pax("p" * 100, {"path": DEEP.encode()}) + tarkit.raw_header("p" * 100),
-            id="prefix too long",
-        ),
-        pytest.param(
-            Head("é/é".encode()),
-            pax("/PaxHeaders.0/", {"path": "é/é".encode()}) + tarkit.raw_header("/"),
-            id="not ASCII",
-        ),
-        pytest.param(
-            Head("dir/naïve".encode()),
-            pax("dir/PaxHeaders.0/nave", {"path": "dir/naïve".encode()}) + tarkit.raw_header("dir/nave"),
-            id="stripped",
-        ),
-        pytest.param(
-            Head(b"d\xff"), pax("PaxHeaders.0/d", {"path": b"d\xff"}) + tarkit.raw_header("d"), id="not UTF-8"
-        ),
-        pytest.param(
-            Head("dé/".encode(), type=b"5"),
-            pax("d/PaxHeaders.0", {"path": "dé/".encode()}) + tarkit.raw_header("d/", typeflag=b"5"),
-            id="directory",
-        ),
-        pytest.param(
-            Head(b"l", b"t" * 101, b"2"),
-            pax("PaxHeaders.0/l", {"linkpath": b"t" * 101}) + tarkit.symlink("l", "t" * 100, mode=0o644),
-            id="link",
-        ),
-        pytest.param(
-            Head(b"l", "é".encode(), b"2"),
-            pax("PaxHeaders.0/l", {"linkpath": "é".encode()}) + tarkit.symlink("l", "", mode=0o644),
-            id="link not ASCII",
-        ),
-        pytest.param(
-            Head(b"a", uid=3_000_000), pax("PaxHeaders.0/a", {"uid": b"3000000"}) + tarkit.raw_header("a"), id="uid"
-        ),
-        pytest.param(
-            Head(b"a", gid=2097152), pax("PaxHeaders.0/a", {"gid": b"2097152"}) + tarkit.raw_header("a"), id="gid"
-        ),
-        pytest.param(
-            Head(b"a", size=8 << 30), pax("PaxHeaders.0/a", {"size": b"8589934592"}) + tarkit.raw_header("a"), id="size"
-        ),
-        pytest.param(
-            Head(b"a", mtime=-5), pax("PaxHeaders.0/a", {"mtime": b"-5"}) + tarkit.raw_header("a"), id="before 1970"
-        ),
-        pytest.param(
-            Head(b"a", mtime=8589934592),
-            pax("PaxHeaders.0/a", {"mtime": b"8589934592"}) + tarkit.raw_header("a"),
-            id="after 2242",
-        ),
-        pytest.param(
-            Head(b"x/a", capability=tarkit.CAPABILITY),
-            pax("x/PaxHeaders.0/a", {"SCHILY.xattr.security.capability": tarkit.CAPABILITY}) + tarkit.raw_header("x/a"),
-            id="capability",
-        ),
-        # once there is a PAX header, a name that USTAR could have split goes there as well
-        pytest.param(
-            Head(f"{PREFIX}/{REST}".encode(), uid=3_000_000),
-            pax("p" * 100, {"path": f"{PREFIX}/{REST}".encode(), "uid": b"3000000"}) + tarkit.raw_header("p" * 100),
-            id="splits but is PAX",
-        ),
-        pytest.param(
-            Head("é".encode(), "è".encode(), b"1", 0o600, 1 << 31, 1 << 32, 1 << 40, -1, capability=tarkit.CAPABILITY),
-            pax(
-                "PaxHeaders.0/",
-                {
-                    "SCHILY.xattr.security.capability": tarkit.CAPABILITY,
-                    "gid": b"4294967296",
-                    "linkpath": "è".encode(),
-                    "mtime": b"-1",
-                    "path": "é".encode(),
-                    "size": b"1099511627776",
-                    "uid": b"2147483648",
-                },
-            )
-            + tarkit.raw_header("", typeflag=b"1", mode=0o600),
-            id="everything, sorted by key",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_pax_with_the_records_needed(head: Head, wanted: bytes) -> None:
-    made = format(head)
+@pytest.mark.parametrize("what", PAX)
+def test_what_does_not_fit_is_pax_with_the_records_needed(what: str) -> None:
+    given, place, records, block = PAX[what]
+    wanted = tarkit.pax(records, name=place, mode=0, devmajor=b"", devminor=b"") + block       # as Go writes it
+    made = format(given)
     name = wanted[:100].rstrip(b"\0").rstrip(b"/")
     assert made == tarkit.seal(name.ljust(100, b"\0") + wanted[100:512]) + wanted[512:]
 
@@ -242,14 +149,9 @@ def test_a_records_length_counts_its_own_digits(n: int) -> None:
 
 def test_names_beyond_a_mebibyte_are_refused() -> None:
     assert len(format(Head(b"n" * ((1 << 20) - 20)))) > 1 << 20
-    for head in (
-        Head(b"n" * (1 << 20)),
-        Head(b"l", b"t" * (1 << 20)),
-        Head(b"a", capability=bytes(1 << 20)),
-        Head(b"n" * 600_000, b"t" * 600_000),
-    ):
+    for much in (head(b"n" * (1 << 20)), head("l", b"t" * (1 << 20)), head("a", capability=bytes(1 << 20)), head("n" * 600_000, "t" * 600_000)):
         with door.fails("LAY_E_LIMIT"):
-            format(head)
+            format(much)
 
 
 def test_a_buffer_is_used_again_and_carries_nothing_over() -> None:
@@ -258,10 +160,8 @@ def test_a_buffer_is_used_again_and_carries_nothing_over() -> None:
     try:
         for name in (b"n" * 5000, b"a", b"n" * 300):
             text, none = ffi.new("char[]", name), ffi.new("char[]", b"")
-            head = ffi.new(
-                "lay_tar_head *", {"name": text, "name_len": len(name), "link": none, "type": b"0", "mode": 0o644}
-            )
-            door.call("lay_tar_format", head, out, cap, n)
+            made = ffi.new("lay_tar_head *", {"name": text, "name_len": len(name), "link": none, "type": b"0", "mode": 0o644})
+            door.call("lay_tar_format", made, out, cap, n)
             assert ffi.buffer(out[0], n[0])[:] == format(Head(name))
     finally:
         libc().free(out[0])
@@ -286,14 +186,7 @@ heads = st.builds(lambda fields, capability: Head(*fields, capability=capability
 def test_tarfile_reads_back_what_went_in(head: Head) -> None:
     with tarfile.open(fileobj=io.BytesIO(format(head) + bytes(1024)), errors="surrogateescape") as tar:
         (info,) = tar.getmembers()
-    assert (info.name.encode(), info.type, info.mode, info.uid, info.gid) == (
-        head.name,
-        head.type,
-        head.mode,
-        head.uid,
-        head.gid,
-    )
-    assert info.linkname.encode() == head.link
+    assert (info.name.encode(), info.linkname.encode(), info.type, info.mode, info.uid, info.gid) == head[:6]
     assert info.mtime == head.mtime
     assert (info.uname, info.gname) == ("", "")
 
@@ -301,12 +194,6 @@ def test_tarfile_reads_back_what_went_in(head: Head) -> None:
 @given(heads)
 def test_our_reader_reads_back_what_went_in(head: Head) -> None:
     (entry,) = read(format(head) + bytes(1024)).entries
-    assert (entry.name, entry.link, entry.type, entry.mode, entry.owner) == (
-        head.name,
-        head.link,
-        head.type,
-        head.mode,
-        (head.uid, head.gid),
-    )
+    assert (entry.name, entry.link, entry.type, entry.mode, *entry.owner) == head[:6]
     assert entry.mtime == (head.mtime, 0)
     assert entry.xattrs == (((b"security.capability", tarkit.CAPABILITY),) if head.capability else ())
