@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import door
 import pytest
@@ -27,7 +28,11 @@ def changes(upper: Path, lowers: list[Path]) -> list[str]:
             stack.callback(os.close, fds[-1])
         handle = door.ffi.new("lay_changes **")
         door.call("lay_changes_overlay", handle, fds[0], door.ffi.new("int[]", fds[1:]), len(lowers), 0)
-    found = door.ffi.gc(handle[0], door.lib.lay_changes_free)
+    return lines_of(handle[0])
+
+
+def lines_of(owned: Any) -> list[str]:
+    found = door.ffi.gc(owned, door.lib.lay_changes_free)
     path, n = door.out("const char **"), door.out("size_t *")
     lines = []
     for i in range(door.lib.lay_changes_count(found)):

@@ -51,7 +51,7 @@ long old_kernel(long number, ...)
     for (int i = 0; i < 6; i++)
         a[i] = va_arg(list, long);
     va_end(list);
-    if (number == 437 || number == 464) {   /* openat2, getxattrat */
+    if (number == 437 || number == 464 || number == 465) {   /* openat2, getxattrat, listxattrat */
         errno = ENOSYS;
         return -1;
     }
@@ -61,7 +61,7 @@ long old_kernel(long number, ...)
 
 
 def old_kernel(place: Path, *sources: str) -> Any:
-    """These core sources on a kernel that has neither openat2 nor getxattrat."""
+    """These core sources on a kernel that has neither openat2 nor getxattrat and listxattrat."""
     flags, link_args = door.build_flags()
     (place / "old_kernel.c").write_text(OLD_KERNEL)
     _compile(*flags, "-c", place / "old_kernel.c", "-o", place / "old_kernel.o")
@@ -84,5 +84,20 @@ def failing_allocations(place: Path) -> Any:
     _compile("-shared", *objects, place / "allocations.o", "-o", target, *wraps, *link_args)
     door.ffi.cdef(
         "void allocations_fail(long from, long to); long allocations_asked(void); long allocations_live(void);", override=True
+    )
+    return door.ffi.dlopen(str(target))
+
+
+def memory_lowers(place: Path) -> Any:
+    """The door's core with memory_lower.c beside it: layers below that are in memory."""
+    flags, link_args = door.build_flags()
+    target, source = place / "memory_lower.so", Path(__file__).parent / "memory_lower.c"
+    _compile(*flags, "-shared", source, door.shared_object(), f"-Wl,-rpath,{door.shared_object().parent}", "-o", target, *link_args)
+    door.ffi.cdef(
+        """typedef struct memory memory;
+        memory *memory_new(int fd); void memory_free(memory *m); long memory_given(const memory *m); long memory_asked(const memory *m);
+        lay_code memory_changes(lay_changes **out, memory *upper, int upper_fd, memory *const *lowers, size_t n, lay_error *err);
+        int memory_shows(memory *const *lowers, size_t n, const char *path, size_t len);""",
+        override=True,
     )
     return door.ffi.dlopen(str(target))

@@ -7,10 +7,10 @@
  */
 #include "apply/stand.h"
 
-#include "tree/place.h"
 #include "base/grow.h"
 #include "base/text.h"
-#include "tree/tree.h"
+#include "tree/lowers.h"
+#include "tree/place.h"
 #include "tree/whiteout.h"
 
 #include <fcntl.h>
@@ -22,22 +22,17 @@
 /* One directory of the layer, and the lowers where it is looked for: of `active`, count from `first` on. */
 typedef struct spot { const char *name; uint32_t above, len, first, count; bool implied; } spot;
 
+typedef struct place { const lay_lower *lower; lay_lower_dir in; } place;
+
 typedef struct stand {
     int root_fd;
-    const int *lowers;
-    const char *opaque;                       /* the xattr's name */
+    lay_lowers lowers;
     spot *spots; size_t count, cap;           /* the root is the first */
     uint16_t *active; size_t nactive, active_cap;
     size_t here;                              /* the spot whose directories are open */
-    int own, *fds;                            /* in the layer; in its active lowers; -1: not open */
+    int own; place *below;                    /* in the layer; in its active lowers; -1: not open */
     lay_text path;                            /* for errors, and for opening */
 } stand;
-
-static bool is_opaque(const stand *s, int fd)
-{
-    char value;
-    return fgetxattr(fd, s->opaque, &value, 1) == 1 && value == 'y';
-}
 
 static lay_code path_of(stand *s, size_t at, lay_error *err)
 {
@@ -67,7 +62,7 @@ static void close_here(stand *s)
     lay_close_owner(&s->own);
     s->own = -1;
     for (uint32_t i = 0; i < s->spots[s->here].count; i++)
-        lay_close_owner(&s->fds[i]);
+        lay_lower_leave(s->below[i].lower, s->below[i].in);
 }
 
 /* Open the directories of a spot. They were open before: whoever removed one since is at fault. */
@@ -82,12 +77,13 @@ static lay_code go_to(stand *s, size_t at, lay_error *err)
         return err->code;
     s->here = at;
     for (uint32_t i = 0; i < to->count; i++)
-        s->fds[i] = -1;
+        s->below[i] = (place){ &s->lowers.list[s->active[to->first + i]], -1 };
     s->own = lay_tree_open_dir(s->root_fd, s->path.p, s->path.len, 0);
     bool failed = s->own < 0;
     for (uint32_t i = 0; i < to->count && !failed; i++) {
-        s->fds[i] = lay_tree_open_dir(s->lowers[s->active[to->first + i]], s->path.p, s->path.len, 0);
-        failed = s->fds[i] < 0;
+        const lay_lower *l = s->below[i].lower;
+        s->below[i].in = l->ops->open(l, l->root, s->path.p, s->path.len);
+        failed = s->below[i].in < 0;
     }
     return failed ? lay_fail_os(err, errno, s->path.p, "cannot open the directory") : LAY_OK;
 }
@@ -105,28 +101,31 @@ static lay_code add_active(stand *s, uint16_t lower, lay_error *err)
     return LAY_OK;
 }
 
-/* The lowers where what is in `at` is looked for, opened in their order: fds. own: its directory in the layer. */
-static lay_code look_below(stand *s, size_t at, const char *name, int own, int *fds, uint32_t *nfds, lay_error *err)
+/* The lowers where what is in `at` is looked for, opened in their order: found. own: its directory in the layer. */
+static lay_code look_below(stand *s, size_t at, const char *name, int own, place *found, uint32_t *nfound, lay_error *err)
 {
     spot *to = &s->spots[at];
     const spot *above = &s->spots[to->above];
-    bool alone = is_opaque(s, own), last = false;     /* alone: what is in it below is hidden; what it is itself is not */
+    const lay_lower layer = lay_lower_directory(own);
+    bool alone = lay_lower_is_opaque(&layer, own, s->lowers.userxattr);   /* what is in it below is hidden; what it is itself is not */
+    bool last = false;
     to->first = (uint32_t)s->nactive;
     for (uint32_t i = 0; i < above->count && !last; i++) {
-        int fd = open_child(s->fds[i], name);
-        if (fd < 0 && errno == ENOENT)
+        const lay_lower *l = s->below[i].lower;
+        lay_lower_dir in = l->ops->open(l, s->below[i].in, name, to->len);
+        if (in < 0 && errno == ENOENT)
             continue;
-        if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
+        if (in < 0 && (errno == ENOTDIR || errno == ELOOP))
             break;                            /* a whiteout, or another thing that is none: what is below is hidden */
-        if (fd < 0)
+        if (in < 0)
             return fail_at(s, at, errno, "cannot open the directory below", err);
-        fds[(*nfds)++] = fd;
+        found[(*nfound)++] = (place){ l, in };
         if (alone)
             break;
         if (add_active(s, s->active[above->first + i], err))
             return err->code;
         to->count++;
-        last = is_opaque(s, fd);
+        last = lay_lower_is_opaque(l, in, s->lowers.userxattr);
     }
     if (to->count == above->count) {          /* the same ones */
         s->nactive = to->first;
@@ -135,7 +134,7 @@ static lay_code look_below(stand *s, size_t at, const char *name, int own, int *
     return LAY_OK;
 }
 
-static lay_code settle_one(stand *s, size_t at, size_t n, lay_error *err)
+static lay_code settle_one(stand *s, size_t at, lay_error *err)
 {
     spot *to = &s->spots[at];
     if (!s->spots[to->above].count)
@@ -149,12 +148,12 @@ static lay_code settle_one(stand *s, size_t at, size_t n, lay_error *err)
     if (own < 0)
         return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? LAY_OK      /* a later entry took its place */
             : fail_at(s, at, errno, "cannot open the directory", err);
-    LAY_AUTO_FREE int *fds = malloc((n + 1) * sizeof *fds);
-    uint32_t nfds = 0;
-    if (!fds)
+    LAY_AUTO_FREE place *found = malloc((s->lowers.count + 1) * sizeof *found);
+    uint32_t nfound = 0;
+    if (!found)
         return lay_fail_nomem(err);
-    lay_code code = look_below(s, at, name, own, fds, &nfds, err);
-    if (!code && to->implied && nfds && lay_place_as(own, fds[0], err)) {
+    lay_code code = look_below(s, at, name, own, found, &nfound, err);
+    if (!code && to->implied && nfound && lay_place_as(own, found[0].lower, found[0].in, err)) {
         code = err->code;
         lay_error ignored;
         if (!path_of(s, at, &ignored))
@@ -164,11 +163,11 @@ static lay_code settle_one(stand *s, size_t at, size_t n, lay_error *err)
         close_here(s);
         s->here = at;
         s->own = lay_steal_fd(&own);
-        memcpy(s->fds, fds, to->count * sizeof *fds);
+        memcpy(s->below, found, to->count * sizeof *found);
         return LAY_OK;
     }
-    for (uint32_t i = 0; i < nfds; i++)
-        close(fds[i]);
+    for (uint32_t i = 0; i < nfound; i++)
+        lay_lower_leave(found[i].lower, found[i].in);
     return code;
 }
 
@@ -184,16 +183,16 @@ static lay_code hide_name(const stand *s, const char *name, lay_error *err)
     if (!S_ISDIR(st.st_mode))
         return LAY_OK;
     LAY_AUTO_FD int fd = openat(s->root_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    return fd < 0 || fsetxattr(fd, s->opaque, "y", 1, 0) != 0 ? lay_fail_os(err, errno, name, "cannot mark the directory opaque") : LAY_OK;
+    return fd < 0 || fsetxattr(fd, lay_opaque_xattr(s->lowers.userxattr), "y", 1, 0) != 0 ? lay_fail_os(err, errno, name, "cannot mark the directory opaque") : LAY_OK;
 }
 
-static lay_code hide_all(const stand *s, size_t n, lay_error *err)
+static lay_code hide_all(const stand *s, lay_error *err)
 {
     lay_code code = LAY_OK;
-    for (size_t i = 0; i < n && !code; i++) {
-        lay_names names = { 0 };
-        LAY_AUTO_FD int fd = openat(s->lowers[i], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        code = fd < 0 ? lay_fail_fd(err, errno, s->lowers[i], "cannot read the layer below") : lay_names_read(&names, fd, err);
+    for (size_t i = 0; i < s->lowers.count && !code; i++) {
+        const lay_lower *l = &s->lowers.list[i];
+        lay_names names;
+        code = l->ops->list(l, l->root, &names, err);
         for (size_t k = 0; k < names.count && !code; k++)
             code = hide_name(s, names.text + names.list[k].at, err);
         lay_names_free(&names);
@@ -232,38 +231,41 @@ static lay_code read_spots(stand *s, const char *p, size_t size, bool *opaque, l
     return LAY_OK;
 }
 
-static lay_code settle(stand *s, const char *p, size_t size, size_t n, lay_error *err)
+static lay_code settle(stand *s, const char *p, size_t size, lay_error *err)
 {
     bool opaque = false;
-    s->fds = malloc((n + 1) * sizeof *s->fds);
-    if (!s->fds)
+    size_t n = s->lowers.count;
+    s->below = malloc((n + 1) * sizeof *s->below);
+    if (!s->below)
         return lay_fail_nomem(err);
     if (n > UINT16_MAX)
         return lay_fail(err, LAY_E_STATE, "too many layers below");
     if (add_spot(s, (spot){ 0 }, err) || read_spots(s, p, size, &opaque, err))
         return err->code;
     if (opaque)
-        return hide_all(s, n, err);           /* and so nothing is below that could show */
+        return hide_all(s, err);              /* and so nothing is below that could show */
     for (size_t i = 0; i < n; i++)
         if (add_active(s, (uint16_t)i, err))
             return err->code;
     s->spots[0].count = (uint32_t)n;
     for (size_t i = 1; i < s->count; i++)
-        if (settle_one(s, i, n, err))
+        if (settle_one(s, i, err))
             return err->code;
     return LAY_OK;
 }
 
 lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
 {
-    stand s = { .root_fd = root_fd, .lowers = lower_fds, .opaque = lay_opaque_xattr(flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR)), .own = -1 };
+    stand s = { .root_fd = root_fd, .own = -1 };
     lay_error_clear(err);
-    settle(&s, unsettled, size, n, err);
+    if (!lay_lowers_open(&s.lowers, lower_fds, n, flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR), err))
+        settle(&s, unsettled, size, err);
     if (s.own >= 0)
         close_here(&s);
-    free(s.fds);
+    free(s.below);
     free(s.spots);
     free(s.active);
     free(s.path.p);
+    lay_lowers_free(&s.lowers);
     return err->code;
 }

@@ -1,4 +1,4 @@
-/* text.c - bytes that grow. */
+/* text.c - bytes that grow, and paths that grow by components. */
 #include "base/text.h"
 
 #include "base/grow.h"
@@ -22,16 +22,25 @@ lay_code lay_text_set(lay_text *t, const void *p, size_t n, lay_error *err)
 
 lay_code lay_text_add(lay_text *t, const void *p, size_t n, lay_error *err)
 {
-    if (lay_text_room(t, t->len + n, err))
+    size_t len;
+    if (__builtin_add_overflow(t->len, n, &len))
+        return lay_fail_nomem(err);
+    if (lay_text_room(t, len, err))
         return err->code;
     if (n)
         memcpy(t->p + t->len, p, n);
-    lay_text_cut(t, t->len + n);
+    lay_text_cut(t, len);
     return LAY_OK;
+}
+
+lay_code lay_text_push(lay_text *t, const char *name, size_t n, lay_error *err)
+{
+    return (t->len && lay_text_add(t, "/", 1, err)) || lay_text_add(t, name, n, err) ? err->code : LAY_OK;
 }
 
 void lay_text_cut(lay_text *t, size_t len)
 {
     t->len = len;
-    t->p[len] = '\0';
+    if (t->p)
+        t->p[len] = '\0';
 }

@@ -11,6 +11,8 @@ typedef struct lay_text { char *p; size_t len, cap; } lay_text;
 lay_code lay_text_room(lay_text *t, size_t len, lay_error *err);
 lay_code lay_text_set(lay_text *t, const void *p, size_t n, lay_error *err);
 lay_code lay_text_add(lay_text *t, const void *p, size_t n, lay_error *err);
+/* As a path, "a" + "b" -> "a/b"; "" + "b" -> "b". */
+lay_code lay_text_push(lay_text *t, const char *name, size_t n, lay_error *err);
 void lay_text_cut(lay_text *t, size_t len);
 
 #endif

@@ -6,6 +6,7 @@
  */
 #include "tree/attributes.h"
 #include "changes/changes.h"
+#include "base/grow.h"
 
 #include <fcntl.h>
 #include <string.h>
@@ -40,22 +41,10 @@ static lay_code changes_add(lay_changes *c, int kind, const char *dir, size_t di
     size_t need;
     if (__builtin_add_overflow(c->text_len, dir_len, &need) || __builtin_add_overflow(need, n + 4, &need) || need > SIZE_MAX / 2)
         return lay_fail_nomem(err);
-    if (need > c->text_cap) {
-        size_t cap = need + need / 2 + 4096;
-        char *grown = realloc(c->text, cap);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        c->text = grown;
-        c->text_cap = cap;
-    }
-    if (c->count == c->cap) {
-        size_t cap = c->cap + c->cap / 2 + 64;
-        size_t *grown = reallocarray(c->at, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        c->at = grown;
-        c->cap = cap;
-    }
+    if (lay_reserve(&c->text, &c->text_cap, need, 1, err))
+        return err->code;
+    if (lay_grow(&c->at, &c->cap, c->count, sizeof *c->at, err))
+        return err->code;
     c->at[c->count++] = c->text_len;
     char *to = c->text + c->text_len;
     *to++ = (char)kind;
@@ -84,15 +73,9 @@ lay_code lay_differ_open(lay_differ *d, lay_error *err)
 
 lay_code lay_differ_enter(lay_differ *d, const char *name, size_t n, bool recorded, lay_error *err)
 {
-    if (d->depth == d->cap) {
-        size_t cap = d->cap * 2 + 32;
-        size_t *grown = reallocarray(d->lens, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        d->lens = grown;
-        d->cap = cap;
-    }
-    lay_code code = lay_path_push(&d->path, name, n, err);
+    if (lay_grow(&d->lens, &d->cap, d->depth, sizeof *d->lens, err))
+        return err->code;
+    lay_code code = lay_text_push(&d->path, name, n, err);
     if (code != LAY_OK)
         return code;
     d->lens[d->depth++] = d->path.len;
@@ -104,7 +87,7 @@ lay_code lay_differ_enter(lay_differ *d, const char *name, size_t n, bool record
 void lay_differ_leave(lay_differ *d)
 {
     d->depth--;
-    lay_path_cut(&d->path, d->depth > 0 ? d->lens[d->depth - 1] : 0);
+    lay_text_cut(&d->path, d->depth > 0 ? d->lens[d->depth - 1] : 0);
     if (d->told > d->depth)
         d->told = d->depth;
 }
@@ -112,24 +95,24 @@ void lay_differ_leave(lay_differ *d)
 lay_code lay_differ_record(lay_differ *d, int kind, const char *name, size_t n, lay_error *err)
 {
     for (; d->told < d->depth; d->told++) {
-        lay_code code = changes_add(d->out, LAY_CHANGE_MODIFY, d->path.text, d->lens[d->told], NULL, 0, err);
+        lay_code code = changes_add(d->out, LAY_CHANGE_MODIFY, d->path.p, d->lens[d->told], NULL, 0, err);
         if (code != LAY_OK)
             return code;
     }
-    return changes_add(d->out, kind, d->path.text, d->path.len, name, n, err);
+    return changes_add(d->out, kind, d->path.p, d->path.len, name, n, err);
 }
 
 lay_code lay_differ_fail(lay_differ *d, int sys_errno, const char *name, const char *what, lay_error *err)
 {
-    if (name[0] != '\0' && lay_path_push(&d->path, name, strlen(name), err) != LAY_OK)
+    if (name[0] != '\0' && lay_text_push(&d->path, name, strlen(name), err) != LAY_OK)
         return LAY_E_NOMEM;
-    return lay_fail_os(err, sys_errno, d->path.len > 0 ? d->path.text : ".", what);
+    return lay_fail_os(err, sys_errno, d->path.len > 0 ? d->path.p : ".", what);
 }
 
 void lay_differ_free(lay_differ *d)
 {
     lay_changes_free(d->out);
-    lay_path_free(&d->path);
+    free(d->path.p);
     free(d->lens);
     *d = (lay_differ){ 0 };
 }
@@ -148,11 +131,11 @@ bool lay_stats_differ(const struct stat *a, const struct stat *b)
         || (!S_ISDIR(a->st_mode) && (a->st_size != b->st_size || !same_time(a->st_mtim, b->st_mtim)));
 }
 
-int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *b_name)
+int lay_capabilities_differ(const lay_lower *a, lay_lower_dir a_in, const char *a_name, const lay_lower *b, lay_lower_dir b_in, const char *b_name)
 {
     uint8_t u[CAPABILITY_MAX], v[CAPABILITY_MAX];
-    ssize_t n = lay_tree_getxattr(a_fd, a_name, "security.capability", u, sizeof u);
-    ssize_t m = n < 0 ? -1 : lay_tree_getxattr(b_fd, b_name, "security.capability", v, sizeof v);
+    ssize_t n = a->ops->xattr(a, a_in, a_name, LAY_CAPABILITY, u, sizeof u);
+    ssize_t m = n < 0 ? -1 : b->ops->xattr(b, b_in, b_name, LAY_CAPABILITY, v, sizeof v);
     return m < 0 ? -1 : n != m || memcmp(u, v, (size_t)n) != 0;
 }
 
@@ -179,21 +162,15 @@ static int name_order(const lay_names *a, size_t i, const lay_names *b, size_t j
 /* The trails stand in the directory already. */
 static lay_code pairs_read(pairs *p, bool has_old, lay_error *err)
 {
-    if (p->depth == p->cap) {
-        size_t cap = p->cap * 2 + 32;
-        pair *grown = reallocarray(p->list, cap, sizeof *grown);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        p->list = grown;
-        p->cap = cap;
-    }
+    if (lay_grow(&p->list, &p->cap, p->depth, sizeof *p->list, err))
+        return err->code;
     pair *here = &p->list[p->depth++];
     *here = (pair){ .has_old = has_old };
     lay_code code = lay_names_read(&here->fresh, lay_trail_fd(&p->fresh), err);
     if (code == LAY_OK && has_old)
         code = lay_names_read(&here->old, lay_trail_fd(&p->old), err);
     if (code != LAY_OK && p->differ.path.len > 0)
-        lay_error_path(err, p->differ.path.text, p->differ.path.len);
+        lay_error_path(err, p->differ.path.p, p->differ.path.len);
     return code;
 }
 
@@ -266,8 +243,8 @@ static lay_code pairs_next(pairs *p, lay_error *err)
     if (was) {
         if (st.st_ino == old_st.st_ino && st.st_dev == old_st.st_dev)
             return LAY_OK;
-        int differ = lay_stats_differ(&st, &old_st) ? 1
-            : lay_capabilities_differ(lay_trail_fd(&p->fresh), text, lay_trail_fd(&p->old), text);
+        const lay_lower fresh = lay_lower_directory(lay_trail_fd(&p->fresh)), old = lay_lower_directory(lay_trail_fd(&p->old));
+        int differ = lay_stats_differ(&st, &old_st) ? 1 : lay_capabilities_differ(&fresh, fresh.root, text, &old, old.root, text);
         if (differ < 0 && lay_tree_gone(errno)) {
             name->type = GONE;
             return LAY_OK;
@@ -321,9 +298,9 @@ static lay_code pairs_leave(pairs *p, lay_error *err)
         if (p->depth == 0 || code != LAY_OK)
             return code;
         lay_differ_leave(&p->differ);
-        const lay_path *path = &p->differ.path;
-        int fresh = lay_trail_up(&p->fresh, path->text, path->len);
-        int old = both && fresh >= 0 ? lay_trail_up(&p->old, path->text, path->len) : 0;
+        const lay_text *path = &p->differ.path;
+        int fresh = lay_trail_up(&p->fresh, path->p, path->len);
+        int old = both && fresh >= 0 ? lay_trail_up(&p->old, path->p, path->len) : 0;
         if (fresh < 0 || old < 0)
             return lay_differ_fail(&p->differ, errno, "", "go back to directory", err);
         lost = fresh > 0 || old > 0;
@@ -351,6 +328,7 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
 
 lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err)
 {
+    lay_error_clear(err);
     pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE, .attributes = (flags & LAY_CHANGES_ATTRIBUTES) != 0,
                 .touched = (flags & LAY_CHANGES_TOUCHED) != 0 };
     lay_code code = pairs_run(&p, new_fd, old_fd, err);

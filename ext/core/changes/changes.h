@@ -2,6 +2,8 @@
 #ifndef LAY_CHANGES_H
 #define LAY_CHANGES_H
 
+#include "base/text.h"
+#include "tree/lowers.h"
 #include "tree/trail.h"
 
 /* One piece of text: for every change a kind byte, the path, a NUL. at[i] is where change i begins. */
@@ -13,7 +15,7 @@ struct lay_changes {
 /* The directory a comparison stands in, and which directories on the way to it are in the list already. */
 typedef struct lay_differ {
     lay_changes *out;
-    lay_path path;
+    lay_text path;
     size_t *lens;          /* of path, for every directory below the root */
     size_t depth, cap;
     size_t told;           /* the first so many of them are in the list */
@@ -32,6 +34,9 @@ void lay_differ_free(lay_differ *d);
 /* Whether two things differ, as moby has it: by what stat tells, and by security.capability. */
 bool lay_stats_differ(const struct stat *a, const struct stat *b);
 /* 1 or 0; -1 and errno. */
-int lay_capabilities_differ(int a_fd, const char *a_name, int b_fd, const char *b_name);
+int lay_capabilities_differ(const lay_lower *a, lay_lower_dir a_in, const char *a_name, const lay_lower *b, lay_lower_dir b_in, const char *b_name);
+
+/* As lay_changes_overlay, whatever keeps these layers. */
+lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_lowers *lowers, lay_error *err);
 
 #endif

@@ -5,6 +5,7 @@
  * ends nothing that comes before it in the order of the walk: so it is the walk's first one that is told.
  */
 #include "changes/changes_spots.h"
+#include "base/grow.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -58,14 +59,8 @@ void lay_spot_free(lay_spot *s)
 
 lay_code lay_spot_note(lay_spot *s, int kind, const char *name, size_t n, lay_error *err)
 {
-    if (s->noted_cap - s->noted_len < n + 2) {
-        size_t cap = s->noted_cap + s->noted_cap / 2 + n + 64;
-        char *grown = realloc(s->noted, cap);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        s->noted = grown;
-        s->noted_cap = cap;
-    }
+    if (lay_reserve(&s->noted, &s->noted_cap, s->noted_len + n + 2, 1, err))
+        return err->code;
     char *to = s->noted + s->noted_len;
     to[0] = (char)kind;
     memcpy(to + 1, name, n);
@@ -76,14 +71,8 @@ lay_code lay_spot_note(lay_spot *s, int kind, const char *name, size_t n, lay_er
 
 lay_code lay_spot_note_dir(lay_spot *s, const char *name, size_t n, lay_error *err)
 {
-    if (s->ndirs == s->dirs_cap) {
-        size_t cap = s->dirs_cap * 2 + 4;
-        lay_spot **grown = reallocarray(s->dirs, cap, sizeof(lay_spot *));
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        s->dirs = grown;
-        s->dirs_cap = cap;
-    }
+    if (lay_grow(&s->dirs, &s->dirs_cap, s->ndirs, sizeof *s->dirs, err))
+        return err->code;
     lay_spot *dir = spot_new(s, name, n);
     if (dir == NULL)
         return lay_fail_nomem(err);
@@ -92,19 +81,12 @@ lay_code lay_spot_note_dir(lay_spot *s, const char *name, size_t n, lay_error *e
     return lay_spot_note(s, INTO, "", 0, err);
 }
 
-lay_code lay_spot_path(const lay_spot *s, lay_path *path, lay_error *err)
+lay_code lay_spot_path(const lay_spot *s, lay_text *path, lay_error *err)
 {
-    size_t n = s->path_len;
-    if (n >= path->cap) {
-        char *grown = realloc(path->text, n + n / 2 + 256);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        path->text = grown;
-        path->cap = n + n / 2 + 256;
-    }
-    char *to = path->text + n;
-    path->len = n;
-    *to = '\0';
+    if (lay_text_room(path, s->path_len, err))
+        return err->code;
+    lay_text_cut(path, s->path_len);
+    char *to = path->p + s->path_len;
     for (; s->parent != NULL; s = s->parent) {
         to -= s->name_len;
         memcpy(to, s->name, s->name_len);
@@ -146,14 +128,8 @@ static bool before(const lay_spot *a, const lay_spot *b)
 
 static lay_code crew_put(crew *c, const lay_spot *s, lay_error *err)
 {
-    if (c->cap - c->count < s->ndirs) {
-        size_t cap = c->cap * 2 + s->ndirs + 64;
-        lay_spot **grown = reallocarray(c->todo, cap, sizeof(lay_spot *));
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        c->todo = grown;
-        c->cap = cap;
-    }
+    if (lay_reserve(&c->todo, &c->cap, c->count + s->ndirs, sizeof *c->todo, err))
+        return err->code;
     for (size_t i = s->ndirs; i > 0; i--)
         c->todo[c->count++] = s->dirs[i - 1];
     return LAY_OK;

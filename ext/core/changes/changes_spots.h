@@ -37,7 +37,7 @@ void lay_spot_free(lay_spot *root);
 lay_code lay_spot_note(lay_spot *s, int kind, const char *name, size_t n, lay_error *err);
 lay_code lay_spot_note_dir(lay_spot *s, const char *name, size_t n, lay_error *err);
 /* Its path from the root, "" for the root itself. */
-lay_code lay_spot_path(const lay_spot *s, lay_path *path, lay_error *err);
+lay_code lay_spot_path(const lay_spot *s, lay_text *path, lay_error *err);
 
 /* Looks into one spot; err is clear. Runs in several threads, each with a reader of its own. */
 typedef lay_code (*lay_spot_look)(void *reader, lay_spot *s, lay_error *err);

@@ -74,7 +74,8 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
     }
     lay_tar_limit(c->tar, &generous);
     if (lay_expect_new(&c->expect, o->flags & LAY_CHECK_USERNS, err)
-        || lay_lowers_open(&c->lowers, o->lower_fds, o->lowers, o->flags & LAY_CHECK_USERXATTR, err))
+        || lay_lowers_open(&c->lowers, o->lower_fds, o->lowers, o->flags & LAY_CHECK_USERXATTR, err)
+        || lay_lowers_keep(&c->lowers, err))
         goto failed;
     c->root_fd = fcntl(o->root_fd, F_DUPFD_CLOEXEC, 0);
     if (c->root_fd < 0)

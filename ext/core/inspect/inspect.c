@@ -30,7 +30,7 @@ struct lay_inspect {
     lay_inspect_options o;
     phase phase;
     lay_trail trail;
-    lay_path here;                   /* of the directory, and of what is told */
+    lay_text here;                   /* of the directory, and of what is told */
     uint32_t directory, child;       /* where it is; the next name to be asked whether it was met */
     uint32_t lost, lost_at;          /* LOSE: all below the first is gone; the next to tell */
     bool changed;                    /* names of this directory differ, or their kinds */
@@ -52,9 +52,9 @@ static lay_code hide_below(const lay_inspect_options *o, lay_error *err)
     if (!(lay_expect_made(o->expect, LAY_ROOT)->flags & LAY_MADE_OPAQUE))
         return LAY_OK;
     for (size_t k = 0; k < o->lowers->count && !code; k++) {
-        lay_names names = { 0 };
-        LAY_AUTO_FD int fd = openat(o->lowers->fds[k], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        code = fd < 0 ? lay_fail_os(err, errno, NULL, "cannot read the layer below") : lay_names_read(&names, fd, err);
+        const lay_lower *l = &o->lowers->list[k];
+        lay_names names;
+        code = l->ops->list(l, l->root, &names, err);
         for (size_t n = 0; n < names.count && !code; n++)
             code = lay_expect_hide(o->expect, names.text + names.list[n].at, names.list[n].len, err);
         lay_names_free(&names);
@@ -89,7 +89,7 @@ void lay_inspect_free(lay_inspect *i)
         return;
     lay_close_owner(&i->file);
     lay_trail_free(&i->trail);
-    lay_path_free(&i->here);
+    free(i->here.p);
     lay_inodes_free(&i->shared);
     lay_xattrs_room_free(&i->room);
     free(i->told.p);
@@ -145,7 +145,7 @@ static void give_path(lay_inspect *i, lay_problem *p)
 static lay_code at_name(lay_inspect *i, const char *prefix, const char *name, size_t n, lay_problem *p, lay_error *err)
 {
     const char *slash = i->here.len && (name || *prefix) ? "/" : "";
-    if (lay_text_set(&i->told, i->here.text, i->here.len, err) || lay_text_add(&i->told, slash, strlen(slash), err)
+    if (lay_text_set(&i->told, i->here.p, i->here.len, err) || lay_text_add(&i->told, slash, strlen(slash), err)
         || lay_text_add(&i->told, prefix, strlen(prefix), err) || (n && lay_text_add(&i->told, name, n, err)))
         return err->code;
     give_path(i, p);
@@ -546,7 +546,7 @@ static lay_code go_on(lay_inspect *i, lay_problem *p, lay_error *err)
         i->phase = READ_NAMES;
         i->dents_len = i->dents_at = 0;
         i->changed = false;
-        return lay_path_push(&i->here, name, w->name_len, err);
+        return lay_text_push(&i->here, name, w->name_len, err);
     }
     if (i->directory == LAY_ROOT) {
         i->phase = END;
@@ -554,9 +554,9 @@ static lay_code go_on(lay_inspect *i, lay_problem *p, lay_error *err)
     }
     const lay_want *w = lay_expect_want(x, i->directory);
     i->child = w->next;
-    lay_path_cut(&i->here, i->here.len > w->name_len ? i->here.len - w->name_len - 1 : 0);
+    lay_text_cut(&i->here, i->here.len > w->name_len ? i->here.len - w->name_len - 1 : 0);
     i->directory = w->parent;
-    if (lay_trail_up(&i->trail, i->here.text ? i->here.text : "", i->here.len) == 0)
+    if (lay_trail_up(&i->trail, i->here.p ? i->here.p : "", i->here.len) == 0)
         return LAY_OK;
     i->phase = END;
     return cannot(p, LAY_PROBLEM_METADATA, "the directory was moved while it was looked at", err) || at_name(i, "", NULL, 0, p, err) ? err->code : LAY_OK;

@@ -7,15 +7,7 @@
 #include "tree/whiteout.h"
 
 #include <endian.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <sys/xattr.h>
-
-#ifndef SYS_listxattrat
-#define SYS_listxattrat 465
-#endif
 
 #define VALUE_MAX (64u << 10)         /* the kernel's, of names and of one value */
 
@@ -132,19 +124,6 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
     return LAY_OK;
 }
 
-static ssize_t list_names(int dir_fd, const char *name, char *names, size_t cap)
-{
-    ssize_t n = syscall(SYS_listxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, names, cap);
-    if (n < 0 && (errno == ENOSYS || errno == EPERM)) {       /* before Linux 6.13 */
-        char path[64 + 256];
-        snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir_fd, name);
-        n = llistxattr(path, names, cap);
-    }
-    if (n < 0 && errno == EOPNOTSUPP)
-        return 0;
-    return n;
-}
-
 static bool is_opaque(int dir_fd, const char *name, const char *xattr)
 {
     char value;
@@ -177,7 +156,7 @@ int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd
             return -1;
         }
     }
-    ssize_t n = list_names(dir_fd, name, room->names, VALUE_MAX);
+    ssize_t n = lay_tree_getxattr(dir_fd, name, NULL, room->names, VALUE_MAX);
     if (n < 0)
         return -1;
     for (const char *at = room->names; at < room->names + n; at += strlen(at) + 1) {

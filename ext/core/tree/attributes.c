@@ -9,16 +9,9 @@
 #include "base/grow.h"
 #include "tree/tree.h"
 
-#include <fcntl.h>
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/xattr.h>
-
-#ifndef SYS_listxattrat
-#define SYS_listxattrat 465
-#endif
 
 #define LIST_SIZE 1024
 #define VALUE_SIZE 256
@@ -39,22 +32,7 @@ static ssize_t list_some(const lay_bearer *thing, char *list, size_t size)
     ssize_t n = thing->fd >= 0 ? listxattr(fd_path(thing, own), list, size) : -1;
     if (thing->fd >= 0 && (n >= 0 || errno != ENOENT))
         return n;
-    n = syscall(SYS_listxattrat, thing->dir_fd, thing->name, AT_SYMLINK_NOFOLLOW, list, size);
-    if (n >= 0 || (errno != ENOSYS && errno != EPERM))
-        return n;
-    /* before Linux 6.13, as lay_tree_getxattr does it */
-    char path[NAME_MAX + PATH_MAX];
-    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", thing->dir_fd, thing->name);
-    n = llistxattr(path, list, size);
-    if (n >= 0 || (errno != ENOENT && errno != ENOTDIR))
-        return n;
-    struct stat st;
-    if (fstatat(thing->dir_fd, thing->name, &st, AT_SYMLINK_NOFOLLOW) < 0)
-        return -1;
-    if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
-        return 0;
-    LAY_AUTO_FD int fd = openat(thing->dir_fd, thing->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-    return fd < 0 ? -1 : flistxattr(fd, list, size);
+    return lay_tree_getxattr(thing->dir_fd, thing->name, NULL, list, size);
 }
 
 lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_error *err)

@@ -293,23 +293,25 @@ static lay_code keep_xattrs_of(int fd, const lay_meta *m, lay_error *err)
     return LAY_OK;
 }
 
-lay_code lay_place_as(int to, int from, lay_error *err)
+lay_code lay_place_as(int to, const lay_lower *lower, lay_lower_dir from, lay_error *err)
 {
     struct stat st;
-    LAY_AUTO_FREE char *names = NULL;
-    size_t n = 0;
-    if (fstat(from, &st) != 0)
+    if (lower->ops->stat(lower, from, ".", &st) != 0)
         return lay_fail_os(err, errno, NULL, "cannot look at the directory below");
     if (fchown(to, st.st_uid, st.st_gid) != 0)
         return lay_fail_os(err, errno, NULL, "cannot set the directory's owner");
-    if (list_xattrs(from, &names, &n, err))
-        return err->code;
-    LAY_AUTO_FREE uint8_t *value = names ? malloc(XATTR_MOST) : NULL;
-    if (names && !value)
+    LAY_AUTO_FREE char *names = malloc(2 * XATTR_MOST);
+    if (!names)
         return lay_fail_nomem(err);
-    for (const char *name = names; name && name < names + n; name += strlen(name) + 1) {
-        ssize_t len = overlay_private(name) ? -1 : fgetxattr(from, name, value, XATTR_MOST);
-        if (len >= 0 && fsetxattr(to, name, value, (size_t)len, 0) != 0 && errno != EPERM && errno != EOPNOTSUPP)
+    char *value = names + XATTR_MOST;
+    ssize_t n = lower->ops->xattr(lower, from, ".", NULL, names, XATTR_MOST);
+    if (n < 0)
+        return lay_fail_os(err, errno, NULL, "cannot list xattrs");
+    for (const char *name = names; name < names + n; name += strlen(name) + 1) {
+        ssize_t len = overlay_private(name) ? -1 : lower->ops->xattr(lower, from, ".", name, value, XATTR_MOST);
+        if (len < 0 || (len == 0 && errno != 0))
+            continue;
+        if (fsetxattr(to, name, value, (size_t)len, 0) != 0 && errno != EPERM && errno != EOPNOTSUPP)
             return lay_fail_os(err, errno, NULL, "cannot copy an xattr of the directory below");
     }
     struct timespec times[2] = { st.st_atim, st.st_mtim };

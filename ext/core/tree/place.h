@@ -9,6 +9,7 @@
 #define LAY_PLACE_H
 
 #include "tar/tar.h"
+#include "tree/lower.h"
 
 #include <sys/types.h>
 
@@ -52,7 +53,7 @@ lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t
 lay_code lay_place_directory(const lay_place *p, int dir_fd, const char *name, bool is_new, const lay_meta *m, lay_error *err);
 /* dir_fd/name is a hard link to an existing thing. *whiteout: to a mark, which has none of this. */
 lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, bool *whiteout, lay_error *err);
-/* Give the directory `to`, which has no xattrs, the owner, xattrs, mode and times of `from`. */
-lay_code lay_place_as(int to, int from, lay_error *err);
+/* Give the directory `to`, which has no xattrs, the owner, xattrs, mode and times of one below. */
+lay_code lay_place_as(int to, const lay_lower *lower, lay_lower_dir from, lay_error *err);
 
 #endif

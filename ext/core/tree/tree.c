@@ -23,6 +23,7 @@
 #endif
 #ifndef SYS_getxattrat
 #define SYS_getxattrat 464
+#define SYS_listxattrat 465
 #endif
 #define NO_XDEV 0x01u
 #define NO_MAGICLINKS 0x02u
@@ -461,34 +462,37 @@ bool lay_tree_gone(int sys_errno)
     return sys_errno == ENOENT || sys_errno == ENOTDIR || sys_errno == ELOOP;
 }
 
-static ssize_t absent_is_empty(ssize_t r)
-{
-    if (r >= 0)
-        errno = 0;
-    return r < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : r;
-}
-
-ssize_t lay_tree_getxattr(int dir_fd, const char *name, const char *xattr, void *buf, size_t size)
+/* As getxattr, or with no xattr as listxattr. */
+static ssize_t ask_xattrs(int dir_fd, const char *name, const char *xattr, void *buf, size_t size)
 {
     struct xattr_args args = { .value = (uint64_t)(uintptr_t)buf, .size = (uint32_t)size };
-    ssize_t r = syscall(SYS_getxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, xattr, &args, sizeof args);
+    ssize_t r = xattr ? syscall(SYS_getxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, xattr, &args, sizeof args)
+                      : syscall(SYS_listxattrat, dir_fd, name, AT_SYMLINK_NOFOLLOW, buf, size);
     if (r >= 0 || !no_openat2(errno))
-        return absent_is_empty(r);
+        return r;
     /* before Linux 6.13: one call through /proc, where it is mounted */
     char path[NAME_MAX + PATH_MAX];
     snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir_fd, name);
-    r = lgetxattr(path, xattr, buf, size);
+    r = xattr ? lgetxattr(path, xattr, buf, size) : llistxattr(path, buf, size);
     if (r >= 0 || (errno != ENOENT && errno != ENOTDIR))
-        return absent_is_empty(r);
+        return r;
     struct stat st;
     if (fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
         return -1;
     if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode)) {
         errno = EOPNOTSUPP;
-        return 0;
+        return -1;
     }
     LAY_AUTO_FD int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
-    return fd < 0 ? -1 : absent_is_empty(fgetxattr(fd, xattr, buf, size));
+    return fd < 0 ? -1 : xattr ? fgetxattr(fd, xattr, buf, size) : flistxattr(fd, buf, size);
+}
+
+ssize_t lay_tree_getxattr(int dir_fd, const char *name, const char *xattr, void *buf, size_t size)
+{
+    ssize_t r = ask_xattrs(dir_fd, name, xattr, buf, size);
+    if (r >= 0)
+        errno = 0;
+    return r < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : r;
 }
 
 int lay_tree_hasxattr(int dir_fd, const char *name, const char *xattr)

@@ -51,8 +51,8 @@ typedef struct lay_names { lay_name *list; size_t count; char *text; bool gone; 
 lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err);
 void lay_names_free(lay_names *names);
 
-/* security.capability (or any xattr) of a path by descriptor: bytes into buf; 0 when absent or not
- * supported (errno says ENODATA or EOPNOTSUPP then, and 0 when it is there but empty); -1 and errno. name is looked up in dir_fd without following a link. */
+/* An xattr of a name in dir_fd, no link followed: bytes into buf; 0 when absent or not supported (errno says ENODATA or
+ * EOPNOTSUPP then, and 0 when it is there but empty); -1 and errno. xattr NULL: the names of all, each with its NUL. */
 ssize_t lay_tree_getxattr(int dir_fd, const char *name, const char *xattr, void *buf, size_t size);
 /* Is it there, even if empty? 1 or 0; -1 and errno. */
 int lay_tree_hasxattr(int dir_fd, const char *name, const char *xattr);

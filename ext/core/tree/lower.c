@@ -1,0 +1,81 @@
+/* lower.c - a lower layer that is a directory; and what every kind of them can be asked.
+ *
+ * Directories are opened as paths only: cheaper, and asked for no right to read them.
+ */
+#include "tree/lower.h"
+
+#include "tree/whiteout.h"
+
+#include <fcntl.h>
+#include <string.h>
+
+static int open_below(lay_lower_dir in, const char *path, size_t n, int flags)
+{
+    if (n && !memchr(path, '/', n))
+        return openat((int)in, path, O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | flags);
+    return lay_tree_open_dir((int)in, path, n, flags);
+}
+
+static lay_lower_dir directory_open(const lay_lower *l, lay_lower_dir in, const char *path, size_t n)
+{
+    (void)l;
+    return open_below(in, path, n, O_PATH);
+}
+
+static lay_lower_dir listed_open(const lay_lower *l, lay_lower_dir in, const char *path, size_t n)
+{
+    (void)l;
+    return open_below(in, path, n, O_RDONLY);
+}
+
+static void directory_close(const lay_lower *l, lay_lower_dir in)
+{
+    (void)l;
+    int fd = (int)in;
+    lay_close_owner(&fd);
+}
+
+static int directory_stat(const lay_lower *l, lay_lower_dir in, const char *name, struct stat *st)
+{
+    (void)l;
+    return strcmp(name, ".") == 0 ? fstat((int)in, st) : fstatat((int)in, name, st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT);
+}
+
+static lay_code directory_list(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err)
+{
+    (void)l;
+    *names = (lay_names){ 0 };
+    LAY_AUTO_FD int fd = openat((int)in, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? lay_fail_fd(err, errno, (int)in, "cannot read the layer below") : lay_names_read(names, fd, err);
+}
+
+static lay_code listed_list(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err)
+{
+    (void)l;
+    lseek((int)in, 0, SEEK_SET);
+    return lay_names_read(names, (int)in, err);
+}
+
+static ssize_t directory_xattr(const lay_lower *l, lay_lower_dir in, const char *name, const char *xattr, void *buf, size_t size)
+{
+    (void)l;
+    return lay_tree_getxattr((int)in, name, xattr, buf, size);
+}
+
+static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr };
+static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, directory_xattr };
+
+lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
+lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }
+
+void lay_lower_leave(const lay_lower *l, lay_lower_dir in)
+{
+    if (in >= 0 && in != l->root)
+        l->ops->close(l, in);
+}
+
+bool lay_lower_is_opaque(const lay_lower *l, lay_lower_dir in, bool userxattr)
+{
+    char value;
+    return l->ops->xattr(l, in, ".", lay_opaque_xattr(userxattr), &value, 1) == 1 && value == 'y';
+}

@@ -1,0 +1,43 @@
+/* lower.h - one layer below, through functions: a directory today, another way of keeping a layer tomorrow.
+ *
+ * Those who look at lowers (changes, inspect, stand) ask for names, stats and extended attributes; none reads a file's
+ * bytes. So what can be opened is a directory, and what opening gives is a place to ask in: a descriptor where the layer
+ * is a directory, a number of the layer's own where it is a file. Any thread may ask; a layer holds nothing that changes.
+ */
+#ifndef LAY_LOWER_H
+#define LAY_LOWER_H
+
+#include "tree/tree.h"
+
+typedef int64_t lay_lower_dir;          /* an open directory of a lower; -1: none */
+
+typedef struct lay_lower lay_lower;
+typedef struct lay_lower_ops {
+    /* The directory at path (n bytes; none: `in` once more) below `in`, for close; -1 and errno: ENOENT, or ENOTDIR or ELOOP
+     * where another thing or a link is. No function here follows a link. */
+    lay_lower_dir (*open)(const lay_lower *l, lay_lower_dir in, const char *path, size_t n);
+    void (*close)(const lay_lower *l, lay_lower_dir in);      /* leaves errno as it is */
+    /* Of a name, or of "." itself. 0, or -1 and errno. */
+    int (*stat)(const lay_lower *l, lay_lower_dir in, const char *name, struct stat *st);
+    /* Names sorted by bytes, with their DT_ types; none on failure. */
+    lay_code (*list)(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err);
+    /* One value, as lay_tree_getxattr gives it; of xattr NULL: the names of all, each with its NUL. */
+    ssize_t (*xattr)(const lay_lower *l, lay_lower_dir in, const char *name, const char *xattr, void *buf, size_t size);
+} lay_lower_ops;
+
+struct lay_lower {
+    const lay_lower_ops *ops;
+    const void *layer;                  /* the functions' own */
+    lay_lower_dir root;
+};
+
+/* A layer that is the directory fd, which is borrowed. */
+lay_lower lay_lower_directory(int fd);
+/* The same where every directory that is opened is listed, too: one call fewer for each. fd is open for reading. */
+lay_lower lay_lower_listed(int fd);
+/* Closes what open gave; neither the root nor -1. */
+void lay_lower_leave(const lay_lower *l, lay_lower_dir in);
+/* Does this directory hide what the layers under it have in it? A mark that cannot be read is none. */
+bool lay_lower_is_opaque(const lay_lower *l, lay_lower_dir in, bool userxattr);
+
+#endif
