@@ -63,7 +63,7 @@ static lay_code note_link(lay_export *x, const struct stat *st, lay_tar_head *h,
     }
     if (lay_reserve(&x->names, &x->names_cap, x->names_len + n, 1, err))
         return err->code;
-    memcpy(x->names + x->names_len, x->name.text, n);
+    memcpy(x->names + x->names_len, x->name.p, n);
     x->names_len += n;
     return LAY_OK;
 }
@@ -83,28 +83,28 @@ static char type_of(mode_t mode)
 
 lay_code lay_export_whiteout_name(lay_export *x, lay_error *err)
 {
-    const char *slash = memrchr(x->name.text, '/', x->name.len);
-    size_t dir = slash ? (size_t)(slash - x->name.text) : 0, base = slash ? dir + 1 : 0;
-    lay_path_cut(&x->shown, 0);
-    if ((slash && lay_path_push(&x->shown, x->name.text, dir, err)) || lay_path_push(&x->shown, LAY_WH_PREFIX, LAY_WH_PREFIX_LEN, err))
+    const char *slash = memrchr(x->name.p, '/', x->name.len);
+    size_t dir = slash ? (size_t)(slash - x->name.p) : 0, base = slash ? dir + 1 : 0;
+    lay_text_cut(&x->shown, 0);
+    if ((slash && lay_text_push(&x->shown, x->name.p, dir, err)) || lay_text_push(&x->shown, LAY_WH_PREFIX, LAY_WH_PREFIX_LEN, err))
         return err->code;
-    return lay_path_add(&x->shown, x->name.text + base, x->name.len - base, err);
+    return lay_text_add(&x->shown, x->name.p + base, x->name.len - base, err);
 }
 
 lay_code lay_export_mark(lay_export *x, lay_error *err)
 {
     if (x->skip_marks)
-        return lay_left_out_add(&x->left, LAY_LEFT_MARK, x->name.text, x->name.len, err);
+        return lay_left_out_add(&x->left, LAY_LEFT_MARK, x->name.p, x->name.len, err);
     lay_fail(err, LAY_E_BREAKOUT, "a name that begins with " LAY_WH_PREFIX " would delete where the tar is unpacked: "
              "rename it, or leave such names out (marks=\"skip\")");
-    return lay_error_path(err, x->name.text, x->name.len);
+    return lay_error_path(err, x->name.p, x->name.len);
 }
 
 lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err)
 {
     if (lay_export_whiteout_name(x, err))
         return err->code;
-    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mtime = mtime };
+    lay_tar_head h = { .name = x->shown.p, .name_len = x->shown.len, .type = '0', .mtime = mtime };
     return lay_export_head(x, &h, err);
 }
 
@@ -117,7 +117,7 @@ static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
         return LAY_OK;
     lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there",
              S_ISDIR(mode) ? "a redirected directory" : "a file without its data (metacopy)");
-    return lay_error_path(err, x->name.text, x->name.len);
+    return lay_error_path(err, x->name.p, x->name.len);
 }
 
 /* moby looks for exactly this value, and a failure to look is none of ours to hide. */
@@ -128,14 +128,14 @@ static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar
         return LAY_OK;
     ssize_t n = lay_attribute_get(thing, lay_opaque_xattr(x->userxattr), value, sizeof value);
     if (n < 0 && errno != ERANGE)
-        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "read the opaque mark");
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "read the opaque mark");
     if (n != 1 || value[0] != 'y')
         return LAY_OK;
-    lay_path_cut(&x->shown, 0);
-    if (lay_path_push(&x->shown, x->name.text, x->name.len, err)
-        || lay_path_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err))
+    lay_text_cut(&x->shown, 0);
+    if (lay_text_push(&x->shown, x->name.p, x->name.len, err)
+        || lay_text_push(&x->shown, LAY_WH_OPAQUE, sizeof LAY_WH_OPAQUE - 1, err))
         return err->code;
-    lay_tar_head h = { .name = x->shown.text, .name_len = x->shown.len, .type = '0', .mode = dir->mode & 0777,
+    lay_tar_head h = { .name = x->shown.p, .name_len = x->shown.len, .type = '0', .mode = dir->mode & 0777,
                        .uid = dir->uid, .gid = dir->gid };
     return lay_export_head(x, &h, err);
 }
@@ -165,7 +165,7 @@ typedef struct found {
 
 static look look_fail(lay_export *x, const char *what, lay_error *err)
 {
-    lay_fail_os(err, errno, x->name.text, what);
+    lay_fail_os(err, errno, x->name.p, what);
     return LOOK_FAILED;
 }
 
@@ -240,7 +240,7 @@ static look look_once(lay_export *x, found *f, lay_error *err)
         return seen;
     if (err->code == LAY_E_OS && lay_tree_gone(err->sys_errno))
         return LOOK_AGAIN;
-    lay_error_path(err, x->name.text, x->name.len);
+    lay_error_path(err, x->name.p, x->name.len);
     return LOOK_FAILED;
 }
 
@@ -256,7 +256,7 @@ static look look_at(lay_export *x, found *f, lay_error *err)
     if (seen != LOOK_AGAIN)
         return seen;
     lay_fail(err, LAY_E_MISMATCH, "it is another kind of thing each time it is looked at");
-    lay_error_path(err, x->name.text, x->name.len);
+    lay_error_path(err, x->name.p, x->name.len);
     return LOOK_FAILED;
 }
 
@@ -274,14 +274,14 @@ static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
     }
     if (S_ISLNK(f->st->st_mode))
         acl = false;
-    if (xattr && lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.text, x->name.len, err))
+    if (xattr && lay_left_out_add(&x->left, LAY_LEFT_XATTR, x->name.p, x->name.len, err))
         return err->code;
-    return acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.text, x->name.len, err) : LAY_OK;
+    return acl ? lay_left_out_add(&x->left, LAY_LEFT_ACL, x->name.p, x->name.len, err) : LAY_OK;
 }
 
 static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct stat *st, lay_tar_head *h, lay_error *err)
 {
-    const lay_path *name = &x->name;
+    const lay_text *name = &x->name;
     size_t plain = x->name.len;
     bool dir = S_ISDIR(st->st_mode);
     if (!dir && st->st_nlink > 1 && note_link(x, st, h, err))
@@ -294,13 +294,13 @@ static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct 
         h->type = '0';
         h->mode = 0600;
     }
-    if (dir && lay_path_add(&x->name, "/", 1, err))
+    if (dir && lay_text_add(&x->name, "/", 1, err))
         return err->code;
-    h->name = name->text;
+    h->name = name->p;
     h->name_len = name->len;
     lay_code code = lay_export_head(x, h, err);
     if (dir)
-        lay_path_cut(&x->name, plain);
+        lay_text_cut(&x->name, plain);
     return !code && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
 }
 
@@ -319,7 +319,7 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
         st->st_mode = 0;
         if (mark || !socket)
             return mark ? lay_export_mark(x, err) : LAY_OK;
-        if (lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.text, x->name.len, err))
+        if (lay_left_out_add(&x->left, LAY_LEFT_SOCKET, x->name.p, x->name.len, err))
             return err->code;
         return x->keep && x->overlay ? lay_export_deletion(x, st->st_mtim.tv_sec, err) : LAY_OK;
     }
@@ -373,10 +373,10 @@ static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, 
         r = read(x->file_fd, to, n);
     while (r < 0 && errno == EINTR);
     if (r < 0)
-        return lay_fail_os(err, errno, x->name.text, "read");
+        return lay_fail_os(err, errno, x->name.p, "read");
     if (r == 0) {
         lay_fail(err, LAY_E_MISMATCH, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
-        return lay_error_path(err, x->name.text, x->name.len);
+        return lay_error_path(err, x->name.p, x->name.len);
     }
     *got = (size_t)r;
     x->file_left -= r;
@@ -481,8 +481,8 @@ static void export_free(lay_source *s)
     lay_left_out_free(&x->left);
     lay_left_out_free(&x->surveyed);
     lay_inodes_free(&x->inodes);
-    lay_path_free(&x->name);
-    lay_path_free(&x->shown);
+    free(x->name.p);
+    free(x->shown.p);
     free(x);
 }
 

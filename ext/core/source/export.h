@@ -24,8 +24,8 @@ typedef struct lay_export {
     uint8_t *head; size_t head_at, head_len, head_cap;     /* blocks still to give */
     uint8_t *block; size_t block_cap;                      /* where one header is formatted */
     int file_fd; int64_t file_left; size_t padding;        /* payload still to give */
-    lay_path name;                                         /* of the entry at hand, as in the tar */
-    lay_path shown;                                        /* .wh. name */
+    lay_text name;                                         /* of the entry at hand, as in the tar */
+    lay_text shown;                                        /* .wh. name */
     lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
     lay_attributes attributes;                             /* of the entry at hand */
     lay_left_out left, surveyed;                           /* so far; of the whole, by the last dry run */

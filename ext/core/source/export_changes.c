@@ -17,22 +17,22 @@ typedef struct changes_export {
     bool borrowed;
     size_t next;
     int64_t now;               /* seconds, of deletions */
-    int parent_fd; lay_path parent;    /* the directory last needed */
+    int parent_fd; lay_text parent;    /* the directory last needed */
 } changes_export;
 
 /* Changes come from a walk of the tree, so no link leads to them. */
 static int parent_of(changes_export *c, const char *path, size_t n, lay_error *err)
 {
-    if (c->parent_fd >= 0 && c->parent.len == n && (n == 0 || memcmp(c->parent.text, path, n) == 0))
+    if (c->parent_fd >= 0 && c->parent.len == n && (n == 0 || memcmp(c->parent.p, path, n) == 0))
         return c->parent_fd;
     lay_close_owner(&c->parent_fd);
     c->parent_fd = -1;
-    lay_path_cut(&c->parent, 0);
-    if (lay_path_add(&c->parent, path, n, err)) {
+    lay_text_cut(&c->parent, 0);
+    if (lay_text_add(&c->parent, path, n, err)) {
         errno = ENOMEM;
         return -1;
     }
-    c->parent_fd = lay_tree_open_dir(c->root_fd, c->parent.text, n, O_PATH);
+    c->parent_fd = lay_tree_open_dir(c->root_fd, c->parent.p, n, O_PATH);
     return c->parent_fd;
 }
 
@@ -40,13 +40,13 @@ static int parent_of(changes_export *c, const char *path, size_t n, lay_error *e
 static lay_code give_change(changes_export *c, int kind, bool *given, lay_error *err)
 {
     lay_export *x = &c->x;
-    const char *slash = memrchr(x->name.text, '/', x->name.len);
-    size_t dir = slash ? (size_t)(slash - x->name.text) : 0;
-    int fd = parent_of(c, x->name.text, dir, err);
+    const char *slash = memrchr(x->name.p, '/', x->name.len);
+    size_t dir = slash ? (size_t)(slash - x->name.p) : 0;
+    int fd = parent_of(c, x->name.p, dir, err);
     *given = false;
     if (fd < 0)
-        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.text, "open directory");
-    const char *base = slash ? slash + 1 : x->name.text;
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "open directory");
+    const char *base = slash ? slash + 1 : x->name.p;
     if (kind == LAY_CHANGE_ATTRIBUTES && !x->keep)
         return lay_export_unchanged(x, fd, base, err);
     struct stat st;
@@ -90,10 +90,10 @@ static lay_code changes_next(lay_export *x, bool *end, lay_error *err)
         size_t n = strlen(change + 1);
         if (n < 2 || came_before(c, change + 1))
             continue;       /* the root; told already */
-        lay_path_cut(&x->name, 0);
-        if (lay_path_add(&x->name, change + 2, n - 1, err))
+        lay_text_cut(&x->name, 0);
+        if (lay_text_add(&x->name, change + 2, n - 1, err))
             return err->code;
-        mark where = mark_in(x->name.text);
+        mark where = mark_in(x->name.p);
         if (where == MARK_ABOVE && x->skip_marks)
             continue;
         bool deleted = change[0] == LAY_CHANGE_DELETE;
@@ -113,7 +113,7 @@ static void changes_done(lay_export *x)
         free(c->list.text);
         free(c->list.at);
     }
-    lay_path_free(&c->parent);
+    free(c->parent.p);
     lay_close_owner(&c->parent_fd);
     lay_close_owner(&c->root_fd);
 }

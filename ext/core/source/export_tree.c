@@ -25,7 +25,7 @@ static lay_code push_frame(tree_export *t, lay_error *err)
     *f = (frame){ .path_len = t->x.name.len };
     if (!lay_names_read(&f->names, lay_trail_fd(&t->trail), err))
         return LAY_OK;
-    return t->x.name.len > 0 ? lay_error_path(err, t->x.name.text, t->x.name.len) : err->code;
+    return t->x.name.len > 0 ? lay_error_path(err, t->x.name.p, t->x.name.len) : err->code;
 }
 
 static lay_code go_down(tree_export *t, lay_error *err)
@@ -34,7 +34,7 @@ static lay_code go_down(tree_export *t, lay_error *err)
     t->down = false;
     if (lay_trail_down(&t->trail, f->names.text + f->names.list[f->next - 1].at) == 0)
         return push_frame(t, err);
-    return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, t->x.name.text, "open directory");
+    return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, t->x.name.p, "open directory");
 }
 
 static lay_code go_up(tree_export *t, lay_error *err)
@@ -44,10 +44,10 @@ static lay_code go_up(tree_export *t, lay_error *err)
         lay_names_free(&t->frames[--t->depth].names);
         if (t->depth == 0)
             return LAY_OK;
-        lay_path_cut(&t->x.name, t->frames[t->depth - 1].path_len);
-        r = lay_trail_up(&t->trail, t->x.name.text, t->x.name.len);
+        lay_text_cut(&t->x.name, t->frames[t->depth - 1].path_len);
+        r = lay_trail_up(&t->trail, t->x.name.p, t->x.name.len);
     }
-    return r < 0 ? lay_fail_os(err, errno, t->x.name.len ? t->x.name.text : ".", "go back to directory") : LAY_OK;
+    return r < 0 ? lay_fail_os(err, errno, t->x.name.len ? t->x.name.p : ".", "go back to directory") : LAY_OK;
 }
 
 static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
@@ -64,8 +64,8 @@ static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
         }
         const lay_name *name = &f->names.list[f->next++];
         struct stat st;
-        lay_path_cut(&x->name, f->path_len);
-        if (lay_path_push(&x->name, f->names.text + name->at, name->len, err)
+        lay_text_cut(&x->name, f->path_len);
+        if (lay_text_push(&x->name, f->names.text + name->at, name->len, err)
             || lay_export_entry(x, lay_trail_fd(&t->trail), f->names.text + name->at, &st, err))
             return err->code;
         if (st.st_mode != 0 || x->head_len > 0) {

@@ -20,7 +20,7 @@ struct dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char nam
 typedef struct frame { size_t first, path_len; unsigned tries; } frame;   /* first: of its names in at[] */
 typedef struct sweep {
     lay_trail trail;
-    lay_path path;                                 /* of the directory it stands in, for errors */
+    lay_text path;                                 /* of the directory it stands in, for errors */
     size_t prefix;                                 /* bytes of path that lie above the trail's root */
     char *text; size_t text_len, text_cap;         /* names of directories still to visit */
     size_t *at; size_t count, cap;
@@ -32,9 +32,9 @@ typedef struct sweep {
 
 static lay_code sweep_fail(sweep *s, int e, const char *name, const char *what, lay_error *err)
 {
-    if (lay_path_push(&s->path, name, strlen(name), err))
+    if (lay_text_push(&s->path, name, strlen(name), err))
         return err->code;
-    return lay_fail_os(err, e, s->path.text, what);
+    return lay_fail_os(err, e, s->path.p, what);
 }
 
 static lay_code sweep_wait(sweep *s, const char *name, lay_error *err)
@@ -88,7 +88,7 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
         if (got == 0 || (got < 0 && errno == ENOENT))     /* removed by another meanwhile */
             return LAY_OK;
         if (got < 0)
-            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.text : ".", "read directory");
+            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.p : ".", "read directory");
         for (long at = 0; at < got;) {
             const struct dent *d = (const void *)(buf + at);
             at += d->reclen;
@@ -103,7 +103,7 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
 /* The trail has just gone down to this name. */
 static lay_code sweep_enter(sweep *s, const char *name, unsigned tries, lay_error *err)
 {
-    if (lay_path_push(&s->path, name, strlen(name), err))
+    if (lay_text_push(&s->path, name, strlen(name), err))
         return err->code;
     return sweep_directory(s, tries, err);
 }
@@ -130,11 +130,11 @@ static lay_code sweep_up(sweep *s, lay_error *err)
         tries = s->frames[s->depth - 1].tries;
         s->count = s->frames[s->depth - 1].first;
         s->depth--;
-        lay_path_cut(&s->path, s->frames[s->depth - 1].path_len);
+        lay_text_cut(&s->path, s->frames[s->depth - 1].path_len);
         size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
-        r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.text + skip : "", s->path.len - skip);
+        r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.p + skip : "", s->path.len - skip);
         if (r < 0 || (r > 0 && s->removing))
-            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.text : ".", "go back to directory");
+            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.p : ".", "go back to directory");
     }
     const char *name = s->text + s->at[s->count - 1];
     if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
@@ -166,7 +166,7 @@ static lay_code sweep_run(sweep *s, lay_error *err)
 static void sweep_free(sweep *s)
 {
     lay_trail_free(&s->trail);
-    lay_path_free(&s->path);
+    free(s->path.p);
     lay_inodes_free(&s->inodes);
     free(s->text);
     free(s->at);
@@ -193,11 +193,11 @@ static bool is_another_kind(const lay_error *err)
 static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_error *err)
 {
     sweep s = { .trail = LAY_TRAIL_NONE, .removing = true, .prefix = strlen(name) };
-    lay_code code = lay_path_push(&s.path, name, s.prefix, err);
+    lay_code code = lay_text_push(&s.path, name, s.prefix, err);
     for (unsigned tries = 0; code == LAY_OK; tries++) {
         lay_trail_free(&s.trail);
         s.depth = s.count = s.text_len = 0;
-        lay_path_cut(&s.path, s.prefix);
+        lay_text_cut(&s.path, s.prefix);
         code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "open directory")
                                                            : sweep_run(&s, err);
         if (code != LAY_OK && tries < MAX_TRIES && is_another_kind(err)) {

@@ -1,4 +1,4 @@
-/* trail.c - a way down a tree with few descriptors, the path that goes with it, and the inodes met. */
+/* trail.c - a way down a tree with few descriptors, and the inodes met. */
 #include "tree/trail.h"
 
 #include "base/grow.h"
@@ -80,36 +80,6 @@ void lay_trail_free(lay_trail *t)
         lay_close_owner(&t->keep[i]);
     free(t->nodes);
     *t = (lay_trail)LAY_TRAIL_NONE;
-}
-
-lay_code lay_path_add(lay_path *p, const char *text, size_t n, lay_error *err)
-{
-    if (lay_reserve(&p->text, &p->cap, p->len + n + 1, 1, err))
-        return err->code;
-    memcpy(p->text + p->len, text, n);
-    p->len += n;
-    p->text[p->len] = '\0';
-    return LAY_OK;
-}
-
-lay_code lay_path_push(lay_path *p, const char *name, size_t n, lay_error *err)
-{
-    if (p->len > 0 && lay_path_add(p, "/", 1, err))
-        return err->code;
-    return lay_path_add(p, name, n, err);
-}
-
-void lay_path_cut(lay_path *p, size_t len)
-{
-    p->len = len;
-    if (p->text != NULL)
-        p->text[len] = '\0';
-}
-
-void lay_path_free(lay_path *p)
-{
-    free(p->text);
-    *p = (lay_path){ 0 };
 }
 
 static lay_inode *inode_slot(lay_inode *slots, size_t mask, dev_t dev, ino_t ino)

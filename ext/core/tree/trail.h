@@ -31,13 +31,6 @@ int lay_trail_down(lay_trail *t, const char *name);
 int lay_trail_up(lay_trail *t, const char *path, size_t n);
 void lay_trail_free(lay_trail *t);
 
-/* A path that grows and shrinks by components. text is NUL-terminated once anything was put in. */
-typedef struct lay_path { char *text; size_t len, cap; } lay_path;
-lay_code lay_path_push(lay_path *p, const char *name, size_t n, lay_error *err);   /* "a" + "b" -> "a/b" */
-lay_code lay_path_add(lay_path *p, const char *text, size_t n, lay_error *err);    /* "a" + "b" -> "ab" */
-void lay_path_cut(lay_path *p, size_t len);
-void lay_path_free(lay_path *p);
-
 /* Inodes seen, each with a number of the caller's. */
 typedef struct lay_inode { dev_t dev; ino_t ino; size_t value; bool used; } lay_inode;
 typedef struct lay_inodes { lay_inode *slots; size_t mask, count; } lay_inodes;
