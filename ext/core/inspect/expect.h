@@ -7,14 +7,8 @@
 #ifndef LAY_EXPECT_H
 #define LAY_EXPECT_H
 
-#include "base/nameset.h"
-#include "tar/tar.h"
 #include "base/text.h"
-
-typedef enum lay_made_kind {
-    LAY_MADE_NONE, LAY_MADE_FILE, LAY_MADE_DIRECTORY, LAY_MADE_SYMLINK, LAY_MADE_CHARACTER, LAY_MADE_BLOCK,
-    LAY_MADE_FIFO, LAY_MADE_WHITEOUT
-} lay_made_kind;
+#include "inspect/xattrs.h"
 
 #define LAY_MADE_IMPLIED 1u    /* a directory made for want of an entry: nothing is recorded of it */
 #define LAY_MADE_OPAQUE 2u     /* a directory that hides what lower layers have in it */

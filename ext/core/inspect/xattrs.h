@@ -6,7 +6,13 @@
 #ifndef LAY_XATTRS_H
 #define LAY_XATTRS_H
 
-#include "inspect/expect.h"
+#include "base/nameset.h"
+#include "tar/tar.h"
+
+typedef enum lay_made_kind {
+    LAY_MADE_NONE, LAY_MADE_FILE, LAY_MADE_DIRECTORY, LAY_MADE_SYMLINK, LAY_MADE_CHARACTER, LAY_MADE_BLOCK,
+    LAY_MADE_FIFO, LAY_MADE_WHITEOUT
+} lay_made_kind;
 
 typedef struct lay_xattr_part { uint64_t name, sum; } lay_xattr_part;   /* a hash of its name; what it adds */
 /* One part for each, malloc'ed; NULL: none. userns: what only the initial user namespace may set is left out. */

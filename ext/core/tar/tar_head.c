@@ -119,62 +119,6 @@ static lay_code parse_block(lay_tar *t, int64_t at, lay_error *err)
 
 /* ---- extensions ---------------------------------------------------------------------------------- */
 
-static lay_code add_record(lay_tar *t, char *key, char *value, size_t len, lay_error *err)
-{
-    if (t->nrecords == t->records_cap) {
-        size_t cap = t->records_cap ? 2 * t->records_cap : 16;
-        record *grown = realloc(t->records, cap * sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        t->records = grown;
-        t->records_cap = cap;
-    }
-    t->records[t->nrecords++] = (record){ key, value, len };
-    return LAY_OK;
-}
-
-/* Cut t->pax into records, in place: '=' and the final newline become NULs. */
-static lay_code parse_pax(lay_tar *t, int64_t at, lay_error *err)
-{
-    char *p = t->pax.p;
-    size_t n = t->pax.len;
-    t->nrecords = 0;
-    while (n) {
-        char *blank = memchr(p, ' ', n < 20 ? n : 20);
-        int64_t len;
-        if (!blank || !lay_tar_decimal(p, (size_t)(blank - p), &len) || len < 5 || (uint64_t)len > n)
-            return lay_tar_invalid(t, at, "a PAX record has a wrong length", err);
-        char *end = p + len, *key = blank + 1;
-        if (key >= end || end[-1] != '\n')
-            return lay_tar_invalid(t, at, "a PAX record does not end in a newline", err);
-        char *equals = memchr(key, '=', (size_t)(end - key) - 1);
-        if (!equals || equals == key)
-            return lay_tar_invalid(t, at, "a PAX record has no key", err);
-        char *value = equals + 1;
-        size_t value_len = (size_t)(end - 1 - value);
-        *equals = end[-1] = '\0';
-        size_t key_len = (size_t)(equals - key);
-        bool plain_text = !strcmp(key, "path") || !strcmp(key, "linkpath") || !strcmp(key, "uname") || !strcmp(key, "gname");
-        if (plain_text ? memchr(value, 0, value_len) != NULL : strlen(key) != key_len)
-            return lay_tar_invalid(t, at, "a PAX record holds a NUL", err);
-        if (add_record(t, key, value, value_len, err))
-            return err->code;
-        p = end;
-        n -= (size_t)len;
-    }
-    return LAY_OK;
-}
-
-const record *lay_tar_record(const lay_tar *t, const char *key)
-{
-    for (size_t i = t->nrecords; i-- > 0;)        /* the last one counts */
-        if (!strcmp(t->records[i].key, key))
-            return &t->records[i];
-    return NULL;
-}
-
-static bool given(const record *r) { return r && r->len; }     /* an empty value keeps the block's */
-
 static lay_code merge_pax(lay_tar *t, int64_t at, lay_error *err)
 {
     lay_tar_entry *e = &t->entry;
@@ -203,18 +147,18 @@ static lay_code merge_pax(lay_tar *t, int64_t at, lay_error *err)
     e->xattrs = t->xattrs;
     e->nxattrs = nxattrs;
     lay_time changed;
-    if (given(path) && lay_text_set(&t->name, path->value, path->len, err))
+    if (lay_tar_given(path) && lay_text_set(&t->name, path->value, path->len, err))
         return err->code;
-    if (given(linkpath) && lay_text_set(&t->link, linkpath->value, linkpath->len, err))
+    if (lay_tar_given(linkpath) && lay_text_set(&t->link, linkpath->value, linkpath->len, err))
         return err->code;
-    if ((given(uid) && !lay_tar_decimal(uid->value, uid->len, &e->uid)) || (given(gid) && !lay_tar_decimal(gid->value, gid->len, &e->gid)))
+    if ((lay_tar_given(uid) && !lay_tar_decimal(uid->value, uid->len, &e->uid)) || (lay_tar_given(gid) && !lay_tar_decimal(gid->value, gid->len, &e->gid)))
         return lay_tar_invalid(t, at, "a PAX owner is no number", err);
-    if (given(size) && !lay_tar_decimal(size->value, size->len, &e->size))
+    if (lay_tar_given(size) && !lay_tar_decimal(size->value, size->len, &e->size))
         return lay_tar_invalid(t, at, "a PAX size is no number", err);
-    if ((given(mtime) && !lay_tar_seconds(mtime->value, mtime->len, &e->mtime)) || (given(atime) && !lay_tar_seconds(atime->value, atime->len, &e->atime))
-        || (given(ctime) && !lay_tar_seconds(ctime->value, ctime->len, &changed)))
+    if ((lay_tar_given(mtime) && !lay_tar_seconds(mtime->value, mtime->len, &e->mtime)) || (lay_tar_given(atime) && !lay_tar_seconds(atime->value, atime->len, &e->atime))
+        || (lay_tar_given(ctime) && !lay_tar_seconds(ctime->value, ctime->len, &changed)))
         return lay_tar_invalid(t, at, "a PAX time is no number", err);
-    if (given(atime))
+    if (lay_tar_given(atime))
         e->has_atime = true;
     return LAY_OK;
 }
@@ -248,7 +192,7 @@ static const char *doubt_about(const lay_tar *t)
 {
     if (t->repeated)
         return "an extension of its header comes twice";
-    if (t->has_pax && ((t->has_long_name && given(lay_tar_record(t, "path"))) || (t->has_long_link && given(lay_tar_record(t, "linkpath")))))
+    if (t->has_pax && ((t->has_long_name && lay_tar_given(lay_tar_record(t, "path"))) || (t->has_long_link && lay_tar_given(lay_tar_record(t, "linkpath")))))
         return "its name or target is in a PAX record and in a GNU one";
     if (t->entry.type == 'X')
         return "its header is one that some take for an extension of the next";
@@ -419,14 +363,14 @@ lay_code lay_tar_at_extension(lay_tar *t, lay_error *err)
         t->state = IN_EXTENSION_PAD;
         return lay_text_set(&t->long_link, p, text_len, err);
     case 'x':
-        if (lay_text_set(&t->pax, p, t->ext.len, err) || parse_pax(t, at, err))
+        if (lay_text_set(&t->pax, p, t->ext.len, err) || lay_tar_cut_pax(t, at, err))
             return err->code;
         t->repeated = t->repeated || t->has_pax;
         t->has_pax = true;
         t->state = IN_EXTENSION_PAD;
         return LAY_OK;
     default: /* 'g': an entry of its own, which forgets what stood before it; its padding follows */
-        if (lay_text_set(&t->pax, p, t->ext.len, err) || parse_pax(t, at, err) || merge_pax(t, at, err))
+        if (lay_text_set(&t->pax, p, t->ext.len, err) || lay_tar_cut_pax(t, at, err) || merge_pax(t, at, err))
             return err->code;
         t->entry.doubt = doubt_about_global(t);
         t->entry.type = 'g';

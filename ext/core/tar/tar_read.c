@@ -20,14 +20,6 @@ static lay_tar_event bad(lay_tar *t, lay_error *err)
     return LAY_TAR_BAD;
 }
 
-lay_code lay_tar_invalid(lay_tar *t, int64_t offset, const char *why, lay_error *err)
-{
-    lay_fail_at(err, LAY_E_TAR, offset, LAY_TAR_INVALID "%s", why);
-    if (t->pending || t->entry.name_len)
-        lay_error_path(err, t->name.p ? t->name.p : "", t->name.len);
-    return LAY_E_TAR;
-}
-
 static void forget_extensions(lay_tar *t)
 {
     t->has_pax = t->has_long_name = t->has_long_link = t->pending = t->repeated = false;

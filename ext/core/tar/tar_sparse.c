@@ -5,8 +5,6 @@
 
 #include <string.h>
 
-static bool given(const record *r) { return r && r->len; }     /* an empty value keeps the block's */
-
 static lay_code map_too_long(const lay_tar *t, int64_t at, lay_error *err)
 {
     lay_fail_limit(err, at, "max_extents", t->limits->extents, "pieces", "archive/tar: sparse map too long");
@@ -91,10 +89,10 @@ lay_code lay_sparse_pax(lay_tar *t, bool *map_in_data, int64_t at, lay_error *er
     const record *major = lay_tar_record(t, "GNU.sparse.major"), *minor = lay_tar_record(t, "GNU.sparse.minor");
     const record *offsets = lay_tar_record(t, "GNU.sparse.offset"), *lengths = lay_tar_record(t, "GNU.sparse.numbytes");
     const record *name = lay_tar_record(t, "GNU.sparse.name"), *size = lay_tar_record(t, "GNU.sparse.size");
-    bool has_map = given(lay_tar_record(t, "GNU.sparse.map")) || offsets || lengths;
+    bool has_map = lay_tar_given(lay_tar_record(t, "GNU.sparse.map")) || offsets || lengths;
     *map_in_data = false;
-    if (given(major) || given(minor)) {
-        if (!given(major) || !given(minor))
+    if (lay_tar_given(major) || lay_tar_given(minor)) {
+        if (!lay_tar_given(major) || !lay_tar_given(minor))
             return LAY_OK;
         bool v0 = !strcmp(major->value, "0") && (!strcmp(minor->value, "0") || !strcmp(minor->value, "1"));
         bool v1 = !strcmp(major->value, "1") && !strcmp(minor->value, "0");
@@ -104,13 +102,13 @@ lay_code lay_sparse_pax(lay_tar *t, bool *map_in_data, int64_t at, lay_error *er
     } else if (!has_map) {
         return LAY_OK;
     }
-    if (given(name) && memchr(name->value, 0, name->len))
+    if (lay_tar_given(name) && memchr(name->value, 0, name->len))
         return lay_tar_invalid(t, at, "GNU.sparse.name holds a NUL", err);
-    if (given(name) && lay_text_set(&t->name, name->value, name->len, err))
+    if (lay_tar_given(name) && lay_text_set(&t->name, name->value, name->len, err))
         return err->code;
-    if (!given(size))
+    if (!lay_tar_given(size))
         size = lay_tar_record(t, "GNU.sparse.realsize");
-    if (given(size) && !lay_tar_decimal(size->value, size->len, &e->size))
+    if (lay_tar_given(size) && !lay_tar_decimal(size->value, size->len, &e->size))
         return lay_tar_invalid(t, at, "the sparse file's size is no number", err);
     if (!lay_tar_type_has_data(e->type))
         return lay_tar_invalid(t, at, "a type without data has a sparse map", err);

@@ -1,5 +1,6 @@
-/* tar_state.h - the reader's inside, shared by the three files that are the reader: tar_read.c (the state
- * machine and its verbs), tar_head.c (blocks and extensions become an entry), tar_sparse.c (maps). */
+/* tar_state.h - the reader's inside, shared by the four files that are the reader; each calls those after it only:
+ * tar_read.c (the state machine and its verbs), tar_head.c (blocks and extensions become an entry), tar_sparse.c (maps),
+ * tar_pax.c (records, and what a refusal says). */
 #ifndef LAY_TAR_STATE_H
 #define LAY_TAR_STATE_H
 
@@ -63,9 +64,13 @@ struct lay_tar {
 
 #define LAY_TAR_INVALID "archive/tar: invalid tar header: "
 
+/* tar_pax.c */
 /* LAY_E_TAR at this offset, with the entry's name where it is known. */
 lay_code lay_tar_invalid(lay_tar *t, int64_t offset, const char *why, lay_error *err);
+/* Cut t->pax into records, in place: '=' and the final newline become NULs. */
+lay_code lay_tar_cut_pax(lay_tar *t, int64_t at, lay_error *err);
 const record *lay_tar_record(const lay_tar *t, const char *key);      /* the last one with this key, or NULL */
+static inline bool lay_tar_given(const record *r) { return r && r->len; }     /* an empty value keeps the block's */
 
 /* tar_head.c: t->block is a whole header; t->ext a whole extension. Both set the next state. */
 lay_code lay_tar_at_header(lay_tar *t, lay_error *err);
