@@ -31,22 +31,24 @@ Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_ou
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
     cdef lay.lay_limits l = lay.lay_limits_default()[0]
-    if given is None:
-        return l
-    l.entries, l.size, l.file_size, l.tar_size = given.max_entries, given.max_size, given.max_file_size, given.max_tar_size
-    l.record_size, l.names, l.path, l.depth = given.max_record, given.max_names, given.max_path, given.max_depth
-    l.header, l.headers, l.global_headers = given.max_header, given.max_headers, given.max_global_headers
-    l.extents, l.xattrs, l.xattr_size, l.window = given.max_extents, given.max_xattrs, given.max_xattr_size, given.max_window
+    cdef const char *option = NULL
+    cdef size_t i = 0
+    while given is not None and lay.lay_limits_at(&l, i, &option) != NULL:
+        lay.lay_limits_at(&l, i, &option)[0] = getattr(given, option.decode())
+        i += 1
     return l
 
 
 def default_limits():
     """What None means, by the names that Limits has."""
     cdef lay.lay_limits l = lay.lay_limits_default()[0]
-    return {"max_entries": l.entries, "max_size": l.size, "max_file_size": l.file_size, "max_tar_size": l.tar_size,
-            "max_record": l.record_size, "max_names": l.names, "max_path": l.path, "max_depth": l.depth,
-            "max_header": l.header, "max_headers": l.headers, "max_global_headers": l.global_headers,
-            "max_extents": l.extents, "max_xattrs": l.xattrs, "max_xattr_size": l.xattr_size, "max_window": l.window}
+    cdef const char *option = NULL
+    cdef size_t i = 0
+    limits = {}
+    while lay.lay_limits_at(&l, i, &option) != NULL:
+        limits[option.decode()] = lay.lay_limits_at(&l, i, &option)[0]
+        i += 1
+    return limits
 
 
 # How long a call stays in C before signals are looked at.

@@ -22,9 +22,9 @@ cdef extern from "lay.h" nogil:
     const char *lay_build_zstd() noexcept
 
     ctypedef struct lay_limits:
-        int64_t entries, size, file_size, tar_size, record_size, names, path, depth
-        int64_t header, headers, global_headers, extents, xattrs, xattr_size, window
+        int64_t window
     const lay_limits *lay_limits_default() noexcept
+    int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option) noexcept
 
     unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERXATTR
     ctypedef struct lay_apply_options:

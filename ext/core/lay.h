@@ -57,27 +57,36 @@ const char *lay_build_zstd(void);     /* "libzstd 1.5.4" or "" */
 
 /* ---- limits: what a hostile tar may ask for --------------------------------------------------- */
 
-/* Each 0: none. Beside each the option of the store that sets it. */
+/* X(name, default) for each. 0: none. The option of the store that sets it is max_<name>. On by default is what bounds memory
+ * and time out of proportion to the bytes of the tar; each lies far above what any real layer was seen to have. What only
+ * costs disk is the caller's to bound: Docker stores layers of any size. */
+#define LAY_LIMITS(X) \
+    X(entries, 16 << 20)             /* of the tar, with the directories made for want of an entry */ \
+    X(size, 0)                       /* bytes the files have when unpacked, holes too */ \
+    X(file_size, 0)                  /* of one of them */ \
+    X(tar_size, 0)                   /* bytes of the plain tar, after inflating */ \
+    X(record, 0)                     /* bytes of the tar-split record, as it is stored */ \
+    X(names, INT64_C(2) << 30)       /* bytes of all names and link targets of the tar */ \
+    X(path, 16 << 10)                /* bytes of one of them; four times the kernel's PATH_MAX */ \
+    X(depth, 1 << 10)                /* components of a name, those of the links it leads through too: at worst some 30 ms each */ \
+    X(header, 1 << 20)               /* bytes of one PAX or GNU long-name record, or of a sparse map; Go's */ \
+    X(headers, 8 << 20)              /* of all such records of one entry, with the blocks that announce them */ \
+    X(global_headers, 16 << 20)      /* of all global PAX headers of the tar, likewise */ \
+    X(extents, 1 << 20)              /* pieces of one sparse file; Go's */ \
+    X(xattrs, 1 << 10)               /* extended attributes of one entry */ \
+    X(xattr_size, 1 << 20)           /* bytes of their names and values */ \
+    X(window, 128 << 20)             /* bytes a zstd frame may look back, down to a power of two; that of zstd --long */
+
 typedef struct lay_limits {
-    int64_t entries;         /* max_entries: of the tar, with the directories made for want of an entry */
-    int64_t size;            /* max_size: bytes the files have when unpacked, holes too */
-    int64_t file_size;       /* max_file_size: of one of them */
-    int64_t tar_size;        /* max_tar_size: bytes of the plain tar, after inflating */
-    int64_t record_size;     /* max_record: bytes of the tar-split record, as it is stored */
-    int64_t names;           /* max_names: bytes of all names and link targets of the tar */
-    int64_t path;            /* max_path: bytes of one of them */
-    int64_t depth;           /* max_depth: components of a name, those of the links it leads through too */
-    int64_t header;          /* max_header: bytes of one PAX or GNU long-name record, or of a sparse map */
-    int64_t headers;         /* max_headers: of all such records of one entry, with the blocks that announce them */
-    int64_t global_headers;  /* max_global_headers: of all global PAX headers of the tar, likewise */
-    int64_t extents;         /* max_extents: pieces of one sparse file */
-    int64_t xattrs;          /* max_xattrs: extended attributes of one entry */
-    int64_t xattr_size;      /* max_xattr_size: bytes of their names and values */
-    int64_t window;          /* max_window: bytes a zstd frame may look back, down to a power of two */
+#define LAY_FIELD(name, value) int64_t name;
+    LAY_LIMITS(LAY_FIELD)
+#undef LAY_FIELD
 } lay_limits;
 
 /* Those that hold where none are given. */
 const lay_limits *lay_limits_default(void);
+/* Number i, where it stands, and its option; NULL: there are no more. */
+int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option);
 
 /* ---- apply: a layer tar comes in ------------------------------------------------------------ */
 

@@ -166,10 +166,10 @@ def test_the_record_is_bounded_also_in_its_second_pass(places: Callable[[], dict
             with sinks.memory() as fd:
                 where = {**places(), "record_fd": fd}
                 if number == length:
-                    sinks.apply(tar, limits=limits(record_size=number), **where)
+                    sinks.apply(tar, limits=limits(record=number), **where)
                     continue
                 with door.fails("LAY_E_LIMIT") as errors:
-                    sinks.apply(tar, limits=limits(record_size=number), **where)
+                    sinks.apply(tar, limits=limits(record=number), **where)
                 assert errors[0].text.endswith("(max_record)")
                 assert 0 <= errors[0].offset <= len(tar)
 

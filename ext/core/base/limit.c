@@ -1,25 +1,25 @@
-/* limit.c - the limits that hold where nobody set others.
- *
- * On by default is what bounds memory and time out of proportion to the bytes of the tar; each lies far above what
- * any real layer was seen to have. What only costs disk is the caller's to bound: Docker stores layers of any size.
- */
+/* limit.c - the list of limits as numbers and as names. */
 #include "base/limit.h"
 
 static const lay_limits defaults = {
-    .entries = 16 << 20,
-    .names = INT64_C(2) << 30,
-    .path = 16 << 10,             /* four times the kernel's PATH_MAX */
-    .depth = 1 << 10,             /* at worst some 30 ms for each name that goes through links */
-    .header = 1 << 20,            /* Go's */
-    .headers = 8 << 20,
-    .global_headers = 16 << 20,
-    .extents = 1 << 20,           /* Go's */
-    .xattrs = 1 << 10,
-    .xattr_size = 1 << 20,
-    .window = 128 << 20,          /* libzstd's, and that of zstd --long */
+#define DEFAULT(name, value) .name = value,
+    LAY_LIMITS(DEFAULT)
+};
+
+static const struct { const char *option; size_t at; } rows[] = {
+#define ROW(name, value) { "max_" #name, offsetof(lay_limits, name) },
+    LAY_LIMITS(ROW)
 };
 
 const lay_limits *lay_limits_default(void) { return &defaults; }
+
+int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option)
+{
+    if (i >= sizeof rows / sizeof *rows)
+        return NULL;
+    *option = rows[i].option;
+    return (int64_t *)(void *)((char *)l + rows[i].at);
+}
 
 lay_code lay_fail_limit(lay_error *err, int64_t offset, const char *option, int64_t limit, const char *unit, const char *what)
 {

@@ -91,8 +91,8 @@ void lay_split_free(lay_split *s)
 static lay_code write_all(lay_split *s, const void *p, size_t n, lay_error *err)
 {
     const uint8_t *at = p;
-    if (lay_is_over(s->file_end + (int64_t)n, s->limits->record_size))
-        return lay_fail_limit(err, lay_tar_offset(s->tar), "max_record", s->limits->record_size, "bytes", "the tar-split record is too large");
+    if (lay_is_over(s->file_end + (int64_t)n, s->limits->record))
+        return lay_fail_limit(err, lay_tar_offset(s->tar), "max_record", s->limits->record, "bytes", "the tar-split record is too large");
     while (n) {
         ssize_t w = write(s->fd, at, n);
         if (w < 0 && errno == EINTR)
