@@ -48,6 +48,8 @@ typedef uint32_t mode_t; typedef uint32_t uid_t; typedef uint32_t gid_t;
 typedef uint64_t dev_t; typedef uint64_t ino_t; typedef int64_t off_t;
 struct timespec { int64_t tv_sec; long tv_nsec; };
 struct stat;
+typedef unsigned long pthread_t;
+typedef struct { long room[5]; } pthread_mutex_t; typedef struct { long room[6]; } pthread_cond_t;
 """
 
 
