@@ -301,12 +301,12 @@ class Store:
     def driver_status(self) -> list[tuple[str, str]]:
         """Return what the driver says of itself, in order."""
         self._engine.check_open()
-        return self._engine.driver.status()
+        return self._engine.driver.host.status()
 
     def driver_name(self) -> str:
         """Return the driver's name."""
         self._engine.check_open()
-        return self._engine.driver.name
+        return self._engine.driver.host.name
 
     def verify(
         self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,

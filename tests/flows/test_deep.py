@@ -71,5 +71,5 @@ def test_what_no_path_reaches_is_synced_all_the_same(deep, monkeypatch, path):
     monkeypatch.setattr(mounts, "sync_filesystem", synced.append)
     layer = deep.register(one(path, "f"))
     synced.clear()
-    assert deep._engine.driver.sync([layer.cache_id], "full")
-    assert synced == [deep._engine.driver.home]
+    assert deep._engine.driver.host.sync([layer.cache_id], "full")
+    assert synced == [deep._engine.driver.host.ground.home]

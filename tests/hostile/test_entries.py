@@ -37,7 +37,7 @@ def base(store):
 @pytest.fixture(params=["native", "merged"])
 def rw(request, store, base):
     """A writable layer over base, unpacked into by itself or, as where it cannot be read alone, through its mount."""
-    store._engine.driver._native = request.param == "native"
+    store._engine.driver.host.ground._native = request.param == "native"
     return store.create_rw_layer("c", base.chain_id)
 
 
@@ -128,7 +128,7 @@ def test_a_directory_swapped_for_a_link_meanwhile_lets_nothing_out(store, base, 
     overlay, tar = root / "overlay2", many_below("d", 60) + end()
     link = {"absolute": os.fspath(victim), "relative": UP + os.path.relpath(victim, "/"), "the driver's own": "../../l"}[target]
     links, swaps, number = sorted(os.listdir(overlay / "l")), 0, 0
-    store._engine.driver._native = way != "merged"
+    store._engine.driver.host.ground._native = way != "merged"
     while number < 3 or (swaps < 500 and number < 50):
         number += 1
         before, rw = set(os.listdir(overlay)), None
@@ -173,7 +173,7 @@ def test_magic_links_are_texts(store, victim, diff_of, target, native):
     layer = store.register(tar)
     assert (diff_of(layer) / target[1:] / "planted").read_bytes() == b"x"
     assert comes_back(layer, tar)
-    store._engine.driver._native = native
+    store._engine.driver.host.ground._native = native
     rw = store.create_rw_layer("c", store.register(file("plain") + end()).chain_id)
     rw.apply_diff(tar)
     with rw.mounted() as path, open(f"{path}/{target[1:]}/planted") as planted:
@@ -357,7 +357,7 @@ def test_a_whiteout_in_an_odd_place_is_what_its_name_says(store, rw, victim, dif
         rw.apply_diff(entries + end())
     except OSError:
         # The kernel makes no whiteout by hand on an overlay, and AUFS's links are long gone.
-        assert not store._engine.driver._native
+        assert not store._engine.driver.host.ground._native
         assert odd.startswith("a device 0:0") or odd == "below plnk"
 
 

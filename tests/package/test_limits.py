@@ -56,7 +56,7 @@ def test_a_tar_beyond_a_limit_is_refused_and_nothing_is_left(limited, unchanged,
         with unchanged(), pytest.raises(LimitExceededError) as caught:
             store.register(FRONT + tar + file("later") + end())
     else:
-        store._engine.driver._native = not way.endswith("tree")
+        store._engine.driver.host.ground._native = not way.endswith("tree")
         rw = store.create_rw_layer("c", store.register(end()).chain_id)
         with pytest.raises(LimitExceededError) as caught:
             rw.apply_diff(FRONT + tar + file("later") + end())

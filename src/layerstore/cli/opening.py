@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Store, drivers
+from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Store
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
 from layerstore.disk import dockerd
-from layerstore.drivers import checks
+from layerstore.drivers import checks, registry
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
@@ -45,7 +45,7 @@ def root_of(args: Any) -> str:
 def is_store(root: str) -> bool:
     """Say whether there is a store below root. Raises PermissionError."""
     try:
-        os.stat(os.path.join(root, "image", drivers.choose(root, None), "layerdb", "."))
+        os.stat(os.path.join(root, "image", registry.choose(root, None), "layerdb", "."))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True

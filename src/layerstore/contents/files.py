@@ -1,43 +1,19 @@
-"""What is in one stored layer: its entries by the record, and a file's bytes from its directory. Nothing is mounted."""
+"""The bytes of one stored file, from an open descriptor."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from layerstore._core import _files, _listing
 from layerstore.disk.textfile import naming_file
 from layerstore.errors import CorruptLayerError, readable
-from layerstore.ids import ChainID
-from layerstore.values import FileEntry, FileType
+from layerstore.values import FileEntry
 
 StrPath = str | bytes | os.PathLike[Any]
 BUFFER = 64 << 10
-# In the order of the core's LAY_LISTED_ numbers.
-KINDS = (
-    FileType.FILE, FileType.DIRECTORY, FileType.SYMLINK, FileType.LINK, FileType.CHARACTER, FileType.BLOCK,
-    FileType.FIFO, FileType.WHITEOUT, FileType.OPAQUE,
-)  # fmt: skip
-
-
-def entries(record_fd: int, chain_id: ChainID) -> Iterator[FileEntry]:
-    """Give the entries of a record, in the tar's order; record_fd may be closed behind the call.
-
-    Raises  CorruptLayerError   now, or behind the last entry that can be read
-    """
-    return _batches(_listing.Listing(record_fd), chain_id)
-
-
-def _batches(listing: _listing.Listing, chain_id: ChainID) -> Iterator[FileEntry]:
-    try:
-        while batch := listing.next(FileEntry, KINDS, chain_id):
-            yield from batch
-    except CorruptLayerError as err:
-        raise err.about(chain_id=chain_id) from None
-    finally:
-        listing.close()
 
 
 class _Bytes(io.RawIOBase):

@@ -1,113 +1,375 @@
-"""Drivers: how layers lie on disk and are mounted. The protocol, and which driver a root has.
+"""Drivers: how layers lie on disk and are mounted. The protocols; registry.py has the table of drivers.
 
-A driver keeps one directory an id below its home, <root>/<driver name>. It hands out what the store
-needs and no more, so that another one (a layer as one image file, say) fits beside overlay2.
+A driver owns what a stored layer is. It keeps its files below its home, <root>/<driver name>. Files that belong beside
+the record of a layer go into the layerdb, as sidecars. A driver shows four faces: Layers make, find and remove
+layers; a StoredLayer is one of them; Writables are the writable layers; the Host is the machine and the home.
+
+An id is the name that the engine drew for a layer or a writable layer. A stack is a value: the ids below something, the
+nearest first; [] for nothing. No method remembers a stack for the engine: it passes the stack each time.
+Threads may call every method at once, on different ids; of one id, the engine makes or removes one thing at a time.
+Every method may raise OSError, with its filename.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from layerstore.disk.holds import Holds
-from layerstore.disk.locks import LOCK_TIMEOUT
-from layerstore.drivers.overlay2.classes import Recorded
-from layerstore.drivers.overlay2.mounting import Marks
-from layerstore.errors import Holder, LayerStoreError
+from layerstore.errors import Holder
+from layerstore.ids import ChainID, DiffID
 from layerstore.limits import Limits
+from layerstore.streams.sources import TarInput
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Durability
+from layerstore.values import Change, Durability, FileEntry
 
-REMOVED = ("aufs", "devicemapper", "overlay")
-PRIORITY = ("overlay2",)
+Stack = Sequence[str]
+
+Sidecar = Callable[[str], int]
+"""Opens the file of that name beside a layer's record and returns its descriptor, which the caller closes: a new file
+for reading and writing while the layer is made, the stored one for reading later. Raises FileNotFoundError, OSError."""
+
+Owned = Callable[[], Iterable[str]]
+"""Names every id that the layerdb names now. Raises LayerStoreError, OSError: the layerdb cannot be read."""
 
 
-class Driver(Protocol):
-    """What the store asks of a driver. Ids are directory names it drew itself."""
+class Received(NamedTuple):
+    """What a tar was that a draft received."""
+
+    diff_id: DiffID
+    tar_size: int
+    """Bytes of the tar, once decompressed."""
+    size: int
+    """Bytes of the layer's files, as moby counts them."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong on disk."""
+
+    kind: str
+    """As Problem.kind has it."""
+    path: str
+    """The file's name as in the layer's tar; "" for one of the driver's own files."""
+    text: str
+    """One sentence."""
+
+
+# ---- layers ------------------------------------------------------------------------------------
+
+
+class Draft(Protocol):
+    """A layer in the making. Its files are invisible, and no cleanup() of another process removes them."""
+
+    @property
+    def id(self) -> str:
+        """The id that the layer will have."""
+        ...
+
+    def receive(self, given: TarInput, sidecar: Sidecar) -> Received:
+        """Store the tar of the layer. Call it once.
+
+        given    pumps the tar into the core
+        sidecar  makes files beside the layer's record
+        Returns  what the tar was; nothing is synced yet
+        Raises   TarFormatError, LimitExceededError, BreakoutError, NotSupportedError, MaxDepthExceededError, OSError,
+                 and what given raises: then discard() removes what is on disk
+        """
+        ...
+
+    def place_on(self, stack: Stack) -> None:
+        """Let a layer that was received on [] stand on this stack.
+
+        Raises  MaxDepthExceededError, OSError
+        """
+
+    def settle(self) -> None:
+        """Note that the layer is whole. From now on what it stands on is not mounted for writing."""
+
+    def publish(self) -> None:
+        """Note that a record on disk names the layer: cleanup() no longer passes over it. Never raises."""
+
+    def discard(self) -> None:
+        """Remove all that is on disk. Do nothing where nothing is. What cannot be removed is left to cleanup()."""
+
+
+class StoredLayer(Protocol):
+    """A stored layer, to be read and mended. It holds nothing open."""
+
+    def tar(self, diff_id: DiffID) -> TarStream:
+        """Return the tar as it was received, byte for byte, seekable. At its end it compares the bytes with diff_id.
+
+        Raises  CorruptLayerError, OSError   what describes the tar is gone or damaged: now, or while it is read
+        """
+        ...
+
+    def tar_from(self, ancestor: str) -> TarStream:
+        """Return a fresh tar of the difference to an id of the stack; "": to nothing.
+
+        Raises  NotSupportedError, ReadOnlyStoreError, OSError
+        """
+        ...
+
+    def entries(self, chain_id: ChainID) -> Iterator[FileEntry]:
+        """Return the entries of the layer, in the order of its tar. No file of the layer is looked at.
+
+        chain_id   what the entries name as their layer
+        Raises     CorruptLayerError, OSError   now, or behind the last entry that can be read
+        """
+        ...
+
+    def open_file(self, entry: FileEntry) -> int:
+        """Open a regular file of the layer for reading, and return the descriptor. No link is followed.
+
+        Raises  CorruptLayerError   the file is not what the entry says
+        """
+        ...
+
+    def check(
+        self, diff_id: DiffID, report: Callable[[int], None] | None = None, *, metadata: bool = True
+    ) -> list[Finding]:
+        """Compare what is on disk with what was received. Nothing is written.
+
+        report     hears of bytes looked at, at least every 100 ms; what it raises ends the check
+        metadata   compare also modes, owners, times, extended attributes, kinds, link targets and added names
+        Returns    all that is wrong, also what could not be read
+        """
+        ...
+
+    def mend(self, *, emptied: bool = False) -> None:
+        """Write anew what is wrong of the driver's own small files, and sync them. The layer's files stay.
+
+        emptied   also make the place of the layer's files where that is gone, for rebuild_from() to fill
+        Raises    FileNotFoundError      the layer's files are gone, and not emptied
+                  InvalidMetadataError   something it stands on is to be mended first
+        """
+
+    def is_described_by_its_sidecars(self, draft: Draft) -> bool:
+        """Say whether the layer's sidecars describe draft, which received the same tar.
+
+        Where they do not, the engine puts those of draft in their place before it calls rebuild_from().
+        """
+        ...
+
+    def rebuild_from(self, draft: Draft, names: Iterable[str]) -> None:
+        """Replace files of the layer by those of draft, which received the same tar: each in one step.
+
+        names   of what is damaged, as Finding.path has them; draft is spent, and still to be discarded
+        """
+
+    def paths(self) -> dict[str, str]:
+        """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
+        ...
+
+
+class Layers(Protocol):
+    """The stored layers of one home."""
+
+    def begin(self, id: str, stack: Stack, *, like: str = "") -> Draft:
+        """Begin a layer. Nothing is on disk until receive().
+
+        like   the id of the layer that the draft will mend, whose files it is to be like; "": none
+        """
+        ...
+
+    def open(self, id: str, stack: Stack, sidecar: Sidecar) -> StoredLayer:
+        """Return a stored layer, without a look at the disk.
+
+        sidecar   opens the files beside the layer's record
+        """
+        ...
+
+    def exists(self, id: str) -> bool:
+        """Say whether the files of a layer, or of a draft, are there."""
+        ...
+
+    def remove(self, id: str) -> None:
+        """Remove a layer, or a draft, whatever is mounted in it. Do nothing if it is gone.
+
+        Raises  ValueError   id is empty
+                OSError      something could not be removed: cleanup() tries again
+        """
+
+
+# ---- writable layers ---------------------------------------------------------------------------
+
+
+class Writables(Protocol):
+    """The writable layers of one home. An init layer is one of them: the first of its writable layer's stack."""
+
+    def create(self, id: str, stack: Stack, options: Mapping[str, str] | None) -> None:
+        """Make an empty writable layer. It is invisible, and no cleanup() removes it, until publish().
+
+        options   CreateRWLayerOpts.storage_opt
+        Raises    InvalidOptionError, NotSupportedError, MaxDepthExceededError, OSError: then nothing is left on disk
+        """
+
+    def settle(self, id: str, stack: Stack) -> None:
+        """Note that id is whole. From now on what it stands on is not mounted for writing."""
+
+    def publish(self, id: str) -> None:
+        """Note that a record on disk names id: cleanup() no longer passes over it. Never raises."""
+
+    def exists(self, id: str) -> bool:
+        """Say whether the files of id are there."""
+        ...
+
+    def remove(self, id: str) -> None:
+        """Remove id, whatever is mounted in it: who is inside keeps what is open. As Layers.remove()."""
+
+    def mount(self, id: str, label: str = "") -> str:
+        """Mount id, or count one user more, and return the path.
+
+        label    SELinux label of the whole mount, or ""
+        Raises   ActiveMountError   it was detached and is still in use, or is mounted in another mount namespace
+        """
+        ...
+
+    def unmount(self, id: str, *, lazy: bool = False) -> None:
+        """Count one user less, and unmount at zero. Harmless without a mount().
+
+        lazy     detach it, whoever is inside
+        Raises   ActiveMountError   somebody is inside: it stays mounted, and counted
+        """
+
+    def holders(self, id: str) -> list[Holder]:
+        """List who uses id, by pid: while it is mounted, or was detached and is still in use."""
+        ...
+
+    def size(self, id: str) -> int:
+        """Count the bytes of id's own files."""
+        ...
+
+    def changes(self, id: str, stack: Stack) -> list[Change]:
+        """List what differs from what id stands on."""
+        ...
+
+    def diff(self, id: str, stack: Stack, flags: int = 0) -> TarStream:
+        """Return a fresh tar of what differs from what id stands on. All that goes into it is looked at before.
+
+        flags    the core's EXPORT_KEEP, EXPORT_SKIP_MARKS
+        Raises   BreakoutError       a name would be a mark in the tar
+                 NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
+        """
+        ...
+
+    def apply(self, id: str, stack: Stack, given: TarInput) -> int:
+        """Unpack a tar over what id shows, and return the bytes of its own files then.
+
+        Raises  as Draft.receive(); what was unpacked before an error stays
+        """
+        ...
+
+    def standing(self, id: str, stack: Stack) -> list[Finding]:
+        """Compare id's own small files with stack, quickly: for a look before each use."""
+        ...
+
+    def check(self, id: str, stack: Stack) -> list[Finding]:
+        """Say all that is wrong of id beside its contents, which are its user's. Nothing is written."""
+        ...
+
+    def mend(self, id: str, stack: Stack) -> None:
+        """Write anew what is wrong of id's own small files, and sync them: so it stands on stack.
+
+        Raises  FileNotFoundError      what was written in it is gone
+                InvalidMetadataError   something of the stack is to be mended first
+        """
+
+    def stack_of(self, id: str) -> list[str]:
+        """Return the stack that id's own files tell. Raises InvalidMetadataError, OSError."""
+        ...
+
+    def paths(self, id: str) -> dict[str, str]:
+        """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
+        ...
+
+
+# ---- the home ----------------------------------------------------------------------------------
+
+
+class Host(Protocol):
+    """The machine and the home: what is on it, and what no layer owns."""
 
     name: str
+    """The driver's."""
     in_memory: bool
-    """Nothing in home outlives a crash of the machine, so nothing need be waited for."""
+    """Nothing in the home outlives a crash of the machine, so no disk need be waited for."""
 
-    def create(self, id: str, parent: str, *, like: str = "") -> None: ...
-    def create_read_write(self, id: str, parent: str, storage_opt: Mapping[str, str] | None) -> None: ...
-    def put_on(self, id: str, parent: str, unpacked: Any) -> None: ...
-    def stand_on(self, id: str, parent: str) -> None: ...
-    def mend(self, id: str, below: Sequence[str], *, emptied: bool = False) -> None: ...
-    def graft(self, id: str, sound: str, names: Iterable[str]) -> None: ...
-    def settle(self, id: str, parent: str) -> None: ...
-    def recorded(self, id: str) -> None: ...
-    def exists(self, id: str) -> bool: ...
-    def remove(self, id: str) -> None: ...
-    def get(self, id: str, mount_label: str = "") -> str: ...
-    def put(self, id: str, *, lazy: bool = False) -> None: ...
-    def holders(self, id: str) -> list[Holder]: ...
-    def ask(self, marks: Marks, recorded: Callable[[str], Recorded | None]) -> None: ...
-    def register(self, id: str, parent: str, record_fd: int, feed: Callable[[Any], None]) -> Any: ...
-    def apply_diff(self, id: str, parent: str, feed: Callable[[Any], None]) -> int: ...
-    def stored_tar(self, id: str, record_fd: int, diff_id: bytes) -> TarStream: ...
-    def open_file(self, id: str, path: str, size: int) -> int: ...
-    def check(
-        self, id: str, record_fd: int, diff_id: bytes, report: Callable[[int], None] | None = None, *,
-        metadata: bool = True,
-    ) -> list[tuple[str, str, str]]: ...
-    def diff(self, id: str, parent: str, *, read_only: bool = False, flags: int = 0) -> TarStream: ...
-    def diff_size(self, id: str, parent: str) -> int: ...
-    def changes(self, id: str, parent: str) -> list[Change]: ...
-    def metadata(self, id: str) -> dict[str, str]: ...
-    def problems(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]: ...
-    def standing(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]: ...
-    def stands_on(self, id: str) -> list[str]: ...
-    def status(self) -> list[tuple[str, str]]: ...
-    def usage(self, name: str) -> int: ...
-    def orphans(self, owned: Callable[[], Iterable[str]]) -> list[str]: ...
-    def reclaim(self, owned: Callable[[], Iterable[str]]) -> None: ...
-    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool: ...
-    def cleanup(self) -> None: ...
+    def status(self) -> list[tuple[str, str]]:
+        """Return ordered pairs, as `docker info` shows them."""
+        ...
+
+    def orphans(self, owned: Owned) -> list[str]:
+        """Name what no layer owns, by its path below the home. What a process is making is left out."""
+        ...
+
+    def usage(self, name: str) -> int:
+        """Count the bytes of the files below one of orphans(); 0 for a link."""
+        ...
+
+    def reclaim(self, owned: Owned) -> None:
+        """Remove what orphans() names, and what killed processes left.
+
+        Raises  OSError   the first that could not be removed; the others were
+        """
+
+    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool:
+        """Put layers and writable layers on the disk that are whole and settled.
+
+        durability   "full": all of them; "ordered": the driver's own small files; "none": nothing
+        everything   the whole file system: what they stand on may be on no disk yet
+        Returns      True: all of the file system is on its disk
+        """
+        ...
+
+    def cleanup(self) -> None:
+        """Unmount everything below the home that no other store uses. Raises OSError: something stays mounted."""
 
 
-def choose(root: str, name: str | None) -> str:
-    """Name the driver of a root: the one asked for, the one found there, else overlay2.
+class Driver(NamedTuple):
+    """One opened driver."""
 
-    Raises  LayerStoreError   a driver nobody has (any more), or several in one root
-    """
-    if name in REMOVED:
-        raise LayerStoreError(
-            f"[graphdriver] ERROR: the {name} storage-driver has been deprecated and removed; "
-            "visit https://docs.docker.com/go/storage-driver/ for more information"
-        )
-    if name and name not in PRIORITY:
-        raise LayerStoreError("driver not supported")
-    if name:
-        return name
-    prior = [n for n in (*PRIORITY, "fuse-overlayfs", "btrfs", "zfs") if _holds_something(os.path.join(root, n))]
-    if len(prior) > 1:
-        raise LayerStoreError(
-            f"{root} contains several valid graphdrivers: {', '.join(prior)}; "
-            "cleanup or explicitly choose storage driver (-s <DRIVER>)"
-        )
-    if prior and prior[0] not in PRIORITY:
-        raise LayerStoreError(f"driver not supported: {prior[0]}")
-    return prior[0] if prior else PRIORITY[0]
+    layers: Layers
+    writables: Writables
+    host: Host
 
 
-def _holds_something(path: str) -> bool:
-    try:
-        return bool(os.listdir(path))
-    except OSError:
-        return False
+# ---- what a driver may ask of its store ----------------------------------------------------------
 
 
-def open_driver(
-    name: str, root: str, options: Mapping[str, str], holds: Holds, *, read_only: bool = False,
-    limits: Limits | None = None, lock_timeout: float = LOCK_TIMEOUT,
-) -> Driver:  # fmt: skip
-    """Make the driver of this name for root; holds tells other stores what is mounted here, limits bound its tars,
-    lock_timeout the seconds of a wait for a directory that another store mounts."""
-    # Here, so that a driver may import the protocol it follows.
-    from layerstore.drivers.overlay2.driver import Overlay2
+class Boxes(Protocol):
+    """What the store remembers of writable layers that were detached while somebody was inside, by their ids."""
 
-    return Overlay2(
-        os.path.join(root, name), options, holds=holds, read_only=read_only, limits=limits, lock_timeout=lock_timeout
-    )
+    def device(self, id: str) -> int | None:
+        """Return the device that was detached; None: id is not marked."""
+        ...
+
+    def mark(self, id: str, device: int) -> None:
+        """Write down that somebody is still inside. Raises OSError."""
+
+    def clear(self, id: str) -> None:
+        """Forget the mark. Raises OSError."""
+
+    def shown_name(self, id: str) -> str:
+        """Return the name of the writable layer, for a message; id where it has none."""
+        ...
+
+
+class StoreView(NamedTuple):
+    """What a driver may ask of the store that opened it."""
+
+    read_only: bool
+    """Make, mount and change nothing below the home."""
+    limits: Limits
+    """What tars may ask for."""
+    lock_timeout: float
+    """Seconds of a wait for what another store has locked; 0: for ever."""
+    holds: Holds
+    """Tells other stores what is mounted here."""
+    boxes: Boxes
+    layer_in: Callable[[str], tuple[ChainID, Sidecar] | None]
+    """Finds the layer of an id; None: no layer has it."""
+
+
+Open = Callable[[str, Mapping[str, str], StoreView], Driver]
+"""Opens the driver whose home this path is, with these options of its own; makes the home.
+Raises NotSupportedError, InvalidOptionError, OSError."""

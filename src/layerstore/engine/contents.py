@@ -6,13 +6,13 @@ directory, with the same content; so each call looks first where the layer lies 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
-from layerstore._core import _files
-from layerstore.contents.files import entries, open_bytes
+from layerstore.contents.files import open_bytes
 from layerstore.contents.merged import MergedTree
-from layerstore.drivers import Driver
+from layerstore.drivers import Driver, StoredLayer
 from layerstore.engine.record import Mount, Record
 from layerstore.engine.records import Records
 from layerstore.errors import LayerStoreError
@@ -20,6 +20,12 @@ from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.leftout import told_left_out
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import FileEntry
+
+
+def stored(driver: Driver, metadata: FileMetadataStore, record: Record) -> StoredLayer:
+    """Return the layer of a record, as the driver has it."""
+    sidecar = functools.partial(metadata.open_sidecar, record.chain_id)
+    return driver.layers.open(record.cache_id, record.directories[1:], sidecar)
 
 
 class Contents:
@@ -36,6 +42,10 @@ class Contents:
         with self._records.lock:
             self._records.refresh(record)
             return record
+
+    def _stored(self, record: Record) -> StoredLayer:
+        self._check_open(record.chain_id)
+        return stored(self._driver, self._metadata, self.current(record))
 
     def below(self, record: Record) -> Record | None:
         """Return what a layer stands on, as the disk has it now."""
@@ -54,11 +64,10 @@ class Contents:
             record.check_chain()
             return record.directories
 
-    def below_of(self, mount: Mount) -> str:
-        """Return the driver id a writable layer stands on: its init layer's, its parent's as it is now, or ""."""
-        if mount.parent and not mount.init_id:
-            self.current(mount.parent)
-        return mount.init_id or (mount.parent.cache_id if mount.parent else "")
+    def stack_of(self, mount: Mount) -> list[str]:
+        """Return the driver ids a writable layer stands on, nearest first: its init layer's, and its parent's now."""
+        below = self.current(mount.parent).directories if mount.parent else []
+        return [mount.init_id, *below] if mount.init_id else below
 
     def directories_of_mount(self, mount: Mount) -> list[tuple[str, list[str]]]:
         """Name a writable layer's driver ids, the init layer's first, each with all it stands on, nearest first."""
@@ -69,41 +78,27 @@ class Contents:
 
     def directories(self, record: Record) -> dict[str, str]:
         """Name the driver's directories. Raises OSError."""
-        self._check_open(record.chain_id)
-        return self._driver.metadata(self.current(record).cache_id)
+        return self._stored(record).paths()
 
     def tar_stream(self, record: Record) -> TarStream:
         """Return the layer's tar as it was registered. Raises OSError, CorruptLayerError."""
-        self._check_open(record.chain_id)
-        self.current(record)
-        fd = self._metadata.open_tar_split(record.chain_id)
-        try:
-            return self._driver.stored_tar(record.cache_id, fd, record.diff_id.raw)._of(record.chain_id)
-        finally:
-            _files.close(fd)
+        return self._stored(record).tar(record.diff_id)._of(record.chain_id)
 
     def tar_stream_from(self, record: Record, parent: str) -> TarStream:
         """Make a tar of the difference to an ancestor; "": of everything. Raises LayerStoreError, OSError."""
-        self._check_open(record.chain_id)
-        self.current(record)
-        above = self.below(record)
+        layer, above = self._stored(record), self.below(record)
         while parent and above and above.chain_id != parent:
             above = self.below(above)
         if parent and above is None:
             raise LayerStoreError(
                 f"layer ID '{parent}' is not a parent of the specified layer: cannot provide diff to non-parent"
             )
-        stream = self._driver.diff(record.cache_id, above.cache_id if parent and above else "", read_only=True)
+        stream = layer.tar_from(above.cache_id if parent and above else "")
         return told_left_out(stream, f"layer {record.chain_id}")
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""
-        self._check_open(record.chain_id)
-        fd = self._metadata.open_tar_split(record.chain_id)
-        try:
-            return entries(fd, record.chain_id)
-        finally:
-            _files.close(fd)
+        return self._stored(record).entries(record.chain_id)
 
     def alone(self, record: Record) -> MergedTree:
         """Return the tree of one layer, without what is below."""
@@ -120,10 +115,10 @@ class Contents:
         return self._merged(chain)
 
     def _merged(self, chain: Sequence[Record]) -> MergedTree:
-        caches = {record.chain_id: self.current(record).cache_id for record in chain}
+        layers = {record.chain_id: self._stored(record) for record in chain}
 
         def opener(entry: FileEntry) -> BinaryIO:
             self._check_open(entry.chain_id)
-            return open_bytes(lambda: self._driver.open_file(caches[entry.chain_id], entry.path, entry.size), entry)
+            return open_bytes(functools.partial(layers[entry.chain_id].open_file, entry), entry)
 
-        return MergedTree(((record.chain_id, self.files(record)) for record in chain), opener)
+        return MergedTree(((chain_id, layer.entries(chain_id)) for chain_id, layer in layers.items()), opener)

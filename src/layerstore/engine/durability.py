@@ -37,7 +37,7 @@ class Syncing:
     def level(self, durability: str | None) -> Durability:
         """The durability of one call. Raises InvalidOptionError."""
         level = self._default if durability is None else parse_durability(durability)
-        return "none" if self._driver.in_memory else level
+        return "none" if self._driver.host.in_memory else level
 
     def before(
         self, ids: list[str], transaction: FileMetadataTransaction, above: Record | None, level: Durability
@@ -45,7 +45,7 @@ class Syncing:
         """Put what was made on the disk, as far as level says, before it becomes visible."""
         # What it stands on may have been stored with less, by anybody; then one sync of everything sees to that, too.
         known = above is None or above.durable
-        everywhere = self._driver.sync(ids, level, everything=level == "full" and not known)
+        everywhere = self._driver.host.sync(ids, level, everything=level == "full" and not known)
         if level != "none" and not (everywhere and self._one_device()):
             transaction.sync()
         if level == "full" and above and not known:
@@ -53,7 +53,7 @@ class Syncing:
 
     def contents(self, id: str) -> None:
         """Put on the disk what a call wrote into a writable layer that is there already."""
-        self._driver.sync([id], self.level(None))
+        self._driver.host.sync([id], self.level(None))
 
     def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
         """Around the rename that makes something visible: a power cut shall not make it invisible again."""
@@ -62,7 +62,7 @@ class Syncing:
     def ensure(self, record: Record, level: Durability) -> None:
         """A layer that was there before may have been stored with less than is asked for now."""
         if level == "full" and not record.durable:
-            self._driver.sync([record.cache_id], level, everything=True)
+            self._driver.host.sync([record.cache_id], level, everything=True)
             self._note(record)
 
     def _note(self, record: Record) -> None:

@@ -21,10 +21,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from layerstore import drivers
 from layerstore.disk import dockerd
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import LOCK_TIMEOUT, parse_lock_timeout
+from layerstore.drivers import StoreView, registry
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing, parse_durability
 from layerstore.engine.intake import Registration, Unpacked
@@ -37,11 +37,12 @@ from layerstore.engine.verify import verify
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import InvalidOptionError, LayerStoreError, ReadOnlyStoreError, StoreClosedError
 from layerstore.ids import is_digest
+from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.keeping import Keeping
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.limits import Limits
-from layerstore.streams.sources import Input, feed
+from layerstore.streams.sources import SourceInput
 from layerstore.values import Descriptor, Durability, Metadata, Orphan, Problem, Progress
 
 log = logging.getLogger("layerstore")
@@ -63,11 +64,10 @@ class Engine:
         self.limits = Limits.take(given)
         name, layerdb = self._open_driver(driver, given, lock_timeout)
         # What outlives no crash is not synced, by the layerdb alone either.
-        level: Durability = "none" if self.driver.in_memory else durability
-        m = self.metadata = FileMetadataStore(
-            layerdb, durability=level, make=not self.read_only, lock_timeout=lock_timeout
-        )
+        level: Durability = "none" if self.driver.host.in_memory else durability
+        m = self.metadata
         if not self.read_only:
+            m.make(level)
             self.holds.open()
         self.images = ImageDB(os.path.dirname(layerdb), level, lock_timeout)
         self.records = records = Records(m, self.holds)
@@ -79,7 +79,9 @@ class Engine:
         parts = (m, self.driver, records, self.holds, self.references)
         self.intake = Registration(*parts, keeping, self.syncing, self.check_writable)
         self.contents = Contents(m, self.driver, records, self.check_open)
-        self.writable = WritableLayers(*parts, self.contents, self.syncing, self.intake, self.check_writable)
+        self.writable = WritableLayers(
+            *parts, self._boxes, self.contents, self.syncing, self.intake, self.check_writable
+        )
         self.mending = Mending(
             m, self.driver, records, self.references, self.contents, self.syncing, self.intake, self.writable,
             self.verify,
@@ -92,7 +94,7 @@ class Engine:
         root = self.root
         fresh = not os.path.lexists(root)
         try:
-            name = drivers.choose(root, driver)
+            name = registry.choose(root, driver)
             layerdb = os.path.join(root, "image", name, "layerdb")
             self.holds = Holds(layerdb)
             if self.read_only and not os.path.isdir(os.path.join(root, name)):
@@ -101,10 +103,10 @@ class Engine:
                 os.makedirs(root, 0o711, exist_ok=True)
                 if os.statvfs(root).f_flag & os.ST_RDONLY:
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), root)
-            self.driver = drivers.open_driver(
-                name, root, given, self.holds, read_only=bool(self.read_only), limits=self.limits,
-                lock_timeout=lock_timeout,
-            )
+            m = self.metadata = FileMetadataStore(layerdb, make=False, lock_timeout=lock_timeout)
+            self._boxes = Detached(m)
+            view = StoreView(bool(self.read_only), self.limits, lock_timeout, self.holds, self._boxes, m.layer_in)
+            self.driver = registry.open_driver(name, root, given, view)
         except (LayerStoreError, OSError) as err:
             if fresh:
                 with contextlib.suppress(OSError):
@@ -133,7 +135,7 @@ class Engine:
     def describe(self) -> str:
         """Say which store it is, for a repr()."""
         read_only = ", read-only" if self.read_only else ""
-        return f"{self.root} ({self.driver.name}{read_only}){', closed' if self._closed else ''}"
+        return f"{self.root} ({self.driver.host.name}{read_only}){', closed' if self._closed else ''}"
 
     # ---- what every call asks first ----
 
@@ -165,19 +167,13 @@ class Engine:
         level = self.syncing.level(durability)
         above = self.references.use(parent) if parent else None
 
-        def fill(apply: Any) -> None:
-            with contextlib.closing(Input(source)) as given:
-                feed(given, apply, progress)
-
-        return self.intake.register(fill, above, descriptor or Descriptor(), level)
+        return self.intake.register(SourceInput(source, progress), above, descriptor or Descriptor(), level)
 
     def unpack_ahead(self, source: Any, progress: Progress | None) -> Unpacked:
         """Unpack one layer tar beside all layers. Raises as Store.unpack_ahead() does."""
         self.check_writable()
-        if progress is None and hasattr(source, "pump_into"):
-            return self.intake.unpack_ahead(source.pump_into)
-        with contextlib.closing(Input(source)) as given:
-            return self.intake.unpack_ahead(lambda apply: feed(given, apply, progress))
+        pumps = progress is None and hasattr(source, "pump_into")
+        return self.intake.unpack_ahead(source if pumps else SourceInput(source, progress))
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor | None, durability: str | None
@@ -260,7 +256,7 @@ class Engine:
         self.reclaim.finish()
         with self.records.lock:
             self.records.forget_bad()
-        self.driver.cleanup()
+        self.driver.host.cleanup()
 
     def orphans(self) -> list[Orphan]:
         """List what is unowned, as Store.orphans() does."""

@@ -1,6 +1,6 @@
 """Registration: a layer is unpacked, described, put on the disk, and made visible by one rename.
 
-Enters: a function that pushes a tar, and what the layer stands on. Leaves: a reference to the layer, and whether it
+Enters: a tar, and what the layer stands on. Leaves: a reference to the layer, and whether it
 was not there before; or an error, and nothing on the disk. No lock is held while the tar is worked on.
 Source: moby, layer/layer_store.go (registerWithDescriptor)
 """
@@ -9,42 +9,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from layerstore._core import _files
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import Scope
-from layerstore.drivers import Driver
+from layerstore.drivers import Draft, Driver, Received, Stack
+from layerstore.engine.contents import stored
 from layerstore.engine.durability import Syncing
 from layerstore.engine.record import Record, Reference
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
-from layerstore.ids import ChainID, DiffID, chain_on, diff_id_of, random_id
+from layerstore.ids import ChainID, DiffID, chain_on, random_id
 from layerstore.layerdb.keeping import Keeping
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction
-from layerstore.streams.sources import refuse_nothing
+from layerstore.streams.sources import TarInput, refuse_nothing
 from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")
 
 MAX_DEPTH = 125
 
-Fill = Callable[[Any], None]
-
 
 class Unpacked(NamedTuple):
-    """A layer tar that was unpacked and stands on nothing yet; done: the core's Applied."""
+    """A layer tar that was unpacked and stands on nothing yet."""
 
-    cache_id: str
+    draft: Draft
     transaction: FileMetadataTransaction
-    done: Any
+    received: Received
 
     @property
     def diff_id(self) -> DiffID:
         """The DiffID of the tar."""
-        return diff_id_of(self.done.diff_id)
+        return self.received.diff_id
 
 
 class Registration:
@@ -60,27 +58,27 @@ class Registration:
         self._syncing, self._check_writable = syncing, check_writable
         self._lock = records.lock
 
-    def register(self, fill: Fill, above: Record | None, descriptor: Descriptor, level: Durability) -> Reference:
-        """Make a layer of what fill() pushes. Ends the use of `above`, whatever happens."""
+    def register(self, given: TarInput, above: Record | None, descriptor: Descriptor, level: Durability) -> Reference:
+        """Make a layer of a tar. Ends the use of `above`, whatever happens."""
         try:
             _check_depth(above)
-            below = above.cache_id if above else ""
-            with Scope(lambda: self._unpack(fill, below, allow_empty=False), self._end) as unpacked:
-                return self._make_visible(unpacked, above, below, descriptor, level)
+            stack = above.directories if above else []
+            with Scope(lambda: self._unpack(given, stack, allow_empty=False), self._end) as unpacked:
+                return self._make_visible(unpacked, above, stack, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
                 self._references.end_use(above)
 
     # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
 
-    def unpack_ahead(self, fill: Fill) -> Unpacked:
-        """Unpack what fill() pushes, for register_unpacked() or discard(). Nobody sees it till then.
+    def unpack_ahead(self, given: TarInput) -> Unpacked:
+        """Unpack a tar, for register_unpacked() or discard(). It stays invisible until then.
 
         A tar of no bytes is taken: who knows what it must be compares its DiffID.
         Any number of threads at once. cleanup() takes it only when its process is gone.
         """
         self._check_writable()
-        return self._unpack(fill, "", allow_empty=True)
+        return self._unpack(given, [], allow_empty=True)
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
@@ -95,24 +93,25 @@ class Registration:
                 self._check_writable()
                 above = self._references.use(parent) if parent else None
                 _check_depth(above)
-                below = above.cache_id if above else ""
-                if above:
-                    self._driver.put_on(unpacked.cache_id, below, unpacked.done)
-                return self._make_visible(unpacked, above, below, descriptor, level)
+                stack = above.directories if above else []
+                unpacked.draft.place_on(stack)
+                return self._make_visible(unpacked, above, stack, descriptor, level)
         finally:
             if above:
                 self._references.end_use(above)
 
     def discard(self, unpacked: Unpacked) -> None:
         """Remove what was unpacked. Never raises: what cannot be removed is cleanup()'s."""
-        cache_id, transaction, _ = unpacked
+        self._discard(unpacked.draft, unpacked.transaction)
+
+    def _discard(self, draft: Draft, transaction: FileMetadataTransaction) -> None:
         if not transaction.is_ours():
             return
         try:
-            self._driver.remove(cache_id)
+            draft.discard()
         except Exception as err:
-            about = {"cache_id": cache_id, "error": err}
-            log.error("Error cleaning up cache layer %s: %s", cache_id, err, extra=about)
+            about = {"cache_id": draft.id, "error": err}
+            log.error("Error cleaning up cache layer %s: %s", draft.id, err, extra=about)
         try:
             transaction.cancel()
         except OSError as err:
@@ -121,49 +120,43 @@ class Registration:
 
     def _end(self, unpacked: Unpacked) -> None:
         """Give back what a layer in the making holds; discard what did not become one. Can be begun again."""
-        cache_id, transaction, _ = unpacked
-        if transaction.kept:
-            self._driver.recorded(cache_id)
-            transaction.release()
+        if unpacked.transaction.kept:
+            unpacked.draft.publish()
+            unpacked.transaction.release()
         else:
             self.discard(unpacked)
 
     # ---- the steps ----
 
-    def _unpack(self, fill: Fill, below: str, allow_empty: bool) -> Unpacked:
-        """Unpack and record what fill() pushes, beside all layers."""
-        cache_id, transaction = random_id(), self._metadata.start_deferred()
+    def _unpack(self, given: TarInput, stack: Stack, allow_empty: bool) -> Unpacked:
+        """Unpack a tar, beside all layers."""
+        draft, transaction = self._driver.layers.begin(random_id(), stack), self._metadata.start_deferred()
         try:
-            self._driver.create(cache_id, below)
-            record_fd = transaction.open_tar_split()
-            try:
-                done = self._driver.register(cache_id, below, record_fd, fill)
-                if not allow_empty:
-                    refuse_nothing(done)
-                return Unpacked(cache_id, transaction, done)
-            finally:
-                _files.close(record_fd, str(transaction))
+            received = draft.receive(given, transaction.open_sidecar)
+            if not allow_empty:
+                refuse_nothing(received)
+            return Unpacked(draft, transaction, received)
         except BaseException:
-            self.discard(Unpacked(cache_id, transaction, None))
+            self._discard(draft, transaction)
             raise
 
     def _make_visible(
-        self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor, level: Durability
+        self, unpacked: Unpacked, above: Record | None, stack: Stack, descriptor: Descriptor, level: Durability
     ) -> Reference:
         """Make a layer of unpacked, which is kept then, or hold the one that was there before. _end() comes after it.
 
-        below   the driver id of `above` on which it was put
+        stack   the driver ids of `above` and of all below it, on which it was placed
         """
-        cache_id, transaction, _ = unpacked
+        cache_id, transaction = unpacked.draft.id, unpacked.transaction
         made: Record | None = None
         reference: Reference | None = None
         try:
-            made = self._describe(unpacked, above, below, descriptor)
+            made = self._describe(unpacked, above, descriptor)
             reference = self._existing(made.chain_id)
             if reference is None:
                 self._syncing.before([cache_id], transaction, above, level)
                 with self._syncing.name("sha256", level):
-                    reference = self._commit_or_existing(transaction, made, below)
+                    reference = self._commit_or_existing(transaction, made, stack)
             if reference.took_mark:
                 self._keeping.settle(made.chain_id)
             if level == "full" and reference.record is made:
@@ -184,38 +177,38 @@ class Registration:
         reference.is_new = transaction.kept = reference.record.cache_id == cache_id
         return reference
 
-    def _describe(self, unpacked: Unpacked, above: Record | None, below: str, descriptor: Descriptor) -> Record:
+    def _describe(self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor) -> Record:
         """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
-        cache_id, transaction, done = unpacked
-        transaction.set_diff_id(unpacked.diff_id)
-        transaction.set_size(done.size)
-        transaction.set_cache_id(cache_id)
+        draft, transaction, received = unpacked
+        transaction.set_diff_id(received.diff_id)
+        transaction.set_size(received.size)
+        transaction.set_cache_id(draft.id)
         if descriptor.digest:
             transaction.set_descriptor(descriptor)
         if above:
             transaction.set_parent(above.chain_id)
-        self._driver.settle(cache_id, below)
-        chain = chain_on(above.chain_id if above else "", unpacked.diff_id)
-        return self._records.new_layer(chain, unpacked.diff_id, above, cache_id, done.size, descriptor)
+        draft.settle()
+        chain = chain_on(above.chain_id if above else "", received.diff_id)
+        return self._records.new_layer(chain, received.diff_id, above, draft.id, received.size, descriptor)
 
     def _existing(self, chain_id: ChainID) -> Reference | None:
         """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""
         with self._lock, self._metadata.exclusive():
             self._check_writable()
             existing = self._records.load_current(chain_id)
-            if existing is None or not self._driver.exists(existing.cache_id):
+            if existing is None or not self._driver.layers.exists(existing.cache_id):
                 return None
             return self._references.reference(existing)
 
-    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, below: str) -> Reference:
+    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, stack: Stack) -> Reference:
         """Make a layer visible; where it is there already, and whole, that one wins."""
         chain, records = made.chain_id, self._records
         aside = None
         with self._lock, self._metadata.exclusive():
             self._check_writable()
             existing = records.load_current(chain)
-            if existing is None or not self._driver.exists(existing.cache_id):
-                if made.parent and not records.names_layer(made.parent.chain_id, below):
+            if existing is None or not self._driver.layers.exists(existing.cache_id):
+                if made.parent and not records.names_layer(made.parent.chain_id, stack[0]):
                     gone = made.parent.chain_id
                     why = f"{LayerDoesNotExistError.text}: the parent {gone} was removed meanwhile"
                     raise LayerDoesNotExistError(why, chain_id=gone)
@@ -246,14 +239,19 @@ class Registration:
         for chain_id in self._keeping.layers_on(record.chain_id, told=told):
             layer = self._records.load_current(chain_id)
             if layer:
-                self._driver.stand_on(layer.cache_id, record.cache_id)
+                try:
+                    stored(self._driver, self._metadata, layer).mend()
+                except FileNotFoundError as err:      # its files are gone
+                    told(err)
                 self._stand_on_anew(layer)
         for name in self._keeping.mounts_on(record.chain_id, told=told):
-            mount = self._records.find_mount(name)
-            if mount:
-                for id, below in ((mount.init_id, record.cache_id), (mount.mount_id, mount.init_id or record.cache_id)):
-                    if id:
-                        self._driver.stand_on(id, below)
+            mount, stack = self._records.find_mount(name), record.directories
+            for id in filter(None, (mount.init_id, mount.mount_id) if mount else ()):
+                try:
+                    self._driver.writables.mend(id, stack)
+                except FileNotFoundError as err:
+                    told(err)
+                stack = [id, *stack]
 
     def _withdraw(self, made: Record | None) -> None:
         """A failure, or an interrupt, behind the rename that made a layer visible: make it invisible again."""

@@ -23,7 +23,7 @@ from layerstore.engine.writable import WritableLayers
 from layerstore.errors import CorruptLayerError, LayerStoreError
 from layerstore.ids import ChainID, DiffID, chain_on
 from layerstore.layerdb.store import FileMetadataStore
-from layerstore.streams.sources import Input, feed
+from layerstore.streams.sources import SourceInput
 from layerstore.values import Descriptor, Problem, Progress
 
 
@@ -102,12 +102,7 @@ class Mending:
             descriptor = self._metadata.get_descriptor(chain_id)
         with contextlib.ExitStack() as stack:
             tar = tar_of(chain_id, "", source, stack)
-
-            def fill(apply: Any) -> None:
-                with contextlib.closing(Input(tar)) as given:
-                    feed(given, apply, progress)
-
-            unpacked = self._registration.unpack_ahead(fill)
+            unpacked = self._registration.unpack_ahead(SourceInput(tar, progress))
         try:
             parent = self._stood_on(chain_id, unpacked.diff_id)
         except BaseException:
@@ -122,9 +117,9 @@ class Mending:
     def _rewrite(self, record: Record, unpacked: Unpacked, parent: str) -> None:
         """Give a layer the DiffID and the parent that its ChainID follows from; its files stay."""
         try:
-            diff_id, size = unpacked.diff_id, unpacked.done.size
+            diff_id, size = unpacked.diff_id, unpacked.received.size
             self._metadata.rewrite(record.chain_id, diff_id, size, record.cache_id, parent, record.descriptor)
-            self._metadata.take_record(record.chain_id, unpacked.transaction)
+            self._metadata.take_sidecars(record.chain_id, unpacked.transaction)
         finally:
             self._registration.discard(unpacked)
         with self._records.lock:

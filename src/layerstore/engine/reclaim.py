@@ -37,13 +37,13 @@ class Reclaim:
 
     def find(self) -> list[Orphan]:
         """List what is unowned, largest first. Raises as Store.orphans() does."""
-        root, m, driver = self._root, self._metadata, self._driver
+        root, m, host = self._root, self._metadata, self._driver.host
         self._check_no_dockerd()
         released = [m.layer_directory(chain_id) for chain_id in self._references.unneeded()]
         found = []
-        for name in driver.orphans(self._records.owned):
-            path = os.path.join(root, driver.name, name)
-            found.append(Orphan("link" if os.path.islink(path) else "directory", path, driver.usage(name)))
+        for name in host.orphans(self._records.owned):
+            path = os.path.join(root, host.name, name)
+            found.append(Orphan("link" if os.path.islink(path) else "directory", path, host.usage(name)))
         left = self._leftovers
         for kind, paths in (
             ("removal", left.removals()), ("layer", released), ("transaction", left.transactions(remove=False)),
@@ -87,13 +87,13 @@ class Reclaim:
 
         def delete(cache_id: str) -> None:
             if cache_id not in owned():
-                self._driver.remove(cache_id)
+                self._driver.layers.remove(cache_id)
 
         self._leftovers.finish_removals(delete)
         self._leftovers.remove_nameless_mounts()
         self._leftovers.transactions(remove=True)
         try:
-            self._driver.reclaim(owned)
+            self._driver.host.reclaim(owned)
         except (OSError, LayerStoreError) as err:
             # Better to leave too much than to take what an unreadable file may name.
             log.error("Not everything was reclaimed: %s", err, extra={"error": err})

@@ -348,7 +348,7 @@ class References:
 
     def _delete(self, going: _Going) -> Metadata:
         if going.cache_id:
-            self._driver.remove(going.cache_id)
+            self._driver.layers.remove(going.cache_id)
         if going.aside:
             remove_directory(going.aside)
         return going.metadata

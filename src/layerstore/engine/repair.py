@@ -13,14 +13,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from layerstore._core import _files
 from layerstore.drivers import Driver
-from layerstore.engine.contents import Contents
+from layerstore.engine.contents import Contents, stored
 from layerstore.engine.record import Record
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
-from layerstore.ids import DiffID, diff_id_of, random_id
+from layerstore.ids import DiffID, random_id
 from layerstore.layerdb.store import FileMetadataStore
-from layerstore.streams.sources import Input, feed
+from layerstore.streams.sources import SourceInput
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
 
@@ -70,21 +69,20 @@ class Repair:
 
         source   of its tar; None: others, the layers to take damaged files from
         """
-        parent, below = ("", "") if record.parent is None else (record.parent.chain_id, record.parent.cache_id)
+        parent = record.parent.chain_id if record.parent else ""
         self._metadata.rewrite(
             record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
         )
-        self._driver.mend(record.cache_id, record.directories[1:], emptied=True)
-        # What is left needs the tar: files, or the record of it.
+        stored(self._driver, self._metadata, record).mend(emptied=True)
+        # What is left needs the tar: files, or what describes them.
         problems = self._verify(record.chain_id)
         if problems:
-            self._from_tar(record, below, problems, source, others, progress)
+            self._from_tar(record, problems, source, others, progress)
 
     def _from_tar(
-        self, record: Record, below: str, problems: list[Problem], source: Any, others: Iterable[Record],
-        progress: Progress | None,
-    ) -> None:  # fmt: skip
-        cache_id = random_id()
+        self, record: Record, problems: list[Problem], source: Any, others: Iterable[Record], progress: Progress | None
+    ) -> None:
+        draft = self._driver.layers.begin(random_id(), record.directories[1:], like=record.cache_id)
         transaction = self._metadata.start_deferred()
         try:
             with contextlib.ExitStack() as stack:
@@ -92,41 +90,24 @@ class Repair:
                     tar: Any = _from_other_layers(self._contents, record, problems, others, stack)
                 else:
                     tar = tar_of(record.chain_id, record.diff_id, source, stack)
-                given = stack.enter_context(contextlib.closing(Input(tar)))
-                self._driver.create(cache_id, below, like=record.cache_id)
-                record_fd = transaction.open_tar_split()
-                stack.callback(_files.close, record_fd)
-                done = self._driver.register(cache_id, below, record_fd, lambda apply: feed(given, apply, progress))
-            got = diff_id_of(done.diff_id)
+                got = draft.receive(SourceInput(tar, progress), transaction.open_sidecar).diff_id
             if got != record.diff_id:
                 why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
                 raise CorruptLayerError(why, chain_id=record.chain_id)
-            self._driver.sync([cache_id], self._level, everything=True)
-            if not self._is_right(record, cache_id):
-                self._metadata.take_record(record.chain_id, transaction)
-                problems = self._verify(record.chain_id)      # a whole record tells more than a damaged one did
-            self._driver.graft(record.cache_id, cache_id, dict.fromkeys(p.path for p in problems if p.path))
-            self._driver.sync([record.cache_id], self._level, everything=True)
+            self._driver.host.sync([draft.id], self._level, everything=True)
+            layer = stored(self._driver, self._metadata, record)
+            if not layer.is_described_by_its_sidecars(draft):
+                self._metadata.take_sidecars(record.chain_id, transaction)
+                problems = self._verify(record.chain_id)      # whole sidecars tell more than damaged ones did
+            layer.rebuild_from(draft, dict.fromkeys(p.path for p in problems if p.path))
+            self._driver.host.sync([record.cache_id], self._level, everything=True)
         finally:
             try:
-                self._driver.remove(cache_id)
+                draft.discard()
             except (OSError, LayerStoreError) as err:
-                text, about = "Error cleaning up cache layer %s: %s", {"cache_id": cache_id, "error": err}
-                log.error(text, cache_id, err, extra=about)
+                text, about = "Error cleaning up cache layer %s: %s", {"cache_id": draft.id, "error": err}
+                log.error(text, draft.id, err, extra=about)
             transaction.cancel()
-
-    def _is_right(self, record: Record, sound: str) -> bool:
-        """Does the layer's tar-split record describe sound, a directory with the layer as it was registered?"""
-        try:
-            fd = self._metadata.open_tar_split(record.chain_id)
-        except OSError:
-            return False
-        try:
-            return not self._driver.check(sound, fd, record.diff_id.raw)
-        except (OSError, LayerStoreError):
-            return False
-        finally:
-            _files.close(fd)
 
 
 class Spliced:

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from layerstore._core import _files
 from layerstore.disk import dockerd
 from layerstore.drivers import Driver
-from layerstore.engine.contents import Contents
+from layerstore.engine.contents import Contents, stored
 from layerstore.engine.record import Mount, Record
 from layerstore.engine.records import Records
 from layerstore.engine.references import References
@@ -51,7 +50,7 @@ class Verifier:
     def layers(
         self, records: Sequence[Record], progress: Progress | None = None, workers: int | None = None
     ) -> list[Problem]:
-        """Compare layers with their tar-split records, in the order given.
+        """Compare layers with what was registered, in the order given.
 
         progress   called with the bytes read of all these layers' files (Done: .total), from the calling thread
         workers    threads; None: one for each processor
@@ -104,24 +103,8 @@ class Verifier:
         ])  # fmt: skip
         if chain_on(parent, record.diff_id) != record.chain_id:
             found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
-        below = record.directories[1:]
-        found += [Problem(kind, subject, "", text) for kind, text in self._driver.problems(record.cache_id, below)]
-        try:
-            fd = self._metadata.open_tar_split(record.chain_id)
-        except FileNotFoundError as err:
-            return [*found, Problem("missing", subject, "", f"the tar-split record is gone: {err}")]
-        except OSError as err:
-            return [*found, Problem("metadata", subject, "", f"the tar-split record cannot be opened: {err}")]
-        try:
-            told = self._driver.check(record.cache_id, fd, record.diff_id.raw, self._report, metadata=self._attributes)
-            found += [Problem(kind, subject, path, text) for kind, path, text in told]
-        except FileNotFoundError:
-            pass                          # told above: the whole directory is gone
-        except (OSError, LayerStoreError) as err:
-            found.append(Problem("metadata", subject, "", str(err)))
-        finally:
-            _files.close(fd)
-        return found
+        told = stored(self._driver, m, record).check(record.diff_id, self._report, metadata=self._attributes)
+        return found + [Problem(kind, subject, path, text) for kind, path, text in told]
 
     def mount(self, mount: Mount, contents: Contents) -> list[Problem]:
         """Compare the record and the driver's files of a writable layer; what is in it is its user's."""
@@ -136,7 +119,8 @@ class Verifier:
         except LayerStoreError as err:
             return [*found, Problem("metadata", mount.name, "", str(err))]
         for id, below in directories:
-            found += [Problem(kind, mount.name, "", text) for kind, text in self._driver.problems(id, below)]
+            told = self._driver.writables.check(id, below)
+            found += [Problem(kind, mount.name, path, text) for kind, path, text in told]
         return found
 
     def images(self, db: ImageDB) -> list[Problem]:
@@ -178,7 +162,7 @@ class Verifier:
         """Name what nobody owns in the driver's directories and in the layerdb."""
         found: list[Problem] = []
         with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told elsewhere
-            found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.orphans(owned)]
+            found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.host.orphans(owned)]
         left = Leftovers(self._metadata)
         names = map(os.path.basename, left.removals())
         found += [Problem("orphan", name, "", "a deletion was interrupted") for name in names]

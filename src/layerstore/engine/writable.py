@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from layerstore._core._apply import Apply
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import NamedLocks, Scope
 from layerstore.disk.textfile import remove_directory
-from layerstore.drivers import Driver
+from layerstore.drivers import Driver, Stack, Writables
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.intake import Registration
@@ -34,11 +35,10 @@ from layerstore.errors import (
 )
 from layerstore.ids import random_id
 from layerstore.layerdb.detached import Detached
-from layerstore.layerdb.opaque import Opaque
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_name
 from layerstore.streams.leftout import told_left_out, warn_left_out
-from layerstore.streams.sources import Input, feed
+from layerstore.streams.sources import SourceInput
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
 
@@ -50,13 +50,13 @@ class WritableLayers:
 
     def __init__(
         self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
-        contents: Contents, syncing: Syncing, registration: Registration, check_writable: Callable[[], None],
+        detached: Detached, contents: Contents, syncing: Syncing, registration: Registration,
+        check_writable: Callable[[], None],
     ) -> None:  # fmt: skip
         """check_writable   raises if nothing may be added: closed, read-only, a dockerd was started"""
         self._read_only = references.read_only
-        self._detached = Detached(metadata)
-        driver.ask(self._detached, Opaque(metadata))
-        self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
+        self._metadata, self._writables, self._records, self._holds = metadata, driver.writables, records, holds
+        self._detached = detached
         self._references, self._contents = references, contents
         self._syncing, self._registration = syncing, registration
         self._check_writable = check_writable
@@ -94,10 +94,10 @@ class WritableLayers:
                 return
             for id in reversed(made):
                 if transaction.kept:
-                    self._driver.recorded(id)
+                    self._writables.publish(id)
                 else:
                     with contextlib.suppress(OSError):
-                        self._driver.remove(id)
+                        self._writables.remove(id)
             if transaction.kept:
                 transaction.release()
             else:
@@ -115,25 +115,26 @@ class WritableLayers:
     ) -> tuple[Mount, str | None]:  # fmt: skip
         """Make the directories, whose ids are added to made, and let transaction name them, which is kept then."""
         mount_id, init_id = random_id(), ""
-        below = above.cache_id if above else ""
+        below = above.directories if above else []
         mount: Mount | None = None
         try:
             if opts.init_func:
                 init_id = f"{mount_id}-init"
                 made.append(init_id)
-                self._driver.create_read_write(init_id, below, opts.storage_opt)
-                path = self._driver.get(init_id)
+                self._writables.create(init_id, below, opts.storage_opt)
+                path = self._writables.mount(init_id)
                 try:
                     opts.init_func(path)
                 except BaseException:
-                    self._driver.put(init_id, lazy=True)
+                    self._writables.unmount(init_id, lazy=True)
                     raise
                 self._end_init(init_id)
             made.append(mount_id)
-            self._driver.create_read_write(mount_id, init_id or below, opts.storage_opt)
+            stack = [init_id, *below] if init_id else below
+            self._writables.create(mount_id, stack, opts.storage_opt)
             if init_id:
-                self._driver.settle(init_id, below)
-            self._driver.settle(mount_id, init_id or below)
+                self._writables.settle(init_id, below)
+            self._writables.settle(mount_id, stack)
             transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
             self._syncing.before(made, transaction, above, level)
             mount = self._records.new_mount(name, mount_id, init_id, above)
@@ -154,18 +155,18 @@ class WritableLayers:
     def _end_init(self, init_id: str) -> None:
         """Unmount an init layer. Raises ActiveMountError: a process is inside, and would write to it later."""
         try:
-            self._driver.put(init_id)
+            self._writables.unmount(init_id)
         except ActiveMountError as err:
-            self._driver.put(init_id, lazy=True)          # what init_func mounted there goes with it
+            self._writables.unmount(init_id, lazy=True)          # what init_func mounted there goes with it
             if any(holder.pid for holder in err.holders):
                 raise
 
-    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: str) -> str | None:
+    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: Stack) -> str | None:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
         name = mount.name
         with self._lock, self._metadata.exclusive():
             self._check_writable()
-            if mount.parent and not self._records.names_layer(mount.parent.chain_id, below):
+            if mount.parent and not self._records.names_layer(mount.parent.chain_id, below[0]):
                 gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
                 raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
             aside = None
@@ -257,9 +258,9 @@ class WritableLayers:
                 if not self._set_aside(mount):
                     return []
                 begun = True
-                self._driver.remove(mount.mount_id)
+                self._writables.remove(mount.mount_id)
                 if mount.init_id:
-                    self._driver.remove(mount.init_id)
+                    self._writables.remove(mount.init_id)
             except BaseException as err:
                 about = {"mount": name, "mount_id": mount.mount_id, "error": err}
                 log.error("Error removing mounted layer %s: %s", name, err, extra=about)
@@ -296,21 +297,21 @@ class WritableLayers:
         Raises  CorruptLayerError   it does not, and cannot be mended so
         """
         for id, below in self._contents.directories_of_mount(mount):
-            problems = self._driver.standing(id, below)
+            problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
             if problems and not self._read_only and (below or not self._says_more(id)):
                 with contextlib.suppress(OSError, LayerStoreError):
-                    self._driver.mend(id, below)
-                    about = {"mount": mount.name, "problem": problems[0][1]}
-                    log.warning("The writable layer %s was mended: %s", mount.name, problems[0][1], extra=about)
-                problems = self._driver.standing(id, below)
+                    self._writables.mend(id, below)
+                    about = {"mount": mount.name, "problem": problems[0].text}
+                    log.warning("The writable layer %s was mended: %s", mount.name, problems[0].text, extra=about)
+                problems = self._writables.standing(id, below)
             if problems:
-                why = f"{problems[0][1]}; repair {mount.name} before it is used"
+                why = f"{problems[0].text}; repair {mount.name} before it is used"
                 raise CorruptLayerError(why, name=mount.name)
 
     def _says_more(self, id: str) -> bool:
         try:
-            return bool(self._driver.stands_on(id))
+            return bool(self._writables.stack_of(id))
         except (OSError, LayerStoreError):
             return True
 
@@ -331,7 +332,7 @@ class WritableLayers:
                 mount = self._records.find_mount(name)
             if mount is None:
                 raise CorruptLayerError(f"what {name} stands on cannot be read: repair that layer first", name=name)
-            if not self._driver.exists(mount_id):
+            if not self._writables.exists(mount_id):
                 raise CorruptLayerError(f"what was written in {name} is gone, with {mount_id}: release it", name=name)
             self.stand_right(mount)
 
@@ -345,14 +346,14 @@ class WritableLayers:
             raise CorruptLayerError(why, name=name) from err
         below: list[str] = []
         with contextlib.suppress(OSError, LayerStoreError):
-            below = self._driver.stands_on(mount_id)
+            below = self._writables.stack_of(mount_id)
         init = f"{mount_id}-init"
         try:
             init_id = m.get_init_id(name)
         except (OSError, LayerStoreError):
             init_id = None
         if init_id is None or (not init_id and below[:1] == [init]):
-            m.set_init_id(name, init) if self._driver.exists(init) else m.forget_init_id(name)
+            m.set_init_id(name, init) if self._writables.exists(init) else m.forget_init_id(name)
         try:
             parent = m.get_mount_parent(name)
         except (OSError, LayerStoreError):
@@ -374,44 +375,42 @@ class WritableLayers:
     def mount(self, mount: Mount, label: str) -> str:
         """Mount one, or count one user more. Returns the path."""
         self.stand_right(mount)
-        return self._driver.get(mount.mount_id, label)
+        return self._writables.mount(mount.mount_id, label)
 
     def unmount(self, mount: Mount, *, lazy: bool) -> None:
         """Count one user less. Raises as RWLayer.unmount() does."""
-        self._driver.put(mount.mount_id, lazy=lazy)
+        self._writables.unmount(mount.mount_id, lazy=lazy)
 
     def holders(self, mount: Mount) -> list[Holder]:
         """List the processes that use one."""
-        return self._driver.holders(mount.mount_id)
+        return self._writables.holders(mount.mount_id)
 
     # ---- contents ----
 
     def size(self, mount: Mount) -> int:
         """Count the bytes of its own files."""
-        return self._driver.diff_size(mount.mount_id, self._contents.below_of(mount))
+        return self._writables.size(mount.mount_id)
 
     def changes(self, mount: Mount) -> list[Change]:
         """List what differs from its parent."""
         self.stand_right(mount)
-        return self._driver.changes(mount.mount_id, self._contents.below_of(mount))
+        return self._writables.changes(mount.mount_id, self._contents.stack_of(mount))
 
     def tar_stream(self, mount: Mount, flags: int) -> TarStream:
         """Make a tar of what differs from its parent; flags are the core's."""
         self.stand_right(mount)
-        stream = self._driver.diff(mount.mount_id, self._contents.below_of(mount), flags=flags)
+        stream = self._writables.diff(mount.mount_id, self._contents.stack_of(mount), flags=flags)
         return told_left_out(stream, f"writable layer {mount.name}")
 
     def paths(self, mount: Mount) -> dict[str, str]:
         """Name the driver's directories of one."""
-        return self._driver.metadata(mount.mount_id)
+        return self._writables.paths(mount.mount_id)
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; gives its size as moby counts it."""
         self._check_writable()
         self.stand_right(mount)
-        with contextlib.closing(Input(source)) as given:
-            below = self._contents.below_of(mount)
-            size = self._driver.apply_diff(mount.mount_id, below, lambda apply: feed(given, apply, progress))
+        size = self._writables.apply(mount.mount_id, self._contents.stack_of(mount), SourceInput(source, progress))
         self._syncing.contents(mount.mount_id)
         return size
 
@@ -425,9 +424,20 @@ class WritableLayers:
             with self._lock:
                 self._references.use_too(above)
 
-        def fill(apply: Any) -> None:
-            with self._driver.diff(mount.mount_id, self._contents.below_of(mount), flags=flags) as stream:
-                stream.pump_into(apply, progress)
-                warn_left_out(f"writable layer {mount.name}", stream._left_out())
+        given = _Difference(self._writables, mount, self._contents.stack_of(mount), flags, progress)
+        return self._registration.register(given, above, Descriptor(), level)
 
-        return self._registration.register(fill, above, Descriptor(), level)
+
+class _Difference(NamedTuple):
+    """What a writable layer holds, as a tar on its way in."""
+
+    driver: Writables
+    mount: Mount
+    stack: Stack
+    flags: int
+    progress: Progress | None
+
+    def pump_into(self, apply: Apply) -> None:
+        with self.driver.diff(self.mount.mount_id, self.stack, self.flags) as stream:
+            stream.pump_into(apply, self.progress)
+            warn_left_out(f"writable layer {self.mount.name}", stream._left_out())

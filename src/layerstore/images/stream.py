@@ -29,7 +29,7 @@ from layerstore.images.planned import Planned, PlannedLayer, check_useful, diges
 from layerstore.images.shelf import missing, too_large
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 from layerstore.streams.decompress import decompress
-from layerstore.streams.sources import BLOCK, HEAD, Input, feed
+from layerstore.streams.sources import BLOCK, HEAD, Input, SourceInput
 
 _TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")
 # Bytes of documents that wait, packed.
@@ -151,8 +151,7 @@ class _Packed(NamedTuple):
     def pump_into(self, apply: Any) -> None:
         part, job = self.part, self.job
         try:
-            with contextlib.closing(Input(part)) as given:
-                feed(given, apply)
+            SourceInput(part).pump_into(apply)
         except LayerStoreError:
             job.digest = part.digest()                 # other bytes than promised is what is said then
             raise

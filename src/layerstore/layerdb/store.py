@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import logging
 import os
@@ -35,7 +36,7 @@ from layerstore.disk.textfile import (
     sync_file,
     write_small,
 )
-from layerstore.errors import InvalidDigestError, InvalidMetadataError, readable
+from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.layerdb.descriptor import decode_descriptor, encode_descriptor
 from layerstore.layerdb.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
@@ -143,7 +144,12 @@ class FileMetadataStore:
         self._durability: Durability = durability
         self._exclusive = directory_lock(self.root, lock_timeout)
         if make:
-            make_directories(self.root, 0o700)
+            self.make(durability)
+
+    def make(self, durability: Durability) -> None:
+        """Make the layerdb (0700, with its parents); what is written from now on is as durable as is said."""
+        self._durability = durability
+        make_directories(self.root, 0o700)
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
@@ -237,10 +243,17 @@ class FileMetadataStore:
         """Answer "linux": on Linux no file says so."""
         return "linux"
 
-    def open_tar_split(self, chain_id: str) -> int:
-        """Open the layer's tar-split record, compressed as it is. The caller closes the descriptor."""
-        path = self._layer_file(chain_id, TAR_SPLIT)
-        return _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    def open_sidecar(self, chain_id: str, name: str) -> int:
+        """Open a file that the driver put beside the layer's, for reading. The caller closes the descriptor."""
+        return _files.open(self._layer_file(chain_id, name), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+
+    def layer_in(self, cache_id: str) -> tuple[ChainID, Callable[[str], int]] | None:
+        """Find the layer of a driver's id: its ChainID, and what opens its sidecars; None: no layer has it."""
+        for chain_id in self.list()[0]:
+            with contextlib.suppress(OSError, LayerStoreError):
+                if self.get_cache_id(chain_id) == cache_id:
+                    return chain_id, functools.partial(self.open_sidecar, chain_id)
+        return None
 
     def tar_split_reader(self, chain_id: str) -> BinaryIO:
         """Read the layer's tar-split record as JSON lines; several gzip members are one stream.
@@ -248,7 +261,7 @@ class FileMetadataStore:
         Raises  FileNotFoundError   the layer or the record is not there
                 gzip.BadGzipFile    it does not begin as gzip (an OSError)
         """
-        raw = os.fdopen(self.open_tar_split(chain_id), "rb")
+        raw = os.fdopen(self.open_sidecar(chain_id, TAR_SPLIT), "rb")
         try:
             if raw.peek(2)[:2] != b"\x1f\x8b":
                 raise gzip.BadGzipFile("gzip: invalid header")
@@ -385,11 +398,12 @@ class FileMetadataStore:
                     _files.unlink(path)
         sync_directory(self.layer_directory(chain_id))
 
-    def take_record(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
-        """Put the tar-split record of a write set in the place of a layer's."""
-        path = os.path.join(str(transaction), TAR_SPLIT)
-        sync_file(path)
-        _files.rename(path, self._layer_file(chain_id, TAR_SPLIT))
+    def take_sidecars(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
+        """Put the files of a write set, which holds sidecars alone, in the place of a layer's."""
+        for name in sorted(os.listdir(str(transaction))):
+            path = os.path.join(str(transaction), name)
+            sync_file(path)
+            _files.rename(path, self._layer_file(chain_id, name))
         sync_directory(self.layer_directory(chain_id))
 
     def remove_aside(self, aside: str | None) -> None:

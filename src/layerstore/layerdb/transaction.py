@@ -162,9 +162,9 @@ class FileMetadataTransaction:
     def set_os(self, os: OS) -> None:
         """Do nothing: on Linux no file says so."""
 
-    def open_tar_split(self) -> int:
-        """Open tar-split.json.gz empty, for reading and writing. The caller closes the descriptor."""
-        path = os.path.join(self._directory, TAR_SPLIT)
+    def open_sidecar(self, name: str) -> int:
+        """Open a file of the driver's empty, for reading and writing. The caller closes the descriptor."""
+        path = os.path.join(self._directory, name)
         fd = _files.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
         try:
             _files.fchmod(fd, 0o644)
@@ -178,7 +178,7 @@ class FileMetadataTransaction:
 
         compress_input   True: JSON lines come in; False: they come as gzip already
         """
-        fd = self.open_tar_split()
+        fd = self.open_sidecar(TAR_SPLIT)
         writer = _TarSplitWriter(fd, compress=compress_input, sync=self._sync_files)
         return cast(BinaryIO, writer)
 

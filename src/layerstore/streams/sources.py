@@ -14,7 +14,7 @@ import select
 import stat
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from layerstore._core import _files
 from layerstore._core._apply import Apply, guess_format
@@ -30,6 +30,25 @@ HEAD = 512
 FOREIGN = ("bzip2", "xz", "lz4")
 
 WANTED = "a source is a descriptor, a path, a buffer, an iterable of blocks, or has read()"
+
+
+class TarInput(Protocol):
+    """A tar on its way in: an opened source, a TarStream, a part of an archive."""
+
+    def pump_into(self, apply: Apply) -> None:
+        """Push the bytes of the tar into apply, once. What this raises ends the call that took the tar."""
+
+
+class SourceInput(NamedTuple):
+    """A source that is opened when it is pumped, and closed behind that."""
+
+    source: Any
+    progress: Progress | None = None
+
+    def pump_into(self, apply: Apply) -> None:
+        """Push all of the source into apply. Raises what Input() and pump_into() of it raise."""
+        with contextlib.closing(Input(self.source, self.progress)) as given:
+            given.pump_into(apply)
 
 
 class Section(NamedTuple):
@@ -74,8 +93,12 @@ class Blocks:
 class Input:
     """One opened source: exactly one of fd, buffer and read is set."""
 
-    def __init__(self, source: Any) -> None:
-        """Look at source. Raises TypeError or OSError, before anything is made."""
+    def __init__(self, source: Any, progress: Progress | None = None) -> None:
+        """Look at source. Raises TypeError or OSError, before anything is made.
+
+        progress   told of the bytes that pump_into() takes
+        """
+        self.progress = progress
         self.fd = self.offset = -1
         self.end = -1                        # of a Section
         self.buffer: memoryview | None = None
@@ -203,6 +226,33 @@ class Input:
             except BlockingIOError:
                 select.select([self.fd], [], [])
 
+    def pump_into(self, apply: Apply) -> None:
+        """Push all of it into apply. What read() and progress raise passes through."""
+        teller = Teller(self.progress, self.length() if self.progress is not None else None)
+        head = self.head()
+        format = guess_format(head[:HEAD])
+        if self.regular:
+            head = b""
+        if format in FOREIGN:
+            _feed_foreign(self, apply, teller, format, head)
+            return
+        if self.buffer is not None and self.lendable:
+            _lend(self.buffer, apply, teller)
+            return
+        done = bool(head) and apply.push(head)
+        if self.fd >= 0:
+            while not done:
+                ms = 100 if self.progress is not None else 250
+                done, offset = apply.pump(self.fd, self.offset, self.left(), ms)
+                self.offset = offset if self.offset >= 0 else -1
+                done = done or not self.left()
+                teller.tell(apply.taken)
+        else:
+            while not done and (block := self.block()):
+                done = apply.push(block)
+                teller.tell(apply.taken)
+        teller.tell(apply.taken, end=True)
+
     def close(self) -> None:
         """Close what was opened here, and an iterator; leave a file where reading stopped."""
         if self.file is not None and self.offset >= 0:
@@ -238,33 +288,6 @@ class Teller:
         if self.progress is not None and (end or now - self.last >= 0.1):
             self.last = now
             self.progress(Done(taken, self.total))
-
-
-def feed(source: Input, apply: Apply, progress: Progress | None = None) -> None:
-    """Push all of source into apply. What read() and progress raise passes through."""
-    teller = Teller(progress, source.length() if progress is not None else None)
-    head = source.head()
-    format = guess_format(head[:HEAD])
-    if source.regular:
-        head = b""
-    if format in FOREIGN:
-        _feed_foreign(source, apply, teller, format, head)
-        return
-    if source.buffer is not None and source.lendable:
-        _lend(source.buffer, apply, teller)
-        return
-    done = bool(head) and apply.push(head)
-    if source.fd >= 0:
-        while not done:
-            done, offset = apply.pump(source.fd, source.offset, source.left(), 100 if progress is not None else 250)
-            source.offset = offset if source.offset >= 0 else -1
-            done = done or not source.left()
-            teller.tell(apply.taken)
-    else:
-        while not done and (block := source.block()):
-            done = apply.push(block)
-            teller.tell(apply.taken)
-    teller.tell(apply.taken, end=True)
 
 
 def _lend(buffer: memoryview, apply: Apply, teller: Teller) -> None:

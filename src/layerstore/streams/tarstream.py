@@ -17,7 +17,7 @@ from layerstore.disk.locks import Mutex
 from layerstore.disk.textfile import naming, naming_file
 from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
-from layerstore.streams.sources import Input, Teller, feed
+from layerstore.streams.sources import Input, Teller
 from layerstore.values import Progress
 
 StrPath = str | bytes | os.PathLike[Any]
@@ -240,11 +240,11 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
     Source      tar-split, tar/asm
     """
     _check_file(tar_split, "write")
-    with contextlib.closing(Input(source)) as given:
+    with contextlib.closing(Input(source, progress)) as given:
         own = _empty_file(tar_split)
         if own >= 0:
             try:
-                diff_id = _record(given, own, progress)
+                diff_id = _record(given, own)
                 with naming_file(tar_split):
                     os.lseek(_regular(tar_split), 0, os.SEEK_END)
                 return diff_id
@@ -255,7 +255,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
             finally:
                 _files.close(own)
         with _nameless_file() as record:
-            diff_id = _record(given, record.fileno(), progress)
+            diff_id = _record(given, record.fileno())
             with naming_file(record):
                 record.seek(0)
             if isinstance(tar_split, int):
@@ -266,7 +266,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
             return diff_id
 
 
-def _record(given: Input, record_fd: int, progress: Progress | None) -> DiffID:
+def _record(given: Input, record_fd: int) -> DiffID:
     """The work of disassemble(); record_fd is an empty file that can be read, too."""
     with contextlib.ExitStack() as stack:
         fd, offset = given.reread()
@@ -278,7 +278,7 @@ def _record(given: Input, record_fd: int, progress: Progress | None) -> DiffID:
             -1, record_fd, reread_fd=fd, reread_offset=max(offset, 0), spool_fd=spool, flags=_apply.PLAIN_RECORD
         )
         stack.callback(apply.close)
-        feed(given, apply, progress)
+        given.pump_into(apply)
         return diff_id_of(apply.finish().diff_id)
 
 

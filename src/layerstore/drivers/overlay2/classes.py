@@ -12,33 +12,29 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
+from layerstore.drivers import Sidecar
 from layerstore.drivers.overlay2.directories import Directories
+from layerstore.drivers.record import recorded
 from layerstore.errors import NotSupportedError
+from layerstore.ids import ChainID
 
 MARK = "user.layerstore.marks"
 _NAMES = {True: "user", False: "trusted"}
 
 
-class Recorded(Protocol):
-    """What the record of a layer says."""
-
-    @property
-    def chain_id(self) -> str: ...
-    @property
-    def opaque(self) -> list[str]: ...
-
-
 class Classes:
     """The classes of the directories below one home. True stands for user.overlay.*, False for trusted.overlay.*."""
 
-    def __init__(self, at: Directories, *, userxattr: bool) -> None:
-        """userxattr   this process can see and write user.overlay.* alone"""
-        self._at, self._userxattr = at, userxattr
+    def __init__(
+        self, at: Directories, layer_in: Callable[[str], tuple[ChainID, Sidecar] | None], *, userxattr: bool
+    ) -> None:
+        """layer_in    as StoreView has it
+        userxattr   this process can see and write user.overlay.* alone
+        """
+        self._at, self._layer_in, self._userxattr = at, layer_in, userxattr
         self._known: dict[str, bool] = {}
         self._opaque: dict[str, bool] = {}
-        self.recorded: Callable[[str], Recorded | None] = lambda id: None
 
     # ---- what is remembered ----
 
@@ -85,7 +81,7 @@ class Classes:
         owner = os.stat(self._at.path(id)).st_uid
         if not self._userxattr:
             return owner != os.geteuid() and self._is_marked(id, user=True)
-        layer = self.recorded(id)
+        layer = recorded(id, self._layer_in)
         if layer is None:
             return owner == os.geteuid()
         places = [self._at.path(id, "diff", path) for path in layer.opaque]
@@ -117,7 +113,7 @@ class Classes:
         try:
             if user or not self._userxattr:
                 return self._is_marked(id, user=user)
-            layer = self.recorded(id)
+            layer = recorded(id, self._layer_in)
             if layer is None:             # any directory in it may be marked
                 return len(list(itertools.islice(self._directories(id), 2))) > 1
         except OSError:
@@ -152,7 +148,7 @@ class Classes:
         return False
 
     def _refused(self, id: str) -> NotSupportedError:
-        layer = self.recorded(id)
+        layer = recorded(id, self._layer_in)
         of = f"layer {layer.chain_id}" if layer else self._at.path(id)
         where = "a user namespace" if self._userxattr else "a mount of layers with user.overlay.*"
         return NotSupportedError(

@@ -183,10 +183,10 @@ class Directories:
         except OSError:
             return contextlib.nullcontext()
 
-    def settle(self, parent: str) -> None:
-        """Something stands on parent, which from now on is not mounted writable."""
-        if parent and not os.path.exists(self.path(parent, "committed")):
-            write_small(self.path(parent, "committed"), b"", 0o600, sync=False)    # nothing in it can be half there
+    def settle(self, stack: Sequence[str]) -> None:
+        """Note that something stands on this stack: its first directory is no longer mounted for writing."""
+        if stack and not os.path.exists(self.path(stack[0], "committed")):
+            write_small(self.path(stack[0], "committed"), b"", 0o600, sync=False)    # nothing in it can be half there
 
     def recorded(self, id: str) -> None:
         """A layer or mount on disk names id now: it is no longer kept from cleanup()."""
@@ -202,14 +202,10 @@ class Directories:
             raise MaxDepthExceededError(path=self.path(parent))
         self._write(self.path(id, "lower"), os.fsencode(lower), 0o644)
 
-    def stand_on(self, id: str, parent: str) -> None:
-        """Write anew what id stands on, after the directory of something below it was replaced."""
-        replace_small(self.path(id, "lower"), os.fsencode(self._lower_for(parent)), 0o644, sync=True)
-
-    def mend(self, id: str, below: Sequence[str], *, emptied: bool = False) -> None:
+    def mend(self, id: str, stack: Sequence[str], *, emptied: bool = False) -> None:
         """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories.
 
-        below     the ids of all it stands on, nearest first
+        stack     the ids of all it stands on, nearest first
         emptied   make the directory for its files where that is gone: what was in it can be had elsewhere
         Raises    FileNotFoundError      its files are gone, and not emptied
                   InvalidMetadataError   something it stands on has no short link
@@ -228,10 +224,10 @@ class Directories:
         if not os.path.lexists(place):
             _files.symlink(f"../{id}/diff", place)
         self._sound.pop(f"{LINKS}/{link}", None)
-        if below:
+        if stack:
             make(self.path(id, "work"), 0o700)
-            if not self._stands_on(id, below):
-                lower = ":".join(f"{LINKS}/{self._link_of(other)}" for other in below)
+            if not self._stands_on(id, stack):
+                lower = ":".join(f"{LINKS}/{self._link_of(other)}" for other in stack)
                 replace_small(self.path(id, "lower"), lower.encode(), 0o644, sync=True)
         else:
             with contextlib.suppress(FileNotFoundError):
@@ -365,10 +361,10 @@ class Directories:
 
     # ---- on the disk ----
 
-    def problems(self, id: str, below: Sequence[str]) -> list[tuple[str, str]]:
+    def problems(self, id: str, stack: Sequence[str]) -> list[tuple[str, str]]:
         """Compare id's own files with what they must be: (kind, sentence).
 
-        below   the ids of all it stands on, nearest first
+        stack   the ids of all it stands on, nearest first
         """
         try:
             self.require(id, "diff")
@@ -387,13 +383,13 @@ class Directories:
             found.append(("missing", f"the short link of {id} cannot be followed: {err}"))
         try:
             items = self.lower_items(id)
-            if bool(items) != bool(below):
+            if bool(items) != bool(stack):
                 kind, what = ("metadata", "there, though it stands on nothing") if items else ("missing", "gone")
                 found.append((kind, f"the file {id}/lower is {what}"))
-            elif not self._stands_on(id, below):
+            elif not self._stands_on(id, stack):
                 self.lower_ids(items)
                 found.append(("metadata", f"the file {id}/lower does not lead to what its parent says"))
-            if below and not os.path.isdir(self.path(id, "work")):
+            if stack and not os.path.isdir(self.path(id, "work")):
                 found.append(("missing", f"the driver's directory {id}/work is gone"))
         except (OSError, LayerStoreError) as err:
             found.append(("metadata", f"the lower directories of {id} cannot be followed: {err}"))

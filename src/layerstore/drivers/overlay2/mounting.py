@@ -14,12 +14,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import OpenDirectory, Scope, surely
-from layerstore.drivers import checks
+from layerstore.drivers import Boxes, checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
 from layerstore.drivers.overlay2.classes import Classes
@@ -40,23 +39,15 @@ def _use(id: str) -> str:
     return f"use {id}"
 
 
-class Marks(Protocol):
-    """What the store remembers of boxes that were detached while somebody was inside, by their driver ids."""
-
-    def device(self, id: str) -> int | None: ...
-    def mark(self, id: str, device: int) -> None: ...
-    def clear(self, id: str) -> None: ...
-    def shown_name(self, id: str) -> str: ...
-
-
 class Mounting:
     """The mounts of one store."""
 
     def __init__(
-        self, at: Directories, holds: Holds, classes: Classes, *, read_only: bool, userxattr: bool
+        self, at: Directories, holds: Holds, classes: Classes, boxes: Boxes, *, read_only: bool, userxattr: bool
     ) -> None:
         """holds       tells other stores which mounts are in use here
         classes     of the marks that a mount must show
+        boxes       those that were detached while somebody was inside
         read_only   mount nothing
         userxattr   overlay's attributes are user.*
         """
@@ -66,7 +57,7 @@ class Mounting:
         self._counter = MountCounter(mounts.is_mounted)
         # Descriptors of this store in mounted boxes, for the length of a call.
         self._ours: set[int] = set()
-        self.marks: Marks | None = None
+        self._boxes = boxes
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
         """Mount id, or count one user more; gives the path. Raises OSError, ActiveMountError."""
@@ -150,8 +141,7 @@ class Mounting:
             found = self._still_inside(id, merged)
         if found is not None:
             raise in_use(self._name(id), found, "; it is unmounted here, and can be mounted when that has ended")
-        if self.marks:
-            self.marks.clear(id)
+        self._boxes.clear(id)
 
     def _still_inside(self, id: str, merged: str) -> list[Holder] | None:
         """Who uses the overlay of an upper that is not mounted here; None: there is none."""
@@ -159,8 +149,8 @@ class Mounting:
         if used is False:
             return None
         device = self._device_elsewhere(id)
-        if device is None and self.marks:
-            device = self.marks.device(id)
+        if device is None:
+            device = self._boxes.device(id)
             if used is None and device is not None and self._is_anothers(device):
                 device = None             # the number was given again
         found = holders(device, merged, tuple(self._ours)) if device is not None else []
@@ -199,7 +189,7 @@ class Mounting:
     def _name(self, id: str) -> str:
         """What a message calls id; by itself where its name cannot be looked up, which must not hide what is said."""
         with contextlib.suppress(OSError, LayerStoreError):
-            return self.marks.shown_name(id) if self.marks else id
+            return self._boxes.shown_name(id)
         return id
 
     # ---- unmounting ----
@@ -266,7 +256,7 @@ class Mounting:
         with contextlib.suppress(OSError):
             os.rmdir(merged)              # with it go the copies that nobody uses
         if copied and found is None and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
-            self._mark(id, device)        # who came in since
+            self._boxes.mark(id, device)        # who came in since
 
     def _is_copied(self, device: int) -> bool:
         """Is it mounted once more, here or in another mount namespace, which umount(2) does not see?"""
@@ -299,13 +289,9 @@ class Mounting:
             return False
         return True
 
-    def _mark(self, id: str, device: int) -> None:
-        if self.marks:
-            self.marks.mark(id, device)
-
     def _detach(self, id: str, merged: str, device: int) -> None:
         if not os.statvfs(merged).f_flag & os.ST_RDONLY:
-            self._mark(id, device)
+            self._boxes.mark(id, device)
         mounts.unmount(merged)
 
     def mounted(self, id: str, *, read_only: bool = False) -> Scope[int]:

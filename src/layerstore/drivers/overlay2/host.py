@@ -1,18 +1,21 @@
-"""Directories and links below a driver's home that belong to nobody."""
+"""The home of overlay2: what it says of itself, and the directories and links in it that no layer owns."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from layerstore._core import _changes, _files
+from layerstore.disk import mounts
 from layerstore.disk.locks import claim_directory
-from layerstore.drivers import checks
-from layerstore.drivers.overlay2.directories import LINKS, Directories, opened
+from layerstore.drivers import Owned, checks
+from layerstore.drivers.overlay2.directories import LINKS, opened
+from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
+from layerstore.values import Durability
 
 log = logging.getLogger("layerstore")
 
@@ -20,15 +23,41 @@ log = logging.getLogger("layerstore")
 _BATCH = 256
 
 
-class Unowned:
-    """Finds them, and removes them."""
+class Host:
+    """The drivers.Host of overlay2."""
 
-    def __init__(self, at: Directories) -> None:
-        """at   where to look"""
-        self._at = at
+    name = "overlay2"
+
+    def __init__(self, ground: Ground) -> None:
+        """Look at the file system of the home."""
+        self.ground, self._at = ground, ground.at
+        self.in_memory = checks.fs_name(ground.home) in ("tmpfs", "ramfs")
+
+    def status(self) -> list[tuple[str, str]]:
+        """Return ordered pairs, as `docker info` shows them."""
+        ground, home = self.ground, self.ground.home
+        typed = mounts.dirents_typed(home) if ground.read_only else checks.has_d_type(home)
+        truths = {
+            "Supports d_type": typed,
+            "Using metacopy": checks.uses_metacopy(ground.where_to_probe()),
+            "Native Overlay Diff": ground.native_works(),
+            "userxattr": ground.userxattr,
+        }
+        told = [(name, str(truth).lower()) for name, truth in truths.items()]
+        return [("Backing Filesystem", checks.fs_name(home)), *told]
+
+    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool:
+        """Put layers and writable layers on the disk. See Directories.sync()."""
+        return self._at.sync(ids, durability, everything=everything)
+
+    def cleanup(self) -> None:
+        """Unmount everything below the home that no other store uses."""
+        self.ground.mounting.cleanup()
+
+    # ---- what no layer owns ----
 
     def _directories(self, owned: Iterable[str]) -> list[str]:
-        """Ids of directories below home that are none of these, nor below one of these."""
+        """Return the ids of directories below home that are none of these, nor below one of these."""
         with os.scandir(self._at.home) as entries:
             names = [e.name for e in entries if e.name != LINKS and e.is_dir(follow_symlinks=False)]
         found = [name for name in names if is_driver_id(name)]
@@ -39,8 +68,8 @@ class Unowned:
                 keep.update(os.path.basename(os.path.dirname(path)) for path in self._at.lower_dirs(id))
         return sorted(id for id in found if id not in keep)
 
-    def _abandoned(self, owned: Callable[[], Iterable[str]]) -> Iterator[str]:
-        """Ids of nobody, each while it is claimed so that nobody can be making it."""
+    def _abandoned(self, owned: Owned) -> Iterator[str]:
+        """Yield unowned ids, each while it is claimed so that no process can be making it."""
         candidates = self._directories(owned())
         for at in range(0, len(candidates), _BATCH):
             claims = {id: claim_directory(self._at.path(id), wait=False) for id in candidates[at : at + _BATCH]}
@@ -54,24 +83,24 @@ class Unowned:
                         claim.release()
 
     def usage(self, name: str) -> int:
-        """Count the bytes of the files below one of names(): 0 for a link."""
+        """Count the bytes of the files below one of orphans(): 0 for a link."""
         with contextlib.suppress(OSError), opened(os.path.join(self._at.home, name)) as fd:
             return _changes.tree_size(fd)
         return 0
 
-    def names(self, owned: Callable[[], Iterable[str]]) -> list[str]:
-        """Name the directories and links below home that belong to nobody."""
+    def orphans(self, owned: Owned) -> list[str]:
+        """Name the directories and links below home that no layer owns."""
         return [*self._abandoned(owned), *self._at.dangling()]
 
-    def reclaim(self, owned: Callable[[], Iterable[str]], remove: Callable[[str], None]) -> None:
-        """Remove every directory and link that belongs to nobody.
+    def reclaim(self, owned: Owned) -> None:
+        """Remove every directory and link that no layer owns.
 
         Raises  OSError   the first that could not be removed; the others were
         """
         failed: list[OSError] = []
         for id in self._abandoned(owned):
             try:
-                remove(id)
+                self.ground.remove(id)
             except OSError as err:
                 failed.append(err)
         for link in self._at.dangling():

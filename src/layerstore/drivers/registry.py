@@ -1,0 +1,53 @@
+"""The table of drivers: which there are, and which one a root has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from layerstore.drivers import Driver, Open, StoreView
+from layerstore.drivers.overlay2.driver import open_overlay2
+from layerstore.errors import LayerStoreError
+
+# In the order in which one is chosen for an empty root.
+DRIVERS: dict[str, Open] = {"overlay2": open_overlay2}
+# Docker's, of which a root may be full.
+_OTHERS = ("fuse-overlayfs", "btrfs", "zfs")
+_REMOVED = ("aufs", "devicemapper", "overlay")
+
+
+def choose(root: str, name: str | None) -> str:
+    """Name the driver of a root: the one asked for, the one found there, else the first of the table.
+
+    Raises  LayerStoreError   there is no such driver, or no longer, or the root has several
+    """
+    if name in _REMOVED:
+        raise LayerStoreError(
+            f"[graphdriver] ERROR: the {name} storage-driver has been deprecated and removed; "
+            "visit https://docs.docker.com/go/storage-driver/ for more information"
+        )
+    if name and name not in DRIVERS:
+        raise LayerStoreError("driver not supported")
+    if name:
+        return name
+    prior = [n for n in (*DRIVERS, *_OTHERS) if _holds_something(os.path.join(root, n))]
+    if len(prior) > 1:
+        raise LayerStoreError(
+            f"{root} contains several valid graphdrivers: {', '.join(prior)}; "
+            "cleanup or explicitly choose storage driver (-s <DRIVER>)"
+        )
+    if prior and prior[0] not in DRIVERS:
+        raise LayerStoreError(f"driver not supported: {prior[0]}")
+    return prior[0] if prior else next(iter(DRIVERS))
+
+
+def _holds_something(path: str) -> bool:
+    try:
+        return bool(os.listdir(path))
+    except OSError:
+        return False
+
+
+def open_driver(name: str, root: str, options: Mapping[str, str], view: StoreView) -> Driver:
+    """Open the driver of this name below root, with options of its own. Raises as drivers.Open does."""
+    return DRIVERS[name](os.path.join(root, name), options, view)
