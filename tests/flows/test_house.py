@@ -135,5 +135,17 @@ def test_no_circle_among_the_modules_of_the_package() -> None:
     check_no_circle(arrows)
 
 
-def test_store_knows_no_driver_by_name() -> None:
-    assert "overlay2" not in (PACKAGE / "store.py").read_text()
+# ---- drivers: what a stored layer is, they alone know ----
+
+ABOVE = [path for path in sorted(PACKAGE.rglob("*.py")) if PY_FLOORS.index(folder_of(module_name(path))) > PY_FLOORS.index("drivers")]
+
+
+@pytest.mark.parametrize("path", ABOVE, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_room_above_the_drivers_names_one_or_what_it_keeps_beside_a_layer(path: Path) -> None:
+    assert re.findall(r"overlay2|\btoy\b|tar.?split", path.read_text(), re.I) == []
+
+
+def test_the_table_alone_knows_a_driver() -> None:
+    arrows = {module_name(path): imports_of(path) for path in PACKAGE.rglob("*.py")}
+    know = {here for here, there in arrows.items() if any(name.startswith("drivers.overlay2") for name in there)}
+    assert {here for here in know if not here.startswith("drivers.overlay2")} == {"drivers.registry"}
