@@ -1,4 +1,4 @@
-"""bench: how fast a store is on this host, in a store of its own that is gone afterwards."""
+"""bench: how fast a store is on this host, in a temporary store."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def add(commands: Commands) -> None:
         examples=["bench", "bench --at /srv --mb 512", "bench --tar layer.tar --durability none"],
     )  # fmt: skip
     bench.add_argument("--at", metavar="DIR", help="where (default: at the root, or the nearest directory above)")
-    bench.add_argument("--tar", metavar="TAR", help="a layer of yours (default: one is made up)")
-    bench.add_argument("--mb", metavar="N", type=_positive, default=64, help="size of the layer made up (64)")
+    bench.add_argument("--tar", metavar="TAR", help="the layer to use (default: a generated one)")
+    bench.add_argument("--mb", metavar="N", type=_positive, default=64, help="size of the generated layer (64)")
     bench.add_argument("--files", metavar="N", type=_positive, default=2000, help="files in it (2000)")
     bench.add_argument("--rounds", metavar="N", type=_positive, default=3, help="how often each is done (3)")
     add_durability(bench)

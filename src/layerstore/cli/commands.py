@@ -15,7 +15,7 @@ _EPILOG = """\
 a LAYER is named by its ChainID, by a unique beginning of it (with or without "sha256:"), or by an image: debian:12
 
 environment:
-  LAYERSTORE_ROOT     the store, where --root is not given
+  LAYERSTORE_ROOT     the store, if --root is not given
   LAYERSTORE_DEBUG=1  tracebacks instead of one line
   NO_COLOR=1          no colours
 
@@ -24,12 +24,12 @@ exit codes:
 
 
 def build() -> argparse.ArgumentParser:
-    """Make the parser of all commands. What it gives has `run`, the command."""
+    """Return the parser of all commands. Its result has `run`, the command."""
     common = common_options()
     codes = "".join(f"  {code.value:>3}  {meaning}\n" for code, meaning in MEANINGS.items())
     parser = Parser(
         prog=PROGRAM, parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Docker's layer store: layer tars in, the same tars out, and file systems mounted between.",
+        description="Docker's layer store: store layer tars, read them back bit for bit, mount them as file systems.",
         epilog=_EPILOG + codes, allow_abbrev=False,
     )  # fmt: skip
     parser.set_defaults(run=help_of(parser), parser=parser)

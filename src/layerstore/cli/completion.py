@@ -1,7 +1,7 @@
 """Completion: what may stand next on a command line, told from the parser itself, and the scripts that ask for it.
 
-The scripts are small: on Tab they call `layerstore __words WORD...`, the last word being the one to complete, and get a
-candidate a line, with a tab and what it is behind it; ":files" or ":dirs" leaves names of files to the shell.
+The scripts are small: on Tab they call `layerstore __words WORD...`, the last word being the one to complete, and get
+one candidate per line, with a tab and a description; ":files" or ":dirs" leaves names of files to the shell.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Line:
         """Walk the words that are whole."""
         self.parser = parser
         self.plain: list[str] = []                      # arguments of the command that are no options
-        self.waiting: argparse.Action | None = None     # an option that wants its value
+        self.waiting: argparse.Action | None = None     # an option that needs its value
         self.options_over = self.unknown = False
         self.root: str | None = None
         for word in words:
@@ -91,11 +91,11 @@ class _Line:
             self.root = value
 
     def option(self, name: str) -> argparse.Action | None:
-        """Give the option of this name."""
+        """Return the option of this name."""
         return next((a for a in arguments_of(self.parser) if name in a.option_strings), None)
 
     def argument(self) -> argparse.Action | None:
-        """Give the argument that stands next."""
+        """Return the argument that stands next."""
         actions = [action for action in arguments_of(self.parser) if not action.option_strings]
         if len(self.plain) < len(actions):
             return actions[len(self.plain)]
@@ -103,7 +103,7 @@ class _Line:
 
 
 def words_for(parser: argparse.ArgumentParser, line: Sequence[str]) -> list[Word]:
-    """Give what may stand for the last word of a command line (without the program's name)."""
+    """Return the candidates for the last word of a command line (without the program's name)."""
     done, current = list(line[:-1]), line[-1] if line else ""
     at = _Line(parser, done)
     if at.unknown:
@@ -127,7 +127,7 @@ def words_for(parser: argparse.ArgumentParser, line: Sequence[str]) -> list[Word
 
 
 def _shorts(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """What each command of a parser does."""
+    """Return what each command of a parser does."""
     found = {}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -137,7 +137,7 @@ def _shorts(parser: argparse.ArgumentParser) -> dict[str, str]:
 
 
 def _values(at: _Line, action: argparse.Action, current: str) -> list[Word]:
-    """What an option or argument may be."""
+    """Return what an option or argument may be."""
     if action.choices is not None:
         return [Word(str(choice)) for choice in action.choices if str(choice).startswith(current)]
     kind = str(action.metavar or "")
@@ -183,7 +183,7 @@ def _images(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
 
 
 def _paths(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
-    """Paths in the layer that stands before."""
+    """Return paths in the layer named before."""
     if not at.plain:
         return
     tree = opened.layer(at.plain[0]).merged()
@@ -195,7 +195,7 @@ def _paths(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
 
 
 def print_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
-    """Print the candidates; whatever goes wrong, there are just none."""
+    """Print the candidates; if something fails, print none."""
     said, sys.stderr = sys.stderr, io.StringIO()
     try:
         words = words_for(parser, argv)

@@ -61,7 +61,7 @@ _PARTS = re.compile(r"\*|\?|\[[!^]?\]?[^\]/]*\]|.", re.DOTALL)
 
 
 def facts_of(entry: FileEntry) -> dict[str, Any]:
-    """Give an entry as --json shows it. Attributes' bytes are hex."""
+    """Return an entry as --json shows it. Attributes' bytes are hex."""
     return {
         "path": f"/{entry.path}", "type": str(entry.type), "size": entry.size, "mode": f"{entry.mode:04o}",
         "uid": entry.uid, "gid": entry.gid, "mtime": iso_nanoseconds(entry.mtime_ns), "link": entry.link or None,
@@ -71,7 +71,7 @@ def facts_of(entry: FileEntry) -> dict[str, Any]:
 
 
 def iso_nanoseconds(ns: int) -> str | None:
-    """Give a time as RFC 3339; None where no calendar reaches."""
+    """Return a time as RFC 3339; None where no calendar reaches."""
     try:
         return iso_time(ns // 10**9)
     except (OverflowError, ValueError, OSError):
@@ -128,7 +128,7 @@ def _expression(part: str) -> str:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Does a path of one layer alone match? The same language as MergedTree.find() has."""
+    """Return what tells if a path of one layer matches, in the language of MergedTree.find()."""
     parts = []
     for name in pattern.strip("/").split("/"):
         if name == "**":
@@ -149,7 +149,7 @@ def _chosen(layer: Layer, pattern: str | None, *, own: bool) -> Iterable[FileEnt
 
 
 def _by_age(opened: Opened) -> list[Layer]:
-    """All layers, the oldest first."""
+    """Return all layers, the oldest first."""
     return sorted(opened.store.map().values(), key=lambda layer: (layer.created_at, layer.chain_id))
 
 
@@ -166,7 +166,7 @@ def run_ls_files(args: Any, screen: Screen) -> int:
 def run_cat(args: Any, screen: Screen) -> int:
     """Print files, one after the other."""
     if screen.as_json:
-        raise Failure("cat prints the bytes of files, which are no JSON", Exit.USAGE)
+        raise Failure("cat prints the bytes of files, which are not JSON", Exit.USAGE)
     with reading(args) as opened:
         layer = opened.layer(args.layer)
         screen.out.flush()
@@ -180,7 +180,7 @@ def run_cat(args: Any, screen: Screen) -> int:
 
 
 def run_find(args: Any, screen: Screen) -> int:
-    """Say where a path is."""
+    """Print where a path is."""
     with reading(args) as opened:
         if args.layer is not None:
             entries = list(opened.layer(args.layer).merged().find(args.pattern))

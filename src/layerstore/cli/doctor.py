@@ -126,7 +126,7 @@ def _rights() -> Check:
         todo = "owners that are not mapped here cannot be unpacked: map more of them (newuidmap), or be root"
         return Check("rights", NOTE, f"user {os.geteuid()} of a user namespace", todo)
     if os.geteuid() != 0:
-        return Check("rights", BAD, f"user {os.geteuid()}, who may not mount", f"be root, or: {_NAMESPACE}")
+        return Check("rights", BAD, f"user {os.geteuid()} has no right to mount", f"be root, or: {_NAMESPACE}")
     return Check("rights", OK, "root")
 
 
@@ -134,7 +134,7 @@ def _store(root: str) -> Check:
     try:
         there = is_store(root)
     except OSError as err:
-        return Check("store", BAD, sentence(err), "be the user to whom it belongs, or name another one with --root")
+        return Check("store", BAD, sentence(err), "run as the owner of the store, or name another one with --root")
     if there:
         return Check("store", OK, root)
     return Check("store", NOTE, f"none at {root} yet", f"layerstore --root {root} init")
@@ -145,7 +145,7 @@ def _dockerd(root: str) -> Check:
     if database is None:
         return Check("dockerd", OK, "none is running on this root")
     return Check("dockerd", NOTE, f"one is running on this root: {database} is locked",
-                 "reading works; to change something stop it, or use a root of your own")  # fmt: skip
+                 "reading works; to change something stop it, or use another root")  # fmt: skip
 
 
 def _space(place: str) -> Check:
@@ -155,7 +155,7 @@ def _space(place: str) -> Check:
     little = free < _LITTLE_SPACE or (found.f_files and inodes < _FEW_INODES)
     if not little:
         return Check("space", OK, shown)
-    todo = "make room, or put the root on another file system; `layerstore gc --dry-run` says what is left over"
+    todo = "make room, or put the root on another file system; `layerstore gc --dry-run` lists unowned files"
     return Check("space", BAD if free == 0 else NOTE, shown, todo)
 
 
@@ -164,9 +164,9 @@ def _file_system(room: str) -> Check:
     name = checks.fs_name(room)
     if name in ("overlayfs", "nfs", "fuse"):
         return Check("file system", BAD, name,
-                     "overlays want ext4, xfs, btrfs or a tmpfs; in a container, give the root a volume")  # fmt: skip
+                     "overlays need ext4, xfs, btrfs or a tmpfs; in a container, put the root on a volume")  # fmt: skip
     if name == "tmpfs":
-        return Check("file system", NOTE, name, "what is on a tmpfs is gone when the machine stops")
+        return Check("file system", NOTE, name, "a tmpfs is empty after a reboot")
     return Check("file system", OK, name)
 
 
@@ -184,9 +184,9 @@ def _overlay(room: str) -> Check:
 
 def _d_type(room: str) -> Check:
     if checks.has_d_type(room):
-        return Check("d_type", OK, "directories tell the types of what is in them")
-    return Check("d_type", BAD, "directories do not tell the types of what is in them",
-                 "make the file system anew: mkfs.xfs -n ftype=1, or mkfs.ext4 -O filetype")  # fmt: skip
+        return Check("d_type", OK, "directories tell the types of their entries")
+    return Check("d_type", BAD, "directories do not tell the types of their entries",
+                 "create the file system again: mkfs.xfs -n ftype=1, or mkfs.ext4 -O filetype")  # fmt: skip
 
 
 def _xattrs(room: str) -> Check:
@@ -197,7 +197,7 @@ def _xattrs(room: str) -> Check:
         try:
             os.setxattr(path, f"{name}.layerstore", b"y")
         except OSError as err:
-            todo = "opaque directories are marked by them" if name == names[-1] else "layers that have such are refused"
+            todo = "they mark opaque directories" if name == names[-1] else "layers with such attributes are refused"
             return Check("xattrs", BAD if name == names[-1] else NOTE, f"no {name}.*: {os.strerror(err.errno or 0)}",
                          f"{todo}: use ext4, xfs, btrfs, or a tmpfs of a newer kernel")  # fmt: skip
     return Check("xattrs", OK, " and ".join(f"{name}.*" for name in names))
@@ -208,15 +208,15 @@ def _whiteouts(room: str) -> Check:
     try:
         os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
     except OSError as err:
-        return Check("whiteouts", BAD, f"no device can be made: {os.strerror(err.errno or 0)}",
-                     "a layer that deletes something needs them: kernel 5.8 or later, or be root")  # fmt: skip
+        return Check("whiteouts", BAD, f"devices cannot be made: {os.strerror(err.errno or 0)}",
+                     "a layer that deletes something needs them: use kernel 5.8 or later, or be root")  # fmt: skip
     return Check("whiteouts", OK, "devices 0:0 can be made")
 
 
 def _native(room: str) -> Check:
     why = checks.native_diff_problem(room)
     if why is None:
-        return Check("changes", OK, "read off the upper directory alone")
+        return Check("changes", OK, "read from the upper directory alone")
     return Check("changes", NOTE, why, "changes() and commit() compare both trees, which takes longer")
 
 
@@ -232,7 +232,7 @@ def _mount_api(room: str) -> Check:
             return Check("mount API", NOTE, "mount(2) alone", "nothing to do: kernel 6.8 brings the newer way")
         return Check("mount API", NOTE, sentence(err), "see: overlay mounts")
     mounts.unmount(os.path.join(home, "merged"), 0)
-    return Check("mount API", OK, "fsopen(), a directory at a time")
+    return Check("mount API", OK, "fsopen(), one directory at a time")
 
 
 def _openat2(room: str) -> Check:
@@ -243,8 +243,8 @@ def _openat2(room: str) -> Check:
     fd = libc.syscall(_OPENAT2, ctypes.c_int(-100), ctypes.c_char_p(os.fsencode(room)), how, ctypes.c_size_t(24))
     if fd < 0:
         why = os.strerror(ctypes.get_errno())
-        return Check("openat2", NOTE, why, "paths are followed step by step, which takes longer: kernel 5.6 or later; "
-                     "in a container, a seccomp profile that knows it")  # fmt: skip
+        return Check("openat2", NOTE, why, "paths are followed step by step, which takes longer: use kernel 5.6 or "
+                     "later; in a container, a seccomp profile that allows it")  # fmt: skip
     os.close(fd)
     return Check("openat2", OK, "the kernel keeps paths below a layer's root")
 
@@ -255,10 +255,10 @@ def _locks(room: str) -> Check:
             _files.lock_byte(one, _files.SHARED, 1)
             seen = _files.is_byte_locked(other, 1)
         except OSError as err:
-            return Check("locks", NOTE, sentence(err), "let one process at a time use the root")
+            return Check("locks", NOTE, sentence(err), "use the root from one process at a time")
     if seen:
         return Check("locks", OK, "processes see what others hold")
-    return Check("locks", NOTE, "processes do not see what others hold", "let one process at a time use the root")
+    return Check("locks", NOTE, "processes do not see what others hold", "use the root from one process at a time")
 
 
 def _quota(room: str) -> Check:

@@ -36,11 +36,11 @@ class Exit(IntEnum):
 
 
 MEANINGS = {
-    Exit.OK: "done, and all is well",
+    Exit.OK: "done; no problem was found",
     Exit.FAILED: "it failed, or problems were found (verify, doctor)",
-    Exit.USAGE: "the command line is wrong, or a name in it means several things",
+    Exit.USAGE: "the command line is wrong, or a name in it is ambiguous",
     Exit.NOT_THERE: "no such store, layer, writable layer, image or file",
-    Exit.IN_USE: "in use by something else, or the store is open for reading only (a dockerd runs on it)",
+    Exit.IN_USE: "in use by something else, or the store is read-only (a dockerd runs on it)",
     Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
     Exit.HUNG_UP: "SIGHUP: the terminal was closed",
     Exit.INTERRUPTED: "Ctrl-C",
@@ -50,10 +50,10 @@ MEANINGS = {
 
 
 class Failure(Exception):  # noqa: N818  what a command ends with need not be an error of the program
-    """A command cannot go on: the sentence to print, and the exit code."""
+    """A command failed: the sentence to print, and the exit code."""
 
     def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
-        """text   one line, without the program's name"""
+        """Hold a text of one line, without the program's name, and the exit code."""
         super().__init__(text)
         self.code = code
 
@@ -64,7 +64,7 @@ _IN_USE_ERRNO = (errno.EBUSY, errno.ETXTBSY)
 
 
 def code_of(error: BaseException) -> Exit:
-    """Give the exit code for an exception."""
+    """Return the exit code for an exception."""
     if isinstance(error, Failure):
         return error.code
     if isinstance(error, _IN_USE) or (isinstance(error, OSError) and error.errno in _IN_USE_ERRNO):
@@ -79,7 +79,7 @@ def code_of(error: BaseException) -> Exit:
 
 
 def sentence(error: BaseException) -> str:
-    """Say in one line what an exception means."""
+    """Return in one line what an exception means."""
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
         if isinstance(error.filename, (str, bytes)) and os.fsdecode(error.filename) not in text:

@@ -1,4 +1,4 @@
-"""Whether what is stored is sound: verify, repair, orphans, gc."""
+"""The health of a store: verify, repair, orphans, gc."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     verify = commands.command(
         "verify", run_verify, "compare what is stored with what was registered",
-        more="Reads every file of the layers; where none is named, all of the store: images and writable layers too.\n"
+        more="Reads every file of the named layers; without a name the whole store, with images and writable layers.\n"
              "Exit code 1: there are problems.",
         examples=["verify", "verify debian:12 --json"],
     )  # fmt: skip
     verify.add_argument("layers", metavar="LAYER", nargs="*")
 
     repair = commands.command(
-        "repair", run_repair, "make a damaged layer what it was; only what is damaged is replaced",
-        more="Without a source, damaged files are taken from other layers that hold the same. Of a writable layer the\n"
-             "small files are mended, not what is in it.",
+        "repair", run_repair, "replace what is damaged in a layer, and nothing else",
+        more="Without a source, damaged files are taken from other layers that hold the same. For a writable layer,\n"
+             "its small files are mended, not its contents.",
         examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup",
                   "repair box"],
     )  # fmt: skip
@@ -35,16 +35,15 @@ def add(commands: Commands) -> None:
     source.add_argument("tar", metavar="TAR", nargs="?", help='the tar it was registered from; "-" is standard input')
     source.add_argument("--store", metavar="DIR", help="another store that has the layer")
 
-    commands.command("orphans", run_orphans, "list what lies in the store and belongs to nobody",
+    commands.command("orphans", run_orphans, "list unowned files in the store",
                      examples=["orphans", "orphans --json"])  # fmt: skip
 
     gc = commands.command(
-        "gc", run_gc, "remove what belongs to nobody",
-        more="Layers are never removed by this: see `release`. It wants the root alone, without a dockerd or another\n"
-             "program that has the store open.",
+        "gc", run_gc, "remove unowned files",
+        more="Layers are never removed: see `release`. No dockerd and no other program may have the store open.",
         examples=["gc --dry-run", "gc"],
     )  # fmt: skip
-    gc.add_argument("-n", "--dry-run", action="store_true", help="say only what would go")
+    gc.add_argument("-n", "--dry-run", action="store_true", help="only print what would be removed")
 
 
 def _tell_problems(problems: list[Problem], screen: Screen) -> None:
@@ -87,7 +86,7 @@ def run_verify(args: Any, screen: Screen) -> int:
 
 
 def _to_repair(opened: Opened, name: str) -> str:
-    """Give the ChainID that a name means, or the name of a writable layer, which comes after the layers."""
+    """Return the ChainID that a name means, or the name of a writable layer, which comes after the layers."""
     try:
         return opened.find(name)
     except Failure:
@@ -128,7 +127,7 @@ def _tell_orphans(orphans: list[Orphan], screen: Screen, verb: str) -> None:
 
 
 def run_orphans(args: Any, screen: Screen) -> int:
-    """List what nobody owns."""
+    """List unowned files."""
     with reading(args) as opened:
         orphans = opened.store.orphans()
     _tell_orphans(orphans, screen, "left over")
@@ -136,7 +135,7 @@ def run_orphans(args: Any, screen: Screen) -> int:
 
 
 def run_gc(args: Any, screen: Screen) -> int:
-    """Remove what nobody owns."""
+    """Remove unowned files."""
     with (reading if args.dry_run else writing)(args) as opened:
         found = opened.store.reclaim()
         gone = found if args.dry_run else opened.store.reclaim(dry_run=False)

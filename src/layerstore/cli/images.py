@@ -34,28 +34,28 @@ def add(commands: Commands) -> None:
         examples=["image load debian.tar.gz", "image load - < debian.tar", "image load layout/ --tag debian:12"],
     )  # fmt: skip
     load.add_argument("archive", metavar="TAR", help='the archive, or the directory of a layout; "-" is standard input')
-    load.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for the one image in it")
-    load.add_argument("--platform", metavar="OS/ARCH", help='linux/arm64, for instance, or "all"; else this host\'s')
+    load.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for the only image in it")
+    load.add_argument("--platform", metavar="OS/ARCH", help='for example linux/arm64, or "all"; default: this host\'s')
     add_durability(load)
 
     save = image.command(
-        "save", run_save, "write images into an archive",
+        "save", run_save, "write images to an archive",
         examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --zstd | ssh host skopeo ...",
                   "image save app:1 --format oci-dir -o layout",
                   "image save app:2 --exclude app:1 -o app-2.tar"],
     )  # fmt: skip
     save.add_argument("images", metavar="IMAGE", nargs="+")
-    save.add_argument("-o", "--output", metavar="FILE", default="-", help='where to; "-" (default) is standard output')
+    save.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
     save.add_argument("--format", choices=FORMATS, default="docker", help=told)
     save.add_argument("--exclude", metavar="LAYER", action="append", default=[],
-                      help="a layer, or an image, that the other side has: named, and not written")  # fmt: skip
+                      help="a layer, or an image, that the other side has: it is named, but not written")  # fmt: skip
     packed = save.add_mutually_exclusive_group()
     packed.add_argument("--gzip", dest="compression", action="store_const", const="gzip", help="compress the layers")
     packed.add_argument("--zstd", dest="compression", action="store_const", const="zstd",
                         help="compress the layers with zstd (oci, oci-dir)")  # fmt: skip
 
-    listed = image.command("ls", run_ls, "list the images, the newest first",
+    listed = image.command("ls", run_ls, "list the images, newest first",
                            examples=["image ls", "image ls --json", "image ls --archive debian.tar.gz"])  # fmt: skip
     listed.add_argument("--archive", metavar="TAR",
                         help='list what an archive holds, or the directory of a layout, and load nothing; "-" is '
@@ -66,44 +66,44 @@ def add(commands: Commands) -> None:
     remove.add_argument("images", metavar="IMAGE", nargs="+")
     remove.add_argument("-f", "--force", action="store_true", help="also with several names, or a writable layer on it")
 
-    tag = image.command("tag", run_tag, "give an image one more name", examples=["image tag debian:12 base:latest"])
+    tag = image.command("tag", run_tag, "add a name to an image", examples=["image tag debian:12 base:latest"])
     tag.add_argument("image", metavar="IMAGE")
     tag.add_argument("name", metavar="NEW_NAME")
 
-    inspect = image.command("inspect", run_inspect, "print all that is known of images, as docker image inspect does",
+    inspect = image.command("inspect", run_inspect, "print all about images, as docker image inspect does",
                             examples=["image inspect debian:12"])  # fmt: skip
     inspect.add_argument("images", metavar="IMAGE", nargs="+")
 
     unpack = image.command("unpack", run_unpack, "unpack an image's file system into a plain directory",
                            examples=["image unpack debian:12 rootfs"])  # fmt: skip
     unpack.add_argument("image", metavar="IMAGE")
-    unpack.add_argument("directory", metavar="DIR", help="made where it is not there; else it must be empty")
+    unpack.add_argument("directory", metavar="DIR", help="created if it is missing; otherwise it must be empty")
 
 
     create = image.command(
-        "create", run_create, "make an image of a layer and all below it, and print its id",
-        more="The config is JSON as docker has it; what it does not say is this host's and this moment's.",
+        "create", run_create, "create an image of a layer and all below it, and print its id",
+        more="The config is JSON as in Docker; missing fields are filled in from this host and the present time.",
         examples=["image create 4e596c87bd09 --tag app:1", "image create 4e596c87bd09 --config app.json --tag app:1"],
     )  # fmt: skip
-    create.add_argument("layer", metavar="LAYER", help="its uppermost layer")
-    create.add_argument("--config", metavar="FILE", help='what it runs with and is called; "-" is standard input')
+    create.add_argument("layer", metavar="LAYER", help="its top layer")
+    create.add_argument("--config", metavar="FILE", help='the config; "-" is standard input')
     create.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for it")
 
-    history = image.command("history", run_history, "print how an image was made, the newest step first",
+    history = image.command("history", run_history, "print how an image was made, newest step first",
                             examples=["image history debian:12", "image history debian:12 --no-trunc"])  # fmt: skip
     history.add_argument("image", metavar="IMAGE")
     history.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
 
 
     prune = image.command(
-        "prune", run_prune, "remove the images without a name, with their layers, and say what went",
-        more="What a writable layer stands on stays.",
+        "prune", run_prune, "remove images without a name, with their layers, and print what was removed",
+        more="An image with a writable layer on it stays.",
         examples=["image prune --dry-run", "image prune --all --unused-for 24h"],
     )  # fmt: skip
-    prune.add_argument("--all", action="store_true", help="also those with names that no writable layer stands on")
+    prune.add_argument("--all", action="store_true", help="also images with names, without a writable layer on them")
     prune.add_argument("--unused-for", metavar="TIME", type=_age_given,
-                       help="only what was tagged or loaded last so long ago: 24h, 7d, or seconds")  # fmt: skip
-    prune.add_argument("--dry-run", action="store_true", help="remove nothing, say what would go")
+                       help="only images last tagged or loaded so long ago: 24h, 7d, or seconds")  # fmt: skip
+    prune.add_argument("--dry-run", action="store_true", help="remove nothing, print what would be removed")
 
 
 def _age_given(text: str) -> float:
@@ -151,7 +151,7 @@ def run_load(args: Any, screen: Screen) -> int:
 
 
 def _check_platform(text: str | None) -> None:
-    """Raise Failure where what a command line asks for is no platform."""
+    """Raise Failure if a text is not a platform."""
     if text not in (None, "all"):
         try:
             platforms.parse_platform(text)
@@ -160,7 +160,7 @@ def _check_platform(text: str | None) -> None:
 
 
 def _new_name(name: str) -> str:
-    """Return a name that an image is to get. Raises Failure: it is none."""
+    """Return a name that an image is to get. Raises Failure if it is not a name."""
     try:
         references.parse(name)
     except ImageError as err:
@@ -169,7 +169,7 @@ def _new_name(name: str) -> str:
 
 
 def _named(opened: Opened, name: str) -> Image:
-    """Return the image that a word of the command line means. Raises Failure: it is no name, or means several."""
+    """Return the image that a word of the command line means. Raises Failure if it is not a name, or ambiguous."""
     try:
         return opened.images.get(name)
     except ImageDoesNotExistError:
@@ -269,7 +269,7 @@ def run_rm(args: Any, screen: Screen) -> int:
 
 
 def _checked(opened: Opened, name: str) -> str:
-    """Return a word of the command line that means an image, a damaged one too. Raises as _named()."""
+    """Return a word of the command line that means an image, perhaps a damaged one. Raises as _named()."""
     try:
         opened.images.resolve(name)
     except ImageDoesNotExistError:
@@ -297,7 +297,7 @@ def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
 
 
 def run_tag(args: Any, screen: Screen) -> int:
-    """Give a name."""
+    """Add a name."""
     name = _new_name(args.name)
     with writing(args) as opened:
         before, id = _meanings(opened), _named(opened, args.image).id
@@ -327,17 +327,17 @@ def run_unpack(args: Any, screen: Screen) -> int:
 
 
 def _config_of(path: str | None) -> dict[str, Any]:
-    """Return the config in a file. Raises Failure: it is no JSON object."""
+    """Return the config in a file. Raises Failure if it is not a JSON object."""
     if path is None:
         return {}
     source = source_of(path)
     with open(source, "rb", closefd=not isinstance(source, int)) as file:
         data = file.read(DOCUMENT_LIMIT + 1)
     if len(data) > DOCUMENT_LIMIT:
-        raise Failure(f"{path} is larger than a config may be, {DOCUMENT_LIMIT} bytes")
+        raise Failure(f"{path} is larger than {DOCUMENT_LIMIT} bytes, the limit for a config")
     found = parse_document(data, path)
     if not isinstance(found, dict):
-        raise Failure(f"{path} is not a JSON object, as the config of an image is")
+        raise Failure(f"{path} is not a JSON object, which the config of an image must be")
     return found
 
 
@@ -376,12 +376,12 @@ def run_history(args: Any, screen: Screen) -> int:
                      str(step.get("comment") or "")])  # fmt: skip
     screen.table(("LAYER", "AGE", ">SIZE", "CREATED BY", "COMMENT"), rows)
     if not rows:
-        screen.note("the image has no layers, and its config tells no steps")
+        screen.note("the image has no layers, and its config lists no steps")
     return Exit.OK
 
 
 def run_prune(args: Any, screen: Screen) -> int:
-    """Remove images that nobody needs."""
+    """Remove unused images."""
     with (reading if args.dry_run else writing)(args) as opened:
         gone = opened.images.prune(dangling=not args.all, unused_for=args.unused_for, dry_run=args.dry_run)
     _tell_removed([gone], screen)

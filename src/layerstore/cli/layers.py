@@ -35,18 +35,18 @@ def add(commands: Commands) -> None:
     """Add the commands."""
     ls = commands.command(
         "ls", run_ls, "list the layers as a tree",
-        more="Each layer stands below its parent, indented where several stand on one; writable layers and images are\n"
-             "shown where they stand.",
+        more="Each layer is listed below its parent, indented if several stand on one. Writable layers and images are\n"
+             "listed at their layers.",
         examples=["ls", "ls --no-trunc", "ls --json"],
     )  # fmt: skip
     ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
 
-    show = commands.command("show", run_show, "say all that is known of a layer",
+    show = commands.command("show", run_show, "print all that is known of a layer",
                             examples=["show 4e596c87bd09", "show debian:12 --json"])  # fmt: skip
     show.add_argument("layer", metavar="LAYER")
 
     register = commands.command(
-        "register", run_register, "store a layer tar, and print its ChainID",
+        "register", run_register, "store a layer tar and print its ChainID",
         more="The tar may be plain or compressed (gzip, zstd, bzip2, xz, lz4). The layer stays until it is released.",
         examples=["register base.tar", "register app.tar.gz --parent 4e596c87bd09",
                   "register - --parent debian:12 < app.tar"],
@@ -57,23 +57,23 @@ def add(commands: Commands) -> None:
 
     export = commands.command(
         "export", run_export, "write a layer's tar, byte for byte as it was registered",
-        more="It is checked on the way: a changed file ends it with an error, and with -o nothing is left.",
+        more="The tar is verified: a changed file ends the command with an error, and with -o no file is left behind.",
         examples=["export 4e596c87bd09 -o base.tar", "export debian:12 | tar t",
                   "export app:1 --from debian:12 -o new.tar"],
     )  # fmt: skip
     export.add_argument("layer", metavar="LAYER")
     export.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     export.add_argument("--from", dest="below", metavar="LAYER",
-                        help="a fresh tar of all between this ancestor and the layer; not verified")  # fmt: skip
+                        help="write a new tar of the difference to this ancestor; not verified")  # fmt: skip
 
     release = commands.command(
-        "release", run_release, "remove layers that nothing needs, and say what went",
+        "release", run_release, "remove layers that nothing needs, and print what was removed",
         more="A layer stays while something needs it: another layer, a writable layer, an image, or another process.\n"
-             "What lies below a removed layer goes with it only if it was released before.",
+             "A layer below a removed one is removed too if it was released before.",
         examples=["release 4e596c87bd09", "release --only 4e596c87bd09"],
     )  # fmt: skip
     release.add_argument("layers", metavar="LAYER", nargs="+")
-    release.add_argument("--only", action="store_true", help="keep all below, also what was released before")
+    release.add_argument("--only", action="store_true", help="keep the layers below, also those released before")
 
     diff = commands.command(
         "diff", run_diff, "compare the file systems of two layers, by their records",
@@ -82,13 +82,13 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     diff.add_argument("old", metavar="LAYER")
     diff.add_argument("new", metavar="LAYER")
-    diff.add_argument("--times", action="store_true", help="a file of another time is changed, too")
+    diff.add_argument("--times", action="store_true", help="compare times too")
     add_null(diff)
 
 
 def add_durability(parser: Any) -> None:
     """Add --durability."""
-    told = "full (default): what is stored survives a power cut; ordered: as moby does; none"
+    told = "full (default): what is stored survives a power cut; ordered: as moby does; none: nothing is synced"
     parser.add_argument("--durability", choices=DURABILITIES, help=told)
 
 
@@ -110,7 +110,7 @@ def _standing(opened: Opened) -> _Standing:
 
 
 def _children(opened: Opened, chain_id: str) -> list[str]:
-    """Give the layers right on one."""
+    """Return the layers that stand directly on one."""
     layers = opened.store.map().values()
     return sorted(str(layer.chain_id) for layer in layers if layer.parent and layer.parent.chain_id == chain_id)
 
@@ -165,7 +165,7 @@ class _Tree:
         self._branch, self._last, self._on, self._none = screen.branches()
 
     def rows(self) -> Iterator[list[Cell]]:
-        """Give the rows, from the base layers up."""
+        """Return the rows, from the base layers up."""
         for layer in self._children.get("", []):
             yield self._row("", layer)
             yield from self._above(layer.chain_id, "")
@@ -188,7 +188,7 @@ class _Tree:
             todo += self._on_top(what.chain_id, before) if last and len(on_top) == 1 else on_top
 
     def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | RWLayer]]:
-        """What stands on a layer, the last first."""
+        """Return what stands on a layer, the last first."""
         found: list[Layer | RWLayer] = [*self._standing.get(chain, []), *self._children.get(chain, [])]
         return [(before, at == 0, what) for at, what in enumerate(reversed(found))]
 
@@ -247,11 +247,11 @@ def run_show(args: Any, screen: Screen) -> int:
 
 # ---- register, export ---------------------------------------------------------------------------
 def source_of(name: str) -> Any:
-    """Give what register() takes for a name on a command line; "-" is standard input."""
+    """Return what register() takes for a name on a command line; "-" is standard input."""
     if name != "-":
         return name
     if sys.stdin is None or os.isatty(sys.stdin.fileno()):
-        raise Failure("a tar is wanted on standard input, which is a terminal", Exit.USAGE)
+        raise Failure("a tar is needed on standard input, which is a terminal", Exit.USAGE)
     return sys.stdin.fileno()
 
 
@@ -301,7 +301,7 @@ def run_export(args: Any, screen: Screen) -> int:
 
 # ---- release ------------------------------------------------------------------------------------
 def run_release(args: Any, screen: Screen) -> int:
-    """Give layers back, and say what went and what stayed."""
+    """Release layers, and print what was removed and what stayed."""
     removed: list[Metadata] = []
     kept: dict[str, str] = {}
     with writing(args) as opened:

@@ -39,7 +39,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 
 class _EndedError(BaseException):
-    """A signal came that ends a program: what was begun is undone on the way out."""
+    """A signal that ends a program arrived: what was begun is undone on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; give its exit code.
+    """Run one command line and return its exit code.
 
     argv   without the program's name; None: sys.argv
     """
@@ -122,12 +122,12 @@ def _end(text: str, code: Exit) -> int:
         sys.stderr.write(f"{PROGRAM}: {text}\n")
         sys.stderr.flush()
     except OSError:
-        pass                                  # nobody is left to be told
+        pass                                  # there is no reader left
     return code
 
 
 def _forget_output() -> None:
-    """Nobody takes what is still buffered for standard output: it must not complain at the exit."""
+    """Drop what is still buffered for standard output, so that the exit does not complain."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

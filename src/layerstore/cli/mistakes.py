@@ -1,7 +1,7 @@
-"""Mistakes: what is wrong with the words of a command line, and what was probably meant.
+"""Mistakes: unknown words of a command line, and what was probably meant.
 
-Enters: the parser of all commands and the words. Leaves: nothing, or a Failure that names the word, what is like it,
-and the help of the command in which it stands. argparse finds the rest.
+Enters: the parser of all commands and the words. Leaves: nothing, or a Failure that names the word, similar ones, and
+the help of the command. argparse finds the rest.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.parser import arguments_of, subparsers_of
 
 _MOST = 3
-# Behind these nothing counts.
+# Words behind these are ignored.
 _ENDS = ("-h", "--help", "--version")
-# What other tools, and docker above all, call our commands.
+# Names that other tools, mainly docker, have for these commands.
 _OTHER_WORDS = {
     "containers": "rw ls", "delete": "rm", "del": "rm", "df": "info", "extract": "unpack", "images": "image ls",
     "import": "register", "list": "ls", "ps": "rw ls", "remove": "rm", "rmi": "image rm", "run": "rw create",
@@ -25,7 +25,7 @@ _OTHER_WORDS = {
 
 
 def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
-    """Look for commands and options that are none. Raises Failure for the first one."""
+    """Look for unknown commands and options. Raises Failure for the first one."""
     rest = iter(words)
     options_over = False
     for word in rest:
@@ -45,7 +45,7 @@ def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
 
 
 def _check_option(parser: argparse.ArgumentParser, word: str, rest: Iterator[str]) -> None:
-    """One word that begins with "-": it is known, and its value is taken from the rest, or it is a mistake."""
+    """Check one word that begins with "-", and take its value from the rest. Raises Failure if it is unknown."""
     options = {name: action for action in arguments_of(parser) for name in action.option_strings}
     name, equals, _ = word.partition("=")
     if name in options:
@@ -77,7 +77,7 @@ def _like(word: str, known: Iterable[str]) -> list[str]:
 
 
 def _commands_like(parser: argparse.ArgumentParser, word: str) -> list[str]:
-    """Commands that may be meant: of this name in a family, as others call them, or spelled much like it."""
+    """Return the commands that may be meant: of this name in a group, as other tools call them, or spelled alike."""
     below = subparsers_of(parser)
     deeper = [f"{family} {name}" for family, one in below.items() for name in subparsers_of(one) if name == word]
     other = _OTHER_WORDS.get(word, "")

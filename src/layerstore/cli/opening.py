@@ -1,8 +1,7 @@
 """The store of a command, and the layers in it by their names.
 
-Enters: --root, LAYERSTORE_ROOT, and names as people type them. Leaves: an open store and references to layers. Every
-layer that was named is held until the process ends and never released: so no failure, and no removal of what stands on
-it, takes it away.
+Enters: --root, LAYERSTORE_ROOT, and names as typed. Leaves: an open store and references to layers. Every named layer
+is held until the process ends and never released, so no failure and no removal of a layer on top deletes it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
 
 def default_root() -> str:
-    """Give the root of a command that names none: LAYERSTORE_ROOT, else a place fit for this user."""
+    """Return the root of a command that names none: LAYERSTORE_ROOT, else a place fit for this user."""
     given = os.environ.get(ROOT_VARIABLE)
     if given:
         return given
@@ -35,7 +34,7 @@ def default_root() -> str:
 
 
 def root_of(args: Any) -> str:
-    """Give the root that a command line means. Raises Failure for an empty one."""
+    """Return the root that a command line means. Raises Failure for an empty one."""
     root = default_root() if args.root is None else args.root
     if not root:
         raise Failure("--root is a directory's path, not an empty text", Exit.USAGE)
@@ -43,7 +42,7 @@ def root_of(args: Any) -> str:
 
 
 def is_store(root: str) -> bool:
-    """Say whether there is a store below root. Raises PermissionError."""
+    """Return True if there is a store below root. Raises PermissionError."""
     try:
         os.stat(os.path.join(root, "image", registry.choose(root, None), "layerdb", "."))
     except (FileNotFoundError, NotADirectoryError):
@@ -55,12 +54,12 @@ class Opened:
     """An open store, and how layers in it are named."""
 
     def __init__(self, store: Store) -> None:
-        """Look into store; whoever opened it closes it."""
+        """Look into store, which its opener closes."""
         self.store = store
         self.images = Images(store)
 
     def find(self, name: str) -> ChainID:
-        """Give the ChainID that a name means: a ChainID, the unique beginning of one, or an image's name.
+        """Return the ChainID that a name means: a ChainID, the unique beginning of one, or an image's name.
 
         Raises  Failure   it means none, or several
         """
@@ -84,7 +83,7 @@ class Opened:
         return ChainID(top)
 
     def layer(self, name: str) -> Layer:
-        """Give the layer that a name means, held. Raises Failure, LayerDoesNotExistError."""
+        """Return the layer that a name means, held. Raises Failure, LayerDoesNotExistError."""
         return self.store.get(self.find(name))
 
     def kept(self, name: str) -> contextlib.AbstractContextManager[Layer]:
@@ -98,7 +97,7 @@ class Opened:
                 yield self.store.get_rw_layer(name)
 
     def image_names(self) -> dict[str, list[str]]:
-        """Give the names of the images whose topmost layer is a ChainID, by that."""
+        """Return the names of the images whose topmost layer is a ChainID, by that."""
         names: dict[str, list[str]] = {}
         for image in self.images.list():
             names.setdefault(image.top, []).extend(image.references or (short_id(image.id),))

@@ -1,7 +1,7 @@
-"""What the commands' parsers are made of.
+"""The parts of the commands' parsers.
 
-Every family of commands adds its own through Commands, with examples for its help. What an argument names is told by
-its metavar (LAYER, NAME, IMAGE, ...), which completion.py goes by, too.
+Every family of commands adds its own through Commands, with examples for its help. The metavar of an argument (LAYER,
+NAME, IMAGE, ...) says what it names; completion.py uses it too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def common_options() -> Parser:
     group.add_argument("--json", action="store_true", help="print the result as one JSON document")
     group.add_argument("--bytes", action="store_true", help="sizes as plain numbers of bytes")
     group.add_argument("-q", "--quiet", action="store_true", help="no notes and no progress")
-    group.add_argument("-v", "--verbose", action="store_true", help="tell also what the library logs")
+    group.add_argument("-v", "--verbose", action="store_true", help="print what the library logs too")
     group.add_argument("--color", choices=("auto", "always", "never"), help="colours (auto: on a terminal)")
     return common
 
@@ -54,9 +54,9 @@ class Commands:
     def command(
         self, name: str, run: Run, short: str, *, more: str = "", examples: Sequence[str] = ()
     ) -> argparse.ArgumentParser:
-        """Add one command; gives its parser, for its arguments.
+        """Add one command and return its parser, for its arguments.
 
-        short      what it does, in a line
+        short      what it does, in one line
         more       what its help says besides
         examples   command lines, without the program's name
         """
@@ -91,7 +91,7 @@ def help_of(parser: argparse.ArgumentParser) -> Run:
 
 
 def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Give the parsers of a parser's commands, by name."""
+    """Return the parsers of a parser's commands, by name."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             return dict(action.choices)
@@ -99,7 +99,7 @@ def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Argumen
 
 
 def arguments_of(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
-    """Give the options and arguments of a parser, without its commands and hidden ones."""
+    """Return the options and arguments of a parser, without its commands and hidden ones."""
     for action in parser._actions:
         if not isinstance(action, argparse._SubParsersAction) and action.help != argparse.SUPPRESS:
             yield action

@@ -28,7 +28,7 @@ _PLAIN_SECONDS = 2.0
 
 
 def _rich() -> bool:
-    """Is rich installed? Asked only where there is a terminal: it takes as long to load as all of layerstore."""
+    """Return True if rich is installed. Only a terminal asks: it takes as long to load as all of layerstore."""
     try:
         import rich  # noqa: F401
     except ImportError:
@@ -117,15 +117,15 @@ class Screen:
             self._print("out", [(name.ljust(width) + "  ", "bold"), cell])
 
     def size(self, size: int) -> str:
-        """Give a size as was asked for."""
+        """Return a size as the options ask for."""
         return str(size) if self.in_bytes else human_size(size)
 
     def age(self, since: float) -> str:
-        """Give how long ago a time (seconds since 1970) is."""
+        """Return how long ago a time (seconds since 1970) is."""
         return human_age(time.time() - since)
 
     def branches(self) -> tuple[str, str, str, str]:
-        """Give what trees are drawn with: a branch, the last one, what goes on, nothing."""
+        """Return what trees are drawn with: a branch, the last one, a line that continues, blanks."""
         try:
             "├└│─".encode(self.out.encoding or "ascii")
         except UnicodeEncodeError:
@@ -133,7 +133,7 @@ class Screen:
         return "├─ ", "└─ ", "│  ", "   "
 
     def binary(self, what: str) -> int:
-        """Give standard output's descriptor, for bytes. Raises Failure where it is a terminal."""
+        """Return standard output's descriptor, for bytes. Raises Failure if it is a terminal."""
         if self.on_terminal:
             why = f"{what} is not printed on a terminal: name a file with -o, or send it into a pipe"
             raise Failure(why, Exit.USAGE)
@@ -145,12 +145,12 @@ class Screen:
     # ---- notes ----
 
     def note(self, text: str, style: str = "dim") -> None:
-        """Tell people something beside the result."""
+        """Print a note for people, beside the result."""
         if not self.quiet:
             self._print("err", [(text, style)])
 
     def warn(self, text: str) -> None:
-        """Tell what is not as it should be, also when quiet."""
+        """Print a warning, also with --quiet."""
         self._print("err", [("layerstore: ", ""), (text, "yellow")])
 
     @contextlib.contextmanager
@@ -191,7 +191,7 @@ class Screen:
     # ---- both ----
 
     def _console(self, where: str) -> Any:
-        """A rich console, or None for plain lines."""
+        """Return a rich console, or None for plain lines."""
         if where not in self._consoles:
             stream = self.out if where == "out" else self.err
             colored = self._color == "always" or (self._color == "auto" and stream.isatty())
@@ -218,4 +218,4 @@ class Screen:
 
 
 Run = Callable[[Any, Screen], int]
-"""What a command is: called with the parsed arguments, gives the exit code."""
+"""What a command is: called with the parsed arguments, returns the exit code."""

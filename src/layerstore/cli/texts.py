@@ -15,7 +15,7 @@ _AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "
 
 
 def human_size(size: float) -> str:
-    """Give bytes as for instance "114.0 MB" (powers of 1000)."""
+    """Return bytes as text, for example "114.0 MB" (powers of 1000)."""
     for factor, unit in _UNITS:
         if abs(size) >= factor:
             return f"{size / factor:.1f} {unit}"
@@ -23,7 +23,7 @@ def human_size(size: float) -> str:
 
 
 def human_age(seconds: float) -> str:
-    """Give for instance "3 h"; the largest unit of which there are two, or else a smaller one."""
+    """Return for example "3 h", in the largest unit of which there are two, or else a smaller one."""
     for length, unit in _AGES:
         if seconds >= (2 * length if unit in ("y", "w") else length):
             return f"{int(seconds // length)} {unit}"
@@ -31,19 +31,19 @@ def human_age(seconds: float) -> str:
 
 
 def parse_age(text: str) -> float:
-    """Read for instance "24h", "1h30m", "7d", or a number of seconds. Raises ValueError."""
+    """Parse for example "24h", "1h30m", "7d", or a number of seconds. Raises ValueError."""
     if _NUMBER.fullmatch(text):
         return float(text)
     if not _LENGTHS.fullmatch(text):
-        raise ValueError(f"{text!r} is no length of time, as 90s, 24h and 7d are")
+        raise ValueError(f"{text!r} is not a length of time such as 90s, 24h or 7d")
     return sum(float(number) * _SECONDS[unit] for number, unit in _LENGTH.findall(text))
 
 
 def short_id(digest: str) -> str:
-    """Give the first twelve hex digits of a digest."""
+    """Return the first twelve hex digits of a digest."""
     return digest.rpartition(":")[2][:_SHORT]
 
 
 def iso_time(seconds: float) -> str:
-    """Give a time in seconds since 1970 as RFC 3339 in UTC."""
+    """Return a time in seconds since 1970 as RFC 3339 in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,6 +1,6 @@
 """Writable layers: rw create, ls, mount, unmount, holders, changes, size, commit, rm.
 
-A mount made here outlives the process, and is found by the next: it ends with `rw unmount`, `rw rm` or the machine.
+A mount outlives the process that made it, and the next one finds it: it ends with `rw unmount`, `rw rm` or a reboot.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from layerstore.layerdb.transaction import check_mount_name
 
 def add(commands: Commands) -> None:
     """Add the family."""
-    rw = commands.family("rw", "writable layers: make, mount, compare, commit, remove",
+    rw = commands.family("rw", "writable layers: create, mount, compare, commit, remove",
                          examples=["rw create box debian:12", "rw mount box", "rw changes box",
                                    "rw commit box", "rw rm --force box"])  # fmt: skip
-    create = rw.command("create", run_create, "make a writable layer on a layer, or on nothing",
+    create = rw.command("create", run_create, "create a writable layer on a layer, or on an empty tree",
                         examples=["rw create box debian:12", "rw create box 4e596c87bd09 --size 10G"])  # fmt: skip
     create.add_argument("name", metavar="NEW_NAME", help="its name")
-    create.add_argument("layer", metavar="LAYER", nargs="?", help="what it stands on")
-    create.add_argument("--size", metavar="SIZE", help="what may be written, for instance 10G; on xfs with pquota only")
+    create.add_argument("layer", metavar="LAYER", nargs="?", help="the layer below")
+    create.add_argument("--size", metavar="SIZE", help="what may be written, for example 10G; only on xfs with pquota")
     add_durability(create)
 
     rw.command("ls", run_ls, "list the writable layers", examples=["rw ls", "rw ls --json"])
 
-    mount = rw.command("mount", run_mount, "mount one, and print where",
-                       more="It stays mounted when this command ends, until `rw unmount`. Twice is harmless.",
+    mount = rw.command("mount", run_mount, "mount one and print the path",
+                       more="It stays mounted after this command, until `rw unmount`. Mounting twice is harmless.",
                        examples=["rw mount box"])  # fmt: skip
     mount.add_argument("name", metavar="NAME")
     mount.add_argument("--label", metavar="CONTEXT", default="", help="SELinux label of the whole mount")
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
     unmount = rw.command("unmount", run_unmount, "unmount one; what was written stays", examples=["rw unmount box"])
     unmount.add_argument("name", metavar="NAME")
     unmount.add_argument("--lazy", action="store_true",
-                         help="also while processes are inside; until they end it cannot be mounted again")
+                         help="detach it although processes are inside; until they end it cannot be mounted again")
 
     holders = rw.command("holders", run_holders, "list the processes that use a mounted one",
                          more="A PID of 0 is the kernel itself, or a mount that no process uses.",
@@ -67,11 +67,11 @@ def add(commands: Commands) -> None:
     changes.add_argument("name", metavar="NAME")
     add_null(changes)
 
-    size = rw.command("size", run_size, "say how many bytes its own files have", examples=["rw size box --bytes"])
+    size = rw.command("size", run_size, "print how many bytes its own files have", examples=["rw size box --bytes"])
     size.add_argument("name", metavar="NAME")
 
-    commit = rw.command("commit", run_commit, "keep what it holds now as a layer, and print its ChainID",
-                        more="The writable layer goes on, on its old parent. What the layer's tar leaves out is told.",
+    commit = rw.command("commit", run_commit, "store its present contents as a layer, and print the ChainID",
+                        more="The writable layer stays, on its old parent. What the layer's tar leaves out is printed.",
                         examples=["rw commit box", "rw commit box --keep all"])  # fmt: skip
     commit.add_argument("name", metavar="NAME")
     commit.add_argument("--keep", choices=("docker", "all"), default="docker",
@@ -80,11 +80,11 @@ def add(commands: Commands) -> None:
                         help="names that begin with .wh. (they delete in a tar): refuse them, or leave them out")
     add_durability(commit)
 
-    remove = rw.command("rm", run_rm, "delete writable layers with all that was written",
+    remove = rw.command("rm", run_rm, "delete writable layers with everything that was written",
                         examples=["rw rm box", "rw rm --force box other"])  # fmt: skip
     remove.add_argument("names", metavar="NAME", nargs="+")
-    remove.add_argument("-f", "--force", action="store_true", help="also where it is mounted")
-    remove.add_argument("--layers", action="store_true", help="and the layers below, as far as nothing else needs them")
+    remove.add_argument("-f", "--force", action="store_true", help="delete it even if it is mounted")
+    remove.add_argument("--layers", action="store_true", help="also the layers below, unless something else needs them")
 
 
 def _checked(name: str) -> str:
@@ -102,7 +102,7 @@ def _rw(opened: Opened, name: str) -> RWLayer:
 
 
 def _mounted_at(rw: RWLayer) -> str | None:
-    """Give where it is mounted now, or None. One that stands on nothing needs no mount."""
+    """Return where it is mounted, or None. A box without a parent needs no mount."""
     try:
         point = rw.metadata().get("MergedDir", "")
     except (OSError, LayerStoreError):                    # its directories are gone: it can be removed all the same
@@ -180,7 +180,7 @@ def run_unmount(args: Any, screen: Screen) -> int:
 
 
 def run_holders(args: Any, screen: Screen) -> int:
-    """Say who is inside."""
+    """List the processes inside."""
     with reading(args) as opened:
         found = _rw(opened, args.name).holders()
     if screen.as_json:
@@ -209,7 +209,7 @@ def run_changes(args: Any, screen: Screen) -> int:
 
 
 def run_size(args: Any, screen: Screen) -> int:
-    """Say how large it is."""
+    """Print how large it is."""
     with reading(args) as opened:
         size = _rw(opened, args.name).size()
     if screen.as_json:
@@ -230,7 +230,7 @@ def run_commit(args: Any, screen: Screen) -> int:
 
 
 def _below(rw: RWLayer) -> Iterator[str]:
-    """Give the layers below, the nearest first."""
+    """Return the layers below, nearest first."""
     layer = rw.parent
     while layer:
         yield layer.chain_id
