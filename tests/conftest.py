@@ -76,6 +76,7 @@ def _hear_signals():
 def pytest_configure(config):
     _hear_signals()
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+    config.addinivalue_line("markers", "own_sanitizers: runs a program that is built with them, whatever the door is")
     config.addinivalue_line("markers", "soak(seconds, whole): it may take so long in `make test`, and in `make soak`, where it goes on for longer")
 
 

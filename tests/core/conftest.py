@@ -14,6 +14,14 @@ settings.register_profile("core", deadline=None, max_examples=100 if not door.sa
 settings.load_profile("core")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Programs that have sanitizers of their own run once, beside the plain core."""
+    if door.sanitizers():
+        own = [item for item in items if item.get_closest_marker("own_sanitizers")]
+        config.hook.pytest_deselected(items=own)
+        items[:] = [item for item in items if item not in own]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def opened_door() -> None:
     assert door.lib.LAY_OK == 0

@@ -10,6 +10,7 @@ from typing import Any
 import door
 import pytest
 import variant
+from soak import budget
 
 BLOCK = 1 << 20
 
@@ -170,8 +171,10 @@ def test_a_ring_takes_the_memory_of_its_slots_and_no_more() -> None:
     assert len(blocks) <= door.lib.LAY_RING_SLOTS
 
 
-@pytest.mark.parametrize("sanitize, rounds", [("thread", 60), ("address,undefined", 60)])
-def test_threads_at_random_lose_nothing_and_race_nowhere(tmp_path: Path, sanitize: str, rounds: int) -> None:
+@pytest.mark.own_sanitizers
+@pytest.mark.soak(60, 600)
+@pytest.mark.parametrize("sanitize", ["thread", "address,undefined"])
+def test_threads_at_random_lose_nothing_and_race_nowhere(tmp_path: Path, sanitize: str) -> None:
     program = variant.program(
         tmp_path / "ring_stress", ["apply/ring.c"], Path(__file__).with_name("ring_stress.c"), sanitize=sanitize
     )
@@ -180,6 +183,6 @@ def test_threads_at_random_lose_nothing_and_race_nowhere(tmp_path: Path, sanitiz
     }
     started = time.monotonic()
     done = subprocess.run(
-        [program, str(rounds)], env=environment, capture_output=True, check=False, text=True, timeout=50
+        [program, str(budget(40, 1000))], env=environment, capture_output=True, check=False, text=True, timeout=budget(50, 500)
     )
     assert (done.returncode, done.stderr) == (0, ""), f"after {time.monotonic() - started:.1f} s"

@@ -426,7 +426,7 @@ def until_error(reader: Any) -> tuple[list[Any], bool]:
     return found, False
 
 
-@settings(max_examples=400)
+@settings(max_examples=100 if door.sanitizers() else 400)
 @given(forged(), st.lists(st.integers(0, 8000), min_size=1, max_size=4))
 def test_wherever_a_reader_rewinds_it_reads_what_reading_from_the_start_gives(packed: bytes, offsets: list[int]) -> None:
     with sinks.memory(packed) as fd:
