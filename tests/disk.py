@@ -13,13 +13,8 @@ import stat
 import sys
 
 KINDS = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "dir",
-    stat.S_IFLNK: "link",
-    stat.S_IFCHR: "char",
-    stat.S_IFBLK: "block",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
+    stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFCHR: "char", stat.S_IFBLK: "block",
+    stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket",
 }
 MNT_DETACH = 2
 _libc = ctypes.CDLL(None, use_errno=True)

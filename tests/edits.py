@@ -21,8 +21,7 @@ EDIT_NAMES = [*NAMES, b".wh.a", b".wh..wh..opq", b"n\nl"]
 # Where layers meet: drawn often, so that one layer's name is another's too.
 SHARED_PATHS = [b"a", b"b", b"a/a", b"a/b", b"a/c", b"a/b/a", b"a/b/b", b"b/a", b"b/b", b"a/b/c/a"]
 PATHS = [
-    *SHARED_PATHS * 4,
-    *NAMES,
+    *SHARED_PATHS * 4, *NAMES,
     *[top + b"/" + name for top in NAMES[:4] for name in NAMES],
     *[top + b"/b/" + name for top in NAMES[:3] for name in NAMES[:5]],
     *[b"a/b/c/" + name for name in NAMES[:4]],

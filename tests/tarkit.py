@@ -25,21 +25,9 @@ Extent = tuple[int, bytes]
 
 # name: (offset, width), POSIX order; STAR and GNU put other things behind byte 345
 FIELDS = {
-    "name": (0, 100),
-    "mode": (100, 8),
-    "uid": (108, 8),
-    "gid": (116, 8),
-    "size": (124, 12),
-    "mtime": (136, 12),
-    "chksum": (148, 8),
-    "typeflag": (156, 1),
-    "linkname": (157, 100),
-    "magic": (257, 8),
-    "uname": (265, 32),
-    "gname": (297, 32),
-    "devmajor": (329, 8),
-    "devminor": (337, 8),
-    "prefix": (345, 155),
+    "name": (0, 100), "mode": (100, 8), "uid": (108, 8), "gid": (116, 8), "size": (124, 12), "mtime": (136, 12),
+    "chksum": (148, 8), "typeflag": (156, 1), "linkname": (157, 100), "magic": (257, 8), "uname": (265, 32),
+    "gname": (297, 32), "devmajor": (329, 8), "devminor": (337, 8), "prefix": (345, 155),
 }
 
 
@@ -112,40 +100,17 @@ def seal(block: bytes, *, signed: bool = False) -> bytes:
 
 
 def raw_header(
-    name: Text = b"",
-    *,
-    mode: Number = 0o644,
-    uid: Number = 0,
-    gid: Number = 0,
-    size: Number = 0,
-    mtime: Number = 0,
-    chksum: Number | None = None,
-    typeflag: bytes = b"0",
-    linkname: Text = b"",
-    magic: bytes = USTAR,
-    uname: Text = b"",
-    gname: Text = b"",
-    devmajor: Number = 0,
-    devminor: Number = 0,
-    prefix: Text = b"",
-    signed: bool = False,
-    patch: Mapping[int, bytes] | None = None,
+    name: Text = b"", *, mode: Number = 0o644, uid: Number = 0, gid: Number = 0, size: Number = 0, mtime: Number = 0,
+    chksum: Number | None = None, typeflag: bytes = b"0", linkname: Text = b"", magic: bytes = USTAR, uname: Text = b"",
+    gname: Text = b"", devmajor: Number = 0, devminor: Number = 0, prefix: Text = b"", signed: bool = False,
+    patch: Mapping[int, bytes] | None = None
 ) -> bytes:
     """One header block. chksum None puts the right one; patch lays raw bytes over given offsets
     before the checksum is made."""
     values = {
-        "name": raw(name),
-        "mode": number(mode, 8),
-        "uid": number(uid, 8),
-        "gid": number(gid, 8),
-        "size": number(size, 12),
-        "mtime": number(mtime, 12),
-        "typeflag": typeflag,
-        "linkname": raw(linkname),
-        "magic": magic,
-        "uname": raw(uname),
-        "gname": raw(gname),
-        "prefix": raw(prefix),
+        "name": raw(name), "mode": number(mode, 8), "uid": number(uid, 8), "gid": number(gid, 8),
+        "size": number(size, 12), "mtime": number(mtime, 12), "typeflag": typeflag, "linkname": raw(linkname),
+        "magic": magic, "uname": raw(uname), "gname": raw(gname), "prefix": raw(prefix),
     }
     if magic != V7:
         values["devmajor"] = number(devmajor, 8)
@@ -291,11 +256,7 @@ def old_gnu_sparse(name: Text, extents: Sequence[Extent], real_size: int, **fiel
     head, rest = pairs[:4], pairs[4:]
     data = _stored(extents)
     fields.setdefault("size", len(data))
-    patch = {
-        386: _sparse_slots(head, 4),
-        482: b"\x01" if rest else b"\x00",
-        483: octal(real_size, 12),
-    }
+    patch = {386: _sparse_slots(head, 4), 482: b"\x01" if rest else b"\x00", 483: octal(real_size, 12)}
     patch.update(fields.pop("patch", {}))
     tar = raw_header(name, typeflag=b"S", magic=GNU, patch=patch, **fields)
     while rest:
@@ -307,8 +268,7 @@ def old_gnu_sparse(name: Text, extents: Sequence[Extent], real_size: int, **fiel
 def pax_sparse_0_0(name: Text, extents: Sequence[Extent], real_size: int, **fields) -> bytes:
     """Repeated GNU.sparse.offset / numbytes records."""
     records: list[tuple[Text, Text]] = [
-        ("GNU.sparse.size", str(real_size)),
-        ("GNU.sparse.numblocks", str(len(extents))),
+        ("GNU.sparse.size", str(real_size)), ("GNU.sparse.numblocks", str(len(extents))),
     ]
     for offset, data in extents:
         records += [("GNU.sparse.offset", str(offset)), ("GNU.sparse.numbytes", str(len(data)))]
@@ -319,21 +279,14 @@ def pax_sparse_0_1(name: Text, extents: Sequence[Extent], real_size: int, **fiel
     """One GNU.sparse.map record; the block's own name is a made-up one."""
     pairs = ",".join(f"{offset},{len(data)}" for offset, data in extents)
     records = {
-        "GNU.sparse.size": str(real_size),
-        "GNU.sparse.numblocks": str(len(extents)),
-        "GNU.sparse.name": name,
+        "GNU.sparse.size": str(real_size), "GNU.sparse.numblocks": str(len(extents)), "GNU.sparse.name": name,
         "GNU.sparse.map": pairs,
     }
     return pax(records) + file(b"GNUSparseFile.0/x", _stored(extents), **fields)
 
 
 def pax_sparse_1_0(
-    name: Text,
-    extents: Sequence[Extent],
-    real_size: int,
-    *,
-    sparse_map: bytes | None = None,
-    **fields,
+    name: Text, extents: Sequence[Extent], real_size: int, *, sparse_map: bytes | None = None, **fields
 ) -> bytes:
     """The map as decimal lines in front of the data, filled up to a block."""
     if sparse_map is None:
@@ -342,9 +295,7 @@ def pax_sparse_1_0(
             lines += [str(offset), str(len(data))]
         sparse_map = ("\n".join(lines) + "\n").encode()
     records = {
-        "GNU.sparse.major": "1",
-        "GNU.sparse.minor": "0",
-        "GNU.sparse.name": name,
+        "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": name,
         "GNU.sparse.realsize": str(real_size),
     }
     return pax(records) + file(b"GNUSparseFile.0/x", blocks(sparse_map) + _stored(extents), **fields)

@@ -53,9 +53,8 @@ def base(made, room):
         (KeyError("a bug"), 1, "'a bug'"),
         (ValueError(), 1, "ValueError"),
         (Failure("this", Exit.USAGE), 2, "this"),
-        (RuntimeError("two\nlines \x1b[31m \udcff"), 1, "two; lines \\x1b[31m \\xff"),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+        (RuntimeError("two\nlines \x1b[31m \udcff"), 1, "two; lines \\x1b[31m \\xff")],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else ""
 )
 def test_each_error_has_its_code_and_one_line(error, code, text):
     assert (int(code_of(error)), sentence(error)) == (code, text)

@@ -86,12 +86,8 @@ def next_line(reader: Any) -> Line | None:
         return None
     if line.is_file:
         return Line(
-            None,
-            ffi.buffer(line.name, line.name_len)[:],
-            line.size,
-            line.crc if line.has_crc else None,
-            line.tar_offset,
-            line.index,
+            None, ffi.buffer(line.name, line.name_len)[:], line.size, line.crc if line.has_crc else None,
+            line.tar_offset, line.index
         )
     return Line(ffi.buffer(line.p, line.n)[:], None, line.n, None, line.tar_offset, line.index)
 
@@ -116,15 +112,8 @@ def applying(
     options = door.ffi.new(
         "lay_apply_options *",
         {
-            "root_fd": root,
-            "record_fd": record_fd,
-            "scratch_fd": scratch,
-            "reread_fd": -1,
-            "spool_fd": spool,
-            "workers": workers,
-            "flags": flags | lib.LAY_APPLY_PLAIN_RECORD,
-            "limits": limits or door.ffi.NULL,
-        },
+            "root_fd": root, "record_fd": record_fd, "scratch_fd": scratch, "reread_fd": -1, "spool_fd": spool,
+            "workers": workers, "flags": flags | lib.LAY_APPLY_PLAIN_RECORD, "limits": limits or door.ffi.NULL}
     )
     handle = door.ffi.new("lay_apply **")
     door.call("lay_apply_open", handle, options)

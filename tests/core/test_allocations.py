@@ -27,27 +27,13 @@ from tarkit import dir, end, file
 MOST = budget(30, 1 << 40)
 
 KINDS = (
-    dir("d/", mode=0o750)
-    + file("d/f", b"f" * 5000)
-    + tarkit.hardlink("d/h", "d/f")
-    + tarkit.symlink("d/s", "f")
-    + tarkit.fifo("d/p")
-    + tarkit.xattrs({"user.a": b"1" * 300, "user.b": b"2"})
-    + file("d/x", b"x")
-    + tarkit.with_pax_path("long/" * 200 + "f", file, b"long")
-    + tarkit.with_gnu_path("g" * 150, file, b"gnu")
-    + tarkit.with_gnu_path("i/" * 300 + "f", file, b"implied")
-    + tarkit.pax_sparse_1_0("s", recipes.MANY, 400_000)
-    + tarkit.old_gnu_sparse("o", recipes.MANY, 400_000)
-    + file("again", b"first")
-    + file("again", b"second")
-    + file("becomes", b"a file")
-    + dir("becomes/")
-    + file("becomes/full", b"a directory")
-    + tarkit.whiteout("w")
-    + tarkit.opaque("d/")
-    + b"".join(file(f"many/{i}", b"m" * i) for i in range(70))
-    + end()
+    dir("d/", mode=0o750) + file("d/f", b"f" * 5000) + tarkit.hardlink("d/h", "d/f") + tarkit.symlink("d/s", "f")
+    + tarkit.fifo("d/p") + tarkit.xattrs({"user.a": b"1" * 300, "user.b": b"2"}) + file("d/x", b"x")
+    + tarkit.with_pax_path("long/" * 200 + "f", file, b"long") + tarkit.with_gnu_path("g" * 150, file, b"gnu")
+    + tarkit.with_gnu_path("i/" * 300 + "f", file, b"implied") + tarkit.pax_sparse_1_0("s", recipes.MANY, 400_000)
+    + tarkit.old_gnu_sparse("o", recipes.MANY, 400_000) + file("again", b"first") + file("again", b"second")
+    + file("becomes", b"a file") + dir("becomes/") + file("becomes/full", b"a directory") + tarkit.whiteout("w")
+    + tarkit.opaque("d/") + b"".join(file(f"many/{i}", b"m" * i) for i in range(70)) + end()
 )
 # Threads start with the second block.
 THREADED = file("large", recipes.noise(1_200_000)) + KINDS
@@ -76,14 +62,8 @@ def apply(room: Path, tar: bytes, *, workers: int = 0, flags: int = 0, tree: boo
         options = ffi.new(
             "lay_apply_options *",
             {
-                "root_fd": root if tree else -1,
-                "record_fd": record,
-                "scratch_fd": scratch if tree else -1,
-                "reread_fd": -1,
-                "spool_fd": -1 if tree else spool,
-                "workers": workers,
-                "flags": flags,
-            },
+                "root_fd": root if tree else -1, "record_fd": record, "scratch_fd": scratch if tree else -1,
+                "reread_fd": -1, "spool_fd": -1 if tree else spool, "workers": workers, "flags": flags}
         )
         handle = ffi.new("lay_apply **")
         door.call("lay_apply_open", handle, options)
@@ -278,16 +258,10 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in threads": applied(THREADED, workers=2),
     "apply with a plain record": applied(KINDS, flags=4),
     "apply gzip": applied(gzip.compress(THREADED), workers=2),
-    "apply zstd": applied(zstd(KINDS)),
-    "disassemble": applied(KINDS, tree=False),
-    "assemble": assembled,
-    "copy": copied,
-    "check": checked,
-    "changes of trees": changes_of_trees,
+    "apply zstd": applied(zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
+    "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
-    "export": exported,
-    "export changes": exported_changes,
-    "size and remove": tree,
+    "export": exported, "export changes": exported_changes, "size and remove": tree,
 }
 
 

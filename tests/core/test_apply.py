@@ -181,9 +181,7 @@ def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
 
 REFUSED = {
     **refused.BAD,
-    **{
-        name: lambda recipe=recipe: (recipe()[0], 0, len(recipe()[0])) for name, recipe in refused.UNSUPPORTED.items()
-    },
+    **{name: lambda recipe=recipe: (recipe()[0], 0, len(recipe()[0])) for name, recipe in refused.UNSUPPORTED.items()},
 }
 
 
@@ -208,27 +206,19 @@ OUTSIDE = file("../x")
     [
         pytest.param(NO_SUCH_XATTR, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute"),
         pytest.param(
-            NO_SUCH_XATTR + MORE + BROKEN, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute before a broken header"
-        ),
+            NO_SUCH_XATTR + MORE + BROKEN, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute before a broken header"),
         pytest.param(NO_SUCH_XATTR + OUTSIDE, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute before a name outside"),
         pytest.param(MORE + BROKEN + NO_SUCH_XATTR, "LAY_E_TAR", 0, len(MORE), id="broken header before an attribute"),
         pytest.param(OUTSIDE + BROKEN, "LAY_E_BREAKOUT", 0, 0, id="name outside before a broken header"),
         pytest.param(
-            MORE + OVER + MORE[:51200] + BROKEN, "LAY_E_OS", errno.EEXIST, len(MORE) + 1024, id="whiteout over a file"
-        ),
+            MORE + OVER + MORE[:51200] + BROKEN, "LAY_E_OS", errno.EEXIST, len(MORE) + 1024, id="whiteout over a file"),
         pytest.param(tarkit.hardlink("l", "nowhere") + BROKEN, "LAY_E_OS", errno.ENOENT, 0, id="link to nothing"),
         pytest.param(file("a") + file("a/b") + BROKEN, "LAY_E_OS", errno.ENOTDIR, 512, id="below a file"),
         pytest.param(
-            tarkit.node("n", "c", tarkit.base256(1 << 32, 8), 0) + BROKEN, "LAY_E_TAR", 0, 0, id="device out of range"
-        ),
+            tarkit.node("n", "c", tarkit.base256(1 << 32, 8), 0) + BROKEN, "LAY_E_TAR", 0, 0, id="device out of range"),
         pytest.param(
-            NO_SUCH_XATTR + MORE + NO_SUCH_XATTR.replace(b"bogus", b"other") + MORE + BROKEN,
-            "LAY_E_OS",
-            errno.EOPNOTSUPP,
-            0,
-            id="the first of two",
-        ),
-    ],
+            NO_SUCH_XATTR + MORE + NO_SUCH_XATTR.replace(b"bogus", b"other") + MORE + BROKEN, "LAY_E_OS",
+            errno.EOPNOTSUPP, 0, id="the first of two")]
 )
 def test_the_error_that_comes_first_in_the_tar_is_told_however_the_threads_fell(
     ground: Ground, tar: bytes, code: str, number: int, at: int
@@ -241,15 +231,8 @@ def test_the_error_that_comes_first_in_the_tar_is_told_however_the_threads_fell(
 
 
 SEVERAL = (
-    dir("d/")
-    + file("d/a", b"a" * 700)
-    + tarkit.pax({"path": "d/" + "long" * 40})
-    + file("d/x", b"x")
-    + tarkit.symlink("s", "d")
-    + tarkit.whiteout("gone")
-    + file("s/a", b"again")
-    + file("last", b"l" * 512)
-    + end()
+    dir("d/") + file("d/a", b"a" * 700) + tarkit.pax({"path": "d/" + "long" * 40}) + file("d/x", b"x")
+    + tarkit.symlink("s", "d") + tarkit.whiteout("gone") + file("s/a", b"again") + file("last", b"l" * 512) + end()
     + bytes(512)
 )
 
@@ -320,10 +303,8 @@ def test_a_finished_layer_takes_no_more() -> None:
 
 def test_a_record_of_a_tree_needs_a_scratch_directory(room: Path) -> None:
     with (
-        sinks.directory(room) as root,
-        sinks.memory() as record_fd,
-        door.fails("LAY_E_STATE"),
-        sinks.applying(root=root, record_fd=record_fd),
+        sinks.directory(room) as root, sinks.memory() as record_fd, door.fails("LAY_E_STATE"),
+        sinks.applying(root=root, record_fd=record_fd)
     ):
         pass
 
@@ -336,9 +317,8 @@ def test_a_layer_left_in_the_middle_leaves_no_thread_and_no_scratch(room: Path, 
     (room / "scratch").mkdir()
     tar = FRONT + recipes.GOOD["good_duplicate"]() + bytes(3 << 20)
     with (
-        sinks.directory(room / "root") as root,
-        sinks.directory(room / "scratch") as scratch,
-        sinks.memory() as record_fd,
+        sinks.directory(room / "root") as root, sinks.directory(room / "scratch") as scratch,
+        sinks.memory() as record_fd
     ):
         with sinks.applying(root=root, scratch=scratch, record_fd=record_fd, workers=workers) as a:
             push_all(a, tar[:pushed])

@@ -14,10 +14,7 @@ NOISE = hashlib.shake_256(b"digest").digest(70_000)
 
 # tar-split-format.md, 3; big-endian as a record stores them
 KNOWN = {
-    b"": "0000000000000000",
-    b"hello": "3c3eeee2d8100000",
-    b"foo": "3c3c303000000000",
-    b"bar": "2dc416f000000000",
+    b"": "0000000000000000", b"hello": "3c3eeee2d8100000", b"foo": "3c3c303000000000", b"bar": "2dc416f000000000",
     b"123456789": "b90956c775a41001",
 }
 

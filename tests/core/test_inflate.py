@@ -63,13 +63,8 @@ def bytewise(data: bytes) -> list[bytes]:
 
 
 def member(
-    plain: bytes,
-    *,
-    extra: bytes | None = None,
-    name: bytes | None = None,
-    comment: bytes | None = None,
-    header_crc: bool = False,
-    level: int = 6,
+    plain: bytes, *, extra: bytes | None = None, name: bytes | None = None, comment: bytes | None = None,
+    header_crc: bool = False, level: int = 6
 ) -> bytes:
     """One gzip member with the optional fields of RFC 1952."""
     flags = (header_crc << 1) | (extra is not None) << 2 | (name is not None) << 3 | (comment is not None) << 4
@@ -86,15 +81,10 @@ def member(
 
 ALL_FIELDS = {"extra": b"e" * 300, "name": b"name", "comment": b"com\xffment", "header_crc": True}
 MEMBERS = {
-    "plain": member(TEXT),
-    "stored": member(TEXT, level=0),
-    "empty": member(b""),
-    "extra": member(TEXT, extra=b"LS\x02\0ab"),
-    "empty extra": member(TEXT, extra=b""),
-    "name": member(TEXT, name=b"a.tar"),
-    "empty name": member(TEXT, name=b""),
-    "comment": member(TEXT, comment=b"hello"),
-    "header crc": member(TEXT, header_crc=True),
+    "plain": member(TEXT), "stored": member(TEXT, level=0), "empty": member(b""),
+    "extra": member(TEXT, extra=b"LS\x02\0ab"), "empty extra": member(TEXT, extra=b""),
+    "name": member(TEXT, name=b"a.tar"), "empty name": member(TEXT, name=b""),
+    "comment": member(TEXT, comment=b"hello"), "header crc": member(TEXT, header_crc=True),
     "all": member(TEXT, **ALL_FIELDS),
 }
 
@@ -169,12 +159,8 @@ def test_a_flipped_bit_is_never_passed_as_good(lib: Any) -> None:
 @pytest.mark.parametrize(
     "packed, code",
     [
-        (b"", "LAY_E_TRUNCATED"),
-        (b"no gzip at all", "LAY_E_TAR"),
-        (b"\x1f\x8b\x07" + SMALL[3:], "LAY_E_TAR"),
-        (b"\x1f\x8b\x08\xe0" + bytes(40), "LAY_E_TAR"),
-        (b"\x1f\x8b\x08" + bytes(7) + b"\x07" * 40, "LAY_E_TAR"),
-    ],
+        (b"", "LAY_E_TRUNCATED"), (b"no gzip at all", "LAY_E_TAR"), (b"\x1f\x8b\x07" + SMALL[3:], "LAY_E_TAR"),
+        (b"\x1f\x8b\x08\xe0" + bytes(40), "LAY_E_TAR"), (b"\x1f\x8b\x08" + bytes(7) + b"\x07" * 40, "LAY_E_TAR")]
 )
 def test_what_is_no_member_is_refused(lib: Any, packed: bytes, code: str) -> None:
     for pieces in ([packed], bytewise(packed)):
@@ -286,21 +272,11 @@ def guess(data: bytes) -> Any:
 @pytest.mark.parametrize(
     "data, name",
     [
-        (b"", "PLAIN"),
-        (bytes(512), "PLAIN"),
-        (b"\x1f\x8b", "PLAIN"),
-        (MEMBERS["plain"][:512], "GZIP"),
-        (b"\x28\xb5\x2f\xfd", "ZSTD"),
-        (SKIPPED, "ZSTD"),
-        (b"BZh9", "BZIP2"),
-        (b"\xfd7zXZ\0", "XZ"),
-        (b"\xfd7zXZ", "PLAIN"),
-        (b"\x04\x22\x4d\x18", "LZ4"),
-        (tarkit.T1[:512], "PLAIN"),
-        (tarkit.file(b"\x1f\x8b\x08gz")[:512], "PLAIN"),
-        (tarkit.file(b"BZh9")[:512], "PLAIN"),
-        (tarkit.file(b"\x28\xb5\x2f\xfd", chksum=1)[:512], "ZSTD"),
-    ],
+        (b"", "PLAIN"), (bytes(512), "PLAIN"), (b"\x1f\x8b", "PLAIN"), (MEMBERS["plain"][:512], "GZIP"),
+        (b"\x28\xb5\x2f\xfd", "ZSTD"), (SKIPPED, "ZSTD"), (b"BZh9", "BZIP2"), (b"\xfd7zXZ\0", "XZ"),
+        (b"\xfd7zXZ", "PLAIN"), (b"\x04\x22\x4d\x18", "LZ4"), (tarkit.T1[:512], "PLAIN"),
+        (tarkit.file(b"\x1f\x8b\x08gz")[:512], "PLAIN"), (tarkit.file(b"BZh9")[:512], "PLAIN"),
+        (tarkit.file(b"\x28\xb5\x2f\xfd", chksum=1)[:512], "ZSTD")]
 )
 def test_the_first_bytes_say_what_a_stream_is_and_a_tar_header_is_a_tar(data: bytes, name: str) -> None:
     assert guess(data) == getattr(door.lib, f"LAY_FORMAT_{name}")
@@ -328,9 +304,8 @@ def made(lib: Any, plain: bytes, extra: bytes = b"", spare: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "plain",
-    [b"", b"a", TEXT, bytes(300_000), recipes.noise(65_535), recipes.noise(65_536), recipes.noise(200_001)],
-    ids=len,
+    "plain", [b"", b"a", TEXT, bytes(300_000), recipes.noise(65_535), recipes.noise(65_536), recipes.noise(200_001)],
+    ids=len
 )
 @pytest.mark.parametrize("extra", [b"", b"x", b"LS\x20\0" + bytes(32)], ids=len)
 def test_a_member_made_here_is_read_by_python_and_by_us(lib: Any, plain: bytes, extra: bytes) -> None:

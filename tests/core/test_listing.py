@@ -186,8 +186,7 @@ A = file("a", b"x")[:512]
         pytest.param(lines(file("a", typeflag=b"Z")), 0, id="type"),
         pytest.param(b'{"type":2,"payload":"!"}', 0, id="base64"),
         pytest.param(lines(file("ok")) + b'{"type":1,"size":-1}', 1, id="negative size"),
-        pytest.param(gzip.compress(lines(file("ok")))[:-9], 1, id="cut gzip"),
-    ],
+        pytest.param(gzip.compress(lines(file("ok")))[:-9], 1, id="cut gzip")]
 )
 def test_what_no_layer_can_be_is_told_behind_all_that_can(record: bytes, good: int) -> None:
     with door.fails("LAY_E_SPLIT") as errors:

@@ -14,11 +14,7 @@ import variant
 
 TEXT = b"".join(b"line %d of a text that packs well\n" % i for i in range(9_000))
 PLAIN = {
-    "nothing": b"",
-    "a byte": b"a",
-    "text": TEXT,
-    "zeros": bytes(3_000_000),
-    "noise": recipes.noise(300_001),
+    "nothing": b"", "a byte": b"a", "text": TEXT, "zeros": bytes(3_000_000), "noise": recipes.noise(300_001),
     "both": TEXT + recipes.noise(70_000) + TEXT,
 }
 

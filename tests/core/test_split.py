@@ -120,8 +120,7 @@ def test_file_lines_to_the_byte(entry: bytes, line: bytes) -> None:
         pytest.param(tarkit.whiteout("gone", b"payload"), id="whiteout"),
         pytest.param(tarkit.opaque("d", b"payload"), id="opaque"),
         pytest.param(file("./", b"payload"), id="root"),
-        pytest.param(tarkit.pax_sparse_0_1("s", [(0, b"pay"), (4096, b"load")], 5000), id="sparse"),
-    ],
+        pytest.param(tarkit.pax_sparse_0_1("s", [(0, b"pay"), (4096, b"load")], 5000), id="sparse")]
 )
 def test_payload_that_no_file_keeps_is_recorded_as_segments(entry: bytes) -> None:
     plain = record(entry + end())
@@ -170,8 +169,7 @@ def segment_json(data: bytes, position: int = 0) -> str:
 
 FILE_JSON = '{"type":1,"name":"a","size":5,"payload":"PD7u4tgQAAA=","position":1}'
 WANTED = [
-    Line(A[:512], None, 512, None, 0, 0),
-    Line(None, b"a", 5, HELLO_CRC, 512, 1),
+    Line(A[:512], None, 512, None, 0, 0), Line(None, b"a", 5, HELLO_CRC, 512, 1),
     Line(A[517:], None, 507, None, 517, 2),
 ]
 PARTS = [segment_json(A[:512]), FILE_JSON, segment_json(A[517:], 2)]
@@ -188,22 +186,16 @@ PARTS = [segment_json(A[:512]), FILE_JSON, segment_json(A[517:], 2)]
         pytest.param("\n".join([*PARTS, '{"type":2,"payload":null}', '{"type":2}']) + "\n", id="segments of nothing"),
         pytest.param(
             "\n".join(PARTS).replace('"type"', '"Type"').replace('"payload"', '"PAYLOAD"').replace('"name"', '"nAmE"'),
-            id="keys in any case",
-        ),
+            id="keys in any case"),
         pytest.param(
             "\n".join(PARTS).replace('"position":1', '"position":1,"mode":[1,{"x":"}"},null,2.5e3,true]'),
-            id="unknown keys",
-        ),
+            id="unknown keys"),
         pytest.param(
             "\n".join(
-                [PARTS[0], '{"position":1,"payload":"PD7u4tgQAAA=","size":5,"name":"\\u0061","type":1}', PARTS[2]]
-            ),
-            id="other order",
-        ),
+                [PARTS[0], '{"position":1,"payload":"PD7u4tgQAAA=","size":5,"name":"\\u0061","type":1}', PARTS[2]]),
+            id="other order"),
         pytest.param(
-            "\n".join([PARTS[0], FILE_JSON.replace('"name":"a"', '"name_raw":"YQ=="'), PARTS[2]]), id="raw name"
-        ),
-    ],
+            "\n".join([PARTS[0], FILE_JSON.replace('"name":"a"', '"name_raw":"YQ=="'), PARTS[2]]), id="raw name")]
 )
 @pytest.mark.parametrize("pack", ["plain", "gzip", "member a byte"])
 def test_records_of_others_are_read(text: str, pack: str) -> None:
@@ -219,8 +211,7 @@ def test_records_of_others_are_read(text: str, pack: str) -> None:
 
 def test_lines_of_no_known_type_are_passed_over() -> None:
     got = lines(
-        f'{PARTS[0]}\n{{"type":3,"payload":5.5}}\n'.replace("5.5", '"QQ=="').encode()
-        + b'{"type":0}\n{}\n'
+        f'{PARTS[0]}\n{{"type":3,"payload":5.5}}\n'.replace("5.5", '"QQ=="').encode() + b'{"type":0}\n{}\n'
         + f"{FILE_JSON}\n".encode()
     )
     assert [(line.segment, line.name) for line in got] == [(A[:512], None), (None, b"a")]
@@ -246,8 +237,7 @@ def test_an_empty_raw_name_is_none() -> None:
 def test_a_link_that_docker_recorded_with_a_size_has_none() -> None:
     header = tarkit.hardlink("b", "a", size=5)
     docker = (
-        segment_json(header)
-        + '\n{"type":1,"name":"b","size":5,"payload":"AAAAAAAAAAA=","position":1}\n'
+        segment_json(header) + '\n{"type":1,"name":"b","size":5,"payload":"AAAAAAAAAAA=","position":1}\n'
         + segment_json(end())
     )
     assert [(line.size, line.tar_offset) for line in lines(docker.encode())] == [(512, 0), (0, 512), (1024, 512)]
@@ -273,11 +263,8 @@ def test_a_crc_that_is_not_eight_bytes_is_none(crc: str) -> None:
         pytest.param('{"type":2}x', "JSON", id="garbage behind"),
         pytest.param('{"type":1,"name":"a"', "unexpected EOF", id="cut"),
         pytest.param(
-            '{"type":1,"size":9223372036854775807}{"type":1,"size":9223372036854775807}',
-            "63 bits",
-            id="too large together",
-        ),
-    ],
+            '{"type":1,"size":9223372036854775807}{"type":1,"size":9223372036854775807}', "63 bits",
+            id="too large together")]
 )
 def test_a_record_that_cannot_be_read_says_why(text: str, why: str) -> None:
     for raw in (text.encode(), gzip.compress(text.encode())):

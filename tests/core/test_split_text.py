@@ -40,23 +40,8 @@ def test_base64_is_pythons_and_comes_back(data: bytes) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        b"A",
-        b"AA",
-        b"AAA",
-        b"=AAA",
-        b"A===",
-        b"====",
-        b"AA=A",
-        b"AAA=AAAA",
-        b"AAAAA===",
-        b"AA-_",
-        b"A A=",
-        b"AAA\n",
-        b"\xc3\xa4AA",
-        b"AAA\0",
-        b"\x80AAA",
-        b"AAAA\xff===",
-    ],
+        b"A", b"AA", b"AAA", b"=AAA", b"A===", b"====", b"AA=A", b"AAA=AAAA", b"AAAAA===", b"AA-_", b"A A=", b"AAA\n",
+        b"\xc3\xa4AA", b"AAA\0", b"\x80AAA", b"AAAA\xff==="]
 )
 def test_what_is_not_base64_is_refused(text: bytes) -> None:
     assert decode(text) is None
@@ -126,21 +111,8 @@ def unescaped(text: str) -> str | None:
     st.lists(
         st.sampled_from(
             [
-                "a",
-                "é",
-                "\U0001f600",
-                r"\n",
-                r"\/",
-                r"\ud83d",
-                r"\uDE00",
-                r"\ud83d\ude00",
-                r"\u0041",
-                r"\uFFFD",
-                r"\\",
-                r"\u0000",
-            ]
-        )
-    )
+                "a", "é", "\U0001f600", r"\n", r"\/", r"\ud83d", r"\uDE00", r"\ud83d\ude00", r"\u0041", r"\uFFFD",
+                r"\\", r"\u0000"]))
 )
 def test_escapes_are_undone_as_json_has_them_and_lone_surrogates_become_no_character(parts: list[str]) -> None:
     text = "".join(parts)
@@ -179,22 +151,9 @@ def test_utf8_is_valid_when_python_decodes_it(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"\xc0\x80",
-        b"\xc1\xbf",
-        b"\xe0\x80\x80",
-        b"\xe0\x9f\xbf",
-        b"\xed\xa0\x80",
-        b"\xed\xbf\xbf",
-        b"\xf0\x80\x80\x80",
-        b"\xf0\x8f\xbf\xbf",
-        b"\xf4\x90\x80\x80",
-        b"\xf5\x80\x80\x80",
-        b"\xff",
-        b"\x80",
-        b"\xc2",
-        b"\xe2\x82",
-        b"\xf0\x9f\x98",
-    ],
+        b"\xc0\x80", b"\xc1\xbf", b"\xe0\x80\x80", b"\xe0\x9f\xbf", b"\xed\xa0\x80", b"\xed\xbf\xbf",
+        b"\xf0\x80\x80\x80", b"\xf0\x8f\xbf\xbf", b"\xf4\x90\x80\x80", b"\xf5\x80\x80\x80", b"\xff", b"\x80", b"\xc2",
+        b"\xe2\x82", b"\xf0\x9f\x98"]
 )
 def test_overlong_surrogate_cut_and_too_large_sequences_are_no_utf8(data: bytes) -> None:
     assert not door.lib.lay_utf8_valid(door.ffi.new("char[]", data), len(data))
@@ -204,15 +163,8 @@ def test_overlong_surrogate_cut_and_too_large_sequences_are_no_utf8(data: bytes)
 @pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"\x00\x7f",
-        b"\xc2\x80",
-        b"\xe0\xa0\x80",
-        b"\xed\x9f\xbf",
-        b"\xee\x80\x80",
-        b"\xf0\x90\x80\x80",
-        b"\xf4\x8f\xbf\xbf",
-    ],
+        b"", b"\x00\x7f", b"\xc2\x80", b"\xe0\xa0\x80", b"\xed\x9f\xbf", b"\xee\x80\x80", b"\xf0\x90\x80\x80",
+        b"\xf4\x8f\xbf\xbf"]
 )
 def test_the_ends_of_each_range_are_utf8(data: bytes) -> None:
     assert door.lib.lay_utf8_valid(door.ffi.new("char[]", data), len(data))
@@ -240,22 +192,17 @@ def parsed(text: str) -> dict[str, Any]:
         return None if at == door.ffi.NULL else unescape(door.ffi.buffer(at, n)[:].decode())
 
     return {
-        "type": line.type,
-        "size": line.size,
-        "name": string(line.name, line.name_len),
+        "type": line.type, "size": line.size, "name": string(line.name, line.name_len),
         "name_raw": string(line.name_raw, line.name_raw_len),
         "payload": string(line.payload, line.payload_len),
     }
 
 
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8"), max_size=6),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(
+        st.characters(codec="utf-8"), max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
+    max_leaves=8
 )
 strings = st.none() | st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.integers(-(2**63) + 1, 2**63 - 1)
@@ -292,8 +239,7 @@ def test_an_object_cut_anywhere_asks_for_more() -> None:
     [
         '{"TYPE":1,"Size":5,"NAME":"a","Name_Raw":"b","pAYLOAD":"c"}',
         '{"type":9,"size":5,"type":1,"name":"x","name":"a","name_raw":"b","payload":"c"}',
-        '{"type":1,"size":5,"name":"a","name_raw":"b","payload":"c","name":null,"size":null}',
-    ],
+        '{"type":1,"size":5,"name":"a","name_raw":"b","payload":"c","name":null,"size":null}']
 )
 def test_keys_have_no_case_the_last_of_two_wins_and_null_changes_nothing(text: str) -> None:
     assert parsed(text) == {"type": 1, "size": 5, "name": "a", "name_raw": "b", "payload": "c"}
@@ -302,41 +248,10 @@ def test_keys_have_no_case_the_last_of_two_wins_and_null_changes_nothing(text: s
 @pytest.mark.parametrize(
     "text",
     [
-        "x",
-        "[",
-        "]",
-        "}",
-        "1",
-        "null",
-        '"a"',
-        "{,}",
-        "{1:2}",
-        "{'a':1}",
-        '{"a"}',
-        '{"a" 1}',
-        '{"a":}',
-        '{"a":,}',
-        '{"a":1,}',
-        '{"a":1 "b":2}',
-        '{"a":1}}',
-        '{"type":"1"}',
-        '{"type":1.5}',
-        '{"type":1e3}',
-        '{"size":x}',
-        '{"size":-}',
-        '{"size":9223372036854775808}',
-        '{"size":true}',
-        '{"payload":5}',
-        '{"payload":[]}',
-        '{"name":{}}',
-        '{"name":nul!}',
-        '{"a":"\\x"}',
-        '{"a":"\x01"}',
-        '{"a":"\n"}',
-        '{"a\\q":1}',
-        '{"a":]}',
-        "{{",
-    ],
+        "x", "[", "]", "}", "1", "null", '"a"', "{,}", "{1:2}", "{'a':1}", '{"a"}', '{"a" 1}', '{"a":}', '{"a":,}',
+        '{"a":1,}', '{"a":1 "b":2}', '{"a":1}}', '{"type":"1"}', '{"type":1.5}', '{"type":1e3}', '{"size":x}',
+        '{"size":-}', '{"size":9223372036854775808}', '{"size":true}', '{"payload":5}', '{"payload":[]}', '{"name":{}}',
+        '{"name":nul!}', '{"a":"\\x"}', '{"a":"\x01"}', '{"a":"\n"}', '{"a\\q":1}', '{"a":]}', "{{"]
 )
 def test_what_is_no_json_object_of_ours_is_bad(text: str) -> None:
     result, _, used = parse(text.encode())

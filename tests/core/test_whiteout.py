@@ -10,28 +10,11 @@ import pytest
 @pytest.mark.parametrize(
     "name, kind",
     [
-        (b"a", "PLAIN"),
-        (b"", "PLAIN"),
-        (b".wh", "PLAIN"),
-        (b".whx", "PLAIN"),
-        (b"wh.a", "PLAIN"),
-        (b"a.wh.b", "PLAIN"),
-        (b".WH.a", "PLAIN"),
-        (b".wh.", "BAD"),
-        (b".wh..", "BAD"),
-        (b".wh...", "BAD"),
-        (b".wh.a", "NAME"),
-        (b".wh..a", "NAME"),
-        (b".wh....", "NAME"),
-        (b".wh.\xff", "NAME"),
-        (b".wh..wh.a", "NAME"),
-        (b".wh..wh.plnk", "NAME"),
-        (b".wh..wh.aufs", "NAME"),
-        (b".wh..wh..opq", "OPAQUE_DIR"),
-        (b".wh..wh..opqx", "NAME"),
-        (b".wh..wh..op", "NAME"),
-        (b".wh..wh..opq/", "NAME"),
-    ],
+        (b"a", "PLAIN"), (b"", "PLAIN"), (b".wh", "PLAIN"), (b".whx", "PLAIN"), (b"wh.a", "PLAIN"),
+        (b"a.wh.b", "PLAIN"), (b".WH.a", "PLAIN"), (b".wh.", "BAD"), (b".wh..", "BAD"), (b".wh...", "BAD"),
+        (b".wh.a", "NAME"), (b".wh..a", "NAME"), (b".wh....", "NAME"), (b".wh.\xff", "NAME"), (b".wh..wh.a", "NAME"),
+        (b".wh..wh.plnk", "NAME"), (b".wh..wh.aufs", "NAME"), (b".wh..wh..opq", "OPAQUE_DIR"),
+        (b".wh..wh..opqx", "NAME"), (b".wh..wh..op", "NAME"), (b".wh..wh..opq/", "NAME")]
 )
 def test_names_and_their_meaning(name: bytes, kind: str) -> None:
     # no NUL behind the name: only its n bytes count
@@ -43,15 +26,9 @@ def test_names_and_their_meaning(name: bytes, kind: str) -> None:
 @pytest.mark.parametrize(
     "mode, device, is_mark",
     [
-        (stat.S_IFCHR, 0, True),
-        (stat.S_IFCHR | 0o777, 0, True),
-        (stat.S_IFCHR, os.makedev(0, 1), False),
-        (stat.S_IFCHR, os.makedev(1, 0), False),
-        (stat.S_IFCHR, os.makedev(1, 3), False),
-        (stat.S_IFBLK, 0, False),
-        (stat.S_IFREG, 0, False),
-        (stat.S_IFIFO, 0, False),
-    ],
+        (stat.S_IFCHR, 0, True), (stat.S_IFCHR | 0o777, 0, True), (stat.S_IFCHR, os.makedev(0, 1), False),
+        (stat.S_IFCHR, os.makedev(1, 0), False), (stat.S_IFCHR, os.makedev(1, 3), False), (stat.S_IFBLK, 0, False),
+        (stat.S_IFREG, 0, False), (stat.S_IFIFO, 0, False)]
 )
 def test_only_a_character_device_0_0_is_a_whiteout(mode: int, device: int, is_mark: bool) -> None:
     assert door.lib.lay_stat_is_whiteout(mode, device) == is_mark

@@ -41,17 +41,12 @@ def test_the_later_entry_takes_the_place(unpacked, name, over):
     below = {
         "file": file("x", b"old"),
         "full dir": dir("x/") + dir("x/y/") + file("x/y/z", b"z"),
-        "link": symlink("x", "elsewhere"),
-        "fifo": tarkit.fifo("x"),
-        "node": node("x", "c", 1, 3),
+        "link": symlink("x", "elsewhere"), "fifo": tarkit.fifo("x"), "node": node("x", "c", 1, 3),
         "whiteout": tarkit.whiteout("x"),
     }[over]
     above, expected = {
-        "file": (file("x", b"new"), "new"),
-        "dir": (dir("x/"), "dir"),
-        "link": (symlink("x", "t"), "-> t"),
-        "fifo": (tarkit.fifo("x"), "fifo"),
-        "node": (node("x", "b", 7, 7), "block"),
+        "file": (file("x", b"new"), "new"), "dir": (dir("x/"), "dir"), "link": (symlink("x", "t"), "-> t"),
+        "fifo": (tarkit.fifo("x"), "fifo"), "node": (node("x", "b", 7, 7), "block"),
     }[name]
     shown = shape(unpacked(below + above))
     assert shown["x"] == expected
@@ -140,8 +135,7 @@ def test_modes_are_the_headers_whatever_the_umask(unpacked, umask):
     try:
         diff = unpacked(
             b"".join(dir(f"d{m:o}/", mode=m) + file(f"d{m:o}/f", b"f", mode=m) + file(f"e{m:o}", mode=m) for m in modes)
-            + tarkit.fifo("p", mode=0o666)
-            + node("n", "c", 1, 3, mode=0o4666)
+            + tarkit.fifo("p", mode=0o666) + node("n", "c", 1, 3, mode=0o4666)
         )
         assert os.umask(umask) == umask
     finally:
@@ -165,10 +159,8 @@ def test_files_below_a_setgid_directory_keep_their_own_group(unpacked):
 
 def test_owners_come_from_headers_binary_numbers_and_pax(unpacked):
     diff = unpacked(
-        file("a", uid=3_000_000, gid=4_000_000)
-        + tarkit.pax({"uid": "5000000", "gid": "6000000"})
-        + file("b", uid=1, gid=1)
-        + symlink("l", "x", uid=7, gid=8)
+        file("a", uid=3_000_000, gid=4_000_000) + tarkit.pax({"uid": "5000000", "gid": "6000000"})
+        + file("b", uid=1, gid=1) + symlink("l", "x", uid=7, gid=8)
     )
     assert [owner(diff / n) for n in "abl"] == [(3_000_000, 4_000_000), (5_000_000, 6_000_000), (7, 8)]
 
@@ -201,13 +193,8 @@ def test_a_hard_link_to_a_lower_layers_file_finds_nothing(store, unchanged):
 def test_attributes_are_set_on_every_kind(unpacked):
     diff = unpacked(
         tarkit.xattrs({"user.foo": b"bar", "user.empty": b"", "user.bin": bytes(range(256))})
-        + file("f", b"f", mode=0o400)
-        + tarkit.xattrs({"user.d": b"d"})
-        + dir("d/", mode=0)
-        + tarkit.xattrs({"trusted.l": b"l"})
-        + symlink("l", "f")
-        + tarkit.xattrs({"trusted.p": b"p"})
-        + tarkit.fifo("p")
+        + file("f", b"f", mode=0o400) + tarkit.xattrs({"user.d": b"d"}) + dir("d/", mode=0)
+        + tarkit.xattrs({"trusted.l": b"l"}) + symlink("l", "f") + tarkit.xattrs({"trusted.p": b"p"}) + tarkit.fifo("p")
     )
     assert os.getxattr(diff / "f", "user.foo") == b"bar"
     assert os.getxattr(diff / "f", "user.empty") == b""
@@ -239,17 +226,9 @@ def test_an_attribute_the_file_system_does_not_know_is_an_error(store, unchanged
 @pytest.mark.parametrize(
     ("text", "nanoseconds"),
     [
-        ("1700000000.123456789", 1700000000123456789),
-        ("1700000000.1234567899", 1700000000123456789),
-        ("1700000000.5", 1700000000500000000),
-        ("1.000000001", 1000000001),
-        ("0", 0),
-        ("-5", 0),
-        ("-0.5", 0),
-        ("32503680000", 0),
-        ("9223372036", 9223372036 * SECOND),
-        ("9223372037", 0),
-    ],
+        ("1700000000.123456789", 1700000000123456789), ("1700000000.1234567899", 1700000000123456789),
+        ("1700000000.5", 1700000000500000000), ("1.000000001", 1000000001), ("0", 0), ("-5", 0), ("-0.5", 0),
+        ("32503680000", 0), ("9223372036", 9223372036 * SECOND), ("9223372037", 0)]
 )
 def test_times_are_kept_to_the_nanosecond_and_bounded(unpacked, text, nanoseconds):
     diff = unpacked(tarkit.pax({"mtime": text}) + file("f", b"f"))
@@ -258,12 +237,8 @@ def test_times_are_kept_to_the_nanosecond_and_bounded(unpacked, text, nanosecond
 
 def test_every_kind_gets_its_time(unpacked):
     diff = unpacked(
-        file("f", mtime=11)
-        + dir("d/", mtime=12)
-        + symlink("l", "nowhere", mtime=13)
-        + tarkit.fifo("p", mtime=14)
-        + node("n", "c", 1, 3, mtime=15)
-        + file("zero", mtime=0)
+        file("f", mtime=11) + dir("d/", mtime=12) + symlink("l", "nowhere", mtime=13) + tarkit.fifo("p", mtime=14)
+        + node("n", "c", 1, 3, mtime=15) + file("zero", mtime=0)
     )
     assert [mtime(diff / n) // SECOND for n in ("f", "d", "l", "p", "n", "zero")] == [11, 12, 13, 14, 15, 0]
 
@@ -277,9 +252,7 @@ def test_a_directory_keeps_its_time_though_files_come_later(unpacked):
 
 def test_the_access_time_is_never_before_the_modification(unpacked):
     diff = unpacked(
-        tarkit.pax({"atime": "100", "mtime": "200"})
-        + file("a")
-        + tarkit.pax({"atime": "300", "mtime": "200"})
+        tarkit.pax({"atime": "100", "mtime": "200"}) + file("a") + tarkit.pax({"atime": "300", "mtime": "200"})
         + file("b")
     )
     assert [os.lstat(diff / n).st_atime_ns // SECOND for n in "ab"] == [200, 300]
@@ -314,9 +287,7 @@ def test_a_global_header_makes_no_file_and_changes_no_entry(unpacked):
 
 def test_a_leading_dot_dot_is_a_name(unpacked):
     assert shape(unpacked(file("..gitme", b"g") + file("...", b"d") + dir("..d/"))) == {
-        "..gitme": "g",
-        "...": "d",
-        "..d": "dir",
+        "..gitme": "g", "...": "d", "..d": "dir",
     }
 
 

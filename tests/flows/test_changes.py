@@ -136,9 +136,8 @@ def test_edit_scripts_are_told_as_the_full_comparison_tells_them(open_store, roo
 
     @law(STACKS)
     @given(
-        st.lists(layers(), max_size=4),
-        st.none() | scripts(1, 5),
-        st.lists(scripts(), min_size=SCRIPTS_PER_STACK, max_size=SCRIPTS_PER_STACK),
+        st.lists(layers(), max_size=4), st.none() | scripts(1, 5),
+        st.lists(scripts(), min_size=SCRIPTS_PER_STACK, max_size=SCRIPTS_PER_STACK)
     )
     def held(stack, init, drawn_scripts):
         nonlocal scripts_run, tree_of_layer
@@ -326,9 +325,7 @@ MARKS_IN_THE_MIDDLE = {
     "an opaque mark of an overlay inside": marked_dir("overlay.opaque", b"y"),
 }
 EDITS_ABOVE = {
-    "nothing": lambda upper: None,
-    "an old file": write_in("f"),
-    "a new file": write_in("q"),
+    "nothing": lambda upper: None, "an old file": write_in("f"), "a new file": write_in("q"),
     "an opaque directory": marked_dir("opaque", b"y"),
 }
 

@@ -124,8 +124,7 @@ def run_demo(room, *arguments: str, script: Path = DEMO, before: tuple[str, ...]
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(layerstore.__file__).parents[1]),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "TMPDIR": str(room),
+        "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(room),
     }
     command = [*before, sys.executable, str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -151,9 +150,8 @@ def test_the_demo_runs_to_its_end_and_leaves_nothing(room):
     [
         ("(next(root.rglob('os.py'))).write_text('other bytes')", "verify() found"),
         ("next(root.iterdir()).rename(root.parent / 'gone')", "verify() found"),
-        ("Path(layers[0]._engine.root, 'image', 'stray').write_text('')", "still on disk"),
-    ],
-    ids=["a file changed", "a tree gone", "a file left"],
+        ("Path(layers[0]._engine.root, 'image', 'stray').write_text('')", "still on disk")],
+    ids=["a file changed", "a tree gone", "a file left"]
 )
 def test_a_demo_that_meets_a_fault_says_so_and_leaves_nothing(room, damage, told):
     """The last line is earned: a fault planted behind the export is found, and all is swept away."""

@@ -69,13 +69,9 @@ def test_every_kind_of_entry_is_a_ustar_block_without_names_of_owners(made):
         still(*(f"{top}/{name}" for name in ("d", "link", "pipe", "z-block", "z-char")))
 
     assert made(build) == (
-        dir("d/", mode=0o1777)
-        + file("d/file", b"hello", mode=0o4755, uid=1000, gid=1001, mtime=1234567890)
-        + symlink("link", "d/file", uid=5, gid=6)
-        + fifo("pipe", mode=0o600)
-        + node("z-block", "b", 12, 5, mode=0o660)
-        + node("z-char", "c", 1, 3, mode=0o666)
-        + end()
+        dir("d/", mode=0o1777) + file("d/file", b"hello", mode=0o4755, uid=1000, gid=1001, mtime=1234567890)
+        + symlink("link", "d/file", uid=5, gid=6) + fifo("pipe", mode=0o600) + node("z-block", "b", 12, 5, mode=0o660)
+        + node("z-char", "c", 1, 3, mode=0o666) + end()
     )
 
 
@@ -122,10 +118,7 @@ def test_hard_linked_symlinks_are_links_too(made):
     assert made(build) == first + second + end()
 
 
-LONG = {
-    "101 bytes in two": ("d" * 50, "f" * 50),
-    "155 before the slash": ("d" * 99 + "/" + "e" * 55, "f" * 100),
-}
+LONG = {"101 bytes in two": ("d" * 50, "f" * 50), "155 before the slash": ("d" * 99 + "/" + "e" * 55, "f" * 100)}
 
 
 @pytest.mark.parametrize("which", LONG)
@@ -142,9 +135,8 @@ def test_a_name_that_splits_is_split(made, which):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["n" * 101, "p" * 160 + "/" + "q" * 20, "a" * 120 + "/" + "b" * 120, "d" * 200 + "/" + "e" * 98],
-    ids=lambda name: f"{name[0]} {len(name)}",
+    "name", ["n" * 101, "p" * 160 + "/" + "q" * 20, "a" * 120 + "/" + "b" * 120, "d" * 200 + "/" + "e" * 98],
+    ids=lambda name: f"{name[0]} {len(name)}"
 )
 def test_a_name_that_does_not_split_is_a_pax_path(made, name):
     def build(top):
@@ -326,11 +318,8 @@ def test_a_difference_is_in_byte_order_of_whole_paths_with_deletions_among_them(
     mtime = int(tar[-1536 + 136 : -1536 + 147], 8)
     assert before <= mtime <= after, "a deletion happens now"
     assert tar == (
-        dir("a/", mtime=5)
-        + file("a.b", b"ab", mtime=8)
-        + file("a/x", b"x", mtime=6, uid=7)
-        + file(".wh.gone", mode=0, mtime=mtime)
-        + end()
+        dir("a/", mtime=5) + file("a.b", b"ab", mtime=8) + file("a/x", b"x", mtime=6, uid=7)
+        + file(".wh.gone", mode=0, mtime=mtime) + end()
     )
 
 
@@ -349,10 +338,7 @@ def test_everything_is_a_walk_of_the_flattened_tree(tower):
     with three.tar_stream_from("") as stream:
         tar = stream.read()
     assert tar == (
-        dir("a/", mtime=5)
-        + file("a/x", b"x", mtime=6, uid=7)
-        + file("a.b", b"ab", mtime=8)
-        + file("same", b"s")
+        dir("a/", mtime=5) + file("a/x", b"x", mtime=6, uid=7) + file("a.b", b"ab", mtime=8) + file("same", b"s")
         + end()
     )
 

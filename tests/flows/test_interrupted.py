@@ -22,17 +22,10 @@ import layerstore
 from layerstore import LayerStoreError, TarFormatError
 
 MIXED = (
-    tarkit.dir("d/")
-    + file("d/a", b"a" * 700)
-    + tarkit.pax({"path": "long/" * 40 + "f", "mtime": "1.5"})
-    + file("x", b"long")
-    + tarkit.gnu_long("g" * 150)
-    + file(b"g" * 100, b"gnu", magic=tarkit.GNU)
-    + tarkit.pax_sparse_1_0("s", [(4096, b"x" * 600)], 9000)
-    + file("d/a", b"again")
-    + tarkit.whiteout("w")
-    + tarkit.hardlink("h", "d/a")
-    + end()
+    tarkit.dir("d/") + file("d/a", b"a" * 700) + tarkit.pax({"path": "long/" * 40 + "f", "mtime": "1.5"})
+    + file("x", b"long") + tarkit.gnu_long("g" * 150) + file(b"g" * 100, b"gnu", magic=tarkit.GNU)
+    + tarkit.pax_sparse_1_0("s", [(4096, b"x" * 600)], 9000) + file("d/a", b"again") + tarkit.whiteout("w")
+    + tarkit.hardlink("h", "d/a") + end()
 )
 
 
@@ -178,9 +171,8 @@ def test_a_read_only_disk_is_an_os_error(small):
     disk.mount("tmpfs", root.parent, "tmpfs", 32 | 1, "size=1m,nr_inodes=200")  # MS_REMOUNT | MS_RDONLY
     before = disk_state(root)
     for attempt in (
-        lambda: store.register(tarkit.T2),
-        lambda: store.create_rw_layer("c", layer.chain_id),
-        lambda: store.release(layer),
+        lambda: store.register(tarkit.T2), lambda: store.create_rw_layer("c", layer.chain_id),
+        lambda: store.release(layer)
     ):
         with pytest.raises((OSError, LayerStoreError)):
             attempt()

@@ -327,11 +327,8 @@ sys.stdin.read()
 def child(code, root, door):
     preface = f"import sys; sys.path[:0] = {SOURCES!r}\nimport layerstore, tarkit, os\n"
     return subprocess.Popen(
-        [sys.executable, "-c", preface + code, str(root)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "LAYERSTORE_MOUNT_API": door},
+        [sys.executable, "-c", preface + code, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "LAYERSTORE_MOUNT_API": door}
     )
 
 

@@ -212,8 +212,7 @@ def test_libarchive_lists_our_tar_as_it_lists_gnu_tars(store, tree, diff_of):
     names = sorted(os.listdir(diff_of(layer)))
     theirs = subprocess.run(
         ["tar", "-C", diff_of(layer), "--sort=name", "--numeric-owner", "--format=pax", "-cf", "-", *names],
-        capture_output=True,
-        check=True,
+        capture_output=True, check=True
     ).stdout
     assert ours == listed(theirs)
 

@@ -182,10 +182,7 @@ def test_sizes_are_read_as_docker_reads_them(on_xfs, text):
 
 
 NO_SIZES = {
-    "10x": "invalid suffix: 'x'",
-    "-5M": "invalid size: '-5M'",
-    "": "invalid size: ''",
-    "M": "invalid size: 'M'",
+    "10x": "invalid suffix: 'x'", "-5M": "invalid size: '-5M'", "": "invalid size: ''", "M": "invalid size: 'M'",
 }
 
 

@@ -122,11 +122,8 @@ def test_tars_by_gnu_tar_with_options_come_back(store, tree, options):
 
 
 SPARSE = [
-    ["--format=oldgnu"],
-    ["--format=gnu"],
-    ["--format=posix", "--sparse-version=0.0"],
-    ["--format=posix", "--sparse-version=0.1"],
-    ["--format=posix", "--sparse-version=1.0"],
+    ["--format=oldgnu"], ["--format=gnu"], ["--format=posix", "--sparse-version=0.0"],
+    ["--format=posix", "--sparse-version=0.1"], ["--format=posix", "--sparse-version=1.0"],
 ]
 
 

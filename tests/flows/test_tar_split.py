@@ -75,8 +75,7 @@ CRCS = {b"hello": HELLO, b"foo": "PDwwMAAAAAA=", b"bar": "LcQW8AAAAAA=", b"12345
 def test_a_payload_is_its_crc(content):
     line = record_of(file("a", content) + ZZ).splitlines()[1]
     assert line == b'{"type":1,"name":"a","size":%d,"payload":"%s","position":1}' % (
-        len(content),
-        CRCS[content].encode(),
+        len(content), CRCS[content].encode()
     )
 
 
@@ -137,14 +136,8 @@ def test_the_stores_record_is_the_same_gzipped(store, root, name):
 
 # ---- what the original loses or refuses ---------------------------------------------------------------------------
 BETTER = [name for name in recipes.GOOD if name.startswith(("good_sparse", "good_duplicate", "good_two_global"))] + [
-    "good_hard_link_with_size",
-    "good_symlink_with_size",
-    "good_directory_with_size",
-    "good_nodes_with_size",
-    "good_partial_padding",
-    "good_partial_padding_of_junk",
-    "good_whiteout_with_payload",
-    "good_names_through_symlink",
+    "good_hard_link_with_size", "good_symlink_with_size", "good_directory_with_size", "good_nodes_with_size",
+    "good_partial_padding", "good_partial_padding_of_junk", "good_whiteout_with_payload", "good_names_through_symlink",
     "good_file_replaced_by_everything",
 ]
 
@@ -228,18 +221,13 @@ class _nothing:  # noqa: N801
 @pytest.mark.parametrize(
     "wrong",
     [
-        b"[]",
-        b"{",
-        b'{"type":2,"payload":"!!!!","position":0}',
-        b'{"type":"2","payload":"","position":0}',
+        b"[]", b"{", b'{"type":2,"payload":"!!!!","position":0}', b'{"type":"2","payload":"","position":0}',
         b'{"type":2,"payload":5,"position":0}',
         b'{"type":1,"name":"a/f","size":-5,"payload":"PD7u4tgQAAA=","position":0}',
         b'{"type":1,"name":"a/f","size":5,"payload":"PD7u","position":0}',
-        b'{"type":1,"name":5,"size":5,"payload":"PD7u4tgQAAA=","position":0}',
-        b"nonsense",
-        b'{"type":2,"payload":"","position":0}}',
-    ],
-    ids=range(10),
+        b'{"type":1,"name":5,"size":5,"payload":"PD7u4tgQAAA=","position":0}', b"nonsense",
+        b'{"type":2,"payload":"","position":0}}'],
+    ids=range(10)
 )
 def test_what_is_no_record_is_an_error(tree, wrong):
     with pytest.raises((LayerStoreError, ValueError, OSError)):

@@ -148,8 +148,7 @@ def test_meta_names_are_ordinary_whiteouts(store, diff_of):
 
 def test_files_below_a_meta_name_are_real_files(store, diff_of):
     assert shape(diff_of(store.register(file(".wh..wh.plnk/x", b"x") + end()))) == {
-        ".wh..wh.plnk": "dir",
-        ".wh..wh.plnk/x": "x",
+        ".wh..wh.plnk": "dir", ".wh..wh.plnk/x": "x",
     }
 
 

@@ -33,14 +33,9 @@ def absolute(path):
 
 
 NAMES = {
-    "parent": "../victim/x",
-    "parent behind a slash": "/../victim/x",
-    "the parent itself": "..",
-    "the parent with a slash": "../",
-    "climbs after a step": "a/../../victim/x",
-    "climbs far": UP + "victim/x",
-    "hidden among dots": "./.././victim/x",
-    "doubled slashes": "..//victim//x",
+    "parent": "../victim/x", "parent behind a slash": "/../victim/x", "the parent itself": "..",
+    "the parent with a slash": "../", "climbs after a step": "a/../../victim/x", "climbs far": UP + "victim/x",
+    "hidden among dots": "./.././victim/x", "doubled slashes": "..//victim//x",
     "a whiteout outside": "../victim/.wh.hello",
     "an opaque mark outside": "../victim/.wh..wh..opq",
     "an opaque mark for the parent": "../.wh..wh..opq",
@@ -110,8 +105,7 @@ def test_a_hard_link_to_a_symlink_links_the_symlink(store, outside, diff_of, vic
 
 
 ESCAPES = {
-    "relative": symlink("l", UP + "victim"),
-    "one up": symlink("l", "../victim"),
+    "relative": symlink("l", UP + "victim"), "one up": symlink("l", "../victim"),
     "in two hops": dir("inner/") + symlink("inner/up", "..") + symlink("inner/up/l", "../victim"),
     "a chain of links": symlink("a", "b") + symlink("b", "c") + symlink("c", "..") + symlink("l", "a/victim"),
     "far up": symlink("l", UP),
@@ -122,13 +116,8 @@ ESCAPES = {
 @pytest.mark.parametrize("escape", ESCAPES)
 def test_nothing_is_made_through_a_symlink_that_climbs_out(store, outside, unchanged, escape, kind):
     entry = {
-        "file": file("l/f", b"f"),
-        "dir": dir("l/f/"),
-        "whiteout": whiteout("l/hello"),
-        "opaque": tarkit.opaque("l"),
-        "fifo": tarkit.fifo("l/f"),
-        "hardlink": file("g") + hardlink("l/f", "g"),
-        "symlink": symlink("l/f", "g"),
+        "file": file("l/f", b"f"), "dir": dir("l/f/"), "whiteout": whiteout("l/hello"), "opaque": tarkit.opaque("l"),
+        "fifo": tarkit.fifo("l/f"), "hardlink": file("g") + hardlink("l/f", "g"), "symlink": symlink("l/f", "g"),
         "node": tarkit.node("l/f", "c", 1, 3),
     }[kind]
     with unchanged(), pytest.raises(BreakoutError):
@@ -185,21 +174,15 @@ def test_a_directory_entry_over_a_link_to_a_directory_replaces_the_link(store, o
 
 
 def test_replacing_a_tree_removes_links_and_not_what_they_lead_to(store, outside, diff_of, victim):
-    tar = (
-        dir("d/") + symlink("d/l", absolute(victim)) + symlink("d/m", UP + "victim") + file("d", b"now") + end()
-    )
+    tar = (dir("d/") + symlink("d/l", absolute(victim)) + symlink("d/m", UP + "victim") + file("d", b"now") + end())
     assert shape(diff_of(store.register(tar))) == {"d": "now"}
 
 
 def test_a_directory_swapped_for_a_link_gets_no_late_metadata(store, outside, victim, diff_of):
     """Directory times are set at the end: through the old name they would reach the victim."""
     tar = (
-        dir("d/", mtime=5, mode=0o700)
-        + file("d/f", b"f")
-        + symlink("d", absolute(victim))
-        + dir("e/", mtime=6)
-        + symlink("e", UP + "victim")
-        + end()
+        dir("d/", mtime=5, mode=0o700) + file("d/f", b"f") + symlink("d", absolute(victim)) + dir("e/", mtime=6)
+        + symlink("e", UP + "victim") + end()
     )
     layer = store.register(tar)
     assert os.readlink(diff_of(layer) / "d") == absolute(victim)

@@ -102,12 +102,8 @@ def many_below(name, count):
             dir(f"{name}/sub/", mode=0o711, uid=8),
             tarkit.xattrs({"trusted.x": b"y"}) + file(f"{name}/sub/g{n}", b"g"),
             hardlink(f"{name}/h{n}", f"{name}/f{n}", mode=0o606, mtime=7),
-            symlink(f"{name}/s{n}", "hello", uid=9),
-            whiteout(f"{name}/w{n}", uid=3),
-            fifo(f"{name}/p{n}", mode=0o666),
-            tarkit.opaque(name),
-            file(f"{name}/hello", b"mine"),
-            file(f"{name}/implied{n}/x", b"x"),
+            symlink(f"{name}/s{n}", "hello", uid=9), whiteout(f"{name}/w{n}", uid=3), fifo(f"{name}/p{n}", mode=0o666),
+            tarkit.opaque(name), file(f"{name}/hello", b"mine"), file(f"{name}/implied{n}/x", b"x"),
             hardlink(f"{name}/n{n}", "n", mode=0o4777, uid=9),
         ]
     return b"".join(parts)

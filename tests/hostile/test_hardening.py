@@ -126,8 +126,7 @@ def test_ctrl_c_at_any_return_of_c_does_not_hang(room, open_store, what):
             store.close()
         work = {
             "create_rw_layer": lambda at=store, on=layer: at.create_rw_layer(
-                "c", on.chain_id, CreateRWLayerOpts(init_func=lambda path: None)
-            ),
+                "c", on.chain_id, CreateRWLayerOpts(init_func=lambda path: None)),
             "register": lambda at=store, on=layer: at.register(file("x") + end(), on.chain_id),
         }.get(what)
 
@@ -293,11 +292,8 @@ def test_verify_finds_nothing_where_a_device_replaced_a_directory(open_store, in
 
 
 REFUSED = {
-    "dangling hard link": hardlink("h", "nope"),
-    "below a file": file("good/x"),
-    "outside": file("../x"),
-    "hard link outside": hardlink("h", "../x"),
-    "whiteout over a file": whiteout("good"),
+    "dangling hard link": hardlink("h", "nope"), "below a file": file("good/x"), "outside": file("../x"),
+    "hard link outside": hardlink("h", "../x"), "whiteout over a file": whiteout("good"),
     "whiteout of nothing": file("d/.wh."),
     "name too long": tarkit.with_gnu_path("n" * 256, file),
     "unknown type": file("z", typeflag=b"Z"),

@@ -18,16 +18,9 @@ import layerstore
 from layerstore import BreakoutError, InvalidOptionError, LeftOutWarning
 
 BASE = (
-    dir("d/", mode=0o751, mtime=5)
-    + file("d/f", b"f", mtime=5)
-    + tarkit.xattrs({"user.base": b"kept"})
-    + file("base", b"base", mode=0o640, mtime=5)
-    + dir("gone/")
-    + file("gone/x", b"x")
-    + dir("again/")
-    + file("again/old", b"old")
-    + file("secret", b"s")
-    + end()
+    dir("d/", mode=0o751, mtime=5) + file("d/f", b"f", mtime=5) + tarkit.xattrs({"user.base": b"kept"})
+    + file("base", b"base", mode=0o640, mtime=5) + dir("gone/") + file("gone/x", b"x") + dir("again/")
+    + file("again/old", b"old") + file("secret", b"s") + end()
 )
 
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 0x10, 0x20

@@ -16,49 +16,19 @@ from layerstore import LayerStoreError
 from layerstore.errors import readable
 
 BASES = {
-    "InvalidDigestError": ValueError,
-    "LayerDoesNotExistError": LookupError,
-    "LayerNotRetainedError": LayerStoreError,
-    "MountDoesNotExistError": LookupError,
-    "MountNameConflictError": LayerStoreError,
-    "ActiveMountError": LayerStoreError,
-    "NotMountedError": LayerStoreError,
-    "MaxDepthExceededError": LayerStoreError,
-    "NotSupportedError": LayerStoreError,
-    "TarFormatError": ValueError,
-    "BreakoutError": LayerStoreError,
+    "InvalidDigestError": ValueError, "LayerDoesNotExistError": LookupError, "LayerNotRetainedError": LayerStoreError,
+    "MountDoesNotExistError": LookupError, "MountNameConflictError": LayerStoreError,
+    "ActiveMountError": LayerStoreError, "NotMountedError": LayerStoreError, "MaxDepthExceededError": LayerStoreError,
+    "NotSupportedError": LayerStoreError, "TarFormatError": ValueError, "BreakoutError": LayerStoreError,
     "CorruptLayerError": LayerStoreError,
 }
 UNKNOWN = "sha256:" + "1" * 64
 
 CONTRACT = [
-    "Digest",
-    "DiffID",
-    "ChainID",
-    "OS",
-    "EMPTY_LAYER_DIFF_ID",
-    "create_chain_id",
-    "Metadata",
-    "ChangeKind",
-    "Change",
-    "Descriptor",
-    "CreateRWLayerOpts",
-    "Problem",
-    "TarStream",
-    "Layer",
-    "RWLayer",
-    "Store",
-    "release_and_log",
-    "log_release_metadata",
-    "MetadataTransaction",
-    "MetadataStore",
-    "FileMetadataStore",
-    "disassemble",
-    "assemble",
-    "changes_between",
-    "overlay_changes",
-    "LayerStoreError",
-    *BASES,
+    "Digest", "DiffID", "ChainID", "OS", "EMPTY_LAYER_DIFF_ID", "create_chain_id", "Metadata", "ChangeKind", "Change",
+    "Descriptor", "CreateRWLayerOpts", "Problem", "TarStream", "Layer", "RWLayer", "Store", "release_and_log",
+    "log_release_metadata", "MetadataTransaction", "MetadataStore", "FileMetadataStore", "disassemble", "assemble",
+    "changes_between", "overlay_changes", "LayerStoreError", *BASES,
 ]
 
 
@@ -117,8 +87,7 @@ def test_the_package_is_typed():
         (lambda s: s.create_rw_layer("c", UNKNOWN), "LayerDoesNotExistError", "layer does not exist"),
         (lambda s: s.get_rw_layer("nobody"), "MountDoesNotExistError", "mount does not exist"),
         (lambda s: s.get_mount_id("nobody"), "MountDoesNotExistError", "mount does not exist"),
-        (lambda s: s.register(tarkit.T1, "", "plan9"), "NotSupportedError", None),
-    ],
+        (lambda s: s.register(tarkit.T1, "", "plan9"), "NotSupportedError", None)]
 )
 def test_unknown_names_get_the_contracts_error_and_mobys_text(store, unchanged, wrong, error, text):
     with unchanged(), pytest.raises(getattr(layerstore, error)) as caught:
@@ -207,15 +176,11 @@ def test_messages_name_no_addresses(store):
 SUBJECTS = {
     "LayerDoesNotExistError": {"chain_id"},
     "LayerNotRetainedError": {"chain_id", "name"},
-    "MountDoesNotExistError": {"name"},
-    "MountNameConflictError": {"name"},
-    "ActiveMountError": {"name"},
+    "MountDoesNotExistError": {"name"}, "MountNameConflictError": {"name"}, "ActiveMountError": {"name"},
     "NotMountedError": {"name", "path"},
     "MaxDepthExceededError": {"chain_id", "path"},
     "CorruptLayerError": {"chain_id", "name", "path"},
-    "StoreClosedError": {"path"},
-    "ReadOnlyStoreError": {"path"},
-    "StoreInUseError": {"path", "chain_id"},
+    "StoreClosedError": {"path"}, "ReadOnlyStoreError": {"path"}, "StoreInUseError": {"path", "chain_id"},
     "ImageDoesNotExistError": {"name"},
 }
 SOURCES = sorted(Path(layerstore.__file__).parent.rglob("*.py"))

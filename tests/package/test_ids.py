@@ -25,27 +25,16 @@ def test_a_valid_digest_is_its_text_in_two_parts(kind, algorithm, digits):
 
 
 INVALID = {
-    "empty": "",
-    "no colon": "abc",
-    "colon first": ":abc",
-    "colon last": "sha256:",
-    "too short": "sha256:abc",
-    "63 digits": f"sha256:{HEX[:-1]}",
-    "65 digits": f"sha256:{HEX}a",
-    "capital among hex": f"sha256:{HEX[:-1]}G",
+    "empty": "", "no colon": "abc", "colon first": ":abc", "colon last": "sha256:", "too short": "sha256:abc",
+    "63 digits": f"sha256:{HEX[:-1]}", "65 digits": f"sha256:{HEX}a", "capital among hex": f"sha256:{HEX[:-1]}G",
     "upper-case hex": f"sha256:{HEX.upper()}",
     "algorithm not supported": "md5:d41d8cd98f00b204e9800998ecf8427e",
-    "algorithm unknown": "bean:0123456789abcdef",
-    "algorithm not in the grammar": "foo@bar:1",
-    "algorithm in capitals": f"SHA256:{HEX}",
-    "sha384 with 64 digits": f"sha384:{HEX}",
+    "algorithm unknown": "bean:0123456789abcdef", "algorithm not in the grammar": "foo@bar:1",
+    "algorithm in capitals": f"SHA256:{HEX}", "sha384 with 64 digits": f"sha384:{HEX}",
     "sha512 with 96 digits": f"sha512:{'a' * 96}",
-    "blank before": f" sha256:{HEX}",
-    "newline behind": f"sha256:{HEX}\n",
+    "blank before": f" sha256:{HEX}", "newline behind": f"sha256:{HEX}\n",
     "newline for a digit": f"sha256:{HEX[:-1]}\n",
-    "second colon": f"sha256:{HEX[:-2]}:a",
-    "digits beyond ASCII": f"sha256:{'٣' * 64}",
-    "NUL": f"sha256:{HEX[:-1]}\0",
+    "second colon": f"sha256:{HEX[:-2]}:a", "digits beyond ASCII": f"sha256:{'٣' * 64}", "NUL": f"sha256:{HEX[:-1]}\0",
 }
 
 
@@ -65,8 +54,7 @@ def test_an_invalid_digest_is_refused(kind, text):
         (f"sha256:{HEX[:-1]}G", "invalid checksum digest format"),
         ("sha256:abc", "invalid checksum digest length"),
         ("md5:d41d8cd98f00b204e9800998ecf8427e", "unsupported digest algorithm"),
-        ("bean:0123456789abcdef", "unsupported digest algorithm"),
-    ],
+        ("bean:0123456789abcdef", "unsupported digest algorithm")]
 )
 def test_the_refusal_says_what_is_wrong_in_mobys_words(text, sentence):
     with pytest.raises(InvalidDigestError, match=sentence):

@@ -13,9 +13,7 @@ from tarkit import dir, end, file, whiteout
 from layerstore import CorruptLayerError, CreateRWLayerOpts, LayerDoesNotExistError, LayerStoreError
 
 TARS = [
-    dir("d/") + file("d/a", b"A") + end(),
-    file("d/b", b"B") + whiteout("d/a") + end(),
-    file("c", b"C" * 5000) + end(),
+    dir("d/") + file("d/a", b"A") + end(), file("d/b", b"B") + whiteout("d/a") + end(), file("c", b"C" * 5000) + end(),
 ]
 RIGHT = {"c": b"C" * 5000, "d/b": b"B", "mine": b"precious"}
 

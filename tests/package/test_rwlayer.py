@@ -25,15 +25,9 @@ from layerstore import (
 )
 
 BASE = (
-    tarkit.dir("etc/", mtime=5)
-    + file("etc/hosts", b"127.0.0.1", mtime=5)
-    + file("etc/motd", b"hi", mtime=5)
-    + tarkit.dir("var/", mtime=5)
-    + tarkit.dir("var/log/", mtime=5)
-    + file("var/log/a", b"a", mtime=5)
-    + tarkit.symlink("link", "etc", mtime=5)
-    + file("top", b"top", mtime=5)
-    + end()
+    tarkit.dir("etc/", mtime=5) + file("etc/hosts", b"127.0.0.1", mtime=5) + file("etc/motd", b"hi", mtime=5)
+    + tarkit.dir("var/", mtime=5) + tarkit.dir("var/log/", mtime=5) + file("var/log/a", b"a", mtime=5)
+    + tarkit.symlink("link", "etc", mtime=5) + file("top", b"top", mtime=5) + end()
 )
 
 
@@ -179,10 +173,7 @@ def test_an_init_that_raises_leaves_nothing(store, base, rw, unchanged):
 def test_metadata_has_the_directories_and_the_name(store, base, rw, root):
     place = root / "overlay2" / store.get_mount_id("c")
     assert rw.metadata() == {
-        "ID": "c",
-        "WorkDir": str(place / "work"),
-        "MergedDir": str(place / "merged"),
-        "UpperDir": str(place / "diff"),
+        "ID": "c", "WorkDir": str(place / "work"), "MergedDir": str(place / "merged"), "UpperDir": str(place / "diff"),
         "LowerDir": str(root / "overlay2" / base.cache_id / "diff"),
     }
 
@@ -205,14 +196,9 @@ def test_an_untouched_layer_has_no_changes(rw):
 EDITS = {
     "removed file": (lambda p: os.unlink(f"{p}/etc/motd"), ["C /etc", "D /etc/motd"]),
     "removed directory is one entry": (
-        lambda p: (os.unlink(f"{p}/var/log/a"), os.rmdir(f"{p}/var/log")),
-        ["C /var", "D /var/log"],
-    ),
+        lambda p: (os.unlink(f"{p}/var/log/a"), os.rmdir(f"{p}/var/log")), ["C /var", "D /var/log"]),
     "new file": (lambda p: write(f"{p}/new"), ["A /new"]),
-    "new directory with a file": (
-        lambda p: (os.mkdir(f"{p}/n"), write(f"{p}/n/f")),
-        ["A /n", "A /n/f"],
-    ),
+    "new directory with a file": (lambda p: (os.mkdir(f"{p}/n"), write(f"{p}/n/f")), ["A /n", "A /n/f"]),
     "content": (lambda p: write(f"{p}/top", "more", "a"), ["C /top"]),
     "mode of a file": (lambda p: os.chmod(f"{p}/top", 0o600), ["C /top"]),
     "mode of a directory": (lambda p: os.chmod(f"{p}/var/log", 0o700), ["C /var", "C /var/log"]),
@@ -220,54 +206,35 @@ EDITS = {
     "owner of a link": (lambda p: os.lchown(f"{p}/link", 5, 6), ["C /link"]),
     "time one second on": (lambda p: os.utime(f"{p}/top", (6, 6)), ["C /top"]),
     "time of a directory": (lambda p: os.utime(f"{p}/var", (9, 9)), []),
-    "same time and same size": (
-        lambda p: (write(f"{p}/top", "TOP"), os.utime(f"{p}/top", (5, 5))),
-        [],
-    ),
+    "same time and same size": (lambda p: (write(f"{p}/top", "TOP"), os.utime(f"{p}/top", (5, 5))), []),
     "nanoseconds against none are the same time": (
-        lambda p: os.utime(f"{p}/top", ns=(5_300_000_000, 5_300_000_000)),
-        [],
-    ),
+        lambda p: os.utime(f"{p}/top", ns=(5_300_000_000, 5_300_000_000)), []),
     "link to elsewhere of another length": (
-        lambda p: (os.unlink(f"{p}/link"), os.symlink("etc/hosts", f"{p}/link")),
-        ["C /link"],
-    ),
+        lambda p: (os.unlink(f"{p}/link"), os.symlink("etc/hosts", f"{p}/link")), ["C /link"]),
     "file becomes directory": (
-        lambda p: (os.unlink(f"{p}/top"), os.mkdir(f"{p}/top"), write(f"{p}/top/x")),
-        ["C /top", "A /top/x"],
-    ),
+        lambda p: (os.unlink(f"{p}/top"), os.mkdir(f"{p}/top"), write(f"{p}/top/x")), ["C /top", "A /top/x"]),
     "directory becomes file": (
         lambda p: (os.unlink(f"{p}/var/log/a"), os.rmdir(f"{p}/var/log"), write(f"{p}/var/log")),
-        ["C /var", "C /var/log"],
-    ),
+        ["C /var", "C /var/log"]),
     "directory replaced by an empty one (opaque)": (
         lambda p: (os.unlink(f"{p}/var/log/a"), os.rmdir(f"{p}/var/log"), os.mkdir(f"{p}/var/log")),
-        ["C /var", "C /var/log", "D /var/log/a"],
-    ),
+        ["C /var", "C /var/log", "D /var/log/a"]),
     "removed and made again the same": (
-        lambda p: (os.unlink(f"{p}/top"), write(f"{p}/top", "top"), os.utime(f"{p}/top", (5, 5))),
-        [],
-    ),
+        lambda p: (os.unlink(f"{p}/top"), write(f"{p}/top", "top"), os.utime(f"{p}/top", (5, 5))), []),
     "deep below unchanged directories": (
-        lambda p: write(f"{p}/var/log/new"),
-        ["C /var", "C /var/log", "A /var/log/new"],
-    ),
+        lambda p: write(f"{p}/var/log/new"), ["C /var", "C /var/log", "A /var/log/new"]),
     "opened for writing and left": (lambda p: write(f"{p}/top", "", "a"), []),
     "made and removed again": (lambda p: (write(f"{p}/n"), os.unlink(f"{p}/n")), []),
     "fifo for a file": (lambda p: (os.unlink(f"{p}/top"), os.mkfifo(f"{p}/top")), ["C /top"]),
     "capability": (
         lambda p: (
             os.setxattr(f"{p}/top", "security.capability", bytes.fromhex("0100000200040000" + "00" * 12)),
-            os.utime(f"{p}/top", (5, 5)),
-        ),
-        ["C /top"],
-    ),
+            os.utime(f"{p}/top", (5, 5))),
+        ["C /top"]),
     "another xattr": (lambda p: os.setxattr(f"{p}/top", "user.x", b"y"), []),
     "root directory's mode": (lambda p: os.chmod(p, 0o700), []),
     "a space for order": (
-        lambda p: [write(f"{p}/{n}") for n in ("a", "a.b", "a-b", "a b")],
-        ["A /a", "A /a b", "A /a-b", "A /a.b"],
-    ),
+        lambda p: [write(f"{p}/{n}") for n in ("a", "a.b", "a-b", "a b")], ["A /a", "A /a b", "A /a-b", "A /a.b"]),
 }
 
 
@@ -328,12 +295,9 @@ def plant(place, **files):
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [
-        (5_000_000_000, 5_300_000_000, True),
-        (5_300_000_000, 5_000_000_000, True),
-        (5_200_000_000, 5_300_000_000, False),
-        (5_000_000_000, 6_000_000_000, False),
-        (5_200_000_001, 5_200_000_001, True),
-    ],
+        (5_000_000_000, 5_300_000_000, True), (5_300_000_000, 5_000_000_000, True),
+        (5_200_000_000, 5_300_000_000, False), (5_000_000_000, 6_000_000_000, False),
+        (5_200_000_001, 5_200_000_001, True)]
 )
 def test_times_are_the_same_when_one_of_them_has_no_nanoseconds(room, old, new, same):
     before, after = plant(room / "old", f=old), plant(room / "new", f=new)

@@ -144,8 +144,7 @@ SOURCES = {
     "bytes": lambda tar, path: tar,
     "bytearray": lambda tar, path: bytearray(tar),
     "memoryview": lambda tar, path: memoryview(tar),
-    "path": lambda tar, path: path,
-    "text path": lambda tar, path: str(path),
+    "path": lambda tar, path: path, "text path": lambda tar, path: str(path),
     "BytesIO": lambda tar, path: io.BytesIO(tar),
 }
 
@@ -398,8 +397,7 @@ def test_all_bytes_are_delivered_before_a_tar_is_found_to_differ(store, root):
         ("devicemapper", "ERROR: the devicemapper storage-driver has been deprecated and removed"),
         ("overlay", "ERROR: the overlay storage-driver has been deprecated and removed"),
         ("nonsense", "error initializing graphdriver: "),
-        ("nonsense", ": nonsense"),
-    ],
+        ("nonsense", ": nonsense")]
 )
 def test_a_driver_of_the_past_or_of_nobody_is_refused_by_name(root, driver, text):
     with pytest.raises(LayerStoreError) as caught:

@@ -16,8 +16,7 @@ MIB = 1 << 20
 NOISE = recipes.noise(MIB)
 TAR = (
     b"".join(tarkit.file(f"f{n:03}", recipes.noise(n * 3001, n)) for n in range(1, 90))
-    + b"".join(tarkit.file(f"s{n % 9}/{n}", NOISE[n : n + n * 31 % 2000]) for n in range(2000))
-    + tarkit.end(20)
+    + b"".join(tarkit.file(f"s{n % 9}/{n}", NOISE[n : n + n * 31 % 2000]) for n in range(2000)) + tarkit.end(20)
 )
 
 
@@ -32,9 +31,8 @@ STEPS = st.lists(
         st.tuples(st.just("readinto"), st.integers(0, MIB)),
         st.tuples(st.just("seek"), st.integers(0, len(TAR) + 600)),
         st.tuples(st.just("stay"), st.just(0)),
-        st.tuples(st.just("copy"), st.just(0)),
-    ),
-    max_size=12,
+        st.tuples(st.just("copy"), st.just(0))),
+    max_size=12
 )
 
 

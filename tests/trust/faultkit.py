@@ -38,24 +38,12 @@ HERE = Path(__file__).resolve().parent
 
 # Entries of every kind.
 EVERY_KIND = (
-    dir("d/", mode=0o750, uid=3, gid=4, mtime=1_600_000_000)
-    + file("d/f", b"f" * 5000, mode=0o600, uid=5, gid=6)
-    + tarkit.hardlink("d/h", "d/f")
-    + tarkit.symlink("d/s", "f")
-    + tarkit.fifo("d/p")
-    + tarkit.node("d/n", "c", 1, 3)
-    + tarkit.xattrs({"user.a": b"1", "security.capability": tarkit.CAPABILITY})
-    + file("d/x", b"x")
-    + tarkit.with_pax_path("long/" * 40 + "f", file, b"long")
-    + tarkit.with_gnu_path("g" * 150, file, b"gnu")
-    + tarkit.pax_sparse_1_0("s", [(4096, b"x" * 600)], 9000)
-    + file("again", b"first")
-    + file("again", b"second")
-    + tarkit.whiteout("b")
-    + dir("a/")
-    + tarkit.opaque("a/")
-    + file("a/new", b"new")
-    + end()
+    dir("d/", mode=0o750, uid=3, gid=4, mtime=1_600_000_000) + file("d/f", b"f" * 5000, mode=0o600, uid=5, gid=6)
+    + tarkit.hardlink("d/h", "d/f") + tarkit.symlink("d/s", "f") + tarkit.fifo("d/p") + tarkit.node("d/n", "c", 1, 3)
+    + tarkit.xattrs({"user.a": b"1", "security.capability": tarkit.CAPABILITY}) + file("d/x", b"x")
+    + tarkit.with_pax_path("long/" * 40 + "f", file, b"long") + tarkit.with_gnu_path("g" * 150, file, b"gnu")
+    + tarkit.pax_sparse_1_0("s", [(4096, b"x" * 600)], 9000) + file("again", b"first") + file("again", b"second")
+    + tarkit.whiteout("b") + dir("a/") + tarkit.opaque("a/") + file("a/new", b"new") + end()
 )
 # More than a block, so that threads take part.
 LARGE = file("large", recipes.noise(1_300_000, 7)) + b"".join(file(f"m/{i}", recipes.noise(300, i + 1)) for i in range(20)) + EVERY_KIND

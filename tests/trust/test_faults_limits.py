@@ -79,16 +79,11 @@ def opened(g: Ground) -> bool:
 CALLS: dict[str, Callable[[Ground], bool]] = {
     "register": register,
     "register gzip": lambda g: register(g, PACKED),
-    "tar_stream": read,
-    "copy_to": copy,
+    "tar_stream": read, "copy_to": copy,
     "changes": lambda g: len(g.rw.changes()) == 5,
-    "changes_between": slow_changes,
-    "tar_stream of a writable layer": difference,
+    "changes_between": slow_changes, "tar_stream of a writable layer": difference,
     "commit": lambda g: g.rw.commit().release() != [],
-    "mount": mount,
-    "create_rw_layer": create,
-    "verify": lambda g: g.store.verify() == [],
-    "open": opened,
+    "mount": mount, "create_rw_layer": create, "verify": lambda g: g.store.verify() == [], "open": opened,
 }
 
 

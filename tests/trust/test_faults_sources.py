@@ -130,10 +130,7 @@ def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground,
 
 WRONG = {
     "None, as a descriptor that is not ready": None,
-    "text": "text",
-    "a number": 7,
-    "a list": [1, 2],
-    "an object": object(),
+    "text": "text", "a number": 7, "a list": [1, 2], "an object": object(),
 }
 
 
