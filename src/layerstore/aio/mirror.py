@@ -45,6 +45,7 @@ UNDO: dict[str, Callable[[Any, Any], object]] = {
 }  # fmt: skip
 """What undoes a method that is cancelled in its last moment, where its result is no reference."""
 TARGETS = frozenset({"target", "dst"})
+WORDS = {"from the calling thread": "in the event loop's thread", "a `with` block": "an `async with` block"}
 NOTES = {
     frozenset({"source"}): """A source may also be an async iterator of bytes, an asyncio.StreamReader or whatever has
 a coroutine read(n), or a File or TarStream of this module. A blocking read() that has begun is waited for.""",
@@ -226,7 +227,9 @@ def _counterpart(where: str, name: str, thing: Any) -> Any:
 
 def _coroutine(work: _Work, where: str) -> Any:
     """Make the awaited function for a piece of work."""
-    doc = inspect.cleandoc(work.function.__doc__ or "").replace("from the calling thread", "in the event loop's thread")
+    doc = inspect.cleandoc(work.function.__doc__ or "")
+    for blocking, ours in WORDS.items():
+        doc = doc.replace(blocking, ours)
     for parameters, note in NOTES.items():
         doc += f"\n\n{note}" if work.takes & parameters else ""
     returned = str(work.signature.return_annotation).replace("BinaryIO", "File")
