@@ -72,7 +72,7 @@ __all__ = [
     "release_and_log",
 ]  # fmt: skip
 
-if not TYPE_CHECKING:                     # a type checker shall not take every name for one of ours
+if not TYPE_CHECKING:                     # else a type checker takes every name for a public one
 
     def __getattr__(name: str) -> object:
         """Import layerstore.aio when it is first used: it brings asyncio."""

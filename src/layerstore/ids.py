@@ -1,6 +1,6 @@
 """Identifiers: digests checked once at the edge, how a ChainID is made, and random ids.
 
-Text comes in, Digest / DiffID / ChainID (str subclasses) go out; whoever holds one need not check it
+Text comes in, Digest / DiffID / ChainID (str subclasses) go out; their holder need not check them
 again. Rules and texts are those of opencontainers/go-digest and of moby's layer package.
 """
 
@@ -58,7 +58,7 @@ def is_digest(text: str) -> bool:
 class Digest(str):
     """`algorithm:encoded`: a checked text, equal to and usable as that text.
 
-    Raises   InvalidDigestError   the text is no digest, or of an algorithm nobody here knows
+    Raises   InvalidDigestError   the text is not a digest, or of an unknown algorithm
     Source   opencontainers/go-digest, digest.go
     """
 

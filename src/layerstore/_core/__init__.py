@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 
-# Where another thread imports this, the main one may handle signals as it likes: they raise nothing here.
+# In a thread other than the main one, signal handlers raise nothing.
 _held = signal.pthread_sigmask(signal.SIG_BLOCK, {n for n in signal.valid_signals() if callable(signal.getsignal(n))})
 try:
     from layerstore._core import _apply, _changes, _files, _listing, _locks, _mount, _pack, _tarstream

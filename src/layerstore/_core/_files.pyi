@@ -16,7 +16,7 @@ def exchange(a_fd: int, a: Any, b_fd: int, b: Any) -> None:
     """Let two names below two directories change places, at once."""
 
 def punch(fd: int, at: int, n: int) -> None:
-    """Give the blocks of n bytes of a file back; they read as zeros."""
+    """Free the blocks of n bytes of a file, which then read as zeros."""
 
 def symlink(target: Any, path: Any) -> None: ...
 def unlink(path: Any) -> None: ...
@@ -32,7 +32,7 @@ def fsync(fd: int) -> None: ...
 def lock(fd: int, *, wait: bool = True) -> bool: ...
 def unlock(fd: int) -> None: ...
 def is_locked(fd: int) -> bool:
-    """Say whether somebody holds flock(LOCK_EX) on the file."""
+    """Return True if another open file holds flock(LOCK_EX) on the file."""
 
 SHARED: int
 NONE: int
@@ -41,6 +41,6 @@ def lock_byte(fd: int, kind: int, at: int) -> None:
     """Change this open file's lock on one byte to SHARED or NONE."""
 
 def is_byte_locked(fd: int, at: int) -> bool:
-    """Say whether another open file than this one holds a lock on the byte."""
+    """Return True if another open file than this one holds a lock on the byte."""
 
 def random(n: int) -> bytes: ...

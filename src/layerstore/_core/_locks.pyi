@@ -1,4 +1,4 @@
-"""Locks that no interrupt loses and no fork leaves behind: each is taken and given back inside one call of C."""
+"""Locks that no interrupt loses and no fork leaves behind: each is taken and released inside one call of C."""
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
@@ -10,24 +10,24 @@ class Mutex:
     """A lock between threads, whose owner may take it again. In a forked child what other threads had is free."""
 
     def __new__(cls, told: Callable[[BaseException], object] | None = None) -> Mutex:
-        """told   called with what ended a `with` block, once the lock is given back"""
+        """told   called with what ended a `with` block, once the lock is released"""
 
     def __enter__(self) -> None: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
     def is_held(self) -> bool:
-        """Say whether this thread holds it."""
+        """Return True if this thread holds it."""
 
 @final
 class NamedLocks:
-    """One Mutex a name, there only while somebody wants it."""
+    """One Mutex per name, which exists only while a thread holds it or waits for it."""
 
     def hold(self, name: str) -> HeldName:
         """Hold the lock of name for the length of a `with` block."""
 
     def names(self) -> list[str]:
-        """Name the locks that somebody holds or waits for."""
+        """Return the names of the locks that a thread holds or waits for."""
 
 @final
 class HeldName:
@@ -59,13 +59,13 @@ class DirectoryLock:
 
 @final
 class Claim:
-    """A directory marked as in use by a lock on it. Without further references it is given back."""
+    """A directory marked as in use by a lock on it. Without further references it is released."""
 
     def is_held(self) -> bool:
-        """Say whether the mark is this process's still; in a forked child it is the parent's."""
+        """Return True if the mark is this process's still; in a forked child it is the parent's."""
 
     def release(self) -> None:
-        """Give the mark back. Twice is harmless."""
+        """Release the mark. Twice is harmless."""
 
     def __enter__(self) -> Claim: ...
     def __exit__(

@@ -14,4 +14,4 @@ class Walker:
         """The stream ends here. TarFormatError: inside of something."""
 
 def begins(block: bytes) -> bool:
-    """Whether a tar begins so: the first 512 bytes are a header with a right checksum, or all zero."""
+    """Return True if a tar begins so: the first 512 bytes are a header with a right checksum, or all zero."""

@@ -1,6 +1,6 @@
 """layerstore.aio: the same for asyncio. Every call that may wait is a coroutine; its work is done in a thread.
 
-Cancelling what awaits a call stops the work; CancelledError goes out when all is undone. What gives something back
+Cancelling what awaits a call stops the work; CancelledError goes out when all is undone. What releases something
 (release, unmount, close) is always carried through. Progress is told in the event loop's thread, which is never kept
 waiting. Use a store and its objects from one event loop.
 
@@ -30,7 +30,7 @@ class TarStream(File):
     """A layer's tar, byte for byte: what layerstore.TarStream is."""
 
     def seekable(self) -> bool:
-        """Say whether seek() works: for the recorded tar of a read-only layer."""
+        """Return True if seek() works: for the recorded tar of a read-only layer."""
         return bool(self.blocking.seekable())
 
     async def size(self) -> int:

@@ -39,7 +39,7 @@ NAMES: dict[str, Any] = {"AsyncIterator": AsyncIterator}
 
 LONG = frozenset({"cleanup", "orphans", "reclaim", "sync"})
 ENDS = frozenset({"discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount"})
-"""Methods that give something back: they take no slot and always run to their end."""
+"""Methods that release something: they take no slot and always run to their end."""
 UNDO: dict[str, Callable[[Any, Any], object]] = {
     "mount": lambda layer, _: layer.unmount(), "unpack_ahead": lambda store, unpacked: store.discard(unpacked),
 }  # fmt: skip

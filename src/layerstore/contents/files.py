@@ -17,7 +17,7 @@ BUFFER = 64 << 10
 
 
 class _Bytes(io.RawIOBase):
-    """The bytes of one stored file. Whoever reads them from the first to the last learns if they are others."""
+    """The bytes of one stored file. Reading them from the first to the last finds out if they changed."""
 
     def __init__(self, fd: int, entry: FileEntry) -> None:
         """Take over fd, a file of entry.size bytes."""
@@ -103,7 +103,7 @@ class _Bytes(io.RawIOBase):
 
 
 def open_bytes(open_fd: Callable[[], int], entry: FileEntry) -> io.BufferedReader:
-    """Give a regular file's bytes: a readable, seekable binary file. Read whole, it checks the CRC."""
+    """Return a regular file's bytes: a readable, seekable binary file. Read whole, it checks the CRC."""
     try:
         fd = open_fd()
     except CorruptLayerError as err:

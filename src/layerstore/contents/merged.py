@@ -4,7 +4,7 @@ Enters: the entries of each layer, base first. Leaves: one tree in memory. A lay
 the rules of an unpack: an entry replaces what had its name, names go through the links of the same layer, a whiteout
 hides nothing beside it. Then it is laid over what is below, and a directory without an entry is what it was there.
 Where a path leads is told by the tree: an entry keeps its path only where the tar spells it so, as names that lead
-through links would take room for a long path each. Nothing here calls itself: a tar may nest as it likes.
+through links would take room for a long path each. Nothing here calls itself: a tar may nest to any depth.
 Source: moby, archive; the kernel, fs/overlayfs
 """
 
@@ -139,7 +139,7 @@ class LayerTree:
         stays = there is not None and self._is_itself(parent, base, there, entry)
         if there is not None and (stays or not self._make_way(parent, base, there, entry)):
             return
-        if kind is FileType.DIRECTORY:        # below what was none, a whiteout too, nothing shows any more
+        if kind is FileType.DIRECTORY:        # what stood here before, a whiteout too, hides all below it
             parent.children[base] = made = _Directory(entry, parent, base, opaque=there is not None)
             if entry.path:
                 self._remember(path, made)
@@ -151,7 +151,7 @@ class LayerTree:
             parent.children[base] = entry
 
     def _is_itself(self, parent: _Directory, base: str, there: _Node, entry: FileEntry) -> bool:
-        """Is the entry a hard link of what is there to itself? That changes nothing."""
+        """Return True if the entry is a hard link of what is there to itself, which changes nothing."""
         if entry.type is not FileType.LINK or isinstance(there, _Directory) or _is_whiteout(there):
             return False
         head, _, target = entry.link.rpartition("/")

@@ -1,4 +1,4 @@
-"""Is a dockerd using this data root now?
+"""Find out whether a dockerd is using a data root now.
 
 dockerd locks nothing that belongs to layers, but keeps databases below its root open for as long as it runs, each
 under flock(2): volumes/metadata.db and those of buildkit/ (seen on 20.10), the metadata of a containerd of its
@@ -30,7 +30,7 @@ def locked_database(root: str) -> str | None:
             if _files.is_locked(fd):
                 return path
         except OSError:
-            continue                      # a file system without locks: nobody has locked anything there
+            continue                      # a file system without locks: no process has locked anything there
         finally:
             _files.close(fd, path)
     return None

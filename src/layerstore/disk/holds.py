@@ -1,9 +1,9 @@
-"""Who holds what, across stores and processes: one locked byte a layer, a writable layer or a mount.
+"""What each store and process holds: one locked byte per layer, writable layer or mount.
 
 Enters: a key (a ChainID, "use <id>", ...). Leaves: whether anybody else holds it. The locks are shared ones on bytes of
 the layerdb's directory, so that there is no file of ours and nothing to clean up: a lock belongs to the open directory
 of one store (two stores of one process see each other) and goes with its process however that ends.
-Looking and taking are two steps: who deletes what nobody holds keeps others from taking it meanwhile by another lock,
+Looking and taking are two steps: a process that deletes what is unheld keeps others from taking it by another lock,
 that on the layerdb or on the mount's directory.
 """
 
@@ -73,7 +73,7 @@ class Holds:
         try:
             _files.lock_byte(fd, kind, _byte_of(key))
         except OSError as err:
-            # A file system without locks: nobody can hold anything there against another process.
+            # A file system without locks: no process can hold anything there against another.
             if err.errno not in _NO_LOCKS:
                 raise
 
@@ -113,17 +113,17 @@ class Holds:
                 self._change(key, _files.NONE)
 
     def drop_all(self, start: str) -> None:
-        """Hold no key that begins with start any more."""
+        """Release all keys that begin with start."""
         with self._lock:
             for key in [key for key in self._counts if key.startswith(start)]:
                 self.drop(key)
 
     def holds(self, key: str) -> bool:
-        """Say whether this store holds key."""
+        """Return True if this store holds key."""
         return key in self._counts and key not in self._inherited
 
     def held_elsewhere(self, key: str) -> bool:
-        """Say whether another store, of this or of another process, holds key."""
+        """Return True if another store, of this or of another process, holds key."""
         with self._lock:
             fd = self._descriptor()
             if fd >= 0:
@@ -147,7 +147,7 @@ class Holds:
             return False
 
     def close(self) -> None:
-        """Hold nothing any more. Twice is harmless."""
+        """Release everything. Twice is harmless."""
         with self._lock:
             fd, self._fd = self._fd, -1
             self._forked = False

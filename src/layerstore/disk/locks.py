@@ -41,14 +41,14 @@ __all__ = [
     "surely",
 ]
 
-# Seconds that somebody waits for the layerdb, where nothing else is said.
+# Seconds that a call waits for the layerdb, by default.
 LOCK_TIMEOUT = 60.0
 # Of /proc/locks: what kind, whose, and on what.
 _LOCK = re.compile(r"\d+: (FLOCK)\s+ADVISORY\s+WRITE (-?\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
 
 
 def parse_lock_timeout(text: str) -> float:
-    """Give the seconds that an option means; 0: for ever. Raises InvalidOptionError."""
+    """Return the seconds that an option means; 0: for ever. Raises InvalidOptionError."""
     try:
         seconds = float(text)
     except (TypeError, ValueError):
@@ -59,7 +59,7 @@ def parse_lock_timeout(text: str) -> float:
 
 
 def directory_lock(path: str, timeout: float) -> DirectoryLock:
-    """Give the lock on a directory, free; who waits longer than that gets StoreInUseError. 0: waits for ever."""
+    """Return the lock on a directory, unlocked; a longer wait raises StoreInUseError. 0: wait for ever."""
     return DirectoryLock(path, timeout, in_use)
 
 
@@ -85,7 +85,7 @@ def _command(pid: int) -> str:
 
 
 def holder_of(path: str) -> int:
-    """Give the process that holds the lock on a directory, as far as /proc tells; 0: nobody knows."""
+    """Return the process that holds the lock on a directory, as far as /proc tells; 0: unknown."""
     try:
         status = os.stat(path, follow_symlinks=False)
         with open("/proc/locks", encoding="ascii", errors="replace") as file:

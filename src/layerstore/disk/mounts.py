@@ -250,26 +250,26 @@ def unmount_below(
 
 
 def fs_magic(path: str) -> int:
-    """Give the magic number of the file system at path (statfs). Raises OSError."""
+    """Return the magic number of the file system at path (statfs). Raises OSError."""
     return _ask("unsigned *", lib.lay_fs_magic, os.fsencode(path))
 
 
 def is_overlay(path: str) -> bool:
-    """Say whether path is on an overlay; False where it cannot be asked."""
+    """Return True if path is on an overlay; False if that is unknown."""
     with contextlib.suppress(OSError):
         return fs_magic(path) == OVERLAY_MAGIC
     return False
 
 
 def is_mounted(path: str) -> bool:
-    """Say whether an overlay is mounted at path; False where it cannot be asked."""
+    """Return True if an overlay is mounted at path; False if that is unknown."""
     with contextlib.suppress(OSError):
         return is_mounted_surely(path)
     return False
 
 
 def is_mounted_surely(path: str) -> bool:
-    """Say whether an overlay is mounted at path. Raises OSError where it cannot be asked."""
+    """Return True if an overlay is mounted at path. Raises OSError if that is unknown."""
     try:
         return fs_magic(path) == OVERLAY_MAGIC and os.stat(path).st_dev != os.stat(os.path.dirname(path)).st_dev
     except (FileNotFoundError, NotADirectoryError):
@@ -277,7 +277,7 @@ def is_mounted_surely(path: str) -> bool:
 
 
 def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
-    """Say whether an overlay writes to this directory: attached or not, in any namespace, or kept by a descriptor.
+    """Return True if an overlay writes to this directory: attached or not, in any namespace, or kept by a descriptor.
 
     None   this kernel does not tell, or not in a user namespace (userxattr), where it takes no file handles
     """
@@ -348,7 +348,7 @@ def sync_filesystem(path: str) -> None:
 
 
 def dirents_typed(path: str) -> bool:
-    """Say whether every entry of the directory is listed with its type (d_type)."""
+    """Return True if every entry of the directory is listed with its type (d_type)."""
     return bool(_ask("int *", lib.lay_dirents_typed, os.fsencode(path)))
 
 
@@ -371,5 +371,5 @@ def set_project_limit(device: str, project: int, size: int) -> None:
 
 
 def project_quota_on(device: str) -> bool:
-    """Say whether project quotas are counted and enforced on a block device."""
+    """Return True if project quotas are counted and enforced on a block device."""
     return bool(_ask("int *", lib.lay_quota_state, os.fsencode(device)))

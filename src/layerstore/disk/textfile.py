@@ -133,7 +133,7 @@ def new_file(path: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
-    """Name path in an OSError that names no file, or only one that nobody knows."""
+    """Name path in an OSError that names no file, or only a temporary one."""
     try:
         yield
     except OSError as err:
@@ -236,7 +236,7 @@ def make_directory(path: str, mode: int) -> None:
 
 
 def is_directory(path: str) -> bool:
-    """Say whether path is a directory, and no link to one."""
+    """Return True if path is a directory, and not a link to one."""
     try:
         return stat.S_ISDIR(_files.mode_of(path))
     except OSError:
@@ -271,7 +271,7 @@ def tree_bytes(path: str) -> int:
 
 
 def drop_acls(path: str | int) -> None:
-    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer shall not."""
+    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer must not."""
     for name in ("system.posix_acl_default", "system.posix_acl_access"):
         try:
             os.removexattr(path, name)

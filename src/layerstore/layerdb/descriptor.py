@@ -20,7 +20,7 @@ _GO_ESCAPES = {
 
 
 def encode_descriptor(descriptor: Descriptor) -> bytes:
-    """Give descriptor.json as Go writes it: that order of keys, empty ones left out, no newline."""
+    """Return descriptor.json as Go writes it: that order of keys, empty ones left out, no newline."""
     fields: dict[str, object] = {
         "mediaType": str(descriptor.media_type),
         "size": int(descriptor.size),

@@ -1,4 +1,4 @@
-"""Boxes that were unmounted while somebody was inside: mounts/<name>/detached says the device that is still written to.
+"""Boxes that were unmounted while a process was inside: mounts/<name>/detached names the device still written to.
 
 The driver knows boxes by its own ids; here they have names. The mark is no more than a hint at the users' device: the
 kernel says whether a box is still in use.
@@ -65,13 +65,13 @@ class Detached:
         return None
 
     def mark(self, id: str, device: int) -> None:
-        """Write down that somebody is still inside a box. Raises OSError."""
+        """Note that a process is still inside a box. Raises OSError."""
         path = self._path(id)
         if path is not None:
             replace_small(path, f"{os.major(device)}:{os.minor(device)}".encode(), 0o644, sync=True)
 
     def clear(self, id: str) -> None:
-        """Nobody is inside any more."""
+        """Note that no process is inside."""
         path = self._path(id)
         if path is not None:
             with contextlib.suppress(FileNotFoundError):

@@ -53,7 +53,7 @@ def parse_document(data: bytes, what: str) -> Any:
 
 
 def diff_ids_of(config: Any) -> list[DiffID]:
-    """Give the DiffIDs an image's config names, base first. Raises InvalidMetadataError."""
+    """Return the DiffIDs an image's config names, base first. Raises InvalidMetadataError."""
     rootfs = config.get("rootfs") if isinstance(config, dict) else None
     if not isinstance(rootfs, dict):
         raise InvalidMetadataError("invalid image JSON, no RootFS key")
@@ -101,7 +101,7 @@ class ImageDB:
     def exclusive(self, check: Callable[[], object]) -> contextlib.AbstractContextManager[None]:
         """Keep other threads and processes from the database.
 
-        check   called as soon as nobody else changes anything; what it raises ends the `with` block before it begins
+        check   called once the lock is held; what it raises ends the `with` block before it begins
         Entering it raises StoreInUseError after lock_timeout seconds.
         """
 
@@ -114,7 +114,7 @@ class ImageDB:
     # ---- images that have no name yet ----
 
     def begin_making(self, ids: Iterable[str]) -> None:
-        """Under the lock: note images that will get names, before their configs are written. Till end_making() no list
+        """Under the lock: note images that will get names, before their configs are written. Until end_making() no list
         has them, and where this process dies before, they go.
         """
         if wanted := list(ids):
@@ -138,7 +138,7 @@ class ImageDB:
         return {id for tags in self.repositories().values() for id in tags.values()}
 
     def _in_making(self) -> set[str]:
-        """Images without a name that somebody is just making, or was when he died."""
+        """Return images without a name that a process is making, or was making when it died."""
         try:
             noted = json.loads(read_small(self._making, _REPOSITORIES_LIMIT))
             ids = {str(Digest(id)) for id in noted}
@@ -179,7 +179,7 @@ class ImageDB:
         return found
 
     def has(self, id: str) -> bool:
-        """Say whether there is an image with this id."""
+        """Return True if there is an image with this id."""
         return os.path.lexists(self._path(id))
 
     def _path(self, id: str) -> str:
@@ -207,14 +207,14 @@ class ImageDB:
         with contextlib.suppress(FileNotFoundError):
             try:
                 _files.unlink(self._path(id))
-            except IsADirectoryError:                     # damage, and no image any more
+            except IsADirectoryError:                     # damage, no longer an image
                 remove_directory(self._path(id))
             if self._durability == "full":
                 sync_directory(self._content)
         remove_directory(os.path.join(self._metadata, Digest(id).encoded))
 
     def sweep(self) -> None:
-        """Remove what a process that died left half written; while nobody else writes."""
+        """Remove what a dead process left half written; the lock is held."""
         noted: list[str] = []
         with contextlib.suppress(FileNotFoundError):
             noted = [os.path.join(self._metadata, name) for name in os.listdir(self._metadata)]
@@ -226,7 +226,7 @@ class ImageDB:
                             _files.unlink(os.path.join(directory, name))
 
     def written(self, id: str) -> float:
-        """Say when a config was written here, in seconds since 1970; 0 where nobody can say."""
+        """Say when a config was written here, in seconds since 1970; 0 if that is unknown."""
         try:
             return os.stat(self._path(id), follow_symlinks=False).st_mtime
         except OSError:
@@ -248,7 +248,7 @@ class ImageDB:
     # ---- who stands on a layer ----
 
     def standing_on(self, chain_id: str) -> str:
-        """Give the id of an image that needs this layer, or cannot be read and may need it; "" for none."""
+        """Return the id of an image that needs this layer, or cannot be read and may need it; "" for none."""
         ids = self._all_ids()
         for gone in self._chains.keys() - set(ids):
             self._chains.pop(gone, None)

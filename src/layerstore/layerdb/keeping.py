@@ -147,7 +147,7 @@ class Keeping:
         return os.path.join(self._metadata.layer_directory(chain_id), _MARK)
 
     def is_released(self, chain_id: str) -> bool:
-        """Say whether the layer has the mark. Raises OSError."""
+        """Return True if the layer has the mark. Raises OSError."""
         try:
             return stat.S_ISREG(_files.mode_of(self._mark(chain_id)))
         except (FileNotFoundError, NotADirectoryError):

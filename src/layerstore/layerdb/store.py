@@ -154,7 +154,7 @@ class FileMetadataStore:
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
 
-        Held for the moment of a rename only; where the file system has no locks it holds nobody. Reentrant.
+        Held for the moment of a rename only; on a file system without locks it stops no other process. Reentrant.
         Entering it raises StoreInUseError after lock_timeout seconds.
         """
         return self._exclusive.hold()
@@ -187,7 +187,7 @@ class FileMetadataStore:
     # -- layers --
 
     def layer_directory(self, chain_id: str) -> str:
-        """Give the directory of a layer, whether or not it is there."""
+        """Return the directory of a layer, whether or not it is there."""
         chain = ChainID(chain_id)
         return os.path.join(self.root, chain.algorithm, chain.encoded)
 
@@ -195,7 +195,7 @@ class FileMetadataStore:
         return os.path.join(self.layer_directory(chain_id), name)
 
     def has(self, chain_id: str) -> bool:
-        """Say whether the layer's directory is there."""
+        """Return True if the layer's directory is there."""
         return is_directory(self.layer_directory(chain_id))
 
     def get_size(self, chain_id: str) -> int:
@@ -336,7 +336,7 @@ class FileMetadataStore:
             return ""
 
     def has_mount(self, mount: str) -> bool:
-        """Say whether the directory of a writable layer is there."""
+        """Return True if the directory of a writable layer is there."""
         return is_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
 
     def mount_written(self, mount: str) -> float:
@@ -426,7 +426,7 @@ class FileMetadataStore:
         remove_directory(directory)
 
     def set_mount_aside(self, mount: str) -> str | None:
-        """Rename a mount's directory below tmp/, where cleanup() removes what nobody works on.
+        """Rename a mount's directory below tmp/, where cleanup() removes what no process works on.
 
         Returns  the new path, or None: it is gone
         """
@@ -459,7 +459,7 @@ class _OwningGzipReader(gzip.GzipFile):
 
 
 def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
-    """Rename a directory to a name nobody has, and give it; None: the directory is gone."""
+    """Rename a directory to an unused name and return the name; None: the directory is gone."""
     while True:
         name = draw()
         try:

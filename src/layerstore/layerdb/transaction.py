@@ -52,7 +52,7 @@ class MetadataTransaction(Protocol):
         """Note the operating system; on Linux nothing is written."""
 
     def tar_split_writer(self, compress_input: bool) -> BinaryIO:
-        """Give a writer of the tar-split record; compress_input: JSON lines come in, gzip is stored."""
+        """Return a writer of the tar-split record; compress_input: JSON lines come in, gzip is stored."""
         ...
 
     def commit(self, chain_id: str) -> None:
@@ -241,12 +241,12 @@ class FileMetadataTransaction:
         self.release()
 
     def is_ours(self) -> bool:
-        """Say whether it is in the making, and by this process: a forked child has none of its parent's."""
+        """Return True if it is in the making, and by this process: a forked child has none of its parent's."""
         return self._claim is not None and self._claim.is_held()
 
 
 def check_mount_name(name: str) -> str:
-    """Give the name back, if it can be a directory's name of its own.
+    """Return the name if a directory can have it.
 
     Raises  TypeError    not a str
             ValueError   empty, ".", "..", or with "/" or NUL in it, or longer than a name may be

@@ -116,7 +116,7 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
     def cut(err: Exception) -> BaseException:
         if failure:
             return failure[0]
-        # libarchive has no words for some streams that end too early; its numbers help nobody.
+        # libarchive has no words for some streams that end too early; its numbers do not help.
         reason = getattr(err, "msg", str(err)) or "it is cut, or damaged"
         return TarFormatError(f"the {kind} stream cannot be decompressed: {reason}")
 

@@ -52,7 +52,7 @@ class LeftOutWarning(UserWarning):
 
 
 def export_flags(keep: str, marks: str) -> int:
-    """Give the core's flags for the words of a call. Raises InvalidOptionError."""
+    """Return the core's flags for the words of a call. Raises InvalidOptionError."""
     if keep not in ("docker", "all"):
         raise InvalidOptionError(f'keep is "docker" or "all", not {keep!r}')
     if marks not in ("refuse", "skip"):
@@ -81,7 +81,7 @@ def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]]) -> No
 
 
 def told_left_out(stream: TarStream, whose: str) -> TarStream:
-    """Give a fresh tar, after the warning of what it leaves out; where warnings are errors it is closed."""
+    """Return a fresh tar, after the warning of what it leaves out; where warnings are errors it is closed."""
     try:
         warn_left_out(whose, stream._left_out())
     except BaseException:

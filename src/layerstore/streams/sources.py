@@ -68,7 +68,7 @@ class Blocks:
         self._left = memoryview(b"")
 
     def read(self, n: int) -> bytes:
-        """Give at most n bytes; b"" at the end. Raises TypeError, and whatever the iterator raises."""
+        """Return at most n bytes; b"" at the end. Raises TypeError, and what the iterator raises."""
         while not self._left:
             try:
                 block = next(self._blocks)

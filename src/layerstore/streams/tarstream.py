@@ -193,7 +193,7 @@ class TarStream(_BinaryFile):
             return apply.pump_source(self._open(), 1 << 40, 100)
 
     def close(self) -> None:
-        """Stop, once a running read is over; give back what the stream holds. Twice is harmless."""
+        """Stop, once a running read is over, and release what the stream holds. Twice is harmless."""
         with self._lock:
             if self.closed:
                 return
