@@ -26,7 +26,7 @@ BENEATH = {"dir_fd", "src_dir_fd", "dst_dir_fd"}
 THE_STORES = "below the root, in directories that only the store writes to: image/<driver>, and beside what is in layers"
 ROOMS = {
     "disk/dockerd.py": THE_STORES, "disk/locks.py": THE_STORES, "layerdb/imagedb.py": THE_STORES, "layerdb/keeping.py": THE_STORES, "layerdb/store.py": THE_STORES,
-    "layerdb/transaction.py": THE_STORES, "engine/references.py": THE_STORES, "engine/writable.py": THE_STORES, "layerdb/detached.py": THE_STORES, "engine/engine.py": THE_STORES, "layerdb/leftovers.py": THE_STORES,
+    "layerdb/transaction.py": THE_STORES, "engine/references.py": THE_STORES, "engine/writable.py": THE_STORES, "layerdb/detached.py": THE_STORES, "engine/ground.py": THE_STORES, "layerdb/leftovers.py": THE_STORES,
     "drivers/registry.py": THE_STORES, "drivers/overlay2/host.py": THE_STORES, "drivers/overlay2/directories.py": THE_STORES, "drivers/overlay2/ground.py": THE_STORES,
     "drivers/quota.py": THE_STORES, "drivers/overlay2/mounting.py": THE_STORES + "; and mount points",
     "drivers/checks.py": "probes, each in a directory of its own that only this user may enter",
@@ -98,7 +98,10 @@ C_CALL = re.compile(
     r"|readlink|access|chmod|chdir)\s*\((?!\d)"
 )
 # Of a link in /proc/self/fd, which means an open file whatever has its name now.
-C_ROOMS = {("place.c", "chmod"), ("error.c", "readlink")}
+C_ROOMS = {("place.c", "chmod"), ("error.c", "readlink")} | {
+    # Mount points, /proc, block devices, and the driver's own directories: nothing in a layer.
+    ("mount.c", "open"), ("mount.c", "opendir"), ("mount.c", "chdir"), ("inside.c", "open"), ("quota.c", "open"),
+}  # fmt: skip
 
 
 def c_text(path):

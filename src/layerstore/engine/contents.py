@@ -7,35 +7,26 @@ directory, with the same content; so each call looks first where the layer lies 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from layerstore.contents.files import open_bytes
 from layerstore.contents.merged import MergedTree
-from layerstore.drivers import Driver, StoredLayer
+from layerstore.drivers import StoredLayer
+from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
-from layerstore.engine.records import Records
 from layerstore.errors import LayerStoreError
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.leftout import told_left_out
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import FileEntry
 
 
-def stored(driver: Driver, metadata: FileMetadataStore, record: Record) -> StoredLayer:
-    """Return the layer of a record, as the driver has it."""
-    sidecar = functools.partial(metadata.open_sidecar, record.chain_id)
-    return driver.layers.open(record.cache_id, record.directories[1:], sidecar)
-
-
 class Contents:
     """The contents of one store's layers."""
 
-    def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, check_open: Callable[[str], None]
-    ) -> None:
-        """check_open   raises once the store is closed; takes the ChainID that is used"""
-        self._metadata, self._driver, self._records, self._check_open = metadata, driver, records, check_open
+    def __init__(self, ground: Ground) -> None:
+        """Look at the layers of this ground."""
+        self._ground, self._records, self._check_open = ground, ground.records, ground.check_open
 
     def current(self, record: Record) -> Record:
         """Return the record, as the disk has it now."""
@@ -45,7 +36,7 @@ class Contents:
 
     def _stored(self, record: Record) -> StoredLayer:
         self._check_open(record.chain_id)
-        return stored(self._driver, self._metadata, self.current(record))
+        return self._ground.stored(self.current(record))
 
     def below(self, record: Record) -> Record | None:
         """Return what a layer stands on, as the disk has it now."""

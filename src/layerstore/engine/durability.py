@@ -6,38 +6,26 @@ Enters: driver ids, a write set, the record they stand on, and a level. No lock 
 from __future__ import annotations
 
 import contextlib
-from typing import cast
 
 from layerstore._core import _files
 from layerstore.disk import mounts
-from layerstore.drivers import Driver
+from layerstore.engine.ground import Ground, parse_durability
 from layerstore.engine.record import Record
-from layerstore.errors import InvalidOptionError
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction
 from layerstore.values import Durability
-
-
-def parse_durability(given: str) -> Durability:
-    """Give the level a text names. Raises InvalidOptionError."""
-    if given not in ("full", "ordered", "none"):
-        raise InvalidOptionError(f"durability is full, ordered or none, not {given!r}")
-    return cast(Durability, given)
 
 
 class Syncing:
     """What one store puts on its disk."""
 
-    def __init__(self, metadata: FileMetadataStore, driver: Driver, home: str, default: Durability) -> None:
-        """home      the driver's directory
-        default   the level of calls that name none
-        """
-        self._metadata, self._driver, self._home, self._default = metadata, driver, home, default
+    def __init__(self, ground: Ground) -> None:
+        """Calls that name no level have the store's."""
+        self._ground, self._metadata, self._host = ground, ground.metadata, ground.driver.host
 
     def level(self, durability: str | None) -> Durability:
         """The durability of one call. Raises InvalidOptionError."""
-        level = self._default if durability is None else parse_durability(durability)
-        return "none" if self._driver.host.in_memory else level
+        level = self._ground.durability if durability is None else parse_durability(durability)
+        return "none" if self._host.in_memory else level
 
     def before(
         self, ids: list[str], transaction: FileMetadataTransaction, above: Record | None, level: Durability
@@ -45,7 +33,7 @@ class Syncing:
         """Put what was made on the disk, as far as level says, before it becomes visible."""
         # What it stands on may have been stored with less, by anybody; then one sync of everything sees to that, too.
         known = above is None or above.durable
-        everywhere = self._driver.host.sync(ids, level, everything=level == "full" and not known)
+        everywhere = self._host.sync(ids, level, everything=level == "full" and not known)
         if level != "none" and not (everywhere and self._one_device()):
             transaction.sync()
         if level == "full" and above and not known:
@@ -53,7 +41,7 @@ class Syncing:
 
     def contents(self, id: str) -> None:
         """Put on the disk what a call wrote into a writable layer that is there already."""
-        self._driver.host.sync([id], self.level(None))
+        self._host.sync([id], self.level(None))
 
     def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
         """Around the rename that makes something visible: a power cut shall not make it invisible again."""
@@ -62,7 +50,7 @@ class Syncing:
     def ensure(self, record: Record, level: Durability) -> None:
         """A layer that was there before may have been stored with less than is asked for now."""
         if level == "full" and not record.durable:
-            self._driver.host.sync([record.cache_id], level, everything=True)
+            self._host.sync([record.cache_id], level, everything=True)
             self._note(record)
 
     def _note(self, record: Record) -> None:
@@ -76,4 +64,4 @@ class Syncing:
 
     def _one_device(self) -> bool:
         """Are the layerdb and the driver's directories on one file system?"""
-        return _files.status(self._home, follow=True)[1] == _files.status(self._metadata.root, follow=True)[1]
+        return _files.status(self._ground.home, follow=True)[1] == _files.status(self._metadata.root, follow=True)[1]

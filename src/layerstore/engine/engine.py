@@ -1,8 +1,8 @@
-"""Engine: one store at work: its parts, made and tied together, and what every call asks first.
+"""Engine: one store at work: its parts, made and tied together.
 
-The parts: records.py (what there is), references.py (who keeps it), intake.py (how a layer is made), writable.py
-(writable layers), contents.py (what is in a layer), durability.py (what is on the disk), verify.py, mending.py and
-repair.py, reclaim.py. They know records; store.py makes Layer and RWLayer of them.
+The parts: ground.py (the opened root), records.py (what there is), references.py (who keeps it), intake.py (how a layer
+is made), writable.py (writable layers), contents.py (what is in a layer), durability.py (what is on the disk),
+verify.py, mending.py and repair.py, reclaim.py. They know records; store.py makes Layer and RWLayer of them.
 Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
 processes. None is held during tar work, the latter two not while files are deleted or a disk is waited for. A layer
 becomes visible by one rename; a removal renames first and cleanup() finishes it.
@@ -13,150 +13,48 @@ Source: moby, layer/layer_store.go
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from layerstore.disk import dockerd
-from layerstore.disk.holds import Holds
-from layerstore.disk.locks import LOCK_TIMEOUT, parse_lock_timeout
-from layerstore.drivers import StoreView, registry
 from layerstore.engine.contents import Contents
-from layerstore.engine.durability import Syncing, parse_durability
+from layerstore.engine.durability import Syncing
+from layerstore.engine.ground import Ground
 from layerstore.engine.intake import Registration, Unpacked
 from layerstore.engine.mending import Mending
 from layerstore.engine.reclaim import Reclaim
 from layerstore.engine.record import MountReference, Record, Reference
-from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.engine.verify import verify
 from layerstore.engine.writable import WritableLayers
-from layerstore.errors import InvalidOptionError, LayerStoreError, ReadOnlyStoreError, StoreClosedError
 from layerstore.ids import is_digest
-from layerstore.layerdb.detached import Detached
-from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.keeping import Keeping
-from layerstore.layerdb.store import FileMetadataStore
-from layerstore.limits import Limits
 from layerstore.streams.sources import SourceInput
-from layerstore.values import Descriptor, Durability, Metadata, Orphan, Problem, Progress
+from layerstore.values import Descriptor, Metadata, Orphan, Problem, Progress
 
 log = logging.getLogger("layerstore")
 
 
-class Engine:
+class Engine(Ground):
     """What one Store object and all it gave share."""
 
     def __init__(self, root: str, driver: str | None, options: Mapping[str, str] | None) -> None:
         """Open, or make, the store below root. Raises as Store() does."""
-        self.root = root
-        if options is not None and not isinstance(options, Mapping):
-            raise TypeError(f"options is a mapping of texts, not {type(options).__name__}")
-        given = dict(options or {})
-        durability = parse_durability(given.pop("durability", "full"))
-        self.read_only = self._why_read_only(given.pop("read_only", "false"))
-        """Why nothing is written; "": the store is open for writing."""
-        lock_timeout = parse_lock_timeout(given.pop("lock_timeout", str(LOCK_TIMEOUT)))
-        self.limits = Limits.take(given)
-        name, layerdb = self._open_driver(driver, given, lock_timeout)
-        # What outlives no crash is not synced, by the layerdb alone either.
-        level: Durability = "none" if self.driver.host.in_memory else durability
-        m = self.metadata
-        if not self.read_only:
-            m.make(level)
-            self.holds.open()
-        self.images = ImageDB(os.path.dirname(layerdb), level, lock_timeout)
-        self.records = records = Records(m, self.holds)
-        self.syncing = Syncing(m, self.driver, os.path.join(root, name), level)
-        keeping = Keeping(m, level)
-        self.references = References(
-            root, m, self.driver, records, self.holds, self.images, keeping, read_only=bool(self.read_only)
-        )
-        parts = (m, self.driver, records, self.holds, self.references)
-        self.intake = Registration(*parts, keeping, self.syncing, self.check_writable)
-        self.contents = Contents(m, self.driver, records, self.check_open)
-        self.writable = WritableLayers(
-            *parts, self._boxes, self.contents, self.syncing, self.intake, self.check_writable
-        )
-        self.mending = Mending(
-            m, self.driver, records, self.references, self.contents, self.syncing, self.intake, self.writable,
-            self.verify,
-        )  # fmt: skip
-        self.reclaim = Reclaim(root, m, self.driver, records, self.references, self.holds)
-        self._closed = False
-
-    def _open_driver(self, driver: str | None, given: dict[str, str], lock_timeout: float) -> tuple[str, str]:
-        """Choose the driver and open it. Returns its name, and where the layerdb is."""
-        root = self.root
-        fresh = not os.path.lexists(root)
-        try:
-            name = registry.choose(root, driver)
-            layerdb = os.path.join(root, "image", name, "layerdb")
-            self.holds = Holds(layerdb)
-            if self.read_only and not os.path.isdir(os.path.join(root, name)):
-                raise LayerStoreError(f"there is no store below {root} to read", path=root)
-            if not self.read_only:
-                os.makedirs(root, 0o711, exist_ok=True)
-                if os.statvfs(root).f_flag & os.ST_RDONLY:
-                    raise OSError(errno.EROFS, os.strerror(errno.EROFS), root)
-            m = self.metadata = FileMetadataStore(layerdb, make=False, lock_timeout=lock_timeout)
-            self._boxes = Detached(m)
-            view = StoreView(bool(self.read_only), self.limits, lock_timeout, self.holds, self._boxes, m.layer_in)
-            self.driver = registry.open_driver(name, root, given, view)
-        except (LayerStoreError, OSError) as err:
-            if fresh:
-                with contextlib.suppress(OSError):
-                    os.rmdir(root)
-            if isinstance(err, OSError):
-                if err.errno == errno.EROFS:
-                    why = f"the file system of {root} is read-only, mount it for writing, or use read_only"
-                    raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {why}", path=root) from err
-                raise
-            named = f": {driver}" if driver else ""
-            raise type(err)(f"error initializing graphdriver: {err}{named}", path=err.path) from err
-        return name, layerdb
-
-    def _why_read_only(self, option: str) -> str:
-        if option not in ("true", "false"):
-            raise InvalidOptionError(f"read_only is true or false, not {option!r}")
-        if option == "true":
-            return "it was opened with read_only"
-        database = dockerd.locked_database(self.root)
-        if not database:
-            return ""
-        why = f"a dockerd is using {self.root} ({database} is locked); stop it, or use a root of your own"
-        log.warning("Open for reading only: %s", why, extra={"root": self.root, "database": database})
-        return why
+        super().__init__(root, driver, options)
+        keeping = Keeping(self.metadata, self.durability)
+        self.syncing = Syncing(self)
+        self.references = References(self, keeping)
+        self.contents = Contents(self)
+        self.intake = Registration(self, self.references, keeping, self.syncing)
+        self.writable = WritableLayers(self, self.references, self.contents, self.syncing, self.intake)
+        self.mending = Mending(self, self.references, self.contents, self.syncing, self.intake, self.writable)
+        self.reclaim = Reclaim(self, self.references)
 
     def describe(self) -> str:
         """Say which store it is, for a repr()."""
         read_only = ", read-only" if self.read_only else ""
-        return f"{self.root} ({self.driver.host.name}{read_only}){', closed' if self._closed else ''}"
-
-    # ---- what every call asks first ----
-
-    def check_open(self, used: str = "") -> None:
-        """Raise StoreClosedError once the store is closed.
-
-        used   a ChainID that this store holds: a forked child holds it for itself from now on
-        """
-        if self._closed:
-            raise StoreClosedError(path=self.root)
-        self.holds.take_over(used)
-
-    def check_writable(self) -> None:
-        """Raise StoreClosedError, or ReadOnlyStoreError: opened for reading, or a dockerd was started meanwhile."""
-        self.check_open()
-        if self.read_only:
-            raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: {self.read_only}", path=self.root)
-        database = dockerd.locked_database(self.root)
-        if database:
-            why = f"{ReadOnlyStoreError.text}: a dockerd was started on {self.root} meanwhile, {database} is locked"
-            raise ReadOnlyStoreError(why, path=self.root)
+        return f"{self.root} ({self.driver.host.name}{read_only}){', closed' if self.closed else ''}"
 
     # ---- layers ----
 
@@ -236,10 +134,7 @@ class Engine:
     ) -> list[Problem]:  # fmt: skip
         """Compare what is stored with what was registered, as Store.verify() does."""
         self.check_open()
-        return verify(
-            self.metadata, self.driver, self.records, self.references, self.contents, self.images, chain_id,
-            attributes=metadata, progress=progress, workers=workers, root=self.root,
-        )  # fmt: skip
+        return verify(self, self.references, self.contents, chain_id, metadata, progress, workers)
 
     def repair(self, subject: str, source: Any, progress: Progress | None) -> list[Problem]:
         """Mend a layer, or a writable layer, as Store.repair() does."""
@@ -274,12 +169,12 @@ class Engine:
 
     def close(self) -> None:
         """Hold nothing any more. Twice is harmless."""
-        self._closed = True
+        self.closed = True
         self.holds.close()
 
     def __del__(self) -> None:
         # Not if __init__ failed. The warning keeps a reference, which is an unfinished engine's last.
-        if getattr(self, "_closed", True):
+        if getattr(self, "closed", True):
             return
         held = sum(len(record.references) for record in self.records.layers.values())
         held_too = f", which holds {held} layers" if held else ""

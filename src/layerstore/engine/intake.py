@@ -8,21 +8,17 @@ Source: moby, layer/layer_store.go (registerWithDescriptor)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
-from layerstore.disk.holds import Holds
 from layerstore.disk.locks import Scope
-from layerstore.drivers import Draft, Driver, Received, Stack
-from layerstore.engine.contents import stored
+from layerstore.drivers import Draft, Received, Stack
 from layerstore.engine.durability import Syncing
+from layerstore.engine.ground import Ground
 from layerstore.engine.record import Record, Reference
-from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.ids import ChainID, DiffID, chain_on, random_id
 from layerstore.layerdb.keeping import Keeping
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction
 from layerstore.streams.sources import TarInput, refuse_nothing
 from layerstore.values import Descriptor, Durability
@@ -48,15 +44,11 @@ class Unpacked(NamedTuple):
 class Registration:
     """Makes layers of one store."""
 
-    def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
-        keeping: Keeping, syncing: Syncing, check_writable: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """check_writable   raises where nothing may be added (any more): closed, read-only, a dockerd was started"""
-        self._metadata, self._driver, self._records, self._holds = metadata, driver, records, holds
-        self._references, self._keeping = references, keeping
-        self._syncing, self._check_writable = syncing, check_writable
-        self._lock = records.lock
+    def __init__(self, ground: Ground, references: References, keeping: Keeping, syncing: Syncing) -> None:
+        """Make layers on this ground."""
+        self._ground, self._metadata, self._driver = ground, ground.metadata, ground.driver
+        self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
+        self._references, self._keeping, self._syncing = references, keeping, syncing
 
     def register(self, given: TarInput, above: Record | None, descriptor: Descriptor, level: Durability) -> Reference:
         """Make a layer of a tar. Ends the use of `above`, whatever happens."""
@@ -77,7 +69,7 @@ class Registration:
         A tar of no bytes is taken: who knows what it must be compares its DiffID.
         Any number of threads at once. cleanup() takes it only when its process is gone.
         """
-        self._check_writable()
+        self._ground.check_writable()
         return self._unpack(given, [], allow_empty=True)
 
     def register_unpacked(
@@ -90,7 +82,7 @@ class Registration:
         above: Record | None = None
         try:
             with Scope(lambda: unpacked, self._end):
-                self._check_writable()
+                self._ground.check_writable()
                 above = self._references.use(parent) if parent else None
                 _check_depth(above)
                 stack = above.directories if above else []
@@ -194,7 +186,7 @@ class Registration:
     def _existing(self, chain_id: ChainID) -> Reference | None:
         """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""
         with self._lock, self._metadata.exclusive():
-            self._check_writable()
+            self._ground.check_writable()
             existing = self._records.load_current(chain_id)
             if existing is None or not self._driver.layers.exists(existing.cache_id):
                 return None
@@ -205,7 +197,7 @@ class Registration:
         chain, records = made.chain_id, self._records
         aside = None
         with self._lock, self._metadata.exclusive():
-            self._check_writable()
+            self._ground.check_writable()
             existing = records.load_current(chain)
             if existing is None or not self._driver.layers.exists(existing.cache_id):
                 if made.parent and not records.names_layer(made.parent.chain_id, stack[0]):
@@ -240,7 +232,7 @@ class Registration:
             layer = self._records.load_current(chain_id)
             if layer:
                 try:
-                    stored(self._driver, self._metadata, layer).mend()
+                    self._ground.stored(layer).mend()
                 except FileNotFoundError as err:      # its files are gone
                     told(err)
                 self._stand_on_anew(layer)

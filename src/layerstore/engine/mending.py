@@ -7,22 +7,19 @@ loaded layer's files need is in repair.py; what a writable layer stands on in wr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from typing import Any
 
-from layerstore.drivers import Driver
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
+from layerstore.engine.ground import Ground
 from layerstore.engine.intake import Registration, Unpacked
 from layerstore.engine.record import Record
-from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.engine.repair import Repair, tar_of
-from layerstore.engine.verify import Verifier
+from layerstore.engine.verify import Verifier, verify
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import CorruptLayerError, LayerStoreError
 from layerstore.ids import ChainID, DiffID, chain_on
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.sources import SourceInput
 from layerstore.values import Descriptor, Problem, Progress
 
@@ -31,14 +28,16 @@ class Mending:
     """Mends what one store has."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, references: References,
-        contents: Contents, syncing: Syncing, registration: Registration, writable: WritableLayers,
-        verify: Callable[[str], list[Problem]],
+        self, ground: Ground, references: References, contents: Contents, syncing: Syncing, registration: Registration,
+        writable: WritableLayers,
     ) -> None:  # fmt: skip
-        """verify   returns a layer's problems"""
-        self._contents = contents
-        self._metadata, self._driver, self._records, self._references = metadata, driver, records, references
-        self._syncing, self._registration, self._writable, self._verify = syncing, registration, writable, verify
+        """Mend what is on this ground."""
+        self._ground, self._metadata, self._records = ground, ground.metadata, ground.records
+        self._references, self._contents, self._syncing = references, contents, syncing
+        self._registration, self._writable = registration, writable
+
+    def _verify(self, chain_id: str) -> list[Problem]:
+        return verify(self._ground, self._references, self._contents, chain_id)
 
     # ---- layers ----
 
@@ -57,9 +56,7 @@ class Mending:
                     self._records.load_all()
                     others = list(self._records.layers.values())
                 level = self._syncing.level("full")
-                Repair(self._metadata, self._driver, self._contents, self._verify, level).layer(
-                    record, source, others, progress
-                )
+                Repair(self._ground, self._contents, self._verify, level).layer(record, source, others, progress)
         with self._records.lock:
             self._records.forget_bad()        # what stands on it can be read again
         left = self._verify(chain_id)
@@ -168,4 +165,4 @@ class Mending:
             self._records.load_mounts()
             bad, mount = self._records.bad_mounts.get(name), self._records.mounts.get(name)
         told = [Problem("metadata", name, "", str(bad))] if bad else []
-        return told + (Verifier(self._metadata, self._driver).mount(mount, self._contents) if mount else [])
+        return told + (Verifier(self._ground).mount(mount, self._contents) if mount else [])

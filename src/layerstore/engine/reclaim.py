@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 import os
 
-from layerstore.disk import dockerd
-from layerstore.disk.holds import STORE, Holds
+from layerstore.disk.holds import STORE
 from layerstore.disk.textfile import tree_bytes
-from layerstore.drivers import Driver
-from layerstore.engine.records import Records
+from layerstore.engine.ground import Ground
 from layerstore.engine.references import References
 from layerstore.errors import LayerStoreError, StoreInUseError
 from layerstore.layerdb.leftovers import Leftovers
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Orphan
 
 log = logging.getLogger("layerstore")
@@ -26,19 +23,16 @@ log = logging.getLogger("layerstore")
 class Reclaim:
     """Finds and removes what is unowned below one root."""
 
-    def __init__(
-        self, root: str, metadata: FileMetadataStore, driver: Driver, records: Records, references: References,
-        holds: Holds,
-    ) -> None:  # fmt: skip
-        """Look below root."""
-        self._root, self._metadata, self._driver = root, metadata, driver
-        self._records, self._references, self._holds = records, references, holds
-        self._leftovers = Leftovers(metadata)
+    def __init__(self, ground: Ground, references: References) -> None:
+        """Look below the root of this ground."""
+        self._ground, self._root, self._metadata, self._driver = ground, ground.root, ground.metadata, ground.driver
+        self._records, self._references, self._holds = ground.records, references, ground.holds
+        self._leftovers = Leftovers(ground.metadata)
 
     def find(self) -> list[Orphan]:
         """List what is unowned, largest first. Raises as Store.orphans() does."""
         root, m, host = self._root, self._metadata, self._driver.host
-        self._check_no_dockerd()
+        self._ground.check_no_dockerd()
         released = [m.layer_directory(chain_id) for chain_id in self._references.unneeded()]
         found = []
         for name in host.orphans(self._records.owned):
@@ -54,16 +48,11 @@ class Reclaim:
 
     def find_alone(self) -> list[Orphan]:
         """List the same, if no other store has the root open. Raises StoreInUseError."""
-        self._check_no_dockerd()
+        self._ground.check_no_dockerd()
         if self._holds.held_elsewhere(STORE):
             why = f"{StoreInUseError.text}: another store, of this or another process, has it open"
             raise StoreInUseError(why, path=self._root)
         return self.find()
-
-    def _check_no_dockerd(self) -> None:
-        database = dockerd.locked_database(self._root)
-        if database:
-            raise StoreInUseError(f"{StoreInUseError.text} by a dockerd: {database} is locked", path=self._root)
 
     def remove(self, found: list[Orphan]) -> list[Orphan]:
         """Remove what was found. Returns what went."""

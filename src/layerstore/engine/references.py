@@ -15,16 +15,12 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from layerstore.disk import dockerd
-from layerstore.disk.holds import Holds
 from layerstore.disk.textfile import remove_directory
-from layerstore.drivers import Driver
+from layerstore.engine.ground import Ground
 from layerstore.engine.record import Record, Reference
-from layerstore.engine.records import Records
 from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, LayerStoreError, StoreInUseError
 from layerstore.ids import ChainID, DiffID
-from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.keeping import Keeping, UnreadableError
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Metadata
 
 log = logging.getLogger("layerstore")
@@ -54,14 +50,11 @@ class _Going(NamedTuple):
 class References:
     """The references of one store object."""
 
-    def __init__(
-        self, root: str, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds,
-        images: ImageDB, keeping: Keeping, *, read_only: bool,
-    ) -> None:  # fmt: skip
-        """Tell other stores through holds; read_only: nothing is ever deleted or marked."""
-        self._root, self._metadata, self._driver = root, metadata, driver
-        self._records, self._holds, self._images, self.read_only = records, holds, images, read_only
-        self._keeping, self._lock = keeping, records.lock
+    def __init__(self, ground: Ground, keeping: Keeping) -> None:
+        """Tell other stores through the holds. A store that only reads deletes and marks nothing."""
+        self._root, self._metadata, self._driver = ground.root, ground.metadata, ground.driver
+        self._records, self._holds, self._images = ground.records, ground.holds, ground.images
+        self._read_only, self._keeping, self._lock = bool(ground.read_only), keeping, ground.records.lock
 
     # ---- taking ----
 
@@ -124,7 +117,7 @@ class References:
         reference = Reference(record)
         self._holds.retain(record.chain_id)
         try:
-            if not record.references and not self.read_only:
+            if not record.references and not self._read_only:
                 reference.took_mark = self._keeping.unmark(record.chain_id)
         except BaseException:
             self._holds.release(record.chain_id)
@@ -363,7 +356,7 @@ class References:
 
     def may_not_delete(self, what: str, name: str, about: dict[str, Any]) -> bool:
         """Whether nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""
-        if self.read_only:
+        if self._read_only:
             return True
         database = dockerd.locked_database(self._root)
         if database:

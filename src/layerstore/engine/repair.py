@@ -13,12 +13,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from layerstore.drivers import Driver
-from layerstore.engine.contents import Contents, stored
+from layerstore.engine.contents import Contents
+from layerstore.engine.ground import Ground
 from layerstore.engine.record import Record
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import DiffID, random_id
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.streams.sources import SourceInput
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
@@ -57,11 +56,10 @@ class Repair:
     """Mends layers of one store."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, contents: Contents, verify: Callable[[str], list[Problem]],
-        level: Durability,
-    ) -> None:  # fmt: skip
+        self, ground: Ground, contents: Contents, verify: Callable[[str], list[Problem]], level: Durability
+    ) -> None:
         """verify   returns a layer's problems; level   what is put on the disk"""
-        self._metadata, self._driver, self._contents = metadata, driver, contents
+        self._ground, self._metadata, self._driver, self._contents = ground, ground.metadata, ground.driver, contents
         self._verify, self._level = verify, level
 
     def layer(self, record: Record, source: Any, others: Iterable[Record], progress: Progress | None) -> None:
@@ -73,7 +71,7 @@ class Repair:
         self._metadata.rewrite(
             record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
         )
-        stored(self._driver, self._metadata, record).mend(emptied=True)
+        self._ground.stored(record).mend(emptied=True)
         # What is left needs the tar: files, or what describes them.
         problems = self._verify(record.chain_id)
         if problems:
@@ -95,7 +93,7 @@ class Repair:
                 why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
                 raise CorruptLayerError(why, chain_id=record.chain_id)
             self._driver.host.sync([draft.id], self._level, everything=True)
-            layer = stored(self._driver, self._metadata, record)
+            layer = self._ground.stored(record)
             if not layer.is_described_by_its_sidecars(draft):
                 self._metadata.take_sidecars(record.chain_id, transaction)
                 problems = self._verify(record.chain_id)      # whole sidecars tell more than damaged ones did

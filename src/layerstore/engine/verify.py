@@ -16,16 +16,14 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from layerstore.disk import dockerd
-from layerstore.drivers import Driver
-from layerstore.engine.contents import Contents, stored
+from layerstore.engine.contents import Contents
+from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
-from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import chain_on
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
 from layerstore.layerdb.leftovers import Leftovers
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Done, Problem, Progress
 
 _TELL_EVERY = 0.1
@@ -38,9 +36,9 @@ class _StoppedError(Exception):
 class Verifier:
     """Compares what one store has on disk with its records."""
 
-    def __init__(self, metadata: FileMetadataStore, driver: Driver, *, attributes: bool = True) -> None:
-        """Look at these two. attributes: compare more of a layer's files than presence and bytes."""
-        self._metadata, self._driver, self._attributes = metadata, driver, attributes
+    def __init__(self, ground: Ground, *, attributes: bool = True) -> None:
+        """Look at this ground. attributes: compare more of a layer's files than presence and bytes."""
+        self._ground, self._metadata, self._attributes = ground, ground.metadata, attributes
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._done = self._total = 0
@@ -103,7 +101,7 @@ class Verifier:
         ])  # fmt: skip
         if chain_on(parent, record.diff_id) != record.chain_id:
             found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
-        told = stored(self._driver, m, record).check(record.diff_id, self._report, metadata=self._attributes)
+        told = self._ground.stored(record).check(record.diff_id, self._report, metadata=self._attributes)
         return found + [Problem(kind, subject, path, text) for kind, path, text in told]
 
     def mount(self, mount: Mount, contents: Contents) -> list[Problem]:
@@ -119,7 +117,7 @@ class Verifier:
         except LayerStoreError as err:
             return [*found, Problem("metadata", mount.name, "", str(err))]
         for id, below in directories:
-            told = self._driver.writables.check(id, below)
+            told = self._ground.driver.writables.check(id, below)
             found += [Problem(kind, mount.name, path, text) for kind, path, text in told]
         return found
 
@@ -162,7 +160,7 @@ class Verifier:
         """Name what nobody owns in the driver's directories and in the layerdb."""
         found: list[Problem] = []
         with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told elsewhere
-            found += [Problem("orphan", name, "", "nobody owns it") for name in self._driver.host.orphans(owned)]
+            found += [Problem("orphan", name, "", "nobody owns it") for name in self._ground.driver.host.orphans(owned)]
         left = Leftovers(self._metadata)
         names = map(os.path.basename, left.removals())
         found += [Problem("orphan", name, "", "a deletion was interrupted") for name in names]
@@ -188,16 +186,16 @@ class Verifier:
 
 
 def verify(
-    metadata: FileMetadataStore, driver: Driver, records: Records, references: References, contents: Contents,
-    images: ImageDB, chain_id: str | None, *, attributes: bool, progress: Progress | None, workers: int | None,
-    root: str,
+    ground: Ground, references: References, contents: Contents, chain_id: str | None, attributes: bool = True,
+    progress: Progress | None = None, workers: int | None = None,
 ) -> list[Problem]:  # fmt: skip
     """Compare one layer of a store, or all there is, with what was registered.
 
     attributes  compare more of a layer's files than presence and bytes
-    root        if a dockerd works on it, what that is making looks unowned, and is not told
     Raises      LayerDoesNotExistError
+    While a dockerd works on the root, unowned things are left out: what it is making looks unowned.
     """
+    records = ground.records
     with records.lock:
         records.load_all()
         if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
@@ -208,9 +206,9 @@ def verify(
         for record in chosen:                # none goes while it is looked at; other processes do as they like
             record.used += 1
     try:
-        verifier = Verifier(metadata, driver, attributes=attributes)
+        verifier = Verifier(ground, attributes=attributes)
         found += verifier.layers(chosen, progress, workers)
-        gone = {r.chain_id for r in chosen if not r.held and not metadata.has(r.chain_id)}
+        gone = {r.chain_id for r in chosen if not r.held and not ground.metadata.has(r.chain_id)}
         found = [problem for problem in found if problem.subject not in gone]
     finally:
         for record in chosen:
@@ -221,7 +219,7 @@ def verify(
         found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
         for mount in mounts:
             found += verifier.mount(mount, contents)
-        found += verifier.images(images)
-        if dockerd.locked_database(root) is None:
+        found += verifier.images(ground.images)
+        if dockerd.locked_database(ground.root) is None:
             found += verifier.orphans(records.owned)
     return found

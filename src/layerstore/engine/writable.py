@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from layerstore._core._apply import Apply
-from layerstore.disk.holds import Holds
 from layerstore.disk.locks import NamedLocks, Scope
 from layerstore.disk.textfile import remove_directory
-from layerstore.drivers import Driver, Stack, Writables
+from layerstore.drivers import Stack, Writables
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
+from layerstore.engine.ground import Ground
 from layerstore.engine.intake import Registration
 from layerstore.engine.record import Mount, MountReference, Record, Reference
-from layerstore.engine.records import Records
 from layerstore.engine.references import References
 from layerstore.errors import (
     ActiveMountError,
@@ -34,8 +32,6 @@ from layerstore.errors import (
     MountNameConflictError,
 )
 from layerstore.ids import random_id
-from layerstore.layerdb.detached import Detached
-from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_name
 from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.sources import SourceInput
@@ -49,18 +45,13 @@ class WritableLayers:
     """The writable layers of one store."""
 
     def __init__(
-        self, metadata: FileMetadataStore, driver: Driver, records: Records, holds: Holds, references: References,
-        detached: Detached, contents: Contents, syncing: Syncing, registration: Registration,
-        check_writable: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """check_writable   raises if nothing may be added: closed, read-only, a dockerd was started"""
-        self._read_only = references.read_only
-        self._metadata, self._writables, self._records, self._holds = metadata, driver.writables, records, holds
-        self._detached = detached
+        self, ground: Ground, references: References, contents: Contents, syncing: Syncing, registration: Registration
+    ) -> None:
+        """Make and find writable layers on this ground."""
+        self._ground, self._metadata, self._writables = ground, ground.metadata, ground.driver.writables
+        self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
         self._references, self._contents = references, contents
         self._syncing, self._registration = syncing, registration
-        self._check_writable = check_writable
-        self._lock = records.lock
         self._names = NamedLocks()
 
     # ---- making ----
@@ -80,7 +71,7 @@ class WritableLayers:
                     self._references.end_use(above)
 
     def _reference(self, mount: Mount) -> MountReference:
-        self._detached.know(mount.mount_id, mount.name)
+        self._ground.boxes.know(mount.mount_id, mount.name)
         reference = MountReference(mount)
         mount.references.add(reference)
         return reference
@@ -165,7 +156,7 @@ class WritableLayers:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
         name = mount.name
         with self._lock, self._metadata.exclusive():
-            self._check_writable()
+            self._ground.check_writable()
             if mount.parent and not self._records.names_layer(mount.parent.chain_id, below[0]):
                 gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
                 raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
@@ -299,7 +290,7 @@ class WritableLayers:
         for id, below in self._contents.directories_of_mount(mount):
             problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
-            if problems and not self._read_only and (below or not self._says_more(id)):
+            if problems and not self._ground.read_only and (below or not self._says_more(id)):
                 with contextlib.suppress(OSError, LayerStoreError):
                     self._writables.mend(id, below)
                     about = {"mount": mount.name, "problem": problems[0].text}
@@ -326,7 +317,7 @@ class WritableLayers:
             if not self._metadata.has_mount(name):
                 raise MountDoesNotExistError(name=name)
             with self._lock, self._metadata.exclusive():
-                self._check_writable()
+                self._ground.check_writable()
                 mount_id = self._mend_record(name)
                 self._records.forget_mount(name)
                 mount = self._records.find_mount(name)
@@ -408,7 +399,7 @@ class WritableLayers:
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; gives its size as moby counts it."""
-        self._check_writable()
+        self._ground.check_writable()
         self.stand_right(mount)
         size = self._writables.apply(mount.mount_id, self._contents.stack_of(mount), SourceInput(source, progress))
         self._syncing.contents(mount.mount_id)
@@ -416,7 +407,7 @@ class WritableLayers:
 
     def commit(self, mount: Mount, flags: int, durability: str | None, progress: Progress | None) -> Reference:
         """Register what one holds now, on the same parent; flags: the core's, for its tar."""
-        self._check_writable()
+        self._ground.check_writable()
         level = self._syncing.level(durability)
         self.stand_right(mount)
         above = mount.parent
