@@ -11,7 +11,6 @@ from tarkit import dir, end, file
 
 from layerstore.cli.commands import build
 from layerstore.cli.completion import SHELLS, words_for
-from layerstore.cli.parser import arguments_of, subparsers_of
 
 BASE = dir("etc/") + file("etc/motd", b"hello\n") + file("etc/my notes", b"") + file("top", b"") + end()
 ID = tarkit.diff_id(BASE)
@@ -32,7 +31,7 @@ def words(*line: str) -> list[str]:
 
 def every_command(parser=None, path=()):
     parser = parser or build()
-    below = subparsers_of(parser)
+    below = parser.commands
     if not below:
         yield path, parser
     for name, one in below.items():
@@ -53,7 +52,7 @@ def test_commands(base):
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
 def test_every_option_of_every_command(environment, path):
     given = words(*path, "--")
-    known = [name for action in arguments_of(COMMANDS[path]) for name in action.option_strings if name.startswith("--")]
+    known = [name for action in COMMANDS[path].arguments() for name in action.option_strings if name.startswith("--")]
     assert given == known and "--root" in given
 
 

@@ -13,7 +13,6 @@ import disk
 import pytest
 
 from layerstore.cli.commands import build
-from layerstore.cli.parser import subparsers_of
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = ["docs/cli.md", "README.md"]
@@ -62,7 +61,7 @@ def test_the_examples_print_what_they_say(page, environment, room, monkeypatch):
 
 def test_every_command_is_on_the_page():
     text = (PROJECT / "docs/cli.md").read_text(encoding="utf-8")
-    for name, parser in subparsers_of(build()).items():
-        below = [f"{name} {inner}" for inner in subparsers_of(parser)]
+    for name, parser in build().commands.items():
+        below = [f"{name} {inner}" for inner in parser.commands]
         for command in below or [name]:
             assert re.search(rf"(layerstore|`) ?{command}\b", text), f"docs/cli.md does not mention {command}"

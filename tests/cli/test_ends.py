@@ -17,7 +17,6 @@ import layerstore
 from layerstore.cli import exits, main, screen, texts
 from layerstore.cli.commands import build
 from layerstore.cli.exits import Exit, Failure, code_of, sentence
-from layerstore.cli.parser import subparsers_of
 
 BASE = dir("etc/") + file("etc/motd", b"hello\n") + end()
 ID = tarkit.diff_id(BASE)
@@ -135,14 +134,13 @@ def test_the_hint_is_the_help_of_the_command(cli, words, where):
 def test_no_command_and_option_that_is_there_is_taken_for_a_slip(environment):
     """Each option of each command, with a value where it has one, and joined with it, is no mistake."""
     from layerstore.cli.mistakes import check_words
-    from layerstore.cli.parser import arguments_of
 
     parser, seen = build(), 0
     for path in every_path():
         one = parser
         for name in path:
-            one = subparsers_of(one)[name]
-        for action in arguments_of(one):
+            one = one.commands[name]
+        for action in one.arguments():
             for option in action.option_strings:
                 value = action.nargs != 0
                 for words in ([option, "-value"], [f"{option}=-v"] if option[:2] == "--" else [f"{option}-v"]) if value else ([option],):
@@ -155,7 +153,7 @@ def test_no_command_and_option_that_is_there_is_taken_for_a_slip(environment):
 def every_path(parser=None, path=()):
     parser = parser or build()
     yield path
-    for name, one in subparsers_of(parser).items():
+    for name, one in parser.commands.items():
         yield from every_path(one, (*path, name))
 
 
@@ -177,7 +175,7 @@ def test_every_example_is_a_command_line_that_parses(environment):
     for path in every_path():
         one = parser
         for name in path:
-            one = subparsers_of(one)[name]
+            one = one.commands[name]
         for line in (one.epilog or "").partition("examples:\n")[2].splitlines():
             found = re.search(r"layerstore (.*?)( [|<>].*|\)|)$", line)
             parser.parse_args(shlex.split(found[1]))

@@ -149,3 +149,32 @@ def test_the_table_alone_knows_a_driver() -> None:
     arrows = {module_name(path): imports_of(path) for path in PACKAGE.rglob("*.py")}
     know = {here for here, there in arrows.items() if any(name.startswith("drivers.overlay2") for name in there)}
     assert {here for here in know if not here.startswith("drivers.overlay2")} == {"drivers.registry"}
+
+
+# Documented methods of a named tuple, whose names only look private.
+NAMED_TUPLES = {"_asdict", "_fields", "_replace"}
+
+
+def private_names(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """Return the private names that a module has of its own (by def, or on self or cls), and those it takes of objects."""
+    own: set[str] = set()
+    taken: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.Attribute) and re.match(r"_[^_]", node.attr):
+            itself = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            (own if itself else taken).add(node.attr)
+    return own, taken - NAMED_TUPLES
+
+
+def test_private_attributes_are_told_apart() -> None:
+    own, taken = private_names(ast.parse("self._mine = other._mine + store._engine + value._replace(a=1).__doc__\ndef _f(): pass"))
+    assert (own, taken - own) == ({"_mine", "_f"}, {"_engine"})
+
+
+@pytest.mark.parametrize("room", ["images", "cli", "aio", "streams", "contents", "disk"])
+def test_no_private_attribute_of_another_modules_object_is_touched(room: str) -> None:
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        own, taken = private_names(ast.parse(path.read_text()))
+        assert taken <= own, f"{path.relative_to(PACKAGE)} touches {sorted(taken - own)}"

@@ -25,7 +25,10 @@ __all__ = [
 ]  # fmt: skip
 
 
-@mirrors(layerstore.TarStream, left=("copy_some", "pump_into", "pump_once", "readable", "readall", "write"))
+@mirrors(
+    layerstore.TarStream,
+    left=("about", "copy_some", "left_out", "pump_into", "pump_once", "readable", "readall", "write"),
+)
 class TarStream(File):
     """A layer's tar, byte for byte: what layerstore.TarStream is."""
 

@@ -23,7 +23,7 @@ exit codes:
 """
 
 
-def build() -> argparse.ArgumentParser:
+def build() -> Parser:
     """Return the parser of all commands. Its result has `run`, the command."""
     common = common_options()
     codes = "".join(f"  {code.value:>3}  {meaning}\n" for code, meaning in MEANINGS.items())

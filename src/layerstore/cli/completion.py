@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from layerstore.cli.exits import Exit
 from layerstore.cli.opening import Opened, reading
-from layerstore.cli.parser import Commands, arguments_of, subparsers_of
+from layerstore.cli.parser import Commands, Parser
 from layerstore.cli.screen import Screen
 from layerstore.cli.texts import human_size, short_id
 from layerstore.errors import readable
@@ -53,7 +53,7 @@ _MANY = ("*", "+")
 class _Line:
     """A command line up to the word that is completed."""
 
-    def __init__(self, parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    def __init__(self, parser: Parser, words: Sequence[str]) -> None:
         """Walk the words that are whole."""
         self.parser = parser
         self.plain: list[str] = []                      # arguments of the command that are no options
@@ -78,7 +78,7 @@ class _Line:
                 else:
                     self.waiting = action
         else:
-            below = subparsers_of(self.parser)
+            below = self.parser.commands
             if not below:
                 self.plain.append(word)
             elif word in below:
@@ -92,17 +92,17 @@ class _Line:
 
     def option(self, name: str) -> argparse.Action | None:
         """Return the option of this name."""
-        return next((a for a in arguments_of(self.parser) if name in a.option_strings), None)
+        return next((a for a in self.parser.arguments() if name in a.option_strings), None)
 
     def argument(self) -> argparse.Action | None:
         """Return the argument that stands next."""
-        actions = [action for action in arguments_of(self.parser) if not action.option_strings]
+        actions = [action for action in self.parser.arguments() if not action.option_strings]
         if len(self.plain) < len(actions):
             return actions[len(self.plain)]
         return actions[-1] if actions and actions[-1].nargs in _MANY else None
 
 
-def words_for(parser: argparse.ArgumentParser, line: Sequence[str]) -> list[Word]:
+def words_for(parser: Parser, line: Sequence[str]) -> list[Word]:
     """Return the candidates for the last word of a command line (without the program's name)."""
     done, current = list(line[:-1]), line[-1] if line else ""
     at = _Line(parser, done)
@@ -116,9 +116,9 @@ def words_for(parser: argparse.ArgumentParser, line: Sequence[str]) -> list[Word
             action = at.option(name)
             found = _values(at, action, value) if action is not None and action.nargs != 0 else []
             return [word if word.text.startswith(":") else word._replace(text=f"{name}={word.text}") for word in found]
-        options = [Word(name, one.help or "") for one in arguments_of(at.parser) for name in one.option_strings]
+        options = [Word(name, one.help or "") for one in at.parser.arguments() for name in one.option_strings]
         return [word for word in options if word.text.startswith("--" if current == "-" else current)]
-    below = subparsers_of(at.parser)
+    below = at.parser.commands
     if below:
         shorts = _shorts(at.parser)
         return [Word(name, shorts.get(name, "")) for name in below if name.startswith(current)]
@@ -126,7 +126,7 @@ def words_for(parser: argparse.ArgumentParser, line: Sequence[str]) -> list[Word
     return _values(at, action, current) if action is not None else []
 
 
-def _shorts(parser: argparse.ArgumentParser) -> dict[str, str]:
+def _shorts(parser: Parser) -> dict[str, str]:
     """Return what each command of a parser does."""
     found = {}
     for action in parser._actions:
@@ -194,7 +194,7 @@ def _paths(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
             yield Word(start + entry.path + ("/" if entry.type == "directory" else ""))
 
 
-def print_words(parser: argparse.ArgumentParser, argv: Sequence[str]) -> int:
+def print_words(parser: Parser, argv: Sequence[str]) -> int:
     """Print the candidates; if something fails, print none."""
     said, sys.stderr = sys.stderr, io.StringIO()
     try:

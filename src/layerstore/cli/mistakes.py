@@ -6,12 +6,11 @@ the help of the command. argparse finds the rest.
 
 from __future__ import annotations
 
-import argparse
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.parser import arguments_of, subparsers_of
+from layerstore.cli.parser import Parser
 
 _MOST = 3
 # Words behind these are ignored.
@@ -24,7 +23,7 @@ _OTHER_WORDS = {
 }  # fmt: skip
 
 
-def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+def check_words(parser: Parser, words: Sequence[str]) -> None:
     """Look for unknown commands and options. Raises Failure for the first one."""
     rest = iter(words)
     options_over = False
@@ -36,7 +35,7 @@ def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
         elif word.startswith("-") and word != "-" and not options_over:
             _check_option(parser, word, rest)
         else:
-            below = subparsers_of(parser)
+            below = parser.commands
             if not below:
                 continue
             if word not in below:
@@ -44,9 +43,9 @@ def check_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
             parser = below[word]
 
 
-def _check_option(parser: argparse.ArgumentParser, word: str, rest: Iterator[str]) -> None:
+def _check_option(parser: Parser, word: str, rest: Iterator[str]) -> None:
     """Check one word that begins with "-", and take its value from the rest. Raises Failure if it is unknown."""
-    options = {name: action for action in arguments_of(parser) for name in action.option_strings}
+    options = {name: action for action in parser.arguments() for name in action.option_strings}
     name, equals, _ = word.partition("=")
     if name in options:
         if options[name].nargs != 0 and not equals:
@@ -67,7 +66,7 @@ def _check_option(parser: argparse.ArgumentParser, word: str, rest: Iterator[str
     raise _unknown(parser, f"there is no option {name!r}", _like(name, long))
 
 
-def _unknown(parser: argparse.ArgumentParser, what: str, meant: Sequence[str]) -> Failure:
+def _unknown(parser: Parser, what: str, meant: Sequence[str]) -> Failure:
     guess = f": did you mean {' or '.join(meant)}?" if meant else ""
     return Failure(f"{what}{guess} (see: {parser.prog} --help)", Exit.USAGE)
 
@@ -76,19 +75,19 @@ def _like(word: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(word.lower(), list(known), _MOST, 0.6)
 
 
-def _commands_like(parser: argparse.ArgumentParser, word: str) -> list[str]:
+def _commands_like(parser: Parser, word: str) -> list[str]:
     """Return the commands that may be meant: of this name in a group, as other tools call them, or spelled alike."""
-    below = subparsers_of(parser)
-    deeper = [f"{family} {name}" for family, one in below.items() for name in subparsers_of(one) if name == word]
+    below = parser.commands
+    deeper = [f"{family} {name}" for family, one in below.items() for name in one.commands if name == word]
     other = _OTHER_WORDS.get(word, "")
     if deeper or not (other and _is_command(parser, other.split())):
         return deeper or _like(word, below)
     return [other]
 
 
-def _is_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> bool:
+def _is_command(parser: Parser, words: Sequence[str]) -> bool:
     for word in words:
-        below = subparsers_of(parser)
+        below = parser.commands
         if word not in below:
             return False
         parser = below[word]

@@ -7,7 +7,7 @@ NAME, IMAGE, ...) says what it names; completion.py uses it too.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from layerstore.cli.exits import Exit, Failure
@@ -16,7 +16,21 @@ from layerstore.cli.screen import Run, Screen
 PROGRAM = "layerstore"
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose complaints are one line.
+
+    commands   the parsers of its commands, by name
+    short      what its command does
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Take what an ArgumentParser takes."""
+        super().__init__(*args, **options)
+        self.commands: dict[str, Parser] = {}
+        self.short = ""
+
+    def arguments(self) -> list[argparse.Action]:
+        """Return its options and arguments, without its commands and hidden ones."""
+        return [each for each in self._actions if each.nargs != argparse.PARSER and each.help != argparse.SUPPRESS]
 
     def error(self, message: str) -> NoReturn:
         """Raise Failure with the code for a wrong command line."""
@@ -45,15 +59,15 @@ DEFAULTS: dict[str, Any] = {
 class Commands:
     """Where a family of commands adds its own."""
 
-    def __init__(self, parser: argparse.ArgumentParser, title: str, common: Parser) -> None:
+    def __init__(self, parser: Parser, title: str, common: Parser) -> None:
         """Add below parser, the main one or that of a family."""
-        self._common = common
+        self._common, self._known = common, parser.commands
         self._below = parser.add_subparsers(title=title, metavar="COMMAND", parser_class=Parser)
         self.prog = parser.prog
 
     def command(
         self, name: str, run: Run, short: str, *, more: str = "", examples: Sequence[str] = ()
-    ) -> argparse.ArgumentParser:
+    ) -> Parser:
         """Add one command and return its parser, for its arguments.
 
         short      what it does, in one line
@@ -70,14 +84,16 @@ class Commands:
         parser.set_defaults(run=help_of(parser), parser=parser)
         return Commands(parser, "commands", self._common)
 
-    def _add(self, name: str, short: str, more: str, examples: Sequence[str]) -> argparse.ArgumentParser:
+    def _add(self, name: str, short: str, more: str, examples: Sequence[str]) -> Parser:
         described = short[0].upper() + short[1:] + "."
         shown = "examples:\n" + "".join(f"  {PROGRAM} {example}\n" for example in examples)
-        return self._below.add_parser(
+        made = self._known[name] = self._below.add_parser(
             name, help=short, description=f"{described}\n\n{more}" if more else described,
             epilog=shown if examples else None, parents=[self._common],
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
+        made.short = short
+        return made
 
 
 def help_of(parser: argparse.ArgumentParser) -> Run:
@@ -90,16 +106,3 @@ def help_of(parser: argparse.ArgumentParser) -> Run:
     return run
 
 
-def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Return the parsers of a parser's commands, by name."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
-
-
-def arguments_of(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
-    """Return the options and arguments of a parser, without its commands and hidden ones."""
-    for action in parser._actions:
-        if not isinstance(action, argparse._SubParsersAction) and action.help != argparse.SUPPRESS:
-            yield action

@@ -73,7 +73,7 @@ class Contents:
 
     def tar_stream(self, record: Record) -> TarStream:
         """Return the layer's tar as it was registered. Raises OSError, CorruptLayerError."""
-        return self._stored(record).tar(record.diff_id)._of(record.chain_id)
+        return self._stored(record).tar(record.diff_id).about(record.chain_id)
 
     def tar_stream_from(self, record: Record, parent: str) -> TarStream:
         """Make a tar of the difference to an ancestor; "": of everything. Raises LayerStoreError, OSError."""

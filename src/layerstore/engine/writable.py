@@ -431,4 +431,4 @@ class _Difference(NamedTuple):
     def pump_into(self, apply: Apply) -> None:
         with self.driver.diff(self.mount.mount_id, self.stack, self.flags) as stream:
             stream.pump_into(apply, self.progress)
-            warn_left_out(f"writable layer {self.mount.name}", stream._left_out())
+            warn_left_out(f"writable layer {self.mount.name}", stream.left_out())

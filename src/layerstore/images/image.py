@@ -48,6 +48,12 @@ class ArchivedImage(NamedTuple):
     created: str
 
 
+def text_in(config: dict[str, Any], key: str) -> str:
+    """Return a text of a config; "" if it has none of this name."""
+    value = config.get(key)
+    return value if isinstance(value, str) else ""
+
+
 @dataclass(frozen=True)
 class Image(Top):
     """One image of a store, as it was when it was read. Two are equal if their ids are.
@@ -71,29 +77,25 @@ class Image(Top):
     size: int = field(compare=False)
     parent: str = field(default="", compare=False, repr=False)
 
-    def _text(self, key: str) -> str:
-        value = self.config.get(key)
-        return value if isinstance(value, str) else ""
-
     @property
     def created(self) -> str:
         """When it was made, RFC 3339 as in the config; "" if unknown."""
-        return self._text("created")
+        return text_in(self.config, "created")
 
     @property
     def architecture(self) -> str:
         """Its processor, for example "amd64"."""
-        return self._text("architecture")
+        return text_in(self.config, "architecture")
 
     @property
     def variant(self) -> str:
         """The variant of its processor, for example "v7"; mostly ""."""
-        return self._text("variant")
+        return text_in(self.config, "variant")
 
     @property
     def os(self) -> str:
         """The operating system."""
-        return self._text("os") or "linux"
+        return text_in(self.config, "os") or "linux"
 
     @property
     def top(self) -> ChainID | str:

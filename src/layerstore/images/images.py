@@ -28,7 +28,7 @@ from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
 from layerstore.images.gojson import encode
 from layerstore.images.history import history
-from layerstore.images.image import ArchivedImage, Image, Removed
+from layerstore.images.image import ArchivedImage, Image, Removed, text_in
 from layerstore.images.load import archived, names_for
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
@@ -167,10 +167,10 @@ class Images:
             "RepoTags": [*image.references],
             "RepoDigests": [*image.digests],
             "Parent": image.parent,
-            "Comment": image._text("comment"),
+            "Comment": text_in(image.config, "comment"),
             "Created": image.created,
-            "DockerVersion": image._text("docker_version"),
-            "Author": image._text("author"),
+            "DockerVersion": text_in(image.config, "docker_version"),
+            "Author": text_in(image.config, "author"),
             "Config": image.config.get("config"),
             "Architecture": image.architecture,
             "Os": image.os,

@@ -83,7 +83,7 @@ def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]]) -> No
 def told_left_out(stream: TarStream, whose: str) -> TarStream:
     """Return a fresh tar, after the warning of what it leaves out; where warnings are errors it is closed."""
     try:
-        warn_left_out(whose, stream._left_out())
+        warn_left_out(whose, stream.left_out())
     except BaseException:
         stream.close()
         raise

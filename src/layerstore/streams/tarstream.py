@@ -65,7 +65,7 @@ class TarStream(_BinaryFile):
         self._seekable = seekable
         self._on_close = on_close
 
-    def _of(self, chain_id: str) -> TarStream:
+    def about(self, chain_id: str) -> TarStream:
         """Name the layer that errors are about; return the stream."""
         self._named.chain_id = chain_id
         return self
@@ -107,7 +107,7 @@ class TarStream(_BinaryFile):
         with self._lock:
             return self._open().size()
 
-    def _left_out(self) -> list[tuple[str, int, list[str]]]:
+    def left_out(self) -> list[tuple[str, int, list[str]]]:
         """Say what a fresh tar leaves out: see layerstore.streams.leftout.LeftOut. Of a recorded one: nothing."""
         with self._lock:
             return self._open().left_out()
