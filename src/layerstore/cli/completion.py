@@ -120,20 +120,9 @@ def words_for(parser: Parser, line: Sequence[str]) -> list[Word]:
         return [word for word in options if word.text.startswith("--" if current == "-" else current)]
     below = at.parser.commands
     if below:
-        shorts = _shorts(at.parser)
-        return [Word(name, shorts.get(name, "")) for name in below if name.startswith(current)]
+        return [Word(name, one.short) for name, one in below.items() if name.startswith(current)]
     action = at.argument()
     return _values(at, action, current) if action is not None else []
-
-
-def _shorts(parser: Parser) -> dict[str, str]:
-    """Return what each command of a parser does."""
-    found = {}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for choice in action._choices_actions:
-                found[choice.dest] = choice.help or ""
-    return found
 
 
 def _values(at: _Line, action: argparse.Action, current: str) -> list[Word]:
