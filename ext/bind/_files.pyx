@@ -122,7 +122,7 @@ cdef bytes encoded(path):
 
 
 cdef named(path):
-    """What an error has as its filename: text or bytes, as with Python's own calls."""
+    """Return what an error has as its filename: text or bytes, as with Python's own calls."""
     return path if path is None else os.fspath(path)
 
 
@@ -132,7 +132,7 @@ cdef failed(path, other=None):
 
 
 def name_of(int fd):
-    """What the kernel calls an open file, or its directory where it has no name; None: a pipe, a socket, memory."""
+    """Return the kernel's name of an open file, or of its directory if it has none. None: a pipe, a socket, memory."""
     cdef char to[4096]
     cdef Py_ssize_t n = c_readlink(b"/proc/self/fd/%d" % fd, to, sizeof(to))
     name = os.fsdecode(PyBytes_FromStringAndSize(to, n)) if n > 0 and to[0] == b"/" else None
@@ -161,7 +161,7 @@ def open(path, int flags, unsigned mode=0o777, *, dir_fd=None):
 
 
 def close(int fd, path=None):
-    """os.close. path: what an error names; it is looked up before where it is not given, as a closed descriptor leads nowhere."""
+    """os.close. path: what an error names; without it the name is looked up first, as a closed descriptor has none."""
     if path is None:
         path = name_of(fd)
     if c_close(fd) != 0 and errno != EINTR:
@@ -196,14 +196,14 @@ def rename(source, target):
 
 
 def exchange(int a_fd, a, int b_fd, b):
-    """Let two names below two directories change places, at once (renameat2). Raises OSError: EINVAL where no such thing is."""
+    """Exchange two names below two directories atomically (renameat2). Raises OSError: EINVAL if the file system cannot."""
     cdef bytes x = encoded(a), y = encoded(b)
     if lay_exchange(a_fd, x, b_fd, y) != 0:
         failed(a)
 
 
 def punch(int fd, long long at, long long n):
-    """Give the blocks of n bytes of a file back; they read as zeros. Raises OSError: EOPNOTSUPP where it cannot be done."""
+    """Free the blocks of n bytes of a file; they read as zeros. Raises OSError: EOPNOTSUPP if the file system cannot."""
     cdef int done
     while True:
         with nogil:
@@ -239,12 +239,12 @@ def readlink(path):
 
 
 def mode_of(path, *, bint follow=False):
-    """The st_mode of a path (not following a last link, unless told to) or of a descriptor."""
+    """Return the st_mode of a path (of a last link itself, without follow) or of a descriptor."""
     return status(path, follow=follow)[0]
 
 
 def status(path, *, bint follow=False):
-    """(st_mode, st_dev, st_ino) of a path or a descriptor."""
+    """Return (st_mode, st_dev, st_ino) of a path or a descriptor."""
     cdef unsigned mode = 0
     cdef unsigned long long dev = 0, ino = 0
     cdef bytes name
@@ -260,7 +260,7 @@ def status(path, *, bint follow=False):
 
 
 def is_empty(int fd):
-    """Say whether an open directory holds nothing."""
+    """Return True if an open directory is empty."""
     cdef int empty = lay_directory_is_empty(fd)
     if empty < 0:
         failed_at(fd)
@@ -268,7 +268,7 @@ def is_empty(int fd):
 
 
 def read(int fd, size_t n, long long offset=-1):
-    """os.read, or os.pread from offset on. For what is there at once: a regular file."""
+    """os.read, or os.pread from offset on. For regular files, which never wait."""
     cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
     cdef char *p = PyBytes_AsString(data)
     cdef Py_ssize_t got
@@ -296,7 +296,7 @@ def write_all(int fd, bytes data not None):
 
 
 def fsync(int fd):
-    """os.fsync; without the GIL. EIO also where an XFS has shut itself down."""
+    """os.fsync, without the GIL. EIO also if an XFS has shut itself down."""
     cdef int r
     with nogil:
         r = lay_fsync(fd)
@@ -305,7 +305,7 @@ def fsync(int fd):
 
 
 def lock(int fd, *, bint wait=True):
-    """flock(LOCK_EX). False: another one holds it (wait=False only). Waiting is without the GIL."""
+    """flock(LOCK_EX). False: another open file holds it (wait=False only). It waits without the GIL."""
     cdef int r = c_flock(fd, LOCK_EX | LOCK_NB)
     while r != 0:
         if errno != EINTR and errno != EAGAIN:
@@ -325,7 +325,7 @@ def unlock(int fd):
 
 
 def is_locked(int fd):
-    """Say whether somebody holds flock(LOCK_EX) on the file, by taking and giving back a shared lock."""
+    """Return True if an open file holds flock(LOCK_EX) on the file. It tries with a shared lock, which it releases."""
     if c_flock(fd, LOCK_SH | LOCK_NB) == 0:
         c_flock(fd, LOCK_UN)
         return False
@@ -345,7 +345,7 @@ def lock_byte(int fd, int kind, long long at):
 
 
 def is_byte_locked(int fd, long long at):
-    """Say whether another open file than this one holds a lock on the byte."""
+    """Return True if another open file than this one holds a lock on the byte."""
     cdef int locked = lay_byte_locked(fd, at)
     if locked < 0:
         failed_at(fd)
@@ -353,7 +353,7 @@ def is_byte_locked(int fd, long long at):
 
 
 def random(size_t n):
-    """n random bytes (at most 256)."""
+    """Return n random bytes (at most 256)."""
     cdef char to[256]
     if n > sizeof(to):
         raise ValueError("at most 256 bytes at a time")

@@ -31,7 +31,7 @@ cdef list LEFT = [("xattr", lay.LAY_LEFT_XATTR), ("acl", lay.LAY_LEFT_ACL), ("so
 
 cdef enum:
     PART = 16 << 20
-    AHEAD_FIRST = 64 << 10   # bytes of the first read ahead, at least: who seeks a lot shall not pay for it
+    AHEAD_FIRST = 64 << 10   # bytes of the first read ahead, at least: a caller that seeks often must not pay for it
     AHEAD = 32 << 20         # it grows fourfold up to this
     MAX_BYTES = 256 << 20
     MAX_MS = 100

@@ -1,7 +1,7 @@
 /* allocations.c - the n-th allocation of the core fails.
  *
  * Linked with -Wl,--wrap=NAME, so that every call of the core, and of what is linked statically into it, comes by here.
- * Counts what is given out and not given back. A thread that cannot be made, a directory stream and a zstd
+ * Counts what is allocated and not freed. A thread that cannot be made, a directory stream and a zstd
  * decompressor count as allocations too.
  */
 #include <dirent.h>

@@ -39,8 +39,6 @@ import probe  # noqa: E402
 
 # Of one translation unit each: what they declare is no promise to anyone, a test least of all.
 PRIVATE = ("_state.h", "unpack_implied.h", "unpack_marks.h", "unpack_names.h")
-# Its structs hold the C library's mutexes, whose sizes cffi does not know; tests/package/test_locks.py has what they do.
-UNREAD = ("locks.h",)
 
 # As 64-bit Linux has them.
 SYSTEM_TYPES = """
@@ -79,7 +77,7 @@ def build_flags(sanitize: str | None = None) -> tuple[list[str], list[str]]:
 
 
 def headers() -> list[Path]:
-    return [ROOT / name for name in probe.core_headers() if not name.endswith(PRIVATE + UNREAD)]
+    return [ROOT / name for name in probe.core_headers() if not name.endswith(PRIVATE)]
 
 
 def _run(*command: str | Path) -> str:

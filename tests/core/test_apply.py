@@ -75,7 +75,7 @@ def push_all(a: Any, tar: bytes, step: int | None = None) -> None:
 
 
 def without_now(tree: dict[bytes, tuple]) -> dict[bytes, tuple]:
-    """A tree without the times that nobody gave: of the root and of implied directories."""
+    """A tree without the times that no entry gave: of the root and of implied directories."""
     lately = time.time_ns() - 3600 * SECONDS
     return {name: (*facts[:-1], "now" if facts[-1] > lately else facts[-1]) for name, facts in tree.items()}
 
@@ -350,7 +350,7 @@ def test_without_draining_nothing_is_wanted_after_the_end(room: Path, workers: i
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("at_offset", [False, True])
 def test_pump_takes_no_more_than_it_may(ground: Ground, packed: bool, at_offset: bool) -> None:
-    """What follows in the file, or the pipe, is somebody else's."""
+    """What follows in the file, or the pipe, belongs to another reader."""
     tar = FRONT + file("f", b"f") + end()
     data = gzip.compress(tar, 1) if packed else tar
 

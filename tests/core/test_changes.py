@@ -163,7 +163,7 @@ def test_threads_are_used_and_end_with_the_call(room: Path) -> None:
         over.set()
         watcher.join()
     assert seen > before + 1
-    # Whoever joined a thread may still see it for a moment here.
+    # A thread that was joined may still be listed for a moment.
     while len(os.listdir("/proc/self/task")) > before:
         time.sleep(0.001)
 

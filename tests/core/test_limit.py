@@ -195,7 +195,7 @@ def test_a_zstd_window_is_bounded() -> None:
         assert errors[0].text.endswith("(max_window)")
 
 
-# ---- records that somebody else wrote -----------------------------------------------------------------------
+# ---- records that another program wrote -----------------------------------------------------------------------
 
 
 def line(**fields: object) -> bytes:

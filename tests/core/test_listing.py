@@ -1,4 +1,4 @@
-"""listing.c: the entries of a record, whoever wrote it and however it lies."""
+"""listing.c: the entries of any record, and of one that lies."""
 
 import base64
 import gzip

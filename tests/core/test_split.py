@@ -263,7 +263,7 @@ def test_a_crc_that_is_not_eight_bytes_is_none(crc: str) -> None:
         pytest.param('{"type":2}x', "JSON", id="garbage behind"),
         pytest.param('{"type":1,"name":"a"', "unexpected EOF", id="cut"),
         pytest.param(
-            '{"type":1,"size":9223372036854775807}{"type":1,"size":9223372036854775807}', "63 bits",
+            '{"type":1,"size":9223372036854775807}{"type":1,"size":9223372036854775807}', "2^63 bytes",
             id="too large together")]
 )
 def test_a_record_that_cannot_be_read_says_why(text: str, why: str) -> None:

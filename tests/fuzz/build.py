@@ -24,7 +24,7 @@ SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz
          "fuzz_gzip": ("packed",), "fuzz_seek": ("records",)}
 # Of these the input is no tar, so blocks and checksums mean nothing.
 NO_TARS = {"fuzz_inflate", "fuzz_assemble", "fuzz_gzip", "fuzz_seek"}
-# Records that only somebody who means harm would write.
+# Hostile records.
 ODD_RECORDS = {
     "no-digits": b'{"type":1,"name":"' + b"\\u" * 300 + b'","size":5,"payload":"AAAAAAAAAAA="}\n',
     "lone-surrogates": b'{"type":1,"name":"\\ud83d\\udc\\ude00","size":5}\n',

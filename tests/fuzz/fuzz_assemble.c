@@ -10,7 +10,7 @@ static void put(int at, const char *name, const char *text)
     close(fd);
 }
 
-/* What the recipes t1 and t2 leave, and what an attacker would: a way out, and a fifo nobody writes to. */
+/* What the recipes t1 and t2 leave, and what an attacker would: a way out, and a fifo without a writer. */
 static void furnish(int root)
 {
     close(fuzz_made_dir(root, "a"));

@@ -1,6 +1,6 @@
 /* fuzz_gzip.c - the container of gzip: members with every field that a header may have, damaged in one bit or cut. What
- * comes out without a failure is what went in; or it lacks whole members: those behind one that is none any more, which
- * is told, and those that a damaged length of a field passes over, as nothing protects that. */
+ * comes out without a failure is what went in; or it lacks whole members: those behind a damaged one, which is reported,
+ * and those that a damaged length of a field skips, as no checksum protects that. */
 #include "base/digest.h"
 #include "fuzz.h"
 #include "codec/inflate.h"

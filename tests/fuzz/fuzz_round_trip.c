@@ -1,4 +1,4 @@
-/* fuzz_round_trip.c - whatever tar is taken in is given back: from its beginning, from anywhere, and found whole. */
+/* fuzz_round_trip.c - any tar that is accepted is returned: from its beginning, from anywhere, and found whole. */
 #include "base/digest.h"
 #include "room.h"
 

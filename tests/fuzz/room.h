@@ -1,4 +1,4 @@
-/* room.h - where the targets that write files write them: a directory out, beside a victim nobody may touch.
+/* room.h - where the targets that write files write them: a directory out, beside a victim that must stay as it is.
  *
  * FUZZ_ROOM names a directory, best on a tmpfs of its own and with all else mounted read-only, as .ci/fuzz
  * has it: then a file outside of it is EROFS, which is a broken promise as well.

@@ -32,7 +32,7 @@ static SHA256_CTX *context(lay_sha256 *s) { return (void *)s; }
 
 #ifdef LIBCRYPTO_STATIC
 /* libcrypto.a finds the CPU's features from an .init section, which a linker without crti.o leaves uncalled: SHA-256
- * is then three times slower and nobody is told. Twice is harmless. */
+ * is then three times slower, without a warning. A second call is harmless. */
 void OPENSSL_cpuid_setup(void);
 __attribute__((constructor)) static void find_cpu_features(void) { OPENSSL_cpuid_setup(); }
 #endif

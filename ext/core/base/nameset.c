@@ -18,7 +18,7 @@ lay_code lay_nameset_init(lay_nameset *s, lay_error *err)
     while (have < sizeof s->key) {
         ssize_t n = getrandom((uint8_t *)s->key + have, sizeof s->key - have, 0);
         if (n < 0 && errno != EINTR)
-            return lay_fail_os(err, errno, NULL, "getrandom");
+            return lay_fail_os(err, errno, NULL, "cannot draw random bytes");
         if (n > 0)
             have += (size_t)n;
     }

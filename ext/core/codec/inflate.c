@@ -364,7 +364,7 @@ static bool read_body(lay_inflate *z, uint8_t *out, size_t room, size_t *got)
         z->step = IN_TRAILER;
     else if (z->n == before && *got == 0) {
         if (z->n > 0)
-            break_off(z, LAY_E_TAR, "gzip: ", "the compressed data leads nowhere");
+            break_off(z, LAY_E_TAR, "gzip: ", "the compressed data is incomplete");
         return false;
     }
     return true;

@@ -18,11 +18,11 @@ typedef struct lay_link { struct lay_link *next, **prev; } lay_link;
 /* A mutex that its owner may take again. */
 typedef struct lay_mutex {
     lay_link link;              /* first */
-    pthread_mutex_t m;
-    pthread_cond_t c;
     pthread_t owner;
     int depth;                  /* 0: free */
     unsigned generation;        /* another one in a child: what was held in the parent is not released there */
+    pthread_mutex_t m;
+    pthread_cond_t c;
 } lay_mutex;
 
 void lay_mutex_open(lay_mutex *x);

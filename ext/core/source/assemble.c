@@ -146,7 +146,7 @@ static lay_code gather_end(assemble *a, size_t *got, lay_code code, lay_error *e
     return code;
 }
 
-/* A file that is wholly wanted and of one part: it may be read by whoever has time. *given: it will be. */
+/* A file that is wholly wanted and of one part: either thread may read it. *given: one will. */
 static lay_code give_away(assemble *a, uint8_t *to, size_t n, size_t *got, bool *given, lay_error *err)
 {
     const lay_split_line *line = &a->line;

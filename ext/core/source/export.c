@@ -128,7 +128,7 @@ static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar
         return LAY_OK;
     ssize_t n = lay_attribute_get(thing, lay_opaque_xattr(x->userxattr), value, sizeof value);
     if (n < 0 && errno != ERANGE)
-        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "read the opaque mark");
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "cannot read the opaque mark");
     if (n != 1 || value[0] != 'y')
         return LAY_OK;
     lay_text_cut(&x->shown, 0);
@@ -176,15 +176,15 @@ static look hold(lay_export *x, found *f, lay_error *err)
     mode_t kind = f->st->st_mode & S_IFMT;
     int flags = kind == S_IFREG ? O_RDONLY | O_NONBLOCK | O_NOCTTY : kind == S_IFDIR ? O_RDONLY | O_DIRECTORY : O_PATH;
     int fd = openat(f->thing.dir_fd, f->thing.name, flags | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES && (kind == S_IFDIR || f->st->st_size == 0))       /* nothing of it need be read */
+    if (fd < 0 && errno == EACCES && (kind == S_IFDIR || f->st->st_size == 0))       /* no contents are needed */
         fd = openat(f->thing.dir_fd, f->thing.name, (flags = O_PATH) | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return errno == ENOENT ? LOOK_GONE : errno == ELOOP || errno == ENXIO || errno == ENOTDIR ? LOOK_AGAIN
-            : look_fail(x, "open", err);
+            : look_fail(x, "cannot open it", err);
     f->thing.fd = fd;
     f->thing.by_path = (flags & O_PATH) != 0;
     if (fstat(fd, f->st) < 0)
-        return look_fail(x, "stat", err);
+        return look_fail(x, "cannot stat it", err);
     return (f->st->st_mode & S_IFMT) == kind ? LOOK_DONE : LOOK_AGAIN;
 }
 
@@ -193,7 +193,7 @@ static look read_target(lay_export *x, found *f, lay_error *err)
     bool held = f->thing.fd >= 0;
     ssize_t n = readlinkat(held ? f->thing.fd : f->thing.dir_fd, held ? "" : f->thing.name, f->target, sizeof f->target);
     if (n < 0)
-        return errno == ENOENT && !held ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "read link", err);
+        return errno == ENOENT && !held ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "cannot read the link", err);
     f->target_len = (size_t)n;
     return LOOK_DONE;
 }
@@ -215,7 +215,7 @@ static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
     if (lay_attributes_has(a, LAY_CAPABILITY)) {
         ssize_t n = get_capability(&f->thing, f->capability);
         if (n < 0)
-            return lay_fail_os(err, errno, NULL, "read " LAY_CAPABILITY);
+            return lay_fail_os(err, errno, NULL, "cannot read " LAY_CAPABILITY);
         f->capability_len = (size_t)n;
     }
     return LAY_OK;
@@ -225,7 +225,7 @@ static look look_once(lay_export *x, found *f, lay_error *err)
 {
     look seen = LOOK_DONE;
     if (fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
-        return errno == ENOENT ? LOOK_GONE : look_fail(x, "stat", err);
+        return errno == ENOENT ? LOOK_GONE : look_fail(x, "cannot stat it", err);
     if (S_ISSOCK(f->st->st_mode) || lay_whiteout_kind(f->thing.name, strlen(f->thing.name)) != LAY_WH_PLAIN)
         return LOOK_DONE;
     if (x->overlay && lay_stat_is_whiteout(f->st->st_mode, f->st->st_rdev)) {
@@ -373,7 +373,7 @@ static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, 
         r = read(x->file_fd, to, n);
     while (r < 0 && errno == EINTR);
     if (r < 0)
-        return lay_fail_os(err, errno, x->name.p, "read");
+        return lay_fail_os(err, errno, x->name.p, "cannot read it");
     if (r == 0) {
         lay_fail(err, LAY_E_MISMATCH, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
         return lay_error_path(err, x->name.p, x->name.len);

@@ -38,13 +38,13 @@ extern const lay_source_ops lay_export_ops;
 /* flags: LAY_EXPORT_ */
 void lay_export_init(lay_export *x, unsigned flags);
 unsigned lay_export_flags(const lay_export *x);
-/* One more header at the end of what is to be given. */
+/* Append a header to the output. */
 lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err);
 /* x->name with its last component behind ".wh.", in x->shown. */
 lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
-/* x->name is a mark for whoever reads the tar: LAY_OK, and it is noted as left out, or LAY_E_BREAKOUT. */
+/* x->name would be a mark in the tar: LAY_OK if it is counted as left out, else LAY_E_BREAKOUT. */
 lay_code lay_export_mark(lay_export *x, lay_error *err);
-/* x->name is not there any more: its whiteout, as moby makes it of a deletion. */
+/* x->name is gone: add its whiteout, as moby does for a deletion. */
 lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
 /* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
  * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */

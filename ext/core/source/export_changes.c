@@ -45,7 +45,7 @@ static lay_code give_change(changes_export *c, int kind, bool *given, lay_error 
     int fd = parent_of(c, x->name.p, dir, err);
     *given = false;
     if (fd < 0)
-        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "open directory");
+        return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "cannot open the directory");
     const char *base = slash ? slash + 1 : x->name.p;
     if (kind == LAY_CHANGE_ATTRIBUTES && !x->keep)
         return lay_export_unchanged(x, fd, base, err);
@@ -68,7 +68,7 @@ static bool came_before(const changes_export *c, const char *path)
 
 typedef enum mark { MARK_NONE, MARK_ABOVE, MARK_HERE } mark;
 
-/* Does a name on this path, or its last one, mean a mark to who reads the tar? */
+/* Whether a component of this path would be a mark in the tar, and whether it is the last one. */
 static mark mark_in(const char *path)
 {
     for (;;) {
@@ -132,7 +132,7 @@ static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, l
     c->parent_fd = -1;
     c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
     if (c->root_fd < 0) {
-        lay_fail_fd(err, errno, root_fd, "open directory");
+        lay_fail_fd(err, errno, root_fd, "cannot open the directory");
         lay_source_free(&c->x.source);
         return err->code;
     }

@@ -34,7 +34,7 @@ static lay_code go_down(tree_export *t, lay_error *err)
     t->down = false;
     if (lay_trail_down(&t->trail, f->names.text + f->names.list[f->next - 1].at) == 0)
         return push_frame(t, err);
-    return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, t->x.name.p, "open directory");
+    return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, t->x.name.p, "cannot open the directory");
 }
 
 static lay_code go_up(tree_export *t, lay_error *err)
@@ -47,7 +47,7 @@ static lay_code go_up(tree_export *t, lay_error *err)
         lay_text_cut(&t->x.name, t->frames[t->depth - 1].path_len);
         r = lay_trail_up(&t->trail, t->x.name.p, t->x.name.len);
     }
-    return r < 0 ? lay_fail_os(err, errno, t->x.name.len ? t->x.name.p : ".", "go back to directory") : LAY_OK;
+    return r < 0 ? lay_fail_os(err, errno, t->x.name.len ? t->x.name.p : ".", "cannot go back to the directory") : LAY_OK;
 }
 
 static lay_code tree_next(lay_export *x, bool *end, lay_error *err)
@@ -104,7 +104,7 @@ static lay_code tree_new(lay_export **out, int root_fd, unsigned flags, bool dry
     t->x.twin = tree_twin;
     t->x.done = tree_done;
     t->x.dry = dry;
-    if (lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory") : push_frame(t, err)) {
+    if (lay_trail_open(&t->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "cannot open the directory") : push_frame(t, err)) {
         lay_source_free(&t->x.source);
         return err->code;
     }

@@ -18,7 +18,7 @@ typedef struct gathered { lay_payload file; uint8_t *to; size_t at; } gathered;
 
 struct lay_gather {
     int root_fd;
-    unsigned laid; size_t names_len;        /* the adder's; files below `ready` and their names are not written any more */
+    unsigned laid; size_t names_len;        /* the adder's; files below `ready` and their names stay as they are */
     pthread_mutex_t lock;                   /* guards all from here to failure */
     pthread_cond_t rest;
     unsigned ready, taken, active;          /* active: hands that have some */

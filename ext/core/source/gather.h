@@ -11,8 +11,8 @@
 typedef struct lay_gather lay_gather;
 
 lay_code lay_gather_open(lay_gather **out, int root_fd, lay_error *err);   /* root_fd is borrowed */
-/* One more file, whose bytes go to `to`, which is at offset at for the one who adds. False: there is no room
- * before an end (nor after it, if nothing was added). *news: whoever helps may find work now. */
+/* One more file, whose bytes go to `to`, which is at offset `at` for the adder. False: there is no room
+ * before an end (nor after it, if nothing was added). *news: a helper may find work now. */
 bool lay_gather_add(lay_gather *g, const lay_payload *file, uint8_t *to, size_t at, bool *news);
 /* Reads some of the files; false: none was left to be taken. */
 bool lay_gather_help(lay_gather *g, lay_hand *hand);

@@ -4,8 +4,8 @@
  * call, whichever it is: none is lost, and the position is always that of the next byte given.
  * Every byte is read, passed (assemble hashes there, which takes longest) and given. A large read passes in
  * a thread of its own; a copy of more than a few pieces reads in one, passes in another and writes in the
- * caller's. They end with the call, as a thread that lives on could be lost by a fork; where there is none
- * to be had, the caller does all.
+ * caller's. They end with the call, as a fork could lose a thread that lives on; if no thread can be
+ * started, the caller does all.
  */
 #include "source/source.h"
 
@@ -223,8 +223,8 @@ static int64_t now_ms(void)
     return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* write(), which into a pipe does not wait (Linux 6.5): a signal that comes just before it would not be heard until
- * somebody reads. *waits: it does, as anywhere else. */
+/* write(), which into a pipe does not wait (Linux 6.5): a signal that comes just before it would not be noticed until
+ * the other end reads. *waits: it does wait, as for any other file. */
 static ssize_t put_some(int fd, const void *p, size_t n, bool *waits)
 {
     struct stat st;
@@ -251,7 +251,7 @@ int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms)
 }
 
 /* Write what is left of a piece. *more false: go back to the caller, as the descriptor is slow or a signal
- * came (whose handler may want to be heard before we block again). */
+ * came (whose handler must run before we block again). */
 static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t limit, int64_t deadline, int64_t *written, bool *more, lay_error *err)
 {
     *more = true;
@@ -423,7 +423,7 @@ static lay_code copy_ahead(lay_source *s, int fd, int64_t limit, int64_t deadlin
     if (passing)
         pthread_join(passer, NULL);
     s->crew = NULL;
-    /* What was read and nobody wrote or passed stays; what reading failed at, the source says again. */
+    /* What was read but not yet written or passed stays; the source repeats its failure. */
     return code;
 }
 

@@ -4,8 +4,8 @@
  *   {"type":1,"name":"a/f","size":5,"payload":"<base64 of the CRC-64, 8 bytes big-endian>","position":1}
  *   {"type":1,"name_raw":"<base64>", ... }     name is not UTF-8
  *
- * The record holds whatever the tree cannot give back as segments, so that dockerd, which knows only
- * these lines, gives back the same bytes: payloads of links, whiteouts and sparse files right away;
+ * The record holds what the tree does not have as segments, so that dockerd, which knows only
+ * these lines, returns the same bytes: payloads of links, whiteouts and sparse files right away;
  * payloads of names that come again by a second pass with a plan (exact.c).
  * Source: tar-split, archive/../tar/asm and tar/storage.
  */

@@ -1,9 +1,9 @@
 /* split_read.c - a tar-split record comes in, its lines go out.
  *
  * Reads what any dockerd wrote (one gzip member, any JSON) and our own blocked gzip, where it may start
- * at any member (split_seek.h draws the field). What a field says is only a claim: reading may start at a member
- * once all lines before it were read, and gave the place that its field names. So a start in the middle gives what
- * a start at the beginning gives, whoever wrote the record. Memory: one line, one block, a block of header for each start.
+ * at any member (split_seek.h draws the field). A field is only a claim: reading may start at a member once all
+ * lines before it were read and led to the place that its field names. So a start in the middle gives what
+ * a start at the beginning gives, for every record. Memory: one line, one block, a block of header for each start.
  */
 #include "base/grow.h"
 #include "codec/inflate.h"
@@ -16,8 +16,8 @@
 #include <sys/stat.h>
 
 #define READ_BLOCK (256u << 10)
-/* Against records that somebody wrote to hurt us. Ours have lines of 6 MB at most, of one entry's headers; so have
- * dockerd's since 17.12, while before that all trailing bytes stood on one line. */
+/* Against hostile records. Ours have lines of 6 MB at most, of one entry's headers, as have those of dockerd since
+ * 17.12; before that, all trailing bytes stood on one line. */
 #define LINE_MAX_BYTES (32u << 20)
 #define IDLE_MAX 1024u                /* lines in a row without a byte of the tar: there is one before each entry */
 #define POINTS_CLOSE 1024u            /* beyond so many restart points they lie POINT_STEP bytes of the record apart */
@@ -287,7 +287,7 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
         r->index++;
         r->at += used;
         if (++r->idle > IDLE_MAX)
-            return unreadable(err, "it holds many lines and nothing of a tar");
+            return unreadable(err, "it holds many lines without a byte of a tar");
         if (json.type == 2) {
             if (json.payload && decode(r, json.payload, json.payload_len, &line->n, err))
                 return err->code;
@@ -296,7 +296,7 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
                 continue;                       /* dockerd before 25 ends every record so */
             remember_framing(&r->last, line->p, line->n);
             if (__builtin_add_overflow(r->tar_offset, (int64_t)line->n, &r->tar_offset))
-                return unreadable(err, "the sizes leave 63 bits");
+                return unreadable(err, "the total size exceeds 2^63 bytes");
             r->idle = 0;
             return LAY_OK;
         }
@@ -304,7 +304,7 @@ lay_code lay_split_reader_next(lay_split_reader *r, lay_split_line *line, bool *
             if (file_line(r, &json, line, err))
                 return err->code;
             if (__builtin_add_overflow(r->tar_offset, line->size, &r->tar_offset))
-                return unreadable(err, "the sizes leave 63 bits");
+                return unreadable(err, "the total size exceeds 2^63 bytes");
             if (line->size)
                 r->idle = 0;
             return LAY_OK;

@@ -1,9 +1,9 @@
 /* split_record.c - a tar goes in, its tar-split record is written.
  *
  * The record is blocked gzip: members of about 1 MiB of lines, each with an FEXTRA field (split_seek.h), so that
- * a reader may start in the middle; any gzip reader joins the members and passes over the field.
+ * a reader may start in the middle; any gzip reader joins the members and skips the field.
  *
- * Payload that the tree cannot give back (of links, whiteouts, sparse files, the skipped root entry), or not
+ * Payload that the tree does not have (of links, whiteouts, sparse files, the skipped root entry), or not
  * to dockerd (names longer than a path may be), is recorded as segments at once; of names that come again,
  * by a second pass with a plan.
  */

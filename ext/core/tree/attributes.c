@@ -47,7 +47,7 @@ lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_err
         if (n < 0 && errno == EOPNOTSUPP)
             n = 0;
         if (n < 0)
-            return lay_fail_os(err, errno, NULL, "list extended attributes");
+            return lay_fail_os(err, errno, NULL, "cannot list the extended attributes");
         a->len = (size_t)n;
         return LAY_OK;
     }
@@ -99,7 +99,7 @@ static lay_code read_value(lay_attributes *a, const lay_bearer *thing, const cha
         if (n < 0 && errno == ERANGE && room < (1u << 20))
             continue;
         if (n < 0)
-            return lay_fail_os(err, errno, NULL, "read an extended attribute");
+            return lay_fail_os(err, errno, NULL, "cannot read an extended attribute");
         *len = n == 0 && errno != 0 ? -1 : n;
         a->values_len += (size_t)n;
         return LAY_OK;

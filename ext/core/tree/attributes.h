@@ -2,7 +2,7 @@
  *
  *   overlay's own   trusted.overlay.* (user.overlay.* in a user namespace): marks, told by other means
  *   ACLs            system.posix_acl_access, system.posix_acl_default: the group's bits of the mode are then their mask
- *   kept            user.*, trusted.*, security.*: what somebody set
+ *   kept            user.*, trusted.*, security.*: set by a user or a program
  *   others          a file system's own, or what the host's policy sets
  */
 #ifndef LAY_ATTRIBUTES_H

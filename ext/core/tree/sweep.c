@@ -54,7 +54,7 @@ static lay_code sweep_remove_one(sweep *s, int fd, const char *name, uint8_t typ
         return LAY_OK;
     if (type == DT_DIR || errno == EISDIR)
         return sweep_wait(s, name, err);
-    return sweep_fail(s, errno, name, "remove", err);
+    return sweep_fail(s, errno, name, "cannot remove it", err);
 }
 
 static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
@@ -63,7 +63,7 @@ static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, 
     if (type == DT_DIR)
         return sweep_wait(s, name, err);
     if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
-        return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "stat", err);
+        return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "cannot stat it", err);
     if (S_ISDIR(st.st_mode))
         return sweep_wait(s, name, err);
     bool seen = false;
@@ -88,7 +88,7 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
         if (got == 0 || (got < 0 && errno == ENOENT))     /* removed by another meanwhile */
             return LAY_OK;
         if (got < 0)
-            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.p : ".", "read directory");
+            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.p : ".", "cannot read the directory");
         for (long at = 0; at < got;) {
             const struct dent *d = (const void *)(buf + at);
             at += d->reclen;
@@ -114,7 +114,7 @@ static lay_code sweep_down(sweep *s, lay_error *err)
     const char *name = s->text + s->at[s->count - 1];
     if (lay_trail_down(&s->trail, name) < 0) {
         if (s->removing ? errno != ENOENT : !lay_tree_gone(errno))
-            return sweep_fail(s, errno, name, "open directory", err);
+            return sweep_fail(s, errno, name, "cannot open the directory", err);
         s->text_len = s->at[--s->count];
         return LAY_OK;
     }
@@ -126,7 +126,7 @@ static lay_code sweep_up(sweep *s, lay_error *err)
 {
     unsigned tries;
     int r = 1;
-    while (r > 0) {         /* what waits in a directory that is not there any more is passed over */
+    while (r > 0) {         /* the rest of a directory that has gone is skipped */
         tries = s->frames[s->depth - 1].tries;
         s->count = s->frames[s->depth - 1].first;
         s->depth--;
@@ -134,15 +134,15 @@ static lay_code sweep_up(sweep *s, lay_error *err)
         size_t skip = s->path.len > s->prefix ? s->prefix + (s->prefix > 0) : s->path.len;
         r = lay_trail_up(&s->trail, s->path.len > 0 ? s->path.p + skip : "", s->path.len - skip);
         if (r < 0 || (r > 0 && s->removing))
-            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.p : ".", "go back to directory");
+            return lay_fail_os(err, r < 0 ? errno : ESTALE, s->path.len ? s->path.p : ".", "cannot go back to the directory");
     }
     const char *name = s->text + s->at[s->count - 1];
     if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
         /* removing while reading may make a file system leave names out: read it again */
         if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
-            return sweep_fail(s, errno, name, "remove directory", err);
+            return sweep_fail(s, errno, name, "cannot remove the directory", err);
         if (lay_trail_down(&s->trail, name) < 0)
-            return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "open directory", err);
+            return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "cannot open the directory", err);
         return sweep_enter(s, name, tries + 1, err);
     }
     s->text_len = s->at[--s->count];
@@ -176,7 +176,7 @@ static void sweep_free(sweep *s)
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
 {
     sweep s = { .trail = LAY_TRAIL_NONE };
-    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "open directory")
+    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "cannot open the directory")
                                                                    : sweep_run(&s, err);
     if (code == LAY_OK)
         *size = s.size;
@@ -184,7 +184,7 @@ lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
     return code;
 }
 
-/* A name is no longer the kind of thing it was when it was read: somebody else is at work here. */
+/* A name is no longer the kind of thing it was when it was read: another process changes the tree. */
 static bool is_another_kind(const lay_error *err)
 {
     return err->code == LAY_E_OS && (err->sys_errno == ENOTDIR || err->sys_errno == ELOOP || err->sys_errno == EISDIR);
@@ -198,7 +198,7 @@ static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_er
         lay_trail_free(&s.trail);
         s.depth = s.count = s.text_len = 0;
         lay_text_cut(&s.path, s.prefix);
-        code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "open directory")
+        code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "cannot open the directory")
                                                            : sweep_run(&s, err);
         if (code != LAY_OK && tries < MAX_TRIES && is_another_kind(err)) {
             lay_error_clear(err);
@@ -208,7 +208,7 @@ static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_er
         if (code != LAY_OK || unlinkat(parent_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
             break;
         if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
-            code = lay_fail_os(err, errno, name, "remove directory");
+            code = lay_fail_os(err, errno, name, "cannot remove the directory");
     }
     sweep_free(&s);
     return code;
@@ -218,16 +218,16 @@ lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err)
 {
     struct stat st, parent;
     if (name[0] == '\0' || strchr(name, '/') != NULL || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
-        return lay_fail_os(err, EINVAL, name, "remove");
+        return lay_fail_os(err, EINVAL, name, "cannot remove it");
     if (fstat(parent_fd, &parent) < 0 || fstatat(parent_fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
-        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "stat");
+        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "cannot stat it");
     if (!S_ISDIR(st.st_mode))
-        return unlinkat(parent_fd, name, 0) == 0 || errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "remove");
+        return unlinkat(parent_fd, name, 0) == 0 || errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "cannot remove it");
     bool crossed = false;
     LAY_AUTO_FD int fd = lay_tree_open_sub(parent_fd, name, &crossed);
     if (fd < 0)
-        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "open directory");
+        return errno == ENOENT ? LAY_OK : lay_fail_os(err, errno, name, "cannot open the directory");
     if (crossed || st.st_dev != parent.st_dev)
-        return lay_fail_os(err, EBUSY, name, "remove");
+        return lay_fail_os(err, EBUSY, name, "cannot remove it");
     return remove_below(parent_fd, fd, name, err);
 }

@@ -26,7 +26,7 @@ int lay_trail_open(lay_trail *t, int root_fd, bool one_fs);
 int lay_trail_fd(const lay_trail *t);
 /* Down into a child; on failure it stays where it is. */
 int lay_trail_down(lay_trail *t, const char *name);
-/* Up; path (n bytes) is that of the directory gone up to. 1: it is not where it was, for somebody moved or removed it;
+/* Up; path (n bytes) is that of the directory gone up to. 1: another process moved or removed it;
  * then only further up is possible, as far as the root, which is always there. */
 int lay_trail_up(lay_trail *t, const char *path, size_t n);
 void lay_trail_free(lay_trail *t);

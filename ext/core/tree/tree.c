@@ -195,8 +195,8 @@ int lay_tree_open_sub(int dir_fd, const char *name, bool *crossed)
 }
 
 /* A path being followed as if root were "/": what is behind us is real (no links), what is ahead may
- * grow by link targets. ".." goes back by the text and opens again from the root, so that nobody who
- * moves a directory meanwhile can lead us out. */
+ * grow by link targets. ".." goes back by the text and opens again from the root, so that a process
+ * that moves a directory meanwhile cannot lead us out. */
 typedef struct follow { int root_fd, at; char *real; size_t real_len, real_cap; char *todo; size_t next; } follow;
 
 static int follow_reopen(follow *f)
@@ -427,7 +427,7 @@ lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err)
         out->gone = got < 0 && errno == ENOENT;
         if (got == 0 || out->gone)
             break;
-        lay_code code = got < 0 ? lay_fail_fd(err, errno, dir_fd, "read directory") : LAY_OK;
+        lay_code code = got < 0 ? lay_fail_fd(err, errno, dir_fd, "cannot read the directory") : LAY_OK;
         for (long at = 0; at < got && code == LAY_OK;) {
             const struct dent *d = (const void *)(buf + at);
             at += d->reclen;
