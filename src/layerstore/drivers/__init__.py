@@ -63,7 +63,6 @@ class Draft(Protocol):
     @property
     def id(self) -> str:
         """The id that the layer will have."""
-        ...
 
     def receive(self, given: TarInput, sidecar: Sidecar) -> Received:
         """Store the tar of the layer. Call it once.
@@ -74,7 +73,6 @@ class Draft(Protocol):
         Raises   TarFormatError, LimitExceededError, BreakoutError, NotSupportedError, MaxDepthExceededError, OSError,
                  and what given raises: then discard() removes what is on disk
         """
-        ...
 
     def place_on(self, stack: Stack) -> None:
         """Let a layer that was received on [] stand on this stack.
@@ -100,14 +98,12 @@ class StoredLayer(Protocol):
 
         Raises  CorruptLayerError, OSError   what describes the tar is gone or damaged: now, or while it is read
         """
-        ...
 
     def tar_from(self, ancestor: str) -> TarStream:
         """Return a fresh tar of the difference to an id of the stack; "": to nothing.
 
         Raises  NotSupportedError, ReadOnlyStoreError, OSError
         """
-        ...
 
     def entries(self, chain_id: ChainID) -> Iterator[FileEntry]:
         """Return the entries of the layer, in the order of its tar. No file of the layer is looked at.
@@ -115,14 +111,12 @@ class StoredLayer(Protocol):
         chain_id   what the entries name as their layer
         Raises     CorruptLayerError, OSError   now, or behind the last entry that can be read
         """
-        ...
 
     def open_file(self, entry: FileEntry) -> int:
         """Open a regular file of the layer for reading, and return the descriptor. No link is followed.
 
         Raises  CorruptLayerError   the file is not what the entry says
         """
-        ...
 
     def check(
         self, diff_id: DiffID, report: Callable[[int], None] | None = None, *, metadata: bool = True
@@ -133,7 +127,6 @@ class StoredLayer(Protocol):
         metadata   compare also modes, owners, times, extended attributes, kinds, link targets and added names
         Returns    all that is wrong, also what could not be read
         """
-        ...
 
     def mend(self, *, emptied: bool = False) -> None:
         """Write anew what is wrong of the driver's own small files, and sync them. The layer's files stay.
@@ -148,7 +141,6 @@ class StoredLayer(Protocol):
 
         Where they do not, the engine puts those of draft in their place before it calls rebuild_from().
         """
-        ...
 
     def rebuild_from(self, draft: Draft, names: Iterable[str]) -> None:
         """Replace files of the layer by those of draft, which received the same tar: each in one step.
@@ -158,7 +150,6 @@ class StoredLayer(Protocol):
 
     def paths(self) -> dict[str, str]:
         """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
-        ...
 
 
 class Layers(Protocol):
@@ -169,18 +160,15 @@ class Layers(Protocol):
 
         like   the id of the layer that the draft will mend, whose files it is to be like; "": none
         """
-        ...
 
     def open(self, id: str, stack: Stack, sidecar: Sidecar) -> StoredLayer:
         """Return a stored layer, without a look at the disk.
 
         sidecar   opens the files beside the layer's record
         """
-        ...
 
     def exists(self, id: str) -> bool:
         """Say whether the files of a layer, or of a draft, are there."""
-        ...
 
     def remove(self, id: str) -> None:
         """Remove a layer, or a draft, whatever is mounted in it. Do nothing if it is gone.
@@ -211,7 +199,6 @@ class Writables(Protocol):
 
     def exists(self, id: str) -> bool:
         """Say whether the files of id are there."""
-        ...
 
     def remove(self, id: str) -> None:
         """Remove id, whatever is mounted in it: who is inside keeps what is open. As Layers.remove()."""
@@ -222,7 +209,6 @@ class Writables(Protocol):
         label    SELinux label of the whole mount, or ""
         Raises   ActiveMountError   it was detached and is still in use, or is mounted in another mount namespace
         """
-        ...
 
     def unmount(self, id: str, *, lazy: bool = False) -> None:
         """Count one user less, and unmount at zero. Harmless without a mount().
@@ -233,15 +219,12 @@ class Writables(Protocol):
 
     def holders(self, id: str) -> list[Holder]:
         """List who uses id, by pid: while it is mounted, or was detached and is still in use."""
-        ...
 
     def size(self, id: str) -> int:
         """Count the bytes of id's own files."""
-        ...
 
     def changes(self, id: str, stack: Stack) -> list[Change]:
         """List what differs from what id stands on."""
-        ...
 
     def diff(self, id: str, stack: Stack, flags: int = 0) -> TarStream:
         """Return a fresh tar of what differs from what id stands on. All that goes into it is looked at before.
@@ -250,22 +233,18 @@ class Writables(Protocol):
         Raises   BreakoutError       a name would be a mark in the tar
                  NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
         """
-        ...
 
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
         """Unpack a tar over what id shows, and return the bytes of its own files then.
 
         Raises  as Draft.receive(); what was unpacked before an error stays
         """
-        ...
 
     def standing(self, id: str, stack: Stack) -> list[Finding]:
         """Compare id's own small files with stack, quickly: for a look before each use."""
-        ...
 
     def check(self, id: str, stack: Stack) -> list[Finding]:
         """Say all that is wrong of id beside its contents, which are its user's. Nothing is written."""
-        ...
 
     def mend(self, id: str, stack: Stack) -> None:
         """Write anew what is wrong of id's own small files, and sync them: so it stands on stack.
@@ -276,11 +255,9 @@ class Writables(Protocol):
 
     def stack_of(self, id: str) -> list[str]:
         """Return the stack that id's own files tell. Raises InvalidMetadataError, OSError."""
-        ...
 
     def paths(self, id: str) -> dict[str, str]:
         """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
-        ...
 
 
 # ---- the home ----------------------------------------------------------------------------------
@@ -296,15 +273,12 @@ class Host(Protocol):
 
     def status(self) -> list[tuple[str, str]]:
         """Return ordered pairs, as `docker info` shows them."""
-        ...
 
     def orphans(self, owned: Owned) -> list[str]:
         """Name what no layer owns, by its path below the home. What a process is making is left out."""
-        ...
 
     def usage(self, name: str) -> int:
         """Count the bytes of the files below one of orphans(); 0 for a link."""
-        ...
 
     def reclaim(self, owned: Owned) -> None:
         """Remove what orphans() names, and what killed processes left.
@@ -319,7 +293,6 @@ class Host(Protocol):
         everything   the whole file system: what they stand on may be on no disk yet
         Returns      True: all of the file system is on its disk
         """
-        ...
 
     def cleanup(self) -> None:
         """Unmount everything below the home that no other store uses. Raises OSError: something stays mounted."""
@@ -341,7 +314,6 @@ class Boxes(Protocol):
 
     def device(self, id: str) -> int | None:
         """Return the device that was detached; None: id is not marked."""
-        ...
 
     def mark(self, id: str, device: int) -> None:
         """Write down that somebody is still inside. Raises OSError."""
@@ -351,7 +323,6 @@ class Boxes(Protocol):
 
     def shown_name(self, id: str) -> str:
         """Return the name of the writable layer, for a message; id where it has none."""
-        ...
 
 
 class StoreView(NamedTuple):

@@ -64,10 +64,3 @@ class ProjectQuota:
     def _ours(self, directory: str, project: int) -> bool:
         # A fresh directory inherits the home's project, which is not its own.
         return project != mounts.project_of(os.path.dirname(directory))
-
-
-def unavailable_reason(home: str) -> str:
-    """Remove what a failed attempt left in home; gives the cause's text."""
-    with contextlib.suppress(OSError):
-        os.unlink(os.path.join(home, DEVICE_NAME))
-    return NO_QUOTA

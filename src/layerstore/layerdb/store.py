@@ -56,35 +56,27 @@ class MetadataStore(Protocol):
 
     def start_transaction(self) -> MetadataTransaction:
         """Begin to write a layer's metadata."""
-        ...
 
     def get_size(self, chain_id: str) -> int:
         """Read the layer's own size in bytes."""
-        ...
 
     def get_parent(self, chain_id: str) -> ChainID | str:
         """Read the parent's ChainID; "" where there is none."""
-        ...
 
     def get_diff_id(self, chain_id: str) -> DiffID:
         """Read the DiffID."""
-        ...
 
     def get_cache_id(self, chain_id: str) -> str:
         """Read the driver's id of the layer."""
-        ...
 
     def get_descriptor(self, chain_id: str) -> Descriptor:
         """Read the blob's descriptor; Descriptor() where there is none."""
-        ...
 
     def get_os(self, chain_id: str) -> OS:
         """Read the operating system; on Linux always "linux"."""
-        ...
 
     def tar_split_reader(self, chain_id: str) -> BinaryIO:
         """Read the tar-split record as JSON lines."""
-        ...
 
     def set_mount_id(self, mount: str, mount_id: str) -> None:
         """Note the driver's id of a writable layer."""
@@ -97,19 +89,15 @@ class MetadataStore(Protocol):
 
     def get_mount_id(self, mount: str) -> str:
         """Read the driver's id of a writable layer."""
-        ...
 
     def get_init_id(self, mount: str) -> str:
         """Read the driver's id of the init layer; "" where there is none."""
-        ...
 
     def get_mount_parent(self, mount: str) -> ChainID | str:
         """Read the ChainID a writable layer stands on; "" where there is none."""
-        ...
 
     def list(self) -> tuple[list[ChainID], list[str]]:
         """Name all layers and all mounts."""
-        ...
 
     def remove(self, chain_id: str) -> None:
         """Remove a layer's metadata."""

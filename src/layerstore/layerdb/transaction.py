@@ -53,7 +53,6 @@ class MetadataTransaction(Protocol):
 
     def tar_split_writer(self, compress_input: bool) -> BinaryIO:
         """Return a writer of the tar-split record; compress_input: JSON lines come in, gzip is stored."""
-        ...
 
     def commit(self, chain_id: str) -> None:
         """Make all of it visible as the layer chain_id."""
