@@ -159,6 +159,16 @@ def test_a_layer_whose_files_are_gone_is_registered_anew(store, open_store, laye
     rw.release()
 
 
+def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, layers):
+    for layer in layers[:2]:
+        shutil.rmtree(place(layer).parent)
+    assert store.register(T1).chain_id == layers[0].chain_id
+    assert store.register(T2, layers[0]).chain_id == layers[1].chain_id
+    store.reclaim(dry_run=False)
+    assert store.verify() == []
+    assert [read(layer.tar_stream()) for layer in layers] == [T1, T2, TOP]
+
+
 # ---- what goes ----
 
 

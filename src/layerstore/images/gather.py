@@ -229,7 +229,6 @@ class Openable(Protocol):
 
     def opened(self, name: str) -> contextlib.AbstractContextManager[Section]:
         """Lend a file."""
-        ...
 
 
 class Crew:

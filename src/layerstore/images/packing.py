@@ -64,11 +64,9 @@ class Waiting(Protocol):
 
     def write(self, data: bytes) -> None:
         """Add bytes; in one thread."""
-        ...
 
     def put(self, name: str, size: int, target: Target) -> None:
         """Become the file of this name."""
-        ...
 
 
 class Nowhere:

@@ -36,15 +36,12 @@ class Shelf(Protocol):
 
     def document(self, name: str) -> bytes | None:
         """Read a small file whole; None: it is not there. Raises ImageError (too large), OSError."""
-        ...
 
     def has(self, name: str) -> bool:
         """Say whether there is a file of this name."""
-        ...
 
     def names(self) -> list[str]:
         """Name all there is, as far as the oldest archives need it."""
-        ...
 
 
 def missing(name: str) -> MissingError:

@@ -20,23 +20,18 @@ class Target(Protocol):
 
     def directory(self, name: str) -> None:
         """Make a directory."""
-        ...
 
     def file(self, name: str, data: bytes) -> None:
         """Write a small file."""
-        ...
 
     def link(self, name: str, to: str) -> None:
         """Make a symbolic link."""
-        ...
 
     def stream(self, name: str, size: int, write_to: Callable[[Any], int]) -> None:
         """Write a file of size bytes by write_to(a descriptor or binary file)."""
-        ...
 
     def take(self, path: str, name: str, size: int) -> None:
         """Let a file that was written there meanwhile have its name; in a directory only."""
-        ...
 
 
 class TarTarget:
