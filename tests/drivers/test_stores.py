@@ -160,8 +160,8 @@ def test_a_layer_whose_files_are_gone_is_registered_anew(store, open_store, laye
 
 
 def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, layers):
-    for layer in layers[:2]:
-        shutil.rmtree(place(layer).parent)
+    for tree in [place(layer) for layer in layers[:2]]:
+        shutil.rmtree(tree.parent)
     assert store.register(T1).chain_id == layers[0].chain_id
     assert store.register(T2, layers[0]).chain_id == layers[1].chain_id
     store.reclaim(dry_run=False)
