@@ -269,7 +269,8 @@ class CreateRWLayerDurable(CreateRWLayer):
 
 def init(path: str) -> None:
     os.mkdir(f"{path}/etc")
-    Path(path, "etc/hosts").write_text("localhost\n")
+    with naming(f"{path}/etc/hosts"):     # as the store's own errors do
+        Path(path, "etc/hosts").write_text("localhost\n")
 
 
 @operation()

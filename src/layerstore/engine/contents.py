@@ -55,17 +55,11 @@ class Contents:
             record.check_chain()
             return record.directories
 
-    def stack_of(self, mount: Mount) -> list[str]:
-        """Return the driver ids a writable layer stands on, nearest first: its init layer's, and its parent's now."""
-        below = self.current(mount.parent).directories if mount.parent else []
-        return [mount.init_id, *below] if mount.init_id else below
-
-    def directories_of_mount(self, mount: Mount) -> list[tuple[str, list[str]]]:
-        """Name a writable layer's driver ids, the init layer's first, each with all it stands on, nearest first."""
+    def stacks_of(self, mount: Mount) -> list[tuple[str, list[str]]]:
+        """Name a writable layer's driver ids, the init layer's first, each with the stack it stands on."""
         below = self.directories_of(mount.parent) if mount.parent else []
-        if not mount.init_id:
-            return [(mount.mount_id, below)]
-        return [(mount.init_id, below), (mount.mount_id, [mount.init_id, *below])]
+        init = [(mount.init_id, below)] if mount.init_id else []
+        return [*init, (mount.mount_id, [*(id for id, _ in init), *below])]
 
     def directories(self, record: Record) -> dict[str, str]:
         """Name the driver's directories. Raises OSError."""

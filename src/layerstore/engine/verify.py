@@ -113,7 +113,7 @@ class Verifier:
             ("parent", m.get_mount_parent, parent),
         ])  # fmt: skip
         try:
-            directories = contents.directories_of_mount(mount)
+            directories = contents.stacks_of(mount)
         except LayerStoreError as err:
             return [*found, Problem("metadata", mount.name, "", str(err))]
         for id, below in directories:

@@ -281,13 +281,14 @@ class WritableLayers:
 
     # ---- what it stands on ----
 
-    def stand_right(self, mount: Mount) -> None:
+    def stand_right(self, mount: Mount) -> list[str]:
         """Make sure that a writable layer stands on what its record says, or it would show another tree.
 
         What follows from what it stands on is put right, if the store may write.
-        Raises  CorruptLayerError   it does not, and cannot be mended so
+        Returns  the stack it stands on
+        Raises   CorruptLayerError   it does not, and cannot be mended so
         """
-        for id, below in self._contents.directories_of_mount(mount):
+        for id, below in self._contents.stacks_of(mount):
             problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
             if problems and not self._ground.read_only and (below or not self._says_more(id)):
@@ -299,6 +300,7 @@ class WritableLayers:
             if problems:
                 why = f"{problems[0].text}; repair {mount.name} before it is used"
                 raise CorruptLayerError(why, name=mount.name)
+        return below
 
     def _says_more(self, id: str) -> bool:
         try:
@@ -384,13 +386,11 @@ class WritableLayers:
 
     def changes(self, mount: Mount) -> list[Change]:
         """List what differs from its parent."""
-        self.stand_right(mount)
-        return self._writables.changes(mount.mount_id, self._contents.stack_of(mount))
+        return self._writables.changes(mount.mount_id, self.stand_right(mount))
 
     def tar_stream(self, mount: Mount, flags: int) -> TarStream:
         """Make a tar of what differs from its parent; flags are the core's."""
-        self.stand_right(mount)
-        stream = self._writables.diff(mount.mount_id, self._contents.stack_of(mount), flags=flags)
+        stream = self._writables.diff(mount.mount_id, self.stand_right(mount), flags)
         return told_left_out(stream, f"writable layer {mount.name}")
 
     def paths(self, mount: Mount) -> dict[str, str]:
@@ -400,8 +400,7 @@ class WritableLayers:
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; gives its size as moby counts it."""
         self._ground.check_writable()
-        self.stand_right(mount)
-        size = self._writables.apply(mount.mount_id, self._contents.stack_of(mount), SourceInput(source, progress))
+        size = self._writables.apply(mount.mount_id, self.stand_right(mount), SourceInput(source, progress))
         self._syncing.contents(mount.mount_id)
         return size
 
@@ -409,13 +408,11 @@ class WritableLayers:
         """Register what one holds now, on the same parent; flags: the core's, for its tar."""
         self._ground.check_writable()
         level = self._syncing.level(durability)
-        self.stand_right(mount)
+        given = _Difference(self._writables, mount, self.stand_right(mount), flags, progress)
         above = mount.parent
         if above:
             with self._lock:
                 self._references.use_too(above)
-
-        given = _Difference(self._writables, mount, self._contents.stack_of(mount), flags, progress)
         return self._registration.register(given, above, Descriptor(), level)
 
 
