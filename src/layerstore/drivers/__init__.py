@@ -137,7 +137,7 @@ class StoredLayer(Protocol):
         """
 
     def is_described_by_its_sidecars(self, draft: Draft) -> bool:
-        """Say whether the layer's sidecars describe draft, which received the same tar.
+        """Return True if the layer's sidecars describe draft, which received the same tar.
 
         Where they do not, the engine puts those of draft in their place before it calls rebuild_from().
         """
@@ -168,7 +168,7 @@ class Layers(Protocol):
         """
 
     def exists(self, id: str) -> bool:
-        """Say whether the files of a layer, or of a draft, are there."""
+        """Return True if the files of a layer, or of a draft, are there."""
 
     def remove(self, id: str) -> None:
         """Remove a layer, or a draft, whatever is mounted in it. Do nothing if it is gone.
@@ -198,10 +198,10 @@ class Writables(Protocol):
         """Note that a record on disk names id: cleanup() no longer passes over it. Never raises."""
 
     def exists(self, id: str) -> bool:
-        """Say whether the files of id are there."""
+        """Return True if the files of id are there."""
 
     def remove(self, id: str) -> None:
-        """Remove id, whatever is mounted in it: who is inside keeps what is open. As Layers.remove()."""
+        """Remove id, as Layers.remove() does. Processes inside keep what they have open."""
 
     def mount(self, id: str, label: str = "") -> str:
         """Mount id, or count one user more, and return the path.
@@ -213,8 +213,8 @@ class Writables(Protocol):
     def unmount(self, id: str, *, lazy: bool = False) -> None:
         """Count one user less, and unmount at zero. Harmless without a mount().
 
-        lazy     detach it, whoever is inside
-        Raises   ActiveMountError   somebody is inside: it stays mounted, and counted
+        lazy     detach it, even while processes are inside
+        Raises   ActiveMountError   a process is inside: it stays mounted, and counted
         """
 
     def holders(self, id: str) -> list[Holder]:
@@ -254,7 +254,7 @@ class Writables(Protocol):
         """
 
     def stack_of(self, id: str) -> list[str]:
-        """Return the stack that id's own files tell. Raises InvalidMetadataError, OSError."""
+        """Return the stack that id's own files name. Raises InvalidMetadataError, OSError."""
 
     def paths(self, id: str) -> dict[str, str]:
         """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
@@ -310,13 +310,13 @@ class Driver(NamedTuple):
 
 
 class Boxes(Protocol):
-    """What the store remembers of writable layers that were detached while somebody was inside, by their ids."""
+    """What the store remembers of writable layers that were detached while a process was inside, by their ids."""
 
     def device(self, id: str) -> int | None:
         """Return the device that was detached; None: id is not marked."""
 
     def mark(self, id: str, device: int) -> None:
-        """Write down that somebody is still inside. Raises OSError."""
+        """Note that a process is still inside. Raises OSError."""
 
     def clear(self, id: str) -> None:
         """Forget the mark. Raises OSError."""
@@ -335,7 +335,7 @@ class StoreView(NamedTuple):
     lock_timeout: float
     """Seconds of a wait for what another store has locked; 0: for ever."""
     holds: Holds
-    """Tells other stores what is mounted here."""
+    """Makes known to other stores what is mounted here."""
     boxes: Boxes
     layer_in: Callable[[str], tuple[ChainID, Sidecar] | None]
     """Finds the layer of an id; None: no layer has it."""

@@ -62,7 +62,7 @@ def fs_name(path: str) -> str:
 
 @functools.cache
 def in_user_namespace() -> bool:
-    """Say whether this process runs in another than the initial user namespace."""
+    """Return True if this process runs in another than the initial user namespace."""
     try:
         with open("/proc/self/uid_map", encoding="ascii") as table:
             return [line.split() for line in table] != [["0", "0", "4294967295"]]
@@ -72,7 +72,7 @@ def in_user_namespace() -> bool:
 
 @functools.cache
 def kernel_version() -> tuple[int, int]:
-    """Give the running kernel's version, for instance (6, 18)."""
+    """Return the running kernel's version, for instance (6, 18)."""
     major, minor = os.uname().release.split(".")[:2]
     digits = "".join(char for char in minor if char.isdigit())
     return int(major), int(digits or 0)
@@ -225,7 +225,7 @@ def how_to_mount(code: int | None, where: str) -> str:
 
 
 def in_container() -> bool:
-    """Say whether this process seems to run in a container: its managers leave one of these marks."""
+    """Return True if this process seems to run in a container: its managers leave one of these marks."""
     marks = ("/.dockerenv", "/run/.containerenv")
     return "container" in os.environ or any(os.path.exists(mark) for mark in marks)
 
@@ -235,7 +235,7 @@ _overlay_works: set[_FileSystem] = set()
 
 @functools.cache
 def needs_userxattr(where: str) -> bool:
-    """Say whether mounts need `userxattr`: in a user namespace, where the kernel knows it."""
+    """Return True if mounts need `userxattr`: in a user namespace, where the kernel knows it."""
     if not in_user_namespace():
         return False
     if kernel_version() >= (5, 11):
@@ -248,7 +248,7 @@ def needs_userxattr(where: str) -> bool:
 
 
 def has_d_type(where: str) -> bool:
-    """Say whether directories list the types of their entries, which overlay relies on."""
+    """Return True if directories list the types of their entries, which overlay relies on."""
     device = _file_system(where)
     if device not in _d_type:
         with _probe_directory(where, "check-d-type", "find-d_type") as directory:
@@ -260,7 +260,7 @@ _d_type: dict[_FileSystem, bool] = {}
 
 
 def uses_metacopy(where: str) -> bool:
-    """Say whether a chmod through the mount copies the metadata alone. Only the status reports it."""
+    """Return True if a chmod through the mount copies the metadata alone. Only the status reports it."""
     device = _file_system(where)
     if device in _metacopy:
         return _metacopy[device]

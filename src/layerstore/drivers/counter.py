@@ -32,20 +32,20 @@ class MountCounter:
             return count
 
     def users(self, path: str) -> int:
-        """Give what is counted, without a look."""
+        """Return the count, without a look."""
         return self._counts.get(path, 0)
 
     def begin(self, path: str) -> None:
-        """Count the first user of this process, whoever made the mount."""
+        """Count the first user of this process; the mount may be another one's."""
         with self._lock:
             self._counts[path] = 1
 
     def increment(self, path: str) -> int:
-        """Count one user more; gives the new number."""
+        """Count one user more and return the new number."""
         return self._change(path, 1)
 
     def decrement(self, path: str) -> int:
-        """Count one user less; gives the new number, which may be negative."""
+        """Count one user less and return the new number, which may be negative."""
         return self._change(path, -1)
 
     def forget(self, path: str | None = None) -> None:

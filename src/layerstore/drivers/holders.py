@@ -21,7 +21,7 @@ _USES = {"r": "root", "c": "cwd", "d": "directory", "w": "write", "m": "map", "f
 _ORDER = list(_USES.values())
 _MOST_PATHS = 16
 KERNEL = "kernel"
-# Somebody is inside, and nothing tells who: a look-up under way, an export, another machine's mount namespace.
+# The box is in use, by what cannot be seen: a look-up under way, an export, another machine's mount namespace.
 UNKNOWN = Holder(0, KERNEL, (), ())
 
 

@@ -107,7 +107,7 @@ class Classes:
         return any(self._has_mark(directory, user=user) for directory in self._directories(id))
 
     def hides(self, id: str) -> bool:
-        """Say whether something below is hidden by id's opaque marks; True if that cannot be known."""
+        """Return True if something below is hidden by id's opaque marks; True if that cannot be known."""
         user = self.is_user(id)
         layer = None
         try:

@@ -29,7 +29,7 @@ class Differences:
         self._classes, self._mounting = ground.classes, ground.mounting
 
     def _is_native(self, id: str, parent: str) -> bool:
-        """Say whether id stands right on parent, so that id's own directory is the difference."""
+        """Return True if id stands right on parent, so that id's own directory is the difference."""
         items = self._at.lower_items(id)
         if items and parent:
             try:

@@ -51,7 +51,7 @@ def make(path: str, mode: int) -> None:
 
 
 def is_there(path: str) -> bool:
-    """Say whether something is there; what cannot be looked at (OSError) is not taken for gone."""
+    """Return True if something is there; what cannot be looked at (OSError) is not taken for gone."""
     try:
         _files.mode_of(path)
     except FileNotFoundError:
@@ -105,30 +105,30 @@ class Directories:
         make(os.path.join(self.home, LINKS), 0o700)
 
     def path(self, id: str, *parts: str) -> str:
-        """Where id's directory is, or something in it. Raises LayerStoreError: id is no plain name."""
+        """Return the path of id's directory, or of something in it. Raises LayerStoreError: id is no plain name."""
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
             raise LayerStoreError(f"{id!r} is no id of a layer's directory", name=id)
         return os.path.join(self.home, id, *parts)
 
     def opened_diff(self, id: str) -> OpenDirectory:
-        """The diff directory of id, reached through no link."""
+        """Open the diff directory of id, through no link."""
         with opened(self.path(id)) as directory:
             return opened("diff", dir_fd=directory)
 
     def require(self, id: str, *names: str) -> None:
-        """id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
+        """Make sure that id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
         for path in (self.path(id), *(self.path(id, name) for name in names)):
             if not stat.S_ISDIR(_files.mode_of(path)):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
     def exists(self, id: str) -> bool:
-        """Say whether the directory is there."""
+        """Return True if the directory is there."""
         return os.path.isdir(self.path(id))
 
     # ---- making ----
 
     def create(self, id: str, parent: str, limit: Callable[[str], None] | None = None) -> None:
-        """Make a directory, nobody's until recorded(). Raises MaxDepthExceededError, OSError.
+        """Make a directory, unowned until recorded(). Raises MaxDepthExceededError, OSError.
 
         limit   called with its path while nothing is in it yet
         """
@@ -150,12 +150,12 @@ class Directories:
             try:
                 self.remove_tree(id)
             finally:
-                self.recorded(id)         # what could not be removed is cleanup()'s
+                self.recorded(id)         # what could not be removed is left to cleanup()
             raise
 
     @staticmethod
     def _write(path: str, data: bytes, mode: int) -> None:
-        """A file of a directory that nobody looks into yet."""
+        """Write a file of a directory that is invisible yet."""
         write_small(path, data, mode, sync=False)
 
     def _made(self, directory: str) -> Claim:
@@ -236,7 +236,7 @@ class Directories:
         sync_directory(os.path.join(self.home, LINKS))
 
     def _may_lead_to(self, link: str, id: str) -> bool:
-        """May a short link lead to id? One that leads elsewhere may, unless it is what it leads to that says so."""
+        """Return True if a short link may be id's: no other id that it leads to names it as its own."""
         place = os.path.join(self.home, LINKS, link)
         target = None
         with contextlib.suppress(OSError):
@@ -252,7 +252,7 @@ class Directories:
         return True
 
     def _link_of(self, id: str) -> str:
-        """The short link of id. Raises InvalidMetadataError: there is none that leads to it."""
+        """Return the short link of id. Raises InvalidMetadataError: none leads to it."""
         with contextlib.suppress(OSError, LayerStoreError):
             link = read_text(self.path(id, "link"))
             if _is_link(link) and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
@@ -263,7 +263,7 @@ class Directories:
         return link
 
     def _stands_on(self, id: str, below: Sequence[str]) -> bool:
-        """Does `lower` lead to these, looked at anew?"""
+        """Return True if `lower` leads to these, looked at anew."""
         try:
             items = self.lower_items(id)
             for item in items:
@@ -273,7 +273,7 @@ class Directories:
             return False
 
     def _link_to(self, id: str) -> str:
-        """The short link that leads to id, or ""."""
+        """Return the short link that leads to id, or ""."""
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
                 if entry.is_symlink() and _files.readlink(entry.path) == f"../{id}/diff":
@@ -283,7 +283,7 @@ class Directories:
     # ---- what it stands on ----
 
     def _lower_for(self, parent: str) -> str:
-        """What `lower` says in a child of parent."""
+        """Return what `lower` must say in a child of parent."""
         link = ""
         with contextlib.suppress(OSError, LayerStoreError):
             link = read_text(self.path(parent, "link"))
@@ -293,14 +293,14 @@ class Directories:
         return lower
 
     def lower_items(self, id: str) -> list[str]:
-        """What `lower` says, nearest first; [] where id stands on nothing."""
+        """Return the items of `lower`, nearest first; [] if id stands on nothing."""
         try:
             return read_text(self.path(id, "lower")).split(":")
         except FileNotFoundError:
             return []
 
     def lower_ids(self, items: Iterable[str]) -> list[str]:
-        """The ids that items of a `lower` lead to; each is a directory of this home, whoever wrote the file.
+        """Return the ids that items of a `lower` lead to. Each is a directory of this home, whatever the file says.
 
         Raises  OSError                the short link or the directory is gone
                 InvalidMetadataError   it leads elsewhere
@@ -320,11 +320,11 @@ class Directories:
         return ids
 
     def lower_dirs(self, id: str) -> list[str]:
-        """Absolute diff directories below id, nearest first."""
+        """Return the diff directories below id, nearest first."""
         return [self.path(lower, "diff") for lower in self.lower_ids(self.lower_items(id))]
 
     def dangling(self) -> list[str]:
-        """Short links whose directory is gone; in its making the directory comes first."""
+        """Return the short links whose directory is gone. A directory in the making comes before its link."""
         found = []
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:

@@ -98,7 +98,7 @@ class Graft:
                 os.utime(damaged, ns=times)
 
     def _plan(self, path: str) -> list[str]:
-        """Decide what makes one name what it is in the sound tree. Gives the names that must go with it."""
+        """Decide what makes one name what it is in the sound tree. Returns the names that must go with it."""
         parts = path.split("/") if path else []
         depth = self._common(parts)
         top = "/".join(parts[: depth + 1])
@@ -136,7 +136,7 @@ class Graft:
         return depth
 
     def _linked(self, path: str, found: os.stat_result) -> list[str]:
-        """All names, in the sound tree, of the files that are at path or below it and have several."""
+        """Return all names, in the sound tree, of the files that are at path or below it and have several."""
         nodes = set()
         if not stat.S_ISDIR(found.st_mode):
             nodes = {(found.st_dev, found.st_ino)} if found.st_nlink > 1 else set()
@@ -162,7 +162,7 @@ class Graft:
                         yield (st.st_dev, st.st_ino), posixpath.join(at, name)
 
     def _resolved(self, path: str) -> str:
-        """Where a name lies that may lead through links of the sound tree."""
+        """Return where a name lies that may lead through links of the sound tree."""
         todo, real, links = path.split("/"), list[str](), 0
         while len(todo) > 1:
             part = todo.pop(0)

@@ -91,7 +91,7 @@ class Ground:
         return tempfile.gettempdir() if self.read_only else self.home
 
     def native_works(self) -> bool:
-        """Say whether a difference can be read off an upper directory."""
+        """Return True if a difference can be read off an upper directory."""
         if self._native is None:
             why = checks.native_diff_problem(self.where_to_probe())
             if why:

@@ -95,7 +95,7 @@ class OverlayDraft:
         self._at.settle(self._stack)
 
     def publish(self) -> None:
-        """Give the claim back that keeps cleanup() from it."""
+        """Release the claim that keeps cleanup() from it."""
         self._at.recorded(self.id)
 
     def discard(self) -> None:
@@ -169,7 +169,7 @@ class OverlayLayer:
         self._at.mend(self.id, self._stack, emptied=emptied)
 
     def is_described_by_its_sidecars(self, draft: Draft) -> bool:
-        """Say whether the record describes the directory of draft."""
+        """Return True if the record describes the directory of draft."""
         assert isinstance(draft, OverlayDraft) and draft.diff_id
         try:
             with record.opened(self._sidecar) as record_fd:

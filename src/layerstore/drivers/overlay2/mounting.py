@@ -1,7 +1,7 @@
 """Mounting: a layer's directory as an overlay, counted, and shared with the other stores of its home.
 
-One upper directory is never in two overlays: a mount is not ended while somebody is inside, and not made while an
-overlay of it lives anywhere, detached or in another mount namespace. The kernel is asked, as it alone knows.
+One upper directory is never in two overlays. A mount is not ended while a process is inside. It is not made while an
+overlay of it exists anywhere, detached or in another mount namespace. The kernel is asked, as it alone knows.
 Source: moby, daemon/graphdriver/overlay2, graphdriver/counter.go
 """
 
@@ -28,9 +28,9 @@ from layerstore.ids import is_driver_id
 
 log = logging.getLogger("layerstore")
 
-# How often, and after what time, a mount is tried again that is in use by nobody who can be seen.
+# How often, and after what time, an unmount is tried again if no process is seen to use the mount.
 _ATTEMPTS, _PAUSE = 5, 0.0005
-# How long an overlay may take to end that nobody who can be seen uses.
+# How long an overlay may take to end that no process is seen to use.
 _ENDING = 1.0
 
 
@@ -47,7 +47,7 @@ class Mounting:
     ) -> None:
         """holds       tells other stores which mounts are in use here
         classes     of the marks that a mount must show
-        boxes       those that were detached while somebody was inside
+        boxes       those that were detached while a process was inside
         read_only   mount nothing
         userxattr   overlay's attributes are user.*
         """
@@ -144,7 +144,7 @@ class Mounting:
         self._boxes.clear(id)
 
     def _still_inside(self, id: str, merged: str) -> list[Holder] | None:
-        """Who uses the overlay of an upper that is not mounted here; None: there is none."""
+        """Return who uses the overlay of an upper that is not mounted here; None: there is no overlay."""
         used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
         if used is False:
             return None
@@ -158,7 +158,7 @@ class Mounting:
         return found if used or found or self._holds.held_elsewhere(_use(id)) else None
 
     def _device_elsewhere(self, id: str) -> int | None:
-        """The device of the overlay that writes to id and is mounted in another namespace, or elsewhere in this one."""
+        """Return the device of an overlay that writes to id, mounted in another namespace or elsewhere in this one."""
         ends = (f"={id}/diff", f"/{id}/diff")
         for table in itertools.chain((mounts.mount_table(),), mounts.other_tables()):
             for mount in table:
@@ -169,7 +169,7 @@ class Mounting:
 
     @staticmethod
     def _is_anothers(device: int) -> bool:
-        """Is a file system of this number mounted, which is not the detached one then?"""
+        """Return True if a file system of this number is mounted: so it is not the detached one."""
         numbers = os.major(device), os.minor(device)
         tables = itertools.chain((mounts.mount_table(),), mounts.other_tables())
         return any(mount.device == numbers for table in tables for mount in table)
@@ -187,7 +187,7 @@ class Mounting:
         return [] if found is None else found or [UNKNOWN]
 
     def _name(self, id: str) -> str:
-        """What a message calls id; by itself where its name cannot be looked up, which must not hide what is said."""
+        """Return the name of id for a message; id if its name cannot be looked up, which must not hide the message."""
         with contextlib.suppress(OSError, LayerStoreError):
             return self._boxes.shown_name(id)
         return id
@@ -197,8 +197,8 @@ class Mounting:
     def put(self, id: str, *, lazy: bool = False) -> None:
         """Count one user less; unmount at zero. Harmless without a get().
 
-        lazy     detach it, whoever is inside
-        Raises   ActiveMountError   somebody is inside: it stays mounted, and counted
+        lazy     detach it, even while processes are inside
+        Raises   ActiveMountError   a process is inside: it stays mounted, and counted
         """
         self._put(id, self._leave_lazily if lazy else self._leave)
 
@@ -225,11 +225,11 @@ class Mounting:
         self._leave(id, merged, lazy=True)
 
     def _leave_for_good(self, id: str, merged: str) -> None:
-        """Leave what nobody asks to unmount again: what stays mounted is told, and left to cleanup()."""
+        """Unmount for a call that will not ask again: what stays mounted is logged, and left to cleanup()."""
         try:
             self._leave_lazily(id, merged)
         except OSError as err:
-            with contextlib.suppress(OSError):           # umount(2) itself says whether somebody is inside
+            with contextlib.suppress(OSError):           # umount(2) itself tells whether it is in use
                 if self._holds.held_elsewhere(_use(id)):
                     return
                 if not mounts.is_mounted_surely(merged) or self._goes(merged):
@@ -245,7 +245,7 @@ class Mounting:
                 os.rmdir(merged)
             return
         device = os.stat(merged).st_dev
-        # What only reads harms nobody: its next mount is another overlay on the same layers.
+        # What only reads does no harm: its next mount is another overlay on the same layers.
         lazy = lazy or bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
         copied = self._is_copied(device)
         found = self._try(merged, device, copied=copied)
@@ -254,17 +254,17 @@ class Mounting:
                 raise in_use(self._name(id), found)
             self._detach(id, merged, device)
         with contextlib.suppress(OSError):
-            os.rmdir(merged)              # with it go the copies that nobody uses
+            os.rmdir(merged)              # unused copies go with it
         if copied and found is None and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
-            self._boxes.mark(id, device)        # who came in since
+            self._boxes.mark(id, device)        # a process came in since
 
     def _is_copied(self, device: int) -> bool:
-        """Is it mounted once more, here or in another mount namespace, which umount(2) does not see?"""
+        """Return True if it is mounted once more, here or in another mount namespace, which umount(2) does not see."""
         here, elsewhere = mounts.count_mounts(device)
         return here > 1 or elsewhere
 
     def _try(self, merged: str, device: int, *, copied: bool) -> list[Holder] | None:
-        """Unmount what nobody uses; else say who does."""
+        """Unmount it if it is unused; else return its holders."""
         if copied:
             found = holders(device, merged, tuple(self._ours))
             if found:
@@ -295,7 +295,7 @@ class Mounting:
         mounts.unmount(merged)
 
     def mounted(self, id: str, *, read_only: bool = False) -> Scope[int]:
-        """A descriptor of the mounted directory for the length of a `with` block."""
+        """Open the mounted directory for the length of a `with` block."""
         left: list[OpenDirectory] = []       # once it is empty all is undone
 
         def begin() -> int:
@@ -345,12 +345,12 @@ class Mounting:
             log.warning("%s; it is removed all the same", in_use(self._name(id), found), extra=about)
 
     def end(self, id: str) -> None:
-        """Under id's lock, behind its last file: nobody uses it."""
+        """Forget id, whose last file is gone. Called under its lock."""
         self._counter.forget(self._at.path(id, "merged"))
         self._holds.drop(_use(id))
 
     def cleanup(self) -> None:
-        """Unmount everything below home that no other store uses. Boxes with somebody inside are detached ones then."""
+        """Unmount everything below home that no other store uses. Boxes in use are detached."""
         failed = mounts.unmount_below(self._at.home, self._unused_elsewhere, self._end_mount)
         self._counter.forget()
         self._holds.drop_all(_use(""))

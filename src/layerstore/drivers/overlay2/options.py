@@ -12,9 +12,9 @@ from layerstore.sizes import human_size
 
 
 def parse_driver_options(options: Mapping[str, str]) -> str:
-    """Check overlay2's options; gives the default size of writable layers, or "".
+    """Check overlay2's options and return the default size of writable layers, or "".
 
-    Raises  InvalidOptionError   an option nobody knows, or a size that is none
+    Raises  InvalidOptionError   an unknown option, or an invalid size
     """
     size = ""
     for key, value in options.items():
