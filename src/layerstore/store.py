@@ -126,7 +126,7 @@ class Store:
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         if descriptor is not None and not isinstance(descriptor, Descriptor):
             raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
-        made = self._engine.register(source, parent_id(parent), descriptor, durability, progress)
+        made = self._engine.intake.register(source, parent_id(parent), descriptor, durability, progress)
         return Layer(self._engine, made.record, made)
 
     # ---- layers unpacked before it is known what they stand on ----
@@ -141,7 +141,7 @@ class Store:
         Raises   as register() does
         Any number of threads may unpack at the same time.
         """
-        return self._engine.unpack_ahead(source, progress)
+        return self._engine.intake.unpack_ahead(source, progress)
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: Parent = "", descriptor: Descriptor | None = None, *,
@@ -152,7 +152,7 @@ class Store:
         Returns  a reference to the layer; its is_new is False if it was stored before
         Raises   as register() does
         """
-        made = self._engine.register_unpacked(unpacked, parent_id(parent), descriptor, durability)
+        made = self._engine.intake.register_unpacked(unpacked, parent_id(parent), descriptor, durability)
         return Layer(self._engine, made.record, made)
 
     def discard(self, unpacked: Unpacked) -> None:
@@ -174,7 +174,7 @@ class Store:
 
     def find(self, chain_id: str) -> Layer | None:
         """Return a layer, bare, or None if it is not stored or its metadata cannot be read."""
-        record = self._engine.find(chain_id)
+        record = self._engine.contents.find(chain_id)
         return Layer(self._engine, record) if record else None
 
     @contextlib.contextmanager
@@ -186,11 +186,11 @@ class Store:
 
     def sync(self, layer: Layer, *, durability: str | None = None) -> None:
         """Sync a stored layer and all below it, as durability says; None: as the store's option says."""
-        self._engine.sync(layer._record, durability)
+        self._engine.syncing.ensure(layer._record, self.durability(durability))
 
     def map(self) -> dict[ChainID, Layer]:
         """Return all layers by ChainID, bare: they are no references, and need no release."""
-        return {record.chain_id: Layer(self._engine, record) for record in self._engine.layers()}
+        return {record.chain_id: Layer(self._engine, record) for record in self._engine.contents.layers()}
 
     def release(self, layer: Layer) -> list[Metadata]:
         """Release a reference. The last release of all stores and processes deletes the layer.
@@ -286,7 +286,7 @@ class Store:
 
     def mounts(self, *, on: Parent | None = None) -> list[str]:
         """Name the writable layers; on: only those that stand right on this layer ("": on nothing)."""
-        return self._engine.mounts(None if on is None else parent_id(on))
+        return self._engine.writable.names(None if on is None else parent_id(on))
 
     # ---- the store itself ----
 
@@ -322,7 +322,7 @@ class Store:
         Raises     LayerDoesNotExistError   chain_id is not in the store
         While a dockerd runs on the root, its unfinished layers look like orphans, so unowned files are not reported.
         """
-        return self._engine.verify(chain_id, metadata=metadata, progress=progress, workers=workers)
+        return self._engine.mending.verify(chain_id, metadata, progress, workers)
 
     def repair(self, chain_id: str, source: Any = None, *, progress: Progress | None = None) -> list[Problem]:
         """Replace what is damaged in a layer, and nothing else, each file in one step.
@@ -337,7 +337,7 @@ class Store:
                                           problem is left
                  LayerDoesNotExistError, ReadOnlyStoreError, and what register() raises; the layer is then as it was
         """
-        return self._engine.repair(chain_id, source, progress)
+        return self._engine.mending.repair(chain_id, source, progress)
 
     def orphans(self) -> list[Orphan]:
         """List what no layer and no writable layer owns, largest first, and layers whose release was interrupted.
@@ -346,7 +346,7 @@ class Store:
         Raises  StoreInUseError            a dockerd is running on the root: its unfinished layers look like orphans
                 LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         """
-        return self._engine.orphans()
+        return self._engine.reclaim.find()
 
     def reclaim(self, dry_run: bool = True) -> list[Orphan]:
         """Remove what orphans() lists.
@@ -359,7 +359,7 @@ class Store:
                  LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         Mounts are ended only inside of what is removed.
         """
-        return self._engine.remove_orphans(dry_run=dry_run)
+        return self._engine.reclaim.remove(dry_run=dry_run)
 
     def close(self) -> None:
         """End the use of this object and release its locks; what is mounted stays mounted. Twice is harmless."""

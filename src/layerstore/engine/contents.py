@@ -28,6 +28,19 @@ class Contents:
         """Look at the layers of this ground."""
         self._ground, self._records, self._check_open = ground, ground.records, ground.check_open
 
+    def layers(self) -> list[Record]:
+        """Return all layers that can be read, as the disk has them now."""
+        self._check_open()
+        with self._records.lock:
+            self._records.load_all()
+            return list(self._records.layers.values())
+
+    def find(self, chain_id: str) -> Record | None:
+        """Return a layer as the disk has it now; None if it is not there, or cannot be read."""
+        self._check_open()
+        with self._records.lock:
+            return self._records.load_current(chain_id)
+
     def current(self, record: Record) -> Record:
         """Return the record, as the disk has it now."""
         with self._records.lock:

@@ -16,22 +16,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
-from layerstore.engine.intake import Registration, Unpacked
+from layerstore.engine.intake import Registration
 from layerstore.engine.mending import Mending
 from layerstore.engine.reclaim import Reclaim
-from layerstore.engine.record import MountReference, Record, Reference
+from layerstore.engine.record import MountReference, Reference
 from layerstore.engine.references import References
-from layerstore.engine.verify import verify
 from layerstore.engine.writable import WritableLayers
-from layerstore.ids import is_digest
 from layerstore.layerdb.keeping import Keeping
-from layerstore.streams.sources import SourceInput
-from layerstore.values import Descriptor, Metadata, Orphan, Problem, Progress
+from layerstore.values import Metadata
 
 log = logging.getLogger("layerstore")
 
@@ -56,42 +52,7 @@ class Engine(Ground):
         read_only = ", read-only" if self.read_only else ""
         return f"{self.root} ({self.driver.host.name}{read_only}){', closed' if self.closed else ''}"
 
-    # ---- layers ----
-
-    def register(
-        self, source: Any, parent: str, descriptor: Descriptor | None, durability: str | None, progress: Progress | None
-    ) -> Reference:
-        """Store one layer tar. Raises as Store.register() does."""
-        level = self.syncing.level(durability)
-        above = self.references.use(parent) if parent else None
-
-        return self.intake.register(SourceInput(source, progress), above, descriptor or Descriptor(), level)
-
-    def unpack_ahead(self, source: Any, progress: Progress | None) -> Unpacked:
-        """Unpack one layer tar beside all layers. Raises as Store.unpack_ahead() does."""
-        self.check_writable()
-        pumps = progress is None and hasattr(source, "pump_into")
-        return self.intake.unpack_ahead(source if pumps else SourceInput(source, progress))
-
-    def register_unpacked(
-        self, unpacked: Unpacked, parent: str, descriptor: Descriptor | None, durability: str | None
-    ) -> Reference:
-        """Make a layer of what was unpacked ahead. Raises as Store.register_unpacked() does."""
-        level = self.syncing.level(durability)
-        return self.intake.register_unpacked(unpacked, parent, descriptor or Descriptor(), level)
-
-    def layers(self) -> list[Record]:
-        """Return all layers that can be read, as the disk has them now."""
-        self.check_open()
-        with self.records.lock:
-            self.records.load_all()
-            return list(self.records.layers.values())
-
-    def find(self, chain_id: str) -> Record | None:
-        """Return a layer as the disk has it now; None if it is not there, or cannot be read."""
-        self.check_open()
-        with self.records.lock:
-            return self.records.load_current(chain_id)
+    # ---- references ----
 
     def release(self, reference: Reference | None, chain_id: str) -> list[Metadata]:
         """Give a reference back. Raises as Store.release() does."""
@@ -110,38 +71,7 @@ class Engine(Ground):
         else:
             self.writable.let_go(reference)
 
-    def sync(self, record: Record, durability: str | None) -> None:
-        """Make a layer that is stored as durable as is asked for."""
-        self.syncing.ensure(record, self.syncing.level(durability))
-
-    # ---- writable layers ----
-
-    def mounts(self, on: str | None = None) -> list[str]:
-        """Name the writable layers; on: those that stand right on this layer."""
-        self.check_open()
-        with self.records.lock:
-            self.records.load_mounts()
-            return sorted(
-                mount.name for mount in self.records.mounts.values()
-                if on is None or (mount.parent.chain_id if mount.parent else "") == on
-            )  # fmt: skip
-
     # ---- the store itself ----
-
-    def verify(
-        self, chain_id: str | None = None, *, metadata: bool = True, progress: Progress | None = None,
-        workers: int | None = None,
-    ) -> list[Problem]:  # fmt: skip
-        """Compare what is stored with what was registered, as Store.verify() does."""
-        self.check_open()
-        return verify(self, self.references, self.contents, chain_id, metadata, progress, workers)
-
-    def repair(self, subject: str, source: Any, progress: Progress | None) -> list[Problem]:
-        """Mend a layer, or a writable layer, as Store.repair() does."""
-        self.check_writable()
-        if not is_digest(subject) and self.metadata.has_mount(subject):
-            return self.mending.writable(subject)
-        return self.mending.layer(subject, source, progress)
 
     def cleanup(self) -> None:
         """Finish what was interrupted and remove what is unowned, as Store.cleanup() does."""
@@ -152,20 +82,6 @@ class Engine(Ground):
         with self.records.lock:
             self.records.forget_bad()
         self.driver.host.cleanup()
-
-    def orphans(self) -> list[Orphan]:
-        """List what is unowned, as Store.orphans() does."""
-        self.check_open()
-        return self.reclaim.find()
-
-    def remove_orphans(self, *, dry_run: bool) -> list[Orphan]:
-        """Remove what is unowned, as Store.reclaim() does."""
-        self.check_open()
-        found = self.reclaim.find_alone()
-        if dry_run:
-            return found
-        self.check_writable()
-        return self.reclaim.remove(found)
 
     def close(self) -> None:
         """Hold nothing any more. Twice is harmless."""

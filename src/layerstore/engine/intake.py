@@ -8,7 +8,7 @@ Source: moby, layer/layer_store.go (registerWithDescriptor)
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from layerstore.disk.locks import Scope
 from layerstore.drivers import Draft, Received, Stack
@@ -20,8 +20,8 @@ from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthE
 from layerstore.ids import ChainID, DiffID, chain_on, random_id
 from layerstore.layerdb.keeping import Keeping
 from layerstore.layerdb.transaction import FileMetadataTransaction
-from layerstore.streams.sources import TarInput, refuse_nothing
-from layerstore.values import Descriptor, Durability
+from layerstore.streams.sources import SourceInput, TarInput, refuse_nothing
+from layerstore.values import Descriptor, Durability, Progress
 
 log = logging.getLogger("layerstore")
 
@@ -50,7 +50,17 @@ class Registration:
         self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
         self._references, self._keeping, self._syncing = references, keeping, syncing
 
-    def register(self, given: TarInput, above: Record | None, descriptor: Descriptor, level: Durability) -> Reference:
+    def register(
+        self, source: Any, parent: str, descriptor: Descriptor | None, durability: str | None, progress: Progress | None
+    ) -> Reference:
+        """Store one layer tar. Raises as Store.register() does."""
+        level = self._syncing.level(durability)
+        above = self._references.use(parent) if parent else None
+        return self.register_on(above, SourceInput(source, progress), descriptor or Descriptor(), level)
+
+    def register_on(
+        self, above: Record | None, given: TarInput, descriptor: Descriptor, level: Durability
+    ) -> Reference:
         """Make a layer of a tar. Ends the use of `above`, whatever happens."""
         try:
             _check_depth(above)
@@ -63,22 +73,21 @@ class Registration:
 
     # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
 
-    def unpack_ahead(self, given: TarInput) -> Unpacked:
-        """Unpack a tar, for register_unpacked() or discard(). It stays invisible until then.
+    def unpack_ahead(self, source: Any, progress: Progress | None = None) -> Unpacked:
+        """Unpack a tar, for register_unpacked() or discard(). Raises as Store.unpack_ahead() does.
 
+        source   as Store.unpack_ahead() takes it, or a TarInput
         A tar of no bytes is taken: who knows what it must be compares its DiffID.
-        Any number of threads at once. cleanup() takes it only when its process is gone.
         """
         self._ground.check_writable()
-        return self._unpack(given, [], allow_empty=True)
+        pumps = progress is None and hasattr(source, "pump_into")
+        return self._unpack(source if pumps else SourceInput(source, progress), [], allow_empty=True)
 
     def register_unpacked(
-        self, unpacked: Unpacked, parent: str, descriptor: Descriptor, level: Durability
+        self, unpacked: Unpacked, parent: str, descriptor: Descriptor | None, durability: str | None
     ) -> Reference:
-        """Make a layer on parent of what was unpacked.
-
-        Whatever happens, unpacked is spent. Raises as Store.register() does.
-        """
+        """Make a layer on parent of what was unpacked, which is spent. Raises as Store.register() does."""
+        level = self._syncing.level(durability)
         above: Record | None = None
         try:
             with Scope(lambda: unpacked, self._end):
@@ -87,7 +96,7 @@ class Registration:
                 _check_depth(above)
                 stack = above.directories if above else []
                 unpacked.draft.place_on(stack)
-                return self._make_visible(unpacked, above, stack, descriptor, level)
+                return self._make_visible(unpacked, above, stack, descriptor or Descriptor(), level)
         finally:
             if above:
                 self._references.end_use(above)

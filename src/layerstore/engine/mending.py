@@ -19,8 +19,7 @@ from layerstore.engine.repair import Repair, tar_of
 from layerstore.engine.verify import Verifier, verify
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import CorruptLayerError, LayerStoreError
-from layerstore.ids import ChainID, DiffID, chain_on
-from layerstore.streams.sources import SourceInput
+from layerstore.ids import ChainID, DiffID, chain_on, is_digest
 from layerstore.values import Descriptor, Problem, Progress
 
 
@@ -36,14 +35,25 @@ class Mending:
         self._references, self._contents, self._syncing = references, contents, syncing
         self._registration, self._writable = registration, writable
 
-    def _verify(self, chain_id: str) -> list[Problem]:
-        return verify(self._ground, self._references, self._contents, chain_id)
+    def verify(
+        self, chain_id: str | None, metadata: bool = True, progress: Progress | None = None,
+        workers: int | None = None,
+    ) -> list[Problem]:  # fmt: skip
+        """Compare a layer, or all there is, with what was registered, as Store.verify() does."""
+        return verify(self._ground, self._references, self._contents, chain_id, metadata, progress, workers)
+
+    def repair(self, subject: str, source: Any, progress: Progress | None) -> list[Problem]:
+        """Mend a layer, or a writable layer by its name, as Store.repair() does."""
+        self._ground.check_writable()
+        if not is_digest(subject) and self._metadata.has_mount(subject):
+            return self.writable(subject)
+        return self.layer(subject, source, progress)
 
     # ---- layers ----
 
     def layer(self, chain_id: str, source: Any, progress: Progress | None) -> list[Problem]:
         """Mend a layer. Raises as Store.repair() does."""
-        problems = self._verify(chain_id)
+        problems = self.verify(chain_id)
         if not problems:
             return []
         with self._records.lock:
@@ -56,10 +66,10 @@ class Mending:
                     self._records.load_all()
                     others = list(self._records.layers.values())
                 level = self._syncing.level("full")
-                Repair(self._ground, self._contents, self._verify, level).layer(record, source, others, progress)
+                Repair(self._ground, self._contents, self.verify, level).layer(record, source, others, progress)
         with self._records.lock:
             self._records.forget_bad()        # what stands on it can be read again
-        left = self._verify(chain_id)
+        left = self.verify(chain_id)
         if left:
             why = f"{chain_id} could not be mended: {left[0].detail}"
             raise CorruptLayerError(why, chain_id=chain_id, path=left[0].path)
@@ -99,7 +109,7 @@ class Mending:
             descriptor = self._metadata.get_descriptor(chain_id)
         with contextlib.ExitStack() as stack:
             tar = tar_of(chain_id, "", source, stack)
-            unpacked = self._registration.unpack_ahead(SourceInput(tar, progress))
+            unpacked = self._registration.unpack_ahead(tar, progress)
         try:
             parent = self._stood_on(chain_id, unpacked.diff_id)
         except BaseException:
@@ -108,8 +118,7 @@ class Mending:
         if loaded is not None:
             self._rewrite(loaded, unpacked, parent)
             return
-        level = self._syncing.level("full")
-        self._references.let_go(self._registration.register_unpacked(unpacked, parent, descriptor, level))
+        self._references.let_go(self._registration.register_unpacked(unpacked, parent, descriptor, "full"))
 
     def _rewrite(self, record: Record, unpacked: Unpacked, parent: str) -> None:
         """Give a layer the DiffID and the parent that its ChainID follows from; its files stay."""

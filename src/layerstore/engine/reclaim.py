@@ -32,6 +32,7 @@ class Reclaim:
     def find(self) -> list[Orphan]:
         """List what is unowned, largest first. Raises as Store.orphans() does."""
         root, m, host = self._root, self._metadata, self._driver.host
+        self._ground.check_open()
         self._ground.check_no_dockerd()
         released = [m.layer_directory(chain_id) for chain_id in self._references.unneeded()]
         found = []
@@ -46,16 +47,17 @@ class Reclaim:
         relative = [orphan._replace(path=os.path.relpath(orphan.path, root)) for orphan in found]
         return sorted(relative, key=lambda orphan: (-orphan.size, orphan.path))
 
-    def find_alone(self) -> list[Orphan]:
-        """List the same, if no other store has the root open. Raises StoreInUseError."""
+    def remove(self, *, dry_run: bool) -> list[Orphan]:
+        """Remove what find() lists, as Store.reclaim() does."""
+        self._ground.check_open()
         self._ground.check_no_dockerd()
         if self._holds.held_elsewhere(STORE):
             why = f"{StoreInUseError.text}: another store, of this or another process, has it open"
             raise StoreInUseError(why, path=self._root)
-        return self.find()
-
-    def remove(self, found: list[Orphan]) -> list[Orphan]:
-        """Remove what was found. Returns what went."""
+        found = self.find()
+        if dry_run:
+            return found
+        self._ground.check_writable()
         swept = self.finish()
 
         def is_gone(orphan: Orphan) -> bool:

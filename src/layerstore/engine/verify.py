@@ -195,6 +195,7 @@ def verify(
     Raises      LayerDoesNotExistError
     While a dockerd works on the root, unowned things are left out: what it is making looks unowned.
     """
+    ground.check_open()
     records = ground.records
     with records.lock:
         records.load_all()

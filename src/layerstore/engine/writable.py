@@ -184,6 +184,16 @@ class WritableLayers:
 
     # ---- finding ----
 
+    def names(self, on: str | None = None) -> list[str]:
+        """Name the writable layers; on: those that stand right on this layer."""
+        self._ground.check_open()
+        with self._lock:
+            self._records.load_mounts()
+            return sorted(
+                mount.name for mount in self._records.mounts.values()
+                if on is None or (mount.parent.chain_id if mount.parent else "") == on
+            )  # fmt: skip
+
     def find(self, name: str) -> Mount | None:
         """Give the record of one, or None. Raises ValueError (name)."""
         with self._lock:
@@ -413,7 +423,7 @@ class WritableLayers:
         if above:
             with self._lock:
                 self._references.use_too(above)
-        return self._registration.register(given, above, Descriptor(), level)
+        return self._registration.register_on(above, given, Descriptor(), level)
 
 
 class _Difference(NamedTuple):
