@@ -13,400 +13,29 @@ It stops at a spread of places; in `make soak` at each, with LAYERSTORE_SOAK=2 a
 import contextlib
 import errno
 import gc
-import hashlib
 import io
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import soak
-import tarkit
-from tarkit import end, file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faultkit
-from faultkit import ERRNOS, KINDS, LARGE, PASSING, Faults, Ground, Held, contents, state
+from faultkit import ERRNOS, KINDS, PASSING, Faults, Ground, Held, contents, state
+from operations import OPERATIONS, Operation
 
 import layerstore
-from layerstore import CreateRWLayerOpts, LayerStoreError
-from layerstore.disk.textfile import naming
+from layerstore import LayerStoreError
 
 NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
 SPREAD = 2                # places of a kind, where not all are walked
 EVERY, EVERY_ERRNO = soak.LEVEL > 0, soak.LEVEL > 1
 MEMORY_LIMIT = 256 << 10  # what a second walk may add to what malloc has given out: less than any buffer of the core
 COUNTED = ("Register", "RegisterZstd", "CopyTo", "Changes")
-
-
-def digest(tar: bytes) -> str:
-    return hashlib.sha256(tar).hexdigest()
-
-
-class Operation:
-    """One call, what it needs, whether its result is right, and how it is undone."""
-
-    # What an error may leave on disk: nothing; or what a writable layer got so far; or what cleanup() finishes.
-    leaves = "nothing"
-    durability = "none"
-
-    def __init__(self, room: Path) -> None:
-        self.room = room
-
-    def prepare(self, g: Ground) -> None:
-        pass
-
-    run: Callable[[Ground], Any]      # each has its own
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return True
-
-    def undo(self, g: Ground, value: Any) -> None:
-        pass
-
-
-def operation(**how: Any) -> Callable[[type], type]:
-    def known(cls: type) -> type:
-        for name, value in how.items():
-            setattr(cls, name, value)
-        OPERATIONS[cls.__name__] = cls
-        return cls
-
-    return known
-
-
-OPERATIONS: dict[str, type[Operation]] = {}
-
-
-# ---- layers in ----
-
-
-@operation()
-class Register(Operation):
-    tar = LARGE
-
-    def source(self) -> Any:
-        return self.tar
-
-    def run(self, g: Ground) -> Any:
-        return g.store.register(self.source(), g.base.chain_id)
-
-    def right(self, g: Ground, layer: Any) -> bool:
-        return layer.diff_id == tarkit.diff_id(self.tar) and faultkit.tar_of(layer.tar_stream) == digest(self.tar)
-
-    def undo(self, g: Ground, layer: Any) -> None:
-        layer.release()
-
-
-@operation()
-class RegisterSmall(Register):
-    tar = faultkit.EVERY_KIND
-
-
-@operation(durability="full")
-class RegisterDurable(RegisterSmall):
-    pass
-
-
-@operation()
-class RegisterFromReader(Register):
-    def source(self) -> Any:
-        return io.BytesIO(self.tar)
-
-
-class _Packed(Register):
-    program = ""
-
-    def source(self) -> Any:
-        path = self.room / f"packed-{self.program}"
-        if not path.exists():
-            path.write_bytes(subprocess.run([self.program, "-c"], input=self.tar, capture_output=True, check=True).stdout)
-        return path
-
-    def prepare(self, g: Ground) -> None:
-        self.source()
-
-
-@operation()
-class RegisterGzip(_Packed):
-    program = "gzip"
-
-
-@operation()
-class RegisterZstd(_Packed):
-    program = "zstd"
-
-
-@operation()
-class RegisterBzip2(_Packed):
-    program = "bzip2"
-    tar = faultkit.EVERY_KIND               # libarchive takes its time
-
-
-@operation(leaves="litter")
-class RegisterAgain(Register):
-    """What is there already: the second copy is thrown away."""
-
-    tar = Ground.ABOVE
-
-
-# ---- layers out ----
-
-
-@operation()
-class Read(Operation):
-    def run(self, g: Ground) -> Any:
-        with g.large.tar_stream() as stream:
-            return stream.read()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value == LARGE
-
-    def prepare(self, g: Ground) -> None:
-        if not hasattr(g, "large"):
-            g.large = g.store.register(LARGE, g.base.chain_id)
-
-
-@operation()
-class CopyTo(Read):
-    def run(self, g: Ground) -> Any:
-        path = str(self.room / "out")
-        with self.own(path) as out:
-            with g.large.tar_stream() as stream:
-                stream.copy_to(out)
-            with naming(path):
-                return out.seek(0) or out.read()
-
-    @staticmethod
-    @contextlib.contextmanager
-    def own(path: str) -> Iterator[Any]:
-        """A file that is written to; what Python does to open, read back and close it is none of the library's."""
-        with naming(path):
-            out = open(path, "wb+")  # noqa: SIM115
-        try:
-            yield out
-        finally:
-            with naming(path):
-                out.close()
-
-
-@operation()
-class SizeOfStream(Read):
-    def run(self, g: Ground) -> Any:
-        with g.large.tar_stream() as stream:
-            return stream.size
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value == len(LARGE)
-
-
-@operation()
-class ReadDifference(Operation):
-    def run(self, g: Ground) -> Any:
-        with g.above.tar_stream_from("") as stream:
-            return stream.read()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        names = subprocess.run(["tar", "-t"], input=value, capture_output=True, check=True).stdout.split()
-        return sorted(names) == [b"a/", b"a/f", b"c", b"e/", b"e/1"]
-
-
-@operation()
-class OpenAndGet(Operation):
-    def run(self, g: Ground) -> Any:
-        with g.again() as store:
-            return store.get(g.above.chain_id), store.get_rw_layer("rw"), sorted(store.map()), store.mounts()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        layer, rw, layers, mounts = value
-        # What cannot be read is told by the log and verify(), and hides nothing else.
-        return layer.cache_id == g.above.cache_id and rw.name == "rw" and set(layers) >= {g.base.chain_id, g.above.chain_id} and "rw" in mounts
-
-
-@operation(leaves="scaffold")
-class OpenFresh(Operation):
-    def run(self, g: Ground) -> Any:
-        layerstore.Store(g.root / "fresh", options=g.options).close()
-
-    def undo(self, g: Ground, value: Any) -> None:
-        faultkit.disk.remove_tree(g.root / "fresh")
-
-
-@operation()
-class Verify(Operation):
-    """A fault may well be told as a problem."""
-
-    def run(self, g: Ground) -> Any:
-        return g.store.verify(workers=1)
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return all(isinstance(problem, layerstore.Problem) and problem.kind != "orphan" for problem in value)
-
-
-# ---- writable layers ----
-
-
-@operation()
-class CreateRWLayer(Operation):
-    def run(self, g: Ground) -> Any:
-        return g.store.create_rw_layer("new", g.above.chain_id, CreateRWLayerOpts(init_func=init))
-
-    def right(self, g: Ground, rw: Any) -> bool:
-        with rw.mounted() as path:
-            return sorted(os.listdir(path)) == ["a", "c", "e", "etc"]
-
-    def undo(self, g: Ground, rw: Any) -> None:
-        rw.release()
-
-
-@operation(durability="full")
-class CreateRWLayerDurable(CreateRWLayer):
-    pass
-
-
-def init(path: str) -> None:
-    os.mkdir(f"{path}/etc")
-    with naming(f"{path}/etc/hosts"):     # as the store's own errors do
-        Path(path, "etc/hosts").write_text("localhost\n")
-
-
-@operation()
-class Mount(Operation):
-    def run(self, g: Ground) -> Any:
-        return g.rw.mount()
-
-    def right(self, g: Ground, path: Any) -> bool:
-        return sorted(os.listdir(path)) == ["c", "e", "new", "sub"]
-
-    def undo(self, g: Ground, path: Any) -> None:
-        g.rw.unmount()
-
-
-@operation(leaves="a part")
-class ApplyDiff(Operation):
-    def run(self, g: Ground) -> Any:
-        return g.bare.apply_diff(faultkit.EVERY_KIND)
-
-    def right(self, g: Ground, value: Any) -> bool:
-        with g.bare.mounted() as path:
-            return Path(path, "again").read_text() == "second" and Path(path, "a/new").read_text() == "new"
-
-
-@operation()
-class Commit(Operation):
-    def run(self, g: Ground) -> Any:
-        return g.rw.commit()
-
-    def right(self, g: Ground, layer: Any) -> bool:
-        # Its own directory as a tar, or, where that cannot be had, what a mount of it shows.
-        with layer.tar_stream() as stream:
-            tar = stream.read()
-        names = subprocess.run(["tar", "-t"], input=tar, capture_output=True, check=True).stdout.split()
-        return digest(tar) == layer.diff_id.encoded and sorted(names) == [b".wh.a", b"c", b"new", b"sub/", b"sub/x"]
-
-    def undo(self, g: Ground, layer: Any) -> None:
-        layer.release()
-
-
-@operation()
-class Changes(Operation):
-    def run(self, g: Ground) -> Any:
-        return [str(change) for change in g.rw.changes()]
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return sorted(value) == ["A /new", "A /sub", "A /sub/x", "C /c", "D /a"]
-
-
-@operation()
-class SizeOfRWLayer(Operation):
-    def run(self, g: Ground) -> Any:
-        return g.rw.size()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value == 9002
-
-
-@operation()
-class ReadRWLayer(Operation):
-    def run(self, g: Ground) -> Any:
-        with g.rw.tar_stream() as stream:
-            return stream.read()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        names = subprocess.run(["tar", "-t"], input=value, capture_output=True, check=True).stdout.split()
-        return sorted(names) == [b".wh.a", b"c", b"new", b"sub/", b"sub/x"]
-
-
-@operation()
-class ChangesBetween(Operation):
-    def run(self, g: Ground) -> Any:
-        one, other = (g.root / "overlay2" / layer.cache_id / "diff" for layer in (g.above, g.base))
-        return sorted(str(change) for change in layerstore.changes_between(one, other))
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value == ["A /c", "A /e", "A /e/1", "D /a", "C /b"] or value == ["A /c", "A /e", "A /e/1", "C /b", "D /a"]
-
-
-# ---- tar-split on its own ----
-
-
-@operation()
-class Disassemble(Operation):
-    def run(self, g: Ground) -> Any:
-        record = io.BytesIO()
-        return layerstore.disassemble(io.BytesIO(LARGE), record), record
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value[0] == tarkit.diff_id(LARGE) and value[1].getvalue().startswith(b'{"type"')
-
-
-# ---- what deletes ----
-
-
-@operation(leaves="litter")
-class Release(Operation):
-    def prepare(self, g: Ground) -> None:
-        g.extra = g.store.register(file("x", b"x" * 9000) + file("y/z") + end(), g.base.chain_id)
-
-    def run(self, g: Ground) -> Any:
-        return g.extra.release()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return [item.chain_id for item in value] == [g.extra.chain_id]
-
-
-@operation(leaves="litter")
-class ReleaseRWLayer(Operation):
-    def prepare(self, g: Ground) -> None:
-        g.extra = g.store.create_rw_layer("extra", g.above.chain_id, CreateRWLayerOpts(init_func=init))
-        g.extra.apply_diff(Ground.EDIT)
-        g.extra.mount()
-
-    def run(self, g: Ground) -> Any:
-        return g.extra.release()
-
-    def right(self, g: Ground, value: Any) -> bool:
-        return value == []
-
-
-@operation(leaves="litter")
-class Cleanup(Operation):
-    def prepare(self, g: Ground) -> None:
-        layer = g.store.register(file("x", b"x" * 9000) + file("y/z") + end(), g.base.chain_id)
-        g.store._engine.metadata.set_aside(layer.chain_id)
-        os.mkdir(g.root / "image/overlay2/layerdb/tmp/write-set-77")
-        (g.root / "image/overlay2/layerdb/tmp/write-set-77/size").write_text("1")
-        os.makedirs(g.root / "overlay2" / ("7" * 64) / "diff/deep/er")
-        os.symlink(f"../{'8' * 64}/diff", g.root / "overlay2/l/EIGHT")
-        g.store.close()
-        g.store = g.again()
-        g.above, g.base = g.store.get(g.above.chain_id), g.store.get(g.base.chain_id)
-
-    def run(self, g: Ground) -> Any:
-        g.store.cleanup()
 
 
 # ---- the walk ------------------------------------------------------------------------------------------
@@ -422,7 +51,7 @@ class Walk:
         self.wrong: list[str] = []
         self.raised = self.succeeded = 0
         self.ground: Ground | None = None
-        self.deletes = type(operation).__name__ in ("Release", "ReleaseRWLayer", "Cleanup")
+        self.deletes = operation.deletes
 
     def fresh(self) -> Ground:
         """A ground that is prepared; the last one, if it is as it was."""
@@ -619,7 +248,7 @@ def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(roo
 
         def work(say: Callable[[str], None]) -> tuple[list[str], int, int]:
             gc.freeze()
-            walk = Walk(OPERATIONS[name](room), place, say)
+            walk = Walk(OPERATIONS[name], place, say)
             counts = walk.counts()
             walk.all(counts)
             if EVERY or name in COUNTED:
