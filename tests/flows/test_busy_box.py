@@ -8,13 +8,12 @@ import contextlib
 import io
 import os
 import random
-import subprocess
-import sys
 import tarfile
 import time
 
 import pytest
 import tarkit
+from another import at_work
 from soak import budget
 from tarkit import dir, end, file
 
@@ -65,16 +64,6 @@ while True:
 '''
 
 
-@contextlib.contextmanager
-def at_work(path, workers=2):
-    with contextlib.ExitStack() as stack:
-        for seed in range(workers):
-            worker = stack.enter_context(subprocess.Popen([sys.executable, "-c", WORK, path, str(seed)], stdout=subprocess.PIPE))
-            stack.callback(worker.kill)
-            assert worker.stdout.readline() == b"ready\n"
-        yield
-
-
 def read_whole(stream):
     with stream:
         data = stream.read()
@@ -110,7 +99,7 @@ def looks(store, box, path, lowers):
     "way", ["changes", "size", "tar_stream", "tar_stream, all", "commit", "commit, all", "changes_between"]
 )
 def test_a_box_in_use_is_looked_at_and_what_goes_meanwhile_is_passed_over(store, box, way):
-    with box.mounted() as path, at_work(path):
+    with box.mounted() as path, at_work(WORK, path, 0), at_work(WORK, path, 1):
         look = looks(store, box, path, box.metadata()["LowerDir"])[way]
         done, ends = 0, time.monotonic() + SECONDS
         while time.monotonic() < ends:
@@ -137,22 +126,18 @@ def test_names_that_are_exchanged_are_one_thing_or_the_other(box):
             "import ctypes, sys, random\nlibc = ctypes.CDLL(None)\nprint('ready', flush=True)\nnames = [b'one', b'two', b'three']\n"
             "import os\nos.chdir(sys.argv[1])\nwhile True: libc.renameat2(-100, random.choice(names), -100, random.choice(names), 2)\n"
         )
-        with subprocess.Popen([sys.executable, "-c", work, path], stdout=subprocess.PIPE) as worker:
-            try:
-                assert worker.stdout.readline() == b"ready\n"
-                ends = time.monotonic() + SECONDS
-                while time.monotonic() < ends:
-                    with box.tar_stream(keep="all") as stream:
-                        data = stream.read()
-                    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-                        for member in (one for one in tar if ".wh." not in one.name):
-                            which = member.pax_headers.get("SCHILY.xattr.user.which")
-                            kind = "file" if member.isreg() else "directory" if member.isdir() else None
-                            assert which == kind
-                            assert not member.isreg() or tar.extractfile(member).read() == b"1" * 4000
-                    assert {line.path for line in box.changes()} <= {"/one", "/two", "/three"}
-            finally:
-                worker.kill()
+        with at_work(work, path):
+            ends = time.monotonic() + SECONDS
+            while time.monotonic() < ends:
+                with box.tar_stream(keep="all") as stream:
+                    data = stream.read()
+                with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+                    for member in (one for one in tar if ".wh." not in one.name):
+                        which = member.pax_headers.get("SCHILY.xattr.user.which")
+                        kind = "file" if member.isreg() else "directory" if member.isdir() else None
+                        assert which == kind
+                        assert not member.isreg() or tar.extractfile(member).read() == b"1" * 4000
+                assert {line.path for line in box.changes()} <= {"/one", "/two", "/three"}
 
 
 def test_a_directory_that_is_moved_away_while_deep_in_it_ends_nothing(box):
@@ -168,11 +153,7 @@ def test_a_directory_that_is_moved_away_while_deep_in_it_ends_nothing(box):
             "while True:\n i = random.randrange(40)\n n = '/m' * random.randrange(8)\n"
             " try:\n  os.rename(f'top/{i}{n}', 'away')\n  os.rename('away', f'top/{i}{n}')\n except OSError: pass\n"
         )
-        with subprocess.Popen([sys.executable, "-c", work, path], stdout=subprocess.PIPE) as worker:
-            try:
-                assert worker.stdout.readline() == b"ready\n"
-                ends = time.monotonic() + SECONDS
-                while time.monotonic() < ends:
-                    draw.choice([box.changes, box.size, lambda: read_whole(box.tar_stream())])()
-            finally:
-                worker.kill()
+        with at_work(work, path):
+            ends = time.monotonic() + SECONDS
+            while time.monotonic() < ends:
+                draw.choice([box.changes, box.size, lambda: read_whole(box.tar_stream())])()

@@ -3,9 +3,9 @@
 import os
 import random
 import subprocess
-import sys
 import threading
 
+import another
 import pytest
 import recipes
 import tarkit
@@ -15,15 +15,6 @@ from tarkit import end, file
 
 import layerstore
 from layerstore import LayerDoesNotExistError
-
-SOURCES = [os.path.dirname(os.path.dirname(layerstore.__file__)), os.path.dirname(tarkit.__file__)]
-
-
-def python(code, *arguments):
-    """Another process with the package at hand; what it prints."""
-    preface = f"import sys; sys.path[:0] = {SOURCES!r}\nimport layerstore, tarkit, errno, os\n"
-    command = [sys.executable, "-c", preface + code, *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def noisy(number, files=20):
@@ -184,6 +175,7 @@ def test_threads_share_the_count_of_a_mount(store):
 
 
 REGISTER = """
+import errno, os, sys, layerstore, tarkit
 store = layerstore.Store(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -204,7 +196,8 @@ os._exit(0)
 def test_processes_that_register_the_same_layers_on_one_root_do_not_corrupt_each_other(store, open_store, root):
     """The second to commit is handed the first one's layer, or told that it exists: never half of each."""
     store.close()
-    children = [python(REGISTER, root) for _ in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(another.command(REGISTER, root), env=another.ENVIRONMENT, **pipes) for _ in range(2)]
     for child in children:
         assert child.stdout.readline() == "ready\n", child.stderr.read()
     for child in children:

@@ -4,11 +4,11 @@ import gc
 import json
 import logging
 import subprocess
-import sys
 import warnings
 
 import pytest
 import tarkit
+from another import ENVIRONMENT, command
 
 import layerstore
 
@@ -19,7 +19,7 @@ def test_it_is_silent_by_default_and_speaks_when_asked(store, root):
     script = "import sys, logging, layerstore\n{}\nwith layerstore.Store(sys.argv[1]) as store: store.map()"
 
     def run(setup):
-        done = subprocess.run([sys.executable, "-c", script.format(setup), root], capture_output=True, check=True, text=True)
+        done = subprocess.run(command(script.format(setup), root), capture_output=True, check=True, text=True, env=ENVIRONMENT)
         return done.stdout + done.stderr
 
     assert run("") == ""

@@ -1,43 +1,25 @@
 """Peak memory grows by at most 64 MB, whatever the layer's size: each job in a process of its own, which says its growth."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import recipes
 import tarkit
-
-import layerstore
+from another import growth
 
 MOST_MB = 64
 SIZE_MB = 320
 
+STORE = """
+store = layerstore.Store(sys.argv[1])
+class Only:
+    def __init__(self, file): self.read = file.read
+"""
 JOBS = {
     "register": "store.register(sys.argv[2])",
-    "register from read(n)": "store.register(Reads(open(sys.argv[2], 'rb')))",
+    "register from read(n)": "store.register(Only(open(sys.argv[2], 'rb')))",
     "copy_to": "next(iter(store.map().values())).tar_stream().copy_to(open('/dev/null', 'wb'))",
     "read": "stream = next(iter(store.map().values())).tar_stream()\nwhile stream.read(1 << 20): pass",
 }
-
-PROGRAM = """
-import sys, layerstore
-
-class Reads:
-    def __init__(self, file): self.file = file
-    def read(self, n): return self.file.read(n)
-
-def peak():
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
-
-store = layerstore.Store(sys.argv[1])
-before = peak()
-{job}
-print(peak() - before)
-"""
-
 
 @pytest.fixture(scope="module")
 def tar(tmpfs):
@@ -62,12 +44,7 @@ def test_peak_memory_does_not_grow_with_the_layer(open_store, root, tar, job):
     if not job.startswith("register"):
         with open_store() as store:
             store.register(tar)
-    environment = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1])}
-    program = PROGRAM.format(job=JOBS[job])
-    done = subprocess.run([sys.executable, "-c", program, root, tar], capture_output=True, check=False, text=True,
-                          env=environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert 0 < float(done.stdout) < MOST_MB
+    assert 0 < growth(JOBS[job], root, tar, before=STORE) < MOST_MB
 
 
 def long_ways(entries):
@@ -103,9 +80,4 @@ def test_memory_does_not_follow_the_links_that_names_lead_through(open_store, ro
     if job not in ("register", "apply_diff", "disassemble"):
         with open_store() as store:
             store.register(tar)
-    program = PROGRAM.format(job=LONG_JOBS[job])
-    environment = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program, root, tar], capture_output=True, check=False,
-                          text=True, env=environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 20
+    assert growth(LONG_JOBS[job], root, tar, before=STORE) < 20
