@@ -150,7 +150,7 @@ def test_the_record_of_a_box_follows_from_its_files_where_it_can(store, open_sto
     again = open_store()
     assert "box" in {p.subject for p in again.verify()}
     if lost == "mount-id":
-        with pytest.raises(CorruptLayerError, match="nothing says any more which directory box has"):
+        with pytest.raises(CorruptLayerError, match="the metadata no longer says which directory box has"):
             again.repair("box")
         return
     if lost == "parent":

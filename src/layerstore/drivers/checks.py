@@ -72,7 +72,7 @@ def in_user_namespace() -> bool:
 
 @functools.cache
 def kernel_version() -> tuple[int, int]:
-    """Return the running kernel's version, for instance (6, 18)."""
+    """Return the running kernel's version, for example (6, 18)."""
     major, minor = os.uname().release.split(".")[:2]
     digits = "".join(char for char in minor if char.isdigit())
     return int(major), int(digits or 0)
@@ -235,7 +235,7 @@ _overlay_works: set[_FileSystem] = set()
 
 @functools.cache
 def needs_userxattr(where: str) -> bool:
-    """Return True if mounts need `userxattr`: in a user namespace, where the kernel knows it."""
+    """Return True if mounts need `userxattr`: in a user namespace, if the kernel knows it."""
     if not in_user_namespace():
         return False
     if kernel_version() >= (5, 11):

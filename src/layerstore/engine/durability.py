@@ -44,7 +44,7 @@ class Syncing:
         self._host.sync([id], self.level(None))
 
     def name(self, kind: str, level: Durability) -> contextlib.AbstractContextManager[None]:
-        """Around the rename that makes something visible: a power cut shall not make it invisible again."""
+        """Around the rename that makes something visible: a power cut must not make it invisible again."""
         return self._metadata.names_synced(kind) if level == "full" else contextlib.nullcontext()
 
     def ensure(self, record: Record, level: Durability) -> None:
@@ -63,5 +63,5 @@ class Syncing:
             below = below.parent
 
     def _one_device(self) -> bool:
-        """Are the layerdb and the driver's directories on one file system?"""
+        """Return True if the layerdb and the driver's directories are on one file system."""
         return _files.status(self._ground.home, follow=True)[1] == _files.status(self._metadata.root, follow=True)[1]

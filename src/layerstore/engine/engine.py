@@ -55,7 +55,7 @@ class Engine(Ground):
     # ---- references ----
 
     def release(self, reference: Reference | None, chain_id: str) -> list[Metadata]:
-        """Give a reference back. Raises as Store.release() does."""
+        """Release a reference. Raises as Store.release() does."""
         self.check_open()
         return self.references.release(reference, chain_id)
 
@@ -84,7 +84,7 @@ class Engine(Ground):
         self.driver.host.cleanup()
 
     def close(self) -> None:
-        """Hold nothing any more. Twice is harmless."""
+        """Release everything. Twice is harmless."""
         self.closed = True
         self.holds.close()
 

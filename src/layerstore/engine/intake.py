@@ -77,7 +77,7 @@ class Registration:
         """Unpack a tar, for register_unpacked() or discard(). Raises as Store.unpack_ahead() does.
 
         source   as Store.unpack_ahead() takes it, or a TarInput
-        A tar of no bytes is taken: who knows what it must be compares its DiffID.
+        A tar of no bytes is taken: a caller that knows what it must be compares its DiffID.
         """
         self._ground.check_writable()
         pumps = progress is None and hasattr(source, "pump_into")
@@ -120,7 +120,7 @@ class Registration:
             log.error("Error canceling metadata transaction %s: %s", transaction, err, extra=about)
 
     def _end(self, unpacked: Unpacked) -> None:
-        """Give back what a layer in the making holds; discard what did not become one. Can be begun again."""
+        """Release what a layer in the making holds; discard what did not become one. Can be begun again."""
         if unpacked.transaction.kept:
             unpacked.draft.publish()
             unpacked.transaction.release()
@@ -179,7 +179,7 @@ class Registration:
         return reference
 
     def _describe(self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor) -> Record:
-        """Write what the layerdb says of a layer that was unpacked: its record, which nobody sees yet."""
+        """Write what the layerdb says of a layer that was unpacked: its record, still invisible."""
         draft, transaction, received = unpacked
         transaction.set_diff_id(received.diff_id)
         transaction.set_size(received.size)

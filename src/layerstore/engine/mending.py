@@ -121,7 +121,7 @@ class Mending:
         self._references.let_go(self._registration.register_unpacked(unpacked, parent, descriptor, "full"))
 
     def _rewrite(self, record: Record, unpacked: Unpacked, parent: str) -> None:
-        """Give a layer the DiffID and the parent that its ChainID follows from; its files stay."""
+        """Set the DiffID and the parent of a layer that its ChainID follows from; its files stay."""
         try:
             diff_id, size = unpacked.diff_id, unpacked.received.size
             self._metadata.rewrite(record.chain_id, diff_id, size, record.cache_id, parent, record.descriptor)

@@ -61,7 +61,7 @@ class Reclaim:
         swept = self.finish()
 
         def is_gone(orphan: Orphan) -> bool:
-            """Whether it was removed, and not only renamed."""
+            """True if it was removed, and not only renamed."""
             if orphan.kind == "layer":
                 return f"sha256:{os.path.basename(orphan.path)}" in swept
             return not os.path.lexists(os.path.join(self._root, orphan.path))

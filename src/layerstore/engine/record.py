@@ -13,7 +13,7 @@ from layerstore.values import Descriptor
 
 
 class Reference:
-    """One reference to a layer. The layer keeps it until it is given back."""
+    """One reference to a layer. The layer keeps it until it is released."""
 
     def __init__(self, record: Record) -> None:
         """Refer to a record; References counts it."""
@@ -77,12 +77,12 @@ class Record:
 
     @property
     def in_use(self) -> bool:
-        """Whether this store has references to it, or works on it."""
+        """True if this store has references to it, or works on it."""
         return self.held or self.used > 0
 
     @property
     def held(self) -> bool:
-        """Whether references keep it; a forked child counts those of its parent that it used since."""
+        """True if references keep it; a forked child counts those of its parent that it used since."""
         return bool(self.references) and self.holds.holds(self.chain_id)
 
 
@@ -110,7 +110,7 @@ class Mount:
 
     @property
     def held(self) -> bool:
-        """Whether references keep it, as Record.held."""
+        """True if references keep it, as Record.held."""
         return bool(self.references) and self.holds.holds(self.key)
 
 

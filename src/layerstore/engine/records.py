@@ -44,7 +44,7 @@ class Records:
     # ---- layers ----
 
     def _appeared(self, chain_id: str) -> bool:
-        """Is it on disk, and not read, or not to be read at the last look? Another process may have registered it."""
+        """Return True if it is on disk but not loaded: another process registered it, or it could not be read."""
         if chain_id in self._unread:
             return True
         if chain_id in self.layers:
@@ -54,7 +54,7 @@ class Records:
         return False
 
     def load(self, chain_id: str) -> Record | None:
-        """Give the record of a layer, read with its ancestors; None: not there, or bad."""
+        """Return the record of a layer, read with its ancestors; None: not there, or bad."""
         todo: list[ChainID] = []
         at = chain_id
         if chain_id in self.bad and not self._appeared(chain_id):
@@ -77,7 +77,7 @@ class Records:
         return self.layers.get(cast(ChainID, chain_id))
 
     def load_current(self, chain_id: str) -> Record | None:
-        """Give what load() gives, as the disk has it now."""
+        """Return what load() gives, as the disk has it now."""
         record = self.load(chain_id)
         if record and not self.refresh(record):
             if record.in_use:
@@ -103,7 +103,7 @@ class Records:
         return True
 
     def below(self, record: Record) -> Record | None:
-        """Give what a layer stands on, as the disk has it now."""
+        """Return what a layer stands on, as the disk has it now."""
         if record.parent:
             record.parent = self.layers.get(record.parent.chain_id, record.parent)
             self.refresh(record.parent)
@@ -169,7 +169,7 @@ class Records:
             self.load_mount(next(iter(self._unread_mounts)))
 
     def names_layer(self, chain_id: str, cache_id: str) -> bool:
-        """Say whether the record on disk means these files, and not those of a layer registered anew."""
+        """Return True if the record on disk means these files, and not those of a layer registered anew."""
         try:
             return self._metadata.get_cache_id(chain_id) == cache_id
         except FileNotFoundError:
@@ -180,7 +180,7 @@ class Records:
     def new_layer(
         self, chain: ChainID, diff: DiffID, parent: Record | None, cache: str, size: int, descriptor: Descriptor
     ) -> Record:
-        """Make the record of a layer that nobody sees yet."""
+        """Make the record of a layer, still invisible."""
         return Record(self._holds, chain, diff, parent, cache, size, descriptor)
 
     def replace(self, existing: Record | None, made: Record) -> Record:
@@ -209,7 +209,7 @@ class Records:
     # ---- writable layers ----
 
     def new_mount(self, name: str, mount_id: str, init_id: str, parent: Record | None) -> Mount:
-        """Make the record of a writable layer that nobody sees yet."""
+        """Make the record of a writable layer, still invisible."""
         return Mount(self._holds, name, mount_id, init_id, parent)
 
     def add_mount(self, mount: Mount) -> None:
@@ -222,7 +222,7 @@ class Records:
         self.mounts.pop(name, None)
 
     def load_mount(self, name: str) -> Mount | None:
-        """Give the record of a writable layer; None: not there, or bad."""
+        """Return the record of a writable layer; None: not there, or bad."""
         appeared = name in self._unread_mounts
         if not appeared and name not in self.mounts:
             appeared = self._metadata.has_mount(name)
@@ -241,11 +241,11 @@ class Records:
         return self.mounts.get(name)
 
     def withdrawn(self, chain_id: str) -> list[str]:
-        """Name the writable layers on a layer that have no record any more, and could not be deleted yet."""
+        """Name the writable layers on a layer that no longer have a record, and could not be deleted yet."""
         return [m.name for m in self.mounts.values() if m.aside and m.parent and m.parent.chain_id == chain_id]
 
     def find_mount(self, name: str) -> Mount | None:
-        """Give what load_mount() gives, unless another process released that one."""
+        """Return what load_mount() gives, unless another process released that one."""
         check_mount_name(name)
         mount = self.mounts.get(name)
         if mount and not mount.aside and not self.names_mount(mount):
@@ -253,7 +253,7 @@ class Records:
         return self.load_mount(name)
 
     def names_mount(self, mount: Mount) -> bool:
-        """Does the record on disk still mean this writable layer, and not a later one of its name?"""
+        """Return True if the record on disk still means this writable layer, and not a later one of its name."""
         try:
             return self._metadata.get_mount_id(mount.name) == mount.mount_id
         except FileNotFoundError:
@@ -262,7 +262,7 @@ class Records:
             return True
 
     def is_loadable(self, name: str) -> bool:
-        """Is there a record of a writable layer that can be read?"""
+        """Return True if there is a readable record of a writable layer."""
         try:
             self._metadata.get_mount_id(name)
             self._metadata.get_init_id(name)
@@ -276,7 +276,7 @@ class Records:
     def owned(self) -> set[str]:
         """Driver ids that a layer or mount on disk names, loaded or not. Needs no lock.
 
-        Raises  LayerStoreError, OSError   somebody owns something, and what it is cannot be read
+        Raises  LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         """
         owned: set[str] = set()
         chains, mounts = self._metadata.list()

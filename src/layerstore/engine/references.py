@@ -1,4 +1,4 @@
-"""References: who keeps a layer, and what goes when its last reference is given back.
+"""References: what keeps a layer, and what is deleted when its last reference is released.
 
 A layer is needed by references and running calls of this store, by those of other stores, by layers, writable layers
 and images on it. Whether one may go is decided when it would go, under the lock of the layerdb, by the disk and by what
@@ -51,7 +51,7 @@ class References:
     """The references of one store object."""
 
     def __init__(self, ground: Ground, keeping: Keeping) -> None:
-        """Tell other stores through the holds. A store that only reads deletes and marks nothing."""
+        """Show references to other stores through the holds. A store that only reads deletes and marks nothing."""
         self._root, self._metadata, self._driver = ground.root, ground.metadata, ground.driver
         self._records, self._holds, self._images = ground.records, ground.holds, ground.images
         self._read_only, self._keeping, self._lock = bool(ground.read_only), keeping, ground.records.lock
@@ -60,7 +60,7 @@ class References:
 
     def use(self, chain_id: str) -> Record:
         """Keep a layer for the length of a call, which ends in end_use(). Raises LayerDoesNotExistError."""
-        with self._lock, self._metadata.exclusive():      # nobody deletes it while it is read, and before it is held
+        with self._lock, self._metadata.exclusive():      # it stays while it is read, until it is held
             record = self._find(chain_id)
             self.use_too(record)
             return record
@@ -101,11 +101,11 @@ class References:
         return record
 
     def get(self, chain_id: str) -> Reference:
-        """Give a new reference to a layer. Raises LayerDoesNotExistError."""
+        """Return a new reference to a layer. Raises LayerDoesNotExistError."""
         with self._lock:
             known = self._records.layers.get(cast(ChainID, chain_id))
             if known and known.references and self._holds.holds(chain_id) and self._records.refresh(known):
-                return self.reference(known)      # what is held here has no mark, and nobody deletes it
+                return self.reference(known)      # what is held here has no mark, and is not deleted
             with self._metadata.exclusive():
                 reference = self.reference(self._find(chain_id))
         if reference.took_mark:
@@ -125,13 +125,13 @@ class References:
         record.references.add(reference)
         return reference
 
-    # ---- giving back ----
+    # ---- release ----
 
     def release(self, reference: Reference | None, chain_id: str) -> list[Metadata]:
-        """Give a reference back. Returns what went, top first.
+        """Release a reference. Returns what was deleted, top first.
 
-        reference  None: there is none (a bare layer), as if it was given back before
-        Raises     LayerNotRetainedError   it was given back before, or another store gave it
+        reference  None: there is none (a bare layer), as if it was released before
+        Raises     LayerNotRetainedError   it was released before, or another store returned it
         """
         going: _Going | None = None
         marked = False
@@ -167,7 +167,7 @@ class References:
         self._holds.release(reference.record.chain_id)
 
     def let_go(self, reference: Reference) -> None:
-        """Give back a reference that no caller got: the layer is what it was before."""
+        """Release a reference that no caller got: the layer is what it was before."""
         if reference.took_mark:
             self.release(reference, reference.record.chain_id)
             return
@@ -176,7 +176,7 @@ class References:
                 self._forget(reference)
 
     def remove(self, chain_id: str) -> list[Metadata]:
-        """Release a layer that nobody holds; also one that is damaged.
+        """Release a layer that no process holds; also one that is damaged.
 
         Raises  LayerDoesNotExistError
                 StoreInUseError   something needs it; nothing was done
@@ -355,7 +355,7 @@ class References:
         return self.may_not_delete("layer", chain_id, {"chain_id": chain_id})
 
     def may_not_delete(self, what: str, name: str, about: dict[str, Any]) -> bool:
-        """Whether nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""
+        """True if nothing may be deleted now: the store only reads, or a dockerd was started meanwhile."""
         if self._read_only:
             return True
         database = dockerd.locked_database(self._root)

@@ -63,7 +63,7 @@ class Repair:
         self._verify, self._level = verify, level
 
     def layer(self, record: Record, source: Any, others: Iterable[Record], progress: Progress | None) -> None:
-        """Mend what can be mended of one layer, which nobody deletes meanwhile.
+        """Mend what can be mended of one layer, which stays meanwhile.
 
         source   of its tar; None: others, the layers to take damaged files from
         """
@@ -119,7 +119,7 @@ class Spliced:
         self._donors = collections.deque(donors)
 
     def read(self, n: int) -> bytes:
-        """Give the next bytes, at most n; b"" at the end."""
+        """Return the next bytes, at most n; b"" at the end."""
         n = min(n, _BLOCK)
         while self._donors and self._position >= _begin(self._donors[0][0]) + self._donors[0][0].size:
             self._donors.popleft()

@@ -30,7 +30,7 @@ _TELL_EVERY = 0.1
 
 
 class _StoppedError(Exception):
-    """The caller wants no more."""
+    """The caller has stopped reading."""
 
 
 class Verifier:
@@ -157,10 +157,10 @@ class Verifier:
         return found
 
     def orphans(self, owned: Callable[[], Iterable[str]]) -> list[Problem]:
-        """Name what nobody owns in the driver's directories and in the layerdb."""
+        """Name unowned files in the driver's directories and in the layerdb."""
         found: list[Problem] = []
         with contextlib.suppress(OSError, LayerStoreError):  # whose file cannot be read is told elsewhere
-            found += [Problem("orphan", name, "", "nobody owns it") for name in self._ground.driver.host.orphans(owned)]
+            found += [Problem("orphan", name, "", "it is unowned") for name in self._ground.driver.host.orphans(owned)]
         left = Leftovers(self._metadata)
         names = map(os.path.basename, left.removals())
         found += [Problem("orphan", name, "", "a deletion was interrupted") for name in names]
@@ -170,7 +170,7 @@ class Verifier:
         return found
 
     def _files(self, subject: str, expected: Iterable[tuple[str, Callable[[str], Any], Any]]) -> list[Problem]:
-        """Are the small files on disk still what was loaded from them?"""
+        """Return True if the small files on disk are still what was loaded from them."""
         found = []
         for what, read, value in expected:
             try:
@@ -204,7 +204,7 @@ def verify(
         chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
         found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
         bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
-        for record in chosen:                # none goes while it is looked at; other processes do as they like
+        for record in chosen:                # none is deleted by this store while it is read
             record.used += 1
     try:
         verifier = Verifier(ground, attributes=attributes)

@@ -80,7 +80,7 @@ class WritableLayers:
         made: list[str] = []
 
         def end(transaction: FileMetadataTransaction) -> None:
-            """Give back what is held, and remove what did not become a writable layer. Can be begun again."""
+            """Release what is held, and remove what did not become a writable layer. Can be begun again."""
             if not transaction.is_ours():
                 return
             for id in reversed(made):
@@ -166,7 +166,7 @@ class WritableLayers:
                     raise MountNameConflictError(name=name)
                 aside = self._metadata.set_mount_aside(name)
             transaction.publish_mount(name)
-            # Under the same lock: nobody may load it from disk as a second record beside this one.
+            # Under the same lock, so that no thread loads it from disk as a second record beside this one.
             self._records.add_mount(mount)
             self._holds.retain(mount.key)
             return aside
@@ -195,19 +195,19 @@ class WritableLayers:
             )  # fmt: skip
 
     def find(self, name: str) -> Mount | None:
-        """Give the record of one, or None. Raises ValueError (name)."""
+        """Return the record of one, or None. Raises ValueError (name)."""
         with self._lock:
             return self._records.find_mount(name)
 
     def mount_id(self, name: str) -> str:
-        """Give the driver's id of one. Raises MountDoesNotExistError."""
+        """Return the driver's id of one. Raises MountDoesNotExistError."""
         mount = self.find(name)
         if mount is None:
             raise MountDoesNotExistError(name=name)
         return mount.mount_id
 
     def get(self, name: str) -> MountReference:
-        """Give a new reference. Raises MountDoesNotExistError."""
+        """Return a new reference. Raises MountDoesNotExistError."""
         check_mount_name(name)
         with self._names.hold(name):
             with self._lock, self._metadata.exclusive():
@@ -220,7 +220,7 @@ class WritableLayers:
     def held(self, reference: MountReference) -> Mount:
         """Return the record of a reference that is used here; a forked child holds it for itself from now on.
 
-        Raises  LayerNotRetainedError   it was given back
+        Raises  LayerNotRetainedError   it was released
         """
         mount = reference.mount
         if reference not in mount.references:
@@ -229,7 +229,7 @@ class WritableLayers:
         return mount
 
     def let_go(self, reference: MountReference) -> None:
-        """Give a reference back and delete nothing."""
+        """Release a reference and delete nothing."""
         mount = reference.mount
         with self._names.hold(mount.name):
             if reference in mount.references:
@@ -239,7 +239,7 @@ class WritableLayers:
     # ---- ending ----
 
     def release(self, reference: MountReference) -> list[Metadata]:
-        """Give a reference back; with the last one it is unmounted and deleted. Raises LayerNotRetainedError."""
+        """Release a reference; the last release unmounts and deletes it. Raises LayerNotRetainedError."""
         name = reference.mount.name
         with self._names.hold(name):
             mount = self.find(name)
@@ -247,7 +247,7 @@ class WritableLayers:
                 return []
             if reference not in mount.references:
                 if not mount.references and reference.mount.holds is self._holds:
-                    return []             # given back before: another store has it
+                    return []             # released before: another store has it
                 raise LayerNotRetainedError(name=name)
             mount.references.remove(reference)
             self._holds.release(mount.key)
@@ -278,7 +278,7 @@ class WritableLayers:
             return self._references.sweep(mount.parent.chain_id) if mount.parent else []
 
     def _set_aside(self, mount: Mount) -> bool:
-        """Make a writable layer invisible that nobody holds. False: it stays."""
+        """Make an unheld writable layer invisible. Return False if it stays."""
         about = {"mount": mount.name, "mount_id": mount.mount_id}
         if self._references.may_not_delete("writable layer", mount.name, about):
             return False
@@ -322,7 +322,7 @@ class WritableLayers:
         """Write anew what a writable layer's record and small files lost, as far as they say it of each other.
 
         Raises  MountDoesNotExistError
-                CorruptLayerError        nothing says it any more; it tells what can be done
+                CorruptLayerError        its metadata no longer says it; the text says what to do
         """
         check_mount_name(name)
         with self._names.hold(name):
@@ -345,7 +345,7 @@ class WritableLayers:
         try:
             mount_id = m.get_mount_id(name)
         except (OSError, LayerStoreError) as err:
-            why = f"nothing says any more which directory {name} has ({err}): look for it among the orphans"
+            why = f"the metadata no longer says which directory {name} has ({err}): look for it among the orphans"
             raise CorruptLayerError(why, name=name) from err
         below: list[str] = []
         with contextlib.suppress(OSError, LayerStoreError):
@@ -371,7 +371,7 @@ class WritableLayers:
         for chain_id, record in self._records.layers.items():
             if record.directories == below:
                 return chain_id
-        raise CorruptLayerError(f"nothing says any more what {name} stands on", name=name)
+        raise CorruptLayerError(f"the metadata no longer says what {name} stands on", name=name)
 
     # ---- mounting ----
 
@@ -408,7 +408,7 @@ class WritableLayers:
         return self._writables.paths(mount.mount_id)
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
-        """Unpack a tar over one; gives its size as moby counts it."""
+        """Unpack a tar over one; return its size as moby counts it."""
         self._ground.check_writable()
         size = self._writables.apply(mount.mount_id, self.stand_right(mount), SourceInput(source, progress))
         self._syncing.contents(mount.mount_id)

@@ -49,7 +49,7 @@ def plain_path(path: str) -> str:
 
 
 def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Callable[[], int]) -> Iterator[Entry]:
-    """Give the entries of an archive, in order.
+    """Return the entries of an archive, in order.
 
     read   gives exactly n bytes, fewer only at the end
     skip   passes over n bytes

@@ -11,7 +11,7 @@ LINKS_LIMIT = 10
 
 
 def follow(name: str, link_at: Callable[[str], str | None]) -> str:
-    """Give the path that a name means: no part of it is a link.
+    """Return the path that a name means: no part of it is a link.
 
     link_at   gives the path that a link means, "" where it leads out of the archive; None: the path is no link
     Raises  ImageError   a link leads out, or they lead in a circle
@@ -80,7 +80,7 @@ class Catalogue:
             return []
 
     def find(self, name: str) -> Entry | None:
-        """Give the file of this name; None: there is none. Raises ImageError: it is no file, or not one alone."""
+        """Return the file of this name; None: there is none. Raises ImageError: it is no file, or not one alone."""
         at = follow(name, self._link_at)
         entry = self._entries.get(at)
         if at in self._mixed:

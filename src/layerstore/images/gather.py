@@ -2,7 +2,7 @@
 
 A file is unpacked before it is known, or before it is there, what its layer stands on: overlay's directories do not
 depend on what lies below, and what is unpacked waits as it will stay. So layers of one image are unpacked side by side,
-and a stream needs no spool, whatever its order. What waits is nobody's until it is put on its parent by one rename;
+and a stream needs no spool, whatever its order. What waits is unowned until one rename puts it on its parent;
 after a crash cleanup() takes it.
 """
 
@@ -87,7 +87,7 @@ def no_tar(name: str) -> ImageError:
 
 
 def looks_like_tar(head: bytes) -> bool:
-    """Say whether a file that begins so may be a layer: packed or not, or of no bytes at all."""
+    """Return True if a file that begins so may be a layer: packed or not, or of no bytes at all."""
     return guess_format(head) != "plain" or begins(head) or not head.strip(b"\0")
 
 
@@ -124,7 +124,7 @@ class Gatherer:
         self.jobs: dict[str, Job] = {}
 
     def has(self, chain: ChainID) -> bool:
-        """Say whether a layer is in the store, and whole; it is held from then on."""
+        """Return True if a layer is in the store, and whole; it is held from then on."""
         if chain in self._held:
             return True
         try:
@@ -204,7 +204,7 @@ class Gatherer:
         return chain
 
     def close(self) -> None:
-        """Give all references back, and what was unpacked for nothing.
+        """Release all references, and remove what was unpacked in vain.
 
         What this load has made goes, if no image needs it now; what was there before stays as it was. Can be begun
         again.
@@ -213,7 +213,7 @@ class Gatherer:
             if job.unpacked:
                 self.store.discard(job.unpacked)
             job.unpacked = None
-        for layer in reversed(self._new):      # an image keeps what shall stay
+        for layer in reversed(self._new):      # an image keeps what must stay
             with contextlib.suppress(LayerStoreError):
                 self.store.release(layer)
         self._new = []

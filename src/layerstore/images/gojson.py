@@ -258,6 +258,6 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def top_keys(data: bytes, what: str) -> set[str]:
-    """Give the keys of a document, folded; none where it is no object. Raises ImageError."""
+    """Return the keys of a document, folded; none if it is not an object. Raises ImageError."""
     found = parse(data, what)
     return {_fold(key) for key in found} if isinstance(found, dict) else set()

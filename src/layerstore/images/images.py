@@ -1,7 +1,7 @@
 """Images: the images of a store, in Docker's own image database and under Docker's own names.
 
 Who changes the database holds a lock on its directory. An image that is in it keeps its layers: store.py looks for one
-after it looked who holds a layer, so a load that holds its layers until its configs are there loses none.
+after it looked for holders of a layer, so a load that holds its layers until its configs are there loses none.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class Images:
             planned, configs = load.gather(gatherer, source, platform, progress, named=bool(given))
             if given:
                 if len(planned) != 1:
-                    raise ImageError(f"the archive has {len(planned)} images: nobody says which of them is to be named")
+                    raise ImageError(f"the archive has {len(planned)} images: names can be given to a single one only")
                 planned = [planned[0]._replace(references=given)]
             with self._changing():
                 self._publish(db, planned, [config.data for config in configs])
@@ -261,7 +261,7 @@ class Images:
         return [archived(each) for each in load.look(source, platform, max_window)]
 
     def _changing(self) -> contextlib.AbstractContextManager[None]:
-        """Keep other threads and processes from the database; no dockerd shall have been started meanwhile."""
+        """Keep other threads and processes from the database; raise if a dockerd was started meanwhile."""
         return self._db.exclusive(self.store.check_writable)
 
     def create(
@@ -324,7 +324,7 @@ class Images:
 
     @staticmethod
     def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
-        """Could an image be built on that one? Only then it is noted, so that nothing is its own ancestor."""
+        """Return True if an image can be built on that one. Only then it is noted, so that none is its own ancestor."""
         above: set[str] = {id}
         try:
             at = parent

@@ -41,7 +41,7 @@ class Wanted(NamedTuple):
     """Which images are asked for.
 
     platform  whose; None: all that are there
-    asked     somebody asked for this platform; else it is this host's, and another serves where it is the only one
+    asked     the caller asked for this platform; else it is this host's, and another serves if it is the only one
     complete  all that the archive has has come; else MissingError says that something has not
     stem      what the archive itself is called, for names that are only tags; ""
     named     names were given: those in the archive do not matter
@@ -62,12 +62,12 @@ class _Leaf(NamedTuple):
 
 
 def place_in_layout(digest: Digest, *, manifest: bool = False) -> str:
-    """Give the path of a blob in an OCI layout."""
+    """Return the path of a blob in an OCI layout."""
     return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
 def is_attestation(blob: Blob) -> bool:
-    """Say whether an entry is what a builder tells about an image, and no image."""
+    """Return True if an entry is what a builder says about an image, and not an image."""
     kind = blob.annotations.get("vnd.docker.reference.type")
     return kind == "attestation-manifest" or (blob.platform is not None and blob.platform.os == "unknown")
 
@@ -85,7 +85,7 @@ class Layout:
         self._unfit: list[ImageError] = []
 
     def images(self, index: Sequence[Blob]) -> list[Planned]:
-        """Give them. Raises MissingError, ImageError."""
+        """Return them. Raises MissingError, ImageError."""
         groups: dict[tuple[str, ...], list[Blob]] = {}
         for blob in index:
             if not is_attestation(blob):
@@ -171,7 +171,7 @@ class Layout:
     # ---- from a manifest to an image ----
 
     def _image(self, leaf: _Leaf) -> Planned | None:
-        """Give the image of a manifest; None: it has none that can be had here."""
+        """Return the image of a manifest; None: it has none for this host."""
         manifest = self._parsed(leaf.blob)
         if not isinstance(manifest, Manifest):
             return None
@@ -198,7 +198,7 @@ class Layout:
     # ---- which of them ----
 
     def _chosen(self, blobs: Sequence[Blob], *, flat: bool) -> list[Planned]:
-        """Give the images of entries of one name: those that serve best.
+        """Return the images of entries of one name: those that serve best.
 
         flat   they have no name: one image for several platforms, or several images
         """
@@ -255,7 +255,7 @@ class Layout:
     # ---- what else reads an index ----
 
     def configs(self, index: Sequence[Blob]) -> tuple[dict[str, set[str]], bool]:
-        """Give the configs that an index leads to, by name ("" for all), and whether that is all of them.
+        """Return the configs that an index leads to, by name ("" for all), and True if that is all of them.
 
         Nothing here is an error: another document says what is loaded.
         """
@@ -291,13 +291,13 @@ def _group(blob: Blob) -> tuple[str, ...]:
 
 
 def _bare_tag(blob: Blob) -> bool:
-    """Say whether the name of an entry is a tag without a repository: the archive's own name has to serve."""
+    """Return True if the name of an entry is a tag without a repository: the archive's own name has to serve."""
     name = blob.annotations.get(REF_NAME) or ""
     return bool(name) and not set("/:") & set(name) and not _references(blob, "")
 
 
 def _clash(images: Sequence[Planned]) -> bool:
-    """Say whether several images are for one platform."""
+    """Return True if several images are for one platform."""
     configs = {image.config.id: image.config for image in images if image.config}
     return len({normalized(*config.platform) for config in configs.values()}) < len(configs)
 

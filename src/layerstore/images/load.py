@@ -102,7 +102,7 @@ def _stem(path: str | os.PathLike[Any]) -> str:
 
 
 def _at_the_end(given: Input) -> None:
-    """All of the file was taken, as anybody who reads on will want to know."""
+    """All of the file was taken, so that a caller may read on behind it."""
     if given.offset >= 0:
         given.offset = os.fstat(given.fd).st_size
     elif not given.owned:
@@ -138,7 +138,7 @@ def names_for(tags: str | Sequence[str]) -> list[str]:
 
 
 def archived(planned: Planned) -> ArchivedImage:
-    """Tell of a planned image."""
+    """Return a planned image as an archive shows it."""
     config, top = planned.config, planned.v1[-1] if planned.v1 else {}
     if config:
         system, architecture, variant = config.platform

@@ -3,7 +3,7 @@
 A packed layer's size and digest stand in documents that come before it, so it waits somewhere until all are packed:
 
     Inside      in the archive's own file, behind where the archive can end; it moves forward in the end, and the blocks
-                that it leaves are given back on the way: an archive takes no more room than it has bytes
+                that it leaves are freed on the way: an archive takes no more space than it has bytes
     Below       in the directory that is made
     Spool       in a file without a name, where the archive is a pipe: it can be read only once
     Nowhere     a layer that is left out: its size and digest are all that is needed

@@ -136,7 +136,7 @@ def _those_with_layers(
 
 
 def _path(text: str, what: str) -> str:
-    """A path in the archive, from its root; it leads nowhere else."""
+    """Return a path in the archive, from its root; it cannot leave the archive."""
     path = plain_path(text)
     if not path or path == ".":
         raise ImageError(f"{what} names a path outside of the archive: {readable(text[:200])!r}")

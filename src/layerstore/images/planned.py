@@ -21,7 +21,7 @@ _BY_NAME = ("manifest.json", "index.json", "repositories")
 
 
 class PlannedLayer(NamedTuple):
-    """A layer to be had from an archive.
+    """A layer of an archive.
 
     name     its path in the archive; "" where it was left out, as the other side has it
     diff_id  what its tar must be; "" where only the tar says

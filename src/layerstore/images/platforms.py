@@ -36,7 +36,7 @@ _PLAIN_VARIANTS = {("amd64", "v1"), ("arm64", "v8")}
 
 
 def normalized(system: str, architecture: str, variant: str = "") -> Platform:
-    """Give a platform in Go's own words."""
+    """Return a platform in Go's own words."""
     system, architecture, variant = system.lower(), architecture.lower(), variant.lower()
     architecture, _, implied = _MACHINES.get(architecture, architecture).partition("/")
     variant = variant or implied

@@ -1,4 +1,4 @@
-"""Images go: by name, by id, and all that nobody needs.
+"""Images are removed: by name, by id, and all unused ones.
 
 Called under the lock of the image database, which these functions write. Names go first, then configs, so that what is
 killed between leaves images without a name, and no name without an image; the layers are released behind it all.

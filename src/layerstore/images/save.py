@@ -5,7 +5,7 @@
     docker-v1 <id>/layer.tar, VERSION and json, as `docker save` wrote until 25
     oci       OCI layout in a tar
     oci-dir   OCI layout in a directory
-Documents come first, then the layers, base first, so that who reads a stream knows all before the first layer.
+Documents come first, then the layers, base first, so that a reader of a stream knows all before the first layer.
 A layer comes out of the store once, straight into the archive; a compressed one waits (see packing.py) until its digest
 can be written before it.
 """
@@ -138,7 +138,7 @@ def _repositories(images: Sequence[Outgoing], top_of: Callable[[Outgoing], str])
 
 
 def write_v1(images: Sequence[Outgoing], layers: Layers, target: Target, tell: Callable[[int], None]) -> None:
-    """Write what docker save wrote until 25: a directory a layer, a link where its tar is in another one already."""
+    """Write what docker save wrote until 25: one directory per layer, a link if its tar is in another one already."""
     tops: dict[Digest, str] = {}
     places: dict[DiffID, str] = {}
     made: set[str] = set()

@@ -38,7 +38,7 @@ class Shelf(Protocol):
         """Read a small file whole; None: it is not there. Raises ImageError (too large), OSError."""
 
     def has(self, name: str) -> bool:
-        """Say whether there is a file of this name."""
+        """Return True if there is a file of this name."""
 
     def names(self) -> list[str]:
         """Name all there is, as far as the oldest archives need it."""
@@ -113,7 +113,7 @@ class TarShelf:
         return self._catalogue.names()
 
     def has(self, name: str) -> bool:
-        """Say whether there is such a file."""
+        """Return True if there is such a file."""
         return self._catalogue.find(name) is not None
 
     def document(self, name: str) -> bytes | None:
@@ -214,7 +214,7 @@ class DirectoryShelf:
         return "" if target.startswith("/") else plain_path("/".join([*parts[:-1], target]))
 
     def has(self, name: str) -> bool:
-        """Say whether there is such a file."""
+        """Return True if there is such a file."""
         fd = self._open(name)
         if fd is None:
             return False

@@ -50,7 +50,7 @@ class Reader:
         self.position = 0
 
     def some(self, n: int) -> bytes:
-        """Give up to n bytes; none only at the end."""
+        """Return up to n bytes; none only at the end."""
         if not self._pending:
             self._pending = self._from_fd(min(n, BLOCK)) if self._fd >= 0 else self._block()
         found, self._pending = self._pending[:n], self._pending[n:]
@@ -65,7 +65,7 @@ class Reader:
                 select.select([self._fd], [], [])
 
     def exactly(self, n: int) -> bytes:
-        """Give n bytes, fewer only at the end."""
+        """Return n bytes, fewer only at the end."""
         found = b""
         while len(found) < n and (more := self.some(n - len(found))):
             found += more
@@ -110,7 +110,7 @@ class Part:
         self._algorithm = algorithm
 
     def read(self, n: int) -> bytes:
-        """Give the next bytes."""
+        """Return the next bytes."""
         block, self._head = self._head, b""
         if not block:
             block = self._reader.some(min(n, self.left))
@@ -173,7 +173,7 @@ class Kept:
         self.add, self.end = self._catalogue.add, self._catalogue.end
 
     def has(self, name: str) -> bool:
-        """Say whether a file of this name came."""
+        """Return True if a file of this name came."""
         return self.find(name) is not None
 
     def keep(self, entry: Entry, data: bytes | None) -> None:
@@ -207,7 +207,7 @@ class Kept:
             self._digests[entry.offset] = digest
 
     def document(self, name: str) -> bytes | None:
-        """Give a document that came."""
+        """Return a document that came."""
         entry = self.find(name)
         if entry is None:
             return None
@@ -293,7 +293,7 @@ class Stream:
             check_size(layer, entry.size)
 
     def job_of(self, name: str) -> Job:
-        """Give the job of a file. Raises MissingError."""
+        """Return the job of a file. Raises MissingError."""
         entry = self._kept.find(name)
         if entry is None:
             raise missing(name)
@@ -329,7 +329,7 @@ class Stream:
             with named(entry.name):
                 self._unpack(entry, head, guess_format(head), job)
         except LayerStoreError as err:
-            # Perhaps nobody wants it; check() raises it if somebody does.
+            # Perhaps it is not needed; check() raises it if it is.
             job.error = err.with_traceback(None)
             if planned := self._planned.get(entry.name):
                 job.check(planned)
@@ -435,7 +435,7 @@ def decompressed(
         try:
             decompress(kind, read, give, max_window)
         except BrokenPipeError:
-            pass                               # nobody wants the rest
+            pass                               # the rest is not needed
         except BaseException as err:
             failure.append(err)
         finally:
@@ -452,7 +452,7 @@ def decompressed(
     finally:
         left.set()
         os.close(end_to_read)
-        # A source that gives nothing any more cannot be told to stop; then only its thread waits on.
+        # A source that sends no more bytes cannot be told to stop; then only its thread waits on.
         thread.join(10)
     if failure:
         raise failure[0]

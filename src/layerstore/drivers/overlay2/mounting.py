@@ -60,7 +60,7 @@ class Mounting:
         self._boxes = boxes
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
-        """Mount id, or count one user more; gives the path. Raises OSError, ActiveMountError."""
+        """Mount id, or count one user more; return the path. Raises OSError, ActiveMountError."""
         with self._at.locks.hold(id):
             lowers = self._at.lower_items(id)
             self._at.require(id, "diff")
