@@ -65,7 +65,7 @@ class Registration:
         try:
             _check_depth(above)
             stack = above.directories if above else []
-            with Scope(lambda: self._unpack(given, stack, allow_empty=False), self._end) as unpacked:
+            with Scope(lambda: self.unpack(given, stack, refuse_empty=True), self._end) as unpacked:
                 return self._make_visible(unpacked, above, stack, descriptor, level)
         finally:
             if above:                     # what stands on it keeps it now
@@ -81,7 +81,7 @@ class Registration:
         """
         self._ground.check_writable()
         pumps = progress is None and hasattr(source, "pump_into")
-        return self._unpack(source if pumps else SourceInput(source, progress), [], allow_empty=True)
+        return self.unpack(source if pumps else SourceInput(source, progress), [])
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor | None, durability: str | None
@@ -129,12 +129,13 @@ class Registration:
 
     # ---- the steps ----
 
-    def _unpack(self, given: TarInput, stack: Stack, allow_empty: bool) -> Unpacked:
-        """Unpack a tar, beside all layers."""
-        draft, transaction = self._driver.layers.begin(random_id(), stack), self._metadata.start_deferred()
+    def unpack(self, given: TarInput, stack: Stack, *, like: str = "", refuse_empty: bool = False) -> Unpacked:
+        """Unpack a tar on a stack, beside all layers; like: as Layers.begin() has it."""
+        draft = self._driver.layers.begin(random_id(), stack, like=like)
+        transaction = self._metadata.start_deferred()
         try:
             received = draft.receive(given, transaction.open_sidecar)
-            if not allow_empty:
+            if refuse_empty:
                 refuse_nothing(received)
             return Unpacked(draft, transaction, received)
         except BaseException:

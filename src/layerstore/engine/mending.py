@@ -66,7 +66,8 @@ class Mending:
                     self._records.load_all()
                     others = list(self._records.layers.values())
                 level = self._syncing.level("full")
-                Repair(self._ground, self._contents, self.verify, level).layer(record, source, others, progress)
+                repair = Repair(self._ground, self._contents, self._registration, self.verify, level)
+                repair.layer(record, source, others, progress)
         with self._records.lock:
             self._records.forget_bad()        # what stands on it can be read again
         left = self.verify(chain_id)

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from layerstore.engine.contents import Contents
 from layerstore.engine.ground import Ground
+from layerstore.engine.intake import Registration
 from layerstore.engine.record import Record
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
-from layerstore.ids import DiffID, random_id
+from layerstore.ids import DiffID
 from layerstore.streams.sources import SourceInput
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
-
-log = logging.getLogger("layerstore")
 
 _BLOCK = 1 << 20
 
@@ -56,11 +54,12 @@ class Repair:
     """Mends layers of one store."""
 
     def __init__(
-        self, ground: Ground, contents: Contents, verify: Callable[[str], list[Problem]], level: Durability
-    ) -> None:
+        self, ground: Ground, contents: Contents, registration: Registration, verify: Callable[[str], list[Problem]],
+        level: Durability,
+    ) -> None:  # fmt: skip
         """verify   returns a layer's problems; level   what is put on the disk"""
-        self._ground, self._metadata, self._driver, self._contents = ground, ground.metadata, ground.driver, contents
-        self._verify, self._level = verify, level
+        self._ground, self._metadata, self._contents = ground, ground.metadata, contents
+        self._registration, self._verify, self._level = registration, verify, level
 
     def layer(self, record: Record, source: Any, others: Iterable[Record], progress: Progress | None) -> None:
         """Mend what can be mended of one layer, which stays meanwhile.
@@ -80,32 +79,26 @@ class Repair:
     def _from_tar(
         self, record: Record, problems: list[Problem], source: Any, others: Iterable[Record], progress: Progress | None
     ) -> None:
-        draft = self._driver.layers.begin(random_id(), record.directories[1:], like=record.cache_id)
-        transaction = self._metadata.start_deferred()
+        with contextlib.ExitStack() as stack:
+            if source is None:
+                tar: Any = _from_other_layers(self._contents, record, problems, others, stack)
+            else:
+                tar = tar_of(record.chain_id, record.diff_id, source, stack)
+            given, below = SourceInput(tar, progress), record.directories[1:]
+            unpacked = self._registration.unpack(given, below, like=record.cache_id)
+        draft, host, layer = unpacked.draft, self._ground.driver.host, self._ground.stored(record)
         try:
-            with contextlib.ExitStack() as stack:
-                if source is None:
-                    tar: Any = _from_other_layers(self._contents, record, problems, others, stack)
-                else:
-                    tar = tar_of(record.chain_id, record.diff_id, source, stack)
-                got = draft.receive(SourceInput(tar, progress), transaction.open_sidecar).diff_id
-            if got != record.diff_id:
-                why = f"the source is another layer: its DiffID is {got}, not {record.diff_id}"
+            if unpacked.diff_id != record.diff_id:
+                why = f"the source is another layer: its DiffID is {unpacked.diff_id}, not {record.diff_id}"
                 raise CorruptLayerError(why, chain_id=record.chain_id)
-            self._driver.host.sync([draft.id], self._level, everything=True)
-            layer = self._ground.stored(record)
+            host.sync([draft.id], self._level, everything=True)
             if not layer.is_described_by_its_sidecars(draft):
-                self._metadata.take_sidecars(record.chain_id, transaction)
+                self._metadata.take_sidecars(record.chain_id, unpacked.transaction)
                 problems = self._verify(record.chain_id)      # whole sidecars tell more than damaged ones did
             layer.rebuild_from(draft, dict.fromkeys(p.path for p in problems if p.path))
-            self._driver.host.sync([record.cache_id], self._level, everything=True)
+            host.sync([record.cache_id], self._level, everything=True)
         finally:
-            try:
-                draft.discard()
-            except (OSError, LayerStoreError) as err:
-                text, about = "Error cleaning up cache layer %s: %s", {"cache_id": draft.id, "error": err}
-                log.error(text, draft.id, err, extra=about)
-            transaction.cancel()
+            self._registration.discard(unpacked)
 
 
 class Spliced:
