@@ -5,7 +5,7 @@
 #ifndef FUZZ_H
 #define FUZZ_H
 
-#include "base/error.h"
+#include "base/grow.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -59,6 +59,16 @@ static inline uint8_t *fuzz_copy(const uint8_t *p, size_t n)
     uint8_t *copy = fuzz_memory(n);
     memcpy(copy, p, n);
     return copy;
+}
+
+typedef struct fuzz_bytes { uint8_t *p; size_t n, cap; } fuzz_bytes;
+
+static inline void fuzz_put(fuzz_bytes *b, const void *p, size_t n)
+{
+    PROMISE(lay_reserved(&b->p, &b->cap, b->n + n + 1, 1), "the fuzzer itself has memory");
+    if (n)
+        memcpy(b->p + b->n, p, n);
+    b->n += n;
 }
 
 static inline int fuzz_file(const uint8_t *p, size_t n)

@@ -11,19 +11,8 @@
 #define MOST_MEMBERS 4u
 #define MOST_PLAIN 4096u
 
-typedef struct stream { uint8_t *p; size_t n; } stream;
-
-static void put(stream *s, const void *p, size_t n)
-{
-    s->p = realloc(s->p, s->n + n + 1);
-    PROMISE(s->p != NULL, "the fuzzer itself has memory");
-    if (n)
-        memcpy(s->p + s->n, p, n);
-    s->n += n;
-}
-
 /* Optional fields in the order of RFC 1952: extra 4, name 8, comment 16, header CRC 2. */
-static void put_member(stream *s, const uint8_t *plain, size_t size, fuzz_dice *dice)
+static void put_member(fuzz_bytes *s, const uint8_t *plain, size_t size, fuzz_dice *dice)
 {
     lay_error err = { .code = LAY_OK };
     size_t room = lay_gzip_bound(size), n, start = s->n;
@@ -31,21 +20,21 @@ static void put_member(stream *s, const uint8_t *plain, size_t size, fuzz_dice *
     PROMISE(!lay_gzip_member(plain, size, NULL, 0, packed, room, &n, &err), "any bytes are packed");
     size_t fixed = 10 + (packed[3] & 4 ? 2u + packed[10] + 256u * packed[11] : 0u);
     uint8_t flags = (uint8_t)(fuzz_throw(dice, 16) << 1), head[10] = { 0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 0, 255 };
-    put(s, head, sizeof head);
+    fuzz_put(s, head, sizeof head);
     if (flags & 4) {
         uint16_t len = (uint16_t)fuzz_throw(dice, 40), le = htole16(len);
-        put(s, &le, 2);
+        fuzz_put(s, &le, 2);
         for (uint16_t i = 0; i < len; i++)
-            put(s, &(uint8_t){ (uint8_t)fuzz_throw(dice, 256) }, 1);
+            fuzz_put(s, &(uint8_t){ (uint8_t)fuzz_throw(dice, 256) }, 1);
     }
     for (uint8_t field = 8; field <= 16; field = (uint8_t)(2 * field))
         if (flags & field)
-            put(s, "a name\0 or more", fuzz_throw(dice, 2) ? 7 : 1), s->p[s->n - 1] = 0;
+            fuzz_put(s, "a name\0 or more", fuzz_throw(dice, 2) ? 7 : 1), s->p[s->n - 1] = 0;
     if (flags & 2) {
         uint16_t crc = htole16((uint16_t)lay_crc32_add(0, s->p + start, s->n - start));
-        put(s, &crc, 2);
+        fuzz_put(s, &crc, 2);
     }
-    put(s, packed + fixed, n - fixed);
+    fuzz_put(s, packed + fixed, n - fixed);
     free(packed);
 }
 
@@ -70,7 +59,7 @@ static bool is_of_members(const uint8_t *out, size_t have, const uint8_t *data, 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_dice dice = fuzz_dice_of(data, size);
-    stream s = { 0 };
+    fuzz_bytes s = { 0 };
     size_t ends[MOST_MEMBERS], members = 0, total = 0;
     if (size > MOST_PLAIN)
         size = MOST_PLAIN;

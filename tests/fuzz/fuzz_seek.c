@@ -7,26 +7,13 @@
 
 #define MOST_LINES 4096u
 
-typedef struct bytes { uint8_t *p; size_t n, cap; } bytes;
 typedef struct seen { int64_t tar_offset, size; uint64_t index, sum; bool is_file; } seen;
 typedef struct course { seen *lines; size_t n; lay_code code; } course;
 
-static void put(bytes *b, const void *p, size_t n)
-{
-    if (b->cap - b->n < n) {
-        b->cap = 2 * b->cap + n;
-        b->p = realloc(b->p, b->cap);
-        PROMISE(b->p != NULL, "the fuzzer itself has memory");
-    }
-    if (n)
-        memcpy(b->p + b->n, p, n);
-    b->n += n;
-}
-
-static void put_text(bytes *b, const char *text) { put(b, text, strlen(text)); }
+static void put_text(fuzz_bytes *b, const char *text) { fuzz_put(b, text, strlen(text)); }
 
 /* One line; what it adds to the place in the tar is only what a reader makes of it. */
-static void put_line(bytes *b, const uint8_t **p, const uint8_t *end, fuzz_dice *dice)
+static void put_line(fuzz_bytes *b, const uint8_t **p, const uint8_t *end, fuzz_dice *dice)
 {
     static const char *const lines[] = {
         "{\"type\":2,\"payload\":\"AAAA\",\"position\":0}\n", "{\"type\":1,\"name\":\"d/\",\"size\":700,\"payload\":\"AAAAAAAAAAA=\"}\n",
@@ -42,7 +29,7 @@ static void put_line(bytes *b, const uint8_t **p, const uint8_t *end, fuzz_dice 
     n = (n < left ? n : left) / 4 * 4;
     put_text(b, "{\"type\":2,\"payload\":\"");
     for (size_t i = 0; i < n; i++)
-        put(b, &alphabet[(*p)[i] & 63], 1);
+        fuzz_put(b, &alphabet[(*p)[i] & 63], 1);
     *p += n;
     put_text(b, "\"}\n");
 }
@@ -61,7 +48,7 @@ static course run(lay_split_reader *r)
     return c;
 }
 
-static void put_member(bytes *record, const bytes *text, const seen *place, fuzz_dice *dice)
+static void put_member(fuzz_bytes *record, const fuzz_bytes *text, const seen *place, fuzz_dice *dice)
 {
     lay_error err = { .code = LAY_OK };
     lay_seek field = { .id = { 'L', 'S' }, .len = htole16(sizeof field - 4), .total = UINT64_MAX };
@@ -76,8 +63,8 @@ static void put_member(bytes *record, const bytes *text, const seen *place, fuzz
     case 2: line++; break;
     case 3: member += 40; break;
     case 4: member -= 9; break;
-    case 5: put(record, "junk", record->n ? 4 : 0); break;
-    case 6: put(record, "\0\0\0", record->n ? 3 : 0); break;
+    case 5: fuzz_put(record, "junk", record->n ? 4 : 0); break;
+    case 6: fuzz_put(record, "\0\0\0", record->n ? 3 : 0); break;
     default: break;
     }
     field.member = htole64(member);
@@ -88,12 +75,12 @@ static void put_member(bytes *record, const bytes *text, const seen *place, fuzz
     if (fuzz_throw(dice, 16) == 0)
         field.sum ^= 1;
     memcpy(packed + LAY_SEEK_AT, &field, sizeof field);
-    put(record, packed, n);
+    fuzz_put(record, packed, n);
     free(packed);
 }
 
 /* Where the lines so far end, as a reader has it; the true place of the next member. */
-static seen end_of(const bytes *all)
+static seen end_of(const fuzz_bytes *all)
 {
     lay_error err = { .code = LAY_OK };
     lay_split_reader *r;
@@ -113,15 +100,15 @@ static seen end_of(const bytes *all)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_dice dice = fuzz_dice_of(data, size);
-    bytes record = { 0 }, all = { 0 };
+    fuzz_bytes record = { 0 }, all = { 0 };
     const uint8_t *p = data, *end = data + size;
     for (unsigned members = 1 + (unsigned)fuzz_throw(&dice, 6); members; members--) {
-        bytes text = { 0 };
+        fuzz_bytes text = { 0 };
         seen place = end_of(&all);
         for (unsigned n = (unsigned)fuzz_throw(&dice, 8); n; n--)
             put_line(&text, &p, end, &dice);
         put_member(&record, &text, &place, &dice);
-        put(&all, text.p, text.n);
+        fuzz_put(&all, text.p, text.n);
         free(text.p);
     }
     lay_error err = { .code = LAY_OK };

@@ -178,10 +178,10 @@ static lay_code pairs_enter(pairs *p, const lay_name *name, bool both, bool reco
 {
     const char *text = p->list[p->depth - 1].fresh.text + name->at;
     if (lay_trail_down(&p->fresh, text) < 0)   /* a tree in use: gone since it was listed */
-        return lay_tree_gone(errno) ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "open directory", err);
+        return lay_tree_gone(errno) ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "cannot open the directory", err);
     if (both && lay_trail_down(&p->old, text) < 0) {
         if (!lay_tree_gone(errno))
-            return lay_differ_fail(&p->differ, errno, text, "open directory", err);
+            return lay_differ_fail(&p->differ, errno, text, "cannot open the directory", err);
         both = false;
     }
     lay_code code = lay_differ_enter(&p->differ, text, name->len, recorded, err);
@@ -229,7 +229,7 @@ static lay_code pairs_next(pairs *p, lay_error *err)
     struct stat st, old_st;
     if (fstatat(lay_trail_fd(&p->fresh), text, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
         name->type = GONE;
-        return errno == ENOENT ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "stat", err);
+        return errno == ENOENT ? LAY_OK : lay_differ_fail(&p->differ, errno, text, "cannot stat it", err);
     }
     while (here->old_next < here->old.count && name_order(&here->old, here->old_next, &here->fresh, i) < 0)
         here->old_next++;
@@ -302,7 +302,7 @@ static lay_code pairs_leave(pairs *p, lay_error *err)
         int fresh = lay_trail_up(&p->fresh, path->p, path->len);
         int old = both && fresh >= 0 ? lay_trail_up(&p->old, path->p, path->len) : 0;
         if (fresh < 0 || old < 0)
-            return lay_differ_fail(&p->differ, errno, "", "go back to directory", err);
+            return lay_differ_fail(&p->differ, errno, "", "cannot go back to the directory", err);
         lost = fresh > 0 || old > 0;
         if (!lost)
             return LAY_OK;
@@ -315,9 +315,9 @@ static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
     if (code != LAY_OK)
         return code;
     if (lay_trail_open(&p->fresh, new_fd, false) < 0)
-        return lay_fail_fd(err, errno, new_fd, "open directory");
+        return lay_fail_fd(err, errno, new_fd, "cannot open the directory");
     if (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0)
-        return lay_fail_fd(err, errno, old_fd, "open directory");
+        return lay_fail_fd(err, errno, old_fd, "cannot open the directory");
     code = pairs_read(p, old_fd >= 0, err);
     while (code == LAY_OK && p->depth > 0) {
         const pair *here = &p->list[p->depth - 1];

@@ -218,7 +218,7 @@ static lay_code note_name(reader *r, lay_spot *s, lay_lower_dir in, lay_name *na
     if (!directory && (!fresh || name->type == DT_UNKNOWN || name->type == DT_CHR)) {
         if (upper->ops->stat(upper, in, text, &st) < 0) {
             name->type = GONE;
-            return errno == ENOENT ? LAY_OK : fail(r, s, errno, text, "stat", err);
+            return errno == ENOENT ? LAY_OK : fail(r, s, errno, text, "cannot stat it", err);
         }
         if (lay_stat_is_whiteout(st.st_mode, st.st_rdev)) {
             name->type = HIDDEN;
@@ -301,11 +301,11 @@ static lay_code enter(reader *r, lay_spot *s, lay_lower_dir *in, lay_error *err)
     *in = above < 0 ? -1 : open_at(r, s, upper, above, s->name, s->name_len);
     if (*in < 0) {                                  /* a tree in use: gone since it was listed */
         s->kind = LAY_SPOT_GONE;
-        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, "", "open directory", err);
+        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, "", "cannot open the directory", err);
     }
     struct stat st;
     if (upper->ops->stat(upper, *in, ".", &st) < 0)
-        return fail(r, s, errno, "", "stat", err);
+        return fail(r, s, errno, "", "cannot stat it", err);
     marks now = list_marks(r->o, upper, *in), old = { 0 };
     old_view v = { 0 };
     bool opaque;
@@ -521,7 +521,7 @@ lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_f
     /* opened anew: reading its names must not move the caller's descriptor */
     LAY_AUTO_FD int own_fd = openat(upper_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (own_fd < 0)
-        return lay_fail_fd(err, errno, upper_fd, "open directory");
+        return lay_fail_fd(err, errno, upper_fd, "cannot open the directory");
     const lay_lower upper = lay_lower_listed(own_fd);
     lay_lowers lowers;
     if (!lay_lowers_open(&lowers, lower_fds, n, flags & LAY_CHANGES_USERXATTR, err))

@@ -1,7 +1,7 @@
 /* inside.c - /proc is read for uses of a device, and the kernel is asked for its mounts. */
 #include "mount/inside.h"
 
-#include "base/error.h"
+#include "base/grow.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -53,15 +53,7 @@ typedef struct {
 /* Room for n bytes behind what is there; NULL: no memory. */
 static char *more(search *s, size_t n)
 {
-    if (s->size + n > s->room) {
-        size_t room = (s->size + n) * 2;
-        char *grown = realloc(s->text, room);
-        if (!grown)
-            return NULL;
-        s->text = grown;
-        s->room = room;
-    }
-    return s->text + s->size;
+    return lay_reserved(&s->text, &s->room, s->size + n, 1) ? s->text + s->size : NULL;
 }
 
 static int add(search *s, pid_t pid, char use, const char *path, size_t length)
