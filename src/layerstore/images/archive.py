@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 def plain_path(path: str) -> str:
-    """A path inside an archive as its entries are called; "" where it leads out of it."""
+    """Return a path inside an archive as its entries are named; "" if it leads outside."""
     if "\0" in path:
         return ""
     found = posixpath.normpath(path.lstrip("/")) if path else ""
@@ -49,13 +49,12 @@ def plain_path(path: str) -> str:
 
 
 def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Callable[[], int]) -> Iterator[Entry]:
-    """Return the entries of an archive, in order.
+    """Return an iterator over the entries of an archive, in order.
 
-    read   gives exactly n bytes, fewer only at the end
-    skip   passes over n bytes
-    tell   where the next byte is read. While an entry is looked at, its payload may be read, or a part of it: the rest
-           is passed over.
-    Raises  ImageError   it is no tar, or cut, or others read other entries in it
+    read   returns exactly n bytes, fewer only at the end
+    skip   skips n bytes
+    tell   returns the position. The caller may read an entry's payload, or a part of it; the rest is skipped
+    Raises  ImageError   it is no tar, or cut, or other tools read other entries in it
     """
     walker = Walker()
     count = names = 0
@@ -94,7 +93,7 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
 
 
 def _entry(found: _Found, offset: int) -> tuple[Entry, int, str | None]:
-    """The entry, the padding behind its payload, and the doubt about it."""
+    """Return the entry, the size of the padding behind its payload, and the doubt about it."""
     raw_name, raw_link, letter, sparse, size, padding, doubt = found
     if max(len(raw_name), len(raw_link)) > _NAME_LIMIT:
         raise ImageError(f"a header of the archive is malformed: a name of more than {_NAME_LIMIT} bytes")

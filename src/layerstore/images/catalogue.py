@@ -1,4 +1,4 @@
-"""The entries of an archive by name, as one finds them who has unpacked it: links are followed, within the archive."""
+"""The entries of an archive by name, as in the unpacked archive: links are followed, within the archive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINKS_LIMIT = 10
 def follow(name: str, link_at: Callable[[str], str | None]) -> str:
     """Return the path that a name means: no part of it is a link.
 
-    link_at   gives the path that a link means, "" where it leads out of the archive; None: the path is no link
+    link_at   returns the path that a link means, "" if it leads out of the archive; None: the path is no link
     Raises  ImageError   a link leads out, or they lead in a circle
     """
     at = plain_path(name)
@@ -45,7 +45,7 @@ class Catalogue:
         self._same = same
 
     def add(self, entry: Entry) -> None:
-        """Enter one."""
+        """Add one."""
         before = self._entries.get(entry.name)
         if before is None:
             self._entries[entry.name] = entry
@@ -62,7 +62,7 @@ class Catalogue:
         return entry.target if entry and entry.kind in (LINK, HARD_LINK) else None
 
     def end(self) -> None:
-        """Learn that all have come. What lies below a link is another file's twin: such names are not found."""
+        """Finish: all entries are added. A name below a link is another name of a file: such names are not found."""
         if not self._links:
             return
         link = ""
@@ -80,7 +80,7 @@ class Catalogue:
             return []
 
     def find(self, name: str) -> Entry | None:
-        """Return the file of this name; None: there is none. Raises ImageError: it is no file, or not one alone."""
+        """Return the file of this name, or None. Raises ImageError: it is no file, or it is ambiguous."""
         at = follow(name, self._link_at)
         entry = self._entries.get(at)
         if at in self._mixed:

@@ -1,4 +1,4 @@
-"""An image's config, held to what dockerd can read: it deletes the layers of an image whose config it cannot.
+"""An image's config, limited to what dockerd can read: dockerd deletes the layers of an image that it cannot read.
 
 Source: moby, image/image.go and api/types/container/config.go (the fields of the structs, and their Go types)
 """
@@ -56,7 +56,7 @@ V1: Table = {key: kind for key, kind in _IMAGE.items() if key not in ("rootfs", 
 
 
 class NoImageError(ImageError):
-    """What is named is no image that this host can have: an artifact, or one of another system."""
+    """The manifest is for no image that this host can store: an artifact, or an image of another system."""
 
 
 class Config(NamedTuple):

@@ -126,7 +126,7 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     found = parse_struct(data, _DOCUMENT, what)
     own = found.get("mediaType", "")
     if own and media_type in (*INDEXES, *MANIFESTS) and own != media_type:
-        raise ImageError(f"{what} calls itself {own[:100]!r}, and who names it {media_type[:100]!r}")
+        raise ImageError(f"{what} calls itself {own[:100]!r}, and its descriptor {media_type[:100]!r}")
     kind = media_type if media_type in (*INDEXES, *MANIFESTS) else own
     holds = [key for key in ("config", "layers", "fsLayers") if key in found]
     if "manifests" in found and holds:
@@ -137,7 +137,7 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "manifests" in found or kind in INDEXES:
         return [_blob(entry, what) for entry in found.get("manifests", [])]
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
-        raise ImageError(f"{what} is of the first schema, which tools no longer write")
+        raise ImageError(f"{what} is of the first schema, which is no longer supported")
     if own and own not in MANIFESTS:
         raise NoImageError(f"{what} is no image but {own[:100]!r}")
     if "config" not in found:

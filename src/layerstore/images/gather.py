@@ -1,9 +1,8 @@
 """From planned images to layers in the store: each file of an archive is unpacked once, and put where it belongs.
 
-A file is unpacked before it is known, or before it is there, what its layer stands on: overlay's directories do not
-depend on what lies below, and what is unpacked waits as it will stay. So layers of one image are unpacked side by side,
-and a stream needs no spool, whatever its order. What waits is unowned until one rename puts it on its parent;
-after a crash cleanup() takes it.
+A file is unpacked before its parent is known, or stored: a layer's directory does not depend on the layers below it.
+So the layers of one image are unpacked side by side, and a stream needs no spool, whatever its order. An unpacked layer
+stays invisible until one rename puts it on its parent; after a crash cleanup() removes it.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ _WORKERS_LIMIT = 8
 
 
 class Stopped(BaseException):
-    """The load ended meanwhile, by an error elsewhere: nothing that anybody sees."""
+    """The load has failed elsewhere; the caller never sees this."""
 
 
 class Job:
     """A file of an archive that is, or was, unpacked.
 
-    unpacked  what waits to be put somewhere; None once it was
+    unpacked  what is not on its parent yet; None afterwards
     layer     a layer of the same DiffID
-    digest    of the file itself, where anybody asked for it
+    digest    of the file itself, if its name or a manifest says one
     """
 
     def __init__(self) -> None:
@@ -57,7 +56,7 @@ class Job:
 
     @property
     def diff_id(self) -> DiffID:
-        """What the tar is."""
+        """The DiffID of the tar."""
         if self.unpacked:
             return self.unpacked.diff_id
         assert self.layer
@@ -82,17 +81,17 @@ def check_size(layer: PlannedLayer, size: int) -> None:
 
 
 def no_tar(name: str) -> ImageError:
-    """Make the error of a file that is wanted as a layer, and is none."""
+    """Return the error of a file that must be a layer and is none."""
     return ImageError(f"{readable(name)} in the archive is no layer's tar")
 
 
 def looks_like_tar(head: bytes) -> bool:
-    """Return True if a file that begins so may be a layer: packed or not, or of no bytes at all."""
+    """Return True if a file that begins so may be a layer: packed or not, or without any bytes."""
     return guess_format(head) != "plain" or begins(head) or not head.strip(b"\0")
 
 
 def unpack_nothing(store: Store, job: Job, algorithm: str) -> None:
-    """Unpack a file of no bytes: the layer of a step that changed nothing."""
+    """Unpack a file without any bytes: the layer of a step that changed nothing."""
     job.unpacked = store.unpack_ahead(b"")
     job.digest = Digest(f"{algorithm}:{hashlib.new(algorithm).hexdigest()}")
 
@@ -113,7 +112,7 @@ class Teller:
 
 
 class Gatherer:
-    """The layers of one load: held until the images that need them are on the disk, or undone."""
+    """The layers of one load: held until the images that need them are written, or undone."""
 
     def __init__(self, store: Store, level: Durability) -> None:
         """level   the durability of this load"""
@@ -124,7 +123,7 @@ class Gatherer:
         self.jobs: dict[str, Job] = {}
 
     def has(self, chain: ChainID) -> bool:
-        """Return True if a layer is in the store, and whole; it is held from then on."""
+        """Return True if a layer is in the store, with its files; it is held from then on."""
         if chain in self._held:
             return True
         try:
@@ -139,7 +138,7 @@ class Gatherer:
         return True
 
     def missing(self, images: Iterable[Planned]) -> dict[str, PlannedLayer]:
-        """The files that have to be unpacked, by name, in the order in which they are wanted."""
+        """Return the files that must be unpacked, by name, in the order in which they are needed."""
         found: dict[str, PlannedLayer] = {}
         coming: set[str] = set()               # layers that an image before brings
         for image in images:
@@ -159,9 +158,9 @@ class Gatherer:
         return self._known.enter_context(self.store.using(chain))
 
     def put(self, images: Iterable[Planned], job_of: Callable[[str], Job]) -> list[Config]:
-        """Make all layers of images, each on the one below: the images' configs.
+        """Make all layers of images, each on the one below, and return the images' configs.
 
-        job_of   gives the job of a file, whose work is over
+        job_of   returns the finished job of a file
         Raises   ImageError, and what unpacking raised
         """
         configs = []
@@ -204,16 +203,15 @@ class Gatherer:
         return chain
 
     def close(self) -> None:
-        """Release all references, and remove what was unpacked in vain.
+        """Release all references, and discard what was unpacked and not used. Can be called again.
 
-        What this load has made goes, if no image needs it now; what was there before stays as it was. Can be begun
-        again.
+        The layers that this load made are deleted, if no image needs them now; what was there before stays as it was.
         """
         for job in self.jobs.values():
             if job.unpacked:
                 self.store.discard(job.unpacked)
             job.unpacked = None
-        for layer in reversed(self._new):      # an image keeps what must stay
+        for layer in reversed(self._new):      # an image keeps those that stay
             with contextlib.suppress(LayerStoreError):
                 self.store.release(layer)
         self._new = []
@@ -225,7 +223,7 @@ class Gatherer:
 
 
 class Openable(Protocol):
-    """A shelf whose files can be had in any order."""
+    """A shelf whose files can be read in any order."""
 
     def opened(self, name: str) -> contextlib.AbstractContextManager[Section]:
         """Lend a file."""
@@ -243,7 +241,7 @@ class Crew:
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
-        """Stop the threads, and wait for their ends. Can be begun again."""
+        """Stop the threads, and wait until they end. Can be called again."""
         self._stopped.set()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
@@ -310,13 +308,13 @@ class Crew:
         self._teller.tell(sum(job.taken for job in self._gatherer.jobs.values()), end=end)
 
     def end(self) -> None:
-        """Say that all is done."""
+        """Report the end to progress."""
         self._tell(end=True)
 
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Say which file it is that cannot be unpacked."""
+    """Name the file in an error."""
     try:
         yield
     except (LayerStoreError, OSError) as err:

@@ -34,7 +34,7 @@ Table = Mapping[str, Kind]
 
 
 def count_values(data: bytes) -> int:
-    """Say how many values a document has, about; of more than VALUES_LIMIT only that."""
+    """Return about how many values a document has; the count ends behind VALUES_LIMIT."""
     found = sum(map(data.count, (b",", b"[", b"{")))
     if found < _FEW:
         return found
@@ -258,6 +258,6 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def top_keys(data: bytes, what: str) -> set[str]:
-    """Return the keys of a document, folded; none if it is not an object. Raises ImageError."""
+    """Return the keys of a document, folded; none if it is no object. Raises ImageError."""
     found = parse(data, what)
     return {_fold(key) for key in found} if isinstance(found, dict) else set()

@@ -1,4 +1,4 @@
-"""The history of an image: what its config tells of each step, with the layer that the step made."""
+"""The history of an image: the steps in its config, each with the layer that it made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image: what a config on the disk and its names say; and what a removal did."""
+"""Image: what its config and its names say; and the result of a removal."""
 
 from __future__ import annotations
 

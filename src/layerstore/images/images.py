@@ -1,7 +1,7 @@
 """Images: the images of a store, in Docker's own image database and under Docker's own names.
 
-Who changes the database holds a lock on its directory. An image that is in it keeps its layers: store.py looks for one
-after it looked for holders of a layer, so a load that holds its layers until its configs are there loses none.
+A change of the database is made under a lock on its directory. A stored image keeps its layers: the store looks for
+references first and for images afterwards, so a load that holds its layers until its configs are written loses none.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Images:
         return self._find(reference)[0]
 
     def _find(self, reference: str | Image) -> tuple[Image, str]:
-        """The image, and the name it was called by; "" for its id."""
+        """Return the image, and the name in the reference; "" if that is an id."""
         names = self._db.repositories()
         text = reference.id if isinstance(reference, Image) else reference
         if not isinstance(text, str):
@@ -203,8 +203,8 @@ class Images:
 
     @contextlib.contextmanager
     def _layers(self, *images: Image) -> Iterator[Sequence[Layer]]:
-        """All layers of images, which stay for the length of a `with` block."""
-        with contextlib.ExitStack() as stack:        # those that were released meanwhile go at its end
+        """Keep all layers of images for the length of a `with` block."""
+        with contextlib.ExitStack() as stack:        # a layer that is released meanwhile is deleted at its end
             yield [stack.enter_context(self.store.using(chain)) for image in images for chain in image.layers]
 
     # ---- in and out ----
@@ -241,7 +241,7 @@ class Images:
             planned, configs = load.gather(gatherer, source, platform, progress, named=bool(given))
             if given:
                 if len(planned) != 1:
-                    raise ImageError(f"the archive has {len(planned)} images: names can be given to a single one only")
+                    raise ImageError(f"the archive has {len(planned)} images: tags are for exactly one")
                 planned = [planned[0]._replace(references=given)]
             with self._changing():
                 self._publish(db, planned, [config.data for config in configs])
@@ -324,7 +324,7 @@ class Images:
 
     @staticmethod
     def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
-        """Return True if an image can be built on that one. Only then it is noted, so that none is its own ancestor."""
+        """Return True if an image can be built on that one. Nothing else is noted, so that none is its own ancestor."""
         above: set[str] = {id}
         try:
             at = parent
@@ -386,7 +386,7 @@ class Images:
             )
 
     def _left_out(self, exclude: Iterable[_Excluded], chosen: Sequence[Outgoing]) -> set[ChainID]:
-        """The layers of chosen images that the other side has: those given, and all below them."""
+        """Return the layers of the chosen images that the other side has: those given, and all below them."""
         there: set[str] = set()
         for each in exclude:
             if isinstance(each, Layer):
@@ -484,7 +484,7 @@ class Images:
         return Removed(gone.untagged, gone.deleted, layers)
 
     def _resolve_for_removal(self, reference: str | Image) -> tuple[Digest, str]:
-        """As _find(), but also an image that cannot be read can go."""
+        """Do what _find() does, also for an image that cannot be read."""
         if isinstance(reference, Image):
             id, name = reference.id, ""
         else:

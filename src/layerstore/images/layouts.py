@@ -1,8 +1,8 @@
 """Images of OCI layouts, and of what else names blobs by digest: from an index down to the images that serve.
 
-An index names manifests, and other indexes. What is no image (a chart, an SBOM, a signature, an attestation, one of
-another system) is passed over, and so is what an archive of one platform has left out; both are errors only where no
-image remains.
+An index names manifests, and other indexes. What is no image (a chart, an SBOM, a signature, an attestation, an image
+of another system) is skipped, and so is what an archive of one platform leaves out; both are errors only if no image
+remains.
 Source: OCI image-layout.md, image-index.md and annotations.md; containerd, images/archive/importer.go
 """
 
@@ -38,12 +38,12 @@ _VAGUE = ("", "application/json", "application/octet-stream", "text/plain")
 
 
 class Wanted(NamedTuple):
-    """Which images are asked for.
+    """Which images to load.
 
     platform  whose; None: all that are there
-    asked     the caller asked for this platform; else it is this host's, and another serves if it is the only one
-    complete  all that the archive has has come; else MissingError says that something has not
-    stem      what the archive itself is called, for names that are only tags; ""
+    asked     the caller named this platform; else it is this host's, and another one serves if it is the only one
+    complete  the whole archive is read; else MissingError tells that a document has not come yet
+    stem      the name of the archive itself, for names that are only tags; ""
     named     names were given: those in the archive do not matter
     """
 
@@ -67,7 +67,7 @@ def place_in_layout(digest: Digest, *, manifest: bool = False) -> str:
 
 
 def is_attestation(blob: Blob) -> bool:
-    """Return True if an entry is what a builder says about an image, and not an image."""
+    """Return True if an entry is a builder's statement about an image, and no image."""
     kind = blob.annotations.get("vnd.docker.reference.type")
     return kind == "attestation-manifest" or (blob.platform is not None and blob.platform.os == "unknown")
 
@@ -76,7 +76,7 @@ class Layout:
     """The images that an index leads to."""
 
     def __init__(self, documents: Documents, wanted: Wanted, place: Callable[..., str] = place_in_layout) -> None:
-        """place   gives the path of a digest; manifest=True: of a manifest or an index"""
+        """place   returns the path of a digest; manifest=True: of a manifest or an index"""
         self._documents, self._wanted, self._place = documents, wanted, place
         self._manifests = 0
         self.notes: list[str] = []
@@ -171,7 +171,7 @@ class Layout:
     # ---- from a manifest to an image ----
 
     def _image(self, leaf: _Leaf) -> Planned | None:
-        """Return the image of a manifest; None: it has none for this host."""
+        """Return the image of a manifest; None: it has none, or its config is not there."""
         manifest = self._parsed(leaf.blob)
         if not isinstance(manifest, Manifest):
             return None
@@ -255,7 +255,7 @@ class Layout:
     # ---- what else reads an index ----
 
     def configs(self, index: Sequence[Blob]) -> tuple[dict[str, set[str]], bool]:
-        """Return the configs that an index leads to, by name ("" for all), and True if that is all of them.
+        """Return the configs that an index leads to, by name ("": all), and True if that is all of them.
 
         Nothing here is an error: another document says what is loaded.
         """
@@ -282,7 +282,7 @@ class Layout:
 
 
 def _group(blob: Blob) -> tuple[str, ...]:
-    """Entries of one name are one image, for several platforms."""
+    """Return what entries have in common that are one image for several platforms."""
     named = (blob.annotations.get(CONTAINERD_NAME) or "", blob.annotations.get(REF_NAME) or "")
     if any(named):
         return named
@@ -291,7 +291,7 @@ def _group(blob: Blob) -> tuple[str, ...]:
 
 
 def _bare_tag(blob: Blob) -> bool:
-    """Return True if the name of an entry is a tag without a repository: the archive's own name has to serve."""
+    """Return True if the name of an entry is a tag without a repository: the archive's own name must serve."""
     name = blob.annotations.get(REF_NAME) or ""
     return bool(name) and not set("/:") & set(name) and not _references(blob, "")
 
@@ -303,7 +303,7 @@ def _clash(images: Sequence[Planned]) -> bool:
 
 
 def _references(blob: Blob, stem: str) -> list[references.Reference]:
-    """The names of an entry that Docker knows."""
+    """Return the names of an entry that Docker accepts."""
     full = references.parse_all(blob.annotations.get(CONTAINERD_NAME), blob.digest)
     name = blob.annotations.get(REF_NAME)
     if not name:

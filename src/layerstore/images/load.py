@@ -1,4 +1,4 @@
-"""Images.load(): whatever holds images is opened, its layers go into the store, then its images become visible."""
+"""Images.load(): open an archive of any kind, and bring its layers into the store."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".tar")
 
 
 class _Supply(NamedTuple):
-    """An opened archive: a shelf, or a reader of what comes once; tell is the reader's.
+    """An opened archive: a shelf, or a reader of what can be read once; tell is the reader's.
 
-    stem   what the archive is called, for names that are only tags
+    stem   the name of the archive, for names that are only tags
     """
 
     shelf: TarShelf | DirectoryShelf | None
@@ -52,7 +52,7 @@ def gather(
 
 
 def look(source: Any, platform: str | None, max_window: int) -> list[Planned]:
-    """Say what gather() would bring in, without any store."""
+    """Return what gather() would bring in, without any store."""
     with _opened(source, None, max_window) as supply:
         shelf = supply.shelf or documents_of(supply.reader)
         return plan(shelf, platform, supply.stem)
@@ -94,7 +94,7 @@ def _opened(source: Any, progress: Progress | None, max_window: int) -> Iterator
 
 
 def _stem(path: str | os.PathLike[Any]) -> str:
-    """What a file or a directory is called, without what says how it is packed."""
+    """Return the name of a file or a directory, without the suffixes of its packing."""
     stem = os.path.basename(os.path.abspath(os.fsdecode(path)))
     while stem.lower().endswith(_SUFFIXES):
         stem = stem.rpartition(".")[0]
@@ -102,7 +102,7 @@ def _stem(path: str | os.PathLike[Any]) -> str:
 
 
 def _at_the_end(given: Input) -> None:
-    """All of the file was taken, so that a caller may read on behind it."""
+    """Move the position of the caller's file to its end: all of it was read."""
     if given.offset >= 0:
         given.offset = os.fstat(given.fd).st_size
     elif not given.owned:
@@ -133,12 +133,12 @@ def _from_stream(
 
 
 def names_for(tags: str | Sequence[str]) -> list[str]:
-    """The names that load() was given."""
+    """Return the names in a `tags` argument."""
     return [tags] if isinstance(tags, str) else list(tags)
 
 
 def archived(planned: Planned) -> ArchivedImage:
-    """Return a planned image as an archive shows it."""
+    """Return what list_archive() says of a planned image."""
     config, top = planned.config, planned.v1[-1] if planned.v1 else {}
     if config:
         system, architecture, variant = config.platform

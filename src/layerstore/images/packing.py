@@ -3,7 +3,7 @@
 A packed layer's size and digest stand in documents that come before it, so it waits somewhere until all are packed:
 
     Inside      in the archive's own file, behind where the archive can end; it moves forward in the end, and the blocks
-                that it leaves are freed on the way: an archive takes no more space than it has bytes
+                that it leaves are freed on the way: an archive takes no more room than it has bytes
     Below       in the directory that is made
     Spool       in a file without a name, where the archive is a pipe: it can be read only once
     Nowhere     a layer that is left out: its size and digest are all that is needed
@@ -50,7 +50,7 @@ class Outgoing(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """What documents say of a layer."""
+    """A layer as documents name it."""
 
     digest: Digest
     size: int
@@ -184,7 +184,7 @@ def _stands(fd: int) -> int:
 
 
 def _aligned(at: int) -> int:
-    """The next place at which no block of a file is shared with what lies before."""
+    """Return the next offset at which no block of a file is shared with what lies before."""
     return -(-at // _ALIGN) * _ALIGN
 
 
@@ -195,7 +195,7 @@ class Layers:
     """The layers of the images that leave, each once; by DiffID, whatever they stand on."""
 
     def __init__(self, images: Sequence[Outgoing], open_layer: OpenLayer, left_out: Collection[ChainID]) -> None:
-        """open_layer   gives a layer's tar.  left_out: layers that are named, and not written"""
+        """open_layer   returns a layer's tar.  left_out: layers that are named, and not written"""
         self.chains: dict[DiffID, ChainID] = {}
         self.left_out: set[DiffID] = set()
         written: set[DiffID] = set()

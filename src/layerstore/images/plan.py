@@ -45,13 +45,13 @@ def plan(
     shelf: Shelf, platform: str | None, stem: str = "", *, complete: bool = True, named: bool = False,
     known: Callable[[ChainID], bool] | None = None,
 ) -> list[Planned]:  # fmt: skip
-    """Say which images to load, in the archive's order, each once.
+    """Return the images to load, in the archive's order, each once.
 
     platform   as Images.load() takes it
-    stem       what the archive itself is called, for names that are only tags
+    stem       the name of the archive itself, for names that are only tags
     complete   False: more of the archive may come
     named      names were given: those in the archive do not matter
-    known      says whether the store has a layer, which the archive need not have then; None: no layer is needed
+    known      True if the store has a layer, which the archive need not have then; None: no layer is needed
 
     Raises  MissingError   a document is not there (yet)
             ImageError     one is malformed, or none fits the platform
@@ -84,7 +84,7 @@ def _found(documents: Documents, wanted: Wanted) -> tuple[list[Planned], list[st
 
 
 def _merged(images: Iterable[Planned]) -> list[Planned]:
-    """Each image once, with all its names."""
+    """Return each image once, with all its names."""
     found: dict[str, Planned] = {}
     for number, image in enumerate(images):
         key = image.config.id if image.config else f"v1 {number}"
@@ -95,7 +95,7 @@ def _merged(images: Iterable[Planned]) -> list[Planned]:
 
 
 def _settled(images: list[Planned], wanted: Platform) -> list[Planned]:
-    """Of images for several platforms, a name means the one that serves best."""
+    """Leave each name to one image: of those for several platforms, the one that serves best."""
     best: dict[str, tuple[tuple[int, str], int]] = {}
     for number, image in enumerate(images):
         has = normalized(*image.config.platform) if image.config else wanted
@@ -115,7 +115,7 @@ def _settled(images: list[Planned], wanted: Platform) -> list[Planned]:
 def _those_with_layers(
     images: list[Planned], shelf: Shelf, known: Callable[[ChainID], bool], notes: list[str]
 ) -> list[Planned]:
-    """Of all platforms those that are there."""
+    """Return the images of all platforms whose layers are there."""
     found, lacking = [], []
     for image in images:
         parent: ChainID | str = ""
@@ -136,7 +136,7 @@ def _those_with_layers(
 
 
 def _path(text: str, what: str) -> str:
-    """Return a path in the archive, from its root; it cannot leave the archive."""
+    """Return a path in the archive, from its root. Raises ImageError: it leads outside."""
     path = plain_path(text)
     if not path or path == ".":
         raise ImageError(f"{what} names a path outside of the archive: {readable(text[:200])!r}")
@@ -196,7 +196,7 @@ class _Saved:
         return Planned(config, layers, names, entry.parent)
 
     def _of_index(self) -> tuple[list[Planned], list[str]]:
-        """What index.json has beside: of other platforms. What is wrong there hides nothing that is here."""
+        """Return what index.json has besides, for other platforms. An error there is a note: manifest.json is valid."""
         try:
             return _of_layout(self._documents, self._wanted)
         except MissingError:

@@ -21,9 +21,9 @@ _BY_NAME = ("manifest.json", "index.json", "repositories")
 
 
 class PlannedLayer(NamedTuple):
-    """A layer of an archive.
+    """A layer in an archive.
 
-    name     its path in the archive; "" where it was left out, as the other side has it
+    name     its path in the archive; "" if it was left out, as the other side has it
     diff_id  what its tar must be; "" where only the tar says
     digest   what the file itself must be, or None
     size     bytes of the file, or -1
@@ -49,7 +49,7 @@ class Planned(NamedTuple):
 
 
 def digest_in(name: str) -> Digest | None:
-    """The digest that a blob's path in a layout says."""
+    """Return the digest in a blob's path, or None."""
     found = _BLOB.fullmatch(name)
     if not found:
         return None
@@ -69,7 +69,7 @@ def check_useful(name: str, data: bytes) -> None:
 
 
 class Documents:
-    """The documents of a shelf that are of use, and not more than memory has room for, all together."""
+    """The documents of a shelf that an image needs, within the limits for all of them together."""
 
     def __init__(self, shelf: Shelf) -> None:
         """shelf   asked for what is not known yet"""

@@ -13,7 +13,7 @@ from layerstore.errors import ImageError, readable
 
 
 class Platform(NamedTuple):
-    """An operating system, an architecture and, where it has several, which variant."""
+    """An operating system, an architecture and, if it has several, its variant."""
 
     os: str
     architecture: str
@@ -63,7 +63,7 @@ def host_platform() -> Platform:
 
 
 def rank(has: Platform, wanted: Platform) -> tuple[int, str] | None:
-    """How well a platform serves another; the largest is best, None: not at all. Both normalized."""
+    """Return how well a platform serves another: the largest is best, None: not at all. Both are normalized."""
     if has[:2] != wanted[:2]:
         return None
     if has.variant == wanted.variant:

@@ -35,12 +35,12 @@ class Reference(NamedTuple):
         return f"{self.name}:{self.tag}" if self.tag else self.name
 
     def tagged(self) -> Reference:
-        """The same, as "latest" where nothing is said."""
+        """Return the same name, with the tag "latest" if it has no tag and no digest."""
         return self if self.tag or self.digest else self._replace(tag="latest")
 
     @property
     def full_name(self) -> str:
-        """The name with its registry: "docker.io/library/busybox"."""
+        """The name with its registry, for example "docker.io/library/busybox"."""
         domain, path = split_domain(self.name)
         return f"{domain}/{path}"
 

@@ -1,7 +1,8 @@
-"""Images are removed: by name, by id, and all unused ones.
+"""The removal of images: by name, by id, and of all unused ones.
 
-Called under the lock of the image database, which these functions write. Names go first, then configs, so that what is
-killed between leaves images without a name, and no name without an image; the layers are released behind it all.
+Called under the lock of the image database, which these functions write. Names are removed first,
+then configs, so that a process killed between leaves images without a name, and no name without an image; the layers
+are released afterwards.
 Source: moby, daemon/images/image_delete.go and image_prune.go
 """
 
@@ -22,7 +23,7 @@ _GO_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)")
 
 
 class Gone(NamedTuple):
-    """What was taken away: names, images, and of each image its layers, base first."""
+    """What was removed: names, images, and the layers of each image, base first."""
 
     untagged: tuple[str, ...]
     deleted: tuple[Digest, ...]
@@ -37,7 +38,7 @@ class Removing:
         self._db, self._mounts_on = db, mounts_on
 
     def remove(self, id: Digest, name: str, *, force: bool) -> Gone:
-        """Take a name from an image, or with its last name, or by its id (name is ""), the image. Raises ImageError."""
+        """Remove a name of an image; with its last name, or by its id (name is ""), the image. Raises ImageError."""
         names = self._db.repositories()
         of_it = _names_of(id, names)
         if name and [each for each in of_it if each != name and "@" not in each]:
@@ -58,7 +59,7 @@ class Removing:
         return Gone(tuple(sorted(of_it)), tuple(deleted), tuple(chains))
 
     def prune(self, *, dangling: bool, unused_for: float | None, dry_run: bool) -> Gone:
-        """Take away all images without a name, or all that no writable layer stands on."""
+        """Remove all images without a name, or all that no writable layer stands on."""
         names = self._db.repositories()
         ids = self._db.ids()
         before = None if unused_for is None else time.time() - unused_for
@@ -83,12 +84,12 @@ class Removing:
             return False
         try:
             chains = chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
-        except (OSError, LayerStoreError):        # damaged: it goes by its name or id, not by accident
+        except (OSError, LayerStoreError):        # damaged: only its name or id removes it
             return False
         return not chains or not self._mounts_on(chains[-1])
 
     def _last_used(self, id: Digest) -> float:
-        """When an image was tagged or brought here last, in seconds since 1970."""
+        """Return when an image was last tagged or loaded, in seconds since 1970."""
         noted, used = _GO_TIME.match(self._db.noted(id, "lastUpdated")), self._db.written(id)
         if noted:
             with contextlib.suppress(ValueError, OverflowError):
@@ -117,7 +118,7 @@ class Removing:
             )
 
     def _is_unneeded(self, id: str, names: Repositories) -> bool:
-        """An image without a name that only its children needed."""
+        """Return True if an image has no name, and no child."""
         return (
             self._db.has(id)
             and not _names_of(id, names)
@@ -125,12 +126,12 @@ class Removing:
         )
 
     def _top_of(self, id: str) -> str:
-        """The uppermost layer of an image; "" where it has none, or cannot be read."""
+        """Return the top layer of an image; "" if it has none, or cannot be read."""
         chains = self._chains_of(id)
         return chains[-1] if chains else ""
 
     def _chains_of(self, id: str) -> tuple[ChainID, ...]:
-        """The layers of an image, base first; none where it cannot be read."""
+        """Return the layers of an image, base first; none if it cannot be read."""
         try:
             return chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
         except (OSError, LayerStoreError):
@@ -142,7 +143,7 @@ def _names_of(id: str, names: Repositories) -> list[str]:
 
 
 def unname(names: Repositories, gone: Iterable[str]) -> None:
-    """Take names away."""
+    """Remove names."""
     for tags in names.values():
         for name in gone:
             tags.pop(name, None)

@@ -1,4 +1,4 @@
-"""Images.save(): images leave as an archive, the same bytes each time.
+"""Images.save(): images become an archive, the same bytes each time.
 
     docker    OCI layout with manifest.json and repositories, as `docker save` writes since 25: docker load of every
               age, skopeo (docker-archive:, oci-archive:) and, unpacked, umoci read it
@@ -45,7 +45,7 @@ _LARGEST = 1 << 63
 
 
 def encode(document: Any) -> bytes:
-    """JSON as it is always written: compact, keys as they stand."""
+    """Return compact JSON; the keys keep their order."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
@@ -120,7 +120,7 @@ def _annotations(name: str) -> dict[str, str]:
 
 
 def _docker_entry(out: Outgoing, config: str, paths: list[str], images: Sequence[Outgoing]) -> dict[str, Any]:
-    """What manifest.json says of an image."""
+    """Return the entry of an image in manifest.json."""
     entry: dict[str, Any] = {"Config": config, "RepoTags": list(out.references) or None, "Layers": paths or None}
     if out.image.parent in {other.image.id for other in images}:
         entry["Parent"] = out.image.parent
@@ -128,7 +128,7 @@ def _docker_entry(out: Outgoing, config: str, paths: list[str], images: Sequence
 
 
 def _repositories(images: Sequence[Outgoing], top_of: Callable[[Outgoing], str]) -> dict[str, dict[str, str]]:
-    """The oldest document: which layer a name means."""
+    """Return the oldest document: the top layer of each name."""
     found: dict[str, dict[str, str]] = {}
     for out in images:
         for name in out.references if out.image.diff_ids else ():
@@ -138,7 +138,7 @@ def _repositories(images: Sequence[Outgoing], top_of: Callable[[Outgoing], str])
 
 
 def write_v1(images: Sequence[Outgoing], layers: Layers, target: Target, tell: Callable[[int], None]) -> None:
-    """Write what docker save wrote until 25: one directory per layer, a link if its tar is in another one already."""
+    """Write what docker save wrote until 25: one directory per layer, with a link if another one has the same tar."""
     tops: dict[Digest, str] = {}
     places: dict[DiffID, str] = {}
     made: set[str] = set()
@@ -169,7 +169,7 @@ def write_v1(images: Sequence[Outgoing], layers: Layers, target: Target, tell: C
 
 
 def _v1_document(out: Outgoing, parent: str, chain: ChainID) -> dict[str, Any]:
-    """What the oldest archives say of a layer; the uppermost has the config."""
+    """Return the oldest document of a layer; the top layer's has the config."""
     document: dict[str, Any] = {"created": _NO_TIME, "os": out.image.os}
     if chain == out.image.top:
         document |= {k: v for k, v in out.image.config.items() if k not in ("rootfs", "history", "id", "parent")}
@@ -206,7 +206,7 @@ def save(
 
 
 class _Measure:
-    """A file that forgets what is written."""
+    """A file that discards what is written."""
 
     def write(self, data: Any) -> int:
         return len(data)

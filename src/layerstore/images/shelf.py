@@ -1,7 +1,7 @@
 """Where the parts of an archive stand: a tar that can be read at any place, or the directory of a layout.
 
-A shelf gives documents whole, as they are small, and lends everything else as a section of a file. Names are paths in
-the archive; what leads out of it is not there. All shelves say the same of the same archive.
+A shelf returns documents whole, as they are small, and lends everything else as a section of a file. Names are paths in
+the archive; what leads outside does not exist. All shelves show the same archive alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DOCUMENTS_LIMIT = 20 << 20
 
 
 class MissingError(ImageError):
-    """What the archive's documents name is not in it, or not yet."""
+    """A file that the archive's documents name is not in it, or not yet."""
 
 
 class Shelf(Protocol):
@@ -39,18 +39,19 @@ class Shelf(Protocol):
 
     def has(self, name: str) -> bool:
         """Return True if there is a file of this name."""
+        ...
 
     def names(self) -> list[str]:
         """Name all there is, as far as the oldest archives need it."""
 
 
 def missing(name: str) -> MissingError:
-    """Make the error that says what is not there."""
+    """Return the error that names what is not there."""
     return MissingError(f"the archive has no {readable(name)}")
 
 
 def too_large(name: str, size: int) -> ImageError:
-    """Make the error of a document that is not read."""
+    """Return the error of a document that is too large to read."""
     return ImageError(f"{readable(name)} in the archive has {size} bytes, a document has at most {DOCUMENT_LIMIT}")
 
 
@@ -63,7 +64,7 @@ def needed(shelf: Shelf, name: str) -> bytes:
 
 
 def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> Digest:
-    """Take the digest of a part of a file."""
+    """Return the digest of a part of a file. stop: called now and then; what it raises ends the work."""
     hashed = hashlib.new(algorithm)
     at, end = section.offset, section.offset + section.size
     while at < end:

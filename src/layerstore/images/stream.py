@@ -1,8 +1,8 @@
-"""An archive that comes once, from its first byte to its last: a pipe, an open socket, a compressed file.
+"""An archive that can be read once, from its first byte to its last: a pipe, a socket, a compressed file.
 
-Documents are kept, layers unpacked as they come, whatever stands where: gather.py says why nothing need be spooled.
-Where the documents come first, only what is wanted is unpacked, and what the store has already is passed over; where
-they come last (as `docker save` writes), a file is unpacked unless its name says the digest of a tar the store has.
+Documents are kept, and layers are unpacked as they come, in any order: gather.py says why nothing is spooled. If the
+documents come first, only what is needed is unpacked, and what the store has is skipped; if they come last (as
+`docker save` writes them), a file is unpacked unless its name has the digest of a tar in the store.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Reader:
     """The bytes of a stream in exact portions, counted."""
 
     def __init__(self, block: Callable[[], bytes], *, fd: int = -1, begin: bytes = b"") -> None:
-        """block   gives the next bytes, however many; b"" at the end
+        """block   returns the next bytes, however many; b"" at the end
         fd     where they come from, if that is a descriptor: then the core may read it itself
         begin  what was read of it before
         """
@@ -72,7 +72,7 @@ class Reader:
         return found
 
     def skip(self, n: int, tell: Callable[[], None] | None = None) -> None:
-        """Pass over n bytes, or to the end."""
+        """Skip n bytes, or all to the end."""
         while n > 0 and (passed := len(self.some(min(n, BLOCK)))):
             n -= passed
             if tell:
@@ -120,7 +120,7 @@ class Part:
         return block
 
     def digest(self) -> Digest:
-        """Take the digest of the whole; what was not asked for is read."""
+        """Return the digest of the whole file; the rest of it is read."""
         while self.read(BLOCK):
             pass
         return Digest(f"{self._algorithm}:{self._hash.hexdigest()}")
@@ -161,7 +161,7 @@ class _Packed(NamedTuple):
 
 
 class Kept:
-    """The documents of a stream, as they come: packed, and only those that an image may need."""
+    """The documents of a stream, as they come: compressed, and only those that an image may need."""
 
     def __init__(self) -> None:
         """Begin without any."""
@@ -192,7 +192,7 @@ class Kept:
         self._documents[entry.offset] = found
 
     def take(self, entry: Entry, head: bytes, reader: Reader) -> None:
-        """Keep what comes behind its head, if it is small enough for a document."""
+        """Keep a file whose head was read, if it is small enough for a document."""
         if entry.size > DOCUMENT_LIMIT:
             self.keep(entry, None)
             return
@@ -202,7 +202,7 @@ class Kept:
         self.keep(entry, data)
 
     def hashed(self, entry: Entry, digest: Digest | None) -> None:
-        """Learn the digest of what is no document."""
+        """Note the digest of a file that is no document."""
         if digest:
             self._digests[entry.offset] = digest
 
@@ -257,7 +257,7 @@ class Stream:
         self, gatherer: Gatherer, reader: Reader, platform: str | None, stem: str, tell: Callable[[], None], *,
         named: bool,
     ) -> None:  # fmt: skip
-        """tell   called now and then, for progress.  named: as plan() has it"""
+        """tell   called now and then, for progress.  named: as in plan()"""
         self._gatherer, self._reader, self._tell = gatherer, reader, tell
         self._platform, self._stem, self._named = platform, stem, named
         self._kept = Kept()
@@ -329,14 +329,14 @@ class Stream:
             with named(entry.name):
                 self._unpack(entry, head, guess_format(head), job)
         except LayerStoreError as err:
-            # Perhaps it is not needed; check() raises it if it is.
+            # Perhaps no image needs it; check() raises it if one does.
             job.error = err.with_traceback(None)
             if planned := self._planned.get(entry.name):
                 job.check(planned)
         self._kept.hashed(entry, job.digest)
 
     def _look_ahead(self) -> None:
-        """Where all documents have come already, they say what is wanted."""
+        """Learn from the documents what is needed, if all of them have come."""
         if not self._stale or self._wanted is not None or self._looks >= _LOOKS_LIMIT:
             return
         self._stale = False
@@ -353,9 +353,9 @@ class Stream:
         self._wanted = {layer.name: layer.name in self._planned for image in images for layer in image.layers}
 
     def _is_wanted(self, name: str) -> bool:
-        """Might a file be a layer that has to be unpacked?
+        """Return True if a file may be a layer that must be unpacked.
 
-        A list that comes later may name it, and a link that comes later may lead to it, but to no blob.
+        A list that comes later may name it, and a link that comes later may lead to it, but never to a blob.
         """
         if self._wanted is None:
             return True
@@ -376,7 +376,7 @@ class Stream:
         job.unpacked = self._gatherer.store.unpack_ahead(_Packed(part, entry, job))
 
     def _hash_known(self, entry: Entry, head: bytes, job: Job) -> bool:
-        """Where the name says the digest of a tar that the store has, look whether it is that one."""
+        """If the name has the digest of a tar in the store, compare the file with it and return True."""
         digest = digest_in(entry.name)
         hexes = _TAR_NAME.fullmatch(entry.name)
         said = digest or (Digest(f"sha256:{hexes[1]}") if hexes else None)
@@ -435,7 +435,7 @@ def decompressed(
         try:
             decompress(kind, read, give, max_window)
         except BrokenPipeError:
-            pass                               # the rest is not needed
+            pass                               # the reader needs no more
         except BaseException as err:
             failure.append(err)
         finally:
@@ -452,14 +452,14 @@ def decompressed(
     finally:
         left.set()
         os.close(end_to_read)
-        # A source that sends no more bytes cannot be told to stop; then only its thread waits on.
+        # A source that returns no more bytes cannot be stopped; then only its thread waits.
         thread.join(10)
     if failure:
         raise failure[0]
 
 
 def teller_of(progress: Any, total: int | None, done: Callable[[], int]) -> Callable[..., None]:
-    """What a stream calls now and then."""
+    """Return what a stream calls now and then."""
     teller = Teller(progress, total)
 
     def tell(*, end: bool = False) -> None:

@@ -31,7 +31,8 @@ class Target(Protocol):
         """Write a file of size bytes by write_to(a descriptor or binary file)."""
 
     def take(self, path: str, name: str, size: int) -> None:
-        """Let a file that was written there meanwhile have its name; in a directory only."""
+        """Rename a file that was written there meanwhile; in a directory only."""
+        ...
 
 
 class TarTarget:
@@ -164,7 +165,7 @@ def _is_empty(path: str) -> bool:
 
 
 def _sync_below(fd: int) -> None:
-    """Put the files below a directory on the disk, with their names."""
+    """Sync the files below a directory, and their names."""
     for _, _, names, place in os.fwalk(".", topdown=False, dir_fd=fd):
         for name in names:
             if stat.S_ISREG(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode):

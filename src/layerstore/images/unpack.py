@@ -1,8 +1,8 @@
 """The file system of an image as a plain directory: its layers applied one over the other, whiteouts and all.
 
 Nothing is mounted, and every layer is checked against its DiffID on the way. The result is what a mount shows.
-All that is read, made and deleted lies beneath one open directory: a process that exchanges names in it leads
-nothing out of it.
+All files are read, made and deleted beneath one open directory: a process that exchanges names in it meanwhile cannot
+lead a write outside.
 """
 
 from __future__ import annotations

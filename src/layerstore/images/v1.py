@@ -1,4 +1,4 @@
-"""Images as they were before Docker 1.10: a JSON document a layer, and a config made of them.
+"""Images as they were before Docker 1.10: one JSON document per layer, and a config made of them.
 
 Source: moby, image/v1/imagev1.go and image/tarexport/load.go (legacyLoadImage)
 """
@@ -23,12 +23,12 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
 
 
 def parent_of(document: dict[str, Any]) -> str:
-    """The id of the layer below; "" for a base."""
+    """Return the id of the layer below; "" for a base."""
     return document.get("parent") or ""
 
 
 def _step(document: dict[str, Any]) -> dict[str, Any]:
-    """The line of an image's history that a layer's document says."""
+    """Return the step of an image's history that a layer's document describes."""
     command = (document.get("container_config") or {}).get("Cmd") or []
     words = [command] if isinstance(command, str) else command
     step = {"created": document.get("created") or "0001-01-01T00:00:00Z"}
