@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from layerstore._core import _tarstream
-from layerstore.contents.merged import MergedTree, StrPath
+from layerstore.contents.merged import MergedTree
 from layerstore.engine.engine import Engine
 from layerstore.engine.record import Record, Reference
 from layerstore.errors import LayerStoreError
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Descriptor, FileEntry, Metadata
+from layerstore.values import Descriptor, FileEntry, Metadata, StrPath
 
 
 class Top:

@@ -10,7 +10,7 @@ from collections.abc import MutableMapping
 from typing import NamedTuple
 
 from layerstore.errors import InvalidOptionError
-from layerstore.sizes import human_size
+from layerstore.sizes import parse_size
 
 
 class Limits(NamedTuple):
@@ -55,7 +55,7 @@ class Limits(NamedTuple):
 
 def _number(name: str, text: str) -> int:
     try:
-        number = human_size(text)
+        number = parse_size(text)
     except InvalidOptionError as err:
         raise InvalidOptionError(f"{name} is a number as 1000, 16K or 10G, or 0 for none: {err}") from None
     if number == 0 and any(digit in "123456789" for digit in str(text)):

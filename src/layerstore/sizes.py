@@ -1,4 +1,4 @@
-"""Sizes as people write them.
+"""Sizes as people write and read them.
 
 Source: docker/go-units, size.go
 """
@@ -10,10 +10,11 @@ import re
 from layerstore.errors import InvalidOptionError
 
 _SUFFIX = re.compile(r"(?:([kmgtp])(?:i?b)?|b)?", re.IGNORECASE)
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
-def human_size(text: str) -> int:
+def parse_size(text: str) -> int:
     """Read a size in binary units: "10M", "1.5g", "50", "1kib" give bytes.
 
     Raises  InvalidOptionError   no number, a negative one, or an unknown suffix
@@ -35,3 +36,11 @@ def human_size(text: str) -> int:
     if size >= 1 << 63:
         raise InvalidOptionError(f"invalid size: '{text}'")
     return size
+
+
+def format_size(size: float) -> str:
+    """Return bytes as for instance "114.0 MB" (powers of 1000)."""
+    for factor, unit in _UNITS:
+        if abs(size) >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} B"

@@ -20,11 +20,10 @@ from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.transaction import check_mount_name
 from layerstore.limits import Limits
 from layerstore.rwlayer import RWLayer
-from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress
+from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress, StrPath
 
 log = logging.getLogger("layerstore")
 
-StrPath = str | bytes | os.PathLike[Any]
 # What a layer can stand on: a ChainID, a Layer, an Image.
 Parent = str | Layer | Top
 

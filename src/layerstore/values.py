@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from enum import IntEnum, StrEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from layerstore.ids import ChainID, DiffID
 
+# A path, as os takes it.
+StrPath = str | bytes | os.PathLike[Any]
 # How much of what is written is made to survive a crash of the machine.
 Durability = Literal["full", "ordered", "none"]
 

@@ -14,6 +14,7 @@ from commandline import command
 from tarkit import dir, end, file
 
 import layerstore
+from layerstore import sizes
 from layerstore.cli import exits, main, screen, texts
 from layerstore.cli.commands import build
 from layerstore.cli.exits import Exit, Failure, code_of, sentence
@@ -332,7 +333,7 @@ def test_the_program_starts_without_loading_rich(base):
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (10240, "10.2 kB"), (10**6, "1.0 MB"), (5 * 10**12, "5.0 TB"), (-2000, "-2.0 kB")]
 )
 def test_sizes(size, text):
-    assert texts.human_size(size) == text
+    assert sizes.format_size(size) == text
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import layerstore
 from layerstore import InvalidOptionError, LimitExceededError, TarFormatError
 from layerstore._core import _apply
 from layerstore.limits import Limits
-from layerstore.sizes import human_size
+from layerstore.sizes import parse_size
 
 FRONT = file("front", b"f" * 100)
 BEYOND = {
@@ -63,7 +63,7 @@ def test_a_tar_beyond_a_limit_is_refused_and_nothing_is_left(limited, unchanged,
     error = caught.value
     assert (error.option, error.path) == (option, name)
     assert len(FRONT) <= error.offset < len(FRONT + tar)
-    number = human_size(value)
+    number = parse_size(value)
     assert f"more than {number} " in str(error)
     assert f'({option}) (entry "{name}", at byte {error.offset})' in str(error)
     assert isinstance(error, TarFormatError)
@@ -171,7 +171,7 @@ def test_the_defaults_are_the_cores_own():
 def test_the_page_of_options_says_what_the_defaults_are():
     page = (Path(__file__).parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(max_\w+)` \| (\w+) \|", page, re.MULTILINE))
-    said = {name: 0 if default == "none" else human_size(default) for name, default in rows.items()}
+    said = {name: 0 if default == "none" else parse_size(default) for name, default in rows.items()}
     assert said == Limits()._asdict()
 
 

@@ -17,7 +17,7 @@ import layerstore
 from layerstore.aio.calls import Slots, in_thread
 from layerstore.aio.mirror import NAMES, Managed, Mirror, awaits, mirrors
 from layerstore.aio.streams import File
-from layerstore.store import StrPath
+from layerstore.values import StrPath
 
 __all__ = [
     "File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",

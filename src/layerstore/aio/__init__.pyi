@@ -7,7 +7,6 @@ from typing import Any, BinaryIO, Self
 import layerstore
 from layerstore.aio.mirror import Managed, Mirror
 from layerstore.aio.streams import File as File
-from layerstore.contents.compare import StrPath
 from layerstore.contents.merged import MergedTree
 from layerstore.engine.intake import Unpacked
 from layerstore.errors import Holder
@@ -16,7 +15,17 @@ from layerstore.images.image import Image, Removed
 from layerstore.images.images import _ArchivedImages, _Images, _Steps
 from layerstore.limits import Limits
 from layerstore.streams.leftout import Keep, Marks
-from layerstore.values import Change, CreateRWLayerOpts, Descriptor, FileEntry, Metadata, Orphan, Problem, Progress
+from layerstore.values import (
+    Change,
+    CreateRWLayerOpts,
+    Descriptor,
+    FileEntry,
+    Metadata,
+    Orphan,
+    Problem,
+    Progress,
+    StrPath,
+)
 
 __all__ = ["File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
     "overlay_changes", "release_and_log"]

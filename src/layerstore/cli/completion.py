@@ -16,8 +16,9 @@ from layerstore.cli.exits import Exit
 from layerstore.cli.opening import Opened, reading
 from layerstore.cli.parser import Commands, Parser
 from layerstore.cli.screen import Screen
-from layerstore.cli.texts import human_size, short_id
+from layerstore.cli.texts import short_id
 from layerstore.errors import readable
+from layerstore.sizes import format_size
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -153,7 +154,7 @@ def _layers(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
         if chain.encoded.startswith(digits):
             shown = short_id(chain) if len(digits) <= len(short_id(chain)) else chain.encoded
             layer = opened.store.find(chain)
-            yield Word(prefix + shown, human_size(layer.diff_size) if layer else "damaged")
+            yield Word(prefix + shown, format_size(layer.diff_size) if layer else "damaged")
     if not prefix:
         yield from _images(opened, _at, current)
 

@@ -20,10 +20,10 @@ from layerstore.cli.exits import Exit, sentence
 from layerstore.cli.opening import is_store, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
-from layerstore.cli.texts import human_size
 from layerstore.disk import dockerd, mounts
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
+from layerstore.sizes import format_size
 
 OK, NOTE, BAD = "ok", "note", "bad"
 _STYLES = {OK: "green", NOTE: "yellow", BAD: "red"}
@@ -151,7 +151,7 @@ def _dockerd(root: str) -> Check:
 def _space(place: str) -> Check:
     found = os.statvfs(place)
     free, inodes = found.f_bavail * found.f_frsize, found.f_favail
-    shown = f"{human_size(free)} free" + (f", {inodes:,} inodes" if found.f_files else "")
+    shown = f"{format_size(free)} free" + (f", {inodes:,} inodes" if found.f_files else "")
     little = free < _LITTLE_SPACE or (found.f_files and inodes < _FEW_INODES)
     if not little:
         return Check("space", OK, shown)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.texts import human_age, human_size
+from layerstore.cli.texts import human_age
 from layerstore.errors import readable
+from layerstore.sizes import format_size
 from layerstore.values import Done, Progress
 
 Cell = str | tuple[str, str]
@@ -118,7 +119,7 @@ class Screen:
 
     def size(self, size: int) -> str:
         """Return a size as the options ask for."""
-        return str(size) if self.in_bytes else human_size(size)
+        return str(size) if self.in_bytes else format_size(size)
 
     def age(self, since: float) -> str:
         """Return how long ago a time (seconds since 1970) is."""
@@ -172,8 +173,8 @@ class Screen:
             now = time.monotonic()
             if now - last >= _PLAIN_SECONDS and done != done.total:
                 last = now
-                of = f" of {human_size(done.total)}, {100 * done // done.total} %" if done.total else ""
-                self.err.write(f"{label}: {human_size(done)}{of}\n")
+                of = f" of {format_size(done.total)}, {100 * done // done.total} %" if done.total else ""
+                self.err.write(f"{label}: {format_size(done)}{of}\n")
                 self.err.flush()
 
         return tell

@@ -10,16 +10,7 @@ _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?", re.ASCII)
 _LENGTH = re.compile(rf"({_NUMBER.pattern})([smhdw])", re.ASCII)
 _LENGTHS = re.compile(rf"(?:{_LENGTH.pattern})+", re.ASCII)
 _SHORT = 12
-_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _AGES = ((365 * 86400, "y"), (7 * 86400, "w"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def human_size(size: float) -> str:
-    """Return bytes as text, for example "114.0 MB" (powers of 1000)."""
-    for factor, unit in _UNITS:
-        if abs(size) >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} B"
 
 
 def human_age(seconds: float) -> str:

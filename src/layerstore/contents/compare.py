@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from layerstore._core import _changes, _files
-from layerstore.values import Change, ChangeKind
-
-StrPath = str | bytes | os.PathLike[Any]
+from layerstore.values import Change, ChangeKind, StrPath
 
 
 def _open(stack: ExitStack, path: StrPath) -> int:

@@ -12,7 +12,6 @@ from layerstore.disk.textfile import naming_file
 from layerstore.errors import CorruptLayerError, readable
 from layerstore.values import FileEntry
 
-StrPath = str | bytes | os.PathLike[Any]
 BUFFER = 64 << 10
 
 

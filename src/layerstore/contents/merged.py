@@ -19,9 +19,8 @@ from typing import Any, BinaryIO
 
 from layerstore.errors import CorruptLayerError, readable
 from layerstore.ids import ChainID
-from layerstore.values import FileEntry, FileType
+from layerstore.values import FileEntry, FileType, StrPath
 
-StrPath = str | bytes | os.PathLike[Any]
 LINKS_MAX = 40          # as the kernel's
 LAYER_LINKS_MAX = 255   # as the unpacking's
 KNOWN_ROOM = 4 << 20     # letters of paths that are remembered while a layer is read

@@ -11,7 +11,6 @@ import concurrent.futures
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,9 +23,8 @@ from layerstore.errors import LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import chain_on
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
 from layerstore.layerdb.leftovers import Leftovers
-from layerstore.values import Done, Problem, Progress
-
-_TELL_EVERY = 0.1
+from layerstore.streams.progress import EVERY, Teller
+from layerstore.values import Problem, Progress
 
 
 class _StoppedError(Exception):
@@ -42,8 +40,7 @@ class Verifier:
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._done = self._total = 0
-        self._progress: Progress | None = None
-        self._caller, self._told = threading.get_ident(), 0.0
+        self._caller, self._teller = threading.get_ident(), Teller(None, None)
 
     def layers(
         self, records: Sequence[Record], progress: Progress | None = None, workers: int | None = None
@@ -54,11 +51,10 @@ class Verifier:
         workers    threads; None: one for each processor
         """
         self._total = sum(max(record.diff_size, 0) for record in records)
-        self._progress = progress
+        self._teller = Teller(progress, self._total)
         threads = min(workers or len(os.sched_getaffinity(0)), len(records))
         found = self._side_by_side(records, threads) if threads > 1 else [p for r in records for p in self.layer(r)]
-        if progress is not None:
-            progress(Done(self._total, self._total))
+        self._teller.tell(self._total, end=True)
         return found
 
     def _side_by_side(self, records: Sequence[Record], threads: int) -> list[Problem]:
@@ -67,7 +63,7 @@ class Verifier:
             todo = [pool.submit(self.layer, record) for record in records]
             left: set[concurrent.futures.Future[list[Problem]]] = set(todo)
             while left:
-                _, left = concurrent.futures.wait(left, timeout=_TELL_EVERY)
+                _, left = concurrent.futures.wait(left, timeout=EVERY)
                 self._tell(self._caller)
             return [problem for job in todo for problem in job.result()]
         finally:
@@ -75,12 +71,10 @@ class Verifier:
             pool.shutdown(cancel_futures=True)
 
     def _tell(self, thread: int) -> None:
-        """From the calling thread alone, and not too often."""
-        now = time.monotonic()
-        if self._progress is not None and thread == self._caller and now - self._told >= _TELL_EVERY:
-            self._told = now
+        """From the calling thread alone."""
+        if thread == self._caller:
             # What files hold, and what is counted as a layer's size, differ by the targets of links.
-            self._progress(Done(min(self._done, self._total), self._total))
+            self._teller.tell(min(self._done, self._total))
 
     def _report(self, bytes_more: int) -> None:
         with self._lock:

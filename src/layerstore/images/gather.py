@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Protocol
@@ -27,6 +26,7 @@ from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import hash_section, missing
 from layerstore.layer import Layer
 from layerstore.store import Store, Unpacked
+from layerstore.streams.progress import Teller
 from layerstore.streams.sources import HEAD, Section
 from layerstore.values import Done, Durability, Progress
 
@@ -94,21 +94,6 @@ def unpack_nothing(store: Store, job: Job, algorithm: str) -> None:
     """Unpack a file without any bytes: the layer of a step that changed nothing."""
     job.unpacked = store.unpack_ahead(b"")
     job.digest = Digest(f"{algorithm}:{hashlib.new(algorithm).hexdigest()}")
-
-
-class Teller:
-    """Calls progress at most ten times a second, from one thread."""
-
-    def __init__(self, progress: Progress | None, total: int | None) -> None:
-        """total   of how many bytes, where that is known"""
-        self._progress, self._total, self._last = progress, total, time.monotonic()
-
-    def tell(self, done: int, *, end: bool = False) -> None:
-        """Say how far it has come."""
-        now = time.monotonic()
-        if self._progress and (end or now - self._last >= 0.1):
-            self._last = now
-            self._progress(Done(done, self._total))
 
 
 class Gatherer:

@@ -30,9 +30,9 @@ from layerstore.images.documents import (
     OWN_IMAGE,
     REF_NAME,
 )
-from layerstore.images.gather import Teller
 from layerstore.images.packing import Blob, Layers, OpenLayer, Outgoing, own_file
 from layerstore.images.targets import DirectoryTarget, Target, TarTarget
+from layerstore.streams.progress import Teller
 
 # What each format's readers take: docker load of 20.10 has no zstd.
 COMPRESSIONS = {"docker": (None, "gzip"), "docker-v1": (None,), "oci": (None, "gzip", "zstd"),

@@ -23,12 +23,13 @@ from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.archive import FILE, Entry, entries
 from layerstore.images.catalogue import Catalogue
-from layerstore.images.gather import Gatherer, Job, Teller, check_size, looks_like_tar, named, no_tar, unpack_nothing
+from layerstore.images.gather import Gatherer, Job, check_size, looks_like_tar, named, no_tar, unpack_nothing
 from layerstore.images.plan import plan
 from layerstore.images.planned import Planned, PlannedLayer, check_useful, digest_in
 from layerstore.images.shelf import missing, too_large
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 from layerstore.streams.decompress import decompress
+from layerstore.streams.progress import Teller
 from layerstore.streams.sources import BLOCK, HEAD, Input, SourceInput
 
 _TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")

@@ -17,9 +17,9 @@ from layerstore._core._apply import MERGED, OWN_LINKS, USERNS, Apply
 from layerstore.disk.textfile import drop_acls, placing, remove_below
 from layerstore.drivers.checks import in_user_namespace
 from layerstore.errors import ImageError, readable
-from layerstore.images.gather import Teller
 from layerstore.layer import Layer
 from layerstore.limits import Limits
+from layerstore.streams.progress import Teller
 from layerstore.values import Progress
 
 # A layer that is stored was held to the limits of who stored it.

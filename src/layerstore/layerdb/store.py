@@ -20,7 +20,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Protocol, TypeVar, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
 from layerstore._core import _files
 from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
@@ -40,11 +40,10 @@ from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerSto
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.layerdb.descriptor import decode_descriptor, encode_descriptor
 from layerstore.layerdb.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
-from layerstore.values import Descriptor, Durability
+from layerstore.values import Descriptor, Durability, StrPath
 
 log = logging.getLogger("layerstore")
 
-StrPath = str | bytes | os.PathLike[Any]
 
 REMOVING = "-removing"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")

@@ -12,7 +12,6 @@ import io
 import os
 import select
 import stat
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +20,8 @@ from layerstore._core._apply import Apply, guess_format
 from layerstore.disk.textfile import naming_file
 from layerstore.errors import TarFormatError
 from layerstore.streams.decompress import decompress
-from layerstore.values import Done, Progress
+from layerstore.streams.progress import Teller
+from layerstore.values import Progress
 
 BLOCK = 1 << 20
 LEND = 64 << 20   # of a buffer at once: between the parts, signals and progress have their turn
@@ -272,22 +272,6 @@ def refuse_nothing(applied: Any) -> None:
     """
     if not applied.tar_size:
         raise TarFormatError("no tar: the source was empty", offset=0)
-
-
-class Teller:
-    """Calls progress at most ten times a second, and once at the end."""
-
-    def __init__(self, progress: Progress | None, total: int | None) -> None:
-        """total   of how many bytes it will be told, or None"""
-        self.progress, self.total = progress, total
-        self.last = time.monotonic() - 1
-
-    def tell(self, taken: int, *, end: bool = False) -> None:
-        """So many bytes are done."""
-        now = time.monotonic()
-        if self.progress is not None and (end or now - self.last >= 0.1):
-            self.last = now
-            self.progress(Done(taken, self.total))
 
 
 def _lend(buffer: memoryview, apply: Apply, teller: Teller) -> None:

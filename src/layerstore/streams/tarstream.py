@@ -17,10 +17,10 @@ from layerstore.disk.locks import Mutex
 from layerstore.disk.textfile import naming, naming_file
 from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
-from layerstore.streams.sources import Input, Teller
-from layerstore.values import Progress
+from layerstore.streams.progress import Teller
+from layerstore.streams.sources import Input
+from layerstore.values import Progress, StrPath
 
-StrPath = str | bytes | os.PathLike[Any]
 COPY_BLOCK = 4 << 20
 
 

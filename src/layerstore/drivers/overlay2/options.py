@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from layerstore.errors import InvalidOptionError
-from layerstore.sizes import human_size
+from layerstore.sizes import parse_size
 
 
 def parse_driver_options(options: Mapping[str, str]) -> str:
@@ -21,7 +21,7 @@ def parse_driver_options(options: Mapping[str, str]) -> str:
         name = str(key).strip().lower()
         if name == "overlay2.size":
             size = str(value).strip()
-            human_size(size)
+            parse_size(size)
         elif name == "overlay2.override_kernel_check":
             continue  # known to 20.10, and of no effect there
         else:

@@ -10,7 +10,7 @@ from layerstore.drivers import Finding, Stack
 from layerstore.drivers.overlay2.differences import Differences
 from layerstore.drivers.overlay2.ground import Ground, pump
 from layerstore.errors import InvalidOptionError, NotSupportedError
-from layerstore.sizes import human_size
+from layerstore.sizes import parse_size
 from layerstore.streams.sources import TarInput, refuse_nothing
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change
@@ -41,7 +41,7 @@ class Writables:
         for key in given:
             if key != "size":
                 raise InvalidOptionError(f"Unknown option {key}")
-        quota, size = ground.quota, human_size(given["size"]) if "size" in given else 0
+        quota, size = ground.quota, parse_size(given["size"]) if "size" in given else 0
         parent = stack[0] if stack else ""
         user = ground.classes.for_new(parent)
 
