@@ -137,7 +137,7 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "manifests" in found or kind in INDEXES:
         return [_blob(entry, what) for entry in found.get("manifests", [])]
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
-        raise ImageError(f"{what} is of the first schema, which is no longer supported")
+        raise ImageError(f"{what} is of the first schema, which tools no longer write")
     if own and own not in MANIFESTS:
         raise NoImageError(f"{what} is no image but {own[:100]!r}")
     if "config" not in found:

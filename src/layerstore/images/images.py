@@ -241,7 +241,7 @@ class Images:
             planned, configs = load.gather(gatherer, source, platform, progress, named=bool(given))
             if given:
                 if len(planned) != 1:
-                    raise ImageError(f"the archive has {len(planned)} images: tags are for exactly one")
+                    raise ImageError(f"the archive has {len(planned)} images: names can be given to a single one only")
                 planned = [planned[0]._replace(references=given)]
             with self._changing():
                 self._publish(db, planned, [config.data for config in configs])
