@@ -8,13 +8,13 @@ import errno
 import gzip
 import hashlib
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import disk
 import door
+import imagekit
 import pytest
 import recipes
 import sinks
@@ -91,10 +91,6 @@ class Job:
 
 def applied(tar: bytes, **how: Any) -> Callable[[Path], Job]:
     return lambda room: Job(lambda: apply(room, tar, **how)[0], lambda: emptied(room))
-
-
-def zstd(tar: bytes) -> bytes:
-    return subprocess.run(["zstd", "-qc"], input=tar, capture_output=True, check=True).stdout
 
 
 def read(name: str, *arguments: Any) -> bytes:
@@ -258,7 +254,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in threads": applied(THREADED, workers=2),
     "apply with a plain record": applied(KINDS, flags=4),
     "apply gzip": applied(gzip.compress(THREADED), workers=2),
-    "apply zstd": applied(zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
+    "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
     "export": exported, "export changes": exported_changes, "size and remove": tree,

@@ -4,7 +4,6 @@ import errno
 import gzip
 import hashlib
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import disk
 import door
+import imagekit
 import pytest
 import recipes
 import refused
@@ -160,7 +160,7 @@ def test_the_way_bytes_come_changes_nothing(ground: Ground, room: Path, how: str
         elif how == "gzip in pieces":
             push_all(a, packed, 1001)
         else:
-            push_all(a, subprocess.run(["zstd", "-qc"], input=tar, capture_output=True, check=True).stdout)
+            push_all(a, imagekit.zstd(tar))
 
     got = ground.apply(push, workers=workers)
     assert got.applied == wanted.applied
@@ -179,10 +179,7 @@ def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
 
 # ---- one tar, one error -------------------------------------------------------------------------------
 
-REFUSED = {
-    **refused.BAD,
-    **{name: lambda recipe=recipe: (recipe()[0], 0, len(recipe()[0])) for name, recipe in refused.UNSUPPORTED.items()},
-}
+REFUSED = refused.BAD | {name: lambda made=made: (made()[0], 0, len(made()[0])) for name, made in refused.UNSUPPORTED.items()}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -201,28 +198,25 @@ BROKEN = tarkit.raw_header("x", chksum=1)
 OUTSIDE = file("../x")
 
 
-@pytest.mark.parametrize(
-    "tar, code, number, at",
-    [
-        pytest.param(NO_SUCH_XATTR, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute"),
-        pytest.param(
-            NO_SUCH_XATTR + MORE + BROKEN, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute before a broken header"),
-        pytest.param(NO_SUCH_XATTR + OUTSIDE, "LAY_E_OS", errno.EOPNOTSUPP, 0, id="attribute before a name outside"),
-        pytest.param(MORE + BROKEN + NO_SUCH_XATTR, "LAY_E_TAR", 0, len(MORE), id="broken header before an attribute"),
-        pytest.param(OUTSIDE + BROKEN, "LAY_E_BREAKOUT", 0, 0, id="name outside before a broken header"),
-        pytest.param(
-            MORE + OVER + MORE[:51200] + BROKEN, "LAY_E_OS", errno.EEXIST, len(MORE) + 1024, id="whiteout over a file"),
-        pytest.param(tarkit.hardlink("l", "nowhere") + BROKEN, "LAY_E_OS", errno.ENOENT, 0, id="link to nothing"),
-        pytest.param(file("a") + file("a/b") + BROKEN, "LAY_E_OS", errno.ENOTDIR, 512, id="below a file"),
-        pytest.param(
-            tarkit.node("n", "c", tarkit.base256(1 << 32, 8), 0) + BROKEN, "LAY_E_TAR", 0, 0, id="device out of range"),
-        pytest.param(
-            NO_SUCH_XATTR + MORE + NO_SUCH_XATTR.replace(b"bogus", b"other") + MORE + BROKEN, "LAY_E_OS",
-            errno.EOPNOTSUPP, 0, id="the first of two")]
-)
-def test_the_error_that_comes_first_in_the_tar_is_told_however_the_threads_fell(
-    ground: Ground, tar: bytes, code: str, number: int, at: int
-) -> None:
+OS = "LAY_E_OS"
+# The tar: the core's code, the errno, where.
+FIRST = {
+    "attribute": (NO_SUCH_XATTR, OS, errno.EOPNOTSUPP, 0),
+    "attribute before a broken header": (NO_SUCH_XATTR + MORE + BROKEN, OS, errno.EOPNOTSUPP, 0),
+    "attribute before a name outside": (NO_SUCH_XATTR + OUTSIDE, OS, errno.EOPNOTSUPP, 0),
+    "broken header before an attribute": (MORE + BROKEN + NO_SUCH_XATTR, "LAY_E_TAR", 0, len(MORE)),
+    "name outside before a broken header": (OUTSIDE + BROKEN, "LAY_E_BREAKOUT", 0, 0),
+    "whiteout over a file": (MORE + OVER + MORE[:51200] + BROKEN, OS, errno.EEXIST, len(MORE) + 1024),
+    "link to nothing": (tarkit.hardlink("l", "nowhere") + BROKEN, OS, errno.ENOENT, 0),
+    "below a file": (file("a") + file("a/b") + BROKEN, OS, errno.ENOTDIR, 512),
+    "device out of range": (tarkit.node("n", "c", tarkit.base256(1 << 32, 8), 0) + BROKEN, "LAY_E_TAR", 0, 0),
+    "the first of two": (NO_SUCH_XATTR + MORE + NO_SUCH_XATTR.replace(b"bogus", b"other") + MORE + BROKEN, OS, errno.EOPNOTSUPP, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FIRST)
+def test_the_error_that_comes_first_in_the_tar_is_told_however_the_threads_fell(ground: Ground, what: str) -> None:
+    tar, code, number, at = FIRST[what]
     for front in (b"", FRONT):
         one, *others = [ground.error(front + tar + end(), workers=workers) for workers in (*WORKERS, 2, 4)]
         assert others == [one] * len(others)
@@ -252,14 +246,8 @@ def test_a_tar_cut_at_each_block_is_stored_whole_or_refused_there(ground: Ground
 
 
 @pytest.mark.parametrize("workers", WORKERS)
-@pytest.mark.parametrize(
-    "pack",
-    [gzip.compress, lambda tar: subprocess.run(["zstd", "-qc"], input=tar, capture_output=True, check=True).stdout],
-    ids=["gzip", "zstd"],
-)
-def test_a_compressed_stream_cut_anywhere_is_never_stored(
-    ground: Ground, pack: Callable[[bytes], bytes], workers: int
-) -> None:
+@pytest.mark.parametrize("pack", [gzip.compress, imagekit.zstd], ids=["gzip", "zstd"])
+def test_a_compressed_stream_cut_anywhere_is_never_stored(ground: Ground, pack: Callable[[bytes], bytes], workers: int) -> None:
     packed = pack(FRONT + tarkit.T1)
     for cut in (5, 11, len(packed) // 2, len(packed) - 3000, len(packed) - 9, len(packed) - 1):
         assert ground.error(packed[:cut], workers=workers)[0] in ("LAY_E_TRUNCATED", "LAY_E_TAR")

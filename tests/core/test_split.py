@@ -76,52 +76,34 @@ def file_lines(tar: bytes) -> list[bytes]:
     return [line for line in record(tar).splitlines(keepends=True) if line.startswith(b'{"type":1')]
 
 
-@pytest.mark.parametrize(
-    "entry, line",
-    [
-        pytest.param(dir("a/"), rb'{"type":1,"name":"a/","payload":null,"position":1}', id="directory"),
-        pytest.param(
-            file("a/f", b"hello"), rb'{"type":1,"name":"a/f","size":5,"payload":"PD7u4tgQAAA=","position":1}', id="file"
-        ),
-        pytest.param(
-            file(b"file-\xe4", b"hello"),
-            rb'{"type":1,"name_raw":"ZmlsZS3k","size":5,"payload":"PD7u4tgQAAA=","position":1}',
-            id="not UTF-8",
-        ),
-        pytest.param(file(""), rb'{"type":1,"payload":null,"position":1}', id="no name"),
-        pytest.param(
-            file("./d//x/../f/"), rb'{"type":1,"name":"./d//x/../f/","payload":null,"position":1}', id="not cleaned"
-        ),
-        pytest.param(file("/abs"), rb'{"type":1,"name":"/abs","payload":null,"position":1}', id="absolute"),
-        # moby writes the size of a link and then cannot give the tar back
-        pytest.param(
-            tarkit.hardlink("b", "a", size=5),
-            rb'{"type":1,"name":"b","payload":null,"position":1}',
-            id="link with a size",
-        ),
-        pytest.param(
-            tarkit.pax({"path": 'a<b>&c\u2028"\\\t\x01\x7f\x08\x0cé'}) + file("x"),
-            rb'{"type":1,"name":"a\u003cb\u003e\u0026c\u2028\"\\\t\u0001'
-            + b"\x7f"
-            + rb"\b\f"
-            + "é".encode()
-            + b'","payload":null,"position":1}',
-            id="checklist 4",
-        ),
-    ],
-)
-def test_file_lines_to_the_byte(entry: bytes, line: bytes) -> None:
-    assert file_lines(entry + end()) == [line + b"\n"]
+# What is recorded of an entry: its line, between type and position.
+FILE_LINES = {
+    "directory": (dir("a/"), '"name":"a/","payload":null'),
+    "file": (file("a/f", b"hello"), '"name":"a/f","size":5,"payload":"PD7u4tgQAAA="'),
+    "not UTF-8": (file(b"file-\xe4", b"hello"), '"name_raw":"ZmlsZS3k","size":5,"payload":"PD7u4tgQAAA="'),
+    "no name": (file(""), '"payload":null'),
+    "not cleaned": (file("./d//x/../f/"), '"name":"./d//x/../f/","payload":null'),
+    "absolute": (file("/abs"), '"name":"/abs","payload":null'),
+    # moby writes the size of a link and then cannot give the tar back
+    "link with a size": (tarkit.hardlink("b", "a", size=5), '"name":"b","payload":null'),
+    "checklist 4": (tarkit.pax({"path": 'a<b>&c\u2028"\\\t\x01\x7f\x08\x0cé'}) + file("x"),
+                    r'"name":"a\u003cb\u003e\u0026c\u2028\"\\\t\u0001' + "\x7f" + r'\b\fé","payload":null'),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "entry",
-    [
-        pytest.param(tarkit.whiteout("gone", b"payload"), id="whiteout"),
-        pytest.param(tarkit.opaque("d", b"payload"), id="opaque"),
-        pytest.param(file("./", b"payload"), id="root"),
-        pytest.param(tarkit.pax_sparse_0_1("s", [(0, b"pay"), (4096, b"load")], 5000), id="sparse")]
-)
+@pytest.mark.parametrize("what", FILE_LINES)
+def test_file_lines_to_the_byte(what: str) -> None:
+    entry, fields = FILE_LINES[what]
+    assert file_lines(entry + end()) == [f'{{"type":1,{fields},"position":1}}\n'.encode()]
+
+
+NO_FILE = {
+    "whiteout": tarkit.whiteout("gone", b"payload"), "opaque": tarkit.opaque("d", b"payload"), "root": file("./", b"payload"),
+    "sparse": tarkit.pax_sparse_0_1("s", [(0, b"pay"), (4096, b"load")], 5000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", NO_FILE.values(), ids=NO_FILE)
 def test_payload_that_no_file_keeps_is_recorded_as_segments(entry: bytes) -> None:
     plain = record(entry + end())
     assert b'"size"' not in plain
@@ -175,28 +157,22 @@ WANTED = [
 PARTS = [segment_json(A[:512]), FILE_JSON, segment_json(A[517:], 2)]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param("\n".join(PARTS) + "\n", id="as written"),
-        pytest.param("\n".join(PARTS), id="no newline at the end"),
-        pytest.param("".join(PARTS), id="nothing between"),
-        pytest.param(" \t\r\n\n".join(["", *PARTS, ""]), id="any blanks between"),
-        pytest.param("\n".join([*PARTS, '{"type":2,"payload":"","position":3}']) + "\n", id="empty segment at the end"),
-        pytest.param("\n".join([*PARTS, '{"type":2,"payload":null}', '{"type":2}']) + "\n", id="segments of nothing"),
-        pytest.param(
-            "\n".join(PARTS).replace('"type"', '"Type"').replace('"payload"', '"PAYLOAD"').replace('"name"', '"nAmE"'),
-            id="keys in any case"),
-        pytest.param(
-            "\n".join(PARTS).replace('"position":1', '"position":1,"mode":[1,{"x":"}"},null,2.5e3,true]'),
-            id="unknown keys"),
-        pytest.param(
-            "\n".join(
-                [PARTS[0], '{"position":1,"payload":"PD7u4tgQAAA=","size":5,"name":"\\u0061","type":1}', PARTS[2]]),
-            id="other order"),
-        pytest.param(
-            "\n".join([PARTS[0], FILE_JSON.replace('"name":"a"', '"name_raw":"YQ=="'), PARTS[2]]), id="raw name")]
-)
+AS_WRITTEN = "\n".join(PARTS)
+OF_OTHERS = {
+    "as written": AS_WRITTEN + "\n",
+    "no newline at the end": AS_WRITTEN,
+    "nothing between": "".join(PARTS),
+    "any blanks between": " \t\r\n\n".join(["", *PARTS, ""]),
+    "empty segment at the end": AS_WRITTEN + '\n{"type":2,"payload":"","position":3}\n',
+    "segments of nothing": AS_WRITTEN + '\n{"type":2,"payload":null}\n{"type":2}\n',
+    "keys in any case": AS_WRITTEN.replace('"type"', '"Type"').replace('"payload"', '"PAYLOAD"').replace('"name"', '"nAmE"'),
+    "unknown keys": AS_WRITTEN.replace('"position":1', '"position":1,"mode":[1,{"x":"}"},null,2.5e3,true]'),
+    "other order": AS_WRITTEN.replace(FILE_JSON, '{"position":1,"payload":"PD7u4tgQAAA=","size":5,"name":"\\u0061","type":1}'),
+    "raw name": AS_WRITTEN.replace('"name":"a"', '"name_raw":"YQ=="'),
+}
+
+
+@pytest.mark.parametrize("text", OF_OTHERS.values(), ids=OF_OTHERS)
 @pytest.mark.parametrize("pack", ["plain", "gzip", "member a byte"])
 def test_records_of_others_are_read(text: str, pack: str) -> None:
     raw = text.encode()
@@ -249,23 +225,22 @@ def test_a_crc_that_is_not_eight_bytes_is_none(crc: str) -> None:
     assert line.crc is None
 
 
-@pytest.mark.parametrize(
-    "text, why",
-    [
-        pytest.param('{"type":2,"payload":"QQ"}', "base64", id="base64 without padding"),
-        pytest.param('{"type":2,"payload":"Q*=="}', "base64", id="no base64"),
-        pytest.param('{"type":1,"name_raw":"Q"}', "base64", id="raw name"),
-        pytest.param('{"type":1,"name":"a","size":-1,"payload":null}', "negative", id="negative size"),
-        pytest.param('{"type":1,"name":"a\\u0000b"}', "NUL", id="NUL in a name"),
-        pytest.param('{"type":2,"payload":5}', "JSON", id="payload is a number"),
-        pytest.param('{"type":1,"size":1e30}', "JSON", id="size is no whole number"),
-        pytest.param("[]", "", id="an array"),
-        pytest.param('{"type":2}x', "JSON", id="garbage behind"),
-        pytest.param('{"type":1,"name":"a"', "unexpected EOF", id="cut"),
-        pytest.param(
-            '{"type":1,"size":9223372036854775807}{"type":1,"size":9223372036854775807}', "2^63 bytes",
-            id="too large together")]
-)
+UNREADABLE = {
+    "base64 without padding": ('{"type":2,"payload":"QQ"}', "base64"),
+    "no base64": ('{"type":2,"payload":"Q*=="}', "base64"),
+    "raw name": ('{"type":1,"name_raw":"Q"}', "base64"),
+    "negative size": ('{"type":1,"name":"a","size":-1,"payload":null}', "negative"),
+    "NUL in a name": ('{"type":1,"name":"a\\u0000b"}', "NUL"),
+    "payload is a number": ('{"type":2,"payload":5}', "JSON"),
+    "size is no whole number": ('{"type":1,"size":1e30}', "JSON"),
+    "an array": ("[]", ""),
+    "garbage behind": ('{"type":2}x', "JSON"),
+    "cut": ('{"type":1,"name":"a"', "unexpected EOF"),
+    "too large together": ('{"type":1,"size":9223372036854775807}' * 2, "2^63 bytes"),
+}
+
+
+@pytest.mark.parametrize("text, why", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_record_that_cannot_be_read_says_why(text: str, why: str) -> None:
     for raw in (text.encode(), gzip.compress(text.encode())):
         with door.fails("LAY_E_SPLIT") as errors:

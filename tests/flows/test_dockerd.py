@@ -14,6 +14,7 @@ import pytest
 import recipes
 import tarkit
 from dockerd import Dockerd, DockerError, adopt, container_tree, programs
+from machine import needs
 from soak import budget
 from stored import tar_of
 
@@ -27,11 +28,7 @@ HANGS_MOBY = {"good_nodes_with_size"}  # it opens the fifo to read the payload, 
 
 @pytest.fixture(scope="module", autouse=True)
 def machine(tmpfs):
-    if programs() is None:
-        reason = "NOT TESTED: no dockerd to compare with on this machine (make system-test installs docker.io; under CI this fails)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    needs("dockerd to compare with", there=programs())
 
 
 # ---- layers ------------------------------------------------------------------------------------

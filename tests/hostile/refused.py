@@ -85,12 +85,10 @@ BAD = {
     "bad_sparse_1_0_no_number": lambda: _broken(tarkit.pax_sparse_1_0("s", HOLED, 300_000, sparse_map=b"1\nx\n5\n")),
     # A map that claims more entries than any map may have.
     "bad_sparse_1_0_endless_map": lambda: _broken(
-        tarkit.pax_sparse_1_0("s", [], 10, sparse_map=b"99999999999\n" + b"0\n0\n" * 200_000)
-    ),
+        tarkit.pax_sparse_1_0("s", [], 10, sparse_map=b"99999999999\n" + b"0\n0\n" * 200_000)),
     # A count that its map does not keep.
     "bad_sparse_count": lambda: _broken(
-        tarkit.pax({"GNU.sparse.size": "10", "GNU.sparse.numblocks": "3", "GNU.sparse.map": "0,1"}) + file("s", b"x")
-    ),
+        tarkit.pax({"GNU.sparse.size": "10", "GNU.sparse.numblocks": "3", "GNU.sparse.map": "0,1"}) + file("s", b"x")),
 }  # fmt: skip
 UNSUPPORTED = {
     # A contiguous file, code 55.

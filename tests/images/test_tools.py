@@ -15,6 +15,7 @@ import pytest
 import tarkit
 from dockerd import Dockerd, programs
 from imagekit import BASE, MIDDLE, TOP, image_id, tar_of
+from machine import needs
 
 import layerstore
 from layerstore import Images
@@ -27,12 +28,8 @@ FORMATS = {"docker": None, "docker gzip": "gzip", "docker-v1": None, "oci": None
 
 @pytest.fixture(scope="module", autouse=True)
 def machine(tmpfs):
-    missing = [name for name in ("skopeo", "umoci") if shutil.which(name) is None] + ([] if programs() else ["dockerd"])
-    if missing:
-        reason = f"NOT TESTED: no {', '.join(missing)} on this machine (make system-test installs them; under CI this fails)"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+    needs("skopeo", "umoci")
+    needs("dockerd", there=programs())
 
 
 def run(*words) -> bytes:

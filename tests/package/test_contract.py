@@ -1,6 +1,6 @@
 """The public contract, parameter by parameter: who calls by name or by place finds what is written here.
 
-test_errors.py asks whether a name is there at all; this page asks how it is called, and what it is.
+How each name is called, and what it is.
 """
 
 import enum

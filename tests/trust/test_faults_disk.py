@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -20,6 +19,7 @@ import disk
 import pytest
 import recipes
 import tarkit
+from machine import needs
 from soak import budget
 from tarkit import dir, end, file
 
@@ -178,9 +178,7 @@ def test_a_disk_without_inodes_is_said_leaves_nothing_and_with_room_it_goes_on(r
 @pytest.fixture
 def btrfs(room: Path) -> Iterator[tuple[Path, Callable[[Path, int], None]]]:
     """A subvolume with a limit of its own, and what sets the limit to so much more than it holds."""
-    if shutil.which("mkfs.btrfs") is None:
-        reason = "NOT TESTED: no mkfs.btrfs on this machine (make system-test installs btrfs-progs; under CI this fails)"
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    needs("mkfs.btrfs")
     image, top = room / "image", room / "btrfs"
     top.mkdir()
     with open(image, "wb") as out:
