@@ -96,7 +96,7 @@ def _from_environment(*names: str) -> list[str]:
 
 
 def _links(code: str, link_args: list[str]) -> bool:
-    """Does a shared object made of this code link, with every symbol found?"""
+    """Return True if a shared object made of this code links, with every symbol found."""
     with tempfile.TemporaryDirectory(prefix="layerstore-probe-") as place:
         source, target = f"{place}/probe.c", f"{place}/probe.so"
         Path(source).write_text(code)

@@ -4,8 +4,8 @@
  *   read, inflate ──► block ──► ring ──► digest       split        unpack
  *
  * The first block waits: a layer that ends in it is worked on in the caller's thread and starts none. On an
- * error the ring stops at the error's place, everybody else runs up to there, and the error with the
- * lowest offset is told (ties: split, unpack, digest): the same tar gives the same error.
+ * error the ring stops at the error's place, all readers run up to there, and the error with the
+ * lowest offset is reported (ties: split, unpack, digest): the same tar gives the same error.
  */
 #include "base/digest.h"
 #include "apply/exact.h"
@@ -472,12 +472,12 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
             if (!to)
                 return lay_fail_nomem(err);
         }
-        if (room > (size_t)(limit - a->taken))        /* what follows may be somebody else's */
+        if (room > (size_t)(limit - a->taken))        /* what follows may be another reader's */
             room = (size_t)(limit - a->taken);
         struct pollfd p = { .fd = fd, .events = POLLIN };
         int64_t left = stop - now_ms();
         if (*offset < 0 && poll(&p, 1, left > 0 ? (int)left : 0) <= 0)
-            return LAY_OK;                            /* a pipe nobody writes to: the caller may want to stop */
+            return LAY_OK;                            /* an idle pipe: the caller may stop now */
         ssize_t n = read_some(fd, offset, to, room);
         if (n < 0 && errno == EINTR)
             return LAY_OK;                            /* let the caller look at its signals */

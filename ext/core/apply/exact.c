@@ -173,7 +173,7 @@ static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_erro
             code = clean_into(&clean, e->name, e->name_len, err);
             if (!code)
                 code = keep_name(p, x->first, &clean, e->ordinal, err);
-            /* below what ever was no directory nobody can say where it went */
+            /* below what was ever not a directory, it is unknown where it went */
             if (!code && lay_split_is_below_file(x->first, clean.p, clean.len))
                 p->marks[e->ordinal] |= LAY_PLAN_INLINE;
         }

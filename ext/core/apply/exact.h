@@ -1,4 +1,4 @@
-/* exact.h - the second pass over a record: what moby cannot give back, we can.
+/* exact.h - the second pass over a record: it makes tars exact that moby cannot return.
  *
  * The first pass records every payload as "read it from the tree". That is wrong for a file whose name
  * comes again, that a later entry replaces, or that was reached through a symbolic link. When there was

@@ -1,6 +1,6 @@
 /* pool.h - a few threads that make regular files whose bytes lie whole in one span.
  *
- * One bounded queue; whoever posts to a full queue does the job himself, so nothing blocks and one
+ * One bounded queue; a thread that posts to a full queue does the job itself, so nothing blocks and one
  * thread alone is as right as many. Jobs run in any order: what must come after another is the
  * caller's to order, by lay_pool_drain. A job holds its span's slot and its directory until it is done.
  */

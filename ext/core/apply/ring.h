@@ -1,7 +1,7 @@
 /* ring.h - one writer, several readers, bounded, can be stopped. Knows nothing of tars.
  *
  * The writer fills slots (blocks of its own, or lent spans) in order; each reader sees every span in
- * order. A slot is free again when the slowest reader has passed it and nobody holds it: a reader may
+ * order. A slot is free again when the slowest reader has passed it and none holds it: a reader may
  * hold a span past its turn (files still being written from it) and let go from any thread.
  *
  * Stopping: the ring stops *at* a byte offset. The writer publishes no more; readers run on up to that

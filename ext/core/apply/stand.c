@@ -65,7 +65,7 @@ static void close_here(stand *s)
         lay_lower_leave(s->below[i].lower, s->below[i].in);
 }
 
-/* Open the directories of a spot. They were open before: whoever removed one since is at fault. */
+/* Open the directories of a spot. They were open before: if one is gone, another process removed it. */
 static lay_code go_to(stand *s, size_t at, lay_error *err)
 {
     const spot *to = &s->spots[at];

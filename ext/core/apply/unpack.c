@@ -35,7 +35,7 @@ static lay_code add_size(lay_unpack *u, int64_t size, lay_error *err)
 {
     const lay_limits *l = u->limits;
     if (__builtin_add_overflow(u->size, size, &u->size))
-        return lay_fail(err, LAY_E_LIMIT, "the sizes of the files leave 63 bits");
+        return lay_fail(err, LAY_E_LIMIT, "the total file size exceeds 2^63 bytes");
     if (lay_is_over(size, l->file_size))
         return lay_fail_limit(err, -1, "max_file_size", l->file_size, "bytes", "a file is too large");
     return lay_is_over(u->size, l->size) ? lay_fail_limit(err, -1, "max_size", l->size, "bytes", "the layer is too large") : LAY_OK;
@@ -237,7 +237,7 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
         return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
                         (long long)e->dev_major, (long long)e->dev_minor, e->name);
     dev_t dev = makedev((unsigned)e->dev_major, (unsigned)e->dev_minor);
-    if (lay_stat_is_whiteout(e->type == '3' ? S_IFCHR : S_IFBLK, dev)) {      /* to overlayfs it is one, whoever made it */
+    if (lay_stat_is_whiteout(e->type == '3' ? S_IFCHR : S_IFBLK, dev)) {      /* to overlayfs it is a whiteout */
         if (u->merged)
             return lay_unpack_hide(u, u->path.p, u->path.len, err);
         if (lay_unpack_expect_whiteouts(u, err))
@@ -257,7 +257,7 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     if (lay_unpack_count(u, err))
         return err->code;
     if (__builtin_add_overflow(u->header_sizes, e->size > 0 ? e->size : 0, &u->header_sizes))
-        return lay_fail(err, LAY_E_LIMIT, "the sizes of the entries leave 63 bits");
+        return lay_fail(err, LAY_E_LIMIT, "the total size of the entries exceeds 2^63 bytes");
     if (e->type == 'g')
         return LAY_OK;
     bool seen = false, aliased, kept;

@@ -1,7 +1,7 @@
 /* unpack_implied.c - directories that the tar has no entry for, only names in them.
  *
- * What they are follows from the layers below. Where a layer is unpacked alone, nobody knows these yet: the
- * directories are written down, for lay_stand_on. Where it is unpacked over what they show, each is there already and
+ * What they are follows from the layers below. If a layer is unpacked alone, these are unknown: the
+ * directories are noted for lay_stand_on. Where it is unpacked over what they show, each is there already and
  * is only claimed; or it is made, plain.
  */
 #include "apply/unpack_implied.h"

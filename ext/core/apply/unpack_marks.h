@@ -7,7 +7,7 @@
 /* An opaque mark of u->dir; u->base is the name of a whiteout in it. */
 lay_code lay_unpack_opaque(lay_unpack *u, lay_error *err);
 lay_code lay_unpack_whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err);
-/* A whiteout lies in u->dir, whoever made it. */
+/* There is a whiteout in u->dir, of this entry or of an earlier one. */
 lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err);
 /* u->dir/u->base is a directory that stands where a whiteout, or another thing that is none, stood. */
 lay_code lay_unpack_mark_reborn(lay_unpack *u, lay_error *err);

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define CAPABILITY_MAX 64   /* the kernel knows at most 24 bytes */
-#define GONE 255            /* lay_name.type: listed, but not there any more */
+#define GONE 255            /* lay_name.type: listed, but gone since */
 
 /* ---- the list ---- */
 

@@ -23,7 +23,7 @@
 #define MANY_LOWERS 32u        /* two threads are enough there: descriptors are few */
 #define LIST_SIZE 1024         /* names of extended attributes; where there are more, each is asked for */
 #define HIDDEN DT_WHT          /* lay_name.type: a whiteout of upper */
-#define GONE 255               /* lay_name.type: listed, but not there any more */
+#define GONE 255               /* lay_name.type: listed, but gone since */
 
 typedef struct overlay {
     lay_lower upper;

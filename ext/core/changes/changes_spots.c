@@ -104,7 +104,7 @@ struct crew {                         /* lock: for all but look, hands and n */
     lay_spot_look look;
     hand hands[LAY_SPOT_THREADS]; unsigned n;
     pthread_mutex_t lock;
-    pthread_cond_t more;              /* something to do, or nothing any more */
+    pthread_cond_t more;              /* there is work, or none will follow */
     lay_spot **todo; size_t count, cap;
     unsigned busy, waiting;
     bool started;

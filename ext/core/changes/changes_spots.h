@@ -1,8 +1,7 @@
 /* changes_spots.h - the directories that a comparison looks into, and the threads that do it.
  *
- * A spot is one directory. Whoever looks into it notes what differs in it and which directories lie in it,
- * in the order of the names; those are looked into by whichever thread is free. At the end one thread tells
- * what was noted in the order of a walk: the same list, and of several errors the same one, however the
+ * A spot is one directory. A thread reads it and notes what differs in it and which directories are in it, in
+ * the order of the names; any free thread reads those. At the end one thread reports what was noted in the order of a walk: the same list, and of several errors the same one, however the
  * threads fell.
  */
 #ifndef LAY_CHANGES_SPOTS_H
@@ -12,7 +11,7 @@
 
 #define LAY_SPOT_THREADS 4u   /* at most, with the caller's */
 #define LAY_SPOT_SAME 3       /* lay_spot.kind: the directory itself does not differ */
-#define LAY_SPOT_GONE 4       /* it was listed, but is no directory any more */
+#define LAY_SPOT_GONE 4       /* it was listed, but is no longer a directory */
 
 typedef struct lay_spot lay_spot;
 struct lay_spot {

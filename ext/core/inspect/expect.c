@@ -409,7 +409,7 @@ static void make_way(lay_expect *x, uint32_t want)
     t->names--;
 }
 
-/* To overlayfs a device of no number is one, whoever made it; unpacking leaves its owner, mode and times as they are. */
+/* To overlayfs every device of no number is one; unpacking leaves its owner, mode and times as they are. */
 static bool is_whiteout(const lay_made *t)
 {
     return t->kind == LAY_MADE_WHITEOUT || (t->kind == LAY_MADE_CHARACTER && !t->major && !t->minor);
@@ -467,7 +467,7 @@ static lay_code place(lay_expect *x, const lay_tar_entry *e, uint32_t directory,
 {
     lay_made made = { .kind = (uint8_t)kind_of(e), .names = 1, .parts = NO_PART };
     if (made.kind == LAY_MADE_NONE)
-        return unfit(e, "nobody knows its type", err);
+        return unfit(e, "its type is unknown", err);
     if (made.kind == LAY_MADE_SYMLINK && !e->link_len)
         return unfit(e, "a symbolic link without a target", err);
     uint32_t there = lay_expect_find(x, directory, name, n), id;
@@ -536,7 +536,7 @@ lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want,
         return unfit(e, "invalid whiteout entry", err);
     if (x->clean.len - base > NAME_MAX + (wh == LAY_WH_NAME ? LAY_WH_PREFIX_LEN : 0))
         return unfit(e, "a name in it is too long", err);
-    bool owned = wh != LAY_WH_OPAQUE_DIR;     /* such a mark is an attribute, whose owner nobody looks at */
+    bool owned = wh != LAY_WH_OPAQUE_DIR;     /* such a mark is an attribute, whose owner is not compared */
     if (owned && (e->uid < 0 || e->gid < 0 || e->uid >= UINT32_MAX || e->gid >= UINT32_MAX))
         return unfit(e, "its owner is out of range", err);
     if (enter(x, e, &directory, &base, err))

@@ -275,7 +275,7 @@ static lay_code begin_file(lay_inspect *i, const char *name, uint32_t want, lay_
     return i->file < 0 ? cannot(p, LAY_PROBLEM_CONTENT, "the file cannot be opened", err) : LAY_OK;
 }
 
-/* Of what is of the right kind: size, bytes that nobody else reads, what a link says, which device it is. */
+/* Of what is of the right kind: size, bytes that no other step reads, what a link says, which device it is. */
 static lay_code compare_content(lay_inspect *i, const char *name, uint32_t want, const lay_made *t, const struct stat *st, bool told, lay_problem *p, lay_error *err)
 {
     bool device = t->kind == LAY_MADE_CHARACTER || t->kind == LAY_MADE_BLOCK;
@@ -497,7 +497,7 @@ static lay_code compare_directory(lay_inspect *i, lay_problem *p, lay_error *err
     if (t->flags & LAY_MADE_REBORN && !needed && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
         return err->code;
     if (i->o.metadata && !(t->flags & LAY_MADE_HIDES) && marks & right)
-        add(p, "it is marked opaque, and hides what lies below, though the tar says nothing of it");
+        add(p, "it is marked opaque, and hides what lies below, though the tar does not say so");
     if (i->o.metadata && marks & LAY_MARK_OTHER)
         add(p, "it has a mark of overlayfs that no tar can give");
     if (p->kind && at_name(i, "", NULL, 0, p, err))

@@ -19,7 +19,7 @@
 
 static bool begins(const char *name, const char *with) { return strncmp(name, with, strlen(with)) == 0; }
 
-/* Does unpacking set it, and does a file system give it back as it was? */
+/* True if unpacking sets it, and a file system returns it as it was. */
 static bool is_compared(const char *name, lay_made_kind kind, bool userns)
 {
     if (begins(name, "user."))
@@ -78,7 +78,7 @@ static uint64_t value_sum(const lay_nameset *key, const char *name, const uint8_
     if (begins(name, "system.posix_acl_"))
         return acl_sum(key, value, len, !strcmp(name, "system.posix_acl_access"), any);
     uint8_t second[20];
-    /* The third version of capabilities with nobody's namespace is given back as the second. */
+    /* The kernel returns the third version of capabilities without a namespace as the second. */
     if (!strcmp(name, "security.capability") && len == 24 && u32_at(value) >> 24 == 3 && u32_at(value + 20) == 0) {
         memcpy(second, value, sizeof second);
         second[3] = 2;

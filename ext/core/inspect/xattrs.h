@@ -1,6 +1,6 @@
 /* xattrs.h - the extended attributes that one thing must have, or has, as one number that is the same if they are.
  *
- * What is compared is what unpacking sets and a file system gives back. An ACL's entries that are also the mode's are
+ * What is compared is what unpacking sets and a file system returns. An ACL's entries that are also the mode's are
  * left out, as they follow it. The number is a sum of keyed hashes: it says that something differs, not what.
  */
 #ifndef LAY_XATTRS_H

@@ -97,7 +97,7 @@ lay_code lay_sparse_pax(lay_tar *t, bool *map_in_data, int64_t at, lay_error *er
         bool v0 = !strcmp(major->value, "0") && (!strcmp(minor->value, "0") || !strcmp(minor->value, "1"));
         bool v1 = !strcmp(major->value, "1") && !strcmp(minor->value, "0");
         if (!v0 && !v1)
-            return LAY_OK;                       /* a version nobody knows: an ordinary file, as Go has it */
+            return LAY_OK;                       /* an unknown version: an ordinary file, as in Go */
         *map_in_data = v1;
     } else if (!has_map) {
         return LAY_OK;
