@@ -254,13 +254,6 @@ def fs_magic(path: str) -> int:
     return _ask("unsigned *", lib.lay_fs_magic, os.fsencode(path))
 
 
-def is_overlay(path: str) -> bool:
-    """Return True if path is on an overlay; False if that is unknown."""
-    with contextlib.suppress(OSError):
-        return fs_magic(path) == OVERLAY_MAGIC
-    return False
-
-
 def is_mounted(path: str) -> bool:
     """Return True if an overlay is mounted at path; False if that is unknown."""
     with contextlib.suppress(OSError):
