@@ -12,6 +12,8 @@ from toy import open_toy
 
 from layerstore.disk.holds import Holds
 from layerstore.drivers import Driver, StoreView, registry
+from layerstore.layerdb.detached import Detached
+from layerstore.layerdb.store import FileMetadataStore
 from layerstore.limits import Limits
 
 
@@ -25,22 +27,6 @@ def driver_name(request, monkeypatch):
 @pytest.fixture
 def open_store(open_store, driver_name):
     return lambda where=None, driver=driver_name, **options: open_store(where, driver=driver, **options)
-
-
-class Unmarked:
-    """No box was ever detached."""
-
-    def device(self, id):
-        return None
-
-    def mark(self, id, device):
-        raise AssertionError(f"{id} was detached")
-
-    def clear(self, id):
-        pass
-
-    def shown_name(self, id):
-        return id
 
 
 class Opened(NamedTuple):
@@ -65,8 +51,9 @@ class Opened(NamedTuple):
 
 @pytest.fixture
 def opened(room, driver_name):
+    layerdb = FileMetadataStore(room / "layerdb", make=False)
     view = StoreView(
-        read_only=False, limits=Limits(), lock_timeout=10, holds=Holds(""), boxes=Unmarked(), layer_in=lambda id: None
+        read_only=False, limits=Limits(), lock_timeout=10, holds=Holds(""), boxes=Detached(layerdb), layer_in=layerdb.layer_in
     )
     (room / "sidecars").mkdir()
     opened = Opened(registry.open_driver(driver_name, str(room), {}, view), room / driver_name, room / "sidecars")

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 from layerstore.disk.holds import Holds
 from layerstore.errors import Holder
 from layerstore.ids import ChainID, DiffID
+from layerstore.layerdb.detached import Detached
 from layerstore.limits import Limits
 from layerstore.streams.sources import TarInput
 from layerstore.streams.tarstream import TarStream
@@ -309,22 +310,6 @@ class Driver(NamedTuple):
 # ---- what a driver may ask of its store ----------------------------------------------------------
 
 
-class Boxes(Protocol):
-    """What the store remembers of writable layers that were detached while a process was inside, by their ids."""
-
-    def device(self, id: str) -> int | None:
-        """Return the device that was detached; None: id is not marked."""
-
-    def mark(self, id: str, device: int) -> None:
-        """Note that a process is still inside. Raises OSError."""
-
-    def clear(self, id: str) -> None:
-        """Forget the mark. Raises OSError."""
-
-    def shown_name(self, id: str) -> str:
-        """Return the name of the writable layer, for a message; id where it has none."""
-
-
 class StoreView(NamedTuple):
     """What a driver may ask of the store that opened it."""
 
@@ -336,7 +321,8 @@ class StoreView(NamedTuple):
     """Seconds of a wait for what another store has locked; 0: for ever."""
     holds: Holds
     """Makes known to other stores what is mounted here."""
-    boxes: Boxes
+    boxes: Detached
+    """What is remembered of writable layers that were detached while a process was inside."""
     layer_in: Callable[[str], tuple[ChainID, Sidecar] | None]
     """Finds the layer of an id; None: no layer has it."""
 

@@ -15,7 +15,6 @@ from layerstore.drivers.overlay2.directories import LINKS, opened
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
-from layerstore.values import Durability
 
 log = logging.getLogger("layerstore")
 
@@ -31,6 +30,7 @@ class Host:
     def __init__(self, ground: Ground) -> None:
         """Look at the file system of the home."""
         self.ground, self._at = ground, ground.at
+        self.sync, self.cleanup = ground.at.sync, ground.mounting.cleanup
         self.in_memory = checks.fs_name(ground.home) in ("tmpfs", "ramfs")
 
     def status(self) -> list[tuple[str, str]]:
@@ -45,14 +45,6 @@ class Host:
         }
         told = [(name, str(truth).lower()) for name, truth in truths.items()]
         return [("Backing Filesystem", checks.fs_name(home)), *told]
-
-    def sync(self, ids: Iterable[str], durability: Durability, *, everything: bool = False) -> bool:
-        """Put layers and writable layers on the disk. See Directories.sync()."""
-        return self._at.sync(ids, durability, everything=everything)
-
-    def cleanup(self) -> None:
-        """Unmount everything below the home that no other store uses."""
-        self.ground.mounting.cleanup()
 
     # ---- what no layer owns ----
 

@@ -18,13 +18,14 @@ from collections.abc import Callable
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import OpenDirectory, Scope, surely
-from layerstore.drivers import Boxes, checks
+from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
 from layerstore.drivers.overlay2.classes import Classes
 from layerstore.drivers.overlay2.directories import Directories, is_there, make, opened
 from layerstore.errors import ActiveMountError, Holder, LayerStoreError, ReadOnlyStoreError
 from layerstore.ids import is_driver_id
+from layerstore.layerdb.detached import Detached
 
 log = logging.getLogger("layerstore")
 
@@ -43,7 +44,7 @@ class Mounting:
     """The mounts of one store."""
 
     def __init__(
-        self, at: Directories, holds: Holds, classes: Classes, boxes: Boxes, *, read_only: bool, userxattr: bool
+        self, at: Directories, holds: Holds, classes: Classes, boxes: Detached, *, read_only: bool, userxattr: bool
     ) -> None:
         """holds       tells other stores which mounts are in use here
         classes     of the marks that a mount must show
