@@ -1,5 +1,6 @@
 /* tar_head.c - a header block, with the extensions before it, becomes an entry.
  * Source: Go's archive/tar, reader.go (next, readHeader, parsePAX, mergePAX). */
+#include "base/grow.h"
 #include "tar/tar_number.h"
 #include "tar/tar_state.h"
 
@@ -127,14 +128,8 @@ static lay_code merge_pax(lay_tar *t, int64_t at, lay_error *err)
     for (size_t i = 0; i < t->nrecords; i++) {
         const record *r = &t->records[i];
         if (!strncmp(r->key, "SCHILY.xattr.", 13)) {
-            if (nxattrs == t->xattrs_cap) {
-                size_t cap = t->xattrs_cap ? 2 * t->xattrs_cap : 8;
-                lay_xattr *grown = realloc(t->xattrs, cap * sizeof *grown);
-                if (!grown)
-                    return lay_fail_nomem(err);
-                t->xattrs = grown;
-                t->xattrs_cap = cap;
-            }
+            if (lay_grow(&t->xattrs, &t->xattrs_cap, nxattrs, sizeof *t->xattrs, err))
+                return err->code;
             t->xattrs[nxattrs++] = (lay_xattr){ r->key + 13, (const uint8_t *)r->value, r->len };
             continue;
         }
@@ -165,7 +160,7 @@ static lay_code merge_pax(lay_tar *t, int64_t at, lay_error *err)
 
 /* ---- from header to entry ------------------------------------------------------------------------- */
 
-/* A negative owner is the number of 32 bits that has the same bits: -2, "nobody" of some systems, is 4294967294. */
+/* A negative owner is the number of 32 bits that has the same bits: -2, a user of some systems, is 4294967294. */
 static int64_t owner_of(int64_t id)
 {
     return id < 0 && id >= INT32_MIN ? id + UINT32_MAX + 1 : id;

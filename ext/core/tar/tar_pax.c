@@ -16,14 +16,8 @@ lay_code lay_tar_invalid(lay_tar *t, int64_t offset, const char *why, lay_error 
 
 static lay_code add_record(lay_tar *t, char *key, char *value, size_t len, lay_error *err)
 {
-    if (t->nrecords == t->records_cap) {
-        size_t cap = t->records_cap ? 2 * t->records_cap : 16;
-        record *grown = realloc(t->records, cap * sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        t->records = grown;
-        t->records_cap = cap;
-    }
+    if (lay_grow(&t->records, &t->records_cap, t->nrecords, sizeof *t->records, err))
+        return err->code;
     t->records[t->nrecords++] = (record){ key, value, len };
     return LAY_OK;
 }

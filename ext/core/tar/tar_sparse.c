@@ -1,5 +1,6 @@
 /* tar_sparse.c - where the stored bytes of a sparse file belong: maps of old GNU tar, of PAX 0.0 and 0.1
  * (in the records) and of PAX 1.0 (at the start of the data). Source: Go's archive/tar, reader.go. */
+#include "base/grow.h"
 #include "tar/tar_number.h"
 #include "tar/tar_state.h"
 
@@ -16,14 +17,8 @@ static lay_code add_run(lay_tar *t, int64_t offset, int64_t length, lay_error *e
 {
     if (lay_is_over((int64_t)t->nruns + 1, t->limits->extents))
         return map_too_long(t, t->offset, err);
-    if (t->nruns == t->runs_cap) {
-        size_t cap = t->runs_cap ? 2 * t->runs_cap : 16;
-        lay_sparse_run *grown = realloc(t->runs, cap * sizeof *grown);
-        if (!grown)
-            return lay_fail_nomem(err);
-        t->runs = grown;
-        t->runs_cap = cap;
-    }
+    if (lay_grow(&t->runs, &t->runs_cap, t->nruns, sizeof *t->runs, err))
+        return err->code;
     t->runs[t->nruns++] = (lay_sparse_run){ offset, length };
     return LAY_OK;
 }

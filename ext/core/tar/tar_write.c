@@ -6,6 +6,8 @@
  */
 #include "tar/tar.h"
 
+#include "base/grow.h"
+
 #include <stdio.h>
 #include <string.h>
 
@@ -230,19 +232,13 @@ lay_code lay_tar_format(const lay_tar_head *head, uint8_t **out, size_t *cap, si
         return lay_fail(err, LAY_E_LIMIT, "name and attributes take more than 1 MiB in a tar");
     if (pax)
         need += LAY_TAR_BLOCK + data + lay_tar_padding((int64_t)data);
-    if (need > *cap) {
-        uint8_t *grown = realloc(*out, need + 1024);
-        if (grown == NULL)
-            return lay_fail_nomem(err);
-        *out = grown;
-        *cap = need + 1024;
-    }
+    if (lay_reserve(out, cap, need, 1, err))
+        return err->code;
     memset(*out, 0, need);
     uint8_t *at = *out;
     if (pax) {
-        lay_code code = put_pax_name(at + F_NAME, head->name, head->name_len, err);
-        if (code != LAY_OK)
-            return code;
+        if (put_pax_name(at + F_NAME, head->name, head->name_len, err))
+            return err->code;
         put_octal(at + F_MODE, 8, 0);
         put_octal(at + F_UID, 8, 0);
         put_octal(at + F_GID, 8, 0);
