@@ -22,7 +22,6 @@ from tarkit import end, file
 import layerstore
 from layerstore import ActiveMountError, Holder
 from layerstore.disk import mounts
-from layerstore.drivers import checks
 from layerstore.drivers.overlay2.differences import Differences
 
 BASE = tarkit.dir("etc/") + file("etc/hosts", b"127.0.0.1" * 600) + file("top", b"top") + end()
@@ -36,24 +35,18 @@ keep = []
 
 def begin():
     hosts = path + "/etc/hosts"
+    opened = {
+        "directory": (path + "/etc", os.O_RDONLY | os.O_DIRECTORY), "path of a directory": (path, os.O_PATH),
+        "path of a file": (hosts, os.O_PATH), "write": (path + "/etc/new", os.O_WRONLY | os.O_CREAT), "read": (hosts, os.O_RDONLY),
+        "append": (hosts, os.O_RDWR | os.O_APPEND), "deleted": (path + "/top", os.O_RDONLY), "line": (path + "/a\nb", os.O_RDONLY | os.O_CREAT),
+    }
+    if use in opened:
+        keep.append(os.open(*opened[use]))
     if use == "root":
         os.chroot(path)
     elif use == "cwd":
         os.chdir(path + "/etc")
-    elif use == "directory":
-        keep.append(os.open(path + "/etc", os.O_RDONLY | os.O_DIRECTORY))
-    elif use == "path of a directory":
-        keep.append(os.open(path, os.O_PATH))
-    elif use == "path of a file":
-        keep.append(os.open(hosts, os.O_PATH))
-    elif use == "write":
-        keep.append(os.open(path + "/etc/new", os.O_WRONLY | os.O_CREAT))
-    elif use == "append":
-        keep.append(os.open(hosts, os.O_RDWR | os.O_APPEND))
-    elif use == "read":
-        keep.append(os.open(hosts, os.O_RDONLY))
     elif use == "deleted":
-        keep.append(os.open(path + "/top", os.O_RDONLY))
         os.unlink(path + "/top")
     elif use.endswith("map"):
         shared = use == "shared map"
@@ -65,8 +58,6 @@ def begin():
         os.close(fd)
         if shared:
             ctypes.memset(at, 57, 1)
-    elif use == "line":
-        keep.append(os.open(path + "/a\nb", os.O_RDONLY | os.O_CREAT))
 
 def in_thread():
     libc = ctypes.CDLL(None, use_errno=True)
@@ -344,21 +335,30 @@ def test_the_calls_that_mount_for_themselves_ask_as_well(box, monkeypatch):
 # ---- several stores, processes, namespaces ----
 
 
-def test_a_box_mounted_in_another_namespace_alone_is_not_mounted_here(box, root):
-    program = (
-        "import sys, layerstore\nstore = layerstore.Store(sys.argv[1])\nprint(store.get_rw_layer('box').mount(), flush=True)\n"
-        "sys.stdin.read()"
-    )
+@contextlib.contextmanager
+def mounting_elsewhere(root, then=""):
+    """Another process, in a mount namespace of its own, mounts the box and does more."""
+    program = f"""
+import os, sys, layerstore
+store = layerstore.Store(sys.argv[1])
+path = store.get_rw_layer("box").mount()
+{then}
+print(path, flush=True)
+sys.stdin.read()
+"""
     command = ["unshare", "--mount", sys.executable, "-c", program, root]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        path = child.stdout.readline().strip()
+        yield child, child.stdout.readline().strip()
+        child.stdin.close()
+        child.wait()
+
+
+def test_a_box_mounted_in_another_namespace_alone_is_not_mounted_here(box, root):
+    with mounting_elsewhere(root) as (_, path):
         assert mount_line(path) is None
         for _ in range(2):
             with pytest.raises(ActiveMountError, match="box is in use"):
                 box.mount()
-        child.stdin.close()
-        child.wait()
-        child.stdout.close()
     assert box.mount() == path
     box.unmount()
 
@@ -434,17 +434,10 @@ def test_the_store_keeps_nothing_open_in_a_mounted_box(store, box):
 
 
 def test_release_tells_who_has_it_mounted_in_another_namespace(store, box, root, caplog):
-    program = (
-        "import sys, os, layerstore\nstore = layerstore.Store(sys.argv[1])\nos.chdir(store.get_rw_layer('box').mount())\nstore.close()\n"
-        "print('ready', flush=True)\nsys.stdin.read()"
-    )
-    command = ["unshare", "--mount", sys.executable, "-c", program, root]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout.readline() == "ready\n"
+    with mounting_elsewhere(root, "os.chdir(path)\nstore.close()") as (child, _):
         with caplog.at_level(logging.WARNING, "layerstore"):
             box.release()
         assert [f"({child.pid})" in record.getMessage() for record in caplog.records] == [True]
-        child.stdin.close()
 
 
 class Model:
@@ -538,34 +531,6 @@ def test_no_history_gives_one_upper_to_two_overlays(root, open_store, seed):
             box.unmount()
             if mount_line(path) is None:
                 break
-
-
-@pytest.mark.parametrize(("values", "off"), [
-    ({"index": "N", "redirect_dir": "N", "metacopy": "N"}, ("index",)), ({"redirect_dir": "N", "metacopy": "0"}, ()),
-    ({"index": "Y", "redirect_dir": "Y", "metacopy": "N"}, ("index", "redirect_dir")),
-    ({"index": "Y", "redirect_dir": "on", "metacopy": "Y"}, ("index", "redirect_dir", "metacopy")), ({}, ()),
-])  # fmt: skip
-def test_what_the_kernel_has_on_by_itself_is_given_as_off(room, monkeypatch, values, off):
-    for name, value in values.items():
-        (room / name).write_text(f"{value}\n")
-    monkeypatch.setattr(checks, "_PARAMETERS", str(room))
-    assert checks.options_off() == off
-
-
-@pytest.mark.parametrize("api", ["old", "new"])
-def test_every_mount_gives_these_options(room, root, open_store, monkeypatch, api):
-    """A kernel that has them on shows what is off in its table of mounts."""
-    monkeypatch.setenv("LAYERSTORE_MOUNT_API", api)
-    monkeypatch.setattr(checks, "options_off", lambda: ("index", "redirect_dir", "metacopy"))
-    seen = []
-    monkeypatch.setattr(mounts, "mount_overlay", lambda *args, **more: (seen.append(more["off"]), real(*args, **more)))
-    with open_store() as store:
-        with store.create_rw_layer("box", store.register(BASE).chain_id).mounted() as path:
-            assert os.listdir(path)
-    assert seen and set(seen) == {("index", "redirect_dir", "metacopy")}
-
-
-real = mounts.mount_overlay
 
 
 def test_five_hundred_processes_are_looked_at_quickly(box):

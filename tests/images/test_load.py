@@ -8,14 +8,16 @@ import lzma
 import os
 import signal
 import subprocess
-import sys
 import threading
 
+import another
 import disk
 import imagekit
 import pytest
 import tarkit
-from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of, write_to
+from imagekit import BASE, MIDDLE, TOP, Once, image_id, write_to
+from imagekit import tar_of as archive_of
+from stored import at_once, tar_of
 
 import layerstore
 from layerstore import ImageError, Images, LayerStoreError
@@ -101,20 +103,15 @@ def check(store, image):
     assert list(image.layers) == CHAINS
     assert image.top == CHAINS[-1]
     assert set(store.map()) == set(CHAINS)
-    assert [bytes(open_tar(layer)) for layer in map(store.map().get, CHAINS)] == LAYERS
+    assert [tar_of(store.map()[chain]) for chain in CHAINS] == LAYERS
     assert store.verify() == []
     assert store.orphans() == []
-
-
-def open_tar(layer) -> bytes:
-    with layer.tar_stream() as stream:
-        return stream.read()
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("archive", ["docker", "oci gzip"])
 def test_every_way_in_gives_the_same_image(store, images, room, archive, way):
-    [image] = WAYS[way](images, tar_of(ARCHIVES[archive]()), room)
+    [image] = WAYS[way](images, archive_of(ARCHIVES[archive]()), room)
     check(store, image)
 
 
@@ -122,7 +119,7 @@ def test_every_way_in_gives_the_same_image(store, images, room, archive, way):
 @pytest.mark.parametrize("way", ["path", "pipe"])
 @pytest.mark.parametrize("archive", ARCHIVES)
 def test_every_archive_in_every_order(store, images, room, archive, way, order):
-    [image] = WAYS[way](images, tar_of(order(ARCHIVES[archive]())), room)
+    [image] = WAYS[way](images, archive_of(order(ARCHIVES[archive]())), room)
     check(store, image)
 
 
@@ -139,13 +136,13 @@ def test_what_docker_25_saves_is_both(store, images):
     files["manifest.json"] = imagekit.encode([
         {"Config": imagekit.blob(imagekit.config(LAYERS))[0], "RepoTags": ["a/b:1"], "Layers": blobs}
     ])  # fmt: skip
-    [image] = images.load(tar_of(files))
+    [image] = images.load(archive_of(files))
     check(store, image)
 
 
 @pytest.mark.parametrize("way", ["path", "pipe"])
 def test_what_docker_saved_before_1_10(store, images, room, way):
-    [image] = WAYS[way](images, tar_of(imagekit.v1(LAYERS, "a/b:1")), room)
+    [image] = WAYS[way](images, archive_of(imagekit.v1(LAYERS, "a/b:1")), room)
     assert list(image.layers) == CHAINS
     assert image.references == ("a/b:1",)
     assert image.config["history"][1] == {"created": "2013-01-01T00:00:00Z", "created_by": "sh -c step 1"}
@@ -158,7 +155,7 @@ def test_links_between_layers_are_followed(store, images, room, way):
     files = imagekit.docker([(LAYERS, ["a/b:1"])])
     layer = files.pop("1/layer.tar")
     links = {"1/layer.tar": "../elsewhere/./layer.tar"}
-    [image] = WAYS[way](images, tar_of(files | {"elsewhere/layer.tar": layer}, links), room)
+    [image] = WAYS[way](images, archive_of(files | {"elsewhere/layer.tar": layer}, links), room)
     check(store, image)
 
 
@@ -167,11 +164,11 @@ def test_links_between_layers_are_followed(store, images, room, way):
 def test_several_images_that_share_layers(store, images, room, way, order):
     """One of them has a layer on another parent: it is unpacked once, and both are whole."""
     many = [(LAYERS, ["a/b:1", "a/b:latest"]), ([BASE], ["base"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
-    found = WAYS[way](images, tar_of(order(imagekit.docker(many))), room)
+    found = WAYS[way](images, archive_of(order(imagekit.docker(many))), room)
     assert [image.id for image in found] == [image_id(layers) for layers, _ in many]
     assert [image.references for image in found] == [("a/b:1", "a/b:latest"), ("base:latest",), (), ("empty:x",)]
     for image, (layers, _) in zip(found, many, strict=True):
-        assert [open_tar(store.map()[chain]) for chain in image.layers] == layers
+        assert [tar_of(store.map()[chain]) for chain in image.layers] == layers
     assert store.verify() == []
     assert store.orphans() == []
     assert found[3].size == 0
@@ -185,7 +182,7 @@ def test_a_parent_is_noted_wherever_it_stands_in_the_archive(images, first):
     below, above = json.loads(files["manifest.json"])
     above["Parent"] = image_id([BASE])
     files["manifest.json"] = json.dumps([below, above] if first == "parent" else [above, below]).encode()
-    images.load(tar_of(files))
+    images.load(archive_of(files))
     assert images.get("child").parent == image_id([BASE])
     assert images.get("parent").parent == ""
     assert images.remove("child").deleted == (image_id([BASE, MIDDLE]),)
@@ -199,7 +196,7 @@ def test_two_images_that_are_each_other_s_parents(images):
     two = one | {"Config": f"{imagekit.hexes(data)}.json", "RepoTags": ["two:latest"], "Parent": image_id([BASE])}
     one["Parent"] = imagekit.digest(data)
     files |= {two["Config"]: data, "manifest.json": json.dumps([one, two]).encode()}
-    images.load(tar_of(files))
+    images.load(archive_of(files))
     assert sorted([images.get("one").parent, images.get("two").parent]) == ["", imagekit.digest(data)]
     assert images.remove("one").deleted == (image_id([BASE]),)
     assert images.remove("two").deleted == (imagekit.digest(data),)
@@ -211,7 +208,7 @@ def test_a_parent_that_cannot_be_one_is_not_noted(images, of):
     other, child = json.loads(files["manifest.json"])
     child["Parent"] = {"itself": image_id([BASE, MIDDLE]), "nobody": image_id([MIDDLE]), "what is no digest": "../x"}.get(of, image_id([TOP]))
     files["manifest.json"] = json.dumps([other, child]).encode()
-    images.load(tar_of(files))
+    images.load(archive_of(files))
     assert images.get("child").parent == ""
     assert len(images.remove("child").deleted) == 1
 
@@ -219,7 +216,7 @@ def test_a_parent_that_cannot_be_one_is_not_noted(images, of):
 @pytest.mark.parametrize("way", ["path", "pipe", "read(n)"])
 @pytest.mark.parametrize("archive", ["docker", "oci", "oci gzip"])
 def test_what_is_there_is_not_unpacked_again(store, images, room, root, archive, way):
-    data = tar_of(imagekit.documents_first(ARCHIVES[archive]()))
+    data = archive_of(imagekit.documents_first(ARCHIVES[archive]()))
     [image] = WAYS[way](images, data, room)
     stamps = {path: os.stat(root / "overlay2" / path).st_ctime_ns for path in os.listdir(root / "overlay2")}
     assert WAYS[way](images, data, room) == [image]
@@ -232,21 +229,21 @@ def test_what_is_there_is_not_unpacked_again(store, images, room, root, archive,
 def test_a_stream_with_its_documents_last_does_not_unpack_what_a_name_says_is_there(store, images, room, root):
     """skopeo's docker-archive and docker 25 name a layer by its digest."""
     files = imagekit.documents_last(imagekit.oci(LAYERS, "plain", "a/b:1"))
-    images.load(Once(tar_of(files)))
+    images.load(Once(archive_of(files)))
     home = os.stat(root / "overlay2").st_mtime_ns
-    images.load(Once(tar_of(files)))
+    images.load(Once(archive_of(files)))
     assert os.stat(root / "overlay2").st_mtime_ns == home
 
 
 def test_a_layer_known_by_its_name_goes_on_another_parent(store, images):
-    images.load(Once(tar_of(imagekit.documents_last(imagekit.oci([BASE, TOP])))))
-    [image] = images.load(Once(tar_of(imagekit.documents_last(imagekit.oci([TOP, BASE])))))
-    assert [open_tar(store.map()[chain]) for chain in image.layers] == [TOP, BASE]
+    images.load(Once(archive_of(imagekit.documents_last(imagekit.oci([BASE, TOP])))))
+    [image] = images.load(Once(archive_of(imagekit.documents_last(imagekit.oci([TOP, BASE])))))
+    assert [tar_of(store.map()[chain]) for chain in image.layers] == [TOP, BASE]
     assert store.verify() == []
 
 
 def test_a_broken_layer_is_mended_by_loading_its_image_again(store, images, root):
-    data = tar_of(ARCHIVES["docker"]())
+    data = archive_of(ARCHIVES["docker"]())
     images.load(data)
     layer = store.map()[CHAINS[0]]
     subprocess.run(["rm", "-r", root / "overlay2" / layer.cache_id], check=True)
@@ -260,7 +257,7 @@ def test_no_copy_of_a_stream_is_made(store, images, room, root):
     """When the last bytes come, the disk has the files of the layers that came, and nothing else of any size."""
     noise = os.urandom(3 << 20)
     layers = [tarkit.file(f"f{n}", noise) + tarkit.end() for n in range(3)]
-    data = tar_of(imagekit.documents_last(imagekit.docker([(layers, [])])))
+    data = archive_of(imagekit.documents_last(imagekit.docker([(layers, [])])))
     seen = []
 
     class Watched(Once):
@@ -279,8 +276,8 @@ def test_no_copy_of_a_stream_is_made(store, images, room, root):
 
 # ---- names -------------------------------------------------------------------------------------
 def test_names_move_to_what_was_loaded_last(images):
-    [first] = images.load(tar_of(imagekit.docker([([BASE], ["a/b:1", "keep"])])))
-    [second] = images.load(tar_of(imagekit.docker([([TOP], ["a/b:1"])])))
+    [first] = images.load(archive_of(imagekit.docker([([BASE], ["a/b:1", "keep"])])))
+    [second] = images.load(archive_of(imagekit.docker([([TOP], ["a/b:1"])])))
     assert images.get(first.id).references == ("keep:latest",)
     assert images.get("a/b:1") == second
 
@@ -294,19 +291,19 @@ def test_names_move_to_what_was_loaded_last(images):
     ],
 )  # fmt: skip
 def test_names_are_docker_s_own(images, written, shown):
-    [image] = images.load(tar_of(imagekit.docker([([BASE], [written])])))
+    [image] = images.load(archive_of(imagekit.docker([([BASE], [written])])))
     assert image.references == (shown,)
     assert images.get(written) == images.get(shown) == image
 
 
 def test_tags_replace_the_names_in_the_archive(images):
-    data = tar_of(ARCHIVES["docker"]())
+    data = archive_of(ARCHIVES["docker"]())
     assert images.load(data, tags="x")[0].references == ("x:latest",)
     assert images.load(data, tags=["y:1", "z"])[0].references == ("x:latest", "y:1", "z:latest")
 
 
 def test_tags_for_several_images_are_nobody_s(images, nothing_left):
-    data = tar_of(imagekit.docker([([BASE], []), ([TOP], [])]))
+    data = archive_of(imagekit.docker([([BASE], []), ([TOP], [])]))
     with nothing_left(), pytest.raises(ImageError, match="2 images"):
         images.load(data, tags="x")
 
@@ -317,9 +314,9 @@ def test_a_bare_tag_in_a_layout_is_of_what_the_layout_is_called(images, room):
     entry = imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"})
     files = imagekit.layout([entry], blobs | dict([imagekit.blob(document)]))
     assert images.load(write_to(room / "App_1", files))[0].references == ("app_1:v1",)
-    (room / "other.tar.gz").write_bytes(gzip.compress(tar_of(files)))
+    (room / "other.tar.gz").write_bytes(gzip.compress(archive_of(files)))
     assert images.load(room / "other.tar.gz")[0].references == ("app_1:v1", "other:v1")
-    assert images.load(tar_of(files))[0].references == ("app_1:v1", "other:v1")
+    assert images.load(archive_of(files))[0].references == ("app_1:v1", "other:v1")
 
 
 @pytest.mark.parametrize("platform", [None, "linux/amd64", "all"])
@@ -330,7 +327,7 @@ def test_a_bare_tag_of_several_images_names_none_of_them(images, room, platform)
         document, more = imagekit.manifest([layer])
         entries.append(imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"}))
         blobs |= more | dict([imagekit.blob(document)])
-    data = tar_of(imagekit.layout(entries, blobs))
+    data = archive_of(imagekit.layout(entries, blobs))
     (room / "app.tar").write_bytes(data)
     for source in (room / "app.tar", Once(data)):
         assert [image.references for image in images.load(source, platform=platform)] == [(), ()]
@@ -372,7 +369,7 @@ def fat(*, nested: bool, docker_types: bool = False, name: str = "fat:1") -> dic
 )  # fmt: skip
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the default is this host's platform")
 def test_the_platform_asked_for_is_loaded(store, images, room, nested, way, platform, wanted):
-    (room / "a.tar").write_bytes(tar_of(imagekit.documents_last(fat(nested=nested, docker_types=nested))))
+    (room / "a.tar").write_bytes(archive_of(imagekit.documents_last(fat(nested=nested, docker_types=nested))))
     if way == "path":
         [image] = images.load(room / "a.tar", platform=platform)
     else:
@@ -385,13 +382,13 @@ def test_the_platform_asked_for_is_loaded(store, images, room, nested, way, plat
 
 
 def test_all_platforms(images):
-    found = images.load(tar_of(fat(nested=True)), platform="all")
+    found = images.load(archive_of(fat(nested=True)), platform="all")
     assert [image.architecture for image in found] == ["amd64", "arm64", "arm", "arm"]
 
 
 def test_a_platform_that_is_not_there(images, nothing_left):
     with nothing_left(), pytest.raises(ImageError, match=r"no image for linux/s390x .* linux/amd64, linux/arm/v6"):
-        images.load(tar_of(fat(nested=True)), platform="linux/s390x")
+        images.load(archive_of(fat(nested=True)), platform="linux/s390x")
 
 
 @pytest.mark.parametrize(("platform", "said"), [("windows/amd64", "cannot load 'windows' image"), ("arm64", "the archive has no blobs/")])
@@ -399,14 +396,14 @@ def test_a_platform_that_is_named_and_cannot_be_had(images, nothing_left, platfo
     (windows, more), (arm, _) = imagekit.manifest([BASE], os="windows"), imagekit.manifest([TOP], architecture="arm64")
     entries = [imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", platform=dict(zip(("os", "architecture"), named, strict=True)))
                for document, named in ((windows, ("windows", "amd64")), (arm, ("linux", "arm64")))]  # fmt: skip
-    data = tar_of(imagekit.layout(entries, more | dict([imagekit.blob(windows)])))
+    data = archive_of(imagekit.layout(entries, more | dict([imagekit.blob(windows)])))
     with nothing_left(), pytest.raises(ImageError, match=f"the image for [a-z0-9/]*{platform} in the archive cannot be had here; {said}"):
         images.load(data, platform=platform)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress], ids=["gzip", "bzip2"])
 def test_a_compressed_archive_that_is_cut_says_so(images, nothing_left, pack):
-    data = pack(tar_of(imagekit.docker([([BASE], ["x:1"])])))
+    data = pack(archive_of(imagekit.docker([([BASE], ["x:1"])])))
     for end in (len(data) - 8, len(data) - 4, len(data) // 2):
         with nothing_left(), pytest.raises(LayerStoreError, match=r"cut|truncated|unexpected") as raised:
             images.load(data[:end])
@@ -416,9 +413,9 @@ def test_a_compressed_archive_that_is_cut_says_so(images, nothing_left, pack):
 def test_an_image_for_another_machine_is_loaded_unless_one_was_asked_for(images):
     document, blobs = imagekit.manifest([BASE], architecture="riscv64")
     files = imagekit.layout([imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json")], blobs | dict([imagekit.blob(document)]))
-    assert images.load(tar_of(files))[0].architecture == "riscv64"
+    assert images.load(archive_of(files))[0].architecture == "riscv64"
     with pytest.raises(ImageError, match="is for linux/riscv64, not for linux/amd64"):
-        images.load(tar_of(files), platform="linux/amd64")
+        images.load(archive_of(files), platform="linux/amd64")
 
 
 def test_a_layout_that_has_only_one_platform_s_blobs(images):
@@ -429,14 +426,14 @@ def test_a_layout_that_has_only_one_platform_s_blobs(images):
     index = [name for name, data in files.items() if b"vnd.docker.reference.type" in data]
     thin = {name: data for name, data in files.items() if name in kept or name in index or not name.startswith("blobs")}
     assert len(thin) < len(files)
-    [image] = images.load(tar_of(thin), platform="linux/amd64")
+    [image] = images.load(archive_of(thin), platform="linux/amd64")
     assert list(image.diff_ids) == [tarkit.diff_id(BASE)]
 
 
 # ---- what holds, and what is said --------------------------------------------------------------
 def test_layers_of_an_image_stay_and_go_with_it(store, images):
     """Nobody holds them when load() returns; others may take and give references as they like."""
-    [image] = images.load(tar_of(ARCHIVES["docker"]()))
+    [image] = images.load(archive_of(ARCHIVES["docker"]()))
     assert store._engine.holds._counts.keys() == {"store"}
     with store.get(image.top):
         pass
@@ -456,14 +453,14 @@ def test_a_layer_that_was_nobody_s_before_a_failed_load_stays(store, images):
     files = ARCHIVES["docker"]()
     files["2/layer.tar"] = BASE
     with pytest.raises(ImageError):
-        images.load(tar_of(files))
+        images.load(archive_of(files))
     assert list(store.map()) == CHAINS[:1]
 
 
 def test_progress_is_told_as_numbers_of_all(images, room):
     noise = os.urandom(4 << 20)
     layers = [tarkit.file("a", noise) + tarkit.end(), tarkit.file("b", noise[::-1]) + tarkit.end()]
-    data = tar_of(imagekit.docker([(layers, [])]))
+    data = archive_of(imagekit.docker([(layers, [])]))
     (room / "archive").write_bytes(data)
     told: list[layerstore.Done] = []
     images.load(room / "archive", progress=told.append)
@@ -491,7 +488,7 @@ def test_what_progress_raises_ends_the_load(images, room, nothing_left, way):
     def enough(_done):
         raise EnoughError
 
-    data = tar_of(ARCHIVES["docker"]())
+    data = archive_of(ARCHIVES["docker"]())
     (room / "archive").write_bytes(data)
     source = {"path": room / "archive", "read(n)": Once(data), "gzip": gzip.compress(data)}[way]
     with nothing_left(), pytest.raises(EnoughError):
@@ -505,16 +502,16 @@ def test_what_a_source_raises_passes_through(images, nothing_left):
                 raise RuntimeError("the line is dead")
             return super().read(n)
 
-    for data in (tar_of(ARCHIVES["docker"]()), gzip.compress(os.urandom(20_000))):
+    for data in (archive_of(ARCHIVES["docker"]()), gzip.compress(os.urandom(20_000))):
         with nothing_left(), pytest.raises(RuntimeError, match="the line is dead"):
             images.load(Broken(data))
 
 
 @pytest.mark.parametrize("durability", ["full", "ordered", "none"])
 def test_durability_is_taken_as_register_takes_it(images, durability):
-    assert images.load(tar_of(ARCHIVES["docker"]()), durability=durability)
+    assert images.load(archive_of(ARCHIVES["docker"]()), durability=durability)
     with pytest.raises(layerstore.InvalidOptionError):
-        images.load(tar_of(ARCHIVES["docker"]()), durability="perhaps")
+        images.load(archive_of(ARCHIVES["docker"]()), durability="perhaps")
 
 
 def test_an_image_of_layers_stored_with_less_is_put_on_the_disk(open_store, room):
@@ -527,7 +524,7 @@ def test_an_image_of_layers_stored_with_less_is_put_on_the_disk(open_store, room
     try:
         for durability, durable in (("none", False), ("full", True)):
             store = open_store(room / "place/docker")
-            [image] = Images(store).load(tar_of(ARCHIVES["docker"]()), durability=durability)
+            [image] = Images(store).load(archive_of(ARCHIVES["docker"]()), durability=durability)
             assert [store.map()[chain]._record.durable for chain in image.layers] == [durable] * 3
             store.close()
     finally:
@@ -535,10 +532,10 @@ def test_an_image_of_layers_stored_with_less_is_put_on_the_disk(open_store, room
 
 
 def test_a_store_open_for_reading_only_loads_nothing(open_store, images):
-    images.load(tar_of(ARCHIVES["docker"]()))
+    images.load(archive_of(ARCHIVES["docker"]()))
     reader = Images(open_store(options={"read_only": "true"}))
     with pytest.raises(layerstore.ReadOnlyStoreError):
-        reader.load(tar_of(ARCHIVES["docker"]()))
+        reader.load(archive_of(ARCHIVES["docker"]()))
     with pytest.raises(layerstore.ReadOnlyStoreError):
         reader.remove("a/b:1")
     assert [image.references for image in reader.list()] == [("a/b:1",)]
@@ -546,22 +543,9 @@ def test_a_store_open_for_reading_only_loads_nothing(open_store, images):
 
 
 def test_many_threads_load_the_same_at_once(store, images, room):
-    (room / "archive").write_bytes(tar_of(ARCHIVES["oci gzip"]()))
-    failures = []
-
-    def work():
-        try:
-            for _ in range(5):
-                assert images.load(room / "archive")[0].id == image_id(LAYERS)
-        except BaseException as err:
-            failures.append(err)
-
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    (room / "archive").write_bytes(archive_of(ARCHIVES["oci gzip"]()))
+    for found in at_once(*[lambda: [images.load(room / "archive")[0].id for _ in range(5)]] * 6):
+        assert found == [image_id(LAYERS)] * 5
     check(store, images.list()[0])
     assert store._engine.holds._counts.keys() == {"store"}
 
@@ -585,13 +569,10 @@ with Store(sys.argv[1]) as store, open(sys.argv[2], "rb") as file:
 @pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGKILL])
 def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
     """Interrupted it leaves nothing; killed, what cleanup() takes, and nothing that anybody takes for a layer."""
-    (room / "cut.tar").write_bytes(tar_of(imagekit.documents_last(ARCHIVES["docker"]()))[:-8000])
+    (room / "cut.tar").write_bytes(archive_of(imagekit.documents_last(ARCHIVES["docker"]()))[:-8000])
     before = disk.inventory(root)
-    environment = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(layerstore.__file__))}
-    with subprocess.Popen(
-        [sys.executable, "-c", STALLED, root, room / "cut.tar"], env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    ) as process:  # fmt: skip
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(another.command(STALLED, root, room / "cut.tar"), env=another.ENVIRONMENT, **pipes) as process:
         assert process.stdout.read(4) == b"here"
         assert len(disk.inventory(root) - before) > 20     # layers that wait
         assert store.orphans() == []                           # but are somebody's
@@ -603,4 +584,4 @@ def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
         store.cleanup()
     empty = {"image/overlay2/layerdb/tmp"}
     assert disk.inventory(root) - empty == before - empty
-    check(store, images.load(tar_of(ARCHIVES["docker"]()))[0])
+    check(store, images.load(archive_of(ARCHIVES["docker"]()))[0])

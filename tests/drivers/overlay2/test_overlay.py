@@ -14,6 +14,8 @@ from tarkit import end, file
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, MaxDepthExceededError
+from layerstore.disk import mounts
+from layerstore.drivers import checks
 
 SHORT = re.compile(r"[A-Z2-7]{26}")
 
@@ -324,3 +326,32 @@ def test_a_root_of_300_characters_mounts(open_store, room):
     rw = store.create_rw_layer("c", layer.chain_id)
     with rw.mounted() as merged:
         assert len(os.listdir(merged)) == 29
+
+
+# ---- what a kernel has on by itself ----------------------------------------------------------------------
+@pytest.mark.parametrize(("values", "off"), [
+    ({"index": "N", "redirect_dir": "N", "metacopy": "N"}, ("index",)), ({"redirect_dir": "N", "metacopy": "0"}, ()),
+    ({"index": "Y", "redirect_dir": "Y", "metacopy": "N"}, ("index", "redirect_dir")),
+    ({"index": "Y", "redirect_dir": "on", "metacopy": "Y"}, ("index", "redirect_dir", "metacopy")), ({}, ()),
+])  # fmt: skip
+def test_what_the_kernel_has_on_by_itself_is_given_as_off(room, monkeypatch, values, off):
+    for name, value in values.items():
+        (room / name).write_text(f"{value}\n")
+    monkeypatch.setattr(checks, "_PARAMETERS", str(room))
+    assert checks.options_off() == off
+
+
+@pytest.mark.parametrize("api", ["old", "new"])
+def test_every_mount_gives_these_options(room, root, open_store, monkeypatch, api):
+    """A kernel that has them on shows what is off in its table of mounts."""
+    monkeypatch.setenv("LAYERSTORE_MOUNT_API", api)
+    monkeypatch.setattr(checks, "options_off", lambda: ("index", "redirect_dir", "metacopy"))
+    seen = []
+    monkeypatch.setattr(mounts, "mount_overlay", lambda *args, **more: (seen.append(more["off"]), real(*args, **more)))
+    with open_store() as store:
+        with store.create_rw_layer("box", store.register(tarkit.T1).chain_id).mounted() as path:
+            assert os.listdir(path)
+    assert seen and set(seen) == {("index", "redirect_dir", "metacopy")}
+
+
+real = mounts.mount_overlay
