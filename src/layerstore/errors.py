@@ -10,31 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from typing import ClassVar, NamedTuple, Self
-
-__all__ = [
-    "ActiveMountError",
-    "BreakoutError",
-    "CorruptLayerError",
-    "ImageDoesNotExistError",
-    "ImageError",
-    "InvalidDigestError",
-    "InvalidMetadataError",
-    "InvalidOptionError",
-    "LayerDoesNotExistError",
-    "LayerNotRetainedError",
-    "LayerStoreError",
-    "LimitExceededError",
-    "MaxDepthExceededError",
-    "MountDoesNotExistError",
-    "MountNameConflictError",
-    "NotMountedError",
-    "NotSupportedError",
-    "ReadOnlyStoreError",
-    "StoreClosedError",
-    "StoreInUseError",
-    "TarFormatError",
-]
+from typing import Any, ClassVar, NamedTuple, Self
 
 
 class LayerStoreError(Exception):
@@ -182,7 +158,15 @@ class StoreInUseError(LayerStoreError):
     text = "the root is in use"
 
 
-class TarFormatError(LayerStoreError, ValueError):
+class _AtOffsetError(LayerStoreError):
+    """An error at a byte of a tar."""
+
+    def __init__(self, *args: object, offset: int | None = None, **subjects: str) -> None:
+        super().__init__(*args, **subjects)
+        self.offset: int | None = offset
+
+
+class TarFormatError(_AtOffsetError, ValueError):
     """A layer tar, or the compression around it, is malformed or cut short.
 
     offset   bytes from the start of the (decompressed) tar, or None if that is unknown
@@ -190,12 +174,6 @@ class TarFormatError(LayerStoreError, ValueError):
     """
 
     text = "archive/tar: invalid tar header"
-
-    def __init__(
-        self, *args: object, offset: int | None = None, chain_id: str = "", name: str = "", path: str = ""
-    ) -> None:
-        super().__init__(*args, chain_id=chain_id, name=name, path=path)
-        self.offset: int | None = offset
 
 
 class LimitExceededError(TarFormatError):
@@ -208,15 +186,12 @@ class LimitExceededError(TarFormatError):
 
     text = "the layer's tar exceeds a limit"
 
-    def __init__(
-        self, *args: object, offset: int | None = None, chain_id: str = "", name: str = "", path: str = "",
-        option: str = "",
-    ) -> None:  # fmt: skip
-        super().__init__(*args, offset=offset, chain_id=chain_id, name=name, path=path)
+    def __init__(self, *args: object, offset: int | None = None, option: str = "", **subjects: str) -> None:
+        super().__init__(*args, offset=offset, **subjects)
         self.option: str = option
 
 
-class BreakoutError(LayerStoreError):
+class BreakoutError(_AtOffsetError):
     """An entry would leave the root of its layer.
 
     path     that entry's name
@@ -224,12 +199,6 @@ class BreakoutError(LayerStoreError):
     """
 
     text = "entry is outside of the layer"
-
-    def __init__(
-        self, *args: object, path: str = "", offset: int | None = None, chain_id: str = "", name: str = ""
-    ) -> None:
-        super().__init__(*args, chain_id=chain_id, name=name, path=path)
-        self.offset: int | None = offset
 
 
 class CorruptLayerError(LayerStoreError):
@@ -256,21 +225,6 @@ class ImageDoesNotExistError(ImageError, LookupError):
 # ---- from the core ----------------------------------------------------------------------------
 
 # lay_code of ext/core/lay.h, in order; LAY_OK (0) is no error.
-_CODES = (
-    None,
-    "LAY_E_OS",
-    "LAY_E_NOMEM",
-    "LAY_E_TAR",
-    "LAY_E_TRUNCATED",
-    "LAY_E_LIMIT",
-    "LAY_E_BREAKOUT",
-    "LAY_E_SPLIT",
-    "LAY_E_MISMATCH",
-    "LAY_E_UNSUPPORTED",
-    "LAY_E_BUSY",
-    "LAY_E_STATE",
-)
-
 CORE_CLASSES: dict[str, type[Exception]] = {
     "LAY_E_OS": OSError,
     "LAY_E_NOMEM": MemoryError,
@@ -320,10 +274,9 @@ def from_core(
     Returns  the exception, not raised; RuntimeError for a code that has no row
     """
     name, text = os.fsdecode(path), readable(text)
-    known = _CODES[code] if 0 < code < len(_CODES) else None
-    kind = CORE_CLASSES.get(known) if known else None
-    if kind is None:
+    if not 0 < code <= len(CORE_CLASSES):
         return RuntimeError(f"unknown code {code} from the core: {text}")
+    kind = [*CORE_CLASSES.values()][code - 1]
     err = _made(kind, sys_errno, offset, name, text)
     if target and isinstance(err, OSError):
         err.filename2 = os.fsdecode(target)
@@ -335,26 +288,23 @@ def from_core(
 
 
 def _made(kind: type[Exception], sys_errno: int, offset: int, name: str, text: str) -> Exception:
-    if kind is OSError:
-        if not sys_errno:
-            return OSError(text)
+    if kind is OSError and sys_errno:
         # Three arguments: Python picks FileNotFoundError, PermissionError ... by errno.
         return OSError(sys_errno, text or os.strerror(sys_errno), name or None)
-    if kind is MemoryError:
-        return MemoryError(text)
+    about: dict[str, Any] = {"path": name} if issubclass(kind, LayerStoreError) else {}
+    if issubclass(kind, _AtOffsetError):
+        about["offset"] = offset if offset >= 0 else None
+    if issubclass(kind, LimitExceededError) and (option := _OPTION.search(text)):
+        about["option"] = option[1]
     if issubclass(kind, TarFormatError):
         where = [f'entry "{readable(name)}"'] if name else []
         if offset >= 0:
             where.append(f"at byte {offset}")
-        message = f"{text or kind.text} ({', '.join(where)})" if where else text
-        words, at = [message] if message else [], offset if offset >= 0 else None
-        if issubclass(kind, LimitExceededError):
-            option = _OPTION.search(text)
-            return kind(*words, offset=at, path=name, option=option[1] if option else "")
-        return kind(*words, offset=at, path=name)
-    words = [text] if text else []
-    if kind is BreakoutError:
-        return BreakoutError(*words, path=name, offset=offset if offset >= 0 else None)
-    if issubclass(kind, LayerStoreError):
-        return kind(*words, path=name)
-    return kind(*words)
+        if where:
+            text = f"{text or kind.text} ({', '.join(where)})"
+    return kind(*([text] if text else []), **about)
+
+
+# What `from layerstore.errors import *` gives, and what the reference has a row for: the exceptions.
+__all__ = sorted(name for name, kind in globals().items() if name[0] != "_" and isinstance(kind, type)
+                 and issubclass(kind, LayerStoreError))  # fmt: skip
