@@ -243,6 +243,14 @@ def is_directory(path: str) -> bool:
         return False
 
 
+def modified(path: str) -> float:
+    """Return when a file was written, in seconds since 1970; 0.0 if that is unknown."""
+    try:
+        return os.stat(path, follow_symlinks=False).st_mtime
+    except OSError:
+        return 0.0
+
+
 def make_directories(path: str, mode: int) -> None:
     """Make path and the missing parents of it, each with exactly this mode.
 

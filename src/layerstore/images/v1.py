@@ -10,9 +10,9 @@ from typing import Any
 
 from layerstore.images.configs import V1, Config, parse_config
 from layerstore.images.gojson import encode, parse_object, struct
+from layerstore.layerdb.descriptor import go_escaped
 
 _DROPPED = ("id", "parent", "Size", "parent_id", "layer_id", "throwaway")
-_GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
 def parse(data: bytes, what: str) -> dict[str, Any]:
@@ -48,6 +48,4 @@ def make_config(documents: Sequence[dict[str, Any]], diff_ids: Sequence[str]) ->
     top["history"] = [_step(document) for document in documents]
     what = "the config made of a layer's json"
     data = encode(dict(sorted(top.items())), what).decode()
-    for plain, escaped in _GO_ESCAPES.items():
-        data = data.replace(plain, escaped)
-    return parse_config(data.encode(), what)
+    return parse_config(go_escaped(data).encode(), what)

@@ -1,22 +1,28 @@
-"""descriptor.json, as Go's encoding/json writes and reads it."""
+"""JSON of the layerdb, as Go's encoding/json writes and reads it; descriptor.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from layerstore.errors import InvalidMetadataError
 from layerstore.values import Descriptor
 
 # Go's encoding/json escapes these inside of strings.
-_GO_ESCAPES = {
-    "<": "\\u003c",
-    ">": "\\u003e",
-    "&": "\\u0026",
-    "\u2028": "\\u2028",
-    "\u2029": "\\u2029",
-}
+_GO_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
+
+
+def go_escaped(text: str) -> str:
+    """Return JSON text with those characters escaped that Go escapes."""
+    return text.translate(_GO_ESCAPES)
+
+
+def parse_document(data: bytes, what: str) -> Any:
+    """Read JSON. Raises InvalidMetadataError."""
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as err:
+        raise InvalidMetadataError(f"{what} is not valid JSON: {err}") from None
 
 
 def encode_descriptor(descriptor: Descriptor) -> bytes:
@@ -29,9 +35,7 @@ def encode_descriptor(descriptor: Descriptor) -> bytes:
         "annotations": dict(sorted((descriptor.annotations or {}).items())),
     }
     kept = {key: value for key, value in fields.items() if value}
-    text = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
-    for plain, escaped in _GO_ESCAPES.items():
-        text = text.replace(plain, escaped)
+    text = go_escaped(json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
     # Go writes U+FFFD for what is not UTF-8.
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode()
 
@@ -41,10 +45,7 @@ def decode_descriptor(data: bytes) -> Descriptor:
 
     Raises  InvalidMetadataError   no JSON object, or a value of another type
     """
-    try:
-        found = json.loads(data.decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as err:
-        raise InvalidMetadataError(f"descriptor.json is not valid JSON: {err}") from None
+    found = parse_document(data, "descriptor.json")
     if found is None:
         return Descriptor()
     if not isinstance(found, dict):
@@ -61,13 +62,12 @@ def decode_descriptor(data: bytes) -> Descriptor:
 
     urls = field("urls", list, [])
     annotations = field("annotations", dict, None)
-    texts: Iterable[object] = [*urls, *(annotations or {}).values()]
-    if not all(isinstance(text, str) for text in texts):
+    if not all(isinstance(text, str) for text in (*urls, *(annotations or {}).values())):
         raise InvalidMetadataError("descriptor.json: urls and annotations must be texts")
     return Descriptor(
         media_type=field("mediatype", str, ""),
         digest=field("digest", str, ""),
         size=field("size", int, 0),
         urls=tuple(urls),
-        annotations=cast("Mapping[str, str] | None", annotations),
+        annotations=annotations,
     )

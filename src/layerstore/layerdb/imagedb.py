@@ -25,6 +25,7 @@ from layerstore._core import _files
 from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
 from layerstore.disk.textfile import (
     make_directories,
+    modified,
     read_small,
     read_text,
     remove_directory,
@@ -33,6 +34,7 @@ from layerstore.disk.textfile import (
 )
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.layerdb.descriptor import parse_document as parse_document
 from layerstore.values import Durability
 
 log = logging.getLogger("layerstore")
@@ -42,14 +44,6 @@ DOCUMENT_LIMIT = 8 << 20
 _REPOSITORIES_LIMIT = 256 << 20
 
 Repositories = dict[str, dict[str, str]]
-
-
-def parse_document(data: bytes, what: str) -> Any:
-    """Read JSON. Raises InvalidMetadataError."""
-    try:
-        return json.loads(data.decode("utf-8", "replace"))
-    except (ValueError, RecursionError) as err:
-        raise InvalidMetadataError(f"{what} is not valid JSON: {err}") from None
 
 
 def diff_ids_of(config: Any) -> list[DiffID]:
@@ -227,10 +221,7 @@ class ImageDB:
 
     def written(self, id: str) -> float:
         """Say when a config was written here, in seconds since 1970; 0 if that is unknown."""
-        try:
-            return os.stat(self._path(id), follow_symlinks=False).st_mtime
-        except OSError:
-            return 0.0
+        return modified(self._path(id))
 
     # ---- what is noted beside ----
 

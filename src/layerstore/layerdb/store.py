@@ -27,6 +27,7 @@ from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
 from layerstore.disk.textfile import (
     is_directory,
     make_directories,
+    modified,
     random_number,
     read_small,
     read_text,
@@ -43,7 +44,6 @@ from layerstore.layerdb.transaction import TAR_SPLIT, FileMetadataTransaction, M
 from layerstore.values import Descriptor, Durability, StrPath
 
 log = logging.getLogger("layerstore")
-
 
 REMOVING = "-removing"
 _INTEGER = re.compile(rb"[+-]?[0-9]+")
@@ -202,10 +202,7 @@ class FileMetadataStore:
 
     def get_parent(self, chain_id: str) -> ChainID | str:
         """Read the parent's ChainID; "" where there is none."""
-        try:
-            return _digest(ChainID, self._layer_file(chain_id, "parent"))
-        except FileNotFoundError:
-            return ""
+        return _parent(self._layer_file(chain_id, "parent"))
 
     def get_diff_id(self, chain_id: str) -> DiffID:
         """Read the layer's DiffID."""
@@ -259,7 +256,7 @@ class FileMetadataStore:
 
     def written(self, chain_id: str) -> float:
         """Return when the layer's record was written, in seconds since 1970; 0.0 if it is gone."""
-        return _modified(self._layer_file(chain_id, "diff"))
+        return modified(self._layer_file(chain_id, "diff"))
 
     # -- mounts --
 
@@ -300,35 +297,33 @@ class FileMetadataStore:
 
     def get_mount_id(self, mount: str) -> str:
         """Read the driver's id of a writable layer. Raises InvalidMetadataError when it is none."""
-        mount_id = read_text(self._mount_file(mount, "mount-id"))
-        if not is_driver_id(mount_id):
-            raise InvalidMetadataError("invalid mount id value", name=mount, path=self._mount_file(mount, "mount-id"))
-        return mount_id
+        return self._mount_driver_id(mount, "mount")
 
     def get_init_id(self, mount: str) -> str:
         """Read the driver's id of the init layer; "" where there is none."""
         try:
-            init_id = read_text(self._mount_file(mount, "init-id"))
+            return self._mount_driver_id(mount, "init")
         except FileNotFoundError:
             return ""
-        if not is_driver_id(init_id):
-            raise InvalidMetadataError("invalid init id value", name=mount, path=self._mount_file(mount, "init-id"))
-        return init_id
+
+    def _mount_driver_id(self, mount: str, kind: str) -> str:
+        path = self._mount_file(mount, f"{kind}-id")
+        id = read_text(path)
+        if not is_driver_id(id):
+            raise InvalidMetadataError(f"invalid {kind} id value", name=mount, path=path)
+        return id
 
     def get_mount_parent(self, mount: str) -> ChainID | str:
         """Read the ChainID a writable layer stands on; "" where there is none."""
-        try:
-            return _digest(ChainID, self._mount_file(mount, "parent"))
-        except FileNotFoundError:
-            return ""
+        return _parent(self._mount_file(mount, "parent"))
 
     def has_mount(self, mount: str) -> bool:
         """Return True if the directory of a writable layer is there."""
-        return is_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
+        return is_directory(self.mount_directory(mount))
 
     def mount_written(self, mount: str) -> float:
         """Return when the record of a writable layer was written, in seconds since 1970; 0.0 if it is gone."""
-        return _modified(self._mount_file(mount, "mount-id"))
+        return modified(self._mount_file(mount, "mount-id"))
 
     # -- lists and removal --
 
@@ -336,10 +331,8 @@ class FileMetadataStore:
         """Name the directories in one of the layerdb's, sorted; [] if it is not there. Raises OSError."""
         try:
             with os.scandir(os.path.join(self.root, directory)) as entries:
-                return sorted(
-                    (entry.name for entry in entries if entry.is_dir(follow_symlinks=False)),
-                    key=os.fsencode,
-                )
+                found = (entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                return sorted(found, key=os.fsencode)
         except FileNotFoundError:
             return []
 
@@ -354,7 +347,7 @@ class FileMetadataStore:
                 chains.append(ChainID(f"sha256:{name}"))
             except InvalidDigestError:
                 log.debug("Ignoring invalid digest sha256:%s", readable(name), extra={"directory": name})
-        return chains, self.names("mounts")
+        return chains, self.list_mounts()
 
     def list_mounts(self) -> _Names:
         """Name all mounts, sorted. Raises OSError."""
@@ -373,9 +366,11 @@ class FileMetadataStore:
         self, chain_id: str, diff_id: str, size: int, cache_id: str, parent: str, descriptor: Descriptor
     ) -> None:
         """Write a layer's small files anew, each in one step."""
-        texts = {"diff": os.fsencode(diff_id), "size": b"%d" % size, "cache-id": os.fsencode(cache_id)}
-        texts["parent"] = os.fsencode(parent)
-        texts["descriptor.json"] = encode_descriptor(descriptor) if descriptor.digest else b""
+        texts = {
+            "diff": os.fsencode(diff_id), "size": b"%d" % size, "cache-id": os.fsencode(cache_id),
+            "parent": os.fsencode(parent),
+            "descriptor.json": encode_descriptor(descriptor) if descriptor.digest else b"",
+        }  # fmt: skip
         for name, data in texts.items():
             path = self._layer_file(chain_id, name)
             if data:
@@ -409,26 +404,25 @@ class FileMetadataStore:
 
     def remove(self, chain_id: str) -> None:
         """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
-        directory = self.set_aside(chain_id) or self.layer_directory(chain_id)
-        remove_directory(directory)
+        remove_directory(self.set_aside(chain_id) or self.layer_directory(chain_id))
 
     def set_mount_aside(self, mount: str) -> str | None:
         """Rename a mount's directory below tmp/, where cleanup() removes what no process works on.
 
         Returns  the new path, or None: it is gone
         """
-        directory = os.path.join(self.root, "mounts", check_mount_name(mount))
+        directory = self.mount_directory(mount)
         tmp = os.path.join(self.root, "tmp")
         make_directories(tmp, 0o755)
         return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{random_number()}"))
 
     def put_mount_back(self, mount: str, aside: str) -> None:
         """Undo set_mount_aside()."""
-        _files.rename(aside, os.path.join(self.root, "mounts", check_mount_name(mount)))
+        _files.rename(aside, self.mount_directory(mount))
 
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""
-        remove_directory(os.path.join(self.root, "mounts", check_mount_name(mount)))
+        remove_directory(self.mount_directory(mount))
 
 
 class _OwningGzipReader(gzip.GzipFile):
@@ -459,15 +453,15 @@ def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
                 raise
 
 
-def _modified(path: str) -> float:
-    try:
-        return os.stat(path).st_mtime
-    except OSError:
-        return 0.0
-
-
 def _digest(kind: Callable[[str], _D], path: str) -> _D:
     try:
         return kind(read_text(path))
     except InvalidDigestError as err:
         raise err.about(path=path) from None
+
+
+def _parent(path: str) -> ChainID | str:
+    try:
+        return _digest(ChainID, path)
+    except FileNotFoundError:
+        return ""
