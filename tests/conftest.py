@@ -1,6 +1,6 @@
 """Shared ground of all tests: a fresh place on a tmpfs of our own, a store in it, a time limit.
 
-Enters: the machine. Leaves: nothing; each test must give back its mounts and descriptors, and the
+Enters: the machine. Leaves: nothing; each test must release its mounts and descriptors, and the
 session's end checks it again. Where root, overlay or xattrs are missing, tests that need them fail
 if CI is set and say loudly that they are skipped otherwise.
 """
@@ -192,7 +192,7 @@ def images(store):
 
 @pytest.fixture
 def nothing_left(store, root):
-    """`with nothing_left():` the store has afterwards the paths it had before, and nobody holds anything new."""
+    """`with nothing_left():` the store has afterwards the paths it had before, and no process holds anything new."""
     made_once = {"image/overlay2/layerdb/tmp", "image/overlay2/layerdb/sha256"}
 
     @contextlib.contextmanager

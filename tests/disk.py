@@ -240,7 +240,7 @@ def immutable(path, on):
 
 
 def redirects() -> bool:
-    """Do overlays rename directories by redirection, so that an upper directory cannot be read alone?"""
+    """Return True if overlays rename directories by redirection, so that an upper directory cannot be read alone."""
     try:
         with open("/sys/module/overlay/parameters/redirect_dir") as parameter:
             return parameter.read().strip() == "Y"

@@ -137,7 +137,7 @@ class Dockerd:
     # ---- talking to it ------------------------------------------------------------------------
     def docker(self, *words: str, feed: bytes | None = None, timeout: float = SECONDS_TO_ANSWER) -> bytes:
         """Run the docker client; what it printed. DockerError with its words if it fails."""
-        # A client of its own: nobody's settings, nobody's credentials.
+        # A client without settings and credentials.
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.run), "DOCKER_CONFIG": str(self.run)}
         try:
             done = subprocess.run(
@@ -243,10 +243,10 @@ def _read(path: Path) -> str:
 
 
 def adopt(root: Path, names: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Write beside a bare layer store what dockerd's image and container stores want to see.
+    """Write beside a bare layer store what dockerd's image and container stores expect.
 
     Every chain that no other layer and no image covers becomes an image, every writable layer with a container's
-    name a container. names: ChainID -> repository, for images one wants to call by name.
+    name a container. names: ChainID -> repository, for images with a name.
     Returns ChainID -> image ID.
     """
     store = Path(root) / "image/overlay2"

@@ -3,7 +3,7 @@
 A drawn layer is a mapping of paths to Nodes: as_tar() writes it as a layer tar, on_disk() as a directory with
 overlay's own marks. A script is a list of small tuples (verb, where, whither, choice); Edits turns each into one
 real edit at a path that it knows, so that every script means something on every tree. What the kernel refuses
-is no edit, and is told. `told` then reads like a shell session, for whoever must understand a failure.
+is no edit, and is told. `told` then reads like a shell session, for the reader of a failure.
 """
 
 import ctypes
@@ -84,7 +84,7 @@ def nodes(kinds):
 
 
 def _layer(drawn, top_is_opaque: bool) -> Layer:
-    """Only what a layer can hold: what lies below anything lies in a directory, whoever came first."""
+    """Only what a layer can hold: what is below anything is in a directory, in any order."""
     layer: Layer = {b"": Node("dir", opaque=True)} if top_is_opaque else {}
     for path, node in drawn:
         parts = path.split(b"/")

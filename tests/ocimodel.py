@@ -46,7 +46,7 @@ class Node:
     data: str = ""
     mode: int = 0o755
     uid: int = 0
-    mtime: int | None = None                   # None: nobody can say
+    mtime: int | None = None                   # None: unknown
     xattrs: dict[str, bytes] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""The named layers: every kind of tar that must be stored and given back, byte for byte: GOOD, by name.
+"""The named layers: every kind of tar that must be stored and returned, byte for byte: GOOD, by name.
 
 Above each stands in one sentence why it is here. A crash found by a fuzzer becomes one more. What is refused stands in
 hostile/refused.py.
@@ -134,7 +134,7 @@ GOOD = {
     "good_duplicate_big": lambda: file("a", noise(2 << 20)) + file("b", b"b") + file("a", noise(1 << 20, 2)) + end(),
     # A payload, then none, then one again.
     "good_duplicate_empty": lambda: file("a", b"1") + file("a") + file("a", b"3") + end(),
-    # a is a file, a directory with a file, and a file again.
+    # It is a file, a directory with a file, and a file again.
     "good_file_becomes_directory_and_back": lambda: (
         file("a", b"file") + dir("a/") + file("a/f", b"below") + file("a", b"file again") + dir("a/")
         + file("a/f", b"below again") + end()),

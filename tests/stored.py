@@ -18,7 +18,7 @@ def tar_of(layer) -> bytes:
 
 
 def comes_back(layer, tar: bytes) -> bool:
-    """Is it this tar? (pytest would spend minutes on the difference of two megabytes.)"""
+    """Return True if it is this tar. (pytest would spend minutes on the difference of two megabytes.)"""
     return tar_of(layer) == tar
 
 
@@ -78,7 +78,7 @@ class Failing:
 
 
 class Trickle(io.BytesIO):
-    """Gives at most so many bytes at once, whatever it is asked for."""
+    """Return at most so many bytes at once, whatever it is asked for."""
 
     def __init__(self, data: bytes, step: int = 1):
         super().__init__(data)

@@ -62,7 +62,7 @@ def cli(environment, capfd):
 
 @pytest.fixture
 def ok(cli):
-    """The same, and it must go well; gives its lines on standard output."""
+    """The same, and it must go well; return its lines on standard output."""
 
     def run(*argv) -> list[str]:
         done = cli(*argv)
@@ -94,7 +94,7 @@ def program(environment):
 
 @pytest.fixture
 def terminal(environment):
-    """Run a command line on a terminal of its own; gives the exit code and what stood on it."""
+    """Run a command line on a terminal of its own; return the exit code and what stood on it."""
 
     def run(*argv, rich: bool = True, feed=None, keys: bytes = b"", seconds: float = 20) -> tuple[int, str]:
         ours, theirs = pty.openpty()

@@ -18,7 +18,7 @@ ID = tarkit.diff_id(TAR)
 
 @pytest.fixture
 def layer(made, cli, room):
-    """A store with one layer; gives the directory of its files."""
+    """A store with one layer; return the directory of its files."""
     (room / "layer.tar").write_bytes(TAR)
     made("register", room / "layer.tar")
     return Path(cli("show", ID, "--json").json["directories"]["UpperDir"])

@@ -1,4 +1,4 @@
-"""Names that others chose: in a root that somebody else wrote they hold whatever a terminal acts on, and none reaches it."""
+"""Names that others chose: in a root that another program wrote they hold whatever a terminal acts on, and none reaches it."""
 
 import json
 import os

@@ -107,7 +107,7 @@ def test_a_box_in_use_is_looked_at_and_what_goes_meanwhile_is_passed_over(store,
                 look()
                 done += 1
         assert done > 0
-    # When it is quiet again nothing of it stays: what is told is what a whole walk tells.
+    # When it is quiet again nothing stays: what is told is what a whole walk tells.
     with box.mounted() as path:
         seen = {line.path for line in box.changes() if str(line)[0] != "D"}
         assert all(os.path.lexists(path + name) for name in seen)

@@ -43,7 +43,7 @@ def texts(changes):
 
 def stood_over(lowers, place) -> contextlib.AbstractContextManager[Path]:
     """The lowers merged by the kernel, read-only. One alone too, which moby compares as it lies on disk: there it
-    finds the whiteouts of a base layer as devices, and tells them deleted in a container that nobody has touched.
+    finds the whiteouts of a base layer as devices, and tells them deleted in an untouched container.
     Ours is the law that nothing changed gives no changes."""
     nothing = place / "nothing"
     nothing.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def test_edit_scripts_are_told_as_the_full_comparison_tells_them(open_store, roo
     held()
     assert scripts_run >= 0.9 * STACKS * SCRIPTS_PER_STACK
     assert min(kinds[kind] for kind in "CAD") > scripts_run / 3, kinds
-    # The kernel lets nobody make a whiteout in a mount, only in a layer that has no parent and so no mount.
+    # The kernel allows no whiteout to be made in a mount, only in a layer that has no parent and so no mount.
     rare = [verb for verb in VERBS if verbs[verb] < budget(1, 5) and verb != "new whiteout"]
     assert rare == [], verbs
 

@@ -1,6 +1,6 @@
 """A real dockerd and this package on one data root, both ways.
 
-What dockerd loaded, the store opens and gives back bit for bit; what the store registered, dockerd saves with
+What dockerd loaded, the store opens and returns bit for bit; what the store registered, dockerd saves with
 the same digests; and about a container's changes both say the same. They take turns: the store is
 closed while dockerd runs, dockerd has ended before a store is opened.
 """
@@ -22,7 +22,7 @@ import layerstore
 
 pytestmark = pytest.mark.time_limit(240)
 
-TERABYTES = {"good_sparse_of_eight_tebibytes"}  # given back by reading all of it
+TERABYTES = {"good_sparse_of_eight_tebibytes"}  # returned by reading all of it
 HANGS_MOBY = {"good_nodes_with_size"}  # it opens the fifo to read the payload, and waits
 
 
@@ -33,7 +33,7 @@ def machine(tmpfs):
 
 # ---- layers ------------------------------------------------------------------------------------
 def base_layer() -> bytes:
-    """Every kind of entry that dockerd both loads and gives back."""
+    """Every kind of entry that dockerd both loads and returns."""
     return b"".join([
         tarkit.dir("etc/"), tarkit.file("etc/hostname", b"base\n"), tarkit.file("etc/passwd", b"root:x:0:0::/:/bin/sh\n", mode=0o600),
         tarkit.dir("usr/"), tarkit.dir("usr/bin/"),
@@ -78,7 +78,7 @@ def layers() -> list[bytes]:
 
 
 def beyond_moby() -> dict[str, bytes]:
-    """DECISIONS 5: tars that moby refuses, or takes and cannot give back."""
+    """DECISIONS 5: tars that moby refuses, or takes and cannot return."""
     names = ("sparse", "duplicate", "with_size", "with_payload", "padding", "two_global")
     good = recipes.GOOD
     return {name: make() for name, make in good.items() if any(n in name for n in names) and name not in TERABYTES}
@@ -171,7 +171,7 @@ def test_what_dockerd_loaded_comes_back_bit_for_bit(root, open_store):
 
 @pytest.mark.soak(240)
 def test_what_dockerd_gives_back_of_any_tar_we_give_back_too(root, open_store):
-    """One image a recipe: dockerd refuses some, and of some it cannot give back what it took."""
+    """One image a recipe: dockerd refuses some, and of some it cannot return what it took."""
     refused, spoilt, exact = [], [], {}
     tars = {name: make for name, make in recipes.GOOD.items() if name not in HANGS_MOBY and not name.startswith("good_sparse")}
     with Dockerd(root) as docker:

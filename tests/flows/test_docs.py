@@ -167,7 +167,7 @@ def test_a_demo_that_meets_a_fault_says_so_and_leaves_nothing(room, damage, told
 
 
 def test_an_interrupted_demo_leaves_nothing(room):
-    """Ctrl-C while the writable layer is mounted, the moment with most to give back."""
+    """Ctrl-C while the writable layer is mounted, the moment with most to release."""
     text, moment = DEMO.read_text(), "    compiler = ["
     assert text.count(moment) == 1
     (room / "interrupted.py").write_text(text.replace(moment, "    os.kill(os.getpid(), signal.SIGINT)\n" + moment))

@@ -261,7 +261,7 @@ def test_a_root_by_docker_opens_mounts_and_goes_without_a_trace(root, open_store
         assert shape(path) == {".dockerenv": "", "a": "dir", "a/f": "hello"}
         open(f"{path}/mine", "w").close()
     assert [str(change) for change in rw.changes()] == ["A /mine"]
-    assert store.release_rw_layer(rw) == []           # nobody released the layer that docker made
+    assert store.release_rw_layer(rw) == []           # the layer that docker made was not released
     assert [gone.chain_id for gone in store.remove(tarkit.T1_DIFF_ID)] == [tarkit.T1_DIFF_ID]
     assert sorted(os.listdir(root / DRIVER)) == ["l"]
     assert os.listdir(root / DRIVER / "l") == []
@@ -292,7 +292,7 @@ def test_a_layer_in_2018s_words_with_an_os_file_loads(root, open_store):
 # ---- depth ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("below", "fits"), [(127, True), (128, False)])
 def test_128_lower_directories_are_the_most(store, root, unchanged, below, fits):
-    """125 layers are the store's own limit; the driver's is seen on a root where somebody stacked more."""
+    """125 layers are the store's own limit; the driver's is seen on a root with more of them."""
     base = store.register(tarkit.T1)
     store.create_rw_layer("warm", base.chain_id)
     home = root / DRIVER

@@ -106,7 +106,7 @@ def state(place, tar=None, links=True):
 
 
 def assert_alike(oracle, tar, theirs, ours):
-    """tarfile gives symlinks no time; everybody else agrees on everything."""
+    """tarfile gives symlinks no time; all others agree on everything."""
     links = oracle != "tarfile"
     assert changed(state(theirs, tar, links), state(ours, tar, links)) == []
 
@@ -128,7 +128,7 @@ def test_others_unpack_the_same_tree(store, diff_of, room, tree, form, oracle):
 
 
 # What all of them read alike; the rest holds duplicates, odd ends, AUFS names or values beyond what all can say.
-# GNU tar wants its own dialect of sparse maps: extents of whole blocks and an empty last one at the end.
+# GNU tar needs its own dialect of sparse maps: extents of whole blocks and an empty last one at the end.
 SPARSE = ("tarfile", "libarchive")
 ALIKE = {
     "good_blocked_to_10240": ORACLES,

@@ -1,4 +1,4 @@
-"""In and out again: the same bytes, whoever wrote the tar and however it is read back."""
+"""In and out again: the same bytes, for every writer of tars and every way to read them back."""
 
 import io
 import os
@@ -22,7 +22,7 @@ LAW = settings(deadline=None, max_examples=150, suppress_health_check=[HealthChe
 
 
 def assert_round_trip(store, tar, parent=""):
-    """The law of this page; gives the layer."""
+    """The law of this page; return the layer."""
     layer = store.register(io.BytesIO(tar), parent)
     assert layer.diff_id == tarkit.diff_id(tar)
     with layer.tar_stream() as stream:
@@ -295,7 +295,7 @@ def test_copy_to_finds_a_changed_file(store, diff_of):
         stream.copy_to(io.BytesIO())
 
 
-# ---- tars nobody thought of ------------------------------------------------------------------------------
+# ---- unusual tars ----------------------------------------------------------------------------------------
 PARTS = st.sampled_from(["a", "b", "l", ".", "..", "", ".wh.a", ".wh.b", ".wh..wh..opq", "é", "x" * 60, "\udcff"])
 NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
 DATA = st.one_of(st.binary(max_size=20), st.integers(0, 3000).map(bytes), st.just(recipes.noise(1500)))

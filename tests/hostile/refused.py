@@ -93,7 +93,7 @@ BAD = {
 UNSUPPORTED = {
     # A contiguous file, code 55.
     "unsupported_type_seven": lambda: (BEFORE + file("x", b"hello", typeflag=b"7") + end(), 55),
-    # A letter nobody defined, code 90.
+    # An undefined letter, code 90.
     "unsupported_type_z": lambda: (BEFORE + file("x", b"hello", typeflag=b"Z") + end(), 90),
     # GNU's volume label, code 86.
     "unsupported_type_v": lambda: (BEFORE + file("label", typeflag=b"V", magic=tarkit.GNU) + end(), 86),

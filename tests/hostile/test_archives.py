@@ -55,7 +55,7 @@ def index_of(*entries: dict, **blobs) -> dict[str, bytes]:
 
 
 def circle() -> dict[str, bytes]:
-    """Indexes in each other, as deep as nobody needs; a real circle would need a SHA-256 that fits itself."""
+    """Indexes in each other, deeper than any archive needs; a real circle would need a SHA-256 that fits itself."""
     document, blobs = imagekit.manifest([BASE])
     blobs |= dict([blob(document)])
     inner = descriptor(document, OCI + "manifest.v1+json")

@@ -192,7 +192,7 @@ def test_it_is_the_same_however_the_bytes_come(said, room, what, work):
     assert (answer.get("error"), answer.get("option")) == ("LimitExceededError", refused), answer
 
 
-# ---- records that somebody else wrote -----------------------------------------------------------------------
+# ---- records of other writers ------------------------------------------------------------------------------
 def line(**fields):
     return json.dumps(fields).encode() + b"\n"
 

@@ -27,7 +27,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @pytest.fixture
 def base(store):
-    """A layer below: directories, and links of every kind to lead somebody astray."""
+    """A layer below: directories, and links of every kind to lead astray."""
     return store.register(
         dir("low/") + file("low/f", b"low") + file("gone", b"g")
         + symlink("up", UP + "victim") + symlink("root", "/") + symlink("link", "low") + symlink("proc", "/proc/self/root") + end()

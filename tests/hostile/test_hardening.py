@@ -74,7 +74,7 @@ def worse_than_orphans(store):
 
 # ---- interruptions -------------------------------------------------------------------------------------
 def in_a_child(work):
-    """What work() does and leaves open is a child's; gives its answer."""
+    """What work() does and leaves open is a child's; return its answer."""
     child = os.fork()
     if not child:
         answer = 99
@@ -218,7 +218,7 @@ def test_a_reference_to_a_mount_that_is_gone_does_not_delete_the_one_made_anew(t
     one, other = two
     mount = one.create_rw_layer("c")
     old = other.get_rw_layer("c")
-    # Somebody who knows nothing of holds, dockerd say, removes it.
+    # A program that knows no holds, dockerd for example, removes it.
     FileMetadataStore(root / "image/overlay2/layerdb").remove_mount("c")
     mount = one.create_rw_layer("c")
     mount.apply_diff(file("mine", b"m") + end())
@@ -350,7 +350,7 @@ def test_a_buffer_that_is_written_to_meanwhile_gives_an_error_or_a_layer_that_co
     assert store.verify() == []
 
 
-# ---- a store that somebody else wrote ------------------------------------------------------------------------------
+# ---- a store of another writer ------------------------------------------------------------------------------------
 def plant(path, target):
     """A link in the place of what is there."""
     if path.is_dir() and not path.is_symlink():
@@ -427,7 +427,7 @@ def test_planted_links_of_the_layerdb_lead_nowhere(root, open_store, victim, wha
 
 # ---- the way out -----------------------------------------------------------------------------------------------------
 class Writer:
-    """A file whose write() answers as it likes."""
+    """A file whose write() returns what the test says."""
 
     def __init__(self, takes, says):
         self.takes, self.says, self.got = takes, says, bytearray()

@@ -80,7 +80,7 @@ def test_each_field_of_a_config_is_of_its_kind(path):
 
 @pytest.mark.parametrize("system", ["Linux", "LINUX"])
 def test_a_system_that_ends_dockerd_is_refused(images, nothing_left, system):
-    """It looks its layers up by this very text, and does not start any more on a root that has such an image."""
+    """It looks its layers up by this very text, and no longer starts on a root that has such an image."""
     with nothing_left(), pytest.raises(ImageError, match=rf"os is '{system}', not 'linux'"):
         images.load(as_archive(imagekit.config([BASE], os=system)))
 

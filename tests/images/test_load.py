@@ -432,7 +432,7 @@ def test_a_layout_that_has_only_one_platform_s_blobs(images):
 
 # ---- what holds, and what is said --------------------------------------------------------------
 def test_layers_of_an_image_stay_and_go_with_it(store, images):
-    """Nobody holds them when load() returns; others may take and give references as they like."""
+    """load() returns without holding them; others may take and release references at any time."""
     [image] = images.load(archive_of(ARCHIVES["docker"]()))
     assert store._engine.holds._counts.keys() == {"store"}
     with store.get(image.top):
@@ -575,7 +575,7 @@ def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
     with subprocess.Popen(another.command(STALLED, root, room / "cut.tar"), env=another.ENVIRONMENT, **pipes) as process:
         assert process.stdout.read(4) == b"here"
         assert len(disk.inventory(root) - before) > 20     # layers that wait
-        assert store.orphans() == []                           # but are somebody's
+        assert store.orphans() == []                           # but are owned
         process.send_signal(by)
         process.wait()
     assert store.map() == {}

@@ -1,4 +1,4 @@
-"""prune() takes what nobody needs, and nothing else: random roots against a plain model of who needs what."""
+"""prune() removes unused images, and nothing else: random roots against a plain model of what needs what."""
 
 import os
 import random

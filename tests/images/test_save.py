@@ -32,7 +32,7 @@ def loaded(images):
 
 @pytest.mark.parametrize(("format", "compression"), WAYS)
 def test_what_went_out_comes_in_again(loaded, room, format, compression):
-    """All images with all names and layers, also through a pipe; into a store that has nothing of them."""
+    """All images with all names and layers, also through a pipe; into a store that has none of them."""
     ids = [image_id(layers) for layers, _ in MANY]
     written = loaded.save(ids, room / "out", format=format, compression=compression)
     sources = [room / "out"]

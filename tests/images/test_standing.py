@@ -1,4 +1,4 @@
-"""An image on disk keeps its layers: whoever releases them, and whoever put it there."""
+"""An image on disk keeps its layers, no matter what releases them, and what put it there."""
 
 import logging
 import os

@@ -124,7 +124,7 @@ def test_progress(images, unpacking, room):
     assert told[-1] == told[-1].total == sum(map(len, (BASE, MIDDLE, TOP)))
 
 
-# ---- somebody else works in the directory at the same time --------------------------------------
+# ---- another process works in the directory at the same time ------------------------------------
 
 NAMES = [f"n{at}" for at in range(300)]
 DEEP = ("d", "d/sub", "d/sub/deep")

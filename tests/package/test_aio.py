@@ -71,7 +71,7 @@ async def used(store, parent=""):
 
 # ---- the same as without ------------------------------------------------------------------------
 def acts(thing):
-    """Whether a public thing does something, and is no plain value and no error."""
+    """True if a public thing does something, and is no plain value and no error."""
     values = (BaseException, tuple, str, int, layerstore.Image)
     return callable(thing) and not (inspect.isclass(thing) and issubclass(thing, values))
 
@@ -503,7 +503,7 @@ async def test_handles_of_the_blocking_kind_are_refused(store):
 @pytest.mark.soak(110)
 @asynchronous
 async def test_a_call_cancelled_at_any_moment_leaves_nothing(root, store, room, kind):
-    """What was there stays, too: a layer that nobody holds, a file. What a call returned that was done is given back."""
+    """What was there stays, too: an unheld layer, a file. What a finished call returned is released."""
     dice, images, tar = random.Random(kind), aio.Images(store), imagekit.tar_of(MANY)
     base = await store.register(BIG)
     top = await store.register(tarkit.T1, base)

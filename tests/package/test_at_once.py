@@ -35,7 +35,7 @@ def test_threads_that_register_one_tar_get_one_layer(store, root, threads):
 
 @pytest.mark.parametrize("what", ["layers", "writable layers"])
 def test_threads_that_are_first_in_a_fresh_store_all_succeed(open_store, room, what):
-    """Whoever comes second must not stumble over the directories that the first is just making."""
+    """The second must not stumble over the directories that the first is just making."""
     for number in range(25):
         store = open_store(room / str(number))
         if what == "layers":

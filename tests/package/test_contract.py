@@ -1,4 +1,4 @@
-"""The public contract, parameter by parameter: who calls by name or by place finds what is written here.
+"""The public contract, parameter by parameter: a call by name or by place finds what is written here.
 
 How each name is called, and what it is.
 """

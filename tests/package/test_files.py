@@ -21,7 +21,7 @@ from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteo
 import layerstore
 from layerstore import CorruptLayerError, FileEntry, FileType, LayerStoreError, MergedTree, Store
 
-# Layers of real images, where somebody has made them.
+# Layers of real images, if they were made.
 BOUND = 9223372036 * 10**9
 
 

@@ -1,4 +1,4 @@
-"""Locks: taken and given back in one step, bounded in time, and a child's own after a fork."""
+"""Locks: taken and released in one step, bounded in time, and a child's own after a fork."""
 
 import gc
 import os

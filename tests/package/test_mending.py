@@ -29,7 +29,7 @@ def chain(store):
 
 @pytest.fixture(params=[False, True], ids=["", "with an init layer"])
 def box(request, store, chain):
-    """A writable layer on them, with one file of its own; released by nobody."""
+    """A writable layer on them, with one file of its own; never released."""
     def init(path):
         return None
 

@@ -1,4 +1,4 @@
-"""A root opened again: everything is found, what is damaged hides nothing else, and cleanup() takes what nobody owns."""
+"""A root opened again: everything is found, what is damaged hides nothing else, and cleanup() takes what is unowned."""
 
 import logging
 import os

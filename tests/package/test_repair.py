@@ -149,7 +149,7 @@ def test_a_layer_that_cannot_be_read_is_mended_from_its_tar(store, open_store, r
     other = again.register(tarkit.T2, layer.parent.chain_id).chain_id
     again.close()
     store.close()
-    again = open_store()                             # to which nobody has asked for that one yet
+    again = open_store()                             # which was not asked for that one yet
     for wrong in (tarkit.T1, tarkit.T2):
         with pytest.raises(CorruptLayerError, match="the source is another layer"):
             again.repair(layer.chain_id, wrong)
@@ -201,7 +201,7 @@ def test_verify_tells_its_progress_from_the_calling_thread_and_stops_when_told(s
     assert store.verify() == []
 
 
-# ---- what nobody owns ------------------------------------------------------------------------------------
+# ---- unowned files ----------------------------------------------------------------------------------------
 def test_orphans_are_listed_by_size_and_reclaimed(store, root, layer):
     assert store.orphans() == store.reclaim() == store.reclaim(dry_run=False) == []
     home, db = root / "overlay2", root / "image/overlay2/layerdb"

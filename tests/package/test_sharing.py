@@ -89,7 +89,7 @@ def test_a_create_that_fails_behind_its_rename_gives_back_just_what_it_held(two,
     if withdrawn:
         assert other.mounts() == ["box-2"]
     else:
-        other.release_rw_layer(other.get_rw_layer("box"))       # nobody holds it
+        other.release_rw_layer(other.get_rw_layer("box"))       # it is unheld
         assert other.mounts() == ["box-2"]
     assert held.apply_diff(file("x", b"y") + end()) == 1
     one.release_rw_layer(held)
@@ -126,7 +126,7 @@ def test_a_mount_is_made_once_and_goes_with_the_last_of_its_users(two):
     assert theirs.mount() == path and theirs.mount() == path
     mine.unmount()
     assert os.path.ismount(path)
-    other.cleanup()                                  # its own mount: nobody else uses it
+    other.cleanup()                                  # its own mount, unused by others
     assert not os.path.exists(path) or not os.path.ismount(path)
     assert mine.mount() == path and os.path.ismount(path)
     other.cleanup()                                  # another one's

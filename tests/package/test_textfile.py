@@ -57,7 +57,7 @@ def test_an_open_file_is_named_as_the_kernel_names_it_and_memory_and_pipes_are_n
     with open(path, "wb+") as file:
         assert named(file) == named(file.fileno()) == str(path)
         path.unlink()
-        assert named(file) == str(room)          # it has no name any more: where it lies
+        assert named(file) == str(room)          # it no longer has a name: where it is
     assert named(file) is None
     assert named(io.BytesIO()) is None
     memory, ends = os.memfd_create("nothing"), os.pipe()

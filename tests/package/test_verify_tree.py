@@ -385,7 +385,7 @@ def test_paths_longer_than_the_kernel_takes_are_looked_at_too(store, root, depth
 
 
 def test_a_hard_link_to_a_device_of_no_number_changes_nothing_of_it(store):
-    """To overlayfs that is a whiteout, whoever made it: unpacking leaves its mode, and verify() expects that."""
+    """To overlayfs that is a whiteout, of any maker: unpacking leaves its mode, and verify() expects that."""
     link = hardlink("t", "s", mode=0o644)
     layer = store.register(node("s", "c", 0, 0, mode=0o777) + link + link + end())
     assert store.verify(layer.chain_id) == []

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROJECT = Path(__file__).resolve().parents[2]
-WHERE = ("docs", "src", "ext", "examples", "benchmarks", "*.md", ".ci", "Makefile", "pyproject.toml")
+WHERE = ("docs", "src", "ext", "tests", "examples", "benchmarks", "*.md", ".ci", "Makefile", "pyproject.toml")
 PYTHON = (".py", ".pyi", ".pyx", ".pxd")
 NO_WORDS = {"benchmarks/results/compare.md"}
 

@@ -5,7 +5,7 @@
 "steps" and "kills" in the plan say how much has to be done at least: on a busy machine it takes longer than "seconds".
 
 Each process registers, gets, reads, releases, mounts and commits layers of one small family of chains. A table in
-shared memory says who holds what: a slot is set after a reference was given and cleared before it is given back, so a
+shared memory says what each holds: a slot is set after a reference was given and cleared before its release, so a
 set slot is a reference for certain. A process that is to be killed is stopped first, and its slots are cleared.
 
 The result has "broken" (the promise below), "errors" (any call that raised what it should not) and "problems" (what is
@@ -50,7 +50,7 @@ def chain_of(seeds: tuple[int, ...]) -> str:
 
 
 def held_layer_is_kept(before: dict[int, int], after: dict[int, int]) -> bool:
-    """THE PROMISE: a layer that somebody holds, in any process, is never deleted.
+    """THE PROMISE: a layer that any process holds is never deleted.
 
     before, after: who held the layer when a call began, and when it raised LayerDoesNotExistError (process -> the
     number of its holding). Who is in both with one number held the layer all the time, so the error is a lie.
@@ -59,7 +59,7 @@ def held_layer_is_kept(before: dict[int, int], after: dict[int, int]) -> bool:
 
 
 class Table:
-    """Who holds what: a row a process, a 64-bit number a layer, odd while it is held. Then a count of calls a process,
+    """What each holds: one row per process, one 64-bit number per layer, odd while held. Then a count of calls each,
     and last whether it is time to stop."""
 
     def __init__(self, path: Path, processes: int) -> None:

@@ -4,7 +4,7 @@ cut() shuts the file system down with its own GOINGDOWN ioctl, without flushing 
 the device, and what was only in memory is lost. again() unmounts it and mounts it anew, which replays the log, as
 after a power cut. The device itself keeps what it was given: a disk's own write cache is not imitated.
 
-Works in the mount namespace it is called in; use it in one of your own (unshare --mount), so that nobody else's
+Works in the mount namespace it is called in; use it in one of your own (unshare --mount), so that no other process's
 namespace holds the file system alive across the unmount.
 """
 

@@ -1,8 +1,8 @@
-"""Processes with threads that all work on one root at once, and give back all they took: then nothing is left.
+"""Processes with threads that all work on one root at once, and release all they took: then nothing is left.
 
     python tests/trust/ownspace.py everyone.py '{"seconds": 10, "processes": 3, "seed": 1, "least": 50}'
 
-Nobody is killed and nothing is closed over, so every layer was released by somebody, at some moment of which nobody
+None is killed and nothing is closed over, so every layer was released by one of them, at a moment of which none
 knows what else was going on. The result has "errors" (calls that raised what they should not) and "problems" (what is
 left, without any cleanup()).
 """
@@ -34,7 +34,7 @@ from layerstore import (
 
 TARS = [tarkit.file(f"f{n}", bytes([65 + n]) * n) + tarkit.end() for n in range(4)]
 DEPTH = 4
-# What somebody else did meanwhile, or is doing.
+# What another process did meanwhile, or is doing.
 MEANWHILE = (LayerDoesNotExistError, MountDoesNotExistError, MountNameConflictError, ImageDoesNotExistError, StoreInUseError)
 
 

@@ -185,7 +185,7 @@ void faults_arm(const int *numbers, size_t n, int sys_errno, long first, long la
     pthread_mutex_unlock(&s.lock);
 }
 
-/* No call fails any more: how many were met, and how many of these failed. */
+/* Calls no longer fail: how many were met, and how many of these failed. */
 void faults_disarm(long *met, long *failed, int *first_failed)
 {
     pthread_mutex_lock(&s.lock);

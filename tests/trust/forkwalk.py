@@ -55,7 +55,7 @@ class Walker:
             imaged(store)
 
     def child(self, store: Store, number: int) -> int:
-        """Fork; gives the child."""
+        """Fork; return the child."""
         pid = os.fork()
         if not pid:
             out = os.open(self.root.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -100,7 +100,7 @@ class Walker:
         thread.start()
         wanted.wait()
         pid = self.child(store, number) if number and thread.is_alive() else 0
-        go_on.set()                              # the thread goes on, and gives back what the child waits for
+        go_on.set()                              # the thread goes on, and releases what the child waits for
         thread.join()
         if failed:
             self.problems.append(f"forked at function {number}: the act itself: {failed[0]!r}")

@@ -322,7 +322,7 @@ class History:
         self.origin = self.talks.pop(self.accept())   # a process without stores, which all others are forked from
         self.stores: list[tuple[int, int]] = []       # (process, number in it)
         self.numbers = 0
-        self.known: dict[tuple[str, int], str] = {}   # every reference ever given to an open store: also those given back
+        self.known: dict[tuple[str, int], str] = {}   # every reference ever given to an open store: also released ones
         self.known_boxes: dict[tuple[str, int], str] = {}
         self.chains: list[str] = ["sha256:" + "0" * 64]
         self.done: list[str] = []

@@ -33,7 +33,7 @@ from killwalk import ARCHIVE, BASE, DIFF, NEW, TOP, chain
 
 from layerstore import CreateRWLayerOpts, Images, LayerStoreError, Store
 
-# Whoever waits longer waits for a lock that is not given back.
+# A longer wait is one for a lock that is not released.
 SECONDS = 5
 INIT = CreateRWLayerOpts(init_func=workload.init)
 

@@ -2,7 +2,7 @@
  *
  * Enters: a child that has called killwalk_be_traced() and stopped itself; the tracer is its parent. Leaves: the child
  * is reaped. Nothing is counted before the stop nor after killwalk_end() in the child, so what is walked is exactly
- * what the child does between the two. A kill falls on the entry of a call: that call is not done any more.
+ * what the child does between the two. A kill falls on the entry of a call: that call is no longer made.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -20,7 +20,7 @@
 
 struct killwalk {
     int64_t counted;    /* calls that count, up to the end mark or the kill */
-    int64_t call;       /* number of the call that was not done any more */
+    int64_t call;       /* number of the call that was not made */
     int32_t killed;
     int32_t status;     /* of waitpid */
 };

@@ -65,7 +65,7 @@ def call(script: str, plan: dict[str, Any], seconds: float) -> Any:
 
 
 def goes_on(until: float, too_little: bool) -> bool:
-    """Does work of a bounded time go on: till then, and on a busy machine for as long as too little of it is done."""
+    """Return True while work of a bounded time goes on: until then, and longer on a busy machine that did too little."""
     now = time.monotonic()
     return now < until or (too_little and now < until + PATIENCE)
 

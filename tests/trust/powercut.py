@@ -7,8 +7,8 @@ report or some milliseconds later, the file system is mounted again, and what is
 workload had been told. With "full" the next workload goes on from there; else it begins with an empty root.
 
 What must hold after a cut:
-    full      what had returned is there and exact; what is visible is exact; cleanup() leaves nothing that is owned by
-              nobody, and then verify() is []; everything works
+    full      what had returned is there and exact; what is visible is exact; cleanup() leaves nothing
+              unowned, and then verify() is []; everything works
     ordered   what is visible is exact, or verify() names it; then as with none
     none      opening works; what is visible and damaged is named by verify(); cleanup() works; a layer registered again
               is good, if need be after repair(); all can be released, and a new layer is good
@@ -81,7 +81,7 @@ class Promised:
             self.kept.discard(line["name"])
 
     def required(self) -> set[str]:
-        """Layers that somebody holds, those below them, and those below boxes."""
+        """Return layers that are held, those below them, and those below boxes."""
         todo = [*self.held, *(self.boxes[name]["parent"] for name in self.kept)]
         found: set[str] = set()
         while todo:

@@ -1,4 +1,4 @@
-"""Layers drawn from a seed: whoever knows the seed knows every byte, in any process.
+"""Layers drawn from a seed: the seed tells every byte, in any process.
 
 Every directory and file has an entry, with its time, so that the whole unpacked tree is known too.
 """

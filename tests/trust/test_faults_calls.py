@@ -114,7 +114,7 @@ class Walk:
         return True
 
     def look(self, g: Ground, label: str, kind: str, sys_errno: int, many: bool, held: Held, raised: BaseException | None, value: Any) -> None:
-        """Is everything as it must be behind a failure? The root is as before when this ends, or is dropped."""
+        """Check that everything is as it must be behind a failure. The root is as before when this ends, or is dropped."""
         op = self.operation
         said = repr(raised)
         if raised is None:

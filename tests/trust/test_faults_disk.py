@@ -1,7 +1,7 @@
 """A disk that is full, at every point of it: of bytes, of inodes, of quota; on tmpfs, ext4, XFS, and btrfs where it can be made.
 
 The disk is filled until so much is left, the call fails with ENOSPC (EDQUOT for a quota) or fits; what lies below the
-root is what lay there; and with the room given back the same call succeeds.
+root is what lay there; and with the room free again the same call succeeds.
 """
 
 import contextlib

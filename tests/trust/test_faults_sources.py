@@ -64,7 +64,7 @@ def whole(g: Ground) -> Iterator[None]:
 
 
 class Source:
-    """Gives data in pieces; at call number `at` it does something else."""
+    """Return data in pieces; at call number `at` it does something else."""
 
     def __init__(self, data: bytes, at: int = 1 << 60, act: Callable[[], Any] = lambda: b"", step: int = 0) -> None:
         self.data, self.at, self.act, self.step, self.calls, self.given = data, at, act, step, 0, 0
@@ -386,7 +386,7 @@ class Prepared:
         self.new.release()
 
     def spill(self) -> None:
-        """What cleanup() finds to do: thousands of files of nobody."""
+        """What cleanup() finds to do: thousands of unowned files."""
         with self.g.store.register(MANY + bytes(512), self.g.base.chain_id) as layer:
             self.g.store._engine.metadata.set_aside(layer.chain_id)
 
@@ -455,7 +455,7 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
             gc.collect()
             again = g.again()
             littered = state(g.root) != before
-            # Behind one signal only what was being deleted may be left, and is nobody's then.
+            # Behind one signal only what was being deleted may be left, and is unowned then.
             problems = again.verify()
             if [problem for problem in problems if problem.kind != "orphan"]:
                 wrong.append(f"{seed}: {problems}")

@@ -1,7 +1,7 @@
 """Random histories of two to four stores on one root: what must be there is there, and nothing else, after each step.
 
 histories.py does it, and has the model. By hand: python tests/trust/ownspace.py histories.py '{"seconds": 10, "seed": 1}'
-everyone.py has processes and threads that work at the same time, and give back all they took.
+everyone.py has processes and threads that work at the same time, and release all they took.
 """
 
 import ownspace

@@ -17,7 +17,7 @@ OPTIONS = {"ext4": ("", "data=writeback", "commit=1"), "xfs": ("", "", "logbsize
 
 @pytest.fixture(scope="module")
 def cuts(the_round, figures):
-    """Do the share of cuts of this file system and durability once; gives the results, a plan each."""
+    """Do the share of cuts of this file system and durability once; return the results, a plan each."""
     done = {}
 
     def made(kind, durability):

@@ -1,4 +1,4 @@
-"""Interrupted, or forked, at one place after the other: no lock is kept, and nobody waits.
+"""Interrupted, or forked, at one place after the other: no lock is kept, and none waits.
 
 interruptwalk.py and forkwalk.py do it and say what is looked at. A failure names the plan that does it again:
     python tests/trust/ownspace.py interruptwalk.py '{"act": "commit", "only": [440]}'

@@ -26,7 +26,7 @@ HOLDS = (errno.ENOSPC, errno.EDQUOT)
 
 @pytest.fixture(scope="module")
 def xfs(tmpfs):
-    """Make an XFS with these mount options; gives its directory."""
+    """Make an XFS with these mount options; return its directory."""
     needs("mkfs.xfs")
     made, refused = {}, set()
 
@@ -79,7 +79,7 @@ def sized(store, name, size, parent="", **more):
 
 
 def fill(path, mebibytes, name="fill"):
-    """Write so much into one file; gives the bytes that went in and the errno that ended it."""
+    """Write so much into one file; return the bytes that went in and the errno that ended it."""
     written = 0
     fd = os.open(os.path.join(path, name), os.O_WRONLY | os.O_CREAT)
     try:
