@@ -6,6 +6,7 @@
  * as recorded: a damaged one changes it anyway.
  */
 #include "base/digest.h"
+#include "base/clock.h"
 #include "inspect/inspect.h"
 #include "base/limit.h"
 #include "tree/payload.h"
@@ -14,7 +15,6 @@
 
 #include <fcntl.h>
 #include <string.h>
-#include <time.h>
 
 #define BLOCK (1u << 20)
 
@@ -105,13 +105,6 @@ void lay_check_free(lay_check *c)
     free(c->path);
     lay_parent_free(&c->parent);
     free(c);
-}
-
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 /* ---- telling --------------------------------------------------------------------------------------------- */
@@ -392,13 +385,13 @@ int64_t lay_check_bytes(const lay_check *c) { return c->done; }
 
 lay_code lay_check_next(lay_check *c, int max_ms, lay_problem *problem, int *end, lay_error *err)
 {
-    int64_t stop = now_ms() + max_ms;
+    int64_t stop = lay_now_ms() + max_ms;
     lay_code code = LAY_OK;
     lay_error_clear(err);
     *problem = (lay_problem){ .kind = LAY_PROBLEM_NONE };
     for (unsigned i = 1; !code && c->stage != DONE && problem->kind == LAY_PROBLEM_NONE; i++) {
         code = step(c, problem, err);
-        if (i % 64 == 0 && now_ms() >= stop)
+        if (i % 64 == 0 && lay_now_ms() >= stop)
             break;
     }
     lay_parent_close(&c->parent);

@@ -5,6 +5,7 @@
  * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
  */
 #include "base/digest.h"
+#include "base/clock.h"
 #include "base/grow.h"
 #include "base/text.h"
 #include "tarsplit/split.h"
@@ -12,7 +13,6 @@
 #include "tree/whiteout.h"
 
 #include <string.h>
-#include <time.h>
 
 #define BATCH_TEXT (256u << 10)   /* bytes of names and xattrs after which a batch is full */
 
@@ -66,13 +66,6 @@ void lay_listing_free(lay_listing *l)
     free(l->items);
     free(l->arena.p);
     free(l);
-}
-
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 /* ---- one entry --------------------------------------------------------------------------------------- */
@@ -319,7 +312,7 @@ static lay_code next_line(lay_listing *l, lay_error *err)
 
 lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err)
 {
-    int64_t stop = now_ms() + max_ms;
+    int64_t stop = lay_now_ms() + max_ms;
     lay_error_clear(err);
     *count = 0;
     *end = 0;
@@ -335,7 +328,7 @@ lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t
     lay_code code = LAY_OK;
     for (unsigned n = 1; !code && !l->ended; n++) {
         bool full = l->count >= max_entries || l->arena.len >= BATCH_TEXT;
-        if ((full && !l->open) || (n % 64 == 0 && now_ms() >= stop))
+        if ((full && !l->open) || (n % 64 == 0 && lay_now_ms() >= stop))
             break;
         if (l->feeding) {
             lay_tar_event event;

@@ -8,6 +8,7 @@
  * started, the caller does all.
  */
 #include "source/source.h"
+#include "base/clock.h"
 
 #include <poll.h>
 #include <pthread.h>
@@ -16,7 +17,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
-#include <time.h>
 
 #define PIECE_SIZE (1u << 20)
 #define AHEAD_AFTER (1 << 20)    /* a copy reads ahead when this much has been given */
@@ -216,13 +216,6 @@ lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_er
     return LAY_OK;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
 /* write(), which into a pipe does not wait (Linux 6.5): a signal that comes just before it would not be noticed until
  * the other end reads. *waits: it does wait, as for any other file. */
 static ssize_t put_some(int fd, const void *p, size_t n, bool *waits)
@@ -272,7 +265,7 @@ static lay_code write_piece(lay_source *s, lay_piece *piece, int fd, int64_t lim
             *more = !waits || piece->at == piece->len;
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             struct pollfd p = { .fd = fd, .events = POLLOUT };
-            int64_t left = deadline < 0 ? 1000 : deadline - now_ms();
+            int64_t left = deadline < 0 ? 1000 : deadline - lay_now_ms();
             *more = left > 0 && poll(&p, 1, left > 1000 ? 1000 : (int)left) > 0;
         } else if (errno == EINTR) {
             *more = false;
@@ -382,7 +375,7 @@ static lay_code write_on(ahead *a, int fd, int64_t limit, int64_t deadline, int6
             pthread_cond_signal(&a->freed);
         }
         pthread_mutex_unlock(&a->crew.lock);
-        if (code != LAY_OK || !more || (deadline >= 0 && now_ms() >= deadline))
+        if (code != LAY_OK || !more || (deadline >= 0 && lay_now_ms() >= deadline))
             return code;
     }
     return LAY_OK;
@@ -432,7 +425,7 @@ lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, i
 {
     *written = 0;
     *end = 0;
-    int64_t deadline = max_ms < 0 ? -1 : now_ms() + max_ms, limit = max_bytes < 0 ? INT64_MAX : max_bytes;
+    int64_t deadline = max_ms < 0 ? -1 : lay_now_ms() + max_ms, limit = max_bytes < 0 ? INT64_MAX : max_bytes;
     bool alone = false;
     lay_code code = LAY_OK;
     while (!*end) {
@@ -445,7 +438,7 @@ lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, i
                 return code;
         }
         int64_t left = limit - *written;
-        if (left <= 0 || (deadline >= 0 && *written > 0 && now_ms() >= deadline))
+        if (left <= 0 || (deadline >= 0 && *written > 0 && lay_now_ms() >= deadline))
             return LAY_OK;
         if (!alone && s->position >= AHEAD_AFTER && left > AHEAD_FOR) {
             code = copy_ahead(s, fd, limit, deadline, written, end, &alone, err);

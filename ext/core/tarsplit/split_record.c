@@ -10,6 +10,7 @@
 #include "base/grow.h"
 #include "base/limit.h"
 #include "base/nameset.h"
+#include "base/write_all.h"
 #include "codec/pack.h"
 #include "tarsplit/split.h"
 #include "tarsplit/split_seek.h"
@@ -90,20 +91,11 @@ void lay_split_free(lay_split *s)
 
 static lay_code write_all(lay_split *s, const void *p, size_t n, lay_error *err)
 {
-    const uint8_t *at = p;
     if (lay_is_over(s->file_end + (int64_t)n, s->limits->record))
         return lay_fail_limit(err, lay_tar_offset(s->tar), "max_record", s->limits->record, "bytes", "the tar-split record is too large");
-    while (n) {
-        ssize_t w = write(s->fd, at, n);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w < 0)
-            return lay_fail_fd(err, errno, s->fd, "cannot write the tar-split record");
-        at += w;
-        n -= (size_t)w;
-        s->file_end += w;
-    }
-    return LAY_OK;
+    int e = lay_write_all(s->fd, p, n, -1);
+    s->file_end += (int64_t)n;
+    return e ? lay_fail_fd(err, e, s->fd, "cannot write the tar-split record") : LAY_OK;
 }
 
 static lay_code write_block(lay_split *s, lay_error *err)

@@ -1,6 +1,7 @@
 /* place.c - making one file, link, node or directory and giving it its owner, marks, mode and times. */
 #include "tree/place.h"
 
+#include "base/write_all.h"
 #include "tree/whiteout.h"
 
 #include <fcntl.h>
@@ -141,21 +142,10 @@ static bool block_is_zero(const uint8_t *p)
 
 static int write_run(int fd, const uint8_t *p, size_t n, int64_t offset, int64_t *end)
 {
-    if (!n)
-        return 0;
-    while (n) {
-        ssize_t w = pwrite(fd, p, n, offset);
-        if (w < 0 && errno == EINTR)
-            continue;
-        if (w <= 0)
-            return w < 0 ? errno : ENOSPC;
-        p += w;
-        n -= (size_t)w;
-        offset += w;
-    }
-    if (*end < offset)
-        *end = offset;
-    return 0;
+    int e = lay_write_all(fd, p, n, offset);
+    if (!e && n && *end < offset + (int64_t)n)
+        *end = offset + (int64_t)n;
+    return e;
 }
 
 int lay_place_write(int fd, const uint8_t *p, size_t n, int64_t offset, int64_t *written_end)
