@@ -8,22 +8,19 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport getpid
 
 from collections import namedtuple
+
+cdef extern from "base/clock.h" nogil:
+    int64_t lay_now_ms() noexcept
 
 cdef extern from "codec/inflate.h" nogil:
     ctypedef enum lay_format:
         LAY_FORMAT_PLAIN, LAY_FORMAT_GZIP, LAY_FORMAT_ZSTD, LAY_FORMAT_BZIP2, LAY_FORMAT_XZ, LAY_FORMAT_LZ4
     lay_format lay_format_guess(const uint8_t *p, size_t n) noexcept
 
-MERGED = <int>lay.LAY_APPLY_MERGED
 USERNS = <int>lay.LAY_APPLY_USERNS
-PLAIN_RECORD = <int>lay.LAY_APPLY_PLAIN_RECORD
-PLAIN_INPUT = <int>lay.LAY_APPLY_PLAIN_INPUT
-NO_DRAIN = <int>lay.LAY_APPLY_NO_DRAIN
-OWN_LINKS = <int>lay.LAY_APPLY_OWN_LINKS
 USERXATTR = <int>lay.LAY_APPLY_USERXATTR
 
 Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out", module="layerstore._core._apply")
@@ -72,18 +69,12 @@ cdef class Lent:
             PyBuffer_Release(&self.view)
 
 
-cdef int64_t now_ms() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000 + t.tv_nsec // 1000000
-
-
 cdef lay.lay_code pump_blocks(lay.lay_apply *a, lay.lay_source *s, void *block, int64_t max_bytes, int max_ms,
                               int *end, lay.lay_error *err) noexcept nogil:
     """lay_apply_pump from a source: until about max_bytes or max_ms have passed, or the end."""
     cdef lay.lay_code code
     cdef size_t got = 0
-    cdef int64_t taken = 0, deadline = now_ms() + max_ms
+    cdef int64_t taken = 0, deadline = lay_now_ms() + max_ms
     while True:
         code = lay.lay_source_read(s, block, BLOCK, &got, err)
         if code == lay.LAY_OK and got > 0:
@@ -92,7 +83,7 @@ cdef lay.lay_code pump_blocks(lay.lay_apply *a, lay.lay_source *s, void *block, 
             return code
         taken += <int64_t>got
         end[0] = got == 0 or lay.lay_apply_sated(a)
-        if end[0] or taken >= max_bytes or now_ms() >= deadline:
+        if end[0] or taken >= max_bytes or lay_now_ms() >= deadline:
             return code
 
 
@@ -104,26 +95,12 @@ cdef class Apply:
     cdef lay.lay_applied done
     cdef lay.lay_error done_err
     cdef bint finished, over
-    cdef readonly int64_t max_window
+    cdef lay.lay_limits bounds
+    cdef lay.lay_apply_options options
     cdef int pid          # whose threads work for it: a forked child has none of them, and must not wait for their ends
 
-    def __cinit__(self, int root_fd, int record_fd=-1, int scratch_fd=-1, *, int reread_fd=-1,
-                  int64_t reread_offset=0, int spool_fd=-1, int workers=-1, unsigned flags=0,
-                  limits=None):
-        cdef lay.lay_limits bounds = limits_of(limits)
-        cdef lay.lay_error err
-        cdef lay.lay_code code
-        cdef lay.lay_apply *a = NULL
-        cdef lay.lay_apply_options options
-        options.root_fd, options.record_fd, options.scratch_fd = root_fd, record_fd, scratch_fd
-        options.reread_fd, options.reread_offset, options.spool_fd = reread_fd, reread_offset, spool_fd
-        options.workers, options.flags, options.limits = workers, flags, &bounds
-        self.lent = []
-        self.max_window = bounds.window
-        self.pid = getpid()
-        code = lay.lay_apply_open(&a, &options, &err)    # microseconds
-        lay.check(code, &err)
-        self.handle.c = a
+    def __init__(self):
+        raise TypeError("an Apply is made by register, disassemble, over_tree or over_mount")
 
     def __dealloc__(self):
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
@@ -132,6 +109,10 @@ cdef class Apply:
         with nogil:
             lay.lay_apply_free(a)
             free(self.block)
+
+    @property
+    def max_window(self):
+        return self.bounds.window
 
     @property
     def taken(self):
@@ -234,6 +215,44 @@ cdef class Apply:
         lent, self.lent = self.lent, []
         lay.give(&self.handle)
         lent.clear()
+
+
+cdef Apply not_open(unsigned flags, limits, int workers):
+    cdef Apply made = Apply.__new__(Apply)
+    made.lent = []
+    made.pid = getpid()
+    made.bounds = limits_of(limits)
+    made.options.workers, made.options.flags, made.options.limits = workers, flags, &made.bounds
+    return made
+
+
+# Opening takes microseconds: the GIL is kept.
+def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1):
+    cdef Apply made = not_open(flags, limits, workers)
+    cdef lay.lay_error err
+    lay.check(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &err), &err)
+    return made
+
+
+def disassemble(int record_fd, int again_fd=-1, int64_t again_offset=-1, *, limits=None, int workers=-1):
+    cdef Apply made = not_open(0, limits, workers)
+    cdef lay.lay_error err
+    lay.check(lay.lay_apply_disassemble(<lay.lay_apply **>&made.handle.c, record_fd, again_fd, again_offset, &made.options, &err), &err)
+    return made
+
+
+def over_tree(int root_fd, *, unsigned flags=0, limits=None, int workers=-1):
+    cdef Apply made = not_open(flags, limits, workers)
+    cdef lay.lay_error err
+    lay.check(lay.lay_apply_over_tree(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &err), &err)
+    return made
+
+
+def over_mount(int root_fd, *, unsigned flags=0, limits=None, int workers=-1):
+    cdef Apply made = not_open(flags, limits, workers)
+    cdef lay.lay_error err
+    lay.check(lay.lay_apply_over_mount(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &err), &err)
+    return made
 
 
 def stand_on(int root_fd, bytes unsettled not None, lowers, unsigned flags=0):

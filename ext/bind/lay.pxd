@@ -26,14 +26,8 @@ cdef extern from "lay.h" nogil:
     const lay_limits *lay_limits_default() noexcept
     int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option) noexcept
 
-    unsigned LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_PLAIN_RECORD, LAY_APPLY_PLAIN_INPUT, LAY_APPLY_NO_DRAIN, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERXATTR
+    unsigned LAY_APPLY_USERNS, LAY_APPLY_USERXATTR
     ctypedef struct lay_apply_options:
-        int root_fd
-        int record_fd
-        int scratch_fd
-        int reread_fd
-        int64_t reread_offset
-        int spool_fd
         int workers
         unsigned flags
         const lay_limits *limits
@@ -44,12 +38,15 @@ cdef extern from "lay.h" nogil:
         int64_t entries
         int64_t left_out
     ctypedef struct lay_apply
-    lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_error *err) noexcept
+    lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int record_fd, const lay_apply_options *o, lay_error *err) noexcept
+    lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err) noexcept
+    lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
+    lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err) noexcept
     int64_t lay_apply_taken(const lay_apply *a) noexcept
-    int lay_apply_sated(lay_apply *a) noexcept
+    int lay_apply_sated(const lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
     void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n) noexcept
     const char *lay_apply_left_out(const lay_apply *a) noexcept

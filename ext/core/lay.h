@@ -90,38 +90,36 @@ int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option);
 
 /* ---- apply: a layer tar comes in ------------------------------------------------------------ */
 
-#define LAY_APPLY_MERGED 1u        /* root is what the layers below show: whiteouts delete it, and nothing of this tar */
-#define LAY_APPLY_USERNS 2u        /* in a user namespace: user.overlay marks, devices cannot be made */
-#define LAY_APPLY_PLAIN_RECORD 4u  /* the record is JSON lines, not gzip */
-#define LAY_APPLY_PLAIN_INPUT 8u   /* never inflate: the bytes are the tar */
-#define LAY_APPLY_NO_DRAIN 16u     /* stop at the end-of-archive marker, do not hash the rest */
-#define LAY_APPLY_OWN_LINKS 32u    /* with MERGED: names lead through links of this tar alone, as where a layer is unpacked by itself */
-#define LAY_APPLY_USERXATTR 64u    /* user.overlay marks, as the layers below have them */
+#define LAY_APPLY_USERNS 1u      /* in a user namespace: user.overlay marks, devices cannot be made */
+#define LAY_APPLY_USERXATTR 2u   /* user.overlay marks, as the layers below have them */
 
 typedef struct lay_apply_options {
-    int root_fd;         /* files go below; -1: none are made (disassemble) */
-    int record_fd;       /* the tar-split record is written here; -1: none */
-    int scratch_fd;      /* a directory on root's file system, outside of root, for files that a later
-                            entry replaces; needed when both root_fd and record_fd are given */
-    int reread_fd;       /* disassemble only: the plain tar can be read again here ... */
-    int64_t reread_offset;
-    int spool_fd;        /* ... or else its bytes are kept here (an empty file); -1: neither */
-    int workers;         /* 0: everything in line; -1: one less than there are processors, 1 to 4 */
-    unsigned flags;      /* LAY_APPLY_ */
+    int workers;                /* 0: everything in line; -1: one less than there are processors, 1 to 4 */
+    unsigned flags;             /* LAY_APPLY_; disassemble: none */
     const lay_limits *limits;   /* copied; NULL: lay_limits_default */
 } lay_apply_options;
 
 typedef struct lay_applied {
-    uint8_t diff_id[32];   /* SHA-256 of every byte of the uncompressed tar */
+    uint8_t diff_id[32];   /* register, disassemble: SHA-256 of every byte of the uncompressed tar */
     int64_t tar_size;      /* those bytes */
-    int64_t size;          /* bytes in root: moby's size of a layer. MERGED: sum of the header sizes */
+    int64_t size;          /* register: bytes in root, moby's size of a layer. over_...: sum of the header sizes */
     int64_t entries;
     int64_t left_out;      /* USERNS: devices that could not be made */
 } lay_applied;
 
 typedef struct lay_apply lay_apply;
 
-lay_code lay_apply_open(lay_apply **out, const lay_apply_options *options, lay_error *err);
+/* A layer becomes files in root (empty) and a tar-split record, gzip. scratch_fd: a directory on root's file system,
+ * outside of root, for files that a later entry replaces. */
+lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int record_fd, const lay_apply_options *o, lay_error *err);
+/* No files; the record is JSON lines. A tar whose names come again is read again: from again_fd, the plain tar from
+ * again_offset on; or (again_offset -1) again_fd is an empty file that keeps the bytes. again_fd -1: from what was lent, or not. */
+lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err);
+/* Onto what the layers below show, without a record: whiteouts delete it, and nothing of this tar. over_tree: a plain
+ * directory, where names lead through links of this tar alone, as where a layer is unpacked by itself. over_mount: a
+ * mounted overlay; what follows the end of the archive is not asked for. */
+lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err);
+lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err);
 /* Copies n bytes in; waits while the pipeline is full. */
 lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err);
 /* Lends n bytes, which must stay as they are until finish or free. */
@@ -131,8 +129,8 @@ lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *er
 lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err);
 /* Bytes taken in so far, as they came (before inflating). */
 int64_t lay_apply_taken(const lay_apply *a);
-/* 1 when nothing more is wanted (LAY_APPLY_NO_DRAIN and the end of the archive has passed). */
-int lay_apply_sated(lay_apply *a);
+/* 1 when nothing more is wanted (over_mount, and the end of the archive has passed). */
+int lay_apply_sated(const lay_apply *a);
 /* The input has ended: joins every thread, completes record and tree. Only free may follow. */
 lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err);
 /* After finish, until free: what lay_stand_on takes. No bytes: nothing in the tree depends on what is below. */

@@ -104,19 +104,21 @@ def lines(any_record: bytes) -> list[Line]:
 
 @contextmanager
 def applying(
-    *, root: int = -1, record_fd: int = -1, scratch: int = -1, workers: int = 0, flags: int = 0, spool: int = -1,
+    *, root: int = -1, record_fd: int = -1, scratch: int = -1, over: str = "", workers: int = 0, flags: int = 0, again: int = -1,
     limits: Any = None,
 ) -> Iterator[Any]:  # fmt: skip
-    """An open lay_apply, freed at the end of the block; record_fd's record is plain."""
-    lib = door.lib
-    options = door.ffi.new(
-        "lay_apply_options *",
-        {
-            "root_fd": root, "record_fd": record_fd, "scratch_fd": scratch, "reread_fd": -1, "spool_fd": spool,
-            "workers": workers, "flags": flags | lib.LAY_APPLY_PLAIN_RECORD, "limits": limits or door.ffi.NULL}
-    )
-    handle = door.ffi.new("lay_apply **")
-    door.call("lay_apply_open", handle, options)
+    """An open lay_apply, freed at the end of the block: over a "tree" or a "mount", or register, or (no root) disassemble.
+
+    again      an empty file in which disassemble keeps the tar
+    """
+    lib, handle = door.lib, door.ffi.new("lay_apply **")
+    options = door.ffi.new("lay_apply_options *", [workers, flags, limits or door.ffi.NULL])
+    if over:
+        door.call(f"lay_apply_over_{over}", handle, root, options)
+    elif root >= 0:
+        door.call("lay_apply_register", handle, root, scratch, record_fd, options)
+    else:
+        door.call("lay_apply_disassemble", handle, record_fd, again, -1, options)
     try:
         yield handle[0]
     finally:

@@ -53,26 +53,13 @@ def core(failing: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     failing.allocations_fail(0, 0)
 
 
-def apply(room: Path, tar: bytes, *, workers: int = 0, flags: int = 0, tree: bool = True) -> tuple[bytes, bytes]:
+def apply(room: Path, tar: bytes, *, workers: int = 0, tree: bool = True) -> tuple[bytes, bytes]:
     """Tar into room/root and a record: the DiffID and the record."""
-    ffi, lib = door.ffi, door.lib
     for name in ("root", "scratch"):
         (room / name).mkdir(exist_ok=True)
     with sinks.directory(room / "root") as root, sinks.directory(room / "scratch") as scratch, sinks.memory() as record, sinks.memory() as spool:
-        options = ffi.new(
-            "lay_apply_options *",
-            {
-                "root_fd": root if tree else -1, "record_fd": record, "scratch_fd": scratch if tree else -1,
-                "reread_fd": -1, "spool_fd": -1 if tree else spool, "workers": workers, "flags": flags}
-        )
-        handle = ffi.new("lay_apply **")
-        door.call("lay_apply_open", handle, options)
-        try:
-            window = ffi.from_buffer("uint8_t[]", tar)
-            door.call("lay_apply_push", handle[0], window, len(tar))
-            done = sinks.finish(handle[0])
-        finally:
-            lib.lay_apply_free(handle[0])
+        where = {"root": root, "scratch": scratch} if tree else {"again": spool}
+        done = sinks.apply(tar, record_fd=record, workers=workers, **where)
         return done.diff_id, sinks.content(record)
 
 
@@ -252,7 +239,6 @@ def tree(room: Path) -> Job:
 JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in line": applied(KINDS),
     "apply in threads": applied(THREADED, workers=2),
-    "apply with a plain record": applied(KINDS, flags=4),
     "apply gzip": applied(gzip.compress(THREADED), workers=2),
     "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,

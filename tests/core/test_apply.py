@@ -173,7 +173,7 @@ def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
     for name, recipe in recipes.GOOD.items():
         tar = recipe()
         with sinks.memory() as record_fd, sinks.memory() as spool:
-            applied = sinks.apply(tar, record_fd=record_fd, spool=spool, workers=workers)
+            applied = sinks.apply(tar, record_fd=record_fd, again=spool, workers=workers)
         assert applied.diff_id == hashlib.sha256(tar).digest(), name
 
 
@@ -256,12 +256,6 @@ def test_a_compressed_stream_cut_anywhere_is_never_stored(ground: Ground, pack: 
 # ---- handles ------------------------------------------------------------------------------------------
 
 
-def test_plain_input_is_never_inflated(ground: Ground) -> None:
-    packed = gzip.compress(tarkit.T1)
-    assert ground.of(packed).tar == tarkit.T1
-    assert ground.error(packed.ljust(1024, b"\0"), flags=door.lib.LAY_APPLY_PLAIN_INPUT)[0] == "LAY_E_TAR"
-
-
 @pytest.mark.parametrize("packed", [b"BZh91AY&SY", b"\xfd7zXZ\0", b"\x04\x22\x4d\x18"])
 def test_what_the_core_does_not_inflate_is_said(ground: Ground, packed: bytes) -> None:
     assert ground.error(packed)[0] == "LAY_E_UNSUPPORTED"
@@ -289,14 +283,6 @@ def test_a_finished_layer_takes_no_more() -> None:
                 again()
 
 
-def test_a_record_of_a_tree_needs_a_scratch_directory(room: Path) -> None:
-    with (
-        sinks.directory(room) as root, sinks.memory() as record_fd, door.fails("LAY_E_STATE"),
-        sinks.applying(root=root, record_fd=record_fd)
-    ):
-        pass
-
-
 @pytest.mark.parametrize("workers", WORKERS)
 @pytest.mark.parametrize("pushed", [0, 100, 2000, 1 << 20, 3 << 20, len(FRONT) + 1500])
 def test_a_layer_left_in_the_middle_leaves_no_thread_and_no_scratch(room: Path, pushed: int, workers: int) -> None:
@@ -320,7 +306,7 @@ def test_a_layer_left_in_the_middle_leaves_no_thread_and_no_scratch(room: Path, 
 def test_without_draining_nothing_is_wanted_after_the_end(room: Path, workers: int) -> None:
     with (
         sinks.directory(room) as root,
-        sinks.applying(root=root, workers=workers, flags=door.lib.LAY_APPLY_NO_DRAIN) as a,
+        sinks.applying(root=root, over="mount", workers=workers) as a,
     ):
         push_all(a, FRONT)
         assert not door.lib.lay_apply_sated(a)

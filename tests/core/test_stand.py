@@ -13,15 +13,15 @@ import sinks
 import tarkit
 from tarkit import dir, end, file, opaque, whiteout
 
-MERGED = 1
-OWN_LINKS = 32
 OPAQUE = "trusted.overlay.opaque"
 
 
-def unpacked(tar: bytes, root: int, *, flags: int = 0) -> bytes:
+def unpacked(tar: bytes, root: int, *, over: str = "") -> bytes:
     """Unpack tar; what it leaves open."""
     p, n = door.ffi.new("const void **"), door.ffi.new("size_t *")
-    with sinks.applying(root=root, flags=flags) as a:
+    with sinks.memory() as record, sinks.directory(f"/proc/self/fd/{root}/..") as scratch, sinks.applying(
+        root=root, record_fd=record, scratch=scratch, over=over
+    ) as a:
         for window, size in sinks.windows(tar, None):
             door.call("lay_apply_push", a, window, size)
         sinks.finish(a)
@@ -88,7 +88,7 @@ def test_layers_that_stand_on_one_another_show_what_the_model_says(room: Path, s
                 for fd in fds:
                     os.close(fd)
         with sinks.directory(flat) as root:
-            assert unpacked(tar, root, flags=MERGED | OWN_LINKS) == b""
+            assert unpacked(tar, root, over="tree") == b""
         layers.insert(0, layer)
         wanted = {path: (KINDS[node.kind], 0o777 if node.kind == "link" else node.mode, node.uid) for path, node in tree.items()}
         assert overlaid(layers) == wanted

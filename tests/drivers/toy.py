@@ -56,8 +56,8 @@ class Toy:
 
     open = begin
 
-    def unpack(self, given, *where, flags=0):
-        with contextlib.closing(_apply.Apply(*where, flags=flags, limits=self.limits)) as apply:
+    def unpack(self, given, open_apply, *where):
+        with contextlib.closing(open_apply(*where, limits=self.limits)) as apply:
             given.pump_into(apply)
             return apply.finish()
 
@@ -98,7 +98,7 @@ class ToyLayer:
         self.toy.make(self.id)
         (self.home / "tree").mkdir()
         with self.opened("w+b") as (record_fd, root, *_), OpenDirectory(self.home) as scratch:
-            done = self.toy.unpack(given, root, record_fd, scratch)
+            done = self.toy.unpack(given, _apply.register, root, scratch, record_fd)
         self.unsettled = done.unsettled
         self.place_on(self.stack)
         return Received(diff_id_of(done.diff_id), done.tar_size, done.size)

@@ -18,7 +18,7 @@ def copy(toy, stack, into):
     into.mkdir()
     for id in reversed(stack):
         with OpenDirectory(into) as root, toy.open(id, []).tar(None) as tar:
-            toy.unpack(tar, root, flags=_apply.MERGED)
+            toy.unpack(tar, _apply.over_tree, root)
 
 
 def difference(new, old, flags=0, on_close=None):
@@ -54,12 +54,13 @@ class ToyBoxes:
         return difference(self.home / id / "box", self.home / id / "below", flags)
 
     def size(self, id):
-        with tempfile.TemporaryDirectory(dir=self.home) as place, OpenDirectory(place) as root, self.diff(id, []) as tar:
-            return self.toy.unpack(tar, root).size
+        with tempfile.TemporaryDirectory(dir=self.home) as place, OpenDirectory(self.home) as home, OpenDirectory(place) as root:
+            with tempfile.TemporaryFile() as record, self.diff(id, []) as tar:
+                return self.toy.unpack(tar, _apply.register, root, home, record.fileno()).size
 
     def apply(self, id, stack, given):
         with OpenDirectory(self.home / id / "box") as root:
-            refuse_nothing(self.toy.unpack(given, root, flags=_apply.MERGED))
+            refuse_nothing(self.toy.unpack(given, _apply.over_mount, root))
         return self.size(id)
 
     def paths(self, id):

@@ -6,6 +6,7 @@
 #define FUZZ_H
 
 #include "base/grow.h"
+#include "codec/inflate.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -83,6 +84,12 @@ static inline int fuzz_file(const uint8_t *p, size_t n)
     }
     PROMISE(lseek(fd, 0, SEEK_SET) == 0, "the fuzzer itself can seek");
     return fd;
+}
+
+/* Not what an apply would inflate or refuse for its packing. */
+static inline bool fuzz_is_plain(const uint8_t *p, size_t n)
+{
+    return lay_format_guess(p, n < 512 ? n : 512) == LAY_FORMAT_PLAIN;
 }
 
 static inline void fuzz_error_is_whole(const lay_error *err, lay_code code)

@@ -83,9 +83,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     lay_apply *a;
     lay_applied done;
     record = fuzz_file(NULL, 0);
-    lay_apply_options options = { .root_fd = -1, .record_fd = record, .scratch_fd = -1, .reread_fd = -1, .spool_fd = -1, .flags = LAY_APPLY_PLAIN_INPUT };
-    PROMISE(!lay_apply_open(&a, &options, &err), "recording can begin");
-    if (!lay_apply_push(a, data, size, &err) && !lay_apply_finish(a, &done, &err))
+    PROMISE(!lay_apply_disassemble(&a, record, -1, -1, &(lay_apply_options){ 0 }, &err), "recording can begin");
+    if (fuzz_is_plain(data, size) && !lay_apply_push(a, data, size, &err) && !lay_apply_finish(a, &done, &err))
         list(record, 1000, data, size);
     lay_apply_free(a);
     close(record);

@@ -4,12 +4,13 @@
 
 typedef struct outcome { lay_code code; int64_t offset, size; uint64_t entries; } outcome;
 
-static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dice *dice)
+static outcome unpack(const uint8_t *data, size_t size, lay_unpack_options options, fuzz_dice *dice)
 {
     outcome o = { 0 };
     lay_error err = { .code = LAY_OK, .offset = -1 };
     fuzz_room room = fuzz_room_open();
-    lay_unpack_options options = { .root_fd = room.out, .scratch_fd = flags & LAY_APPLY_MERGED ? -1 : room.scratch, .flags = flags };
+    options.root_fd = room.out;
+    options.scratch_fd = options.merged ? -1 : room.scratch;
     lay_unpack *u;
     PROMISE(!lay_unpack_open(&u, &options, &err), "an unpacker opens");
     for (size_t at = 0; at < size && !o.code;) {
@@ -25,10 +26,10 @@ static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dic
     const void *unsettled;
     size_t left = 0;
     lay_unpack_unsettled(u, &unsettled, &left);
-    PROMISE(!left || (!o.code && !(flags & LAY_APPLY_MERGED)), "over what is below nothing is left open");
+    PROMISE(!left || (!o.code && !options.merged), "over what is below nothing is left open");
     if (left) {                               /* it stands on itself, where all its directories are */
         lay_error ignored;
-        PROMISE(!lay_stand_on(room.out, unsettled, left, &room.out, 1, flags, &ignored), "what is left open is settled");
+        PROMISE(!lay_stand_on(room.out, unsettled, left, &room.out, 1, options.flags, &ignored), "what is left open is settled");
     }
     if (o.code) {
         fuzz_error_is_whole(&err, o.code);
@@ -44,10 +45,10 @@ static outcome unpack(const uint8_t *data, size_t size, unsigned flags, fuzz_dic
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const unsigned kinds[] = { 0, LAY_APPLY_MERGED, LAY_APPLY_USERNS, LAY_APPLY_MERGED | LAY_APPLY_OWN_LINKS };
+    static const lay_unpack_options kinds[] = { { 0 }, { .merged = true }, { .flags = LAY_APPLY_USERNS }, { .merged = true, .own_links = true } };
     fuzz_dice dice = fuzz_dice_of(data, size);
-    unsigned flags = kinds[fuzz_throw(&dice, 8) % 4];
-    outcome whole = unpack(data, size, flags, NULL), cut = unpack(data, size, flags, &dice);
+    lay_unpack_options options = kinds[fuzz_throw(&dice, 8) % 4];
+    outcome whole = unpack(data, size, options, NULL), cut = unpack(data, size, options, &dice);
     PROMISE(whole.code == cut.code && whole.offset == cut.offset, "cuts do not change the error");
     PROMISE(whole.code || (whole.size == cut.size && whole.entries == cut.entries), "cuts do not change the outcome");
     return 0;

@@ -71,8 +71,8 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
     u->root_fd = o->root_fd;
     u->scratch_fd = o->scratch_fd;
     u->stash_fd = u->file_fd = -1;
-    u->merged = o->flags & LAY_APPLY_MERGED;
-    u->own_links = o->flags & LAY_APPLY_OWN_LINKS;
+    u->merged = o->merged;
+    u->own_links = o->own_links;
     u->userxattr = o->flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR);
     u->ring = o->ring;
     u->limits = o->limits ? o->limits : lay_limits_default();

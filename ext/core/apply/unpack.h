@@ -13,7 +13,9 @@
 typedef struct lay_unpack_options {
     int root_fd;             /* borrowed until free */
     int scratch_fd;          /* where replaced files are kept; -1: they are removed */
-    unsigned flags;          /* LAY_APPLY_MERGED, LAY_APPLY_OWN_LINKS, LAY_APPLY_USERNS, LAY_APPLY_USERXATTR */
+    bool merged;             /* root is what the layers below show: whiteouts delete it, and nothing of this tar */
+    bool own_links;          /* with merged: names lead through links of this tar alone */
+    unsigned flags;          /* LAY_APPLY_ */
     int threads;             /* of the pool; 0: none, and then the caller's thread is not ours to change */
     lay_ring *ring;          /* whose slots the spans are; NULL: none */
     const lay_limits *limits;   /* borrowed until free; NULL: lay_limits_default */

@@ -3,16 +3,11 @@
 The GIL is free in every call that does work; an Apply has one user at a time (a second gets RuntimeError).
 """
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from typing_extensions import disjoint_base
 
-MERGED: int
 USERNS: int
-PLAIN_RECORD: int
-PLAIN_INPUT: int
-NO_DRAIN: int
-OWN_LINKS: int
 USERXATTR: int
 
 class Applied(NamedTuple):
@@ -26,19 +21,7 @@ class Applied(NamedTuple):
 
 @disjoint_base
 class Apply:
-    def __new__(
-        cls,
-        root_fd: int,
-        record_fd: int = -1,
-        scratch_fd: int = -1,
-        *,
-        reread_fd: int = -1,
-        reread_offset: int = 0,
-        spool_fd: int = -1,
-        workers: int = -1,
-        flags: int = 0,
-        limits: object | None = None,   # a Limits; None: the core's own defaults
-    ) -> Self: ...
+    """Made by the four functions below."""
     @property
     def taken(self) -> int: ...
     @property
@@ -55,6 +38,20 @@ class Apply:
     def finish(self) -> Applied: ...
     def close(self) -> None:
         """Stop what still runs and free all. Twice is harmless."""
+
+# flags: USERNS, USERXATTR. limits: a Limits; None: the core's own defaults. workers: 0: all in the caller's thread; -1: by processors.
+def register(
+    root_fd: int, scratch_fd: int, record_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1
+) -> Apply:
+    """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for files that are replaced."""
+def disassemble(
+    record_fd: int, again_fd: int = -1, again_offset: int = -1, *, limits: object | None = None, workers: int = -1
+) -> Apply:
+    """A record alone, plain. again_fd: the plain tar, from again_offset on; or (-1) an empty file that keeps it."""
+def over_tree(root_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1) -> Apply:
+    """Files over those of a plain directory: whiteouts delete what was there."""
+def over_mount(root_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1) -> Apply:
+    """Files over what a mounted overlay shows. What follows the end of the archive is not asked for."""
 
 def stand_on(root_fd: int, unsettled: bytes, lowers: Sequence[int], flags: int = 0) -> None:
     """Let a tree, unpacked alone, stand on directories, nearest first: what its tar does not say follows from these."""

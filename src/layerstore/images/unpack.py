@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from layerstore._core import _files
-from layerstore._core._apply import MERGED, OWN_LINKS, USERNS, Apply
+from layerstore._core._apply import USERNS, over_tree
 from layerstore.disk.textfile import drop_acls, placing, remove_below
 from layerstore.drivers.checks import in_user_namespace
 from layerstore.errors import ImageError, readable
@@ -94,9 +94,9 @@ def _apply(layers: Sequence[Layer], root_fd: int, progress: Progress | None) -> 
         with layer.tar_stream() as stream:
             sizes.append(stream.size)
     teller, before = Teller(progress, sum(sizes)), 0
-    flags = MERGED | OWN_LINKS | (USERNS if in_user_namespace() else 0)
+    flags = USERNS if in_user_namespace() else 0
     for layer, size in zip(layers, sizes, strict=True):
-        made = Apply(root_fd, flags=flags, limits=_NONE)
+        made = over_tree(root_fd, flags=flags, limits=_NONE)
         with contextlib.closing(made) as apply, layer.tar_stream() as stream:
             while not stream.pump_once(apply):
                 teller.tell(before + stream.tell())

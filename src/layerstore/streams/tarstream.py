@@ -272,11 +272,8 @@ def _record(given: Input, record_fd: int) -> DiffID:
         fd, offset = given.reread()
         if fd < 0 or _apply.guess_format(_files.read(fd, 512, offset)) != "plain":
             # A tar with names that come again is read twice: keep what cannot be.
-            fd = offset = -1
-        spool = stack.enter_context(_nameless_file()).fileno() if fd < 0 else -1
-        apply = _apply.Apply(
-            -1, record_fd, reread_fd=fd, reread_offset=max(offset, 0), spool_fd=spool, flags=_apply.PLAIN_RECORD
-        )
+            fd, offset = stack.enter_context(_nameless_file()).fileno(), -1
+        apply = _apply.disassemble(record_fd, fd, offset)
         stack.callback(apply.close)
         given.pump_into(apply)
         return diff_id_of(apply.finish().diff_id)

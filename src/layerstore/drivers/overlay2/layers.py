@@ -57,7 +57,7 @@ class OverlayDraft:
         with record.opened(sidecar) as record_fd, opened(home) as scratch, opened("diff", dir_fd=scratch) as root:
             with placing(os.path.join(home, "diff")):
                 flags = self._ground.marks(self.id)
-                done = pump(given, _apply.Apply(root, record_fd, scratch, flags=flags, limits=self._ground.limits))
+                done = pump(given, _apply.register(root, scratch, record_fd, flags=flags, limits=self._ground.limits))
                 self._unsettled = done.unsettled
                 if self._stack:
                     self._settle_on(root)

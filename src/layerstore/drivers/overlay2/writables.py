@@ -76,8 +76,8 @@ class Writables:
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
         """Unpack a tar through the mount: the kernel puts the marks, and who has it mounted sees all of it."""
         with self._mounting.mounted(id) as root, placing(self._at.path(id, "diff")):
-            flags = _apply.MERGED | _apply.NO_DRAIN | self._ground.marks(id)
-            refuse_nothing(pump(given, _apply.Apply(root, flags=flags, limits=self._ground.limits)))
+            apply = _apply.over_mount(root, flags=self._ground.marks(id), limits=self._ground.limits)
+            refuse_nothing(pump(given, apply))
         return self.size(id)
 
     def standing(self, id: str, stack: Stack) -> list[Finding]:

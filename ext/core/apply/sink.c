@@ -1,0 +1,122 @@
+/* sink.c - digest, split and unpack as sinks: what each does with a span, and what it says at the end. */
+#include "apply/sink.h"
+
+#include "base/write_all.h"
+
+#include <fcntl.h>
+
+/* Our own of two descriptors that were lent; -1 stays -1. */
+static lay_code keep(int *a, int *b, lay_error *err)
+{
+    int lent_a = *a, lent_b = *b;
+    *a = lent_a < 0 ? -1 : fcntl(lent_a, F_DUPFD_CLOEXEC, 0);
+    *b = lent_b < 0 ? -1 : fcntl(lent_b, F_DUPFD_CLOEXEC, 0);
+    bool kept = (lent_a < 0 || *a >= 0) && (lent_b < 0 || *b >= 0);
+    return kept ? LAY_OK : lay_fail_os(err, errno, NULL, "cannot keep a descriptor");
+}
+
+/* ---- digest ---------------------------------------------------------------------------------------------------- */
+
+static lay_code digest_take(lay_sink *s, const lay_span *span, lay_error *err)
+{
+    (void)err;
+    lay_sha256_add(&((lay_digest_sink *)s)->sha, span->p, span->n);
+    return LAY_OK;
+}
+
+static lay_code digest_end(lay_sink *s, lay_applied *out, lay_error *err)
+{
+    (void)err;
+    lay_sha256_end(&((lay_digest_sink *)s)->sha, out->diff_id);
+    return LAY_OK;
+}
+
+void lay_sink_digest(lay_digest_sink *s)
+{
+    static const lay_sink_ops ops = { .take = digest_take, .end = digest_end };
+    s->sink.ops = &ops;
+    lay_sha256_start(&s->sha);
+}
+
+/* ---- split ----------------------------------------------------------------------------------------------------- */
+
+static lay_code split_take(lay_sink *sink, const lay_span *span, lay_error *err)
+{
+    lay_split_sink *s = (lay_split_sink *)sink;
+    int e = s->again_fd >= 0 && s->again_offset < 0 ? lay_write_all(s->again_fd, span->p, span->n, span->offset) : 0;
+    return e ? lay_fail_fd(err, e, s->again_fd, "cannot keep a copy of the tar") : lay_split_add(s->split, span->p, span->n, err);
+}
+
+static lay_code split_end(lay_sink *sink, lay_applied *out, lay_error *err)
+{
+    lay_split_sink *s = (lay_split_sink *)sink;
+    out->entries = (int64_t)lay_split_entries(s->split);
+    return lay_split_end(s->split, err);
+}
+
+static void split_free(lay_sink *sink)
+{
+    lay_split_sink *s = (lay_split_sink *)sink;
+    lay_split_free(s->split);
+    lay_close_owner(&s->record_fd);
+    lay_close_owner(&s->again_fd);
+}
+
+lay_code lay_sink_split(lay_split_sink *s, bool gzip, const lay_limits *limits, lay_error *err)
+{
+    static const lay_sink_ops ops = { .take = split_take, .end = split_end, .free = split_free };
+    s->sink.ops = &ops;
+    if (keep(&s->record_fd, &s->again_fd, err) || lay_split_open(&s->split, s->record_fd, gzip, NULL, err))
+        return err->code;
+    lay_split_limit(s->split, limits);
+    return LAY_OK;
+}
+
+/* ---- unpack ---------------------------------------------------------------------------------------------------- */
+
+static lay_code unpack_open(lay_sink *sink, lay_ring *ring, lay_error *err)
+{
+    lay_unpack_sink *s = (lay_unpack_sink *)sink;
+    lay_unpack_options o = s->options;
+    o.ring = ring;
+    o.threads = ring ? o.threads : 0;
+    return lay_unpack_open(&s->unpack, &o, err);
+}
+
+static lay_code unpack_take(lay_sink *s, const lay_span *span, lay_error *err)
+{
+    return lay_unpack_add(((lay_unpack_sink *)s)->unpack, span, err);
+}
+
+static lay_code unpack_end(lay_sink *sink, lay_applied *out, lay_error *err)
+{
+    lay_unpack_sink *s = (lay_unpack_sink *)sink;
+    const char *first;
+    if (lay_unpack_end(s->unpack, &out->size, err))
+        return err->code;
+    out->left_out = (int64_t)lay_unpack_left_out(s->unpack, &first);
+    if (s->options.scratch_fd < 0)            /* else there is a record, which counts them */
+        out->entries = (int64_t)lay_unpack_entries(s->unpack);
+    return LAY_OK;
+}
+
+static bool unpack_sated(const lay_sink *sink)
+{
+    const lay_unpack_sink *s = (const lay_unpack_sink *)sink;
+    return s->stops && lay_unpack_ended(s->unpack);
+}
+
+static void unpack_free(lay_sink *sink)
+{
+    lay_unpack_sink *s = (lay_unpack_sink *)sink;
+    lay_unpack_free(s->unpack);
+    lay_close_owner(&s->options.root_fd);
+    lay_close_owner(&s->options.scratch_fd);
+}
+
+lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err)
+{
+    static const lay_sink_ops ops = { unpack_open, unpack_take, unpack_end, unpack_sated, unpack_free };
+    s->sink.ops = &ops;
+    return keep(&s->options.root_fd, &s->options.scratch_fd, err);
+}
