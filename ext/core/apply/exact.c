@@ -10,6 +10,7 @@
 #include "source/assemble.h"
 #include "base/grow.h"
 #include "base/text.h"
+#include "base/write_all.h"
 #include "tree/tree.h"
 
 #include <fcntl.h>
@@ -27,12 +28,6 @@ typedef struct plan {
     uint8_t *marks; uint64_t count;
     named *names; size_t nnames, cap;
 } plan;
-
-static void free_plan(plan *p)
-{
-    free(p->names);
-    free(p->marks);
-}
 
 static int by(uint64_t a, uint64_t b, uint64_t ordinal_a, uint64_t ordinal_b)
 {
@@ -83,38 +78,34 @@ static void unname_earlier(plan *p)
             p->marks[p->names[i].ordinal] |= LAY_PLAN_UNNAMED | LAY_PLAN_INLINE;
 }
 
+static lay_code plan_line(const lay_exact *x, plan *p, lay_text *clean, const lay_split_line *line, uint64_t ordinal, lay_error *err)
+{
+    lay_where where = { .plain = true };
+    if (clean_into(clean, line->name, line->name_len, err)
+        || (lay_split_repeats(x->first, clean->p, clean->len) && keep_name(p, x->first, clean, ordinal, err))
+        || (line->size && lay_unpack_locate(x->tree, ordinal, clean->p, clean->len, &where, err)))
+        return err->code;
+    if (!where.plain)
+        p->marks[ordinal] |= LAY_PLAN_INLINE;
+    return LAY_OK;
+}
+
 /* The n-th file line of a first pass is entry n: nothing is left out there. */
 static lay_code plan_with_tree(const lay_exact *x, plan *p, lay_error *err)
 {
     lay_split_reader *r;
-    lay_text clean = { 0 };
+    LAY_AUTO_FREE lay_text clean = { 0 };
+    lay_split_line line;
+    bool end = false;
     if (lay_split_reader_open(&r, x->record_fd, err))
         return err->code;
-    lay_code code = LAY_OK;
-    for (uint64_t ordinal = 0; !code && ordinal < p->count;) {
-        lay_split_line line;
-        bool end;
-        code = lay_split_reader_next(r, &line, &end, err);
-        if (code || end)
+    for (uint64_t ordinal = 0; ordinal < p->count && !lay_split_reader_next(r, &line, &end, err) && !end; ordinal += line.is_file)
+        if (line.is_file && plan_line(x, p, &clean, &line, ordinal, err))
             break;
-        if (!line.is_file)
-            continue;
-        code = clean_into(&clean, line.name, line.name_len, err);
-        if (!code && lay_split_repeats(x->first, clean.p, clean.len))
-            code = keep_name(p, x->first, &clean, ordinal, err);
-        lay_where where;
-        if (!code && line.size) {
-            code = lay_unpack_locate(x->tree, ordinal, clean.p, clean.len, &where, err);
-            if (!code && !where.plain)
-                p->marks[ordinal] |= LAY_PLAN_INLINE;
-        }
-        ordinal++;
-    }
     lay_split_reader_free(r);
-    free(clean.p);
-    if (!code)
+    if (!err->code)
         unname_earlier(p);
-    return code;
+    return err->code;
 }
 
 /* ---- without a tree: what tree would this tar make? ---- */
@@ -148,40 +139,39 @@ static lay_code again_bytes(const lay_exact *x, int64_t at, uint8_t *block, cons
     return LAY_OK;
 }
 
+static lay_code plan_entry(const lay_exact *x, plan *p, lay_text *clean, const lay_tar_entry *e, lay_error *err)
+{
+    if (e->ordinal >= p->count)
+        return LAY_OK;
+    if (clean_into(clean, e->name, e->name_len, err) || keep_name(p, x->first, clean, e->ordinal, err))
+        return err->code;
+    if (lay_split_is_below_file(x->first, clean->p, clean->len))      /* the names do not say where it went */
+        p->marks[e->ordinal] |= LAY_PLAN_INLINE;
+    return LAY_OK;
+}
+
 static lay_code plan_alone(const lay_exact *x, plan *p, uint8_t *block, lay_error *err)
 {
-    lay_text clean = { 0 };
+    LAY_AUTO_FREE lay_text clean = { 0 };
     lay_tar *tar = lay_tar_new();
-    lay_code code = tar ? LAY_OK : lay_fail_nomem(err);
-    if (tar)
-        lay_tar_limit(tar, x->limits);
-    const uint8_t *bytes;
+    if (!tar)
+        return lay_fail_nomem(err);
+    lay_tar_limit(tar, x->limits);
     size_t n = 1;
-    for (int64_t at = 0; !code && at < x->tar_size && n; at += (int64_t)n) {
+    for (int64_t at = 0; !err->code && at < x->tar_size && n; at += (int64_t)n) {
+        const uint8_t *bytes;
         lay_tar_item item;
         lay_tar_event event;
-        code = again_bytes(x, at, block, &bytes, &n, err);
-        if (code)
+        if (again_bytes(x, at, block, &bytes, &n, err))
             break;
         lay_tar_feed(tar, bytes, n);
-        while (!code && (event = lay_tar_next(tar, &item, err)) != LAY_TAR_NEED) {
-            const lay_tar_entry *e = item.entry;
-            if (event == LAY_TAR_BAD)
-                code = err->code;
-            if (event != LAY_TAR_ENTRY || e->ordinal >= p->count)
-                continue;
-            code = clean_into(&clean, e->name, e->name_len, err);
-            if (!code)
-                code = keep_name(p, x->first, &clean, e->ordinal, err);
-            /* below what was ever not a directory, it is unknown where it went */
-            if (!code && lay_split_is_below_file(x->first, clean.p, clean.len))
-                p->marks[e->ordinal] |= LAY_PLAN_INLINE;
-        }
+        while (!err->code && (event = lay_tar_next(tar, &item, err)) > LAY_TAR_NEED)
+            if (event == LAY_TAR_ENTRY)
+                plan_entry(x, p, &clean, item.entry, err);
     }
     lay_tar_free(tar);
-    free(clean.p);
-    if (code)
-        return code;
+    if (err->code)
+        return err->code;
     inline_earlier(p);
     unname_earlier(p);
     return LAY_OK;
@@ -219,14 +209,11 @@ static lay_code replay_tree(const lay_exact *x, lay_split *second, uint8_t *bloc
     if (lay_assemble_open_at(&s, x->record_fd, find_payload, x->tree, x->diff_id, err))
         return err->code;
     size_t got = 1;
-    lay_code code = LAY_OK;
-    while (!code && got) {
-        code = lay_source_read(s, block, BLOCK, &got, err);
-        if (!code && got)
-            code = lay_split_add(second, block, got, err);
-    }
+    while (got && !lay_source_read(s, block, BLOCK, &got, err))
+        if (got && lay_split_add(second, block, got, err))
+            break;
     lay_source_free(s);
-    return code;
+    return err->code;
 }
 
 static lay_code replay_again(const lay_exact *x, lay_split *second, uint8_t *block, lay_error *err)
@@ -266,14 +253,9 @@ static lay_code copy_back(int from, int to, uint8_t *block, lay_error *err)
             return lay_fail_fd(err, errno, from, "cannot rewrite the tar-split record");
         if (n == 0)
             return LAY_OK;
-        for (ssize_t done = 0; done < n;) {
-            ssize_t w = write(to, block + done, (size_t)(n - done));
-            if (w < 0 && errno == EINTR)
-                continue;
-            if (w < 0)
-                return lay_fail_fd(err, errno, to, "cannot rewrite the tar-split record");
-            done += w;
-        }
+        int e = lay_write_all(to, block, (size_t)n, -1);
+        if (e)
+            return lay_fail_fd(err, e, to, "cannot rewrite the tar-split record");
         at += n;
     }
 }
@@ -294,35 +276,40 @@ static int temporary_file(int dir_fd)
     }
 }
 
+static lay_code record_again(const lay_exact *x, int to, const lay_plan *marks, uint8_t *block, lay_error *err)
+{
+    lay_split *second;
+    if (lay_split_open(&second, to, x->gzip, marks, err))
+        return err->code;
+    lay_split_limit(second, x->limits);
+    if (!(x->tree ? replay_tree(x, second, block, err) : replay_again(x, second, block, err)))
+        lay_split_end(second, err);
+    lay_split_free(second);
+    return err->code;
+}
+
+static lay_code rewrite(const lay_exact *x, plan *p, lay_error *err)
+{
+    LAY_AUTO_FREE uint8_t *block = malloc(BLOCK);
+    if (!block)
+        return lay_fail_nomem(err);
+    /* Without a tree the first record has served once the plan is made; with one it is read on. */
+    LAY_AUTO_FD int other = x->tree ? temporary_file(x->scratch_fd) : -1;
+    if (x->tree && other < 0)
+        return lay_fail_fd(err, errno, x->scratch_fd, "cannot make a temporary file for the tar-split record");
+    if (make_plan(x, p, block, err) || (!x->tree && empty_file(x->record_fd, err)))
+        return err->code;
+    lay_plan marks = { p->marks, p->count };
+    if (record_again(x, x->tree ? other : x->record_fd, &marks, block, err))
+        return err->code;
+    return x->tree ? copy_back(other, x->record_fd, block, err) : LAY_OK;
+}
+
 lay_code lay_exact_rewrite(const lay_exact *x, lay_error *err)
 {
     plan p = { 0 };
-    lay_split *second = NULL;
-    LAY_AUTO_FREE uint8_t *block = malloc(BLOCK);
-    /* Without a tree the first record has served once the plan is made; with one it is read on. */
-    LAY_AUTO_FD int other = x->tree ? temporary_file(x->scratch_fd) : -1;
-    int to = x->tree ? other : x->record_fd;
-    lay_code code = LAY_OK;
-    if (!block)
-        code = lay_fail_nomem(err);
-    else if (to < 0)
-        code = lay_fail_fd(err, errno, x->scratch_fd, "cannot make a temporary file for the tar-split record");
-    if (!code)
-        code = make_plan(x, &p, block, err);
-    if (!code && !x->tree)
-        code = empty_file(x->record_fd, err);
-    lay_plan marks = { p.marks, p.count };
-    if (!code)
-        code = lay_split_open(&second, to, x->gzip, &marks, err);
-    if (!code)
-        lay_split_limit(second, x->limits);
-    if (!code)
-        code = x->tree ? replay_tree(x, second, block, err) : replay_again(x, second, block, err);
-    if (!code)
-        code = lay_split_end(second, err);
-    if (!code && x->tree)
-        code = copy_back(other, x->record_fd, block, err);
-    lay_split_free(second);
-    free_plan(&p);
-    return code;
+    rewrite(x, &p, err);
+    free(p.names);
+    free(p.marks);
+    return err->code;
 }

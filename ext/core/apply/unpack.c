@@ -13,7 +13,6 @@
 #include "apply/unpack_names.h"
 #include "tree/tree.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
@@ -45,22 +44,15 @@ static lay_code add_size(lay_unpack *u, int64_t size, lay_error *err)
 
 static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
 {
-    int fd = openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (!d) {
-        int e = errno;
-        if (fd >= 0)
-            close(fd);
-        return lay_fail_fd(err, e, root_fd, "cannot read the layer's directory");
-    }
-    *empty = true;
-    errno = 0;
-    for (struct dirent *de; (de = readdir(d)); errno = 0)
-        if (strcmp(de->d_name, ".") != 0 && strcmp(de->d_name, "..") != 0)
-            *empty = false;
-    int e = errno;
-    closedir(d);
-    return e ? lay_fail_fd(err, e, root_fd, "cannot read the layer's directory") : LAY_OK;
+    lay_names names;
+    LAY_AUTO_FD int fd = openat(root_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return lay_fail_fd(err, errno, root_fd, "cannot read the layer's directory");
+    if (lay_names_read(&names, fd, err))
+        return err->code;
+    *empty = !names.count;
+    lay_names_free(&names);
+    return LAY_OK;
 }
 
 lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err)
@@ -138,14 +130,12 @@ void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
 /* again: something had its name before. */
 static lay_code make_directory(lay_unpack *u, bool again, bool kept, lay_error *err)
 {
-    bool made = false;
+    bool made;
     if ((again || u->merged) && lay_unpack_note(u, u->path.p, u->path.len, LAY_NAME_ENTRY, err))
         return err->code;
-    if (!kept) {
-        made = mkdirat(u->dir->fd, u->base, u->meta.mode & 01777) == 0;
-        if (!made)
-            return lay_fail_os(err, errno, NULL, "cannot make the directory");
-    }
+    made = !kept && mkdirat(u->dir->fd, u->base, u->meta.mode & 01777) == 0;
+    if (!kept && !made)
+        return lay_fail_os(err, errno, NULL, "cannot make the directory");
     if (lay_place_directory(&u->place, u->dir->fd, u->base, made, &u->meta, err) || (u->reborn && lay_unpack_mark_reborn(u, err)))
         return err->code;
     if (kept) {
@@ -177,53 +167,57 @@ static lay_code find_target(lay_unpack *u, const lay_tar_entry *e, const lay_tex
     return err->code;
 }
 
+/* The entry's parent, base and path; u->dir and u->base are others while its target is looked for. */
+typedef struct link_place { lay_dir *dir; char base[sizeof ((lay_unpack *)0)->base]; lay_text path; } link_place;
+
+static void go_back(lay_unpack *u, const link_place *at)
+{
+    lay_dir_release(u->dir);
+    u->dir = lay_dir_retain(at->dir);
+    memcpy(u->base, at->base, sizeof at->base);
+}
+
 /* again: something had its name before; a link to itself leaves that as it is. */
+static lay_code link_at(lay_unpack *u, const link_place *at, const lay_tar_entry *e, const lay_text *target, bool again, bool *hides, lay_error *err)
+{
+    bool kept;
+    struct stat st;
+    if (again) {
+        if (find_target(u, e, target, err))
+            return err->code;
+        if (u->path.len == at->path.len && !memcmp(u->path.p, at->path.p, at->path.len)
+            && fstatat(u->dir->fd, u->base, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode) && !lay_stat_is_whiteout(st.st_mode, st.st_rdev))
+            return LAY_OK;
+        go_back(u, at);
+        if (lay_text_set(&u->path, at->path.p, at->path.len, err) || lay_unpack_make_way(u, e, &kept, err))
+            return err->code;
+    }
+    if (find_target(u, e, target, err))
+        return err->code;
+    if (linkat(u->dir->fd, u->base, at->dir->fd, at->base, 0) == 0)
+        return lay_place_link_meta(&u->place, at->dir->fd, at->base, &u->meta, hides, err);
+    if (errno == ENOENT && lay_unpack_is_hidden(u, u->path.p, u->path.len))
+        return lay_unpack_hide(u, at->path.p, at->path.len, err);      /* a whiteout by another name */
+    return link_failed(e, err);
+}
+
 static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay_error *err)
 {
-    lay_text target = { 0 }, path = { 0 };
-    bool kept = false, itself = false, hides = false;
-    struct stat st;
+    LAY_AUTO_FREE lay_text target = { 0 };
+    bool hides = false;
     if (lay_path_relative(&target, e->link, e->link_len, err))
-        goto done;
-    if (lay_path_leaves(&target) || (target.len == 1 && target.p[0] == '.')) {
-        lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
-        goto done;
-    }
-    lay_dir *here = lay_dir_retain(u->dir);
-    char name[sizeof u->base];
-    memcpy(name, u->base, sizeof name);
-    if (lay_text_set(&path, u->path.p, u->path.len, err) || lay_unpack_drain(u, err))
-        goto back;
-    if (again) {
-        if (find_target(u, e, &target, err))
-            goto back;
-        itself = u->path.len == path.len && !memcmp(u->path.p, path.p, path.len)
-            && fstatat(u->dir->fd, u->base, &st, AT_SYMLINK_NOFOLLOW) == 0 && !S_ISDIR(st.st_mode) && !lay_stat_is_whiteout(st.st_mode, st.st_rdev);
-        if (itself)
-            goto back;
-        lay_dir_release(u->dir);
-        u->dir = lay_dir_retain(here);
-        memcpy(u->base, name, sizeof name);
-        if (lay_text_set(&u->path, path.p, path.len, err) || lay_unpack_make_way(u, e, &kept, err))
-            goto back;
-    }
-    if (find_target(u, e, &target, err))
-        goto back;
-    if (linkat(u->dir->fd, u->base, here->fd, name, 0) == 0)
-        lay_place_link_meta(&u->place, here->fd, name, &u->meta, &hides, err);
-    else if (errno == ENOENT && lay_unpack_is_hidden(u, u->path.p, u->path.len))
-        lay_unpack_hide(u, path.p, path.len, err);      /* a whiteout by another name */
-    else
-        link_failed(e, err);
-back:
-    lay_dir_release(u->dir);
-    u->dir = here;
-    memcpy(u->base, name, sizeof name);
+        return err->code;
+    if (lay_path_leaves(&target) || (target.len == 1 && target.p[0] == '.'))
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
+    link_place at = { .dir = lay_dir_retain(u->dir) };
+    memcpy(at.base, u->base, sizeof at.base);
+    if (!lay_text_set(&at.path, u->path.p, u->path.len, err) && !lay_unpack_drain(u, err))
+        link_at(u, &at, e, &target, again, &hides, err);
+    go_back(u, &at);
+    lay_dir_release(at.dir);
+    free(at.path.p);
     if (hides && !u->merged)
         lay_unpack_expect_whiteouts(u, err);
-done:
-    free(target.p);
-    free(path.p);
     return err->code;
 }
 
@@ -245,9 +239,7 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     }
     if (lay_place_node(&u->place, u->dir->fd, u->base, e->type == '3' ? S_IFCHR : S_IFBLK, dev, &u->meta, &made, err))
         return err->code;
-    if (!made && !u->left_out++)
-        return lay_text_set(&u->first_left_out, u->path.p, u->path.len, err);
-    return LAY_OK;
+    return made || u->left_out++ ? LAY_OK : lay_text_set(&u->first_left_out, u->path.p, u->path.len, err);
 }
 
 static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
@@ -371,6 +363,17 @@ static lay_code whole_file(lay_unpack *u, const lay_tar_entry *e, const uint8_t 
     return lay_pool_post(u->pool, &job) ? LAY_OK : lay_pool_drain(u->pool, err);
 }
 
+/* A file that is written as its bytes come. */
+static lay_code open_file(lay_unpack *u, lay_error *err)
+{
+    u->file_fd = lay_place_create(&u->place, u->dir->fd, u->base, &u->meta);
+    if (u->file_fd < 0)
+        return lay_fail_os(err, errno, NULL, "cannot make the file");
+    u->file_end = 0;
+    u->payload = PAYLOAD_OPEN;
+    return LAY_OK;
+}
+
 static lay_code data(lay_unpack *u, const lay_tar_item *item, const lay_span *span, lay_error *err)
 {
     const lay_tar_entry *e = item->entry;
@@ -379,11 +382,8 @@ static lay_code data(lay_unpack *u, const lay_tar_item *item, const lay_span *sp
     if (u->payload == PAYLOAD_FILE) {
         if (!e->sparse && (int64_t)item->n == e->stored)
             return whole_file(u, e, item->p, item->n, span, err);
-        u->file_fd = lay_place_create(&u->place, u->dir->fd, u->base, &u->meta);
-        if (u->file_fd < 0)
-            return lay_fail_os(err, errno, NULL, "cannot make the file");
-        u->file_end = 0;
-        u->payload = PAYLOAD_OPEN;
+        if (open_file(u, err))
+            return err->code;
     }
     int failed = lay_place_write(u->file_fd, item->p, item->n, item->file_offset, &u->file_end);
     return failed ? lay_fail_os(err, failed, NULL, "cannot write the file") : LAY_OK;
@@ -394,21 +394,16 @@ static lay_code done(lay_unpack *u, const lay_tar_entry *e, const lay_span *span
     if (u->payload == PAYLOAD_FILE) {         /* nothing stored: empty, or one hole */
         if (!e->sparse || !e->size)
             return whole_file(u, e, NULL, 0, span, err);
-        u->file_fd = lay_place_create(&u->place, u->dir->fd, u->base, &u->meta);
-        if (u->file_fd < 0)
-            return lay_fail_os(err, errno, NULL, "cannot make the file");
-        u->file_end = 0;
-        u->payload = PAYLOAD_OPEN;
+        if (open_file(u, err))
+            return err->code;
     }
     if (u->payload != PAYLOAD_OPEN)
         return LAY_OK;
     /* The reader's xattrs are still there: it keeps them until the next entry. */
-    lay_code code = lay_place_finish(&u->place, u->file_fd, u->file_end, e->size, &u->meta, err);
-    if (close(u->file_fd) != 0 && !code)
-        code = lay_fail_os(err, errno, NULL, "cannot write the file");
-    u->file_fd = -1;
     u->payload = PAYLOAD_NONE;
-    return code;
+    if (lay_place_finish(&u->place, u->file_fd, u->file_end, e->size, &u->meta, err))
+        return err->code;
+    return close(lay_steal_fd(&u->file_fd)) != 0 ? lay_fail_os(err, errno, NULL, "cannot write the file") : LAY_OK;
 }
 
 /* An error of a file still in the pool came earlier in the tar: it is the one to tell. */

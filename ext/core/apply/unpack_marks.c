@@ -63,27 +63,30 @@ lay_code lay_unpack_forget(lay_unpack *u, lay_error *err)
     return u->merged ? lay_nameset_add(&u->seen, hash + GONE * (times_gone(u, hash) + 1), &ignored, err) : LAY_OK;
 }
 
+static lay_code mark(int fd, const char *path, const char *name, const char *value, lay_error *err)
+{
+    char what[LAY_ERROR_TEXT];
+    if (fd >= 0 && fsetxattr(fd, name, value, strlen(value), 0) == 0)
+        return LAY_OK;
+    snprintf(what, sizeof what, "fsetxattr('%.300s', %s%s%s)", path, name, value[0] ? "=" : "", value);
+    return lay_fail_os(err, errno, NULL, what);
+}
+
 static lay_code set_opaque(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_opaque_xattr(u->userxattr);
     u->opaque |= u->dir->path_len == 0;
-    if (fsetxattr(u->dir->fd, name, "y", 1, 0) == 0)
-        return LAY_OK;
-    char what[LAY_ERROR_TEXT];
-    snprintf(what, sizeof what, "fsetxattr('%.300s', %s=y)", u->dir->path, name);
-    return lay_fail_os(err, errno, NULL, what);
+    return mark(u->dir->fd, u->dir->path, lay_opaque_xattr(u->userxattr), "y", err);
 }
 
 /* A whiteout lies in u->dir: where no other layer has that directory, overlayfs would list it. */
 lay_code lay_unpack_expect_whiteouts(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_origin_xattr(u->userxattr);
     if (u->dir->marked || !u->dir->path_len)
         return LAY_OK;
-    if (fsetxattr(u->dir->fd, name, "", 0, 0) != 0 && errno != EOPNOTSUPP) {
-        char what[LAY_ERROR_TEXT];
-        snprintf(what, sizeof what, "fsetxattr('%.300s', %s)", u->dir->path, name);
-        return lay_fail_os(err, errno, NULL, what);
+    if (mark(u->dir->fd, u->dir->path, lay_origin_xattr(u->userxattr), "", err)) {
+        if (err->sys_errno != EOPNOTSUPP)
+            return err->code;
+        lay_error_clear(err);
     }
     u->dir->marked = true;
     return LAY_OK;
@@ -127,49 +130,57 @@ static lay_code whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     return LAY_OK;
 }
 
+/* Of a name in the directory fd: it goes, or (a directory of this layer) is still to be emptied. */
+static lay_code empty_name(lay_unpack *u, int fd, const char *name, const lay_text *path, lay_text *todo, lay_error *err)
+{
+    const lay_meta plain = { .mode = 0755, .uid = u->place.uid, .gid = u->place.gid };
+    struct stat st;
+    if (!lay_unpack_is(u, path->p, path->len, 0)) {
+        u->removals++;
+        return lay_tree_remove(fd, name, err);
+    }
+    if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) != 0 || !S_ISDIR(st.st_mode))
+        return LAY_OK;
+    if (!lay_unpack_is(u, path->p, path->len, LAY_NAME_ENTRY) && lay_place_directory(&u->place, fd, name, false, &plain, err))
+        return err->code;                     /* all it had came from below */
+    return lay_text_add(todo, path->p, path->len + 1, err);
+}
+
+static lay_code empty_directory(lay_unpack *u, lay_text *path, lay_text *todo, lay_error *err)
+{
+    lay_names names;
+    size_t parent = path->len;
+    LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path->p, path->len, 0);
+    if (fd < 0)
+        return lay_fail_os(err, errno, path->p, "cannot empty the opaque directory");
+    if (lay_names_read(&names, fd, err))
+        return err->code;
+    for (size_t i = 0; i < names.count && !err->code; i++) {
+        const char *name = names.text + names.list[i].at;
+        lay_text_cut(path, parent);
+        if (!(parent && lay_text_add(path, "/", 1, err)) && !lay_text_add(path, name, names.list[i].len, err))
+            empty_name(u, fd, name, path, todo, err);
+    }
+    lay_names_free(&names);
+    return err->code;
+}
+
 /* Merged: all below the directory goes that this layer has not unpacked. */
 static lay_code empty_merged(lay_unpack *u, lay_error *err)
 {
-    lay_text todo = { 0 }, path = { 0 };
-    const lay_meta plain = { .mode = 0755, .uid = u->place.uid, .gid = u->place.gid };
-    lay_code code = lay_unpack_drain(u, err);
-    if (!code)
-        code = lay_text_add(&todo, u->dir->path, u->dir->path_len + 1, err);
-    while (!code && todo.len) {                 /* a stack of NUL-terminated paths */
+    LAY_AUTO_FREE lay_text todo = { 0 }, path = { 0 };      /* todo: a stack of NUL-terminated paths */
+    if (lay_unpack_drain(u, err) || lay_text_add(&todo, u->dir->path, u->dir->path_len + 1, err))
+        return err->code;
+    lay_code code = LAY_OK;
+    while (!code && todo.len) {
         size_t top = todo.len - 1;
         while (top && todo.p[top - 1])
             top--;
         code = lay_text_set(&path, todo.p + top, todo.len - 1 - top, err);
         todo.len = top;
-        if (code)
-            break;
-        LAY_AUTO_FD int fd = lay_tree_open_dir(u->root_fd, path.p, path.len, 0);
-        lay_names names = { 0 };
-        if (fd < 0)
-            code = lay_fail_os(err, errno, path.p, "cannot empty the opaque directory");
-        else
-            code = lay_names_read(&names, fd, err);
-        size_t parent = path.len;
-        for (size_t i = 0; i < names.count && !code; i++) {
-            const char *name = names.text + names.list[i].at;
-            struct stat st;
-            path.len = parent;
-            if ((parent && (code = lay_text_add(&path, "/", 1, err))) || (code = lay_text_add(&path, name, names.list[i].len, err)))
-                break;
-            if (!lay_unpack_is(u, path.p, path.len, 0)) {
-                u->removals++;
-                code = lay_tree_remove(fd, name, err);
-            } else if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode)) {
-                if (!lay_unpack_is(u, path.p, path.len, LAY_NAME_ENTRY))      /* all it had came from below */
-                    code = lay_place_directory(&u->place, fd, name, false, &plain, err);
-                if (!code)
-                    code = lay_text_add(&todo, path.p, path.len + 1, err);
-            }
-        }
-        lay_names_free(&names);
+        if (!code)
+            code = empty_directory(u, &path, &todo, err);
     }
-    free(todo.p);
-    free(path.p);
     lay_dirs_forget(&u->dirs);
     return code;
 }
@@ -204,11 +215,6 @@ lay_code lay_unpack_whiteout(lay_unpack *u, const lay_tar_entry *e, lay_error *e
 /* Nothing below shows in a directory that stands where a whiteout, or another thing that is none, stood. */
 lay_code lay_unpack_mark_reborn(lay_unpack *u, lay_error *err)
 {
-    const char *name = lay_opaque_xattr(u->userxattr);
     LAY_AUTO_FD int fd = openat(u->dir->fd, u->base, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd >= 0 && fsetxattr(fd, name, "y", 1, 0) == 0)
-        return LAY_OK;
-    char what[LAY_ERROR_TEXT];
-    snprintf(what, sizeof what, "fsetxattr('%.300s', %s=y)", u->path.p, name);
-    return lay_fail_os(err, errno, NULL, what);
+    return mark(fd, u->path.p, lay_opaque_xattr(u->userxattr), "y", err);
 }

@@ -27,14 +27,14 @@ static bool hands_down(int fd)
  * *tail: so many bytes at the end of parent hold no link, and stand at the end of resolved, too. */
 static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text *resolved, size_t *tail, lay_error *err)
 {
-    lay_text rest = { 0 };
+    LAY_AUTO_FREE lay_text rest = { 0 };
     *tail = n;
     unsigned links = 0;
     int64_t steps = 0;
     bool absolute = false;
     char target[PATH_MAX];
     if (lay_text_set(resolved, "", 0, err) || lay_text_set(&rest, parent, n, err))
-        goto done;
+        return err->code;
     for (size_t at = 0; at < rest.len;) {
         size_t end = at;
         while (end < rest.len && rest.p[end] != '/')
@@ -44,59 +44,43 @@ static lay_code walk_links(lay_unpack *u, const char *parent, size_t n, lay_text
         at = end + 1;
         if (len == 0 || (len == 1 && part[0] == '.'))
             continue;
-        if (lay_is_over(++steps, u->limits->depth)) {
-            lay_fail_limit(err, -1, "max_depth", u->limits->depth, "components", "a name is too deep, with the links it leads through");
-            goto done;
-        }
+        if (lay_is_over(++steps, u->limits->depth))
+            return lay_fail_limit(err, -1, "max_depth", u->limits->depth, "components", "a name is too deep, with the links it leads through");
         if (len == 2 && part[0] == '.' && part[1] == '.') {
-            if (!before && !absolute) {
-                lay_fail(err, LAY_E_BREAKOUT, "path escapes from parent");
-                goto done;
-            }
+            if (!before && !absolute)
+                return lay_fail(err, LAY_E_BREAKOUT, "path escapes from parent");
             size_t cut = lay_path_base(resolved->p, before);
-            resolved->len = cut ? cut - 1 : 0;
-            resolved->p[resolved->len] = '\0';
+            lay_text_cut(resolved, cut ? cut - 1 : 0);
             continue;
         }
         if ((before && lay_text_add(resolved, "/", 1, err)) || lay_text_add(resolved, part, len, err))
-            goto done;
+            return err->code;
         struct stat st;
         if (lay_tree_stat(u->root_fd, resolved->p, resolved->len, &st) != 0 || !S_ISLNK(st.st_mode))
             continue;
         if (u->own_links && !lay_unpack_is(u, resolved->p, resolved->len, 0))
             continue;                         /* it goes, for a directory */
-        if (++links > LINKS_MAX) {
-            lay_fail_os(err, ELOOP, NULL, "too many links");
-            goto done;
-        }
+        if (++links > LINKS_MAX)
+            return lay_fail_os(err, ELOOP, NULL, "too many links");
         size_t base = lay_path_base(resolved->p, resolved->len);
         LAY_AUTO_FD int dir = lay_tree_open_dir(u->root_fd, resolved->p, base ? base - 1 : 0, 0);
         ssize_t got = dir < 0 ? -1 : readlinkat(dir, resolved->p + base, target, sizeof target);
-        if (got < 0) {
-            lay_fail_os(err, errno, NULL, "cannot read the symbolic link");
-            goto done;
-        }
-        resolved->len = before;
-        if (got && target[0] == '/') {
-            absolute = true;
-            resolved->len = 0;
-        }
-        resolved->p[resolved->len] = '\0';
-        lay_text next = { 0 };
+        if (got < 0)
+            return lay_fail_os(err, errno, NULL, "cannot read the symbolic link");
+        absolute |= got && target[0] == '/';
+        lay_text_cut(resolved, got && target[0] == '/' ? 0 : before);
+        LAY_AUTO_FREE lay_text next = { 0 };
         size_t left = at < rest.len ? rest.len - at : 0;
         if (left < *tail)
             *tail = left;
-        if (lay_text_set(&next, target, (size_t)got, err) || (left && (lay_text_add(&next, "/", 1, err) || lay_text_add(&next, rest.p + at, left, err)))) {
-            free(next.p);
-            goto done;
-        }
-        free(rest.p);
+        if (lay_text_set(&next, target, (size_t)got, err) || (left && (lay_text_add(&next, "/", 1, err) || lay_text_add(&next, rest.p + at, left, err))))
+            return err->code;
+        lay_text passed = rest;
         rest = next;
+        next = passed;
         at = 0;
     }
-done:
-    free(rest.p);
-    return err->code;
+    return LAY_OK;
 }
 
 /* ---- directories -------------------------------------------------------------------------------------- */
@@ -121,7 +105,7 @@ static int open_dir(lay_unpack *u, const lay_dir *near, const char *path, size_t
 static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_error *err)
 {
     size_t have = n, from = n;
-    int fd = -1;
+    LAY_AUTO_FD int fd = -1;
     for (;;) {                                /* the deepest one that is there */
         have = lay_path_base(path, have);
         have = have ? have - 1 : 0;
@@ -134,37 +118,29 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
         while (to < n && path[to] != '/')
             to++;
         char name[NAME_MAX + 1];
-        if (to - at > NAME_MAX) {
-            close(fd);
+        if (to - at > NAME_MAX)
             return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
-        }
         memcpy(name, path + at, to - at);
         name[to - at] = '\0';
         bool seen;
-        int next = -1;
         lay_meta plain = { .mode = 0755, .uid = u->place.uid, .gid = u->place.gid, .inherits = hands_down(fd) };
-        if (lay_unpack_seen(u, path, to, &seen, err)) {
-            close(fd);
+        if (lay_unpack_seen(u, path, to, &seen, err))
             return err->code;
-        }
         int made = mkdirat(fd, name, 0755) == 0 ? 0 : errno;
         u->implied += made == 0;
         if (made == 0 && at < from)
             from = at;
-        if (made == 0 && (lay_unpack_count(u, err) || lay_place_directory(&u->place, fd, name, true, &plain, err))) {
-            close(fd);
+        if (made == 0 && (lay_unpack_count(u, err) || lay_place_directory(&u->place, fd, name, true, &plain, err)))
             return err->code;
-        }
-        next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        int next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         int e = errno == ENOENT && made ? made : errno;    /* why it is not there */
-        close(fd);
+        lay_close_owner(&fd);
         errno = e;
         fd = next;
         have = to;
     }
     if (fd < 0)
         return lay_fail_os(err, errno, NULL, "cannot make the parent directory");
-    close(fd);
     return from < n ? lay_unpack_implied_made(u, path, n, from, err) : LAY_OK;
 }
 
