@@ -39,11 +39,12 @@ class Apply:
     def close(self) -> None:
         """Stop what still runs and free all. Twice is harmless."""
 
-# flags: USERNS, USERXATTR. limits: a Limits; None: the core's own defaults. workers: 0: all in the caller's thread; -1: by processors.
+# flags: USERNS, USERXATTR. limits: a Limits; None: the core's own defaults.
+# workers: 0: everything in the caller's thread; -1: as there are processors.
 def register(
     root_fd: int, scratch_fd: int, record_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1
 ) -> Apply:
-    """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for files that are replaced."""
+    """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for replaced files."""
 def disassemble(
     record_fd: int, again_fd: int = -1, again_offset: int = -1, *, limits: object | None = None, workers: int = -1
 ) -> Apply:
