@@ -1,5 +1,6 @@
 """inflate.c: gzip and zstd come out plain wherever they are cut, by ISA-L as by zlib, and never silently short."""
 
+import ctypes
 import gzip
 import io
 import itertools
@@ -313,6 +314,25 @@ def test_a_member_made_here_is_read_by_python_and_by_us(lib: Any, plain: bytes, 
     assert gzip.decompress(packed) == plain == inflate(lib, [packed], room=100_000)
     assert packed[:10] == bytes([0x1F, 0x8B, 8, 4 if extra else 0, 0, 0, 0, 0, 0, 0xFF])
     assert not extra or packed[10 : 12 + len(extra)] == len(extra).to_bytes(2, "little") + extra
+
+
+def test_a_member_does_not_depend_on_what_its_memory_held(lib: Any) -> None:
+    """ISA-L takes a number from there for the window's bits: members became five times larger, by chance."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: what is freed is given again
+    libc.mallopt(-1, 64 << 20)  # M_TRIM_THRESHOLD
+    packed = set()
+    for bits in (0, 1, 9, 13):
+        held = [(libc.malloc(size), libc.malloc(64), size) for size in range(100_000, 600_000, 8000)]
+        for at, _, size in held:
+            ctypes.memset(at, 0, size)
+            ctypes.memmove(at, bits.to_bytes(2, "little") * 64, 128)
+            libc.free(at)
+        packed.add(made(lib, TEXT))
+        for _, between, _ in held:
+            libc.free(between)
+    assert len(packed) == 1
 
 
 def test_a_member_has_too_little_room_or_too_much_extra(lib: Any) -> None:

@@ -216,6 +216,7 @@ static lay_code deflate_fast(const uint8_t *p, uint32_t n, uint8_t *out, uint32_
     if (!m)
         return lay_fail_nomem(err);
     isal_deflate_stateless_init(&m->stream);
+    m->stream.hist_bits = 0;      /* the whole window; that function leaves what the memory held */
     m->stream.level = 1;
     m->stream.level_buf = m->level;
     m->stream.level_buf_size = sizeof m->level;
