@@ -73,11 +73,8 @@ lay_code lay_differ_open(lay_differ *d, lay_error *err)
 
 lay_code lay_differ_enter(lay_differ *d, const char *name, size_t n, bool recorded, lay_error *err)
 {
-    if (lay_grow(&d->lens, &d->cap, d->depth, sizeof *d->lens, err))
+    if (lay_grow(&d->lens, &d->cap, d->depth, sizeof *d->lens, err) || lay_text_push(&d->path, name, n, err))
         return err->code;
-    lay_code code = lay_text_push(&d->path, name, n, err);
-    if (code != LAY_OK)
-        return code;
     d->lens[d->depth++] = d->path.len;
     if (recorded)
         d->told = d->depth;
@@ -94,11 +91,9 @@ void lay_differ_leave(lay_differ *d)
 
 lay_code lay_differ_record(lay_differ *d, int kind, const char *name, size_t n, lay_error *err)
 {
-    for (; d->told < d->depth; d->told++) {
-        lay_code code = changes_add(d->out, LAY_CHANGE_MODIFY, d->path.p, d->lens[d->told], NULL, 0, err);
-        if (code != LAY_OK)
-            return code;
-    }
+    for (; d->told < d->depth; d->told++)
+        if (changes_add(d->out, LAY_CHANGE_MODIFY, d->path.p, d->lens[d->told], NULL, 0, err))
+            return err->code;
     return changes_add(d->out, kind, d->path.p, d->path.len, name, n, err);
 }
 
@@ -184,8 +179,9 @@ static lay_code pairs_enter(pairs *p, const lay_name *name, bool both, bool reco
             return lay_differ_fail(&p->differ, errno, text, "cannot open the directory", err);
         both = false;
     }
-    lay_code code = lay_differ_enter(&p->differ, text, name->len, recorded, err);
-    return code != LAY_OK ? code : pairs_read(p, both, err);
+    if (lay_differ_enter(&p->differ, text, name->len, recorded, err))
+        return err->code;
+    return pairs_read(p, both, err);
 }
 
 static bool same_attributes(const lay_attributes *a, const lay_attributes *b)
@@ -203,20 +199,17 @@ static lay_code attributes_differ(pairs *p, const char *text, const struct stat 
     const lay_bearer a = { .fd = -1, .dir_fd = lay_trail_fd(&p->fresh), .name = text };
     const lay_bearer b = { .fd = -1, .dir_fd = lay_trail_fd(&p->old), .name = text };
     *differ = st->st_mtim.tv_sec != old->st_mtim.tv_sec || st->st_mtim.tv_nsec != old->st_mtim.tv_nsec;
-    lay_code code = *differ ? LAY_OK : lay_attributes_list(&p->mine, &a, err);
-    if (code == LAY_OK && !*differ)
-        code = lay_attributes_list(&p->other, &b, err);
-    if (code == LAY_OK && !*differ)
-        code = lay_attributes_read(&p->mine, &a, false, err);
-    if (code == LAY_OK && !*differ)
-        code = lay_attributes_read(&p->other, &b, false, err);
-    if (code == LAY_E_OS && lay_tree_gone(err->sys_errno)) {
+    if (*differ)
+        return LAY_OK;
+    if (lay_attributes_list(&p->mine, &a, err) || lay_attributes_list(&p->other, &b, err)
+        || lay_attributes_read(&p->mine, &a, false, err) || lay_attributes_read(&p->other, &b, false, err)) {
+        if (err->code != LAY_E_OS || !lay_tree_gone(err->sys_errno))
+            return err->code;
         lay_error_clear(err);
         return LAY_OK;
     }
-    if (code == LAY_OK && !*differ)
-        *differ = !same_attributes(&p->mine, &p->other);
-    return code;
+    *differ = !same_attributes(&p->mine, &p->other);
+    return LAY_OK;
 }
 
 /* The next name of the new tree. */
@@ -236,7 +229,7 @@ static lay_code pairs_next(pairs *p, lay_error *err)
     bool was = here->old_next < here->old.count && name_order(&here->old, here->old_next, &here->fresh, i) == 0;
     if (was && fstatat(lay_trail_fd(&p->old), text, &old_st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0) {
         if (errno != ENOENT)
-            return lay_differ_fail(&p->differ, errno, text, "stat the old", err);
+            return lay_differ_fail(&p->differ, errno, text, "cannot stat the old one", err);
         was = false;
     }
     bool differs = true;
@@ -250,23 +243,18 @@ static lay_code pairs_next(pairs *p, lay_error *err)
             return LAY_OK;
         }
         if (differ < 0)
-            return lay_differ_fail(&p->differ, errno, text, "read security.capability", err);
+            return lay_differ_fail(&p->differ, errno, text, "cannot read security.capability", err);
         differs = differ > 0
             || (p->touched && (st.st_ctim.tv_sec != old_st.st_ctim.tv_sec || st.st_ctim.tv_nsec != old_st.st_ctim.tv_nsec));
         if (!differs && p->attributes) {
             bool besides = false;
-            lay_code code = attributes_differ(p, text, &st, &old_st, &besides, err);
-            if (code == LAY_OK && besides)
-                code = lay_differ_record(&p->differ, LAY_CHANGE_ATTRIBUTES, text, name->len, err);
-            if (code != LAY_OK)
-                return code;
+            if (attributes_differ(p, text, &st, &old_st, &besides, err)
+                || (besides && lay_differ_record(&p->differ, LAY_CHANGE_ATTRIBUTES, text, name->len, err)))
+                return err->code;
         }
     }
-    if (differs) {
-        lay_code code = lay_differ_record(&p->differ, was ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err);
-        if (code != LAY_OK)
-            return code;
-    }
+    if (differs && lay_differ_record(&p->differ, was ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err))
+        return err->code;
     return S_ISDIR(st.st_mode) ? pairs_enter(p, name, was && S_ISDIR(old_st.st_mode), differs, err) : LAY_OK;
 }
 
@@ -311,14 +299,13 @@ static lay_code pairs_leave(pairs *p, lay_error *err)
 
 static lay_code pairs_run(pairs *p, int new_fd, int old_fd, lay_error *err)
 {
-    lay_code code = lay_differ_open(&p->differ, err);
-    if (code != LAY_OK)
-        return code;
+    if (lay_differ_open(&p->differ, err))
+        return err->code;
     if (lay_trail_open(&p->fresh, new_fd, false) < 0)
         return lay_fail_fd(err, errno, new_fd, "cannot open the directory");
     if (old_fd >= 0 && lay_trail_open(&p->old, old_fd, false) < 0)
         return lay_fail_fd(err, errno, old_fd, "cannot open the directory");
-    code = pairs_read(p, old_fd >= 0, err);
+    lay_code code = pairs_read(p, old_fd >= 0, err);
     while (code == LAY_OK && p->depth > 0) {
         const pair *here = &p->list[p->depth - 1];
         code = here->next < here->fresh.count ? pairs_next(p, err) : pairs_leave(p, err);

@@ -149,13 +149,13 @@ static lay_code read_marks(reader *r, const lay_spot *s, const lay_lower *l, lay
     char value[8];
     ssize_t n = found.opaque ? l->ops->xattr(l, in, ".", r->o->opaque, value, sizeof value) : 0;
     if (n < 0 && errno != ERANGE)
-        return fail(r, s, errno, "", "read the opaque mark", err);
+        return fail(r, s, errno, "", "cannot read the opaque mark", err);
     *opaque = n == 1 && value[0] == 'y';
     if (n == 1 && value[0] == 'x')
         return unsupported(r, s, "", "a directory with whiteouts as extended attributes", err);
     int has = found.redirect ? has_mark(l, in, ".", r->o->redirect) : 0;
     if (has < 0)
-        return fail(r, s, errno, "", "read the redirect mark", err);
+        return fail(r, s, errno, "", "cannot read the redirect mark", err);
     return has == 0 ? LAY_OK : unsupported(r, s, "", "a redirected directory", err);
 }
 
@@ -167,7 +167,7 @@ static lay_code check_metacopy(reader *r, const lay_spot *s, lay_lower_dir in, c
     int has = has_mark(upper, in, name, r->o->metacopy);
     int moved = has > 0 ? has_mark(upper, in, name, r->o->redirect) : 0;
     if (has < 0 || moved < 0)
-        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "read the metacopy mark", err);
+        return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "cannot read the metacopy mark", err);
     if (has == 0 || (moved == 0 && v->visible && S_ISREG(v->st.st_mode) && v->st.st_size == st->st_size))
         return LAY_OK;
     return unsupported(r, s, name, "a file without its data (metacopy)", err);
@@ -181,7 +181,7 @@ static lay_code hides(reader *r, const lay_spot *s, const lay_lower *l, lay_lowe
         return LAY_OK;
     int has = has_mark(l, in, name, r->o->xwhiteout);
     *hidden = has > 0;
-    return has >= 0 || lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "read the whiteout mark", err);
+    return has >= 0 || lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "cannot read the whiteout mark", err);
 }
 
 /* ---- names ---- */
@@ -193,10 +193,10 @@ static lay_code look_up(reader *r, const lay_spot *s, const char *name, old_view
         const lay_lower *l = v->layer = &r->o->lowers->list[s->lowers[i]];
         lay_lower_dir in = open_spot(r, s, l);
         if (in < 0)
-            return fail(r, s, errno, "", "open a lower directory", err);
+            return fail(r, s, errno, "", "cannot open a lower directory", err);
         if (l->ops->stat(l, in, name, &v->st) < 0) {
             if (errno != ENOENT)
-                return fail(r, s, errno, name, "look up in a lower", err);
+                return fail(r, s, errno, name, "cannot look it up in a lower directory", err);
             continue;
         }
         bool hidden;
@@ -241,7 +241,7 @@ static lay_code note_name(reader *r, lay_spot *s, lay_lower_dir in, lay_name *na
         return LAY_OK;
     }
     if (differs < 0)
-        return fail(r, s, errno, text, "read security.capability", err);
+        return fail(r, s, errno, text, "cannot read security.capability", err);
     return differs > 0 ? lay_spot_note(s, v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err) : LAY_OK;
 }
 
@@ -267,14 +267,14 @@ static lay_code gather_lowers(reader *r, lay_spot *s, old_view *v, marks *old, l
         const lay_lower *l = &r->o->lowers->list[parent->lowers[i]];
         lay_lower_dir above = open_spot(r, parent, l);
         if (above < 0)
-            return fail(r, parent, errno, "", "open a lower directory", err);
+            return fail(r, parent, errno, "", "cannot open a lower directory", err);
         lay_lower_dir in = open_at(r, s, l, above, s->name, s->name_len);
         if (in < 0 && errno == ENOENT)
             continue;
         if (in < 0 && errno != ENOTDIR && errno != ELOOP)
-            return fail(r, s, errno, "", "look up in a lower", err);
+            return fail(r, s, errno, "", "cannot look it up in a lower directory", err);
         if (!v->visible && l->ops->stat(l, in < 0 ? above : in, in < 0 ? s->name : ".", &v->st) < 0)
-            return fail(r, s, errno, "", "look up in a lower", err);
+            return fail(r, s, errno, "", "cannot look it up in a lower directory", err);
         if (in < 0) {
             bool hidden = false;
             lay_code code = v->visible ? LAY_OK : hides(r, parent, l, above, s->name, &v->st, &hidden, err);
@@ -317,7 +317,7 @@ static lay_code enter(reader *r, lay_spot *s, lay_lower_dir *in, lay_error *err)
         differs = above < 0 ? -1 : lay_capabilities_differ(upper, *in, ".", v.layer, above, s->name);
     }
     if (differs < 0)
-        return fail(r, s, errno, "", "read security.capability", err);
+        return fail(r, s, errno, "", "cannot read security.capability", err);
     s->kind = differs == 0 ? LAY_SPOT_SAME : v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD;
     s->cut = opaque || s->parent->cut;
     return LAY_OK;
@@ -377,7 +377,7 @@ static lay_code delete_unnamed(reader *r, lay_spot *s, const lay_names *names, l
             const lay_lower *l = &r->o->lowers->list[s->lowers[nearest]];
             lay_lower_dir in = open_spot(r, s, l);
             if (in < 0 || l->ops->stat(l, in, least, &st) < 0)
-                return fail(r, s, errno, least, "look up in a lower", err);
+                return fail(r, s, errno, least, "cannot look it up in a lower directory", err);
             if (hides(r, s, l, in, least, &st, &hidden, err))
                 return err->code;
         }
@@ -394,7 +394,7 @@ static lay_code delete_cut(reader *r, lay_spot *s, const lay_names *names, lay_e
     for (size_t i = 0; i < s->nlowers && code == LAY_OK; i++) {
         const lay_lower *l = &r->o->lowers->list[s->lowers[i]];
         lay_lower_dir in = open_spot(r, s, l);
-        code = in < 0 ? fail(r, s, errno, "", "open a lower directory", err) : l->ops->list(l, in, &lists[i], err);
+        code = in < 0 ? fail(r, s, errno, "", "cannot open a lower directory", err) : l->ops->list(l, in, &lists[i], err);
     }
     if (code == LAY_OK)
         code = delete_unnamed(r, s, names, lists, next, err);
