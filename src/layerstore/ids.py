@@ -28,7 +28,7 @@ _SHOWN = 200
 
 
 def _invalid(words: str, text: str) -> InvalidDigestError:
-    """The error for a text that is no digest: moby's words, then as much of it as fits a line."""
+    """Return the error for a text that is not a digest: moby's words, then as much of it as fits a line."""
     return InvalidDigestError(f"{words}: {readable(text[:_SHOWN])}" if text else words)
 
 

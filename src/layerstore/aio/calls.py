@@ -29,14 +29,14 @@ class Call:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def stop(self, why: BaseException) -> None:
-        """In the loop: end the work at its next check(). The first reason counts."""
+        """End the work at its next check(); called in the loop. The first reason counts."""
         if self.why is None:
             self.why = why
             for task in self._tasks:
                 task.cancel()
 
     def check(self) -> None:
-        """In the thread: raise what stopped the work."""
+        """Raise what stopped the work; called in the thread."""
         if self.why is not None:
             raise self.why
 
@@ -58,7 +58,7 @@ class Call:
             self.stop(err)
 
     def result_of(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """In the thread: run a coroutine in the loop and return its result. stop() cancels it."""
+        """Run a coroutine in the loop and return its result; called in the thread. stop() cancels it."""
         ready = threading.Event()
         started: list[asyncio.Task[T]] = []
 

@@ -22,7 +22,7 @@ class _Pipe:
         self._left = memoryview(b"")
 
     def read(self, n: int) -> bytes:
-        """In the thread: the next bytes, at most n; b"" at the end."""
+        """Return the next bytes, at most n; b"" at the end. Called in the thread."""
 
         async def fetch() -> Any:
             return await self._fetch(n)
@@ -45,7 +45,7 @@ class _Line:
         self._poll.register(fd, select.POLLIN)
 
     def read(self, n: int) -> bytes:
-        """In the thread: what has come, at most n bytes; b"" at the end."""
+        """Return what has come, at most n bytes; b"" at the end. Called in the thread."""
         while True:
             self._call.check()
             if self._poll.poll(50):
@@ -60,7 +60,7 @@ class _Writer:
         self._call, self._writer = call, writer
 
     def write(self, data: Any) -> int:
-        """In the thread: write data; return how many bytes were taken."""
+        """Write data and return how many bytes were taken; called in the thread."""
         block = bytes(data)
 
         async def put() -> Any:
@@ -75,7 +75,7 @@ class _Writer:
 
 
 def source_for(call: Call, source: Any) -> Any:
-    """In the thread: what the blocking call takes for this source."""
+    """Return what the blocking call takes for this source; called in the thread."""
     if inspect.iscoroutinefunction(getattr(source, "read", None)):
         return _Pipe(call, source.read)
     if hasattr(source, "__aiter__"):
@@ -102,5 +102,5 @@ def is_async_target(target: Any) -> bool:
 
 
 def target_for(call: Call, target: Any) -> Any:
-    """In the thread: what the blocking call takes for this target."""
+    """Return what the blocking call takes for this target; called in the thread."""
     return _Writer(call, target) if is_async_target(target) else target

@@ -87,7 +87,7 @@ def run_bench(args: Any, screen: Screen) -> int:
 
 
 def _make_tar(path: str, size: int, files: int) -> None:
-    """A layer of files of one size, whose bytes do not compress."""
+    """Return a layer of files of one size, whose bytes do not compress."""
     import tarfile
 
     each = max(size // files, 1)

@@ -116,7 +116,7 @@ def _print(entries: Iterable[FileEntry], args: Any, screen: Screen, *, long: boo
 
 
 def _expression(part: str) -> str:
-    """A part of a name in a pattern as a regular expression."""
+    """Return a part of a name in a pattern as a regular expression."""
     if part == "*":
         return "[^/]*"
     if part == "?":

@@ -85,7 +85,7 @@ def examine(root: str) -> list[Check]:
 
 
 def _nearest(root: str) -> str:
-    """The directory of root, or the nearest one above that is there."""
+    """Return the directory of root, or the nearest existing one above."""
     while not os.path.isdir(root):
         root = os.path.dirname(root)
     return root

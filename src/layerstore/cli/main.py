@@ -55,7 +55,7 @@ _ENDS = {
 
 
 def _end_by(number: int, _frame: object) -> NoReturn:
-    """The first of them ends the command; those that follow must not end what the first one has begun to undo."""
+    """End the command at the first signal; later ones must not end what the first one has begun to undo."""
     for one in _ENDS:
         signal.signal(one, _go_on)
     raise _EndedError(number)
@@ -158,7 +158,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _open_standard_files() -> None:
-    """Where the caller closed one of the three, the next file opened would take its number, and what is printed."""
+    """Open /dev/null for each closed one of the three: the next file opened would take its number, and the output."""
     for fd in range(3):
         try:
             os.fstat(fd)

@@ -49,7 +49,7 @@ class _Inode:
         self.entry = entry
 
     def take(self, link: FileEntry) -> None:
-        """A link's entry changes the attributes of the file; those of a symbolic link but for mode and times."""
+        """Take over the attributes of a link's entry; of a symbolic link all but mode and times."""
         kept = self.entry
         taken = kept._replace(uid=link.uid, gid=link.gid, xattrs={**kept.xattrs, **link.xattrs})
         if kept.type is not FileType.SYMLINK:
@@ -87,7 +87,7 @@ def _below(directory: str, base: str) -> str:
 
 
 def _path_of(directory: _Directory) -> str:
-    """Where it is in its layer."""
+    """Return its path in its layer."""
     parts: list[str] = []
     at: _Directory | None = directory
     while at is not None and at.above is not None:
@@ -97,7 +97,7 @@ def _path_of(directory: _Directory) -> str:
 
 
 def _at(path: str, node: _Node) -> FileEntry:
-    """What is at a path."""
+    """Return the entry of a node, at a path."""
     entry = _entry_of(node)
     return entry if entry.path == path else entry._replace(path=path)
 
@@ -196,7 +196,7 @@ class LayerTree:
         return self._known.get(path) or self._enter(path, entry)[0]
 
     def _enter(self, path: str, entry: FileEntry) -> tuple[_Directory, str]:
-        """The directory a path leads to, through links as if the root were "/", and its own path; made if missing."""
+        """Return the directory of a path, through links as if the root were "/", and its path; make it if missing."""
         real: list[tuple[str, _Node | None]] = []
         todo = path.split("/")[::-1]
         links, absolute = 0, False
@@ -241,7 +241,7 @@ class LayerTree:
 
 
 def _bare(top: _Directory) -> _Directory:
-    """The same without whiteouts, where nothing is below."""
+    """Return the same without whiteouts, for a base layer."""
     todo = [top]
     while todo:
         children = todo.pop().children
@@ -358,7 +358,7 @@ class MergedTree:
         return self._opener(entry)
 
     def _find(self, path: StrPath, *, follow: bool) -> tuple[FileEntry, _Node]:
-        """What path leads to, as the kernel follows it below a root."""
+        """Return what path leads to, as the kernel follows it below a root."""
         text = os.fsdecode(path)
         if not text:
             raise _failed(errno.ENOENT, path)
@@ -422,7 +422,7 @@ class MergedTree:
         end = len(parts)
 
         def at(states: Iterable[int]) -> frozenset[int]:
-            """Where one may stand without a further name: behind each "**" too."""
+            """Return where one may be without a further name: behind each "**" too."""
             reached = set(states)
             todo = list(reached)
             while todo:

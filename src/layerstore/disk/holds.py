@@ -22,7 +22,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 def _byte_of(key: str) -> int:
-    """Where the key's byte lies. Two keys on one (of 2^62) would only keep something longer than need be."""
+    """Return where the key's byte is. Two keys on one (of 2^62) only keep something longer than needed."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 2
 
 
@@ -51,7 +51,7 @@ class Holds:
         return _files.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     def _after_fork(self) -> None:
-        """In the child: the open directory, and so its locks, are the parent's."""
+        """Forget the open directory, and so its locks, in a forked child: they are the parent's."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             _files.close(fd, self._directory)
@@ -87,7 +87,7 @@ class Holds:
             self._counts[key] = count + 1
 
     def take_over(self, key: str) -> None:
-        """In a forked child: hold what the parent held, which is used now. Raises OSError."""
+        """Hold in a forked child what the parent held, at its first use. Raises OSError."""
         if key in self._inherited:
             with self._lock:
                 if key in self._counts:

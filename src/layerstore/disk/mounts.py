@@ -309,7 +309,7 @@ def other_tables() -> Iterator[Iterable[MountPoint]]:
 
 
 def _namespace(process: str) -> int | None:
-    """The number of a process's mount namespace; None: it has ended, or may not be asked."""
+    """Return the number of a process's mount namespace; None: it has ended, or access is denied."""
     with contextlib.suppress(OSError):
         return os.stat(f"/proc/{process}/ns/mnt").st_ino
     return None

@@ -102,7 +102,7 @@ def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> No
 
 @contextlib.contextmanager
 def new_file(path: str) -> Iterator[int]:
-    """A file that is at path, and on the disk, once the block ended well, whole; before, and else, path is as it was.
+    """Write a file that is at path, whole and on the disk, once the block ended well; before, and else, path stays.
 
     A link is followed; what is no regular file, as /dev/stdout, is written to and stays.
     """
@@ -279,7 +279,7 @@ def tree_bytes(path: str) -> int:
 
 
 def drop_acls(path: str | int) -> None:
-    """What is made in a directory with a default ACL has ACLs of its own; the files of a layer must not."""
+    """Remove the ACLs that a default ACL of the directory gave to what was made; the files of a layer have none."""
     for name in ("system.posix_acl_default", "system.posix_acl_access"):
         try:
             os.removexattr(path, name)

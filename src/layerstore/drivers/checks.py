@@ -125,7 +125,7 @@ def _probe_directory(where: str, prefix: str, *names: str) -> Scope[str]:
 
 
 def shown(home: str, lowers: Sequence[str], why: NotSupportedError) -> Scope[int]:
-    """A descriptor of these layers, nearest first, as an overlay that follows every mark shows them; read-only.
+    """Return a descriptor of these layers, nearest first, as an overlay that follows every mark shows them; read-only.
 
     What was opened in it can be read after the block, but directories not be listed.
     Raises  why   the kernel cannot follow marks of renamed directories and of files without their data

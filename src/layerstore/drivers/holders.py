@@ -65,7 +65,7 @@ class _Box:
         return Holder(pid, command, uses, tuple(sorted(paths)[:_MOST_PATHS]))
 
     def of_kernel(self, *, alone: bool) -> Holder | None:
-        """What no process uses and is in use all the same.
+        """Return the holders of what is in use although no process uses it.
 
         alone   no process uses the box, so that a second mount of it keeps it
         """

@@ -23,7 +23,7 @@ class Syncing:
         self._ground, self._metadata, self._host = ground, ground.metadata, ground.driver.host
 
     def level(self, durability: str | None) -> Durability:
-        """The durability of one call. Raises InvalidOptionError."""
+        """Return the durability of one call. Raises InvalidOptionError."""
         level = self._ground.durability if durability is None else parse_durability(durability)
         return "none" if self._host.in_memory else level
 
@@ -48,13 +48,13 @@ class Syncing:
         return self._metadata.names_synced(kind) if level == "full" else contextlib.nullcontext()
 
     def ensure(self, record: Record, level: Durability) -> None:
-        """A layer that was there before may have been stored with less than is asked for now."""
+        """Sync a layer that may have been stored with less durability than this call asks for."""
         if level == "full" and not record.durable:
             self._host.sync([record.cache_id], level, everything=True)
             self._note(record)
 
     def _note(self, record: Record) -> None:
-        """All of the driver's file system is on the disk: see to the layerdb's, and note it."""
+        """Sync the layerdb's file system too, after the driver's, and note it."""
         if not self._one_device():
             mounts.sync_filesystem(self._metadata.root)
         below: Record | None = record

@@ -231,7 +231,7 @@ class Registration:
         return reference
 
     def _stand_on_anew(self, record: Record) -> None:
-        """Under the lock: what stands on a layer that was replaced is told of its new directory."""
+        """Lead what stands on a replaced layer to its new directory; under the lock."""
         self._records.forget_bad()
 
         def told(err: Exception) -> None:
@@ -256,7 +256,7 @@ class Registration:
                 stack = [id, *stack]
 
     def _withdraw(self, made: Record | None) -> None:
-        """A failure, or an interrupt, behind the rename that made a layer visible: make it invisible again."""
+        """Make a layer invisible again after a failure, or an interrupt, behind the rename."""
         if made is None:
             return
         with self._lock, self._metadata.exclusive():

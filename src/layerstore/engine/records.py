@@ -132,7 +132,7 @@ class Records:
         return Record(self._holds, chain, diff, parent, cache, size, descriptor)
 
     def _parent(self, parent_id: str, parent: Record | None) -> Record | None:
-        """The record of what something stands on; None for ""."""
+        """Return the record of what something stands on; None for ""."""
         if parent_id and parent is None:
             raise self.bad.get(parent_id) or LayerDoesNotExistError(
                 f"{LayerDoesNotExistError.text}: its parent {parent_id}", chain_id=parent_id

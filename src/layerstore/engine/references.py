@@ -27,7 +27,7 @@ log = logging.getLogger("layerstore")
 
 
 def _in_call(chain_id: str) -> str:
-    """The key under which a running call holds a layer; a reference holds its ChainID."""
+    """Return the key under which a running call holds a layer; a reference holds its ChainID."""
     return f"call {chain_id}"
 
 
@@ -66,7 +66,7 @@ class References:
             return record
 
     def use_too(self, record: Record) -> None:
-        """Under the lock, of a layer that this store has references to: what use() does."""
+        """Do what use() does, for a layer that this store has references to; under the lock."""
         self._holds.retain(_in_call(record.chain_id))
         record.used += 1
 
@@ -113,7 +113,7 @@ class References:
         return reference
 
     def reference(self, record: Record) -> Reference:
-        """Under both locks: make a new reference. The layer is no longer a released one."""
+        """Make a new reference, under both locks. The layer is no longer a released one."""
         reference = Reference(record)
         self._holds.retain(record.chain_id)
         try:
@@ -277,7 +277,7 @@ class References:
     def _need(
         self, chain_id: str, record: Record | None, but: Reference | None = None, above: Container[str] = ()
     ) -> Need | None:
-        """Under both locks: find one that needs the layer. A running call comes last.
+        """Find one that needs the layer, under both locks. A running call comes last.
 
         but     a reference that does not count
         above   layers that do not count
@@ -309,7 +309,7 @@ class References:
         return None
 
     def _take_away(self, chain_id: str, record: Record | None) -> _Going:
-        """Under both locks: make a layer that nothing needs invisible."""
+        """Make an unneeded layer invisible, under both locks."""
         if record is None:
             return self._take_damaged(chain_id)
         metadata = Metadata(record.chain_id, record.diff_id, record.size, record.diff_size)
@@ -324,7 +324,7 @@ class References:
         return _Going(metadata, parent, cache_id, aside or "")
 
     def _take_damaged(self, chain_id: str) -> _Going:
-        """The same of a damaged layer, by what its files still say. What may be another one's is left to cleanup()."""
+        """Do the same for a damaged layer, by what its files still say; cleanup() does what may concern another one."""
         found = {"parent": "", "diff": "", "cache": ""}
         for what, read in (
             ("parent", self._metadata.get_parent), ("diff", self._metadata.get_diff_id),

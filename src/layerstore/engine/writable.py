@@ -172,7 +172,7 @@ class WritableLayers:
             return aside
 
     def _withdraw(self, mount: Mount | None) -> None:
-        """A failure, or an interrupt, behind the rename that made a writable layer visible."""
+        """Undo a writable layer after a failure, or an interrupt, behind the rename that made it visible."""
         if mount is None:
             return
         with self._lock, self._metadata.exclusive():
@@ -340,7 +340,7 @@ class WritableLayers:
             self.stand_right(mount)
 
     def _mend_record(self, name: str) -> str:
-        """Under the layerdb's lock: the record says again what the driver's files say. Gives the mount's id."""
+        """Write what the driver's files say to the metadata, under the layerdb's lock, and return the mount's id."""
         m = self._metadata
         try:
             mount_id = m.get_mount_id(name)

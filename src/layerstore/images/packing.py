@@ -251,7 +251,7 @@ class Layers:
     def _pack(
         self, how: str, diff_id: DiffID, packed: Waiting, count: Callable[[int], None], stop: threading.Event
     ) -> Blob:  # fmt: skip
-        """In a thread: pack one."""
+        """Pack one, in a thread."""
         hashed, size, end = hashlib.sha256(), 0, False
         packer = Packer(how)
         with self._open(self.chains[diff_id]) as stream:

@@ -237,7 +237,7 @@ def _of_layout(documents: Documents, wanted: Wanted) -> tuple[list[Planned], lis
 
 
 def _of_directory(documents: Documents, data: bytes, wanted: Wanted) -> tuple[list[Planned], list[str]]:
-    """What `skopeo copy ... dir:` writes: manifest.json is a registry's, blobs are called by their digests."""
+    """Read what `skopeo copy ... dir:` writes: manifest.json is a registry's, blobs are named by their digests."""
     top = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
 
     def place(digest: Digest, *, manifest: bool = False) -> str:

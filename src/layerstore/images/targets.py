@@ -133,7 +133,7 @@ class DirectoryTarget:
 
 @contextlib.contextmanager
 def new_directory(path: str) -> Iterator[DirectoryTarget]:
-    """A directory that is at path, and on the disk, once the block ended well. Raises ImageError: it is not empty."""
+    """Make a directory that is at path, and on the disk, once the block ended well. Raises ImageError if not empty."""
     if os.path.isdir(path) and not _is_empty(path):
         raise ImageError(f"{readable(path)} is not empty", path=path)
     path = os.path.realpath(path)

@@ -71,7 +71,7 @@ def _names_images(tags: Any) -> bool:
 
 
 def now() -> str:
-    """The time as Go writes it: RFC 3339 with nanoseconds, UTC."""
+    """Return the time as Go writes it: RFC 3339 with nanoseconds, UTC."""
     ns = time.time_ns()
     head = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ns // 10**9))
     tail = f".{ns % 10**9:09}".rstrip("0").rstrip(".")
@@ -108,19 +108,19 @@ class ImageDB:
     # ---- images that have no name yet ----
 
     def begin_making(self, ids: Iterable[str]) -> None:
-        """Under the lock: note images that will get names, before their configs are written. Until end_making() no list
+        """Note images that will get names, before their configs are written; under the lock. Until end_making() no list
         has them, and where this process dies before, they go.
         """
         if wanted := list(ids):
             self._write(self._making, json.dumps(wanted).encode())
 
     def end_making(self) -> None:
-        """Under the lock: they have their names now, or are gone."""
+        """Note that they have their names now, or are gone; under the lock."""
         with contextlib.suppress(FileNotFoundError):
             _files.unlink(self._making)
 
     def take_back(self, ids: Iterable[str]) -> None:
-        """Under the lock: remove those that got no name. Can be begun again."""
+        """Remove those that got no name, under the lock. Can be begun again."""
         named = self._named()
         for id in ids:
             if id not in named:

@@ -84,7 +84,7 @@ class Keeping:
         return doubtful
 
     def _read_parent(self, name: str) -> str | None:
-        """The hex of a layer's parent, "" for a base layer; None: the file is lost, or does not say."""
+        """Return the hex of a layer's parent, "" for a base layer; None: the file is lost, or does not say."""
         chain = f"sha256:{name}"
         try:
             parent = self._metadata.get_parent(chain)

@@ -166,17 +166,17 @@ class Input:
             return False
 
     def reread(self) -> tuple[int, int]:
-        """Where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
+        """Return where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
         if self.regular:
             return self.fd, self.offset if self.offset >= 0 else self._position()
         return -1, 0
 
     def left(self) -> int:
-        """How many bytes may still be there; of a Section, how many there are."""
+        """Return how many bytes may still be there; for a Section, how many there are."""
         return self.end - self.offset if self.end >= 0 else 1 << 40
 
     def block(self) -> bytes:
-        """The next bytes of it; b"" at the end."""
+        """Return its next bytes; b"" at the end."""
         if self.buffer is not None:
             at, self.taken = self.taken, min(self.taken + BLOCK, len(self.buffer))
             return bytes(self.buffer[at : self.taken])
@@ -193,7 +193,7 @@ class Input:
         return self._read_descriptor()
 
     def head(self) -> bytes:
-        """The first bytes, to tell what it is; of a regular file without taking them."""
+        """Return the first bytes, to tell what it is; those of a regular file are not taken."""
         if self.regular:
             at = self.offset if self.offset >= 0 else self._position()
             return _files.read(self.fd, min(HEAD, self.left()), at)
@@ -203,7 +203,7 @@ class Input:
         return head
 
     def length(self) -> int | None:
-        """How many bytes are still to be taken, where that is known."""
+        """Return how many bytes are still to be taken, or None if that is unknown."""
         if self.end >= 0:
             return self.left()
         if self.buffer is not None:

@@ -267,7 +267,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
 
 
 def _record(given: Input, record_fd: int) -> DiffID:
-    """The work of disassemble(); record_fd is an empty file that can be read, too."""
+    """Do the work of disassemble(); record_fd is an empty file that can be read too."""
     with contextlib.ExitStack() as stack:
         fd, offset = given.reread()
         if fd < 0 or _apply.guess_format(_files.read(fd, 512, offset)) != "plain":
@@ -290,7 +290,7 @@ def _check_file(file: Any, verb: str) -> None:
 
 
 def _regular(file: Any) -> int:
-    """The descriptor of a regular file, or -1."""
+    """Return the descriptor of a regular file, or -1."""
     if not isinstance(file, (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
         return -1
     try:
@@ -306,7 +306,7 @@ def _position(file: Any) -> int:
 
 
 def _empty_file(file: Any) -> int:
-    """A regular file's descriptor of our own, for reading and writing, if it is empty; else -1."""
+    """Return another descriptor of an empty regular file, for reading and writing; else -1."""
     fd = _regular(file)
     if fd < 0:
         return -1
@@ -351,7 +351,7 @@ def _copy(source: Any, to: Any) -> None:
 
 @contextlib.contextmanager
 def _nameless_file() -> Iterator[io.FileIO]:
-    """A file without a name, for what can be had once only; what fails of it names its directory."""
+    """Open a file without a name, for what can be read only once; its errors name its directory."""
     with naming(tempfile.gettempdir()):
         file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
     try:
@@ -363,7 +363,7 @@ def _nameless_file() -> Iterator[io.FileIO]:
 
 @contextlib.contextmanager
 def _opened_again(fd: int, mode: str) -> Iterator[io.FileIO]:
-    """A descriptor that the caller keeps, as a file without a buffer."""
+    """Return a descriptor, which the caller keeps, as a file without a buffer."""
     own = os.dup(fd)
     try:
         with naming_file(own):

@@ -77,7 +77,7 @@ class Classes:
         return self._guessed(id)
 
     def _guessed(self, id: str) -> bool:
-        """Of a directory that Docker made, or an earlier version."""
+        """Return the class of a directory that Docker made, or an earlier version."""
         owner = os.stat(self._at.path(id)).st_uid
         if not self._userxattr:
             return owner != os.geteuid() and self._is_marked(id, user=True)

@@ -189,7 +189,7 @@ class Directories:
             write_small(self.path(stack[0], "committed"), b"", 0o600, sync=False)    # nothing in it can be half there
 
     def recorded(self, id: str) -> None:
-        """A layer or mount on disk names id now: it is no longer kept from cleanup()."""
+        """Release the claim of id, which a layer or mount on disk names now."""
         claim = self._claims.pop(id, None)
         if claim is not None:
             claim.release()

@@ -26,7 +26,7 @@ def _open_directory(name: str, dir_fd: int) -> int:
 
 @contextlib.contextmanager
 def _below(root: int, directory: str) -> Iterator[int]:
-    """A directory below root, at any depth, for the length of a `with` block; through no link."""
+    """Open a directory below root, at any depth, for the length of a `with` block; through no link."""
     fd = root
     try:
         for part in directory.split("/") if directory else []:

@@ -36,7 +36,7 @@ _ENDING = 1.0
 
 
 def _use(id: str) -> str:
-    """The key under which a mount in use is held."""
+    """Return the key under which a mount in use is held."""
     return f"use {id}"
 
 
@@ -121,7 +121,7 @@ class Mounting:
             raise
 
     def _require_writable(self, merged: str) -> None:
-        """Where the kernel cannot make its work directory, on a full disk say, it mounts read-only and is silent."""
+        """Raise if the mount is read-only: the kernel could not make its work directory, on a full disk for example."""
         if not os.statvfs(merged).f_flag & os.ST_RDONLY:
             return
         below = os.statvfs(self._at.home)
@@ -132,7 +132,7 @@ class Mounting:
     # ---- who is inside ----
 
     def _require_free(self, id: str, merged: str) -> None:
-        """No other overlay writes to the upper: the kernel calls two undefined. Raises ActiveMountError."""
+        """Check that no other overlay writes to the upper: two are undefined. Raises ActiveMountError."""
         if not is_there(self._at.path(id, "work", "work")):
             return                        # the kernel makes it with the first mount
         found = self._still_inside(id, merged)
@@ -326,7 +326,7 @@ class Mounting:
             log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
 
     def unmount_all(self, id: str) -> None:
-        """Under id's lock: unmount all below its directory, as it goes. Who is inside keeps what is open."""
+        """Unmount all below id's directory, lazily, under its lock. Processes inside keep what is open."""
         merged = self._at.path(id, "merged")
         found: list[Holder] | None = None
         if not mounts.is_mounted(merged):                 # but perhaps where this process does not see it
