@@ -11,7 +11,7 @@
 #   make soak     what `make test` does briefly, whole: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, a failure
 #                 of every one, many processes on one root for STRESS_SECONDS (180); SEED=... draws the same round again
 #   make wheel    dist/: an sdist, and a wheel for every CPython from 3.11 on, judged by auditwheel and abi3audit
-#   make wheel-test   that wheel passes tests/package, tests/flows and tests/hostile in an empty venv with no compiler;
+#   make wheel-test   that wheel passes tests/package, drivers, flows and hostile in an empty venv with no compiler;
 #                     and the sdist builds without Cython
 #   make docs     the pages of docs/ in build/docs/, every warning an error
 #   make clean    what was built; .venv stays
