@@ -253,6 +253,14 @@ def test_a_broken_layer_is_mended_by_loading_its_image_again(store, images, root
     assert store.verify() == []
 
 
+def test_a_layer_with_a_damaged_file_of_the_driver_is_there_all_the_same(store, images, diff_of):
+    [image] = images.load(archive_of(ARCHIVES["docker"]()))
+    with store.get(image.top) as top:
+        (diff_of(top).parent / "lower").write_text("l/../x")
+    assert images.load(archive_of(ARCHIVES["docker"]())) == [image]
+    assert {problem.subject for problem in store.verify()} == {image.top}
+
+
 def test_no_copy_of_a_stream_is_made(store, images, room, root):
     """When the last bytes come, the disk has the files of the layers that came, and nothing else of any size."""
     noise = os.urandom(3 << 20)

@@ -119,6 +119,8 @@ class Gatherer:
             layer.metadata()
         except FileNotFoundError:
             return False                       # its files are gone: registering it anew mends it
+        except (OSError, LayerStoreError):     # it is damaged, as verify() tells
+            pass
         self._held[chain] = layer
         return True
 
