@@ -188,7 +188,6 @@ def applied(below: dict[str, Node], entries: Iterable[Entry], *, box: bool = Fal
 
 
 # ---- layers by chance --------------------------------------------------------------------------------------------------
-
 NAMES = ("a", "b", "c")
 TARGETS = ("a", "b", "../b", "/a/b", "c/a", "..", "/c", "../../c", "/")
 KINDS = (DIR, DIR, DIR, FILE, FILE, FILE, LINK, HARD, FIFO, NULL, WHITEOUT, WHITEOUT, WHITEOUT, OPAQUE)

@@ -345,8 +345,6 @@ def test_ages(seconds, text):
 
 
 # ---- the host does not let it --------------------------------------------------------------------
-
-
 @pytest.fixture
 def mounted(room):
     """Mount something at a fresh directory."""

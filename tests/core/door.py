@@ -60,8 +60,6 @@ class CoreError(Exception):
 
 
 # ---- building ----
-
-
 def sanitizers() -> str:
     return os.environ.get("LAYERSTORE_SANITIZE", "")
 
@@ -130,8 +128,6 @@ def shared_object() -> Path:
 
 
 # ---- declaring ----
-
-
 def _without_bodies(text: str) -> str:
     """Inline functions as their prototypes."""
     parts = []
@@ -199,8 +195,6 @@ def __getattr__(name: str) -> Any:
 
 
 # ---- calling ----
-
-
 def new_error() -> Any:
     err = _opened()[0].new("lay_error *")
     err.offset = -1
@@ -251,8 +245,6 @@ def fails(code: str) -> Iterator[list[CoreError]]:
 
 
 # ---- running under sanitizers ----
-
-
 def sanitized_environment(sanitize: str) -> dict[str, str]:
     """What a Python needs to load a sanitized door: the run-time libraries first, no report of its own leaks."""
     runtimes = {"address": "libasan.so", "thread": "libtsan.so", "undefined": "libubsan.so"}

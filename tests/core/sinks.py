@@ -66,8 +66,6 @@ def windows(data: bytes, step: int | None = None) -> Iterator[tuple[Any, int]]:
 
 
 # ---- records ------------------------------------------------------------------------------------
-
-
 def record(tar: bytes, *, step: int | None = None, gzip: bool = False) -> bytes:
     """The record lay_split makes of tar, pushed whole or step bytes at a time."""
     with memory() as fd:
@@ -100,8 +98,6 @@ def lines(any_record: bytes) -> list[Line]:
 
 
 # ---- whole layers -------------------------------------------------------------------------------
-
-
 @contextmanager
 def applying(
     *, root: int = -1, record_fd: int = -1, scratch: int = -1, over: str = "", workers: int = 0, flags: int = 0, again: int = -1,

@@ -89,8 +89,6 @@ WORKERS = (0, 1, 2)
 
 
 # ---- one tar, one outcome ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", recipes.GOOD)
 def test_workers_change_nothing_and_what_came_in_goes_out(ground: Ground, name: str) -> None:
     small = recipes.GOOD[name]()
@@ -178,7 +176,6 @@ def test_a_record_alone_has_the_same_diffid(workers: int) -> None:
 
 
 # ---- one tar, one error -------------------------------------------------------------------------------
-
 REFUSED = refused.BAD | {name: lambda made=made: (made()[0], 0, len(made()[0])) for name, made in refused.UNSUPPORTED.items()}
 
 
@@ -254,8 +251,6 @@ def test_a_compressed_stream_cut_anywhere_is_never_stored(ground: Ground, pack: 
 
 
 # ---- handles ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("packed", [b"BZh91AY&SY", b"\xfd7zXZ\0", b"\x04\x22\x4d\x18"])
 def test_what_the_core_does_not_inflate_is_said(ground: Ground, packed: bytes) -> None:
     assert ground.error(packed)[0] == "LAY_E_UNSUPPORTED"

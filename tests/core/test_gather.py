@@ -104,8 +104,6 @@ def test_all_ways_give_the_tar(kept, way, digest):
 
 
 # ---- damage ------------------------------------------------------------------------------------------
-
-
 def replaced(make):
     def damage(path):
         os.unlink(path)
@@ -304,8 +302,6 @@ def test_files_that_come_and_go_meanwhile_give_their_bytes_or_an_error(tree, way
 
 
 # ---- the list itself -----------------------------------------------------------------------------------
-
-
 class Gather:
     """A lay_gather, a buffer that takes what it reads, and a hand for each of two threads."""
 

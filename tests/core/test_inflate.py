@@ -197,8 +197,6 @@ def test_both_libraries_agree_at_any_cut(by_zlib: Any, plain: bytes, cuts: list[
 
 
 # ---- zstd -----------------------------------------------------------------------------------------
-
-
 def zstd(*arguments: str, plain: bytes = TEXT) -> bytes:
     return subprocess.run(["zstd", "-q", "-c", *arguments], input=plain, capture_output=True, check=True).stdout
 
@@ -264,8 +262,6 @@ def test_a_window_beyond_the_limit_is_refused() -> None:
 
 
 # ---- what a stream is -----------------------------------------------------------------------------
-
-
 def guess(data: bytes) -> Any:
     return door.lib.lay_format_guess(door.ffi.new("uint8_t[]", data or b"\0"), len(data))
 
@@ -290,8 +286,6 @@ def test_formats_left_to_others_cannot_be_opened() -> None:
 
 
 # ---- one member, made -------------------------------------------------------------------------------
-
-
 def made(lib: Any, plain: bytes, extra: bytes = b"", spare: int = 0) -> bytes:
     ffi, err = door.ffi, door.new_error()
     room = lib.lay_gzip_bound(len(plain)) + len(extra) + spare

@@ -196,8 +196,6 @@ def test_a_zstd_window_is_bounded() -> None:
 
 
 # ---- records that another program wrote -----------------------------------------------------------------------
-
-
 def line(**fields: object) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 

@@ -75,7 +75,6 @@ def lines(*given: bytes | tuple[str, bytes | None, int]) -> bytes:
 
 
 # ---- what a record says ---------------------------------------------------------------------------
-
 TAR = (
     dir("./d/") + file("d/f", b"hello", uid=7, mode=0o104755) + hardlink("h", "/d/./f") + symlink("s", "/d/../x")
     + whiteout("d/w") + opaque("d") + opaque("") + tarkit.xattrs({"user.a": b"", "user.b": b"\0\1"}) + file("/x//y") + end()
@@ -162,7 +161,6 @@ def test_a_large_file_costs_nothing() -> None:
 
 
 # ---- what a record cannot say -------------------------------------------------------------------------
-
 A = file("a", b"x")[:512]
 
 
@@ -209,8 +207,6 @@ def test_any_change_of_a_record_is_read_without_harm(data: st.DataObject) -> Non
 
 
 # ---- opening ----------------------------------------------------------------------------------------
-
-
 def opened(root: int, path: str, size: int) -> bytes:
     fd = door.out("int *")
     door.call("lay_listed_open", root, path.encode(), size, fd)

@@ -83,8 +83,6 @@ def options(box: Box) -> str:
 
 
 # ---- mounting and unmounting -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("way", ["absolute", "relative", "old", "old, relative"])
 def test_the_nearest_lower_hides_the_others_and_the_upper_takes_what_is_written(box: Box, way: str) -> None:
     before = os.getcwd()
@@ -174,8 +172,6 @@ def test_each_failure_names_what_it_concerns(box: Box) -> None:
 
 
 # ---- an upper, a file system -------------------------------------------------------------------------
-
-
 def test_an_upper_is_in_use_until_the_last_descriptor_of_its_overlay_is_closed(box: Box) -> None:
     def used() -> int:
         return ask("int *", "lay_upper_in_use", os.fsencode(box.home / "upper"))
@@ -216,8 +212,6 @@ def test_quota_is_refused_with_its_path_where_it_is_not(box: Box) -> None:
 
 
 # ---- who is inside -----------------------------------------------------------------------------------
-
-
 def uses(place: Path, *ours: int) -> set[tuple[int, str, str]]:
     device = os.stat(place).st_dev
     out, size = door.out("char **"), door.out("size_t *")

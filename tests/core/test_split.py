@@ -70,8 +70,6 @@ def test_a_packed_record_is_the_plain_one(name: str) -> None:
 
 
 # ---- the lines, 2.1 -------------------------------------------------------------------------------
-
-
 def file_lines(tar: bytes) -> list[bytes]:
     return [line for line in record(tar).splitlines(keepends=True) if line.startswith(b'{"type":1')]
 
@@ -143,8 +141,6 @@ def resident() -> int:
 
 
 # ---- records of others ------------------------------------------------------------------------------
-
-
 def segment_json(data: bytes, position: int = 0) -> str:
     return json.dumps({"type": 2, "payload": base64.b64encode(data).decode(), "position": position})
 
@@ -273,7 +269,6 @@ def test_no_bytes_make_the_reader_fall_over(data: bytes) -> None:
 
 
 # ---- our own members --------------------------------------------------------------------------------
-
 LONG = (
     b"".join(file(f"f{i:04}", recipes.noise(i % 700, i), mtime=i) for i in range(1500)) + end() + recipes.noise(3 << 20)
 )
@@ -411,8 +406,6 @@ def test_the_claim_of_a_wrong_length_is_told_at_the_end() -> None:
 
 
 # ---- repeats and plans ------------------------------------------------------------------------------
-
-
 def split_of(tar: bytes, fd: int, plan: Any = None) -> Any:
     split = door.make("lay_split_open", "lay_split *", fd, False, plan or door.ffi.NULL)
     for window, n in sinks.windows(tar):

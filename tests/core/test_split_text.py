@@ -16,8 +16,6 @@ LONE = re.compile("[\ud800-\udfff]")
 
 
 # ---- base64 -------------------------------------------------------------------------------------
-
-
 def encode(data: bytes) -> bytes:
     room = door.lib.lay_base64_room(len(data))
     out = door.ffi.new("char[]", room or 1)
@@ -54,8 +52,6 @@ def test_base64_takes_whole_groups_and_nothing_else(text: str) -> None:
 
 
 # ---- writing ------------------------------------------------------------------------------------
-
-
 def escape(text: str) -> str:
     raw = text.encode()
     out = door.ffi.new("char[]", 6 * len(raw) or 1)
@@ -88,8 +84,6 @@ def test_every_ascii_character_is_escaped_as_go_does() -> None:
 
 
 # ---- reading ------------------------------------------------------------------------------------
-
-
 def unescape(text: str) -> str:
     undone = unescaped(text)
     assert undone is not None, text

@@ -56,8 +56,6 @@ def libc() -> Any:
 
 
 # ---- to the byte ----------------------------------------------------------------------------------
-
-
 def test_a_header_block_to_the_byte() -> None:
     block = bytearray(512)
     block[0:1] = b"f"
@@ -168,7 +166,6 @@ def test_a_buffer_is_used_again_and_carries_nothing_over() -> None:
 
 
 # ---- read back --------------------------------------------------------------------------------------
-
 components = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=120).filter(
     lambda part: part not in (".", "..")
 )

@@ -19,8 +19,6 @@ from sinks import directory
 MS_BIND = 4096
 
 # ---- names ----------------------------------------------------------------------------------------
-
-
 def clean(name: bytes) -> bytes:
     out = door.ffi.new("char[]", len(name) + 2)
     n = door.lib.lay_path_clean(door.ffi.new("char[]", name), len(name), out)
@@ -60,8 +58,6 @@ def test_cleaning_needs_no_second_buffer() -> None:
 
 
 # ---- opening --------------------------------------------------------------------------------------
-
-
 def opened(call: Callable[[], int]) -> Any:
     """The path of what a call opened beneath the room, "/" for the room itself; or the name of its error."""
     fd = call()
@@ -317,8 +313,6 @@ def test_a_child_directory_is_opened_by_no_link_and_a_mount_is_told(tree: Tree) 
 
 
 # ---- listing and asking -----------------------------------------------------------------------------
-
-
 def names(path: Path) -> list[tuple[bytes, int, int]]:
     ffi = door.ffi
     out = ffi.new("lay_names *")
@@ -373,8 +367,6 @@ def test_xattrs_are_read_without_following_a_link(tree: Tree) -> None:
 
 
 # ---- sizes and removal ------------------------------------------------------------------------------
-
-
 def size_of(path: Path) -> int:
     size = door.out("int64_t *")
     with directory(path) as fd:

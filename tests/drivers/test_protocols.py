@@ -42,8 +42,6 @@ def found(opened, id, tar, stack=(), **how):
 
 
 # ---- a draft ----
-
-
 def test_begin_writes_nothing(opened):
     before = disk_state(opened.home)
     id = random_id()
@@ -126,8 +124,6 @@ def test_remove_takes_no_id_that_leads_elsewhere(opened, victim):
 
 
 # ---- a stored layer ----
-
-
 def test_the_tar_comes_again_byte_for_byte(opened):
     base = stored(opened, T1)
     top = stored(opened, T2, [base])
@@ -241,8 +237,6 @@ def test_the_small_files_of_a_layer_whose_directory_is_gone_are_made_for_a_rebui
 
 
 # ---- writable layers ----
-
-
 @pytest.fixture
 def box(opened):
     """Make a writable layer on a stack; all are removed at the end."""
@@ -328,8 +322,6 @@ def test_a_sound_writable_layer_has_no_findings(opened, box):
 
 
 # ---- the home ----
-
-
 def test_the_host_tells_itself_and_syncs(opened, driver_name):
     host = opened.driver.host
     assert host.name == driver_name and all(len(pair) == 2 for pair in host.status())

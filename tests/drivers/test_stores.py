@@ -38,8 +38,6 @@ def read(stream):
 
 
 # ---- in and out ----
-
-
 def test_a_layer_is_registered_found_and_read_again(store, open_store, layers):
     assert layers[1].chain_id == T2_ON_T1_CHAIN_ID
     for at in (store, open_store()):
@@ -101,8 +99,6 @@ def test_a_failed_register_leaves_nothing(store, layers, unchanged, tar, error):
 
 
 # ---- damage ----
-
-
 def place(layer):
     return Path(layer.metadata()["UpperDir"])
 
@@ -170,8 +166,6 @@ def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, l
 
 
 # ---- what goes ----
-
-
 def test_the_last_release_deletes_from_the_top_down(store, layers, driver_name, root):
     base, middle, top = layers
     base.release(), middle.release()
@@ -226,8 +220,6 @@ def test_two_stores_on_one_root_see_each_other_s_layers(store, open_store):
 
 
 # ---- writable layers, and images ----
-
-
 def test_a_writable_layer_is_written_committed_and_released(store, layers):
     rw = store.create_rw_layer("box", layers[1], CreateRWLayerOpts(init_func=lambda path: Path(path, "hosts").touch()))
     with rw.mounted() as path:

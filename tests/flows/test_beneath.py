@@ -91,7 +91,6 @@ def test_the_test_lets_the_others_be(tmp_path, line):
 
 
 # ---- the core -----------------------------------------------------------------------------------
-
 CORE = Path(__file__).resolve().parents[2] / "ext" / "core"
 C_CALL = re.compile(
     r"(?<![\w.>])(unlink|remove|rmdir|l?stat|open|creat|mkdir|rename|l?chown|symlink|link|mknod|mkfifo|opendir|n?ftw|realpath|truncate|utimes?"

@@ -235,8 +235,6 @@ def test_only_the_last_of_several_asks(box):
 
 
 # ---- mounted() ----
-
-
 def test_mounted_ends_as_unmount_does(box):
     with pytest.raises(ActiveMountError), contextlib.ExitStack() as stack, box.mounted() as path:
         stack.enter_context(using(path, "cwd"))
@@ -259,8 +257,6 @@ def test_what_the_block_raised_is_raised(box):
 
 
 # ---- lazy ----
-
-
 @pytest.mark.parametrize("use", ALL)
 def test_a_detached_box_is_not_mounted_again_while_it_is_used(store, box, root, open_store, use):
     path = box.mount()
@@ -333,8 +329,6 @@ def test_the_calls_that_mount_for_themselves_ask_as_well(box, monkeypatch):
 
 
 # ---- several stores, processes, namespaces ----
-
-
 @contextlib.contextmanager
 def mounting_elsewhere(root, then=""):
     """Another process, in a mount namespace of its own, mounts the box and does more."""

@@ -280,8 +280,6 @@ def test_a_source_that_raises_is_heard_wherever_it_stands(at):
         disassemble(Failing(tarkit.T1, at, step=100), io.BytesIO())
 
 
-
-
 def test_a_sink_that_raises_is_heard():
     class Full(io.BytesIO):
         def write(self, data):

@@ -9,7 +9,6 @@ import gzip
 import io
 import os
 import random
-import re
 import shutil
 import signal
 import sys
@@ -289,30 +288,6 @@ def test_verify_finds_nothing_where_a_device_replaced_a_directory(open_store, in
     tar = file("q", b"q") + inner + tarkit.node("d", "c", 1, 3) + end()
     assert tar_of(store.register(tar)) == tar
     assert store.verify() == []
-
-
-REFUSED = {
-    "dangling hard link": hardlink("h", "nope"), "below a file": file("good/x"), "outside": file("../x"),
-    "hard link outside": hardlink("h", "../x"), "whiteout over a file": whiteout("good"),
-    "whiteout of nothing": file("d/.wh."),
-    "name too long": tarkit.with_gnu_path("n" * 256, file),
-    "unknown type": file("z", typeflag=b"Z"),
-    "device number": tarkit.node("n", "c", 99999, 0),
-    "xattr of no kind": tarkit.xattrs({"foo": b"1"}) + file("a"),
-}
-
-
-@pytest.mark.parametrize("way", ["register", "apply_diff"])
-@pytest.mark.parametrize("refused", REFUSED)
-def test_every_refusal_of_an_entry_tells_its_offset(open_store, refused, way):
-    store, good = open_store(options=SMALL), file("good", b"g" * 600)
-    work = store.register if way == "register" else store.create_rw_layer("c").apply_diff
-    with pytest.raises((LayerStoreError, OSError)) as caught:
-        work(good + REFUSED[refused] + end())
-    said = " ".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
-    told = [int(number) for number in re.findall(r"at byte (\d+)", said)]
-    assert told, said
-    assert len(good) <= told[0] < len(good) + len(REFUSED[refused])
 
 
 @pytest.mark.parametrize("bit", range(0, 16, 3))

@@ -67,8 +67,6 @@ def test_what_is_drawn_is_mostly_right(images):
     assert sum(kinds.values()) > 25
 
 
-
-
 def test_the_oldest_kind_is_told_of_in_one_order(images, room):
     """Without a list the directories say which layers there are; a tar has them in any order."""
     files = {f"{n}/layer.tar": b"" for n in (2, 0, 1)}

@@ -258,8 +258,6 @@ def test_what_is_larger_than_a_header_can_say(images, room):
 
 
 # ---- a compressed archive takes no room but its own --------------------------------------------
-
-
 @pytest.fixture
 def small(room):
     """A file system of so many bytes."""
@@ -342,8 +340,6 @@ def test_what_stands_behind_is_not_overwritten_from_far(loaded, room, flags):
 
 
 # ---- without layers that the other side has -----------------------------------------------------
-
-
 @pytest.mark.parametrize(("format", "compression"), WAYS)
 def test_layers_that_are_left_out_are_named_and_not_written(loaded, store, room, format, compression):
     image = loaded.get("a/b:1")

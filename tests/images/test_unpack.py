@@ -125,7 +125,6 @@ def test_progress(images, unpacking, room):
 
 
 # ---- another process works in the directory at the same time ------------------------------------
-
 NAMES = [f"n{at}" for at in range(300)]
 DEEP = ("d", "d/sub", "d/sub/deep")
 # In each directory: names of every kind; then all of them changed in every way that there is.

@@ -133,7 +133,6 @@ def test_messages_name_no_addresses(store):
 
 
 # ---- errors name what they are about ------------------------------------------------------------
-
 SUBJECTS = {
     "LayerDoesNotExistError": {"chain_id"},
     "LayerNotRetainedError": {"chain_id", "name"},
@@ -222,7 +221,6 @@ def test_a_damaged_layer_is_named_by_all_that_read_it(store, root):
 
 
 # ---- texts are readable -------------------------------------------------------------------------
-
 TRICKS = [*map(chr, range(0x20)), "\x7f", *map(chr, range(0x80, 0xA0)), *"\u200e\u200f\u202a\u202e\u2066\u2069\u2028\u2029\ufeff\xad", "\udcff", "\udc1b", "\ud800", "\U000e0001"]  # fmt: skip
 
 

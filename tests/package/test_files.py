@@ -40,8 +40,6 @@ def mixed(store):
 
 
 # ---- one layer ----------------------------------------------------------------------------------
-
-
 def test_entries_come_in_the_tars_order_with_all_that_the_header_says(mixed):
     found = list(mixed.files())
     assert [(e.path, e.type) for e in found] == [
@@ -149,8 +147,6 @@ def _stored_size(tar, member):
 
 
 # ---- opening ------------------------------------------------------------------------------------
-
-
 def test_a_file_is_read_like_any_binary_file(mixed):
     with mixed.open("/a/f") as f:
         assert (f.readable(), f.seekable(), f.writable(), f.name) == (True, True, False, "a/f")
@@ -283,8 +279,6 @@ def test_a_closed_store_gives_nothing_more(root):
 
 
 # ---- records that lie ---------------------------------------------------------------------------
-
-
 def test_a_damaged_record_is_told_after_what_can_be_read(store):
     layer = store.register(b"".join(file(f"f{i}", b"%d" % i) for i in range(2000)) + end())
     record = Path(store.root, "image/overlay2/layerdb/sha256", layer.chain_id.encoded, "tar-split.json.gz")
@@ -327,8 +321,6 @@ def test_a_record_of_what_no_layer_can_be_is_corrupt(store, tar):
 
 
 # ---- chains -------------------------------------------------------------------------------------
-
-
 def shown(path):
     """What a mount shows below path: name -> what lstat and the like say."""
     found = {}

@@ -182,7 +182,6 @@ def test_a_name_is_a_box_and_an_id_a_layer(store, chain):
 
 
 # ---- a layer's own directory in the layerdb ------------------------------------------------------------------
-
 FILES = ("cache-id", "diff", "parent", "size", "tar-split.json.gz")
 
 

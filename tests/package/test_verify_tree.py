@@ -32,8 +32,6 @@ def acl(*extra):
 
 
 # ---- drawn layers ----------------------------------------------------------------------------------------
-
-
 class Drawn:
     """A layer's tar, and which of its directories have an entry."""
 
@@ -131,8 +129,6 @@ def drawn(store, seed):
 
 
 # ---- the plain walk -----------------------------------------------------------------------------------------
-
-
 def note(root, recorded):
     """{path: all that is promised of it}; names that share a file share its number."""
     found, numbers = {}, {}
@@ -163,8 +159,6 @@ def note(root, recorded):
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------
-
-
 def kept(path, act):
     """Change something and give it its times back, so that no time tells."""
     st = os.lstat(path)

@@ -50,8 +50,6 @@ LARGE = file("large", recipes.noise(1_300_000, 7)) + b"".join(file(f"m/{i}", rec
 
 
 # ---- what a process holds ------------------------------------------------------------------------------
-
-
 def mountinfo(root: Any) -> list[str]:
     """What is mounted at and below root; others may mount and unmount elsewhere meanwhile."""
     return sorted(disk.mounts_below(root))
@@ -109,8 +107,6 @@ def allocated() -> int:
 
 
 # ---- what a store holds ------------------------------------------------------------------------------
-
-
 def state(root: Any) -> dict[bytes, tuple]:
     """All that lies below the root, but for what may stay by design: the mark that a layer once had a child, and the
     empty place of a mount, where it could not be removed."""
@@ -144,8 +140,6 @@ def contents(store: Store) -> dict[str, str]:
 
 
 # ---- children ------------------------------------------------------------------------------------------
-
-
 class ChildError(AssertionError):
     pass
 
@@ -202,7 +196,6 @@ def in_a_child(work: Callable[[Callable[[str], None]], Any], *, seconds: float =
 
 
 # ---- system calls that fail --------------------------------------------------------------------------------
-
 KINDS = {
     "open": "open openat openat2",
     "create": "mkdir mkdirat mknod mknodat symlink symlinkat link linkat",
@@ -319,8 +312,6 @@ class Faults:
 
 
 # ---- operations --------------------------------------------------------------------------------------------
-
-
 class Ground:
     """A root with two layers, a writable one with a difference, a second one that is empty: the same each time."""
 

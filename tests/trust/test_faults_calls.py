@@ -39,8 +39,6 @@ COUNTED = ("Register", "RegisterZstd", "CopyTo", "Changes")
 
 
 # ---- the walk ------------------------------------------------------------------------------------------
-
-
 class Walk:
     """An operation, walked over in this process, which is under supervision."""
 

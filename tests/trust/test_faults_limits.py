@@ -149,8 +149,6 @@ def test_too_few_descriptors_are_said_or_overcome_and_none_is_lost(room: Path, n
 
 
 # ---- threads ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["register", "register gzip", "tar_stream", "copy_to", "mount", "commit"])
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_threads_that_cannot_be_made_are_done_without_or_said(room: Path, name: str, first: int) -> None:
@@ -175,8 +173,6 @@ def test_threads_that_cannot_be_made_are_done_without_or_said(room: Path, name: 
 
 
 # ---- forks ----------------------------------------------------------------------------------------------------
-
-
 def test_a_fork_in_another_thread_during_register_leaves_both_processes_able_to_work(room: Path) -> None:
     tar = b"".join(file(f"f{i}", recipes.noise(3000, i + 1)) for i in range(900)) + end()
 
@@ -218,7 +214,6 @@ def test_a_fork_in_another_thread_during_register_leaves_both_processes_able_to_
 
 
 # ---- the end of the interpreter -----------------------------------------------------------------------------------
-
 PROGRAM = """
 import os, sys, threading, time
 sys.path[:0] = sys.argv[3:]

@@ -97,8 +97,6 @@ def raising(error: BaseException) -> Callable[[], Any]:
 
 
 # ---- sources ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.soak(60)
 @pytest.mark.parametrize("way, packing", [("disassemble", "plain"), *((way, packing) for way in ("register", "apply_diff") for packing in PACKINGS)])
 def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground, way: str, packing: str) -> None:
@@ -292,8 +290,6 @@ def test_a_source_that_uses_the_store_from_read_is_served(g: Ground) -> None:
 
 
 # ---- callbacks -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("packing", ["plain", "gzip", "bzip2"])
 @pytest.mark.parametrize("kind", ["buffer", "reader", "path"])
 def test_a_progress_that_raises_is_heard_and_leaves_nothing(g: Ground, room: Path, kind: str, packing: str) -> None:
@@ -356,7 +352,6 @@ def test_an_init_that_uses_the_store_is_served(g: Ground) -> None:
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------------------
-
 MANY = b"".join(dir(f"d{i}/") + b"".join(file(f"d{i}/f{j}", b"%d" % j) for j in range(60)) for i in range(60)) + end()
 HUGE_HOLE = tarkit.pax_sparse_1_0("hole", [((3 << 30) - 512, b"x" * 512)], 3 << 30) + end()
 
