@@ -88,6 +88,11 @@ class Digest(str):
         return bytes.fromhex(self.encoded)
 
 
+def sha256_of(data: bytes) -> Digest:
+    """Return the SHA-256 digest of some bytes."""
+    return Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+
+
 class DiffID(Digest):
     """SHA-256 of one uncompressed layer tar, every byte to its end."""
 

@@ -48,6 +48,11 @@ def plain_path(path: str) -> str:
     return "" if found == ".." or found.startswith("../") else found
 
 
+def cut(entry: Entry) -> ImageError:
+    """Return the error of an archive that ends in the payload of an entry."""
+    return ImageError(f"the archive is cut, in {readable(entry.name)}")
+
+
 def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Callable[[], int]) -> Iterator[Entry]:
     """Return an iterator over the entries of an archive, in order.
 
@@ -89,7 +94,7 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
             yield entry
         skip(entry.offset + entry.size + padding - tell())
         if tell() < entry.offset + entry.size:
-            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+            raise cut(entry)
 
 
 def _entry(found: _Found, offset: int) -> tuple[Entry, int, str | None]:

@@ -6,11 +6,10 @@ Source: moby, image/image.go and api/types/container/config.go (the fields of th
 from __future__ import annotations
 
 import functools
-import hashlib
 from typing import Any, NamedTuple
 
 from layerstore.errors import ImageError, InvalidDigestError, readable
-from layerstore.ids import DiffID, Digest
+from layerstore.ids import DiffID, Digest, sha256_of
 from layerstore.images.gojson import (
     Table,
     anything,
@@ -95,6 +94,6 @@ def parse_config(data: bytes, what: str) -> Config:
     steps: list[dict[str, Any] | None] = found.get("history", [])
     if sum(not (step or {}).get("empty_layer") for step in steps) > len(diff_ids):
         raise ImageError(f"{what}: too many non-empty layers in History section")
-    id = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+    id = sha256_of(data)
     platform = Platform(system, found.get("architecture", ""), found.get("variant", ""))
     return Config(data, id, diff_ids, platform, found.get("created", ""))

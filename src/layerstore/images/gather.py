@@ -13,7 +13,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Protocol
 
 from layerstore._core import _files
 from layerstore._core._apply import guess_format
@@ -23,11 +22,11 @@ from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
 from layerstore.images.configs import Config
 from layerstore.images.planned import Planned, PlannedLayer
-from layerstore.images.shelf import hash_section, missing
+from layerstore.images.shelf import OpenShelf, hash_section, missing
 from layerstore.layer import Layer
 from layerstore.store import Store, Unpacked
 from layerstore.streams.progress import Teller
-from layerstore.streams.sources import HEAD, Section
+from layerstore.streams.sources import HEAD
 from layerstore.values import Done, Durability, Progress
 
 # Layers that are unpacked side by side; each has a few threads of its own in the core.
@@ -209,17 +208,10 @@ class Gatherer:
 # ---- files that can be read at any place -------------------------------------------------------
 
 
-class Openable(Protocol):
-    """A shelf whose files can be read in any order."""
-
-    def opened(self, name: str) -> contextlib.AbstractContextManager[Section]:
-        """Lend a file."""
-
-
 class Crew:
     """Threads that unpack the files of a shelf, side by side."""
 
-    def __init__(self, gatherer: Gatherer, shelf: Openable, progress: Progress | None) -> None:
+    def __init__(self, gatherer: Gatherer, shelf: OpenShelf, progress: Progress | None) -> None:
         """progress   told of the bytes of files taken"""
         self._gatherer, self._shelf = gatherer, shelf
         self._stopped = threading.Event()

@@ -7,7 +7,6 @@ references first and for images afterwards, so a load that holds its layers unti
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,18 +21,18 @@ from layerstore.errors import (
     LayerDoesNotExistError,
     LayerStoreError,
 )
-from layerstore.ids import ChainID, Digest, is_digest
+from layerstore.ids import ChainID, Digest, is_digest, sha256_of
 from layerstore.images import load, references
 from layerstore.images.configs import parse_config
 from layerstore.images.gather import Gatherer
 from layerstore.images.gojson import encode
 from layerstore.images.history import history
 from layerstore.images.image import ArchivedImage, Image, Removed, text_in
-from layerstore.images.load import archived, names_for
+from layerstore.images.load import archived
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
 from layerstore.images.platforms import host_platform
-from layerstore.images.removing import Gone, Removing
+from layerstore.images.removing import Gone, Removing, names_of
 from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
@@ -93,11 +92,11 @@ class Images:
         diff_ids = diff_ids_of(config)
         layers = chains_of(diff_ids)
         found = self.store.find(layers[-1]) if layers else None
-        of_it = sorted(name for tags in names.values() for name, named in tags.items() if named == id)
+        called, digests = references.split(names_of(id, names))
         return Image(
             id=id,
-            references=tuple(name for name in of_it if "@" not in name),
-            digests=tuple(name for name in of_it if "@" in name),
+            references=called,
+            digests=digests,
             config=config,
             diff_ids=tuple(diff_ids),
             layers=layers,
@@ -234,7 +233,7 @@ class Images:
         """
         self.store.check_writable()
         level = self.store.durability(durability)
-        given = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
+        given = references.parse_tags(tags)
         gatherer = Gatherer(self.store, level)
         db = ImageDB(self._db.root, level)
         with Ending(gatherer.close):
@@ -277,7 +276,7 @@ class Images:
         Raises  LayerDoesNotExistError, ImageError (a bad config or name), ReadOnlyStoreError, OSError
         """
         self.store.check_writable()
-        names = [str(references.parse(tag).tagged()) for tag in names_for(tags)]
+        names = references.parse_tags(tags)
         chain = parent_id(layer)
         with contextlib.ExitStack() as stack:
             diff_ids: list[str] = []
@@ -302,7 +301,7 @@ class Images:
         names = db.repositories()
         db.sweep()
         made: list[Digest] = []
-        ids = [Digest(f"sha256:{_sha256(data)}") for data in contents]
+        ids = [sha256_of(data) for data in contents]
         try:
             made += [id for id in dict.fromkeys(ids) if not db.has(id)]
             named = {id for id, image in zip(ids, planned, strict=True) if image.references}
@@ -492,10 +491,6 @@ class Images:
         if not self._db.has(id) and not name:
             raise ImageDoesNotExistError(name=str(reference))
         return id, name
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _name(names: Repositories, name: str, id: Digest) -> None:

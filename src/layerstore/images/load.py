@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from layerstore._core._apply import guess_format
 from layerstore.disk.locks import Scope
 from layerstore.errors import ImageError
+from layerstore.images import references
 from layerstore.images.configs import Config
 from layerstore.images.gather import Crew, Gatherer
 from layerstore.images.image import ArchivedImage
 from layerstore.images.plan import plan
 from layerstore.images.planned import Planned
-from layerstore.images.shelf import DirectoryShelf, TarShelf
+from layerstore.images.shelf import DirectoryShelf, OpenShelf, TarShelf
 from layerstore.images.stream import Reader, Stream, decompressed, documents_of, teller_of
 from layerstore.streams.sources import HEAD, Input
 from layerstore.values import Progress
@@ -30,7 +31,7 @@ class _Supply(NamedTuple):
     stem   the name of the archive, for names that are only tags
     """
 
-    shelf: TarShelf | DirectoryShelf | None
+    shelf: OpenShelf | None
     reader: Reader | None
     stem: str
     tell: Any
@@ -110,7 +111,7 @@ def _at_the_end(given: Input) -> None:
 
 
 def _from_shelf(
-    gatherer: Gatherer, shelf: TarShelf | DirectoryShelf, platform: str | None, stem: str, progress: Progress | None,
+    gatherer: Gatherer, shelf: OpenShelf, platform: str | None, stem: str, progress: Progress | None,
     *, named: bool,
 ) -> _Loaded:  # fmt: skip
     images = plan(shelf, platform, stem, named=named, known=gatherer.has)
@@ -132,22 +133,17 @@ def _from_stream(
     return images, configs
 
 
-def names_for(tags: str | Sequence[str]) -> list[str]:
-    """Return the names in a `tags` argument."""
-    return [tags] if isinstance(tags, str) else list(tags)
-
-
 def archived(planned: Planned) -> ArchivedImage:
     """Return what list_archive() says of a planned image."""
     config, top = planned.config, planned.v1[-1] if planned.v1 else {}
+    called, digests = references.split(planned.references)
     if config:
         system, architecture, variant = config.platform
     else:
         system, architecture, variant = (str(top.get(key) or "") for key in ("os", "architecture", "variant"))
     return ArchivedImage(
         id=config.id if config else "",
-        references=tuple(name for name in sorted(planned.references) if "@" not in name),
-        digests=tuple(name for name in sorted(planned.references) if "@" in name),
+        references=called, digests=digests,
         os=system or "linux", architecture=architecture, variant=variant,
         diff_ids=tuple(config.diff_ids) if config else (),
         layers=len(planned.layers),

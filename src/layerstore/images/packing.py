@@ -29,7 +29,7 @@ from layerstore.disk.textfile import naming
 from layerstore.errors import ImageError
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.image import Image
-from layerstore.images.targets import DirectoryTarget, Target
+from layerstore.images.targets import DirectoryTarget, Target, write_out
 from layerstore.streams.tarstream import COPY_BLOCK, TarStream, write_whole
 
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -300,25 +300,17 @@ class Layers:
         elif diff_id not in self.left_out:
 
             def write_to(out: Any) -> int:
+                told = 0
+
+                def tell_more(done: int) -> None:
+                    nonlocal told
+                    more, told = done - told, done
+                    tell(more)
+
                 with self._open(self.chains[diff_id]) as stream:
-                    return _copy(stream, out, tell)
+                    return stream.copy_to(out, progress=tell_more)
 
             target.stream(name, self.blobs[diff_id].size, write_to)
-
-
-def _copy(stream: TarStream, out: Any, tell: Callable[[int], None]) -> int:
-    total, end = 0, False
-    fd = out if isinstance(out, int) else descriptor_of(out)
-    while not end:
-        if fd >= 0:
-            end, written = stream.copy_some(fd)
-        else:
-            block = stream.read(COPY_BLOCK)
-            write_whole(out, block)
-            end, written = not block, len(block)
-        total += written
-        tell(written)
-    return total
 
 
 def descriptor_of(out: Any) -> int:
@@ -332,9 +324,6 @@ def descriptor_of(out: Any) -> int:
 def _copy_file(packed: IO[bytes], out: Any) -> int:
     total = 0
     while block := packed.read(COPY_BLOCK):
-        if isinstance(out, int):
-            _files.write_all(out, block)
-        else:
-            write_whole(out, block)
+        write_out(out, block)
         total += len(block)
     return total

@@ -8,7 +8,6 @@ Source: moby, image/tarexport/load.go; OCI image-layout.md and image-index.md; c
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import re
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from layerstore.errors import ImageError, readable
-from layerstore.ids import ChainID, Digest, chain_on
+from layerstore.ids import ChainID, Digest, chain_on, sha256_of
 from layerstore.images import references, v1
 from layerstore.images.archive import plain_path
 from layerstore.images.configs import LAYERS_LIMIT, NoImageError, parse_config
@@ -192,7 +191,7 @@ class _Saved:
                 f"invalid manifest, layers length mismatch: expected {len(config.diff_ids)}, got {len(paths)}"
             )
         layers = [PlannedLayer(p, d, digest_in(p)) for p, d in zip(paths, config.diff_ids, strict=True)]
-        names = [] if self._wanted.named else [str(references.parse(tag).tagged()) for tag in entry.names]
+        names = [] if self._wanted.named else references.parse_tags(entry.names)
         return Planned(config, layers, names, entry.parent)
 
     def _of_index(self) -> tuple[list[Planned], list[str]]:
@@ -238,7 +237,7 @@ def _of_layout(documents: Documents, wanted: Wanted) -> tuple[list[Planned], lis
 
 def _of_directory(documents: Documents, data: bytes, wanted: Wanted) -> tuple[list[Planned], list[str]]:
     """Read what `skopeo copy ... dir:` writes: manifest.json is a registry's, blobs are named by their digests."""
-    top = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+    top = sha256_of(data)
 
     def place(digest: Digest, *, manifest: bool = False) -> str:
         if digest == top and manifest:

@@ -59,6 +59,12 @@ def digest_in(name: str) -> Digest | None:
         return None
 
 
+def algorithm_in(name: str) -> str:
+    """Return the algorithm of the digest in a blob's path; of any other file "sha256"."""
+    found = digest_in(name)
+    return found.algorithm if found else "sha256"
+
+
 def check_useful(name: str, data: bytes) -> None:
     """Raise ImageError where a large document is none that an image has."""
     if len(data) <= _SMALL or name in _BY_NAME:

@@ -6,6 +6,7 @@ Source: distribution/reference, regexp.go and normalize.go
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from layerstore.errors import ImageError, InvalidDigestError
@@ -88,6 +89,17 @@ def parse(text: str) -> Reference:
         path = path.removeprefix(_OFFICIAL) if "/" not in path.removeprefix(_OFFICIAL) else path
         return Reference(path, "" if at else tag, digest)
     return Reference(f"{domain}/{path}", "" if at else tag, digest)
+
+
+def parse_tags(tags: str | Iterable[str]) -> list[str]:
+    """Return the full names, with tags, in a `tags` argument. Raises ImageError."""
+    return [str(parse(tag).tagged()) for tag in ([tags] if isinstance(tags, str) else tags)]
+
+
+def split(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names with a tag and those by digest, both sorted."""
+    found = sorted(names)
+    return tuple(name for name in found if "@" not in name), tuple(name for name in found if "@" in name)
 
 
 def parse_or_none(text: object) -> Reference | None:

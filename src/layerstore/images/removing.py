@@ -40,7 +40,7 @@ class Removing:
     def remove(self, id: Digest, name: str, *, force: bool) -> Gone:
         """Remove a name of an image; with its last name, or by its id (name is ""), the image. Raises ImageError."""
         names = self._db.repositories()
-        of_it = _names_of(id, names)
+        of_it = names_of(id, names)
         if name and [each for each in of_it if each != name and "@" not in each]:
             unname(names, [name])
             self._db.write_repositories(names)
@@ -68,7 +68,7 @@ class Removing:
         while kept := {parents[id] for id in ids if id not in chosen} & chosen:     # needed by images that stay
             chosen -= {Digest(id) for id in kept}
         deleted = [id for id in ids if id in chosen]
-        untagged = [name for id in deleted for name in _names_of(id, names)]
+        untagged = [name for id in deleted for name in names_of(id, names)]
         chains = [self._chains_of(id) for id in deleted]
         if deleted and not dry_run:
             unname(names, untagged)
@@ -78,7 +78,7 @@ class Removing:
         return Gone(tuple(sorted(untagged)), tuple(deleted), tuple(chains))
 
     def _may_go(self, id: Digest, names: Repositories, dangling: bool, before: float | None) -> bool:
-        if dangling and any("@" not in name for name in _names_of(id, names)):
+        if dangling and any("@" not in name for name in names_of(id, names)):
             return False
         if before is not None and self._last_used(id) > before:
             return False
@@ -121,7 +121,7 @@ class Removing:
         """Return True if an image has no name, and no child."""
         return (
             self._db.has(id)
-            and not _names_of(id, names)
+            and not names_of(id, names)
             and not any(self._db.noted(other, "parent") == id for other in self._db.ids())
         )
 
@@ -138,7 +138,8 @@ class Removing:
             return ()
 
 
-def _names_of(id: str, names: Repositories) -> list[str]:
+def names_of(id: str, names: Repositories) -> list[str]:
+    """Return all names of an image."""
     return [name for tags in names.values() for name, named in tags.items() if named == id]
 
 

@@ -13,13 +13,12 @@ can be written before it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from layerstore.ids import ChainID, DiffID, Digest
+from layerstore.ids import ChainID, DiffID, Digest, sha256_of
 from layerstore.images import references
 from layerstore.images.documents import (
     CONTAINERD_NAME,
@@ -49,10 +48,6 @@ def encode(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogateescape")
 
 
-def _digest(data: bytes) -> Digest:
-    return Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
-
-
 # ---- the formats -------------------------------------------------------------------------------
 
 
@@ -78,8 +73,8 @@ def write_documents(
     for out in images:
         manifest = _manifest(out, layers, media_type)
         documents[out.image.id] = out.content
-        documents[_digest(manifest)] = manifest
-        entry: dict[str, Any] = {"mediaType": OCI_MANIFEST, "digest": _digest(manifest), "size": len(manifest)}
+        documents[sha256_of(manifest)] = manifest
+        entry: dict[str, Any] = {"mediaType": OCI_MANIFEST, "digest": sha256_of(manifest), "size": len(manifest)}
         if out.image.architecture:
             platform = {"architecture": out.image.architecture, "os": out.image.os, "variant": out.image.variant}
             entry["platform"] = {key: value for key, value in platform.items() if value}
@@ -146,7 +141,7 @@ def write_v1(images: Sequence[Outgoing], layers: Layers, target: Target, tell: C
         id = ""
         for diff_id, chain in zip(out.image.diff_ids, out.image.layers, strict=True):
             document = _v1_document(out, id, chain)
-            id = hashlib.sha256(encode([chain, document])).hexdigest()
+            id = sha256_of(encode([chain, document])).encoded
             if id in made:
                 continue
             made.add(id)

@@ -6,6 +6,7 @@ the archive; what leads outside does not exist. All shelves show the same archiv
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import hashlib
@@ -18,7 +19,7 @@ from typing import Protocol
 from layerstore._core import _files
 from layerstore.errors import ImageError, readable
 from layerstore.ids import Digest
-from layerstore.images.archive import ENTRIES_LIMIT, Entry, entries, plain_path
+from layerstore.images.archive import ENTRIES_LIMIT, Entry, cut, entries, plain_path
 from layerstore.images.catalogue import Catalogue, follow
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 from layerstore.streams.sources import BLOCK, Section
@@ -77,7 +78,39 @@ def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> 
     return Digest(f"{algorithm}:{hashed.hexdigest()}")
 
 
-class TarShelf:
+class OpenShelf(abc.ABC):
+    """A shelf whose files can be read in any order."""
+
+    @abc.abstractmethod
+    def find(self, name: str) -> contextlib.AbstractContextManager[Section | None]:
+        """Lend a file for the length of a `with` block; None: it is not there."""
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """Name all there is, as far as the oldest archives need it."""
+
+    def has(self, name: str) -> bool:
+        """Return True if there is such a file."""
+        with self.find(name) as found:
+            return found is not None
+
+    def document(self, name: str) -> bytes | None:
+        """Read a small file whole."""
+        with self.find(name) as found:
+            if found and found.size > DOCUMENT_LIMIT:
+                raise too_large(name, found.size)
+            return os.pread(found.fd, found.size, found.offset) if found else None
+
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[Section]:
+        """Lend a file for the length of a `with` block. Raises MissingError, OSError."""
+        with self.find(name) as found:
+            if found is None:
+                raise missing(name)
+            yield found
+
+
+class TarShelf(OpenShelf):
     """A tar in a regular file, from where it stands: read at its own offsets, from many threads."""
 
     def __init__(self, fd: int, start: int) -> None:
@@ -89,7 +122,7 @@ class TarShelf:
         for entry in entries(self._read, self._skip, lambda: self._at - start):
             found = entry._replace(offset=entry.offset + start)
             if found.offset + found.size > self._end:
-                raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+                raise cut(found)
             self._catalogue.add(found)
         self._catalogue.end()
 
@@ -113,29 +146,14 @@ class TarShelf:
         """Name all entries."""
         return self._catalogue.names()
 
-    def has(self, name: str) -> bool:
-        """Return True if there is such a file."""
-        return self._catalogue.find(name) is not None
-
-    def document(self, name: str) -> bytes | None:
-        """Read a small file whole."""
-        entry = self._catalogue.find(name)
-        if entry is None:
-            return None
-        if entry.size > DOCUMENT_LIMIT:
-            raise too_large(name, entry.size)
-        return os.pread(self.fd, entry.size, entry.offset)
-
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[Section]:
-        """Lend a file for the length of a `with` block. Raises MissingError."""
+    def find(self, name: str) -> Iterator[Section | None]:
+        """Lend a file for the length of a `with` block; None: it is not there."""
         entry = self._catalogue.find(name)
-        if entry is None:
-            raise missing(name)
-        yield Section(self.fd, entry.offset, entry.size)
+        yield Section(self.fd, entry.offset, entry.size) if entry else None
 
 
-class DirectoryShelf:
+class DirectoryShelf(OpenShelf):
     """A layout in a directory. No link leads out of it, and nothing waits on a fifo."""
 
     def __init__(self, path: str) -> None:
@@ -214,33 +232,13 @@ class DirectoryShelf:
             _files.close(directory)
         return "" if target.startswith("/") else plain_path("/".join([*parts[:-1], target]))
 
-    def has(self, name: str) -> bool:
-        """Return True if there is such a file."""
-        fd = self._open(name)
-        if fd is None:
-            return False
-        _files.close(fd)
-        return True
-
-    def document(self, name: str) -> bytes | None:
-        """Read a small file whole."""
-        fd = self._open(name)
-        if fd is None:
-            return None
-        try:
-            size = os.fstat(fd).st_size
-            if size > DOCUMENT_LIMIT:
-                raise too_large(name, size)
-            return os.pread(fd, DOCUMENT_LIMIT, 0)
-        finally:
-            _files.close(fd)
-
     @contextlib.contextmanager
-    def opened(self, name: str) -> Iterator[Section]:
-        """Lend a file for the length of a `with` block. Raises MissingError, OSError."""
+    def find(self, name: str) -> Iterator[Section | None]:
+        """Lend a file for the length of a `with` block; None: it is not there."""
         fd = self._open(name)
         if fd is None:
-            raise missing(name)
+            yield None
+            return
         try:
             yield Section(fd, 0, os.fstat(fd).st_size)
         finally:

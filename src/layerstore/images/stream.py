@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 from layerstore._core._apply import guess_format
 from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest
-from layerstore.images.archive import FILE, Entry, entries
+from layerstore.images.archive import FILE, Entry, cut, entries
 from layerstore.images.catalogue import Catalogue
 from layerstore.images.gather import Gatherer, Job, check_size, looks_like_tar, named, no_tar, unpack_nothing
 from layerstore.images.plan import plan
-from layerstore.images.planned import Planned, PlannedLayer, check_useful, digest_in
+from layerstore.images.planned import Planned, PlannedLayer, algorithm_in, check_useful, digest_in
 from layerstore.images.shelf import missing, too_large
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 from layerstore.streams.decompress import decompress
@@ -139,7 +139,7 @@ class _Plain(NamedTuple):
         apply.push(self.head)
         got = len(self.head) + self.reader.pump(apply, self.entry.size - len(self.head), self.tell)
         if got < self.entry.size:
-            raise ImageError(f"the archive is cut, in {readable(self.entry.name)}")
+            raise cut(self.entry)
 
 
 class _Packed(NamedTuple):
@@ -158,7 +158,7 @@ class _Packed(NamedTuple):
             raise
         job.digest = part.digest()
         if part.left:
-            raise ImageError(f"the archive is cut, in {readable(self.entry.name)}")
+            raise cut(self.entry)
 
 
 class Kept:
@@ -199,7 +199,7 @@ class Kept:
             return
         data = head + reader.exactly(entry.size - len(head))
         if len(data) < entry.size:
-            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+            raise cut(entry)
         self.keep(entry, data)
 
     def hashed(self, entry: Entry, digest: Digest | None) -> None:
@@ -234,7 +234,7 @@ class Kept:
 def _head_of(entry: Entry, reader: Reader) -> bytes:
     head = reader.exactly(min(HEAD, entry.size))
     if len(head) < min(HEAD, entry.size):
-        raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+        raise cut(entry)
     return head
 
 
@@ -301,8 +301,7 @@ class Stream:
         job = self._gatherer.jobs.get(entry.name)
         if job is None and not entry.size:
             job = self._gatherer.jobs[entry.name] = Job()
-            named_digest = digest_in(entry.name)
-            unpack_nothing(self._gatherer.store, job, named_digest.algorithm if named_digest else "sha256")
+            unpack_nothing(self._gatherer.store, job, algorithm_in(entry.name))
         if job is None:
             with named(name):
                 raise no_tar(name)
@@ -319,10 +318,8 @@ class Stream:
         self._look_ahead()
         if not self._is_wanted(entry.name):
             return
-        algorithm = named_digest.algorithm if (named_digest := digest_in(entry.name)) else "sha256"
         if entry.name in self._gatherer.jobs:      # again: the catalogue asks whether it is the same
-            part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
-            self._kept.hashed(entry, part.digest())
+            self._kept.hashed(entry, self._part(entry, head).digest())
             return
         job = self._gatherer.jobs[entry.name] = Job()
         job.size = entry.size
@@ -363,18 +360,16 @@ class Stream:
         return self._wanted.get(name, not self._sure or digest_in(name) is None)
 
     def _unpack(self, entry: Entry, head: bytes, kind: str, job: Job) -> None:
-        named_digest = digest_in(entry.name)
-        algorithm = named_digest.algorithm if named_digest else "sha256"
-        if kind == "plain" and algorithm == "sha256":
+        if kind == "plain" and algorithm_in(entry.name) == "sha256":
             if self._hash_known(entry, head, job):
                 return
-
             job.unpacked = self._gatherer.store.unpack_ahead(_Plain(self._reader, entry, head, self._tell))
             job.digest = Digest(job.diff_id)
             return
-        part = Part(self._reader, head, entry.size - len(head), algorithm, self._tell)
+        job.unpacked = self._gatherer.store.unpack_ahead(_Packed(self._part(entry, head), entry, job))
 
-        job.unpacked = self._gatherer.store.unpack_ahead(_Packed(part, entry, job))
+    def _part(self, entry: Entry, head: bytes) -> Part:
+        return Part(self._reader, head, entry.size - len(head), algorithm_in(entry.name), self._tell)
 
     def _hash_known(self, entry: Entry, head: bytes, job: Job) -> bool:
         """If the name has the digest of a tar in the store, compare the file with it and return True."""
@@ -389,10 +384,10 @@ class Stream:
         if chain is None or not self._gatherer.has(chain):
             return False
         layer = self._gatherer.keep(chain)
-        part = Part(self._reader, head, entry.size - len(head), "sha256", self._tell)
+        part = self._part(entry, head)
         found = part.digest()
         if part.left:
-            raise ImageError(f"the archive is cut, in {readable(entry.name)}")
+            raise cut(entry)
         if found != said:
             raise ImageError(f"the layer {readable(entry.name)} is damaged: its digest is {found}, not {said}")
         job.layer, job.digest = layer, found

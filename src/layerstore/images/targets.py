@@ -35,6 +35,14 @@ class Target(Protocol):
         ...
 
 
+def write_out(out: Any, data: bytes) -> None:
+    """Write all of data to a descriptor or a binary file."""
+    if isinstance(out, int):
+        _files.write_all(out, data)
+    else:
+        write_whole(out, data)
+
+
 class TarTarget:
     """A tar that is written to a descriptor or a binary file. Owners, modes and times are always the same."""
 
@@ -44,10 +52,7 @@ class TarTarget:
         self.written = 0
 
     def _write(self, data: bytes) -> None:
-        if isinstance(self._out, int):
-            _files.write_all(self._out, data)
-        else:
-            write_whole(self._out, data)
+        write_out(self._out, data)
         self.written += len(data)
 
     def _header(self, name: str, kind: bytes, size: int, mode: int, to: str = "") -> None:

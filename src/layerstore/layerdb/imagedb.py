@@ -13,7 +13,6 @@ Source: moby, image/fs.go and reference/store.go
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -33,7 +32,7 @@ from layerstore.disk.textfile import (
     sync_directory,
 )
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
-from layerstore.ids import ChainID, DiffID, Digest, chain_on
+from layerstore.ids import ChainID, DiffID, Digest, chain_on, sha256_of
 from layerstore.layerdb.descriptor import parse_document as parse_document
 from layerstore.values import Durability
 
@@ -182,13 +181,13 @@ class ImageDB:
     def content(self, id: str) -> bytes:
         """Read a config. Raises FileNotFoundError, OSError, InvalidMetadataError (it is not what its name says)."""
         data = read_small(self._path(id), DOCUMENT_LIMIT)
-        if hashlib.sha256(data).hexdigest() != Digest(id).encoded:
+        if sha256_of(data) != Digest(id):
             raise InvalidMetadataError(f"failed to verify: {id}")
         return data
 
     def add(self, data: bytes) -> Digest:
         """Write a config; its id."""
-        id = Digest(f"sha256:{hashlib.sha256(data).hexdigest()}")
+        id = sha256_of(data)
         made = not os.path.isdir(self._content)
         self._write(self._path(id), data)
         if made and self._durability == "full":
