@@ -11,13 +11,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from layerstore import Store
-from layerstore._core import _changes
-from layerstore.cli.exits import Exit
 from layerstore.cli.layers import add_durability
 from layerstore.cli.opening import root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import mounts
+from layerstore.disk.textfile import remove_directory
 
 EDITS = 1000
 
@@ -53,7 +52,7 @@ def add(commands: Commands) -> None:
     add_durability(bench)
 
 
-def run_bench(args: Any, screen: Screen) -> int:
+def run_bench(args: Any, screen: Screen) -> None:
     """Measure."""
     at = os.path.abspath(args.at) if args.at is not None else root_of(args)
     while args.at is None and not os.path.isdir(at):
@@ -68,22 +67,15 @@ def run_bench(args: Any, screen: Screen) -> int:
             results = _measure(store, tar, args.rounds, screen)
     finally:
         mounts.unmount_below(place)
-        fd = os.open(at, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _changes.remove_tree(fd, os.path.basename(place))
-        finally:
-            os.close(fd)
-    if screen.as_json:
-        screen.json({"at": at, "results": [{**r._asdict(), "per_second": r.amount / r.seconds} for r in results]})
-        return Exit.OK
+        remove_directory(place)
+    facts = {"at": at, "results": [{**r._asdict(), "per_second": r.amount / r.seconds} for r in results]}
     rows: list[list[Cell]] = [
         [result.what, f"{result.seconds * 1e3:.1f} ms",
          f"{result.amount / result.seconds / 1e6:.0f} MB/s" if result.unit == "bytes"
          else f"{result.amount / result.seconds:,.0f} {result.unit}/s"]
         for result in results
     ]  # fmt: skip
-    screen.table(("WHAT", ">TIME", ">RATE"), rows)
-    return Exit.OK
+    screen.table(("WHAT", ">TIME", ">RATE"), rows, facts=facts)
 
 
 def _make_tar(path: str, size: int, files: int) -> None:

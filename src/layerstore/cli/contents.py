@@ -25,12 +25,11 @@ _KINDS = {
 def add(commands: Commands) -> None:
     """Add the commands."""
     listed = commands.command(
-        "ls-files", run_ls_files, "list the files of a layer with all below it, or of it alone",
+        "ls-files", run_ls_files, "list the files of a layer with all below it, or of it alone", "LAYER",
         more='With --own, in the order of the tar; what it deletes of those below is listed as "whiteout", and a\n'
              'directory whose old content it hides as "opaque".',
         examples=["ls-files debian:12", "ls-files -l debian:12 'etc/*.conf'", "ls-files --own 4e596c87bd09"],
     )  # fmt: skip
-    listed.add_argument("layer", metavar="LAYER")
     listed.add_argument("pattern", metavar="PATTERN", nargs="?",
                         help='which: "*", "?" and "[...]" within a name, "**" any number of directories')  # fmt: skip
     listed.add_argument("--own", action="store_true", help="of this layer alone")
@@ -38,11 +37,9 @@ def add(commands: Commands) -> None:
     add_null(listed)
 
     cat = commands.command(
-        "cat", run_cat, "print a file of a layer with all below it",
+        "cat", run_cat, "print a file of a layer with all below it", "LAYER paths:PATH+",
         examples=["cat debian:12 /etc/os-release", "cat --own 4e596c87bd09 /etc/passwd"],
     )  # fmt: skip
-    cat.add_argument("layer", metavar="LAYER")
-    cat.add_argument("paths", metavar="PATH", nargs="+")
     cat.add_argument("--own", action="store_true", help="of this layer alone")
 
     find = commands.command(
@@ -153,17 +150,16 @@ def _by_age(opened: Opened) -> list[Layer]:
     return sorted(opened.store.map().values(), key=lambda layer: (layer.created_at, layer.chain_id))
 
 
-def run_ls_files(args: Any, screen: Screen) -> int:
+def run_ls_files(args: Any, screen: Screen) -> None:
     """List files."""
     with reading(args) as opened:
         layer = opened.layer(args.layer)
         found = _print(_chosen(layer, args.pattern, own=args.own), args, screen, long=args.long)
     if args.pattern is not None and not found:
         raise Failure(f"nothing in {short_id(layer.chain_id)} is called {args.pattern}", Exit.NOT_THERE)
-    return Exit.OK
 
 
-def run_cat(args: Any, screen: Screen) -> int:
+def run_cat(args: Any, screen: Screen) -> None:
     """Print files, one after the other."""
     if screen.as_json:
         raise Failure("cat prints the bytes of files, which are not JSON", Exit.USAGE)
@@ -176,10 +172,9 @@ def run_cat(args: Any, screen: Screen) -> int:
                 with tree.open(path) as file:
                     while block := file.read(1 << 20):
                         out.write(block)
-    return Exit.OK
 
 
-def run_find(args: Any, screen: Screen) -> int:
+def run_find(args: Any, screen: Screen) -> None:
     """Print where a path is."""
     with reading(args) as opened:
         if args.layer is not None:
@@ -200,4 +195,3 @@ def run_find(args: Any, screen: Screen) -> int:
         screen.table(("LAYER", "TYPE", ">SIZE", "PATH"), rows)
     if not entries:
         raise Failure(f"no layer holds {args.pattern}", Exit.NOT_THERE)
-    return Exit.OK

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from layerstore import NotSupportedError, build_info
-from layerstore._core import _changes, _files
+from layerstore._core import _files
 from layerstore.cli.exits import Exit, sentence
 from layerstore.cli.opening import is_store, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import dockerd, mounts
+from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.sizes import format_size
@@ -58,16 +59,13 @@ def run_doctor(args: Any, screen: Screen) -> int:
     """Examine this host."""
     found = examine(root_of(args))
     bad = any(check.state == BAD for check in found)
-    if screen.as_json:
-        screen.json([check._asdict() for check in found])
-        return Exit.FAILED if bad else Exit.OK
     rows: list[list[Cell]] = []
     for check in found:
         rows.append([check.name, (check.state, _STYLES[check.state]), check.found])
         if check.todo:
             rows.append(["", "", (f"-> {check.todo}", "bold")])
-    screen.table(("WHAT", "STATE", "FOUND"), rows)
-    if bad:
+    screen.table(("WHAT", "STATE", "FOUND"), rows, facts=[check._asdict() for check in found])
+    if bad and not screen.as_json:
         screen.note("a store cannot work here yet", "red")
     return Exit.FAILED if bad else Exit.OK
 
@@ -98,8 +96,7 @@ def _room(place: str) -> Iterator[str]:
         yield room
     finally:
         mounts.unmount_below(room)
-        with _opened(place) as fd:
-            _changes.remove_tree(fd, os.path.basename(room))
+        remove_directory(room)
 
 
 @contextlib.contextmanager

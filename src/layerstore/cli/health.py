@@ -15,22 +15,20 @@ from layerstore.cli.texts import short_id
 
 def add(commands: Commands) -> None:
     """Add the commands."""
-    verify = commands.command(
-        "verify", run_verify, "compare what is stored with what was registered",
+    commands.command(
+        "verify", run_verify, "compare what is stored with what was registered", "LAYER*",
         more="Reads every file of the named layers; without a name the whole store, with images and writable layers.\n"
              "Exit code 1: there are problems.",
         examples=["verify", "verify debian:12 --json"],
     )  # fmt: skip
-    verify.add_argument("layers", metavar="LAYER", nargs="*")
 
     repair = commands.command(
-        "repair", run_repair, "replace what is damaged in a layer, and nothing else",
+        "repair", run_repair, "replace what is damaged in a layer, and nothing else", "LAYER",
         more="Without a source, damaged files are taken from other layers that hold the same. For a writable layer,\n"
              "its small files are mended, not its contents.",
         examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup",
                   "repair box"],
     )  # fmt: skip
-    repair.add_argument("layer", metavar="LAYER")
     source = repair.add_mutually_exclusive_group()
     source.add_argument("tar", metavar="TAR", nargs="?", help='the tar it was registered from; "-" is standard input')
     source.add_argument("--store", metavar="DIR", help="another store that has the layer")
@@ -46,11 +44,13 @@ def add(commands: Commands) -> None:
     gc.add_argument("-n", "--dry-run", action="store_true", help="only print what would be removed")
 
 
-def _tell_problems(problems: list[Problem], screen: Screen) -> None:
+def _tell_problems(problems: list[Problem], screen: Screen, facts: dict[str, Any], note: str, style: str) -> None:
     rows: list[list[Cell]] = [
         [(problem.kind, "red"), short_id(problem.subject), problem.path or "-", problem.detail] for problem in problems
     ]
-    screen.table(("KIND", "OF", "PATH", "WHAT"), rows)
+    screen.table(("KIND", "OF", "PATH", "WHAT"), rows, facts=facts)
+    if not screen.as_json:
+        screen.note(note, style)
 
 
 def _facts(problems: list[Problem]) -> list[dict[str, str]]:
@@ -73,15 +73,10 @@ def run_verify(args: Any, screen: Screen) -> int:
             problems = opened.store.verify(progress=progress)
             looked = len(opened.store.names()[0])
             images = len(opened.store.images.ids())
-    if screen.as_json:
-        screen.json({"layers": looked, "problems": _facts(problems)})
-    else:
-        _tell_problems(problems, screen)
-        if problems:
-            screen.note(f"problems: {len(problems)}; see: layerstore repair --help", "red")
-        else:
-            counted = _counted(looked, "layer") + (f" and {_counted(images, 'image')}" if images else "")
-            screen.note(f"{counted}, all as registered", "green")
+    counted = _counted(looked, "layer") + (f" and {_counted(images, 'image')}" if images else "")
+    note = f"problems: {len(problems)}; see: layerstore repair --help" if problems else f"{counted}, all as registered"
+    facts = {"layers": looked, "problems": _facts(problems)}
+    _tell_problems(problems, screen, facts, note, "red" if problems else "green")
     return Exit.FAILED if problems else Exit.OK
 
 
@@ -95,7 +90,7 @@ def _to_repair(opened: Opened, name: str) -> str:
         raise
 
 
-def run_repair(args: Any, screen: Screen) -> int:
+def run_repair(args: Any, screen: Screen) -> None:
     """Mend one layer."""
     source = source_of(args.tar) if args.tar is not None else None
     with writing(args) as opened, screen.progress("repair") as progress:
@@ -106,32 +101,23 @@ def run_repair(args: Any, screen: Screen) -> int:
                 problems = opened.store.repair(chain, other, progress=progress)
         else:
             problems = opened.store.repair(chain, source, progress=progress)
-    if screen.as_json:
-        screen.json({"chain_id": chain, "mended": _facts(problems)})
-    elif problems:
-        _tell_problems(problems, screen)
-        screen.note("all mended", "green")
-    else:
-        screen.note("nothing to mend", "green")
-    return Exit.OK
+    facts = {"chain_id": chain, "mended": _facts(problems)}
+    _tell_problems(problems, screen, facts, "all mended" if problems else "nothing to mend", "green")
 
 
 def _tell_orphans(orphans: list[Orphan], screen: Screen, verb: str) -> None:
-    if screen.as_json:
-        screen.json([orphan._asdict() for orphan in orphans])
-        return
     rows: list[list[Cell]] = [[orphan.kind, screen.size(orphan.size), orphan.path] for orphan in orphans]
-    screen.table(("KIND", ">SIZE", "PATH"), rows)
-    total = sum(orphan.size for orphan in orphans)
-    screen.note(f"{verb}: {screen.size(total)} in {len(orphans)}" if orphans else "nothing is left over")
+    facts = [orphan._asdict() for orphan in orphans]
+    screen.table(("KIND", ">SIZE", "PATH"), rows, facts=facts, none="nothing is left over")
+    if rows and not screen.as_json:
+        screen.note(f"{verb}: {screen.size(sum(orphan.size for orphan in orphans))} in {len(orphans)}")
 
 
-def run_orphans(args: Any, screen: Screen) -> int:
+def run_orphans(args: Any, screen: Screen) -> None:
     """List unowned files."""
     with reading(args) as opened:
         orphans = opened.store.orphans()
     _tell_orphans(orphans, screen, "left over")
-    return Exit.OK
 
 
 def run_gc(args: Any, screen: Screen) -> int:

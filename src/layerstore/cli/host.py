@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from layerstore import Store, __version__, build_info
-from layerstore.cli.exits import Exit
 from layerstore.cli.opening import is_store, reading, refuse_dockerd, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
@@ -20,7 +19,7 @@ def add(commands: Commands) -> None:
     commands.command("info", run_info, "say what a store holds and what it stands on", examples=["info", "info --json"])
 
 
-def run_init(args: Any, screen: Screen) -> int:
+def run_init(args: Any, screen: Screen) -> None:
     """Make a store."""
     root = root_of(args)
     refuse_dockerd(root)
@@ -29,15 +28,11 @@ def run_init(args: Any, screen: Screen) -> int:
         os.makedirs(os.path.dirname(root), exist_ok=True)
     with Store(root) as store:
         driver = store.driver_name()
-    if screen.as_json:
-        screen.json({"root": root, "driver": driver, "new": new})
-    else:
-        screen.names([root])
-        screen.note(f"a new store, {driver}" if new else "there is a store already")
-    return Exit.OK
+    note = f"a new store, {driver}" if new else "there is a store already"
+    screen.result({"root": root, "driver": driver, "new": new}, [root], note)
 
 
-def run_info(args: Any, screen: Screen) -> int:
+def run_info(args: Any, screen: Screen) -> None:
     """Say what there is."""
     with reading(args) as opened:
         store, layers = opened.store, opened.store.map()
@@ -51,7 +46,7 @@ def run_info(args: Any, screen: Screen) -> int:
     facts |= {"libraries": build_info(), "version": __version__}
     if screen.as_json:
         screen.json(facts)
-        return Exit.OK
+        return
     pairs: list[tuple[str, Cell]] = [
         ("root", facts["root"]), ("driver", facts["driver"]), ("layers", str(facts["layers"])),
         ("size", screen.size(facts["size"])), ("writable layers", str(facts["writable_layers"])),
@@ -65,4 +60,3 @@ def run_info(args: Any, screen: Screen) -> int:
     pairs += [(name, value) for name, value in facts["libraries"].items()]
     pairs.append(("layerstore", facts["version"]))
     screen.pairs(pairs)
-    return Exit.OK

@@ -11,7 +11,7 @@ from typing import Any
 
 from layerstore import Image, ImageDoesNotExistError, ImageError, Images, Removed
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.layers import add_durability, source_of
+from layerstore.cli.layers import add_durability, source_of, tell_gone, tell_written
 from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
@@ -39,12 +39,11 @@ def add(commands: Commands) -> None:
     add_durability(load)
 
     save = image.command(
-        "save", run_save, "write images to an archive",
+        "save", run_save, "write images to an archive", "IMAGE+",
         examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --zstd | ssh host skopeo ...",
                   "image save app:1 --format oci-dir -o layout",
                   "image save app:2 --exclude app:1 -o app-2.tar"],
     )  # fmt: skip
-    save.add_argument("images", metavar="IMAGE", nargs="+")
     save.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
     save.add_argument("--format", choices=FORMATS, default="docker", help=told)
@@ -62,23 +61,17 @@ def add(commands: Commands) -> None:
                              "standard input")  # fmt: skip
 
     remove = image.command("rm", run_rm, "remove names of images, and with the last name the image and its layers",
-                           examples=["image rm debian:12", "image rm --force 5f70bf18a086"])  # fmt: skip
-    remove.add_argument("images", metavar="IMAGE", nargs="+")
+                           "IMAGE+", examples=["image rm debian:12", "image rm --force 5f70bf18a086"])  # fmt: skip
     remove.add_argument("-f", "--force", action="store_true", help="also with several names, or a writable layer on it")
 
-    tag = image.command("tag", run_tag, "add a name to an image", examples=["image tag debian:12 base:latest"])
-    tag.add_argument("image", metavar="IMAGE")
-    tag.add_argument("name", metavar="NEW_NAME")
+    image.command("tag", run_tag, "add a name to an image", "IMAGE name:NEW_NAME",
+                  examples=["image tag debian:12 base:latest"])  # fmt: skip
+    image.command("inspect", run_inspect, "print all about images, as docker image inspect does", "IMAGE+",
+                  examples=["image inspect debian:12"])  # fmt: skip
 
-    inspect = image.command("inspect", run_inspect, "print all about images, as docker image inspect does",
-                            examples=["image inspect debian:12"])  # fmt: skip
-    inspect.add_argument("images", metavar="IMAGE", nargs="+")
-
-    unpack = image.command("unpack", run_unpack, "unpack an image's file system into a plain directory",
+    unpack = image.command("unpack", run_unpack, "unpack an image's file system into a plain directory", "IMAGE",
                            examples=["image unpack debian:12 rootfs"])  # fmt: skip
-    unpack.add_argument("image", metavar="IMAGE")
     unpack.add_argument("directory", metavar="DIR", help="created if it is missing; otherwise it must be empty")
-
 
     create = image.command(
         "create", run_create, "create an image of a layer and all below it, and print its id",
@@ -89,11 +82,9 @@ def add(commands: Commands) -> None:
     create.add_argument("--config", metavar="FILE", help='the config; "-" is standard input')
     create.add_argument("--tag", metavar="NEW_NAME", action="append", default=[], help="a name for it")
 
-    history = image.command("history", run_history, "print how an image was made, newest step first",
+    history = image.command("history", run_history, "print how an image was made, newest step first", "IMAGE",
                             examples=["image history debian:12", "image history debian:12 --no-trunc"])  # fmt: skip
-    history.add_argument("image", metavar="IMAGE")
     history.add_argument("--no-trunc", action="store_true", help="whole ids and commands")
-
 
     prune = image.command(
         "prune", run_prune, "remove images without a name, with their layers, and print what was removed",
@@ -131,51 +122,47 @@ def _age(created: str) -> str:
     return human_age(time.time() - made.timestamp())
 
 
-def run_load(args: Any, screen: Screen) -> int:
+def run_load(args: Any, screen: Screen) -> None:
     """Load an archive."""
     source, tags = source_of(args.archive), [_new_name(name) for name in args.tag]
-    _check_platform(args.platform)
+    if args.platform not in (None, "all"):
+        with _Refused(Exit.USAGE):
+            platforms.parse_platform(args.platform)
     with writing(args) as opened, screen.progress("load") as progress:
         before = _meanings(opened)
         loaded = opened.images.load(
             source, tags=tags, platform=args.platform, progress=progress, durability=args.durability
         )
-        moved = [_moved(image, before) for image in loaded]
+    facts = [_tell(image, before, screen) for image in loaded]
     if screen.as_json:
-        screen.json([{**_facts(image), "moved": names} for image, names in zip(loaded, moved, strict=True)])
-        return Exit.OK
-    for image, names in zip(loaded, moved, strict=True):
-        screen.line("  ".join((image.id, *image.references)))
-        _tell_moved(names, screen)
-    return Exit.OK
+        screen.json(facts)
 
 
-def _check_platform(text: str | None) -> None:
-    """Raise Failure if a text is not a platform."""
-    if text not in (None, "all"):
-        try:
-            platforms.parse_platform(text)
-        except ImageError as error:
-            raise Failure(str(error), Exit.USAGE) from None
+class _Refused:
+    """Turns an ImageError in its `with` block into a Failure with this code, unless the image does not exist."""
+
+    def __init__(self, code: Exit) -> None:
+        self._code = code
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, err: object, _trace: object) -> None:
+        if isinstance(err, ImageError) and not isinstance(err, ImageDoesNotExistError):
+            raise Failure(str(err), self._code) from None
 
 
 def _new_name(name: str) -> str:
     """Return a name that an image is to get. Raises Failure if it is not a name."""
-    try:
+    with _Refused(Exit.USAGE):
         references.parse(name)
-    except ImageError as err:
-        raise Failure(str(err), Exit.USAGE) from None
     return name
 
 
 def _named(opened: Opened, name: str) -> Image:
     """Return the image that a word of the command line means. Raises Failure if it is not a name, or ambiguous."""
-    try:
+    with _Refused(Exit.USAGE):
         return opened.images.get(name)
-    except ImageDoesNotExistError:
-        raise
-    except ImageError as err:
-        raise Failure(str(err), Exit.USAGE) from None
 
 
 def _meanings(opened: Opened) -> dict[str, str]:
@@ -183,17 +170,18 @@ def _meanings(opened: Opened) -> dict[str, str]:
     return {name: image.id for image in opened.images.list() for name in image.references}
 
 
-def _moved(image: Image, before: dict[str, str]) -> dict[str, str]:
-    """Return the names of an image that meant another one before, with the id of that."""
-    return {name: before[name] for name in image.references if before.get(name, image.id) != image.id}
+def _tell(image: Image, before: dict[str, str], screen: Screen, *, names_only: bool = False) -> dict[str, Any]:
+    """Print an image and which of its names meant another one before; return what --json prints."""
+    moved = {name: before[name] for name in image.references if before.get(name, image.id) != image.id}
+    if not screen.as_json:
+        if not names_only:
+            screen.line("  ".join((image.id, *image.references)))
+        for name, id in moved.items():
+            screen.note(f"{name} was {short_id(id)} before, which is still there under its id: {id}", "yellow")
+    return {**_facts(image), "moved": moved}
 
 
-def _tell_moved(moved: dict[str, str], screen: Screen) -> None:
-    for name, id in moved.items():
-        screen.note(f"{name} was {short_id(id)} before, which is still there under its id: {id}", "yellow")
-
-
-def run_save(args: Any, screen: Screen) -> int:
+def run_save(args: Any, screen: Screen) -> None:
     """Write an archive."""
     if args.output == "-" and screen.as_json:
         raise Failure("--json and an archive cannot both go to standard output: name a file with -o", Exit.USAGE)
@@ -207,76 +195,49 @@ def run_save(args: Any, screen: Screen) -> int:
             written = opened.images.save(
                 images, target, format=args.format, compression=args.compression, exclude=exclude, progress=progress
             )
-    if screen.as_json:
-        screen.json({"images": args.images, "output": args.output, "bytes": written})
-    elif args.output != "-":
-        screen.note(f"{args.output}: {screen.size(written)}")
-    return Exit.OK
+    tell_written({"images": args.images, "output": args.output, "bytes": written}, screen)
 
 
-def _ls_archive(args: Any, screen: Screen) -> int:
+def _ls_archive(args: Any, screen: Screen) -> None:
     found = Images.list_archive(source_of(args.archive))
-    if screen.as_json:
-        screen.json([
-            {**image._asdict(), "references": list(image.references), "digests": list(image.digests),
-             "diff_ids": list(image.diff_ids)} for image in found
-        ])  # fmt: skip
-        return Exit.OK
     rows: list[list[Cell]] = [
         [(name, "cyan"), short_id(image.id) if image.id else "-",
          "/".join(part for part in (image.os, image.architecture, image.variant) if part), str(image.layers),
          _age(image.created)]
         for image in found for name in image.references or ("-",)
     ]  # fmt: skip
-    screen.table(("IMAGE", "ID", "PLATFORM", ">LAYERS", "AGE"), rows)
-    return Exit.OK
+    facts = [image._asdict() for image in found]
+    screen.table(("IMAGE", "ID", "PLATFORM", ">LAYERS", "AGE"), rows, facts=facts)
 
 
-def run_ls(args: Any, screen: Screen) -> int:
+def run_ls(args: Any, screen: Screen) -> None:
     """List images, of the store or of an archive."""
     if args.archive is not None:
-        return _ls_archive(args, screen)
+        _ls_archive(args, screen)
+        return
     with reading(args) as opened:
         found = opened.images.list()
-    if screen.as_json:
-        screen.json([_facts(image) for image in found])
-        return Exit.OK
     rows: list[list[Cell]] = [
         [(name, "cyan"), short_id(image.id), str(len(image.layers)), screen.size(image.size), _age(image.created)]
         for image in found for name in image.references or ("-",)
     ]  # fmt: skip
-    screen.table(("IMAGE", "ID", ">LAYERS", ">SIZE", "AGE"), rows)
-    if not rows:
-        screen.note("no images")
-    return Exit.OK
+    facts = [_facts(image) for image in found]
+    screen.table(("IMAGE", "ID", ">LAYERS", ">SIZE", "AGE"), rows, facts=facts, none="no images")
 
 
-def run_rm(args: Any, screen: Screen) -> int:
+def run_rm(args: Any, screen: Screen) -> None:
     """Remove names, and images."""
     removed: list[Removed] = []
     with writing(args) as opened:
-        names = [_checked(opened, name) for name in args.images]      # all are there, before anything goes
+        with _Refused(Exit.USAGE):
+            for name in args.images:                      # all are there, before anything goes
+                opened.images.resolve(name)
         try:
-            for name in names:
-                removed.append(opened.images.remove(name, force=args.force))
-        except ImageDoesNotExistError:
-            raise
-        except ImageError as err:                         # a conflict: another name, or a writable layer
-            raise Failure(str(err), Exit.IN_USE) from None
+            with _Refused(Exit.IN_USE):                   # a conflict: another name, or a writable layer
+                for name in args.images:
+                    removed.append(opened.images.remove(name, force=args.force))
         finally:
             _tell_removed(removed, screen)                # what went, went, also when another stays
-    return Exit.OK
-
-
-def _checked(opened: Opened, name: str) -> str:
-    """Return a word of the command line that means an image, perhaps a damaged one. Raises as _named()."""
-    try:
-        opened.images.resolve(name)
-    except ImageDoesNotExistError:
-        raise
-    except ImageError as err:
-        raise Failure(str(err), Exit.USAGE) from None
-    return name
 
 
 def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
@@ -292,38 +253,31 @@ def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
             screen.line(f"untagged {name}")
         for id in one.deleted:
             screen.line(f"deleted {id}")
-        for item in one.layers:
-            screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
+        tell_gone(one.layers, screen)
 
 
-def run_tag(args: Any, screen: Screen) -> int:
+def run_tag(args: Any, screen: Screen) -> None:
     """Add a name."""
     name = _new_name(args.name)
     with writing(args) as opened:
         before, id = _meanings(opened), _named(opened, args.image).id
         image = opened.images.tag(id, name)
-        moved = _moved(image, before)
+    facts = _tell(image, before, screen, names_only=True)
     if screen.as_json:
-        screen.json({**_facts(image), "moved": moved})
-    else:
-        _tell_moved(moved, screen)
-    return Exit.OK
+        screen.json(facts)
 
 
-def run_inspect(args: Any, screen: Screen) -> int:
+def run_inspect(args: Any, screen: Screen) -> None:
     """Print images whole; always JSON."""
     with reading(args) as opened:
         screen.json([opened.images.inspect(_named(opened, name)) for name in args.images])
-    return Exit.OK
 
 
-def run_unpack(args: Any, screen: Screen) -> int:
+def run_unpack(args: Any, screen: Screen) -> None:
     """Unpack an image."""
     with reading(args) as opened, screen.progress("unpack") as progress:
         opened.images.unpack(_named(opened, args.image), args.directory, progress=progress)
-    if screen.as_json:
-        screen.json({"image": args.image, "directory": os.path.abspath(args.directory)})
-    return Exit.OK
+    screen.result({"image": args.image, "directory": os.path.abspath(args.directory)})
 
 
 def _config_of(path: str | None) -> dict[str, Any]:
@@ -341,31 +295,24 @@ def _config_of(path: str | None) -> dict[str, Any]:
     return found
 
 
-def run_create(args: Any, screen: Screen) -> int:
+def run_create(args: Any, screen: Screen) -> None:
     """Make an image."""
     tags, config = [_new_name(name) for name in args.tag], _config_of(args.config)
     with writing(args) as opened:
         before = _meanings(opened)
         image = opened.images.create(opened.find(args.layer), config, tags=tags)
-        moved = _moved(image, before)
+    facts = _tell(image, before, screen)
     if screen.as_json:
-        screen.json({**_facts(image), "moved": moved})
-        return Exit.OK
-    screen.line("  ".join((image.id, *image.references)))
-    _tell_moved(moved, screen)
-    return Exit.OK
+        screen.json(facts)
 
 
 _COMMAND_WIDTH = 45
 
 
-def run_history(args: Any, screen: Screen) -> int:
+def run_history(args: Any, screen: Screen) -> None:
     """Print the steps of an image."""
     with reading(args) as opened:
         steps = opened.images.history(_named(opened, args.image))
-    if screen.as_json:
-        screen.json(steps)
-        return Exit.OK
     rows: list[list[Cell]] = []
     for step in steps:
         layer, by = step["layer"], " ".join(str(step.get("created_by") or "").split())
@@ -374,13 +321,11 @@ def run_history(args: Any, screen: Screen) -> int:
             by = f"{by[:_COMMAND_WIDTH - 3]}..." if len(by) > _COMMAND_WIDTH else by
         rows.append([layer or "-", _age(str(step.get("created") or "")), screen.size(step["size"]), by,
                      str(step.get("comment") or "")])  # fmt: skip
-    screen.table(("LAYER", "AGE", ">SIZE", "CREATED BY", "COMMENT"), rows)
-    if not rows:
-        screen.note("the image has no layers, and its config lists no steps")
-    return Exit.OK
+    screen.table(("LAYER", "AGE", ">SIZE", "CREATED BY", "COMMENT"), rows, facts=steps,
+                 none="the image has no layers, and its config lists no steps")  # fmt: skip
 
 
-def run_prune(args: Any, screen: Screen) -> int:
+def run_prune(args: Any, screen: Screen) -> None:
     """Remove unused images."""
     with (reading if args.dry_run else writing)(args) as opened:
         gone = opened.images.prune(dangling=not args.all, unused_for=args.unused_for, dry_run=args.dry_run)
@@ -389,4 +334,3 @@ def run_prune(args: Any, screen: Screen) -> int:
         freed = screen.size(sum(layer.diff_size for layer in gone.layers))
         number = f"{len(gone.deleted)} image{'' if len(gone.deleted) == 1 else 's'}"
         screen.note(f"would go: {number}" if args.dry_run else f"removed: {number}, {freed} in files")
-    return Exit.OK

@@ -41,9 +41,8 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
 
-    show = commands.command("show", run_show, "print all that is known of a layer",
+    commands.command("show", run_show, "print all that is known of a layer", "LAYER",
                             examples=["show 4e596c87bd09", "show debian:12 --json"])  # fmt: skip
-    show.add_argument("layer", metavar="LAYER")
 
     register = commands.command(
         "register", run_register, "store a layer tar and print its ChainID",
@@ -56,32 +55,28 @@ def add(commands: Commands) -> None:
     add_durability(register)
 
     export = commands.command(
-        "export", run_export, "write a layer's tar, byte for byte as it was registered",
+        "export", run_export, "write a layer's tar, byte for byte as it was registered", "LAYER",
         more="The tar is verified: a changed file ends the command with an error, and with -o no file is left behind.",
         examples=["export 4e596c87bd09 -o base.tar", "export debian:12 | tar t",
                   "export app:1 --from debian:12 -o new.tar"],
     )  # fmt: skip
-    export.add_argument("layer", metavar="LAYER")
     export.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     export.add_argument("--from", dest="below", metavar="LAYER",
                         help="write a new tar of the difference to this ancestor; not verified")  # fmt: skip
 
     release = commands.command(
-        "release", run_release, "remove layers that nothing needs, and print what was removed",
+        "release", run_release, "remove layers that nothing needs, and print what was removed", "LAYER+",
         more="A layer stays while something needs it: another layer, a writable layer, an image, or another process.\n"
              "A layer below a removed one is removed too if it was released before.",
         examples=["release 4e596c87bd09", "release --only 4e596c87bd09"],
     )  # fmt: skip
-    release.add_argument("layers", metavar="LAYER", nargs="+")
     release.add_argument("--only", action="store_true", help="keep the layers below, also those released before")
 
     diff = commands.command(
-        "diff", run_diff, "compare the file systems of two layers, by their records",
+        "diff", run_diff, "compare the file systems of two layers, by their records", "old:LAYER new:LAYER",
         more="Lines begin with A (added), D (deleted) or C (changed: content, kind, rights, owner, attributes).",
         examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7c4f1a --json"],
     )  # fmt: skip
-    diff.add_argument("old", metavar="LAYER")
-    diff.add_argument("new", metavar="LAYER")
     diff.add_argument("--times", action="store_true", help="compare times too")
     add_null(diff)
 
@@ -116,7 +111,7 @@ def _children(opened: Opened, chain_id: str) -> list[str]:
 
 
 # ---- ls -----------------------------------------------------------------------------------------
-def run_ls(args: Any, screen: Screen) -> int:
+def run_ls(args: Any, screen: Screen) -> None:
     """Print the layers of a store."""
     with reading(args) as opened:
         layers = opened.store.map()
@@ -127,12 +122,10 @@ def run_ls(args: Any, screen: Screen) -> int:
             pairs = [(rw.name, parent) for parent, held in standing.items() for rw in held]
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
             screen.json({"layers": found, "writable": writable})
-            return Exit.OK
+            return
         rows = list(_Tree(screen, layers, images, standing, whole=args.no_trunc).rows())
-        screen.table(("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES"), rows)
-        if not rows:
-            screen.note(f"no layers in {opened.store.root}")
-    return Exit.OK
+        titles = ("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES")
+        screen.table(titles, rows, none=f"no layers in {opened.store.root}")
 
 
 def _facts(layer: Layer, images: _Names, standing: list[RWLayer]) -> dict[str, Any]:
@@ -207,7 +200,7 @@ class _Tree:
 
 
 # ---- show ---------------------------------------------------------------------------------------
-def run_show(args: Any, screen: Screen) -> int:
+def run_show(args: Any, screen: Screen) -> None:
     """Print all that is known of one layer."""
     with reading(args) as opened:
         layer = opened.layer(args.layer)
@@ -230,7 +223,7 @@ def run_show(args: Any, screen: Screen) -> int:
         }  # fmt: skip
     if screen.as_json:
         screen.json(facts)
-        return Exit.OK
+        return
     pairs: list[tuple[str, Cell]] = [
         ("ChainID", layer.chain_id), ("DiffID", layer.diff_id), ("size", screen.size(layer.diff_size)),
         ("with below", screen.size(layer.size)), ("tar", "?" if tar_size is None else screen.size(tar_size)),
@@ -242,7 +235,6 @@ def run_show(args: Any, screen: Screen) -> int:
         pairs.append(("blob", f"{found.digest}, {screen.size(found.size)}, {found.media_type}"))
     pairs += [(key, value) for key, value in facts["directories"].items() if key in ("UpperDir", "MergedDir")]
     screen.pairs(pairs)
-    return Exit.OK
 
 
 # ---- register, export ---------------------------------------------------------------------------
@@ -255,7 +247,7 @@ def source_of(name: str) -> Any:
     return sys.stdin.fileno()
 
 
-def run_register(args: Any, screen: Screen) -> int:
+def run_register(args: Any, screen: Screen) -> None:
     """Store a layer tar."""
     source = source_of(args.tar)
     with writing(args) as opened:
@@ -263,22 +255,18 @@ def run_register(args: Any, screen: Screen) -> int:
         with screen.progress("register") as progress:
             layer = opened.store.register(source, parent, progress=progress, durability=args.durability)
     tell_layer(layer, screen)
-    return Exit.OK
 
 
 def tell_layer(layer: Layer, screen: Screen) -> None:
     """Print a layer that was just made, or was there already."""
-    if screen.as_json:
-        screen.json({
-            "chain_id": layer.chain_id, "diff_id": layer.diff_id, "size": layer.size, "diff_size": layer.diff_size,
-            "parent": layer.parent.chain_id if layer.parent else None, "new": layer.is_new,
-        })  # fmt: skip
-        return
-    screen.line(layer.chain_id)
-    screen.note(f"{screen.size(layer.diff_size)} in files" if layer.is_new else "known already")
+    note = f"{screen.size(layer.diff_size)} in files" if layer.is_new else "known already"
+    screen.result({
+        "chain_id": layer.chain_id, "diff_id": layer.diff_id, "size": layer.size, "diff_size": layer.diff_size,
+        "parent": layer.parent.chain_id if layer.parent else None, "new": layer.is_new,
+    }, [layer.chain_id], note)  # fmt: skip
 
 
-def run_export(args: Any, screen: Screen) -> int:
+def run_export(args: Any, screen: Screen) -> None:
     """Write a layer's tar."""
     if args.output == "-" and screen.as_json:
         raise Failure("--json and a tar cannot both go to standard output: name a file with -o", Exit.USAGE)
@@ -292,11 +280,14 @@ def run_export(args: Any, screen: Screen) -> int:
             stack.enter_context(tar)
             progress = stack.enter_context(screen.progress("export"))
             written = tar.copy_to(fd, progress=progress)
-    if screen.as_json:
-        screen.json({"chain_id": layer.chain_id, "diff_id": layer.diff_id, "output": args.output, "bytes": written})
-    elif args.output != "-":
-        screen.note(f"{args.output}: {screen.size(written)}")
-    return Exit.OK
+    facts = {"chain_id": layer.chain_id, "diff_id": layer.diff_id, "output": args.output, "bytes": written}
+    tell_written(facts, screen)
+
+
+def tell_written(facts: dict[str, Any], screen: Screen) -> None:
+    """Print how many "bytes" were written to "output", a file or "-"."""
+    output = facts["output"]
+    screen.result(facts, note="" if output == "-" else f"{output}: {screen.size(facts['bytes'])}")
 
 
 # ---- release ------------------------------------------------------------------------------------
@@ -341,6 +332,11 @@ def tell_removed(removed: list[Metadata], screen: Screen, kept: dict[str, str] |
             "kept": [{"chain_id": chain, "why": why} for chain, why in (kept or {}).items()],
         })  # fmt: skip
         return
+    tell_gone(removed, screen)
+
+
+def tell_gone(removed: list[Metadata], screen: Screen) -> None:
+    """Print one line per layer that was removed."""
     for item in removed:
         screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
 
@@ -354,7 +350,7 @@ def _why_kept(opened: Opened, chain: str) -> str:
 
 
 # ---- diff ---------------------------------------------------------------------------------------
-def run_diff(args: Any, screen: Screen) -> int:
+def run_diff(args: Any, screen: Screen) -> None:
     """Compare two layers, each with all below it."""
     with reading(args) as opened:
         old, new = opened.layer(args.old), opened.layer(args.new)
@@ -371,7 +367,6 @@ def run_diff(args: Any, screen: Screen) -> int:
         screen.json(found)
     else:
         screen.names((f"{change['kind']} {change['path']}" for change in found), null=args.null)
-    return Exit.OK
 
 
 def _differences(old: FileEntry, new: FileEntry, *, times: bool) -> list[str]:

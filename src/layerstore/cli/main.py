@@ -149,8 +149,7 @@ def _run(argv: Sequence[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LeftOutWarning)       # it is in the log, which is shown
-            code: int = args.run(args, screen)
-        return code
+            return args.run(args, screen) or Exit.OK
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

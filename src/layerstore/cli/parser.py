@@ -66,16 +66,22 @@ class Commands:
         self.prog = parser.prog
 
     def command(
-        self, name: str, run: Run, short: str, *, more: str = "", examples: Sequence[str] = ()
+        self, name: str, run: Run, short: str, takes: str = "", *, more: str = "", examples: Sequence[str] = ()
     ) -> Parser:
         """Add one command and return its parser, for its arguments.
 
         short      what it does, in one line
+        takes      its plain arguments: "NAME", "LAYER+" (several, as "layers"), "old:LAYER" (as "old")
         more       what its help says besides
         examples   command lines, without the program's name
         """
         parser = self._add(name, short, more, examples)
         parser.set_defaults(run=run, parser=parser)
+        for word in takes.split():
+            dest, _, what = word.rpartition(":")
+            one = what.rstrip("+*?")
+            many: dict[str, Any] = {"nargs": what[-1]} if what != one else {}
+            parser.add_argument(dest or one.lower() + ("s" if what[-1] in "+*" else ""), metavar=one, **many)
         return parser
 
     def family(self, name: str, short: str, *, examples: Sequence[str] = ()) -> Commands:

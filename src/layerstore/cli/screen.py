@@ -89,9 +89,29 @@ class Screen:
         for name in names:
             self.out.write((readable(name) if self.on_terminal else name) + end)
 
-    def table(self, titles: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Print rows below their titles; a title that begins with ">" heads a column of numbers."""
+    def result(self, facts: Any, names: Iterable[str] = (), note: str = "") -> None:
+        """Print facts as JSON if that is asked for, else names and a note."""
+        if self.as_json:
+            self.json(facts)
+            return
+        self.names(names)
+        if note:
+            self.note(note)
+
+    def table(
+        self, titles: Sequence[str], rows: Sequence[Sequence[Cell]], *, facts: Any = None, none: str = ""
+    ) -> None:
+        """Print rows below their titles; a title that begins with ">" heads a column of numbers.
+
+        facts   what is printed instead as JSON, if that is asked for
+        none    the note if there are no rows
+        """
+        if self.as_json and facts is not None:
+            self.json(facts)
+            return
         if not rows:
+            if none:
+                self.note(none)
             return
         heads = [title.lstrip(">") for title in titles]
         shown = [[_shown(cell) for cell in row] for row in rows]
@@ -218,5 +238,5 @@ class Screen:
         console.print(Text.assemble(*(c if isinstance(c, str) else (c[0], c[1]) for c in cells)))
 
 
-Run = Callable[[Any, Screen], int]
-"""What a command is: called with the parsed arguments, returns the exit code."""
+Run = Callable[[Any, Screen], int | None]
+"""What a command is: called with the parsed arguments, returns the exit code; None: OK."""

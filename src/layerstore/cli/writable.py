@@ -44,45 +44,39 @@ def add(commands: Commands) -> None:
 
     rw.command("ls", run_ls, "list the writable layers", examples=["rw ls", "rw ls --json"])
 
-    mount = rw.command("mount", run_mount, "mount one and print the path",
+    mount = rw.command("mount", run_mount, "mount one and print the path", "NAME",
                        more="It stays mounted after this command, until `rw unmount`. Mounting twice is harmless.",
                        examples=["rw mount box"])  # fmt: skip
-    mount.add_argument("name", metavar="NAME")
     mount.add_argument("--label", metavar="CONTEXT", default="", help="SELinux label of the whole mount")
 
-    unmount = rw.command("unmount", run_unmount, "unmount one; what was written stays", examples=["rw unmount box"])
-    unmount.add_argument("name", metavar="NAME")
+    unmount = rw.command("unmount", run_unmount, "unmount one; what was written stays", "NAME",
+                         examples=["rw unmount box"])  # fmt: skip
     unmount.add_argument("--lazy", action="store_true",
                          help="detach it although processes are inside; until they end it cannot be mounted again")
 
-    holders = rw.command("holders", run_holders, "list the processes that use a mounted one",
-                         more="A PID of 0 is the kernel itself, or a mount that no process uses.",
-                         examples=["rw holders box", "rw holders box --json"])  # fmt: skip
-    holders.add_argument("name", metavar="NAME")
+    rw.command("holders", run_holders, "list the processes that use a mounted one", "NAME",
+               more="A PID of 0 is the kernel itself, or a mount that no process uses.",
+               examples=["rw holders box", "rw holders box --json"])  # fmt: skip
 
     changes = rw.command(
-        "changes", run_changes, "list what differs from the layer below",
+        "changes", run_changes, "list what differs from the layer below", "NAME",
         more="Lines begin with A (added), C (changed) or D (deleted).", examples=["rw changes box"],
     )  # fmt: skip
-    changes.add_argument("name", metavar="NAME")
     add_null(changes)
 
-    size = rw.command("size", run_size, "print how many bytes its own files have", examples=["rw size box --bytes"])
-    size.add_argument("name", metavar="NAME")
+    rw.command("size", run_size, "print how many bytes its own files have", "NAME", examples=["rw size box --bytes"])
 
-    commit = rw.command("commit", run_commit, "store its present contents as a layer, and print the ChainID",
+    commit = rw.command("commit", run_commit, "store its present contents as a layer, and print the ChainID", "NAME",
                         more="The writable layer stays, on its old parent. What the layer's tar leaves out is printed.",
                         examples=["rw commit box", "rw commit box --keep all"])  # fmt: skip
-    commit.add_argument("name", metavar="NAME")
     commit.add_argument("--keep", choices=("docker", "all"), default="docker",
                         help="docker: the tar that Docker would make; all: also extended attributes, ACLs, nanoseconds")
     commit.add_argument("--marks", choices=("refuse", "skip"), default="refuse",
                         help="names that begin with .wh. (they delete in a tar): refuse them, or leave them out")
     add_durability(commit)
 
-    remove = rw.command("rm", run_rm, "delete writable layers with everything that was written",
+    remove = rw.command("rm", run_rm, "delete writable layers with everything that was written", "NAME+",
                         examples=["rw rm box", "rw rm --force box other"])  # fmt: skip
-    remove.add_argument("names", metavar="NAME", nargs="+")
     remove.add_argument("-f", "--force", action="store_true", help="delete it even if it is mounted")
     remove.add_argument("--layers", action="store_true", help="also the layers below, unless something else needs them")
 
@@ -110,61 +104,42 @@ def _mounted_at(rw: RWLayer) -> str | None:
     return point if point and os.path.ismount(point) else None
 
 
-def run_create(args: Any, screen: Screen) -> int:
+def run_create(args: Any, screen: Screen) -> None:
     """Make one."""
     options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
     with writing(args) as opened:
         parent = opened.find(args.layer) if args.layer is not None else ""
         rw = opened.store.create_rw_layer(_checked(args.name), parent, options, durability=args.durability)
         mount_id = opened.store.get_mount_id(rw.name)
-    if screen.as_json:
-        screen.json({"name": rw.name, "parent": parent or None, "mount_id": mount_id})
-    else:
-        screen.names([rw.name])
-    return Exit.OK
+    screen.result({"name": rw.name, "parent": parent or None, "mount_id": mount_id}, [rw.name])
 
 
-def run_ls(args: Any, screen: Screen) -> int:
+def run_ls(args: Any, screen: Screen) -> None:
     """List them."""
-    found: list[dict[str, Any]] = []
+    facts: list[dict[str, Any]] = []
+    rows: list[list[Cell]] = []
     with reading(args) as opened:
         for rw in opened.rw_layers():
-            made = rw.created_at
+            made, parent = rw.created_at, rw.parent.chain_id if rw.parent else None
             size: int | None = None
             mounted: str | None = None
             with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
                 size, mounted = rw.size(), _mounted_at(rw)
-            found.append({
-                "name": rw.name, "parent": rw.parent.chain_id if rw.parent else None, "size": size,
-                "mounted": mounted, "created": iso_time(made) if made else None, "made": made,
-            })  # fmt: skip
-    if screen.as_json:
-        screen.json([{key: value for key, value in one.items() if key != "made"} for one in found])
-        return Exit.OK
-    rows: list[list[Cell]] = []
-    for one in found:
-        shown = "?" if one["size"] is None else screen.size(one["size"])
-        age = screen.age(one["made"]) if one["made"] else ""
-        on = short_id(one["parent"]) if one["parent"] else "-"
-        rows.append([(one["name"], "green"), on, shown, age, one["mounted"] or "-"])
-    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows)
-    if not rows:
-        screen.note("no writable layers")
-    return Exit.OK
+            facts.append({"name": rw.name, "parent": parent, "size": size, "mounted": mounted,
+                          "created": iso_time(made) if made else None})  # fmt: skip
+            rows.append([(rw.name, "green"), short_id(parent) if parent else "-",
+                         "?" if size is None else screen.size(size), screen.age(made) if made else "", mounted or "-"])
+    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
 
 
-def run_mount(args: Any, screen: Screen) -> int:
+def run_mount(args: Any, screen: Screen) -> None:
     """Mount one and leave it so."""
     with writing(args) as opened:
         path = _rw(opened, args.name).mount(args.label)
-    if screen.as_json:
-        screen.json({"name": args.name, "path": path})
-    else:
-        screen.names([path])
-    return Exit.OK
+    screen.result({"name": args.name, "path": path}, [path])
 
 
-def run_unmount(args: Any, screen: Screen) -> int:
+def run_unmount(args: Any, screen: Screen) -> None:
     """Unmount what an earlier process left mounted."""
     with writing(args) as opened:
         rw = _rw(opened, args.name)
@@ -172,28 +147,20 @@ def run_unmount(args: Any, screen: Screen) -> int:
         rw.unmount(lazy=args.lazy)
         if _mounted_at(rw):
             raise Failure(f"another process uses the mount of {args.name}: it goes when that has ended", Exit.IN_USE)
-    if screen.as_json:
-        screen.json({"name": args.name, "unmounted": before is not None})
-    elif before is None:
-        screen.note(f"{args.name} was not mounted")
-    return Exit.OK
+    note = f"{args.name} was not mounted" if before is None else ""
+    screen.result({"name": args.name, "unmounted": before is not None}, note=note)
 
 
-def run_holders(args: Any, screen: Screen) -> int:
+def run_holders(args: Any, screen: Screen) -> None:
     """List the processes inside."""
     with reading(args) as opened:
         found = _rw(opened, args.name).holders()
-    if screen.as_json:
-        screen.json([holder._asdict() for holder in found])
-        return Exit.OK
+    facts = [holder._asdict() for holder in found]
     rows: list[list[Cell]] = [[str(one.pid), one.command, ",".join(one.uses), " ".join(one.paths)] for one in found]
-    screen.table((">PID", "COMMAND", "USES", "PATHS"), rows)
-    if not rows:
-        screen.note(f"no process uses {args.name}")
-    return Exit.OK
+    screen.table((">PID", "COMMAND", "USES", "PATHS"), rows, facts=facts, none=f"no process uses {args.name}")
 
 
-def run_changes(args: Any, screen: Screen) -> int:
+def run_changes(args: Any, screen: Screen) -> None:
     """List what differs."""
     try:
         with reading(args) as opened:
@@ -205,28 +172,22 @@ def run_changes(args: Any, screen: Screen) -> int:
         screen.json([{"kind": str(change.kind), "path": change.path} for change in changes])
     else:
         screen.names(map(str, changes), null=args.null)
-    return Exit.OK
 
 
-def run_size(args: Any, screen: Screen) -> int:
+def run_size(args: Any, screen: Screen) -> None:
     """Print how large it is."""
     with reading(args) as opened:
         size = _rw(opened, args.name).size()
-    if screen.as_json:
-        screen.json({"name": args.name, "size": size})
-    else:
-        screen.line(screen.size(size))
-    return Exit.OK
+    screen.result({"name": args.name, "size": size}, [screen.size(size)])
 
 
-def run_commit(args: Any, screen: Screen) -> int:
+def run_commit(args: Any, screen: Screen) -> None:
     """Make a layer of it."""
     with writing(args) as opened:
         rw = _rw(opened, args.name)
         with screen.progress("commit") as progress:
             layer = rw.commit(keep=args.keep, marks=args.marks, durability=args.durability, progress=progress)
     tell_layer(layer, screen)
-    return Exit.OK
 
 
 def _below(rw: RWLayer) -> Iterator[str]:
