@@ -1,4 +1,3 @@
-"""Differences between trees. Binding of lay_changes and of the two tree verbs the drivers need."""
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,4 +1,3 @@
-"""What is in a stored layer, by its record alone. Binding of lay_listing and of the opening of a listed file."""
 from collections.abc import Sequence
 from typing import Any
 

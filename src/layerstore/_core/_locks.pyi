@@ -1,21 +1,26 @@
 """Locks that no interrupt loses and no fork leaves behind: each is taken and released inside one call of C."""
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, TypeVar, final, type_check_only
 
 _T = TypeVar("_T")
 
+@type_check_only
+class _Block:
+    """What a `with` block is given."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
 @final
-class Mutex:
+class Mutex(_Block):
     """A lock between threads, whose owner may take it again. In a forked child what other threads had is free."""
 
     def __new__(cls, told: Callable[[BaseException], object] | None = None) -> Mutex:
         """told   called with what ended a `with` block, once the lock is released"""
 
     def __enter__(self) -> None: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
     def is_held(self) -> bool:
         """Return True if this thread holds it."""
 
@@ -30,22 +35,16 @@ class NamedLocks:
         """Return the names of the locks that a thread holds or waits for."""
 
 @final
-class HeldName:
+class HeldName(_Block):
     """What NamedLocks.hold() gives."""
 
     def __enter__(self) -> None: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
 @final
-class HeldDirectory:
+class HeldDirectory(_Block):
     """What DirectoryLock.hold() gives."""
 
     def __enter__(self) -> None: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
 @final
 class DirectoryLock:
@@ -58,7 +57,7 @@ class DirectoryLock:
         """Hold it for the length of a `with` block; check is called first, and what it raises ends the block."""
 
 @final
-class Claim:
+class Claim(_Block):
     """A directory marked as in use by a lock on it. Without further references it is released."""
 
     def is_held(self) -> bool:
@@ -68,9 +67,6 @@ class Claim:
         """Release the mark. Twice is harmless."""
 
     def __enter__(self) -> Claim: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
 def claim_directory(
     path: str, *, wait: bool = True, timeout: float = 0.0, late: Callable[[str], BaseException] | None = None
@@ -87,31 +83,22 @@ def surely(call: Callable[..., _T], *args: Any) -> _T:
     """Call what can be called twice: anew where an interrupt comes into it, which is raised then."""
 
 @final
-class Ending:
+class Ending(_Block):
     """`with Ending(close):` ends in surely(close)."""
 
     def __new__(cls, call: Callable[[], object]) -> Ending: ...
     def __enter__(self) -> None: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
 @final
-class Scope(Generic[_T]):
+class Scope(_Block, Generic[_T]):
     """`with Scope(begin, end) as value:` ends in surely(end, value)."""
 
     def __new__(cls, begin: Callable[[], _T], end: Callable[[_T], object]) -> Scope[_T]: ...
     def __enter__(self) -> _T: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
 
 @final
-class OpenDirectory:
+class OpenDirectory(_Block):
     """An open directory for the length of a `with` block, which gets its descriptor; a link is none."""
 
     def __new__(cls, path: Any, *, dir_fd: int | None = None) -> OpenDirectory: ...
     def __enter__(self) -> int: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...

@@ -1,4 +1,3 @@
-"""Plain bytes become gzip or zstd. Binding of lay_packer."""
 from typing import Any
 
 from typing_extensions import disjoint_base

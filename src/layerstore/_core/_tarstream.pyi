@@ -1,4 +1,3 @@
-"""Bytes out: a recorded tar again, or a fresh one from a tree. Binding of lay_source and lay_check."""
 from collections.abc import Callable, Sequence
 from typing import Any
 

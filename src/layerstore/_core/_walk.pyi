@@ -1,4 +1,3 @@
-"""The entries of a tar whose payloads others read. Binding of lay_walk."""
 from typing_extensions import disjoint_base
 
 @disjoint_base

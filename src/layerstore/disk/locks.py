@@ -11,35 +11,16 @@ import math
 import os
 import re
 
-from layerstore._core._locks import (
-    Claim,
-    DirectoryLock,
-    Ending,
-    Mutex,
-    NamedLocks,
-    OpenDirectory,
-    Scope,
-    claim_directory,
-    surely,
-)
+from layerstore._core._locks import Claim as Claim
+from layerstore._core._locks import DirectoryLock
+from layerstore._core._locks import Ending as Ending
+from layerstore._core._locks import Mutex as Mutex
+from layerstore._core._locks import NamedLocks as NamedLocks
+from layerstore._core._locks import OpenDirectory as OpenDirectory
+from layerstore._core._locks import Scope as Scope
+from layerstore._core._locks import claim_directory as claim_directory
+from layerstore._core._locks import surely as surely
 from layerstore.errors import InvalidOptionError, StoreInUseError, readable
-
-__all__ = [
-    "LOCK_TIMEOUT",
-    "Claim",
-    "DirectoryLock",
-    "Ending",
-    "Mutex",
-    "NamedLocks",
-    "OpenDirectory",
-    "Scope",
-    "claim_directory",
-    "directory_lock",
-    "holder_of",
-    "in_use",
-    "parse_lock_timeout",
-    "surely",
-]
 
 # Seconds that a call waits for the layerdb, by default.
 LOCK_TIMEOUT = 60.0

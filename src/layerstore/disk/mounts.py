@@ -49,76 +49,47 @@ def _ask(kind: str, function: Any, *args: Any) -> int:
 
 def _go_quoted(text: str) -> str:
     """Quote text as Go's %q does."""
-    short = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v"}
+    short = dict(zip('\a\b\f\n\r\t\v\\"', 'abfnrtv\\"', strict=True))
     out = []
     for char in text:
-        if char in '"\\':
-            out.append("\\" + char)
-        elif char in short:
-            out.append(short[char])
+        if char in short:
+            out.append("\\" + short[char])
         elif char.isprintable():
             out.append(char)
         else:
             code = ord(char)
             out.append(f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
-    return '"' + "".join(out) + '"'
+    return f'"{"".join(out)}"'
 
 
-class _Overlay(NamedTuple):
-    """What mount_overlay() is asked for; the paths are relative to the home."""
-
-    lowers: Sequence[str]
-    upper: str | None
-    work: str | None
-    context: str
-    off: Sequence[str]
-    userxattr: bool
-    follow: bool
-
-    def text(self, base: str) -> str:
-        """Return the option text of mount(2); base stands before each path."""
-        parts = [f"{name}=off" for name in self.off]
-        if self.userxattr:
-            parts.append("userxattr")
-        if self.follow:
-            parts.append("metacopy=on,redirect_dir=follow")
-        parts.append("lowerdir=" + ":".join(base + lower for lower in self.lowers))
-        if self.upper is not None:
-            parts.append(f"upperdir={base}{self.upper}")
-            parts.append(f"workdir={base}{self.work}")
-        if self.context:
-            parts.append("context=" + _go_quoted(self.context))
-        return ",".join(parts)
-
-    def fields(self, base: str) -> dict[str, Any]:
-        """Return the fields of lay_overlay for the new mount calls; base stands before each path."""
-        writable = {} if self.upper is None else {"upper": base + self.upper, "work": base + (self.work or "")}
-        return {
-            **writable,
-            "lowers": [base + lower for lower in self.lowers], "n_lowers": len(self.lowers),
-            "off": self.off, "n_off": len(self.off), "context": self.context or None,
-            "userxattr": self.userxattr, "follow": self.follow,
-        }  # fmt: skip
+def _text_of(fields: dict[str, Any]) -> bytes:
+    """Return the option text of mount(2) for the fields of a lay_overlay."""
+    parts = [f"{name}=off" for name in fields["off"]]
+    if fields["userxattr"]:
+        parts.append("userxattr")
+    if fields["follow"]:
+        parts.append("metacopy=on,redirect_dir=follow")
+    parts.append("lowerdir=" + ":".join(fields["lowers"]))
+    if fields["upper"] is not None:
+        parts.append(f"upperdir={fields['upper']},workdir={fields['work']}")
+    if fields["context"]:
+        parts.append("context=" + _go_quoted(fields["context"]))
+    return os.fsencode(",".join(parts))
 
 
-def _mount(**fields: Any) -> tuple[int, str]:
-    """Mount what a lay_overlay with these fields says. Return 0 or an errno, and the kernel's own reason or ""."""
+def _mount(**fields: Any) -> None:
+    """Mount what a lay_overlay with these fields says. Raises OSError, with the kernel's own reason if it gave one."""
     alive = []  # cffi frees what is not referenced
 
     def c(value: Any) -> Any:
-        if isinstance(value, str):
+        if isinstance(value, (str, bytes)):
             value = ffi.new("char[]", os.fsencode(value))
         elif isinstance(value, Sequence):
             value = ffi.new("char *[]", [c(each) for each in value])
         alive.append(value)
         return value
 
-    request = ffi.new("lay_overlay *", {name: c(value) for name, value in fields.items() if value is not None})
-    err = ffi.new("lay_error *")
-    if not lib.lay_mount_overlay(request, err):
-        return 0, ""
-    text = ffi.string(err.text).decode("utf-8", "backslashreplace")
-    return err.sys_errno, "" if text == os.strerror(err.sys_errno) else text
+    _call(lib.lay_mount_overlay, ffi.new("lay_overlay *", {key: c(value) for key, value in fields.items() if value}))
 
 
 def mount_overlay(
@@ -151,36 +122,50 @@ def mount_overlay(
     shown = os.path.join(home, target)
     if any("\0" in text for text in (home, target, context, *lowers)):
         raise ValueError("embedded null byte in a mount option")
-    overlay = _Overlay(lowers, upper, work, context, off, userxattr, follow)
-    base = home + "/"
     awkward = bool(_AWKWARD.search(home))
+
+    def fields(*, relative: bool) -> dict[str, Any]:
+        base = "" if relative else home + "/"
+        return {
+            "lowers": [base + lower for lower in lowers], "n_lowers": len(lowers), "off": off, "n_off": len(off),
+            "upper": None if upper is None else base + upper, "work": None if work is None else base + work,
+            "context": context, "userxattr": userxattr, "follow": follow,
+        }  # fmt: skip
+
+    def mount(*, relative: bool, **request: Any) -> None:
+        _mount(home=home if relative else None, target=target if relative else shown, **request)
+
     reason = ""
     if api != "old":
         longest = max(len(os.fsencode(path)) for path in (*lowers, upper or "", work or ""))
-        relative = awkward or len(os.fsencode(base)) + longest > _OPTION_LIMIT
-        start = "" if relative else base
-        code, reason = _mount(home=home if relative else None, target=start + target, **overlay.fields(start))
-        if not code:
+        relative = awkward or len(os.fsencode(home)) + 1 + longest > _OPTION_LIMIT
+        try:
+            mount(relative=relative, **fields(relative=relative))
             return
-        # These calls answer so if they are missing or the kernel is older than 6.8; mount(2) knows more.
-        if api == "new" or code not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
-            raise _refused(code, reason, shown)
+        except OSError as err:
+            reason = _reason(err)
+            # These calls answer so if they are missing or the kernel is older than 6.8; mount(2) knows more.
+            if api == "new" or err.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+                raise _refused(err, reason, shown) from None
     limit = os.sysconf("SC_PAGESIZE") - 1
-    data = overlay.text(base)
-    relative = awkward or len(os.fsencode(data)) > limit
-    if relative:
-        data = overlay.text("")
-        if len(os.fsencode(data)) > limit:
-            too_large = f"cannot mount layer, mount label too large {len(os.fsencode(data))}"
-            raise OSError(errno.E2BIG, too_large, shown)
-    code, _ = _mount(home=home if relative else None, target=target if relative else shown, data=data)
-    if code:
-        raise _refused(code, reason, shown)
+    data = _text_of(fields(relative=awkward))
+    if relative := awkward or len(data) > limit:
+        data = _text_of(fields(relative=True))
+        if len(data) > limit:
+            raise OSError(errno.E2BIG, f"cannot mount layer, mount label too large {len(data)}", shown)
+    try:
+        mount(relative=relative, data=data)
+    except OSError as err:
+        raise _refused(err, reason, shown) from None
 
 
-def _refused(code: int, reason: str, target: str) -> OSError:
-    why = f"{os.strerror(code)} ({reason})" if reason else os.strerror(code)
-    return OSError(code, f"error creating overlay mount to {target}: {why}", target)
+def _reason(err: OSError) -> str:
+    return "" if err.strerror == os.strerror(err.errno or 0) else f" ({err.strerror})"
+
+
+def _refused(err: OSError, reason: str, target: str) -> OSError:
+    code = err.errno or 0
+    return OSError(code, f"error creating overlay mount to {target}: {os.strerror(code)}{reason}", target)
 
 
 def unmount(path: str, flags: int = MNT_DETACH) -> None:

@@ -137,7 +137,7 @@ def naming(path: str, *, instead_of: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno is not None and (not isinstance(err.filename, (str, bytes)) or err.filename == instead_of):
+        if _names_none(err) or (err.errno is not None and err.filename == instead_of):
             err.filename = path
         raise
 
@@ -151,16 +151,27 @@ def naming_file(file: Any) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno is not None and not isinstance(err.filename, (str, bytes)) and isinstance(file, _WITH_DESCRIPTOR):
-            # One that is closed, or a buffer around something else, has no descriptor.
-            with contextlib.suppress(ValueError, io.UnsupportedOperation):
-                name = _files.name_of(file if isinstance(file, int) else file.fileno())
-                if name is not None:
+        if _names_none(err):
+            with contextlib.suppress(ValueError):           # it is closed
+                fd = descriptor_of(file)
+                if fd is not None and (name := _files.name_of(fd)) is not None:
                     err.filename = name
         raise
 
 
-_WITH_DESCRIPTOR = (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+def _names_none(err: OSError) -> bool:
+    return err.errno is not None and not isinstance(err.filename, (str, bytes))
+
+
+def descriptor_of(file: Any) -> int | None:
+    """Return the descriptor of a file of Python's own, or one as it is. None: it has none."""
+    if isinstance(file, (io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
+        try:
+            return file.fileno()
+        except io.UnsupportedOperation:                     # a buffer around something else
+            return None
+    return file if isinstance(file, int) else None
+
 
 # What concerns a whole file system, so that the name of an entry does not say where; no source that is read gives it.
 _OF_A_FILE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -179,16 +190,16 @@ def placing(directory: str) -> Iterator[None]:
 
 def sync_directory(path: str) -> None:
     """Put a directory's entries on the disk."""
-    fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _files.fsync(fd)
-    finally:
-        _files.close(fd, path)
+    _sync(path, os.O_DIRECTORY)
 
 
 def sync_file(path: str) -> None:
     """Put a regular file's bytes on the disk."""
-    fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    _sync(path, os.O_NONBLOCK | os.O_NOFOLLOW)
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = _files.open(path, os.O_RDONLY | flags)
     try:
         _files.fsync(fd)
     finally:

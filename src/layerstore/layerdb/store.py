@@ -40,7 +40,13 @@ from layerstore.disk.textfile import (
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.layerdb.descriptor import decode_descriptor, encode_descriptor
-from layerstore.layerdb.transaction import TAR_SPLIT, FileMetadataTransaction, MetadataTransaction, check_mount_name
+from layerstore.layerdb.transaction import (
+    TAR_SPLIT,
+    FileMetadataTransaction,
+    MetadataTransaction,
+    OwningGzip,
+    check_mount_name,
+)
 from layerstore.values import Descriptor, Durability, StrPath
 
 log = logging.getLogger("layerstore")
@@ -249,7 +255,7 @@ class FileMetadataStore:
         try:
             if raw.peek(2)[:2] != b"\x1f\x8b":
                 raise gzip.BadGzipFile("gzip: invalid header")
-            return cast(BinaryIO, _OwningGzipReader(raw))
+            return cast(BinaryIO, OwningGzip(raw, "rb"))
         except BaseException:
             raw.close()
             raise
@@ -423,20 +429,6 @@ class FileMetadataStore:
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""
         remove_directory(self.mount_directory(mount))
-
-
-class _OwningGzipReader(gzip.GzipFile):
-    """A GzipFile that closes the file it reads from."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        super().__init__(fileobj=raw, mode="rb")
-        self._under = raw
-
-    def close(self) -> None:
-        try:
-            super().close()
-        finally:
-            self._under.close()
 
 
 def _renamed(directory: str, draw: Callable[[], str]) -> str | None:

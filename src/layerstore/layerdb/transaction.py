@@ -11,7 +11,7 @@ import contextlib
 import gzip
 import io
 import os
-from typing import Any, BinaryIO, Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 from layerstore._core import _files
 from layerstore.disk.locks import Claim, claim_directory, surely
@@ -61,37 +61,27 @@ class MetadataTransaction(Protocol):
         """Forget all of it."""
 
 
-class _TarSplitWriter(io.BufferedIOBase):
-    """tar-split.json.gz in the making: close() completes the gzip stream and syncs the file."""
+class OwningGzip(gzip.GzipFile):
+    """A GzipFile that closes the file below it, too. Its header has no name and no time, as Go's."""
 
-    def __init__(self, fd: int, *, compress: bool, sync: bool) -> None:
-        self._raw = os.fdopen(fd, "wb")
-        # A header without name and time, as Go's: the same lines give the same file.
-        self._gzip = (
-            gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=self._raw, mtime=0)
-            if compress
-            else None
-        )
-        self._sync = sync
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        if self.closed:
-            raise ValueError("I/O operation on closed file.")
-        return (self._gzip or self._raw).write(data)
+    def __init__(self, under: BinaryIO, mode: str) -> None:
+        super().__init__(filename="", mode=mode, compresslevel=6, fileobj=under, mtime=0)
+        self._under = under
 
     def close(self) -> None:
-        if self.closed:
-            return
         try:
-            with self._raw:
-                if self._gzip is not None:
-                    self._gzip.close()
-                self._raw.flush()
-                if self._sync:
-                    _files.fsync(self._raw.fileno())
+            super().close()
+        finally:
+            self._under.close()
+
+
+class _SyncedFile(io.FileIO):
+    """A file that is on the disk once it is closed."""
+
+    def close(self) -> None:
+        try:
+            if not self.closed:
+                _files.fsync(self.fileno())
         finally:
             super().close()
 
@@ -178,8 +168,8 @@ class FileMetadataTransaction:
         compress_input   True: JSON lines come in; False: they come as gzip already
         """
         fd = self.open_sidecar(TAR_SPLIT)
-        writer = _TarSplitWriter(fd, compress=compress_input, sync=self._sync_files)
-        return cast(BinaryIO, writer)
+        writer = cast(BinaryIO, io.BufferedWriter((_SyncedFile if self._sync_files else io.FileIO)(fd, "wb")))
+        return cast(BinaryIO, OwningGzip(writer, "wb")) if compress_input else writer
 
     def set_mount(self, mount_id: str, init_id: str, parent: str) -> None:
         """Write what a writable layer's directory holds, in place of a layer's."""

@@ -68,19 +68,13 @@ def _decompress_xz(read: Callable[[], bytes], give: Callable[[bytes], bool], max
                 data = read()
                 if not data:
                     raise TarFormatError("the xz stream cannot be decompressed: it is cut")
-        data, seen = decoder.unused_data, 0
-        while not (rest := data.lstrip(b"\0")):
-            seen += len(data)
-            if seen > _PADDING_LIMIT:
-                raise TarFormatError("something else follows the xz stream")
-            data = read()
-            if not data:
-                return
-        seen += len(data) - len(rest)
+        seen, rest = _past_padding("xz", decoder.unused_data, read)
+        if not rest:
+            return
         while len(rest) < len(_XZ_MAGIC) and (data := read()):
             rest += data
         if seen % 4 or seen > _PADDING_LIMIT or not rest.startswith(_XZ_MAGIC):
-            raise TarFormatError("something else follows the xz stream")
+            raise _followed("xz")
         data = rest
 
 
@@ -141,7 +135,8 @@ def _decompress_by_libarchive(kind: str, read: Callable[[], bytes], give: Callab
         raise cut(err) from None
     if failure:
         raise failure[0]
-    _expect_padding(kind, held[0][len(held[0]) - (given - used) :] if given > used else b"", read)
+    if _past_padding(kind, held[0][len(held[0]) - (given - used) :] if given > used else b"", read)[1]:
+        raise _followed(kind)
 
 
 @contextlib.contextmanager
@@ -166,13 +161,18 @@ def _heard(callback: object, failure: list[BaseException]) -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _expect_padding(kind: str, rest: bytes, read: Callable[[], bytes]) -> None:
+def _past_padding(kind: str, data: bytes, read: Callable[[], bytes]) -> tuple[int, bytes]:
+    """Pass over the zeros behind a stream. Return how many there are, and what follows, b"" at the end."""
     seen = 0
-    data = rest
-    while True:
+    while not (rest := data.lstrip(b"\0")):
         seen += len(data)
-        if data.count(0) != len(data) or seen > _PADDING_LIMIT:
-            raise TarFormatError(f"something else follows the {kind} stream")
+        if seen > _PADDING_LIMIT:
+            raise _followed(kind)
         data = read()
         if not data:
-            return
+            break
+    return seen + len(data) - len(rest), rest
+
+
+def _followed(kind: str) -> TarFormatError:
+    return TarFormatError(f"something else follows the {kind} stream")

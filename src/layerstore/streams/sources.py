@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from layerstore._core import _files
 from layerstore._core._apply import Apply, guess_format
-from layerstore.disk.textfile import naming_file
+from layerstore.disk.textfile import descriptor_of, naming_file
 from layerstore.errors import TarFormatError
 from layerstore.streams.decompress import decompress
 from layerstore.streams.progress import Teller
@@ -59,6 +59,11 @@ class Section(NamedTuple):
     size: int
 
 
+def _flat(view: memoryview) -> memoryview:
+    """Return the bytes of a buffer of any shape."""
+    return view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+
+
 class Blocks:
     """What an iterable of bytes-like blocks gives, to be read: pulled one by one, when they are asked for."""
 
@@ -79,7 +84,7 @@ class Blocks:
             except TypeError:
                 kind = type(block).__name__
                 raise TypeError(f"an iterable source gives blocks of bytes, not {kind}") from None
-            self._left = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
+            self._left = _flat(view)
         given, self._left = bytes(self._left[:n]), self._left[n:]
         return given
 
@@ -103,7 +108,6 @@ class Input:
         self.end = -1                        # of a Section
         self.buffer: memoryview | None = None
         self.lendable = False
-        self.taken = 0                       # of buffer
         self.read: Callable[[int], Any] | None = None
         self.owned = False
         self.blocks: Blocks | None = None
@@ -148,27 +152,24 @@ class Input:
         except TypeError:
             if not isinstance(source, Iterable):
                 raise TypeError(f"{WANTED}, not {type(source).__name__}") from None
-            self.blocks = Blocks(source)
-            self.read = self.blocks.read
-            return
-        self.buffer = view.cast("B") if view.nbytes and view.c_contiguous else memoryview(view.tobytes())
-        # Two threads look at lent bytes at different moments: only what cannot change is lent.
-        self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
+        else:
+            self.buffer = _flat(view)
+            # Two threads look at lent bytes at different moments: only what cannot change is lent.
+            self.lendable = isinstance(view.obj, bytes) or not view.c_contiguous
+        self.blocks = Blocks(source if self.buffer is None else [self.buffer])
+        self.read = self.blocks.read
 
     @staticmethod
     def _is_regular(source: Any) -> bool:
         if source.closed:
             raise ValueError("I/O operation on closed file.")
-        try:
-            with naming_file(source):
-                return source.readable() and stat.S_ISREG(os.fstat(source.fileno()).st_mode)
-        except io.UnsupportedOperation:       # a buffer around what has no descriptor
-            return False
+        fd = descriptor_of(source)
+        return fd is not None and source.readable() and stat.S_ISREG(_files.mode_of(fd))
 
     def reread(self) -> tuple[int, int]:
         """Return where a plain tar can be read again: (descriptor, offset), or (-1, 0)."""
         if self.regular:
-            return self.fd, self.offset if self.offset >= 0 else self._position()
+            return self.fd, self._position()
         return -1, 0
 
     def left(self) -> int:
@@ -177,9 +178,6 @@ class Input:
 
     def block(self) -> bytes:
         """Return its next bytes; b"" at the end."""
-        if self.buffer is not None:
-            at, self.taken = self.taken, min(self.taken + BLOCK, len(self.buffer))
-            return bytes(self.buffer[at : self.taken])
         if self.read is not None:
             with naming_file(self.given):
                 block = self.read(BLOCK)
@@ -195,8 +193,7 @@ class Input:
     def head(self) -> bytes:
         """Return the first bytes, to tell what it is; those of a regular file are not taken."""
         if self.regular:
-            at = self.offset if self.offset >= 0 else self._position()
-            return _files.read(self.fd, min(HEAD, self.left()), at)
+            return _files.read(self.fd, min(HEAD, self.left()), self._position())
         head = b""
         while len(head) < HEAD and (block := self.block()):
             head += block
@@ -210,13 +207,12 @@ class Input:
             return len(self.buffer)
         if not self.regular:
             return None
-        at = self.offset if self.offset >= 0 else self._position()
         with naming_file(self.fd):
-            return max(os.fstat(self.fd).st_size - at, 0)
+            return max(os.fstat(self.fd).st_size - self._position(), 0)
 
     def _position(self) -> int:
         with naming_file(self.fd):
-            return os.lseek(self.fd, 0, os.SEEK_CUR)
+            return self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
 
     def _read_descriptor(self) -> bytes:
         while True:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from layerstore._core import _apply, _files, _tarstream
 from layerstore.disk.locks import Mutex
-from layerstore.disk.textfile import naming, naming_file
+from layerstore.disk.textfile import descriptor_of, naming, naming_file
 from layerstore.errors import CorruptLayerError
 from layerstore.ids import DiffID, diff_id_of
 from layerstore.streams.progress import Teller
@@ -151,18 +151,16 @@ class TarStream(_BinaryFile):
             with naming_file(dst):
                 dst.flush()
             fd = dst.fileno()
-        if fd >= 0:
-            end = False
-            while not end:
+        end = False
+        while not end:
+            if fd >= 0:
                 end, written = self.copy_some(fd, 100 if progress is not None else 250)
-                total += written
-                teller.tell(total, end=end)
-            return total
-        while block := self.read(COPY_BLOCK):
-            write_whole(dst, block)
-            total += len(block)
-            teller.tell(total)
-        teller.tell(total, end=True)
+            else:
+                block = self.read(COPY_BLOCK)
+                write_whole(dst, block)
+                end, written = not block, len(block)
+            total += written
+            teller.tell(total, end=end)
         return total
 
     def __del__(self) -> None:
@@ -221,11 +219,7 @@ def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID | None
         if fd >= 0 and _position(tar_split) == 0:
             return TarStream(_tarstream.assemble(fd, root_fd, expected), seekable=True)
         with _nameless_file() as kept:
-            if isinstance(tar_split, int):
-                with _opened_again(tar_split, "rb") as file:
-                    _copy(file, kept)
-            else:
-                _copy(tar_split, kept)
+            _copy(_unbuffered(tar_split, "rb"), kept)
             return TarStream(_tarstream.assemble(kept.fileno(), root_fd, expected), seekable=True)
     finally:
         _files.close(root_fd, root)
@@ -258,11 +252,7 @@ def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | 
             diff_id = _record(given, record.fileno())
             with naming_file(record):
                 record.seek(0)
-            if isinstance(tar_split, int):
-                with _opened_again(tar_split, "wb") as out:
-                    _copy(record, out)
-            else:
-                _copy(record, tar_split)
+            _copy(record, _unbuffered(tar_split, "wb"))
             return diff_id
 
 
@@ -291,13 +281,8 @@ def _check_file(file: Any, verb: str) -> None:
 
 def _regular(file: Any) -> int:
     """Return the descriptor of a regular file, or -1."""
-    if not isinstance(file, (int, io.FileIO, io.BufferedReader, io.BufferedWriter, io.BufferedRandom)):
-        return -1
-    try:
-        fd = file if isinstance(file, int) else file.fileno()
-    except io.UnsupportedOperation:           # a buffer around what has no descriptor
-        return -1
-    return fd if stat.S_ISREG(_files.mode_of(fd)) else -1
+    fd = descriptor_of(file)
+    return fd if fd is not None and stat.S_ISREG(_files.mode_of(fd)) else -1
 
 
 def _position(file: Any) -> int:
@@ -361,13 +346,7 @@ def _nameless_file() -> Iterator[io.FileIO]:
             file.close()
 
 
-@contextlib.contextmanager
-def _opened_again(fd: int, mode: str) -> Iterator[io.FileIO]:
-    """Return a descriptor, which the caller keeps, as a file without a buffer."""
-    own = os.dup(fd)
-    try:
-        with naming_file(own):
-            file = io.FileIO(own, mode, closefd=False)
-        yield file
-    finally:
-        _files.close(own)
+def _unbuffered(file: Any, mode: str) -> Any:
+    """Return a file for a descriptor, which the caller keeps; a file as it is."""
+    with naming_file(file):
+        return io.FileIO(file, mode, closefd=False) if isinstance(file, int) else file
