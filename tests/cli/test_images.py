@@ -218,7 +218,7 @@ def test_a_name_that_moves_is_told_of(two, cli, room):
 def test_what_is_no_platform_is_a_wrong_command_line(two, cli, archives):
     for text in ("", "x y", "linux/", "a/b/c/d"):
         done = cli("image", "load", archives / "app.tar", "--platform", text)
-        assert done.code == 2 and "is no platform" in done.said, text
+        assert done.code == 2 and "is not a platform" in done.said, text
 
 
 @pytest.mark.parametrize("name", ["UPPER", "", "a b", "a:b:c", "x@y", "-", "a/../b", "\x1b[2J", "a" * 300])

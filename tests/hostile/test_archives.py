@@ -91,7 +91,7 @@ def set_key(key, value):
 # What is wrong: (files, what is said)
 WRONG = {
     "no archive of images": ({"hello": b"world"}, "no manifest.json, no index.json"),
-    "manifest.json is no JSON": ({"manifest.json": b"[{]"}, "manifest.json is not valid JSON"),
+    "manifest.json is not JSON": ({"manifest.json": b"[{]"}, "manifest.json is not valid JSON"),
     "manifest.json is an object": ({"manifest.json": b"{}"}, "not a list of images"),
     "manifest.json of numbers": ({"manifest.json": b"[1]"}, "not a list of images"),
     "manifest.json is deep": ({"manifest.json": b"[" * 200_000}, "not valid JSON"),
@@ -103,7 +103,7 @@ WRONG = {
     "a config that is not there": (docker_with(set_key("Config", "nothing.json")), "has no nothing.json"),
     "a layer outside": (docker_with(set_key("Layers", ["../x", "a", "b"])), "outside of the archive"),
     "a layer that is not there": (docker_with(set_key("Layers", ["0/layer.tar", "1/layer.tar", "9/layer.tar"])), "has no 9/layer.tar"),
-    "layers that are no texts": (docker_with(set_key("Layers", [1, 2, 3])), "no list of texts"),
+    "layers that are no texts": (docker_with(set_key("Layers", [1, 2, 3])), "not a list of texts"),
     "too few layers": (docker_with(set_key("Layers", ["0/layer.tar"])), "length mismatch: expected 3, got 1"),
     "the same layer for all": (docker_with(set_key("Layers", ["0/layer.tar"] * 3)), "its DiffID is"),
     "layers in another order": (docker_with(set_key("Layers", ["2/layer.tar", "1/layer.tar", "0/layer.tar"])), "its DiffID is"),
@@ -114,13 +114,13 @@ WRONG = {
     "a layer that is a document": (docker_with(lambda f, e: f.update({"1/layer.tar": b'{"a": 1}'})), "1/layer.tar|tar header"),
     "a config without layers": (docker_of(encode({"os": "linux"})), "no RootFS key"),
     "a config that is a list": (docker_of(b"[]"), "not a JSON object"),
-    "DiffIDs that are none": (docker_of(encode({"rootfs": {"diff_ids": ["sha256:xyz"]}})), "no digests"),
-    "DiffIDs with a path": (docker_of(encode({"rootfs": {"diff_ids": ["sha256:../../../etc/passwd" + "0" * 42]}})), "no digests"),
-    "DiffIDs that are numbers": (docker_of(encode({"rootfs": {"diff_ids": [1]}})), "no digests"),
+    "DiffIDs that are none": (docker_of(encode({"rootfs": {"diff_ids": ["sha256:xyz"]}})), "not digests"),
+    "DiffIDs with a path": (docker_of(encode({"rootfs": {"diff_ids": ["sha256:../../../etc/passwd" + "0" * 42]}})), "not digests"),
+    "DiffIDs that are numbers": (docker_of(encode({"rootfs": {"diff_ids": [1]}})), "not digests"),
     "too many layers": (docker_of(imagekit.config([BASE] * 126)), "126 layers"),
     "too much history": (docker_of(imagekit.config([BASE], history=[{}, {}])), "too many non-empty layers"),
-    "history of numbers": (docker_of(imagekit.config([BASE], history=[1])), "no list of objects"),
-    "a time that is none": (docker_of(imagekit.config([BASE], created="yesterday")), "is no time"),
+    "history of numbers": (docker_of(imagekit.config([BASE], history=[1])), "not a list of objects"),
+    "a time that is none": (docker_of(imagekit.config([BASE], created="yesterday")), "is not a time"),
     "another system": (docker_of(imagekit.config([BASE], os="windows")), "cannot load 'windows' image"),
     "a config that dockerd cannot read": (docker_of(imagekit.config([BASE], config=[])), "config has the wrong type"),
     "an index of numbers": ({"index.json": b'{"manifests": [1]}'}, "not a JSON object"),
@@ -134,7 +134,7 @@ WRONG = {
     "a manifest of another size": (index_of({"digest": digest(b"{}"), "size": 3}, **dict([blob(b"{}")])), "has 2 bytes, not the 3"),
     "a manifest of other bytes": (index_of({"digest": ABSENT, "size": 2}, **{"blobs/sha256/" + "ab" * 32: b"{}"}), "is damaged"),
     "the first schema": (index_of(descriptor(b'{"fsLayers":[]}', ""), **dict([blob(b'{"fsLayers":[]}')])), "first schema"),
-    "an artifact": (oci_with(lambda found, blobs: found["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json")), "no image"),
+    "an artifact": (oci_with(lambda found, blobs: found["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json")), "not an image"),
     "an encrypted layer": (layers_of(0, mediaType=OCI + "layer.v1.tar+gzip+encrypted"), "cannot be unpacked"),
     "a layer of another size": (layers_of(0, size=5), "not the 5 its manifest says"),
     "a layer's digest is none": (layers_of(0, digest="sha256:0"), "a digest that is none"),
@@ -149,7 +149,7 @@ WRONG = {
         | {f"{a}/layer.tar": BASE for a in ("a" * 64, "b" * 64)} | {"repositories": encode({"x": {"1": "a" * 64}})},
         "in a circle",
     ),
-    "a layer's id that is none": ({"x/layer.tar": BASE, "x/json": b"{}"}, "is no id of a layer"),
+    "a layer's id that is none": ({"x/layer.tar": BASE, "x/json": b"{}"}, "is not an id of a layer"),
     "repositories of numbers": ({"repositories": b'{"x": 1}'}, "does not name images"),
 }  # fmt: skip
 WAYS = {
@@ -234,7 +234,7 @@ HEADERS = {
     "a huge extension": (tarkit.raw_header("x", typeflag=b"x", size=1 << 40), "extended header"),
     "a huge long name": (tarkit.raw_header("x", typeflag=b"L", size=1 << 30), "extended header"),
     "a negative size": (tarkit.raw_header("x", size=b"\xff" * 12), "the size is negative"),
-    "a bad checksum": (tarkit.raw_header("x", chksum=1), "no tar"),
+    "a bad checksum": (tarkit.raw_header("x", chksum=1), "not a tar"),
     "malformed extensions": (tarkit.pax(b"99999 path=x\n"), "malformed"),
     "an endless name": (tarkit.pax({"path": "x" * 5000}) + tarkit.file("x"), "malformed"),
 }
@@ -253,13 +253,13 @@ def test_a_bad_header_of_the_archive(images, room, nothing_left, header, stream)
 @pytest.mark.parametrize(
     ("link", "said"),
     [
-        (tarkit.symlink("2/layer.tar", "../../../victim/hello"), "is no file of it"),
-        (tarkit.symlink("2/layer.tar", "/etc/passwd"), "is no file of it"),
+        (tarkit.symlink("2/layer.tar", "../../../victim/hello"), "is not a file of it"),
+        (tarkit.symlink("2/layer.tar", "/etc/passwd"), "is not a file of it"),
         (tarkit.symlink("2/layer.tar", "layer.tar"), "in a circle"),
         (tarkit.symlink("2/layer.tar", "../nothing"), "has no 2/layer.tar"),
-        (tarkit.hardlink("2/layer.tar", "../../etc/passwd"), "is no file of it"),
-        (tarkit.fifo("2/layer.tar"), "is no file of it"),
-        (tarkit.dir("2/layer.tar"), "is no file of it"),
+        (tarkit.hardlink("2/layer.tar", "../../etc/passwd"), "is not a file of it"),
+        (tarkit.fifo("2/layer.tar"), "is not a file of it"),
+        (tarkit.dir("2/layer.tar"), "is not a file of it"),
     ],
 )  # fmt: skip
 def test_a_layer_that_is_a_link_out_of_the_archive(images, room, nothing_left, victim, stream, link, said):
@@ -320,7 +320,7 @@ def test_links_in_a_circle_and_fifos_end(images, room, nothing_left):
         images.load(place)
     layer.unlink()
     os.mkfifo(layer)
-    with nothing_left(), pytest.raises(ImageError, match="is no file"):
+    with nothing_left(), pytest.raises(ImageError, match="is not a file"):
         images.load(place)
 
 

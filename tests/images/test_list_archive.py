@@ -63,7 +63,7 @@ def test_what_is_listed_is_what_is_loaded(images):
 
 
 def test_what_is_no_archive_is_told():
-    for data, said in ((b"", "empty"), (b"x" * 1000, "no tar"), (tar_of({"x": b"y"}), "no manifest.json")):
+    for data, said in ((b"", "empty"), (b"x" * 1000, "not a tar"), (tar_of({"x": b"y"}), "no manifest.json")):
         with pytest.raises(ImageError, match=said):
             Images.list_archive(data)
     assert layerstore.ArchivedImage is type(Images.list_archive(tar_of(KINDS["docker"]()))[0])

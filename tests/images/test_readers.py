@@ -71,4 +71,4 @@ def test_the_oldest_kind_is_told_of_in_one_order(images, room):
     """Without a list the directories say which layers there are; a tar has them in any order."""
     files = {f"{n}/layer.tar": b"" for n in (2, 0, 1)}
     found = [outcome(images, source, {}) for source in (tar_of(files), Once(tar_of(files)), write_to(room / "layout", files))]
-    assert found == [("ImageError", "'0' is no id of a layer")] * 3
+    assert found == [("ImageError", "'0' is not an id of a layer")] * 3

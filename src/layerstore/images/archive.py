@@ -59,7 +59,7 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
     read   returns exactly n bytes, fewer only at the end
     skip   skips n bytes
     tell   returns the position. The caller may read an entry's payload, or a part of it; the rest is skipped
-    Raises  ImageError   it is no tar, or cut, or other tools read other entries in it
+    Raises  ImageError   it is not a tar, or cut, or other tools read other entries in it
     """
     walker = Walker()
     count = names = 0
@@ -76,10 +76,10 @@ def entries(read: Callable[[int], bytes], skip: Callable[[int], None], tell: Cal
         except LimitExceededError as err:
             raise ImageError(f"an extended header of the archive is too long: {err}") from None
         except TarFormatError as err:
-            raise ImageError(f"the archive is no tar, is malformed, or is cut at byte {tell()}: {err}") from None
+            raise ImageError(f"the archive is not a tar, is malformed, or is cut at byte {tell()}: {err}") from None
         if not found:
             if not data:
-                raise ImageError("the archive is empty: it is no tar")
+                raise ImageError("the archive is empty: it is not a tar")
             continue
         count += 1
         if count > ENTRIES_LIMIT:

@@ -25,7 +25,7 @@ def follow(name: str, link_at: Callable[[str], str | None]) -> str:
         else:
             return at
         if not target:
-            raise ImageError(f"{readable(name)} in the archive is no file of it: it leads out of the layout")
+            raise ImageError(f"{readable(name)} in the archive is not a file of it: it leads out of the layout")
         at = plain_path(target + at[end:])
     raise ImageError(f"links in the archive lead in a circle: {readable(name)}")
 
@@ -89,5 +89,5 @@ class Catalogue:
             if entry and not (entry.kind == again.kind == FILE and self._same(entry, again)):
                 raise ImageError(f"{readable(at)} is in the archive more than once, and is not the same each time")
         if entry and entry.kind != FILE:
-            raise ImageError(f"{readable(at)} in the archive is no file of it")
+            raise ImageError(f"{readable(at)} in the archive is not a file of it")
         return entry

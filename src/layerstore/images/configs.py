@@ -81,7 +81,7 @@ def parse_config(data: bytes, what: str) -> Config:
     try:
         diff_ids = [DiffID(each) for each in root.get("diff_ids", [])]
     except (InvalidDigestError, TypeError) as err:
-        raise ImageError(f"{what}: invalid image JSON, its diff_ids are no digests: {err}") from None
+        raise ImageError(f"{what}: invalid image JSON, its diff_ids are not digests: {err}") from None
     system = found.get("os") or "linux"
     if system != "linux" and system.lower() == "linux":
         raise ImageError(f"{what}: os is {system!r}, not 'linux': a dockerd on the same root would end with a panic")

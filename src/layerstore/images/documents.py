@@ -139,14 +139,14 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
         raise ImageError(f"{what} is of the first schema, which tools no longer write")
     if own and own not in MANIFESTS:
-        raise NoImageError(f"{what} is no image but {own[:100]!r}")
+        raise NoImageError(f"{what} is not an image but {own[:100]!r}")
     if "config" not in found:
         raise ImageError(f"{what} has no config")
     config = _blob(found["config"], what)
     if found.get("artifactType") and config.media_type not in _CONFIGS[:2]:
-        raise NoImageError(f"{what} is no image but {found['artifactType'][:100]!r}")
+        raise NoImageError(f"{what} is not an image but {found['artifactType'][:100]!r}")
     if config.media_type not in _CONFIGS:
-        raise NoImageError(f"{what} is no image: its config is {config.media_type[:100]!r}")
+        raise NoImageError(f"{what} is not an image: its config is {config.media_type[:100]!r}")
     layers = [_blob(layer, what) for layer in found.get("layers", [])]
     for layer in layers:
         if not _LAYER.fullmatch(layer.media_type):
@@ -161,7 +161,7 @@ def parse_index(data: bytes, what: str) -> list[Blob]:
     if holds:
         raise ImageError(f"{what} is an index and a manifest at once: it has {holds[0]}")
     if found.get("mediaType", OCI_INDEX) not in INDEXES:
-        raise ImageError(f"{what} calls itself {found['mediaType'][:100]!r}, which is no index")
+        raise ImageError(f"{what} calls itself {found['mediaType'][:100]!r}, which is not an index")
     return [_blob(entry, what) for entry in found.get("manifests", [])]
 
 

@@ -81,7 +81,7 @@ def check_size(layer: PlannedLayer, size: int) -> None:
 
 def no_tar(name: str) -> ImageError:
     """Return the error of a file that must be a layer and is none."""
-    return ImageError(f"{readable(name)} in the archive is no layer's tar")
+    return ImageError(f"{readable(name)} in the archive is not a layer's tar")
 
 
 def looks_like_tar(head: bytes) -> bool:

@@ -68,7 +68,7 @@ def parse(data: bytes, what: str) -> Any:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not JSON")
 
 
 def _number(text: str) -> float:
@@ -155,7 +155,7 @@ def time(found: Any, what: str) -> Any:
             sound = False
         sound = sound and offset[0] < 24 and offset[1] < 60
     if not sound:
-        raise ImageError(f"{what}: {found[:40]!r} is no time")
+        raise ImageError(f"{what}: {found[:40]!r} is not a time")
     return found
 
 
@@ -183,7 +183,7 @@ def list_of(kind: Kind, of: str = "") -> Kind:
             except WrongTypeError as err:
                 if err.what != f"{what}[{number}]":
                     raise
-                raise WrongTypeError(what, f"it is no list of {called}") from None
+                raise WrongTypeError(what, f"it is not a list of {called}") from None
         return made
 
     return check

@@ -363,7 +363,7 @@ class Images:
         if format not in FORMATS:
             raise ImageError(f"the format is one of {', '.join(FORMATS)}, not {format!r}")
         if compression not in COMPRESSIONS[format]:
-            raise ImageError(f"{compression!r} is no compression of {format}")
+            raise ImageError(f"{compression!r} is not a compression of {format}")
         chosen = self._outgoing([images] if isinstance(images, (str, Image)) else [*images])
         left_out = self._left_out([exclude] if isinstance(exclude, (str, Image, Layer)) else exclude, chosen)
         spool = None if self.store.read_only else os.path.join(self._db.root, "layerdb", "tmp")

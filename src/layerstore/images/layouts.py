@@ -139,7 +139,7 @@ class Layout:
         """Read a manifest or an index; None: it is not there, or no image's."""
         if blob.media_type not in (*INDEXES, *MANIFESTS, *_VAGUE):
             kind = readable(blob.media_type[:100])
-            self._no_images.append(NoImageError(f"the blob {blob.digest} is no image but {kind!r}"))
+            self._no_images.append(NoImageError(f"the blob {blob.digest} is not an image but {kind!r}"))
             return None
         data = self._read(blob, manifest=True)
         if data is None:

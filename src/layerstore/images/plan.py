@@ -269,7 +269,7 @@ def _of_v1(shelf: Documents, wanted: Wanted) -> list[Planned]:
     if len(ids) > _V1_LIMIT:
         raise ImageError(f"the archive has more than {_V1_LIMIT} layers")
     if data is None and not ids:
-        raise MissingError("this is no archive of images: it has no manifest.json, no index.json, no repositories")
+        raise MissingError("this is not an archive of images: it has no manifest.json, no index.json, no repositories")
     below = {id: v1.parent_of(_v1_document(shelf, id)) for id in ids}
     tops = names.keys() or (below.keys() - set(below.values()))
     found = []
@@ -280,7 +280,7 @@ def _of_v1(shelf: Documents, wanted: Wanted) -> list[Planned]:
 
 def _v1_document(shelf: Documents, id: str) -> dict[str, Any]:
     if not re.fullmatch(r"[a-f0-9]{64}", id):
-        raise ImageError(f"{readable(id[:80])!r} is no id of a layer")
+        raise ImageError(f"{readable(id[:80])!r} is not an id of a layer")
     return v1.parse(needed(shelf, f"{id}/json"), f"{id}/json")
 
 

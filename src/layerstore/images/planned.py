@@ -71,7 +71,7 @@ def check_useful(name: str, data: bytes) -> None:
         return
     what = f"{readable(name)} in the archive"
     if not top_keys(data, what) & _KEYS:
-        raise ImageError(f"{what} is no document of an image")
+        raise ImageError(f"{what} is not a document of an image")
 
 
 class Documents:

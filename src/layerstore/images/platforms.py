@@ -53,7 +53,7 @@ def parse_platform(text: str) -> Platform:
     if _SYSTEMS.get(parts[0], parts[0]) not in ("linux", "windows", "freebsd", "darwin"):
         parts.insert(0, "linux")
     if len(parts) not in (2, 3) or not all(re.fullmatch(r"[a-z0-9_.-]+", part) for part in parts):
-        raise ImageError(f"{text!r} is no platform, as linux/arm64 is one")
+        raise ImageError(f"{text!r} is not a platform such as linux/arm64")
     return normalized(*parts)
 
 

@@ -204,12 +204,12 @@ class DirectoryShelf(OpenShelf):
                     return None
                 except OSError as err:
                     if err.errno in (errno.ENXIO, errno.ELOOP):      # a socket; a link since a moment ago
-                        raise ImageError(f"{readable(at)} in the archive is no file of it") from None
+                        raise ImageError(f"{readable(at)} in the archive is not a file of it") from None
                     raise
                 _files.close(directory)
                 directory = fd
             if not stat.S_ISREG(_files.mode_of(directory)):
-                raise ImageError(f"{readable(at)} in the archive is no file of it")
+                raise ImageError(f"{readable(at)} in the archive is not a file of it")
             found, directory = directory, -1
             return found
         finally:

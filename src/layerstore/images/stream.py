@@ -216,7 +216,7 @@ class Kept:
             return b""
         found = self._documents.get(entry.offset)
         if found is None:
-            raise ImageError(f"{readable(entry.name)} in the archive is no document")
+            raise ImageError(f"{readable(entry.name)} in the archive is not a document")
         if isinstance(found, ImageError):
             raise found
         return zlib.decompress(found)

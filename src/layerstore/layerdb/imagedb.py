@@ -54,7 +54,7 @@ def diff_ids_of(config: Any) -> list[DiffID]:
     try:
         return [DiffID(text) for text in found]
     except (InvalidDigestError, TypeError) as err:
-        raise InvalidMetadataError(f"invalid image JSON, its diff_ids are no digests: {err}") from None
+        raise InvalidMetadataError(f"invalid image JSON, its diff_ids are not digests: {err}") from None
 
 
 def chains_of(diff_ids: list[DiffID]) -> tuple[ChainID, ...]:

@@ -107,7 +107,7 @@ class Directories:
     def path(self, id: str, *parts: str) -> str:
         """Return the path of id's directory, or of something in it. Raises LayerStoreError: id is no plain name."""
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
-            raise LayerStoreError(f"{id!r} is no id of a layer's directory", name=id)
+            raise LayerStoreError(f"{id!r} is not an id of a layer's directory", name=id)
         return os.path.join(self.home, id, *parts)
 
     def opened_diff(self, id: str) -> OpenDirectory:
