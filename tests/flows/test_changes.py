@@ -161,8 +161,9 @@ def test_edit_scripts_are_told_as_the_full_comparison_tells_them(open_store, roo
     assert scripts_run >= 0.9 * STACKS * SCRIPTS_PER_STACK
     assert min(kinds[kind] for kind in "CAD") > scripts_run / 3, kinds
     # The kernel allows no whiteout to be made in a mount, only in a layer that has no parent and so no mount.
+    # A short run misses some of the others by luck, a long one none.
     rare = [verb for verb in VERBS if verbs[verb] < budget(1, 5) and verb != "new whiteout"]
-    assert rare == [], verbs
+    assert len(rare) <= budget(len(VERBS) // 4, 0), verbs
 
 
 # ---- plain directories -------------------------------------------------------------------------------
