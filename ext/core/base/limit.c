@@ -11,7 +11,12 @@ static const struct { const char *option; size_t at; } rows[] = {
     LAY_LIMITS(ROW)
 };
 
+static const lay_limits of_record = {
+    .header = 64 << 20, .headers = 64 << 20, .global_headers = 64 << 20, .extents = 4 << 20, .xattrs = 1 << 20, .xattr_size = 64 << 20,
+};
+
 const lay_limits *lay_limits_default(void) { return &defaults; }
+const lay_limits *lay_limits_of_record(void) { return &of_record; }
 
 int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option)
 {

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 
+#include <string.h>
+
 typedef struct lay_text { char *p; size_t len, cap; } lay_text;
 
 /* Room for len bytes and a NUL. */
@@ -14,5 +16,7 @@ lay_code lay_text_add(lay_text *t, const void *p, size_t n, lay_error *err);
 /* As a path, "a" + "b" -> "a/b"; "" + "b" -> "b". */
 lay_code lay_text_push(lay_text *t, const char *name, size_t n, lay_error *err);
 void lay_text_cut(lay_text *t, size_t len);
+
+static inline bool lay_begins(const char *text, const char *with) { return strncmp(text, with, strlen(with)) == 0; }
 
 #endif

@@ -5,6 +5,7 @@
  * (expect.c). The second walks the directory and compares (inspect.c). The DiffID is only asked for when every file is
  * as recorded: a damaged one changes it anyway.
  */
+#include "base/clock.h"
 #include "base/digest.h"
 #include "base/clock.h"
 #include "inspect/inspect.h"
@@ -46,11 +47,6 @@ struct lay_check {
     lay_text told;                           /* path of the problem given */
 };
 
-/* The layer was accepted, by whatever limits then: only what keeps a made-up record from taking all memory. */
-static const lay_limits generous = {
-    .header = 64 << 20, .headers = 64 << 20, .global_headers = 64 << 20, .extents = 4 << 20, .xattrs = 1 << 20, .xattr_size = 64 << 20,
-};
-
 lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *err)
 {
     lay_error_clear(err);
@@ -72,7 +68,7 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
         lay_fail_nomem(err);
         goto failed;
     }
-    lay_tar_limit(c->tar, &generous);
+    lay_tar_limit(c->tar, lay_limits_of_record());
     if (lay_expect_new(&c->expect, o->flags & LAY_CHECK_USERNS, err)
         || lay_lowers_open(&c->lowers, o->lower_fds, o->lowers, o->flags & LAY_CHECK_USERXATTR, err)
         || lay_lowers_keep(&c->lowers, err))

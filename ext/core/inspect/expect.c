@@ -201,7 +201,6 @@ void lay_expect_free(lay_expect *x)
     free(x);
 }
 
-size_t lay_expect_count(const lay_expect *x) { return x->nwants; }
 lay_want *lay_expect_want(lay_expect *x, uint32_t want) { return &x->wants[want]; }
 lay_made *lay_expect_made(lay_expect *x, uint32_t want) { return &x->things[x->wants[want].thing]; }
 const char *lay_expect_name(const lay_expect *x, uint32_t want) { return x->names.p + x->wants[want].name; }

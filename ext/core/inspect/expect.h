@@ -57,7 +57,6 @@ lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want,
 /* The layer hides all that is below, which a mark at the top cannot say: a name of a layer below is hidden by itself. */
 lay_code lay_expect_hide(lay_expect *x, const char *name, size_t n, lay_error *err);
 
-size_t lay_expect_count(const lay_expect *x);     /* of wants, those that are gone too */
 lay_want *lay_expect_want(lay_expect *x, uint32_t want);
 lay_made *lay_expect_made(lay_expect *x, uint32_t want);
 const char *lay_expect_name(const lay_expect *x, uint32_t want);     /* its last component; not NUL-terminated */

@@ -16,13 +16,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 
 #define BLOCK (1u << 20)
-#define DENTS_SIZE 32768
-
-struct dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[]; };
 
 typedef enum phase { READ_NAMES, TELL_MISSING, LOSE, LEAVE, END } phase;
 
@@ -34,12 +30,11 @@ struct lay_inspect {
     uint32_t directory, child;       /* where it is; the next name to be asked whether it was met */
     uint32_t lost, lost_at;          /* LOSE: all below the first is gone; the next to tell */
     bool changed;                    /* names of this directory differ, or their kinds */
-    _Alignas(struct dent) char dents[DENTS_SIZE];
-    long dents_len, dents_at;
+    lay_dents dents;
     int file; int64_t file_at; uint64_t crc; uint32_t file_want;      /* the file being read */
     uint8_t *block;
     lay_inodes shared;               /* inodes with more names than they must have, and whose they are */
-    lay_xattrs_room room;
+    lay_attributes room;
     lay_problem pending;             /* a second problem of one name */
     lay_text told;                   /* path of the problem given */
     int64_t bytes;
@@ -91,7 +86,7 @@ void lay_inspect_free(lay_inspect *i)
     lay_trail_free(&i->trail);
     free(i->here.p);
     lay_inodes_free(&i->shared);
-    lay_xattrs_room_free(&i->room);
+    lay_attributes_free(&i->room);
     free(i->told.p);
     free(i->block);
     free(i);
@@ -203,10 +198,11 @@ static lay_code compare_meta(lay_inspect *i, int dir_fd, const char *name, const
         add(p, "its owner is %u:%u, not %u:%u", st->st_uid, st->st_gid, t->uid, t->gid);
     if (times && !same_time(t, st))
         add(p, "its time is %lld.%09ld, not %lld.%09d", (long long)st->st_mtim.tv_sec, st->st_mtim.tv_nsec, (long long)t->mtime_sec, t->mtime_nsec);
-    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir_fd, name, kind, i->o.userns, &sum, &marks) != 0) {
-        if (errno == ENOMEM)
-            return lay_fail_nomem(err);
-        add(p, "its extended attributes cannot be read: %s", strerror(errno));
+    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir_fd, name, kind, i->o.userns, &sum, &marks, err)) {
+        if (err->code == LAY_E_NOMEM)
+            return err->code;
+        add(p, "its extended attributes cannot be read: %s", strerror(err->sys_errno));
+        lay_error_clear(err);
         return LAY_OK;
     }
     if (sum != t->xattrs)
@@ -387,22 +383,14 @@ static void read_file(lay_inspect *i, lay_problem *p)
 
 static lay_code next_name(lay_inspect *i, lay_problem *p, lay_error *err)
 {
-    if (i->dents_at >= i->dents_len) {
-        i->dents_len = syscall(SYS_getdents64, lay_trail_fd(&i->trail), i->dents, sizeof i->dents);
-        i->dents_at = 0;
-        if (i->dents_len > 0)
-            return LAY_OK;
-        i->phase = TELL_MISSING;
-        i->child = lay_expect_want(i->o.expect, i->directory)->first;
-        if (i->dents_len == 0)
-            return LAY_OK;
-        return cannot(p, LAY_PROBLEM_METADATA, "the directory cannot be read", err) || at_name(i, "", NULL, 0, p, err) ? err->code : LAY_OK;
-    }
-    const struct dent *d = (const void *)(i->dents + i->dents_at);
-    i->dents_at += d->reclen;
-    if (!strcmp(d->name, ".") || !strcmp(d->name, ".."))
+    const lay_dent *d = lay_dents_next(&i->dents, lay_trail_fd(&i->trail));
+    if (d)
+        return compare(i, d->name, strlen(d->name), p, err);
+    i->phase = TELL_MISSING;
+    i->child = lay_expect_want(i->o.expect, i->directory)->first;
+    if (errno == 0)
         return LAY_OK;
-    return compare(i, d->name, strlen(d->name), p, err);
+    return cannot(p, LAY_PROBLEM_METADATA, "the directory cannot be read", err) || at_name(i, "", NULL, 0, p, err) ? err->code : LAY_OK;
 }
 
 /* Would another tree be seen without this mark, of i->here or (name not NULL) of a name in it? Those that an entry asks
@@ -487,9 +475,10 @@ static lay_code compare_directory(lay_inspect *i, lay_problem *p, lay_error *err
         if (fstat(dir, &st) == 0 && compare_meta(i, dir, ".", t, &st, !i->changed, p, err))
             return err->code;
     }
-    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_MADE_DIRECTORY, i->o.userns, &sum, &marks) != 0) {
-        if (errno == ENOMEM)
-            return lay_fail_nomem(err);
+    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_MADE_DIRECTORY, i->o.userns, &sum, &marks, err)) {
+        if (err->code == LAY_E_NOMEM)
+            return err->code;
+        lay_error_clear(err);
         marks = 0;                            /* told above */
     }
     unsigned right = i->o.userxattr ? LAY_MARK_OPAQUE_USER : LAY_MARK_OPAQUE_TRUSTED;
@@ -544,7 +533,7 @@ static lay_code go_on(lay_inspect *i, lay_problem *p, lay_error *err)
         }
         i->directory = from;
         i->phase = READ_NAMES;
-        i->dents_len = i->dents_at = 0;
+        i->dents.len = 0;
         i->changed = false;
         return lay_text_push(&i->here, name, w->name_len, err);
     }

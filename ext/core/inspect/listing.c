@@ -4,6 +4,8 @@
  * not in the record the reader is told to pass over it, so that no byte of a file is needed.
  * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
  */
+#include "base/clock.h"
+#include "base/limit.h"
 #include "base/digest.h"
 #include "base/clock.h"
 #include "base/grow.h"
@@ -15,11 +17,6 @@
 #include <string.h>
 
 #define BATCH_TEXT (256u << 10)   /* bytes of names and xattrs after which a batch is full */
-
-/* The layer was accepted, by whatever limits then: only what keeps a made-up record from taking all memory. */
-static const lay_limits generous = {
-    .header = 64 << 20, .headers = 64 << 20, .global_headers = 64 << 20, .extents = 4 << 20, .xattrs = 1 << 20, .xattr_size = 64 << 20,
-};
 
 /* An entry, its texts as places in the arena. */
 typedef struct item { lay_listed e; size_t name, path, link, xattrs; } item;
@@ -46,7 +43,7 @@ lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err)
         return lay_fail_nomem(err);
     l->tar = lay_tar_new();
     if (l->tar)
-        lay_tar_limit(l->tar, &generous);
+        lay_tar_limit(l->tar, lay_limits_of_record());
     if (!l->tar)
         lay_fail_nomem(err);
     else if (lay_split_reader_open(&l->reader, record_fd, err) == LAY_OK) {

@@ -9,33 +9,29 @@
 #include <endian.h>
 #include <string.h>
 
-#define VALUE_MAX (64u << 10)         /* the kernel's, of names and of one value */
-
 #define ACL_USER 0x02
 #define ACL_GROUP_OBJ 0x04
 #define ACL_GROUP 0x08
 #define ACL_MASK 0x10
 #define ACL_FOLLOWS_MODE (0x01 | ACL_MASK | 0x20)     /* owner, mask, others */
 
-static bool begins(const char *name, const char *with) { return strncmp(name, with, strlen(with)) == 0; }
-
 /* True if unpacking sets it, and a file system returns it as it was. */
 static bool is_compared(const char *name, lay_made_kind kind, bool userns)
 {
-    if (begins(name, "user."))
-        return (kind == LAY_MADE_FILE || kind == LAY_MADE_DIRECTORY) && !begins(name, "user.overlay.");
-    if (begins(name, "trusted."))
-        return !userns && !begins(name, "trusted.overlay.");
-    if (begins(name, "security.")) {              /* what the host itself keeps there is no layer's */
+    if (lay_begins(name, "user."))
+        return (kind == LAY_MADE_FILE || kind == LAY_MADE_DIRECTORY) && !lay_begins(name, "user.overlay.");
+    if (lay_begins(name, "trusted."))
+        return !userns && !lay_begins(name, "trusted.overlay.");
+    if (lay_begins(name, "security.")) {              /* what the host itself keeps there is no layer's */
         static const char *const host[] = { "selinux", "ima", "evm", "apparmor", "SMACK64" };
         for (size_t i = 0; i < sizeof host / sizeof *host; i++)
-            if (begins(name + 9, host[i]))
+            if (lay_begins(name + 9, host[i]))
                 return false;
         return !userns || !strcmp(name + 9, "capability");
     }
-    if (!strcmp(name, "system.posix_acl_default"))
+    if (!strcmp(name, LAY_ACL_DEFAULT))
         return kind == LAY_MADE_DIRECTORY;
-    return !strcmp(name, "system.posix_acl_access") && kind != LAY_MADE_SYMLINK;
+    return !strcmp(name, LAY_ACL_ACCESS) && kind != LAY_MADE_SYMLINK;
 }
 
 static uint32_t u32_at(const uint8_t *p)
@@ -75,11 +71,11 @@ static uint64_t acl_sum(const lay_nameset *key, const uint8_t *value, size_t len
 static uint64_t value_sum(const lay_nameset *key, const char *name, const uint8_t *value, size_t len, bool *any)
 {
     *any = true;
-    if (begins(name, "system.posix_acl_"))
-        return acl_sum(key, value, len, !strcmp(name, "system.posix_acl_access"), any);
+    if (lay_begins(name, "system.posix_acl_"))
+        return acl_sum(key, value, len, !strcmp(name, LAY_ACL_ACCESS), any);
     uint8_t second[20];
     /* The kernel returns the third version of capabilities without a namespace as the second. */
-    if (!strcmp(name, "security.capability") && len == 24 && u32_at(value) >> 24 == 3 && u32_at(value + 20) == 0) {
+    if (!strcmp(name, LAY_CAPABILITY) && len == 24 && u32_at(value) >> 24 == 3 && u32_at(value + 20) == 0) {
         memcpy(second, value, sizeof second);
         second[3] = 2;
         value = second;
@@ -144,41 +140,26 @@ static unsigned mark_of(const char *name)
     return 0;
 }
 
-int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks)
+lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks, lay_error *err)
 {
+    const lay_bearer thing = { .fd = -1, .dir_fd = dir_fd, .name = name };
     *sum = 0;
     *marks = 0;
-    if (!room->names) {
-        room->names = malloc(VALUE_MAX);
-        room->value = malloc(VALUE_MAX);
-        if (!room->names || !room->value) {
-            errno = ENOMEM;
-            return -1;
-        }
-    }
-    ssize_t n = lay_tree_getxattr(dir_fd, name, NULL, room->names, VALUE_MAX);
-    if (n < 0)
-        return -1;
-    for (const char *at = room->names; at < room->names + n; at += strlen(at) + 1) {
+    if (lay_attributes_list(room, &thing, err))
+        return err->code;
+    for (const char *at = room->list; at < room->list + room->len; at += strlen(at) + 1) {
         unsigned mark = mark_of(at);
+        ssize_t len;
         if (mark & (LAY_MARK_OPAQUE_TRUSTED | LAY_MARK_OPAQUE_USER) && !is_opaque(dir_fd, name, at))
             mark = 0;                 /* "x" hides nothing */
         *marks |= mark;
         if (!is_compared(at, kind, userns))
             continue;
-        ssize_t len = lay_tree_getxattr(dir_fd, name, at, room->value, VALUE_MAX);
-        if (len < 0)
-            return -1;
-        if (len == 0 && errno != 0)
-            continue;                 /* it went meanwhile */
-        *sum += term(key, at, room->value, (size_t)len);
+        room->values_len = 0;
+        if (lay_attributes_value(room, &thing, at, &len, err))
+            return err->code;
+        if (len >= 0)                 /* or else it went meanwhile */
+            *sum += term(key, at, room->values, (size_t)len);
     }
-    return 0;
-}
-
-void lay_xattrs_room_free(lay_xattrs_room *room)
-{
-    free(room->names);
-    free(room->value);
-    *room = (lay_xattrs_room){ 0 };
+    return LAY_OK;
 }

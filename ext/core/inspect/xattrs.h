@@ -7,7 +7,7 @@
 #define LAY_XATTRS_H
 
 #include "base/nameset.h"
-#include "tar/tar.h"
+#include "tree/attributes.h"
 
 typedef enum lay_made_kind {
     LAY_MADE_NONE, LAY_MADE_FILE, LAY_MADE_DIRECTORY, LAY_MADE_SYMLINK, LAY_MADE_CHARACTER, LAY_MADE_BLOCK,
@@ -24,9 +24,7 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
 #define LAY_MARK_WHITEOUT 4u
 #define LAY_MARK_OTHER 8u       /* it leads elsewhere, or holds a part only: in no layer that came as a tar */
 
-typedef struct lay_xattrs_room { char *names; uint8_t *value; } lay_xattrs_room;
-/* Of dir_fd/name, no link followed. 0, or -1 and errno. */
-int lay_xattrs_of_file(const lay_nameset *key, lay_xattrs_room *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks);
-void lay_xattrs_room_free(lay_xattrs_room *room);
+/* Of dir_fd/name, no link followed. */
+lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks, lay_error *err);
 
 #endif

@@ -62,8 +62,6 @@ lay_tar *lay_tar_new(void);                                  /* NULL: out of mem
 void lay_tar_limit(lay_tar *t, const lay_limits *limits);    /* before anything is fed; borrowed until free */
 void lay_tar_feed(lay_tar *t, const void *p, size_t n);      /* only after NEED (or at the start) */
 lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err);
-/* Skip n bytes of the present payload, or behind the end, without their bytes. False: they are not there. */
-bool lay_tar_skip(lay_tar *t, int64_t n);
 /* The stream ends here: LAY_OK, or LAY_E_TRUNCATED / LAY_E_TAR. Only after NEED. */
 lay_code lay_tar_eof(lay_tar *t, lay_error *err);
 /* The payload that is due, a sparse file's too, is not in the stream: go on behind it, without counting it. Only

@@ -222,18 +222,6 @@ lay_tar_event lay_tar_next(lay_tar *t, lay_tar_item *item, lay_error *err)
     }
 }
 
-bool lay_tar_skip(lay_tar *t, int64_t n)
-{
-    bool payload = t->state == IN_DATA && !t->entry.sparse && t->left >= n;
-    if (t->n || (!payload && t->state != IN_TRAILER) || __builtin_add_overflow(t->offset, n, &t->offset))
-        return false;
-    if (payload) {
-        t->left -= n;
-        t->data_pos += n;
-    }
-    return true;
-}
-
 lay_code lay_tar_eof(lay_tar *t, lay_error *err)
 {
     switch (t->state) {

@@ -61,17 +61,15 @@ bool lay_attributes_has(const lay_attributes *a, const char *name)
     return false;
 }
 
-static bool begins(const char *text, const char *with) { return strncmp(text, with, strlen(with)) == 0; }
-
 lay_attribute lay_attribute_kind(const char *name, bool userxattr)
 {
     if (strcmp(name, LAY_ACL_ACCESS) == 0 || strcmp(name, LAY_ACL_DEFAULT) == 0)
         return LAY_ATTRIBUTE_ACL;
-    if (begins(name, userxattr ? "user.overlay." : "trusted.overlay."))
-        return begins(strchr(name, '.') + 1, "overlay.overlay.") ? LAY_ATTRIBUTE_FOREIGN : LAY_ATTRIBUTE_OWN;
-    if (begins(name, "user.overlay.") || begins(name, "trusted.overlay."))
+    if (lay_begins(name, userxattr ? "user.overlay." : "trusted.overlay."))
+        return lay_begins(strchr(name, '.') + 1, "overlay.overlay.") ? LAY_ATTRIBUTE_FOREIGN : LAY_ATTRIBUTE_OWN;
+    if (lay_begins(name, "user.overlay.") || lay_begins(name, "trusted.overlay."))
         return LAY_ATTRIBUTE_FOREIGN;
-    if (!begins(name, "user.") && !begins(name, "trusted.") && !begins(name, "security."))
+    if (!lay_begins(name, "user.") && !lay_begins(name, "trusted.") && !lay_begins(name, "security."))
         return LAY_ATTRIBUTE_OTHER;
     return strchr(name, '=') == NULL ? LAY_ATTRIBUTE_KEPT : LAY_ATTRIBUTE_FOREIGN;
 }
@@ -89,8 +87,7 @@ ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, 
     return n < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : n;
 }
 
-/* The value goes to the end of values; *len: its bytes, or -1 when it is gone. */
-static lay_code read_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
+lay_code lay_attributes_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
 {
     for (size_t room = VALUE_SIZE;; room *= 4) {
         if (lay_reserve(&a->values, &a->values_cap, a->values_len + room, 1, err))
@@ -119,7 +116,7 @@ lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool us
         if (kind != LAY_ATTRIBUTE_ACL && kind != LAY_ATTRIBUTE_KEPT)
             continue;
         ssize_t len;
-        if (lay_grow(&a->xattrs, &a->xattrs_cap, a->count, sizeof *a->xattrs, err) || read_value(a, thing, at, &len, err))
+        if (lay_grow(&a->xattrs, &a->xattrs_cap, a->count, sizeof *a->xattrs, err) || lay_attributes_value(a, thing, at, &len, err))
             return err->code;
         if (len >= 0)
             a->xattrs[a->count++] = (lay_xattr){ .name = at, .len = (size_t)len };
@@ -162,7 +159,7 @@ lay_code lay_mode_without_acl(const lay_bearer *thing, mode_t *mode, lay_error *
 {
     lay_attributes a = { 0 };
     ssize_t len = -1;
-    lay_code code = read_value(&a, thing, LAY_ACL_ACCESS, &len, err);
+    lay_code code = lay_attributes_value(&a, thing, LAY_ACL_ACCESS, &len, err);
     if (code == LAY_OK && len >= 0)
         *mode = (*mode & ~(mode_t)070) | (mode_t)(group_rights(a.values, (size_t)len) << 3);
     lay_attributes_free(&a);

@@ -36,6 +36,8 @@ bool lay_attributes_has(const lay_attributes *a, const char *name);
 lay_attribute lay_attribute_kind(const char *name, bool userxattr);
 /* One value: its bytes; 0 and errno ENODATA when it is not there; -1 and errno. */
 ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size);
+/* One value, to the end of values; *len: its bytes, or -1 when it is not there. */
+lay_code lay_attributes_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err);
 /* Reads the values of the ACLs and of what is kept into xattrs. What is gone meanwhile is left out. */
 lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err);
 /* The mode without the ACL that a thing has: the group's bits are its own again, as far as the mask let it have them. */

@@ -2,6 +2,7 @@
 #include "tree/place.h"
 
 #include "base/write_all.h"
+#include "tree/attributes.h"
 #include "tree/whiteout.h"
 
 #include <fcntl.h>
@@ -13,8 +14,6 @@
 
 #define HOLE 4096u
 #define XATTR_MOST (64u << 10)    /* the kernel's bound */
-#define ACL_ACCESS "system.posix_acl_access"
-#define ACL_DEFAULT "system.posix_acl_default"
 
 bool lay_place_private_umask(void)
 {
@@ -51,7 +50,7 @@ lay_code lay_meta_of(lay_meta *m, const lay_tar_entry *e, lay_error *err)
     *m = (lay_meta){ .mode = (mode_t)(e->mode & 07777), .uid = (uid_t)e->uid, .gid = (gid_t)e->gid,
                      .times = { bounded(access), bounded(e->mtime) }, .xattrs = e->xattrs, .nxattrs = e->nxattrs };
     for (size_t i = 0; i < e->nxattrs; i++)
-        m->acl |= !strcmp(e->xattrs[i].name, ACL_ACCESS);
+        m->acl |= !strcmp(e->xattrs[i].name, LAY_ACL_ACCESS);
     return LAY_OK;
 }
 
@@ -69,7 +68,7 @@ static bool mode_needs_setting(const lay_place *p, const lay_meta *m)
  * directory show what lies elsewhere in the layers below. */
 static bool overlay_private(const char *name)
 {
-    return !strncmp(name, "trusted.overlay.", 16) || !strncmp(name, "user.overlay.", 13);
+    return lay_begins(name, "trusted.overlay.") || lay_begins(name, "user.overlay.");
 }
 
 static lay_code chown_failed(const lay_place *p, int e, const lay_meta *m, lay_error *err)
@@ -89,7 +88,7 @@ static int drop_xattr(int fd, const char *path, const char *name)
 /* What is made in a directory with a default ACL has ACLs that no tar gave it. */
 static lay_code drop_inherited(int fd, const char *path, const lay_meta *m, lay_error *err)
 {
-    if (m->inherits && (drop_xattr(fd, path, ACL_ACCESS) || drop_xattr(fd, path, ACL_DEFAULT)))
+    if (m->inherits && (drop_xattr(fd, path, LAY_ACL_ACCESS) || drop_xattr(fd, path, LAY_ACL_DEFAULT)))
         return lay_fail_os(err, errno, NULL, "cannot remove an inherited ACL");
     return LAY_OK;
 }
@@ -239,7 +238,7 @@ lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t
 /* Xattrs that follow from who made the directory, and where, are not a tar's to take away. */
 static bool stays(const char *name)
 {
-    return overlay_private(name) || (!strncmp(name, "security.", 9) && strcmp(name, "security.capability") != 0);
+    return overlay_private(name) || (lay_begins(name, "security.") && strcmp(name, LAY_CAPABILITY) != 0);
 }
 
 /* The names of fd's xattrs, one behind the other, each with its NUL; *names NULL: none. */

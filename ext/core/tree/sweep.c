@@ -10,12 +10,8 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/syscall.h>
 
-#define DENTS_SIZE 32768
 #define MAX_TRIES 100     /* a directory that others keep filling */
-
-struct dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[]; };
 
 typedef struct frame { size_t first, path_len; unsigned tries; } frame;   /* first: of its names in at[] */
 typedef struct sweep {
@@ -78,26 +74,18 @@ static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, 
 /* Read the directory the trail stands in. */
 static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
 {
-    _Alignas(struct dent) char buf[DENTS_SIZE];
+    lay_dents dents;
     int fd = lay_trail_fd(&s->trail);
     if (lay_grow(&s->frames, &s->frame_cap, s->depth, sizeof *s->frames, err))
         return err->code;
     s->frames[s->depth++] = (frame){ s->count, s->path.len, tries };
-    for (;;) {
-        long got = syscall(SYS_getdents64, fd, buf, sizeof buf);
-        if (got == 0 || (got < 0 && errno == ENOENT))     /* removed by another meanwhile */
-            return LAY_OK;
-        if (got < 0)
-            return lay_fail_os(err, errno, s->path.len > 0 ? s->path.p : ".", "cannot read the directory");
-        for (long at = 0; at < got;) {
-            const struct dent *d = (const void *)(buf + at);
-            at += d->reclen;
-            if (strcmp(d->name, ".") == 0 || strcmp(d->name, "..") == 0)
-                continue;
-            if ((s->removing ? sweep_remove_one : sweep_add_one)(s, fd, d->name, d->type, err))
-                return err->code;
-        }
-    }
+    dents.len = 0;
+    for (const lay_dent *d; (d = lay_dents_next(&dents, fd)) != NULL;)
+        if ((s->removing ? sweep_remove_one : sweep_add_one)(s, fd, d->name, d->type, err))
+            return err->code;
+    if (errno == 0 || errno == ENOENT)     /* removed by another meanwhile */
+        return LAY_OK;
+    return lay_fail_os(err, errno, s->path.len > 0 ? s->path.p : ".", "cannot read the directory");
 }
 
 /* The trail has just gone down to this name. */

@@ -33,11 +33,9 @@
 
 #define MAX_LINKS 255         /* go-archive's limit; the kernel's is 40 */
 #define RETRIES 32            /* a rename elsewhere makes the kernel say EAGAIN for ".." */
-#define DENTS_SIZE 32768
 
 struct how { uint64_t flags, mode, resolve; };
 struct xattr_args { uint64_t value; uint32_t size, flags; };
-struct dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[]; };
 
 static int openat2_fd(int dir_fd, const char *path, int flags, uint64_t resolve)
 {
@@ -394,6 +392,27 @@ int lay_tree_stat(int root_fd, const char *path, size_t n, struct stat *st)
     return fd < 0 ? -1 : fstat(fd, st);
 }
 
+const lay_dent *lay_dents_next(lay_dents *d, int dir_fd)
+{
+    if (d->len == 0)
+        d->at = 0;
+    for (;;) {
+        if (d->at >= d->len) {
+            d->len = syscall(SYS_getdents64, dir_fd, d->room, sizeof d->room);
+            d->at = 0;
+            if (d->len <= 0) {
+                errno = d->len < 0 ? errno : 0;
+                d->len = 0;
+                return NULL;
+            }
+        }
+        const lay_dent *next = (const void *)((const char *)d->room + d->at);
+        d->at += next->reclen;
+        if (strcmp(next->name, ".") != 0 && strcmp(next->name, "..") != 0)
+            return next;
+    }
+}
+
 static int by_bytes(const void *a, const void *b, void *text)
 {
     const lay_name *x = a, *y = b;
@@ -404,7 +423,7 @@ static int by_bytes(const void *a, const void *b, void *text)
 }
 
 static lay_code names_add(lay_names *out, size_t *list_cap, size_t *text_len, size_t *text_cap,
-                          const struct dent *d, lay_error *err)
+                          const lay_dent *d, lay_error *err)
 {
     size_t len = strlen(d->name);
     if (*text_len + len + 1 > UINT32_MAX || len > UINT16_MAX)
@@ -419,25 +438,19 @@ static lay_code names_add(lay_names *out, size_t *list_cap, size_t *text_len, si
 
 lay_code lay_names_read(lay_names *out, int dir_fd, lay_error *err)
 {
-    _Alignas(struct dent) char buf[DENTS_SIZE];
+    lay_dents dents;
     size_t list_cap = 0, text_len = 0, text_cap = 0;
+    lay_code code = LAY_OK;
     *out = (lay_names){ 0 };
-    for (;;) {
-        long got = syscall(SYS_getdents64, dir_fd, buf, sizeof buf);
-        out->gone = got < 0 && errno == ENOENT;
-        if (got == 0 || out->gone)
-            break;
-        lay_code code = got < 0 ? lay_fail_fd(err, errno, dir_fd, "cannot read the directory") : LAY_OK;
-        for (long at = 0; at < got && code == LAY_OK;) {
-            const struct dent *d = (const void *)(buf + at);
-            at += d->reclen;
-            if (strcmp(d->name, ".") != 0 && strcmp(d->name, "..") != 0)
-                code = names_add(out, &list_cap, &text_len, &text_cap, d, err);
-        }
-        if (code != LAY_OK) {
-            lay_names_free(out);
-            return code;
-        }
+    dents.len = 0;
+    for (const lay_dent *d; code == LAY_OK && (d = lay_dents_next(&dents, dir_fd)) != NULL;)
+        code = names_add(out, &list_cap, &text_len, &text_cap, d, err);
+    out->gone = code == LAY_OK && errno == ENOENT;
+    if (code == LAY_OK && errno != 0 && !out->gone)
+        code = lay_fail_fd(err, errno, dir_fd, "cannot read the directory");
+    if (code != LAY_OK) {
+        lay_names_free(out);
+        return code;
     }
     if (out->count < 2)
         return LAY_OK;

@@ -44,6 +44,13 @@ int lay_tree_stat(int root_fd, const char *path, size_t n, struct stat *st);
 /* What such an errno says: the name is gone since it was listed, or is another kind of thing now. */
 bool lay_tree_gone(int sys_errno);
 
+/* The names of an open directory, one by one in the order that it has them, without "." and "..". Starts with len 0. */
+typedef struct lay_dent { uint64_t ino; int64_t off; uint16_t reclen; uint8_t type; char name[]; } lay_dent;
+#define LAY_DENTS_SIZE 32768
+typedef struct lay_dents { long len, at; uint64_t room[LAY_DENTS_SIZE / 8]; } lay_dents;
+/* The next one; NULL: that was the last, and errno is 0, or it failed, and errno says why. */
+const lay_dent *lay_dents_next(lay_dents *d, int dir_fd);
+
 /* Names of an open directory without "." and "..", sorted by bytes. fd is left at its end. */
 typedef struct lay_name { uint32_t at; uint16_t len; uint8_t type; uint64_t ino; } lay_name;   /* type: DT_ */
 /* text + at: NUL-terminated. gone: the directory was removed since it was opened, which is no error */
