@@ -24,15 +24,21 @@ static const char *fd_path(const lay_bearer *thing, char path[FD_PATH_SIZE])
     return path;
 }
 
-static ssize_t list_some(const lay_bearer *thing, char *list, size_t size)
+ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size)
 {
     char own[FD_PATH_SIZE];
-    if (thing->fd >= 0 && !thing->by_path)
-        return flistxattr(thing->fd, list, size);
-    ssize_t n = thing->fd >= 0 ? listxattr(fd_path(thing, own), list, size) : -1;
-    if (thing->fd >= 0 && (n >= 0 || errno != ENOENT))
-        return n;
-    return lay_tree_getxattr(thing->dir_fd, thing->name, NULL, list, size);
+    ssize_t n;
+    if (thing->fd < 0)
+        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
+    if (thing->by_path)
+        n = name ? getxattr(fd_path(thing, own), name, buf, size) : listxattr(fd_path(thing, own), buf, size);
+    else
+        n = name ? fgetxattr(thing->fd, name, buf, size) : flistxattr(thing->fd, buf, size);
+    if (n < 0 && thing->by_path && errno == ENOENT)
+        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
+    if (n >= 0)
+        errno = 0;
+    return n < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : n;
 }
 
 lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_error *err)
@@ -41,11 +47,9 @@ lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_err
     for (size_t want = LIST_SIZE;; want = a->cap * 4) {
         if (lay_reserve(&a->list, &a->cap, want, 1, err))
             return err->code;
-        ssize_t n = list_some(thing, a->list, a->cap);
+        ssize_t n = lay_attribute_get(thing, NULL, a->list, a->cap);
         if (n < 0 && errno == ERANGE && a->cap < (1u << 20))
             continue;
-        if (n < 0 && errno == EOPNOTSUPP)
-            n = 0;
         if (n < 0)
             return lay_fail_os(err, errno, NULL, "cannot list the extended attributes");
         a->len = (size_t)n;
@@ -72,19 +76,6 @@ lay_attribute lay_attribute_kind(const char *name, bool userxattr)
     if (!lay_begins(name, "user.") && !lay_begins(name, "trusted.") && !lay_begins(name, "security."))
         return LAY_ATTRIBUTE_OTHER;
     return strchr(name, '=') == NULL ? LAY_ATTRIBUTE_KEPT : LAY_ATTRIBUTE_FOREIGN;
-}
-
-ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size)
-{
-    char own[FD_PATH_SIZE];
-    if (thing->fd < 0)
-        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
-    ssize_t n = thing->by_path ? getxattr(fd_path(thing, own), name, buf, size) : fgetxattr(thing->fd, name, buf, size);
-    if (n < 0 && thing->by_path && errno == ENOENT)
-        return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
-    if (n >= 0)
-        errno = 0;
-    return n < 0 && (errno == ENODATA || errno == EOPNOTSUPP) ? 0 : n;
 }
 
 lay_code lay_attributes_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)

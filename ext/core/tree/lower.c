@@ -4,6 +4,7 @@
  */
 #include "tree/lower.h"
 
+#include "tree/attributes.h"
 #include "tree/whiteout.h"
 
 #include <fcntl.h>
@@ -51,8 +52,8 @@ static lay_code directory_list(const lay_lower *l, lay_lower_dir in, lay_names *
 
 static lay_code listed_list(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err)
 {
-    (void)l;
-    lseek((int)in, 0, SEEK_SET);
+    if (in == l->root)
+        lseek((int)in, 0, SEEK_SET);
     return lay_names_read(names, (int)in, err);
 }
 
@@ -62,8 +63,15 @@ static ssize_t directory_xattr(const lay_lower *l, lay_lower_dir in, const char 
     return lay_tree_getxattr((int)in, name, xattr, buf, size);
 }
 
+static ssize_t listed_xattr(const lay_lower *l, lay_lower_dir in, const char *name, const char *xattr, void *buf, size_t size)
+{
+    (void)l;
+    const lay_bearer thing = { .fd = strcmp(name, ".") == 0 ? (int)in : -1, .dir_fd = (int)in, .name = name };
+    return lay_attribute_get(&thing, xattr, buf, size);
+}
+
 static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr };
-static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, directory_xattr };
+static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr };
 
 lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }

@@ -33,7 +33,8 @@ struct lay_lower {
 
 /* A layer that is the directory fd, which is borrowed. */
 lay_lower lay_lower_directory(int fd);
-/* The same where every directory that is opened is listed, too: one call fewer for each. fd is open for reading. */
+/* The same where every directory that is opened is listed, too, and but once: fewer and cheaper calls for each. fd is
+ * open for reading. */
 lay_lower lay_lower_listed(int fd);
 /* Closes what open gave; neither the root nor -1. */
 void lay_lower_leave(const lay_lower *l, lay_lower_dir in);
