@@ -161,12 +161,9 @@ static lay_code pairs_read(pairs *p, bool has_old, lay_error *err)
         return err->code;
     pair *here = &p->list[p->depth++];
     *here = (pair){ .has_old = has_old };
-    lay_code code = lay_names_read(&here->fresh, lay_trail_fd(&p->fresh), err);
-    if (code == LAY_OK && has_old)
-        code = lay_names_read(&here->old, lay_trail_fd(&p->old), err);
-    if (code != LAY_OK && p->differ.path.len > 0)
-        lay_error_path(err, p->differ.path.p, p->differ.path.len);
-    return code;
+    if (!lay_names_read(&here->fresh, lay_trail_fd(&p->fresh), err) && (!has_old || !lay_names_read(&here->old, lay_trail_fd(&p->old), err)))
+        return LAY_OK;
+    return p->differ.path.len > 0 ? lay_error_path(err, p->differ.path.p, p->differ.path.len) : err->code;
 }
 
 static lay_code pairs_enter(pairs *p, const lay_name *name, bool both, bool recorded, lay_error *err)
@@ -261,15 +258,14 @@ static lay_code pairs_next(pairs *p, lay_error *err)
 static lay_code pairs_deleted(pairs *p, lay_error *err)
 {
     pair *here = &p->list[p->depth - 1];
-    lay_code code = LAY_OK;
-    for (size_t i = 0, j = 0; i < here->old.count && code == LAY_OK; i++) {
+    for (size_t i = 0, j = 0; i < here->old.count; i++) {
         while (j < here->fresh.count && name_order(&here->fresh, j, &here->old, i) < 0)
             j++;
         bool is = j < here->fresh.count && here->fresh.list[j].type != GONE && name_order(&here->fresh, j, &here->old, i) == 0;
-        if (!is)
-            code = lay_differ_record(&p->differ, LAY_CHANGE_DELETE, name_at(&here->old, i), here->old.list[i].len, err);
+        if (!is && lay_differ_record(&p->differ, LAY_CHANGE_DELETE, name_at(&here->old, i), here->old.list[i].len, err))
+            return err->code;
     }
-    return code;
+    return LAY_OK;
 }
 
 /* What only the old tree has, then up. Of a directory that is gone meanwhile nothing more is said. */

@@ -216,13 +216,6 @@ lay_code lay_spot_walk(lay_spot *root, lay_spot_look look, void *const *readers,
 
 /* ---- the list ---- */
 
-static lay_code tell_dir(lay_spot *s, lay_differ *d, lay_error *err)
-{
-    bool recorded = s->kind != LAY_SPOT_SAME;
-    lay_code code = recorded ? lay_differ_record(d, s->kind, s->name, s->name_len, err) : LAY_OK;
-    return code != LAY_OK ? code : lay_differ_enter(d, s->name, s->name_len, recorded, err);
-}
-
 lay_code lay_spot_tell(lay_spot *root, lay_differ *d, lay_error *err)
 {
     lay_code code = LAY_OK;
@@ -247,7 +240,9 @@ lay_code lay_spot_tell(lay_spot *root, lay_differ *d, lay_error *err)
         lay_spot *dir = s->dirs[s->dirs_at++];
         if (dir->kind == LAY_SPOT_GONE)
             continue;
-        code = tell_dir(dir, d, err);
+        bool recorded = dir->kind != LAY_SPOT_SAME;
+        code = (recorded && lay_differ_record(d, dir->kind, dir->name, dir->name_len, err))
+            || lay_differ_enter(d, dir->name, dir->name_len, recorded, err) ? err->code : LAY_OK;
         s = dir;
     }
     return code;

@@ -33,8 +33,7 @@ struct lay_check {
     uint8_t *block;
     lay_split_line line;
     int fd; int64_t left; uint64_t crc;      /* the file being read */
-    char *path; size_t path_cap;
-    lay_parent parent;                       /* no longer than for one lay_check_next: the tree may change */
+    lay_hand hand;                           /* its parent: no longer than for one lay_check_next: the tree may change */
     lay_tar *tar;                            /* NULL: the record's framing is no tar, which was told */
     lay_expect *expect;
     bool feeding, partial;                   /* partial: some entry is not in expect, which was told */
@@ -57,7 +56,7 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
     c->root_fd = -1;
     c->flags = o->flags;
     c->want = LAY_NO_WANT;
-    c->parent = (lay_parent)LAY_PARENT_NONE;
+    c->hand = (lay_hand)LAY_HAND_NONE;
     c->verify = o->diff_id != NULL;
     if (o->diff_id)
         memcpy(c->diff_id, o->diff_id, sizeof c->diff_id);
@@ -98,8 +97,7 @@ void lay_check_free(lay_check *c)
     lay_tar_free(c->tar);
     free(c->told.p);
     free(c->block);
-    free(c->path);
-    lay_parent_free(&c->parent);
+    lay_hand_free(&c->hand);
     free(c);
 }
 
@@ -276,10 +274,9 @@ static lay_code read_file(lay_check *c, lay_problem *p, lay_error *err)
 static lay_code open_file(lay_check *c, lay_problem *p, lay_error *err)
 {
     lay_error why;
-    size_t n;
     lay_error_clear(&why);
-    if (!lay_payload_path(c->line.name, c->line.name_len, &c->path, &c->path_cap, &n, &why))
-        c->fd = lay_payload_open(c->root_fd, &c->parent, c->path, n, c->line.name, c->line.name_len, c->line.size, &why);
+    if (!lay_payload_path(&c->hand.path, c->line.name, c->line.name_len, &why))
+        c->fd = lay_payload_open(c->root_fd, &c->hand.parent, c->hand.path.p, c->hand.path.len, c->line.name, c->line.name_len, c->line.size, &why);
     if (c->fd < 0) {
         c->done += c->line.size;
         bool gone = why.sys_errno == ENOENT || why.sys_errno == ENOTDIR;
@@ -390,7 +387,7 @@ lay_code lay_check_next(lay_check *c, int max_ms, lay_problem *problem, int *end
         if (i % 64 == 0 && lay_now_ms() >= stop)
             break;
     }
-    lay_parent_close(&c->parent);
+    lay_parent_close(&c->hand.parent);
     *end = c->stage == DONE;
     return code;
 }

@@ -68,9 +68,10 @@ static lay_code open_file(assemble *a, lay_error *err)
         if (a->locate(a->context, a->files - 1, line->name, line->name_len, &root_fd, &path, &n, err))
             return err->code;
     } else {
-        if (lay_payload_path(line->name, line->name_len, &a->near.path, &a->near.path_cap, &n, err))
+        if (lay_payload_path(&a->near.path, line->name, line->name_len, err))
             return err->code;
-        path = a->near.path;
+        path = a->near.path.p;
+        n = a->near.path.len;
     }
     a->fd = lay_payload_open(root_fd, &a->near.parent, path, n, line->name, line->name_len, line->size, err);
     if (a->fd < 0)

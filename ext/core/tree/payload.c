@@ -4,14 +4,13 @@
 #include "tree/payload.h"
 
 #include "base/digest.h"
-#include "base/grow.h"
 
 #include <string.h>
 
 void lay_hand_free(lay_hand *hand)
 {
     lay_parent_free(&hand->parent);
-    free(hand->path);
+    free(hand->path.p);
     *hand = (lay_hand)LAY_HAND_NONE;
 }
 
@@ -21,22 +20,14 @@ lay_code lay_payload_differs(const char *name, size_t n, lay_error *err)
     return lay_error_path(err, name, n);
 }
 
-lay_code lay_payload_path(const char *name, size_t n, char **buffer, size_t *cap, size_t *len, lay_error *err)
+lay_code lay_payload_path(lay_text *path, const char *name, size_t n, lay_error *err)
 {
-    if (lay_reserve(buffer, cap, n + 2, 1, err))
+    if (lay_path_relative(path, name, n, err))
         return err->code;
-    while (n && *name == '/') {
-        name++;
-        n--;
-    }
-    *len = lay_path_clean(name, n, *buffer);
-    (*buffer)[*len] = '\0';
-    const char *p = *buffer;
-    if (*len >= 2 && p[0] == '.' && p[1] == '.' && (*len == 2 || p[2] == '/')) {
-        lay_fail(err, LAY_E_MISMATCH, "the record names a file outside of the layer");
-        return lay_error_path(err, name, n);
-    }
-    return LAY_OK;
+    if (!lay_path_leaves(path))
+        return LAY_OK;
+    lay_fail(err, LAY_E_MISMATCH, "the record names a file outside of the layer");
+    return lay_error_path(err, name, n);
 }
 
 int lay_payload_open(int root_fd, lay_parent *parent, const char *path, size_t n, const char *name, size_t name_len, int64_t size, lay_error *err)
@@ -81,10 +72,9 @@ lay_code lay_payload_part(int fd, uint8_t *to, size_t n, int64_t at, const char 
 
 lay_code lay_payload_read(int root_fd, lay_hand *hand, const lay_payload *file, uint8_t *to, lay_error *err)
 {
-    size_t n;
-    if (lay_payload_path(file->name, file->name_len, &hand->path, &hand->path_cap, &n, err))
+    if (lay_payload_path(&hand->path, file->name, file->name_len, err))
         return err->code;
-    LAY_AUTO_FD int fd = lay_payload_open(root_fd, &hand->parent, hand->path, n, file->name, file->name_len, file->size, err);
+    LAY_AUTO_FD int fd = lay_payload_open(root_fd, &hand->parent, hand->path.p, hand->path.len, file->name, file->name_len, file->size, err);
     if (fd < 0)
         return err->code;
     size_t size = (size_t)file->size, have = 0, part = 1;
