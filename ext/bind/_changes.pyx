@@ -49,46 +49,38 @@ cdef Changes owned(lay.lay_changes *c):
 
 def compare_trees(int new_fd, int old_fd=-1, *, bint attributes=False, bint touched=False):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = (lay.LAY_CHANGES_ATTRIBUTES if attributes else 0) | (lay.LAY_CHANGES_TOUCHED if touched else 0)
     with nogil:
-        code = lay.lay_changes_trees(&c, new_fd, old_fd, flags, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_changes_trees(&c, new_fd, old_fd, flags, &err), &err)
     return owned(c)
 
 
 def compare_overlay(int upper_fd, lower_fds, bint userxattr=False):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = lay.LAY_CHANGES_USERXATTR if userxattr else 0
     cdef bytes array = lay.descriptors(lower_fds)
     cdef const char *fds = array
     cdef size_t n = len(lower_fds)
     with nogil:
-        code = lay.lay_changes_overlay(&c, upper_fd, <const int *>fds, n, flags, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_changes_overlay(&c, upper_fd, <const int *>fds, n, flags, &err), &err)
     return owned(c)
 
 
 def tree_size(int root_fd):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef int64_t size = 0
     with nogil:
-        code = lay.lay_tree_size(root_fd, &size, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_tree_size(root_fd, &size, &err), &err)
     return size
 
 
 def remove_tree(int parent_fd, name):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef bytes encoded = os.fsencode(name)
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
     cdef const char *p = encoded
     with nogil:
-        code = lay.lay_tree_remove(parent_fd, p, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_tree_remove(parent_fd, p, &err), &err)

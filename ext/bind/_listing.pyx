@@ -47,8 +47,7 @@ cdef class Listing:
         cdef lay.lay_listing *l = NULL
         if self.handle.c != NULL:
             raise RuntimeError("already open")
-        cdef lay.lay_code code = lay.lay_listing_open(&l, record_fd, &err)     # microseconds
-        lay.check(code, &err)
+        lay.check(lay.lay_listing_open(&l, record_fd, &err), &err)     # microseconds
         self.handle.c = l
 
     def __dealloc__(self):
@@ -56,7 +55,6 @@ cdef class Listing:
 
     def next(self, entry_type, kinds, layer):
         cdef lay.lay_error err
-        cdef lay.lay_code code
         cdef lay.lay_listed e
         cdef size_t i, count = 0
         cdef int end = 0
@@ -68,8 +66,7 @@ cdef class Listing:
         try:
             while count == 0 and not self.ended:
                 with nogil:
-                    code = lay.lay_listing_next(l, BATCH, MAX_MS, &count, &end, &err)
-                lay.check(code, &err)
+                    lay.check(lay.lay_listing_next(l, BATCH, MAX_MS, &count, &end, &err), &err)
                 self.ended = end != 0
                 PyErr_CheckSignals()
             for i in range(count):
@@ -101,15 +98,13 @@ cdef class Listing:
 
 def open_file(int root_fd, path, int64_t size):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef int fd = -1
     cdef bytes encoded = os.fsencode(path)
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
     cdef const char *p = encoded
     with nogil:
-        code = lay.lay_listed_open(root_fd, p, size, &fd, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_listed_open(root_fd, p, size, &fd, &err), &err)
     return fd
 
 

@@ -29,8 +29,7 @@ cdef class Packer:
             self.room = <char *>malloc(ROOM)
         if self.room == NULL:
             raise MemoryError
-        cdef lay.lay_code code = lay.lay_packer_open(&k, packing, &err)     # microseconds
-        lay.check(code, &err)
+        lay.check(lay.lay_packer_open(&k, packing, &err), &err)     # microseconds
         self.handle.c = k
 
     def __dealloc__(self):
@@ -39,7 +38,6 @@ cdef class Packer:
 
     cdef bytes run(self, const char *p, size_t n, bint end):
         cdef lay.lay_error err
-        cdef lay.lay_code code
         cdef size_t used = 0, got = 0
         cdef int done = 0
         cdef list parts = []
@@ -50,8 +48,7 @@ cdef class Packer:
                 raise ValueError("packing is over")
             while n > 0 or (end and not done) or got == ROOM:
                 with nogil:
-                    code = lay.lay_packer_run(k, p, n, end, self.room, ROOM, &used, &got, &done, &err)
-                lay.check(code, &err)
+                    lay.check(lay.lay_packer_run(k, p, n, end, self.room, ROOM, &used, &got, &done, &err), &err)
                 p += used
                 n -= used
                 if got > 0:

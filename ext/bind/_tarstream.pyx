@@ -256,40 +256,33 @@ cdef Source owned(lay.lay_source *s):
 
 def assemble(int record_fd, int root_fd, bytes diff_id=None):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_source *s = NULL
     cdef const uint8_t *expected = diff_id_bytes(diff_id)
-    code = lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err)     # microseconds
-    lay.check(code, &err)
+    lay.check(lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err), &err)     # microseconds
     return owned(s)
 
 
 def export_tree(int root_fd, unsigned flags=0):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_source *s = NULL
     with nogil:
-        code = lay.lay_export_tree_open(&s, root_fd, flags, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_export_tree_open(&s, root_fd, flags, &err), &err)
     return owned(s)
 
 
 def export_changes(int root_fd, changes, unsigned flags=0):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_source *s = NULL
     capsule = changes._capsule()
     cdef const lay.lay_changes *c = <const lay.lay_changes *>PyCapsule_GetPointer(capsule, "layerstore.changes")
     with nogil:
-        code = lay.lay_export_changes_open(&s, root_fd, c, flags, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_export_changes_open(&s, root_fd, c, flags, &err), &err)
     return owned(s)
 
 
 cdef list found_by(lay.lay_check *c, report):
     cdef lay.lay_error err
     cdef lay.lay_problem problem
-    cdef lay.lay_code code
     cdef int end = 0
     cdef int64_t done = 0, told = 0
     cdef list found = []
@@ -299,8 +292,7 @@ cdef list found_by(lay.lay_check *c, report):
     }
     while not end:
         with nogil:
-            code = lay.lay_check_next(c, MAX_MS, &problem, &end, &err)
-        lay.check(code, &err)
+            lay.check(lay.lay_check_next(c, MAX_MS, &problem, &end, &err), &err)
         if problem.kind != lay.LAY_PROBLEM_NONE:
             path = PyUnicode_DecodeFSDefaultAndSize(problem.path, <Py_ssize_t>problem.path_len)
             found.append((kinds[problem.kind], path, problem.text.decode("utf-8", "replace")))
@@ -314,7 +306,6 @@ cdef list found_by(lay.lay_check *c, report):
 
 def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), unsigned flags=0):
     cdef lay.lay_error err
-    cdef lay.lay_code code
     cdef lay.lay_check *c = NULL
     cdef lay.lay_check_options options
     cdef bytes array = lay.descriptors(lower_fds)
@@ -323,8 +314,7 @@ def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), 
     options.diff_id = diff_id_bytes(diff_id)
     options.lower_fds, options.lowers = <const int *>fds, len(lower_fds)
     with nogil:
-        code = lay.lay_check_open(&c, &options, &err)
-    lay.check(code, &err)
+        lay.check(lay.lay_check_open(&c, &options, &err), &err)
     try:
         return found_by(c, report)
     finally:

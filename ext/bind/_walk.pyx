@@ -18,8 +18,7 @@ cdef class Walker:
         cdef lay.lay_walk *w = NULL
         if self.handle.c != NULL:
             raise RuntimeError("already open")
-        cdef lay.lay_code code = lay.lay_walk_open(&w, &err)
-        lay.check(code, &err)
+        lay.check(lay.lay_walk_open(&w, &err), &err)
         self.handle.c = w
 
     def __dealloc__(self):

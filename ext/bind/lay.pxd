@@ -152,11 +152,12 @@ cdef extern from "lay.h" nogil:
     lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err) noexcept
 
 
-cdef inline int check(lay_code code, lay_error *err) except -1:
+cdef inline int check(lay_code code, lay_error *err) except -1 nogil:
     if code == LAY_OK:
         return 0
-    from layerstore.errors import from_core
-    raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"), <bytes>err.target)
+    with gil:
+        from layerstore.errors import from_core
+        raise from_core(<int>code, err.sys_errno, err.offset, <bytes>err.path, err.text.decode("utf-8", "replace"), <bytes>err.target)
 
 
 cdef inline bytes descriptors(fds):

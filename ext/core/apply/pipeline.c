@@ -5,6 +5,8 @@
  */
 #include "apply/pipeline.h"
 
+#include "base/limit.h"
+
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>

@@ -5,7 +5,6 @@
  * (expect.c). The second walks the directory and compares (inspect.c). The DiffID is only asked for when every file is
  * as recorded: a damaged one changes it anyway.
  */
-#include "base/clock.h"
 #include "base/digest.h"
 #include "base/clock.h"
 #include "inspect/inspect.h"

@@ -4,7 +4,6 @@
  * not in the record the reader is told to pass over it, so that no byte of a file is needed.
  * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
  */
-#include "base/clock.h"
 #include "base/limit.h"
 #include "base/digest.h"
 #include "base/clock.h"

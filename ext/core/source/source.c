@@ -7,7 +7,6 @@
  * caller's. They end with the call, as a fork could lose a thread that lives on; if no thread can be
  * started, the caller does all.
  */
-#include "base/clock.h"
 #include "source/source.h"
 #include "base/clock.h"
 
