@@ -80,6 +80,20 @@ def made(ok):
 
 
 @pytest.fixture
+def register(made, room):
+    """Register layer tars, each on the one before; they lie in room as 0.tar, 1.tar; gives the command line."""
+
+    def lay(*tars: bytes):
+        parent = []
+        for number, tar in enumerate(tars):
+            (room / f"{number}.tar").write_bytes(tar)
+            parent = ["--parent", *made("register", room / f"{number}.tar", *parent)]
+        return made
+
+    return lay
+
+
+@pytest.fixture
 def program(environment):
     """Run a command line as a program of its own."""
 

@@ -18,9 +18,8 @@ ID = tarkit.diff_id(BASE)
 
 
 @pytest.fixture
-def base(made, room):
-    (room / "base.tar").write_bytes(BASE)
-    made("register", room / "base.tar")
+def base(register):
+    made = register(BASE)
     made("rw", "create", "box", ID)
     made("rw", "create", "bag:1")
     return made

@@ -18,12 +18,8 @@ APP_ID = tarkit.chain_id(BASE_ID, tarkit.diff_id(APP))
 
 
 @pytest.fixture
-def two(made, room, root):
-    (room / "base.tar").write_bytes(BASE)
-    (room / "app.tar").write_bytes(APP)
-    made("register", room / "base.tar")
-    made("register", room / "app.tar", "--parent", BASE_ID)
-    yield made
+def two(register, root):
+    yield register(BASE, APP)
     assert disk.mounts_below(root) == []
 
 

@@ -24,10 +24,8 @@ ID = tarkit.diff_id(BASE)
 
 
 @pytest.fixture
-def base(made, room):
-    (room / "base.tar").write_bytes(BASE)
-    made("register", room / "base.tar")
-    return made
+def base(register):
+    return register(BASE)
 
 
 # ---- codes and sentences ------------------------------------------------------------------------

@@ -18,10 +18,8 @@ BASE_ID = tarkit.diff_id(BASE)
 
 
 @pytest.fixture
-def base(made, room):
-    (room / "base.tar").write_bytes(BASE)
-    made("register", room / "base.tar")
-    return made
+def base(register):
+    return register(BASE)
 
 
 @pytest.fixture

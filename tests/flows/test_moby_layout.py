@@ -161,22 +161,16 @@ def segment(data, position, **more):
     return {"type": 2, "payload": base64.b64encode(data).decode(), "position": position, **more}
 
 
+T1_LINES = [
+    segment(tarkit.T1[:512], 0),
+    {"type": 1, "name": "a/", "payload": None, "position": 1},
+    segment(tarkit.T1[512:1024], 2),
+    {"type": 1, "name": "a/f", "size": 5, "payload": "PD7u4tgQAAA=", "position": 3},
+    segment(tarkit.T1[1029:], 4),
+]
 RECORDS = {
-    "as dockerd 29 writes it": lines_of(
-        segment(tarkit.T1[:512], 0),
-        {"type": 1, "name": "a/", "payload": None, "position": 1},
-        segment(tarkit.T1[512:1024], 2),
-        {"type": 1, "name": "a/f", "size": 5, "payload": "PD7u4tgQAAA=", "position": 3},
-        segment(tarkit.T1[1029:], 4),
-    ),
-    "as dockerd 20.10 writes it": lines_of(
-        segment(tarkit.T1[:512], 0),
-        {"type": 1, "name": "a/", "payload": None, "position": 1},
-        segment(tarkit.T1[512:1024], 2),
-        {"type": 1, "name": "a/f", "size": 5, "payload": "PD7u4tgQAAA=", "position": 3},
-        segment(tarkit.T1[1029:], 4),
-        {"type": 2, "payload": "", "position": 5},
-    ),
+    "as dockerd 29 writes it": lines_of(*T1_LINES),
+    "as dockerd 20.10 writes it": lines_of(*T1_LINES, {"type": 2, "payload": "", "position": 5}),
     "keys turned round, in capitals, with unknown ones": lines_of(
         {"position": 0, "payload": base64.b64encode(tarkit.T1[:1024]).decode(), "TYPE": 2, "x": {"y": [1, None]}},
         {"Position": 1, "Payload": "PD7u4tgQAAA=", "Size": 5, "Name": "a/f", "Type": 1},
