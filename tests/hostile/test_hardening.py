@@ -18,7 +18,8 @@ import time
 import pytest
 import tarkit
 from disk import OUTSIDE, mounts_below
-from stored import tar_of
+from soak import budget
+from stored import at_once, tar_of
 from tarkit import dir, end, file, hardlink, symlink, whiteout
 
 from layerstore import (
@@ -242,26 +243,19 @@ def test_two_that_make_the_same_mount_at_once_do_not_take_it_from_each_other(two
         assert os.listdir(path) == ["mine"]
 
 
+@pytest.mark.soak(60)
 def test_cleanup_beside_register_and_release_disturbs_neither(open_store):
-    store, until, failed = open_store(options=SMALL), time.monotonic() + 2, []
+    store, until = open_store(options=SMALL), time.monotonic() + budget(1, 10)
 
     def again_and_again(work):
         while time.monotonic() < until:
-            try:
-                work()
-            except Exception as error:
-                failed.append(error)
+            work()
 
     def layers():
         with store.register(tarkit.T1) as below, store.register(tarkit.T2, below.chain_id) as layer:
             assert tar_of(layer) == tarkit.T2
 
-    threads = [threading.Thread(target=again_and_again, args=(work,)) for work in (layers, layers, store.cleanup)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failed == []
+    at_once(*[lambda work=work: again_and_again(work) for work in (layers, layers, store.cleanup)])
     assert store.map() == {}
 
 

@@ -1,17 +1,18 @@
 """Images in Docker's own files: what lies where, names and ids, removal, and several processes at once."""
 
+import contextlib
 import json
 import os
 import stat
 import subprocess
 import sys
-import threading
 
 import disk
 import imagekit
 import pytest
 import tarkit
 from imagekit import BASE, MIDDLE, TOP, image_id, tar_of
+from stored import at_once
 
 import layerstore
 from layerstore import Image, ImageDoesNotExistError, ImageError, Images, Removed
@@ -321,27 +322,13 @@ def test_loading_and_removing_the_same_from_many_threads(images, store, room):
     """Whatever the turns, an image that is listed is whole, and in the end nothing is left over."""
     archive = room / "a.tar"
     archive.write_bytes(tar_of(imagekit.docker([(LAYERS, ["x"])])))
-    failures = []
 
-    def work(number):
-        try:
-            for _ in range(15):
-                if number % 2:
-                    try:
-                        images.remove("x")
-                    except ImageDoesNotExistError:
-                        pass
-                else:
-                    assert images.load(archive)
-        except BaseException as err:
-            failures.append(err)
+    def remove():
+        for _ in range(15):
+            with contextlib.suppress(ImageDoesNotExistError):
+                images.remove("x")
 
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    at_once(*[lambda: [images.load(archive) for _ in range(15)], remove] * 2)
     for image in images.list():
         assert all(chain in store.map() for chain in image.layers)
         images.remove(image, force=True)

@@ -26,6 +26,8 @@ BASE = (
 USER_OBJ, USER, GROUP_OBJ, GROUP, MASK, OTHER = 1, 2, 4, 8, 0x10, 0x20
 NOBODY = 0xFFFFFFFF
 ACCESS, DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
+
+
 def acl(user=6, group=0, mask=7, other=0, named=((USER, 7, 1000),)):
     entries = [(USER_OBJ, user, NOBODY), *named, (GROUP_OBJ, group, NOBODY), (MASK, mask, NOBODY), (OTHER, other, NOBODY)]
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in sorted(entries))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tarkit
 from soak import budget
-from stored import tar_of
+from stored import at_once, tar_of
 
 import layerstore
 from layerstore import FileMetadataStore, Images, InvalidOptionError, Store, StoreInUseError
@@ -145,11 +145,7 @@ def test_names_exclude_each_other_and_are_forgotten():
                     time.sleep(0)
                     counts[name] -= 1
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*[work] * 6)
     assert most == {"a": 1, "b": 1} and locks.names() == []
 
 
@@ -388,11 +384,7 @@ def test_threads_and_processes_in_a_crowd_exclude_each_other(room):
                 with lock.hold():
                     (room / "count").write_text(str(int((room / "count").read_text()) + 1))
 
-        threads = [threading.Thread(target=body) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(*[body] * 3)
 
     pids = []
     for _ in range(3):
