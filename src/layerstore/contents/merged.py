@@ -364,9 +364,8 @@ class MergedTree:
             raise _failed(errno.ENOENT, path)
         todo = text.split("/")[::-1]
         here: list[_Directory] = [self._root]
-        names: list[str] = []             # of all in here but the root
-        last = ""                         # of what was found, if that is no directory
         found: _Node = self._root
+        last = ""                         # of what was found, if that is no directory
         links = 0
         while todo:
             part = todo.pop()
@@ -375,9 +374,7 @@ class MergedTree:
             if part in ("", "."):
                 continue
             if part == "..":
-                if len(here) > 1:
-                    here.pop()
-                    names.pop()
+                here = here[:-1] or here
                 found = here[-1]
                 continue
             node = found.children.get(part)
@@ -389,17 +386,16 @@ class MergedTree:
                 if links > LINKS_MAX:
                     raise _failed(errno.ELOOP, path)
                 if entry.link.startswith("/"):
-                    here, names = [self._root], []
-                    found = self._root
+                    here, found = [self._root], self._root
                 todo += entry.link.split("/")[::-1]
                 continue
             found, last = node, part
             if isinstance(node, _Directory):
                 here.append(node)
-                names.append(part)
-        if isinstance(found, _Directory):
-            return _at("/".join(names) or ".", found), found
-        return _at("/".join([*names, last]), found), found
+        parts = [directory.base for directory in here[1:]]
+        if not isinstance(found, _Directory):
+            parts.append(last)
+        return _at("/".join(parts) or ".", found), found
 
     # ---- some of them ----
 

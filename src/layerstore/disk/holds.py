@@ -9,13 +9,14 @@ that on the layerdb or on the mount's directory.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import weakref
 
 from layerstore._core import _files
-from layerstore._core._locks import Mutex
+from layerstore._core._locks import Mutex, OpenDirectory
 
 STORE = "store"
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -100,10 +101,8 @@ class Holds:
             count = self._counts.get(key, 0)
             if count > 1:
                 self._counts[key] = count - 1
-            elif count:
-                del self._counts[key]
-                self._inherited.discard(key)
-                self._change(key, _files.NONE)
+            else:
+                self.drop(key)
 
     def drop(self, key: str) -> None:
         """Hold key no more, however often it was held."""
@@ -128,14 +127,9 @@ class Holds:
             fd = self._descriptor()
             if fd >= 0:
                 return self._is_locked(fd, key)
-            try:
-                fd = self._opened()       # a store that only reads holds nothing, and looks all the same
-            except FileNotFoundError:
-                return False
-            try:
-                return self._is_locked(fd, key)
-            finally:
-                _files.close(fd, self._directory)
+            with contextlib.suppress(FileNotFoundError), OpenDirectory(self._directory) as fd:
+                return self._is_locked(fd, key)       # a store that only reads holds nothing, and looks all the same
+            return False
 
     @staticmethod
     def _is_locked(fd: int, key: str) -> bool:

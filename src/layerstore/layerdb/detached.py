@@ -32,14 +32,10 @@ class Detached:
     def name_of(self, id: str) -> str:
         """Name the box of a driver id; "" for what is none, or no longer."""
         name = self._names.get(id, "")
-        if name and self._is(name, id):
-            return name
-        for name in self._metadata.list()[1]:
-            if self._is(name, id):
-                self.know(id, name)
-                return name
-        self._names.pop(id, None)
-        return ""
+        if not (name and self._is(name, id)):
+            name = next((name for name in self._metadata.list_mounts() if self._is(name, id)), "")
+        self._names[id] = name
+        return name
 
     def shown_name(self, id: str) -> str:
         """Name the box of a driver id for a message, also one that was just released."""

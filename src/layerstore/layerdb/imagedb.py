@@ -21,16 +21,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from layerstore._core import _files
+from layerstore.disk import textfile
 from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
-from layerstore.disk.textfile import (
-    make_directories,
-    modified,
-    read_small,
-    read_text,
-    remove_directory,
-    replace_small,
-    sync_directory,
-)
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on, sha256_of
 from layerstore.layerdb.descriptor import parse_document as parse_document
@@ -100,7 +92,10 @@ class ImageDB:
 
         def begin() -> None:
             check()
-            self._undo_making()
+            if os.path.lexists(self._making):
+                for id in self._in_making():
+                    self.remove(id)
+                self.end_making()
 
         return self._exclusive.hold(begin)
 
@@ -133,25 +128,17 @@ class ImageDB:
     def _in_making(self) -> set[str]:
         """Return images without a name that a process is making, or was making when it died."""
         try:
-            noted = json.loads(read_small(self._making, _REPOSITORIES_LIMIT))
+            noted = json.loads(textfile.read_small(self._making, _REPOSITORIES_LIMIT))
             ids = {str(Digest(id)) for id in noted}
-        except FileNotFoundError:
-            return set()
-        except (ValueError, TypeError, LayerStoreError):    # a power cut left it so, before any config was written
-            return set()
+        except (FileNotFoundError, ValueError, TypeError, LayerStoreError):
+            return set()                      # none is noted, or a power cut left it so, before any config was written
         return ids - self._named()
 
-    def _undo_making(self) -> None:
-        if os.path.lexists(self._making):
-            for id in self._in_making():
-                self.remove(id)
-            self.end_making()
-
     def _write(self, path: str, data: bytes) -> None:
-        make_directories(os.path.dirname(path), 0o700)
-        replace_small(path, data, 0o600, sync=self._durability != "none")
+        textfile.make_directories(os.path.dirname(path), 0o700)
+        textfile.replace_small(path, data, 0o600, sync=self._durability != "none")
         if self._durability == "full":
-            sync_directory(os.path.dirname(path))
+            textfile.sync_directory(os.path.dirname(path))
 
     # ---- contents ----
 
@@ -180,7 +167,7 @@ class ImageDB:
 
     def content(self, id: str) -> bytes:
         """Read a config. Raises FileNotFoundError, OSError, InvalidMetadataError (it is not what its name says)."""
-        data = read_small(self._path(id), DOCUMENT_LIMIT)
+        data = textfile.read_small(self._path(id), DOCUMENT_LIMIT)
         if sha256_of(data) != Digest(id):
             raise InvalidMetadataError(f"failed to verify: {id}")
         return data
@@ -192,7 +179,7 @@ class ImageDB:
         self._write(self._path(id), data)
         if made and self._durability == "full":
             for directory in (os.path.dirname(self._content), os.path.join(self.root, "imagedb"), self.root):
-                sync_directory(directory)
+                textfile.sync_directory(directory)
         return id
 
     def remove(self, id: str) -> None:
@@ -201,10 +188,10 @@ class ImageDB:
             try:
                 _files.unlink(self._path(id))
             except IsADirectoryError:                     # damage, no longer an image
-                remove_directory(self._path(id))
+                textfile.remove_directory(self._path(id))
             if self._durability == "full":
-                sync_directory(self._content)
-        remove_directory(os.path.join(self._metadata, Digest(id).encoded))
+                textfile.sync_directory(self._content)
+        textfile.remove_directory(os.path.join(self._metadata, Digest(id).encoded))
 
     def sweep(self) -> None:
         """Remove what a dead process left half written; the lock is held."""
@@ -220,7 +207,7 @@ class ImageDB:
 
     def written(self, id: str) -> float:
         """Say when a config was written here, in seconds since 1970; 0 if that is unknown."""
-        return modified(self._path(id))
+        return textfile.modified(self._path(id))
 
     # ---- what is noted beside ----
 
@@ -231,7 +218,7 @@ class ImageDB:
     def noted(self, id: str, name: str) -> str:
         """Read what note() wrote; "" where there is nothing."""
         try:
-            return read_text(os.path.join(self._metadata, Digest(id).encoded, name))
+            return textfile.read_text(os.path.join(self._metadata, Digest(id).encoded, name))
         except FileNotFoundError:
             return ""
 
@@ -277,7 +264,7 @@ class ImageDB:
         Raises  OSError, InvalidMetadataError   the file is not what it must be
         """
         try:
-            data = read_small(self._repositories, _REPOSITORIES_LIMIT)
+            data = textfile.read_small(self._repositories, _REPOSITORIES_LIMIT)
         except FileNotFoundError:
             return {}
         found = parse_document(data, readable(self._repositories))

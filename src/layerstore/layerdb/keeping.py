@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from layerstore._core import _files
 from layerstore.disk.textfile import sync_directory, sync_file, write_small
@@ -48,15 +48,8 @@ class Keeping:
     def layers_on(self, chain_id: str, *, told: Callable[[Exception], None] | None = None) -> list[ChainID]:
         """Name the layers right on one. Raises OSError, UnreadableError: of one layer only if there is no `told`."""
         doubtful = self._look()
-        found = set(self._children.get(ChainID(chain_id).encoded, ()))
-        for name in doubtful - found:
-            try:
-                if self._is_on(name, chain_id):
-                    found.add(name)
-            except (OSError, UnreadableError) as err:
-                if told is None:
-                    raise
-                told(err)
+        sure = self._children.get(ChainID(chain_id).encoded, set())
+        found = sure.union(_fitting(doubtful - sure, lambda name: self._is_on(name, chain_id), told))
         return sorted(ChainID(f"sha256:{name}") for name in found)
 
     def _look(self) -> set[str]:
@@ -111,16 +104,7 @@ class Keeping:
         names = self._metadata.list_mounts()
         for gone in self._mount_parents.keys() - set(names):
             del self._mount_parents[gone]
-        found = []
-        for name in names:
-            try:
-                if self._mount_parent(name) == chain_id:
-                    found.append(name)
-            except (OSError, UnreadableError) as err:
-                if told is None:
-                    raise
-                told(err)
-        return found
+        return _fitting(names, lambda name: self._mount_parent(name) == chain_id, told)
 
     def _mount_parent(self, name: str) -> str:
         path = os.path.join(self._metadata.root, "mounts", name, "parent")
@@ -173,3 +157,19 @@ class Keeping:
         if self._durability == "full":
             with contextlib.suppress(FileNotFoundError):
                 sync_directory(self._metadata.layer_directory(chain_id))
+
+
+def _fitting(
+    names: Iterable[str], fits: Callable[[str], bool], told: Callable[[Exception], None] | None
+) -> list[str]:
+    """Return the names that fit. What asking about one raises goes to `told`, or is raised if there is none."""
+    found = []
+    for name in names:
+        try:
+            if fits(name):
+                found.append(name)
+        except (OSError, UnreadableError) as err:
+            if told is None:
+                raise
+            told(err)
+    return found

@@ -23,20 +23,8 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol, TypeVar, cast
 
 from layerstore._core import _files
+from layerstore.disk import textfile
 from layerstore.disk.locks import LOCK_TIMEOUT, directory_lock
-from layerstore.disk.textfile import (
-    is_directory,
-    make_directories,
-    modified,
-    random_number,
-    read_small,
-    read_text,
-    remove_directory,
-    replace_small,
-    sync_directory,
-    sync_file,
-    write_small,
-)
 from layerstore.errors import InvalidDigestError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import OS, ChainID, DiffID, Digest, is_driver_id
 from layerstore.layerdb.descriptor import decode_descriptor, encode_descriptor
@@ -142,7 +130,7 @@ class FileMetadataStore:
     def make(self, durability: Durability) -> None:
         """Make the layerdb (0700, with its parents); what is written from now on is as durable as is said."""
         self._durability = durability
-        make_directories(self.root, 0o700)
+        textfile.make_directories(self.root, 0o700)
 
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
@@ -170,7 +158,7 @@ class FileMetadataStore:
         with contextlib.ExitStack() as opened:
             fds = []
             for path in (os.path.join(self.root, kind), self.root):
-                make_directories(path, 0o755)
+                textfile.make_directories(path, 0o755)
                 fds.append(_files.open(path, os.O_RDONLY | os.O_DIRECTORY))
                 opened.callback(_files.close, fds[-1], path)
             yield
@@ -189,7 +177,7 @@ class FileMetadataStore:
 
     def has(self, chain_id: str) -> bool:
         """Return True if the layer's directory is there."""
-        return is_directory(self.layer_directory(chain_id))
+        return textfile.is_directory(self.layer_directory(chain_id))
 
     def get_size(self, chain_id: str) -> int:
         """Read the layer's own size in bytes.
@@ -198,7 +186,7 @@ class FileMetadataStore:
                 InvalidMetadataError   not a decimal number of 64 bits
         """
         path = self._layer_file(chain_id, "size")
-        data = read_small(path)
+        data = textfile.read_small(path)
         # Not trimmed: moby refuses a newline here, and so hides the layer.
         size = int(data) if len(data) <= 20 and _INTEGER.fullmatch(data) else None
         if size is None or not -(1 << 63) <= size < 1 << 63:
@@ -217,7 +205,7 @@ class FileMetadataStore:
     def get_cache_id(self, chain_id: str) -> str:
         """Read the driver's id of the layer. Raises InvalidMetadataError when it is blank."""
         path = self._layer_file(chain_id, "cache-id")
-        cache_id = read_text(path)
+        cache_id = textfile.read_text(path)
         if not cache_id:
             raise InvalidMetadataError("invalid cache id value", path=path)
         return cache_id
@@ -225,7 +213,7 @@ class FileMetadataStore:
     def get_descriptor(self, chain_id: str) -> Descriptor:
         """Read the blob's descriptor; Descriptor() where there is none."""
         try:
-            return decode_descriptor(read_small(self._layer_file(chain_id, "descriptor.json")))
+            return decode_descriptor(textfile.read_small(self._layer_file(chain_id, "descriptor.json")))
         except FileNotFoundError:
             return Descriptor()
 
@@ -262,7 +250,7 @@ class FileMetadataStore:
 
     def written(self, chain_id: str) -> float:
         """Return when the layer's record was written, in seconds since 1970; 0.0 if it is gone."""
-        return modified(self._layer_file(chain_id, "diff"))
+        return textfile.modified(self._layer_file(chain_id, "diff"))
 
     # -- mounts --
 
@@ -276,13 +264,13 @@ class FileMetadataStore:
     def _set_mount(self, mount: str, name: str, value: str) -> None:
         path = self._mount_file(mount, name)
         directory = os.path.dirname(path)
-        make_directories(os.path.dirname(directory), 0o755)
-        make_directories(directory, 0o755)
+        textfile.make_directories(os.path.dirname(directory), 0o755)
+        textfile.make_directories(directory, 0o755)
         full = self._durability == "full"
-        write_small(path, os.fsencode(value), sync=full)
+        textfile.write_small(path, os.fsencode(value), sync=full)
         if full:
-            sync_directory(directory)
-            sync_directory(os.path.dirname(directory))
+            textfile.sync_directory(directory)
+            textfile.sync_directory(os.path.dirname(directory))
 
     def set_mount_id(self, mount: str, mount_id: str) -> None:
         """Write the driver's id of a writable layer. Not checked."""
@@ -314,7 +302,7 @@ class FileMetadataStore:
 
     def _mount_driver_id(self, mount: str, kind: str) -> str:
         path = self._mount_file(mount, f"{kind}-id")
-        id = read_text(path)
+        id = textfile.read_text(path)
         if not is_driver_id(id):
             raise InvalidMetadataError(f"invalid {kind} id value", name=mount, path=path)
         return id
@@ -325,11 +313,11 @@ class FileMetadataStore:
 
     def has_mount(self, mount: str) -> bool:
         """Return True if the directory of a writable layer is there."""
-        return is_directory(self.mount_directory(mount))
+        return textfile.is_directory(self.mount_directory(mount))
 
     def mount_written(self, mount: str) -> float:
         """Return when the record of a writable layer was written, in seconds since 1970; 0.0 if it is gone."""
-        return modified(self._mount_file(mount, "mount-id"))
+        return textfile.modified(self._mount_file(mount, "mount-id"))
 
     # -- lists and removal --
 
@@ -380,26 +368,26 @@ class FileMetadataStore:
         for name, data in texts.items():
             path = self._layer_file(chain_id, name)
             if data:
-                replace_small(path, data, 0o644)
+                textfile.replace_small(path, data, 0o644)
             else:
                 with contextlib.suppress(FileNotFoundError):
                     _files.unlink(path)
-        sync_directory(self.layer_directory(chain_id))
+        textfile.sync_directory(self.layer_directory(chain_id))
 
     def take_sidecars(self, chain_id: str, transaction: FileMetadataTransaction) -> None:
         """Put the files of a write set, which holds sidecars alone, in the place of a layer's."""
         for name in sorted(os.listdir(str(transaction))):
             path = os.path.join(str(transaction), name)
-            sync_file(path)
+            textfile.sync_file(path)
             _files.rename(path, self._layer_file(chain_id, name))
-        sync_directory(self.layer_directory(chain_id))
+        textfile.sync_directory(self.layer_directory(chain_id))
 
     def remove_aside(self, aside: str | None) -> None:
         """Remove what was set aside, if anything was. Never raises OSError: what cannot be removed is cleanup()'s."""
         if aside is None:
             return
         try:
-            remove_directory(aside)
+            textfile.remove_directory(aside)
         except OSError as err:
             about = {"directory": aside, "error": err}
             log.warning("Cannot remove %s; cleanup() will: %s", readable(aside), err, extra=about)
@@ -410,7 +398,7 @@ class FileMetadataStore:
 
     def remove(self, chain_id: str) -> None:
         """Remove a layer's metadata at once; fine if it is gone (the interface of 2018)."""
-        remove_directory(self.set_aside(chain_id) or self.layer_directory(chain_id))
+        textfile.remove_directory(self.set_aside(chain_id) or self.layer_directory(chain_id))
 
     def set_mount_aside(self, mount: str) -> str | None:
         """Rename a mount's directory below tmp/, where cleanup() removes what no process works on.
@@ -419,8 +407,8 @@ class FileMetadataStore:
         """
         directory = self.mount_directory(mount)
         tmp = os.path.join(self.root, "tmp")
-        make_directories(tmp, 0o755)
-        return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{random_number()}"))
+        textfile.make_directories(tmp, 0o755)
+        return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{textfile.random_number()}"))
 
     def put_mount_back(self, mount: str, aside: str) -> None:
         """Undo set_mount_aside()."""
@@ -428,7 +416,7 @@ class FileMetadataStore:
 
     def remove_mount(self, mount: str) -> None:
         """Remove a writable layer's metadata; fine if it is gone."""
-        remove_directory(self.mount_directory(mount))
+        textfile.remove_directory(self.mount_directory(mount))
 
 
 def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
@@ -447,7 +435,7 @@ def _renamed(directory: str, draw: Callable[[], str]) -> str | None:
 
 def _digest(kind: Callable[[str], _D], path: str) -> _D:
     try:
-        return kind(read_text(path))
+        return kind(textfile.read_text(path))
     except InvalidDigestError as err:
         raise err.about(path=path) from None
 

@@ -14,15 +14,8 @@ import os
 from typing import BinaryIO, Protocol, cast
 
 from layerstore._core import _files
+from layerstore.disk import textfile
 from layerstore.disk.locks import Claim, claim_directory, surely
-from layerstore.disk.textfile import (
-    make_directories,
-    random_number,
-    remove_directory,
-    sync_directory,
-    sync_file,
-    write_small,
-)
 from layerstore.ids import OS, ChainID
 from layerstore.layerdb.descriptor import encode_descriptor
 from layerstore.values import Descriptor, Durability
@@ -108,8 +101,8 @@ class FileMetadataTransaction:
         self._claim: Claim | None = None
         try:
             while self._claim is None:
-                make_directories(tmp, 0o755)
-                directory = os.path.join(tmp, f"write-set-{random_number()}")
+                textfile.make_directories(tmp, 0o755)
+                directory = os.path.join(tmp, f"write-set-{textfile.random_number()}")
                 # The name is taken, or a cleanup() took the new directory for an abandoned one. Another, then.
                 with contextlib.suppress(FileExistsError, FileNotFoundError):
                     _files.mkdir(directory, 0o700)
@@ -126,7 +119,7 @@ class FileMetadataTransaction:
 
     def _write(self, name: str, data: bytes) -> None:
         path = os.path.join(self._directory, name)
-        write_small(path, data, sync=self._sync_files)
+        textfile.write_small(path, data, sync=self._sync_files)
 
     def set_size(self, size: int) -> None:
         """Write the layer's own size in bytes."""
@@ -182,8 +175,8 @@ class FileMetadataTransaction:
         """Put what was written on the disk."""
         with os.scandir(self._directory) as entries:
             for path in [entry.path for entry in entries]:
-                sync_file(path)
-        sync_directory(self._directory)
+                textfile.sync_file(path)
+        textfile.sync_directory(self._directory)
 
     def publish(self, chain_id: str) -> None:
         """Make the layer visible: the one rename, and no waiting for a disk. Raises as commit() does."""
@@ -195,7 +188,7 @@ class FileMetadataTransaction:
         self._publish(os.path.join(self._root, "mounts"), check_mount_name(name))
 
     def _publish(self, parent: str, name: str) -> None:
-        make_directories(parent, 0o755)
+        textfile.make_directories(parent, 0o755)
         self.published = True
         _files.rename(self._directory, os.path.join(parent, name))
 
@@ -207,11 +200,11 @@ class FileMetadataTransaction:
         """
         full = self._durability == "full"
         if full:
-            sync_directory(self._directory)
+            textfile.sync_directory(self._directory)
         self.publish(chain_id)
         if full:
-            sync_directory(os.path.join(self._root, ChainID(chain_id).algorithm))
-            sync_directory(self._root)
+            textfile.sync_directory(os.path.join(self._root, ChainID(chain_id).algorithm))
+            textfile.sync_directory(self._root)
         self.release()
 
     def release(self) -> None:
@@ -223,7 +216,7 @@ class FileMetadataTransaction:
         """Remove what was written; fine if nothing is there."""
         if self._directory:
             try:
-                remove_directory(self._directory)
+                textfile.remove_directory(self._directory)
             except OSError:
                 self.release()
                 raise
