@@ -83,8 +83,8 @@ def rest(lines: list[str]) -> list[str]:
 
 
 def process(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list[str]) -> None:
-    """Called by autodoc with each docstring."""
-    lines[:] = rest(lines)
+    """Called by autodoc with each docstring; what Python says of every named tuple is left out."""
+    lines[:] = rest([line for line in lines if not line.startswith("Create new instance of")])
 
 
 def skip(_app: Any, _what: str, _name: str, obj: Any, _skip: bool, _options: Any) -> bool | None:
