@@ -22,8 +22,6 @@ _HEX = re.compile(r"[a-f0-9]+")
 _INVALID_FORMAT = "invalid checksum digest format"
 _INVALID_LENGTH = "invalid checksum digest length"
 _UNSUPPORTED = "unsupported digest algorithm"
-
-
 _SHOWN = 200
 
 
@@ -122,8 +120,7 @@ def chain_on(parent: str, diff_id: str) -> ChainID:
     """Make the ChainID of the layer diff_id on top of parent ("" = it is the base)."""
     if not parent:
         return ChainID(diff_id)
-    folded = hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
-    return ChainID(f"sha256:{folded}")
+    return ChainID(sha256_of(f"{parent} {diff_id}".encode()))
 
 
 def create_chain_id(diff_ids: Sequence[str]) -> ChainID | str:
@@ -145,8 +142,7 @@ def create_chain_id(diff_ids: Sequence[str]) -> ChainID | str:
         except InvalidDigestError:
             return chain
     for diff_id in diff_ids[1:]:
-        folded = hashlib.sha256(f"{chain} {diff_id}".encode("utf-8", "surrogateescape"))
-        chain = ChainID(f"sha256:{folded.hexdigest()}")
+        chain = ChainID(sha256_of(f"{chain} {diff_id}".encode("utf-8", "surrogateescape")))
     return chain
 
 

@@ -6,21 +6,21 @@ from typing import Any, Generic, TypeVar, final, type_check_only
 _T = TypeVar("_T")
 
 @type_check_only
-class _Block:
+class _Block(Generic[_T]):
     """What a `with` block is given."""
 
+    def __enter__(self) -> _T: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
 
 @final
-class Mutex(_Block):
+class Mutex(_Block[None]):
     """A lock between threads, whose owner may take it again. In a forked child what other threads had is free."""
 
     def __new__(cls, told: Callable[[BaseException], object] | None = None) -> Mutex:
         """told   called with what ended a `with` block, once the lock is released"""
 
-    def __enter__(self) -> None: ...
     def is_held(self) -> bool:
         """Return True if this thread holds it."""
 
@@ -35,16 +35,12 @@ class NamedLocks:
         """Return the names of the locks that a thread holds or waits for."""
 
 @final
-class HeldName(_Block):
+class HeldName(_Block[None]):
     """What NamedLocks.hold() gives."""
 
-    def __enter__(self) -> None: ...
-
 @final
-class HeldDirectory(_Block):
+class HeldDirectory(_Block[None]):
     """What DirectoryLock.hold() gives."""
-
-    def __enter__(self) -> None: ...
 
 @final
 class DirectoryLock:
@@ -57,7 +53,7 @@ class DirectoryLock:
         """Hold it for the length of a `with` block; check is called first, and what it raises ends the block."""
 
 @final
-class Claim(_Block):
+class Claim(_Block[Claim]):
     """A directory marked as in use by a lock on it. Without further references it is released."""
 
     def is_held(self) -> bool:
@@ -66,7 +62,6 @@ class Claim(_Block):
     def release(self) -> None:
         """Release the mark. Twice is harmless."""
 
-    def __enter__(self) -> Claim: ...
 
 def claim_directory(
     path: str, *, wait: bool = True, timeout: float = 0.0, late: Callable[[str], BaseException] | None = None
@@ -83,22 +78,19 @@ def surely(call: Callable[..., _T], *args: Any) -> _T:
     """Call what can be called twice: anew where an interrupt comes into it, which is raised then."""
 
 @final
-class Ending(_Block):
+class Ending(_Block[None]):
     """`with Ending(close):` ends in surely(close)."""
 
     def __new__(cls, call: Callable[[], object]) -> Ending: ...
-    def __enter__(self) -> None: ...
 
 @final
-class Scope(_Block, Generic[_T]):
+class Scope(_Block[_T]):
     """`with Scope(begin, end) as value:` ends in surely(end, value)."""
 
     def __new__(cls, begin: Callable[[], _T], end: Callable[[_T], object]) -> Scope[_T]: ...
-    def __enter__(self) -> _T: ...
 
 @final
-class OpenDirectory(_Block):
+class OpenDirectory(_Block[int]):
     """An open directory for the length of a `with` block, which gets its descriptor; a link is none."""
 
     def __new__(cls, path: Any, *, dir_fd: int | None = None) -> OpenDirectory: ...
-    def __enter__(self) -> int: ...

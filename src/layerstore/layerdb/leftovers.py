@@ -93,12 +93,11 @@ class Leftovers:
             if claim is None:
                 continue
             try:
-                if remove:
-                    remove_directory(path)
+                with claim:
+                    if remove:
+                        remove_directory(path)
                 found.append(path)
             except OSError as err:
                 about = {"directory": path, "error": err}
                 log.error("Cannot remove abandoned %s: %s", readable(path), err, extra=about)
-            finally:
-                claim.release()
         return found
