@@ -120,13 +120,13 @@ def unpack(data: Any, into: Path, *, threads: int = 0) -> int:
     with sinks.directory(into) as root:
         options = door.ffi.new("lay_unpack_options *", {"root_fd": root, "scratch_fd": -1, "threads": threads})
         sink = door.make("lay_unpack_open", "lay_unpack *", options)
-        span, size = door.ffi.new("lay_span *"), door.out("int64_t *")
+        span, done = door.ffi.new("lay_span *"), door.out("lay_applied *")
         for at in range(0, len(data), SPAN):
             span.p = door.ffi.cast("uint8_t *", data + at)
             span.n, span.offset, span.slot = min(SPAN, len(data) - at), at, 0
             door.call("lay_unpack_add", sink, span)
-        door.call("lay_unpack_end", sink, size)
-        return size[0]
+        door.call("lay_unpack_end", sink, done)
+        return int(done.size)
 
 
 def cases(tar: Path, into: Path) -> list[measure.Case]:

@@ -99,6 +99,10 @@ cdef class Apply:
     cdef lay.lay_apply_options options
     cdef int pid          # whose threads work for it: a forked child has none of them, and must not wait for their ends
 
+    cdef opened(self, lay.lay_code code):
+        lay.check(code, &self.done_err)
+        return self
+
     def __init__(self):
         raise TypeError("an Apply is made by register, disassemble, over_tree or over_mount")
 
@@ -193,12 +197,9 @@ cdef class Apply:
         self.over = True
         lay.give(&self.handle)
         lay.check(self.done_err.code, &self.done_err)
-        cdef const void *unsettled = NULL
-        cdef size_t n = 0
-        lay.lay_apply_unsettled(a, &unsettled, &n)
         return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries,
-                       (<const char *>unsettled)[:n] if n else b"",
-                       self.done.left_out, <bytes>lay.lay_apply_left_out(a))
+                       (<const char *>self.done.unsettled)[:self.done.unsettled_len] if self.done.unsettled_len else b"",
+                       self.done.left_out, <bytes>self.done.first_left_out if self.done.first_left_out != NULL else b"")
 
     def close(self):
         if self.pid != getpid():
@@ -229,30 +230,22 @@ cdef Apply not_open(unsigned flags, limits, int workers):
 # Opening takes microseconds: the GIL is kept.
 def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1):
     cdef Apply made = not_open(flags, limits, workers)
-    cdef lay.lay_error err
-    lay.check(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &err), &err)
-    return made
+    return made.opened(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &made.done_err))
 
 
 def disassemble(int record_fd, int again_fd=-1, int64_t again_offset=-1, *, limits=None, int workers=-1):
     cdef Apply made = not_open(0, limits, workers)
-    cdef lay.lay_error err
-    lay.check(lay.lay_apply_disassemble(<lay.lay_apply **>&made.handle.c, record_fd, again_fd, again_offset, &made.options, &err), &err)
-    return made
+    return made.opened(lay.lay_apply_disassemble(<lay.lay_apply **>&made.handle.c, record_fd, again_fd, again_offset, &made.options, &made.done_err))
 
 
 def over_tree(int root_fd, *, unsigned flags=0, limits=None, int workers=-1):
     cdef Apply made = not_open(flags, limits, workers)
-    cdef lay.lay_error err
-    lay.check(lay.lay_apply_over_tree(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &err), &err)
-    return made
+    return made.opened(lay.lay_apply_over_tree(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &made.done_err))
 
 
 def over_mount(int root_fd, *, unsigned flags=0, limits=None, int workers=-1):
     cdef Apply made = not_open(flags, limits, workers)
-    cdef lay.lay_error err
-    lay.check(lay.lay_apply_over_mount(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &err), &err)
-    return made
+    return made.opened(lay.lay_apply_over_mount(<lay.lay_apply **>&made.handle.c, root_fd, &made.options, &made.done_err))
 
 
 def stand_on(int root_fd, bytes unsettled not None, lowers, unsigned flags=0):

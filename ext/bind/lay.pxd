@@ -37,6 +37,9 @@ cdef extern from "lay.h" nogil:
         int64_t size
         int64_t entries
         int64_t left_out
+        const char *first_left_out
+        const void *unsettled
+        size_t unsettled_len
     ctypedef struct lay_apply
     lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int record_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err) noexcept
@@ -48,8 +51,6 @@ cdef extern from "lay.h" nogil:
     int64_t lay_apply_taken(const lay_apply *a) noexcept
     int lay_apply_sated(const lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
-    void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n) noexcept
-    const char *lay_apply_left_out(const lay_apply *a) noexcept
     void lay_apply_free(lay_apply *a) noexcept
     lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
 

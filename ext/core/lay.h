@@ -105,6 +105,9 @@ typedef struct lay_applied {
     int64_t size;          /* register: bytes in root, moby's size of a layer. over_...: sum of the header sizes */
     int64_t entries;
     int64_t left_out;      /* USERNS: devices that could not be made */
+    const char *first_left_out;   /* the path of the first; "": all were made */
+    const void *unsettled;        /* what lay_stand_on takes */
+    size_t unsettled_len;         /* 0: nothing in the tree depends on what is below */
 } lay_applied;
 
 typedef struct lay_apply lay_apply;
@@ -131,18 +134,14 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
 int64_t lay_apply_taken(const lay_apply *a);
 /* 1 when nothing more is wanted (over_mount, and the end of the archive has passed). */
 int lay_apply_sated(const lay_apply *a);
-/* The input has ended: joins every thread, completes record and tree. Only free may follow. */
+/* The input has ended: joins every thread, completes record and tree. Only free may follow; *out points to what free ends. */
 lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err);
-/* After finish, until free: what lay_stand_on takes. No bytes: nothing in the tree depends on what is below. */
-void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n);
-/* Likewise: the path of the first device that could not be made; "": all were. */
-const char *lay_apply_left_out(const lay_apply *a);
 /* Stops and joins what still runs. NULL is fine. */
 void lay_apply_free(lay_apply *a);
 
 /* The layer at root_fd, unpacked alone, stands on n lowers, nearest first. A directory that its tar has no entry for
  * becomes what the lowers show there, and an opaque mark at the top becomes marks of each name there.
- * unsettled: as lay_apply_unsettled gave it. flags: LAY_APPLY_USERNS, LAY_APPLY_USERXATTR. */
+ * unsettled: as lay_applied has it. flags: LAY_APPLY_USERNS, LAY_APPLY_USERXATTR. */
 lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */

@@ -18,15 +18,14 @@ OPAQUE = "trusted.overlay.opaque"
 
 def unpacked(tar: bytes, root: int, *, over: str = "") -> bytes:
     """Unpack tar; what it leaves open."""
-    p, n = door.ffi.new("const void **"), door.ffi.new("size_t *")
+    done = door.ffi.new("lay_applied *")
     with sinks.memory() as record, sinks.directory(f"/proc/self/fd/{root}/..") as scratch, sinks.applying(
         root=root, record_fd=record, scratch=scratch, over=over
     ) as a:
         for window, size in sinks.windows(tar, None):
             door.call("lay_apply_push", a, window, size)
-        sinks.finish(a)
-        door.lib.lay_apply_unsettled(a, p, n)
-        return bytes(door.ffi.buffer(p[0], n[0])) if n[0] else b""
+        door.call("lay_apply_finish", a, done)
+        return bytes(door.ffi.buffer(done.unsettled, done.unsettled_len)) if done.unsettled_len else b""
 
 
 def stand_on(root: int, unsettled: bytes, lowers: list[int]) -> None:

@@ -2,7 +2,7 @@
 #include "room.h"
 #include "apply/unpack.h"
 
-typedef struct outcome { lay_code code; int64_t offset, size; uint64_t entries; } outcome;
+typedef struct outcome { lay_code code; int64_t offset, size, entries; } outcome;
 
 static outcome unpack(const uint8_t *data, size_t size, lay_unpack_options options, fuzz_dice *dice)
 {
@@ -21,15 +21,14 @@ static outcome unpack(const uint8_t *data, size_t size, lay_unpack_options optio
         free(window);
         at += n;
     }
+    lay_applied done = { 0 };
     if (!o.code)
-        o.code = lay_unpack_end(u, &o.size, &err);
-    const void *unsettled;
-    size_t left = 0;
-    lay_unpack_unsettled(u, &unsettled, &left);
-    PROMISE(!left || (!o.code && !options.merged), "over what is below nothing is left open");
+        o.code = lay_unpack_end(u, &done, &err);
+    size_t left = o.code ? 0 : done.unsettled_len;
+    PROMISE(!left || !options.merged, "over what is below nothing is left open");
     if (left) {                               /* it stands on itself, where all its directories are */
         lay_error ignored;
-        PROMISE(!lay_stand_on(room.out, unsettled, left, &room.out, 1, options.flags, &ignored), "what is left open is settled");
+        PROMISE(!lay_stand_on(room.out, done.unsettled, left, &room.out, 1, options.flags, &ignored), "what is left open is settled");
     }
     if (o.code) {
         fuzz_error_is_whole(&err, o.code);
@@ -37,7 +36,8 @@ static outcome unpack(const uint8_t *data, size_t size, lay_unpack_options optio
         PROMISE(err.offset >= -1 && err.offset <= (int64_t)size, "an error lies inside the tar");
     }
     o.offset = err.offset;
-    o.entries = lay_unpack_entries(u);
+    o.size = done.size;
+    o.entries = done.entries;
     lay_unpack_free(u);
     fuzz_room_close(&room);
     return o;

@@ -266,22 +266,6 @@ lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err)
 int64_t lay_apply_taken(const lay_apply *a) { return a->taken; }
 int lay_apply_sated(const lay_apply *a) { return lay_pipeline_sated(a->pipeline); }
 
-void lay_apply_unsettled(const lay_apply *a, const void **p, size_t *n)
-{
-    *p = NULL;
-    *n = 0;
-    if (a->unpack.unpack)
-        lay_unpack_unsettled(a->unpack.unpack, p, n);
-}
-
-const char *lay_apply_left_out(const lay_apply *a)
-{
-    const char *first = "";
-    if (a->unpack.unpack)
-        lay_unpack_left_out(a->unpack.unpack, &first);
-    return first;
-}
-
 void lay_apply_free(lay_apply *a)
 {
     if (!a)

@@ -1,6 +1,8 @@
 /* paths.c - a tree of names in flat memory, and a hash table over (directory, name). */
 #include "apply/paths.h"
 
+#include "base/grow.h"
+
 #include <string.h>
 
 #define FIRST_SLOTS 64u
@@ -50,14 +52,8 @@ static lay_code grow(lay_paths *p, lay_error *err)
 {
     if (p->count == UINT32_MAX)
         return lay_fail_nomem(err);
-    if (p->count == p->cap) {
-        size_t cap = p->cap + p->cap / 2;
-        lay_path_node *nodes = reallocarray(p->nodes, cap, sizeof *nodes);
-        if (!nodes)
-            return lay_fail_nomem(err);
-        p->nodes = nodes;
-        p->cap = cap;
-    }
+    if (lay_grow(&p->nodes, &p->cap, p->count, sizeof *p->nodes, err))
+        return err->code;
     if (p->count <= p->mask / 4 * 3)
         return LAY_OK;
     size_t mask = 2 * p->mask + 1;

@@ -24,6 +24,15 @@ struct lay_pool {
     pthread_t thread[THREADS_MAX];
 };
 
+/* Lets go of what the job holds. */
+static void discard(lay_ring *ring, lay_job *job)
+{
+    if (job->slot >= 0)
+        lay_ring_drop(ring, (unsigned)job->slot);
+    lay_dir_release(job->dir);
+    free((void *)(uintptr_t)job->meta.xattrs);
+}
+
 lay_code lay_job_run(const lay_place *place, lay_ring *ring, lay_job *job, lay_error *err)
 {
     lay_code code = LAY_OK;
@@ -43,10 +52,7 @@ lay_code lay_job_run(const lay_place *place, lay_ring *ring, lay_job *job, lay_e
         lay_error_path(err, path, n < (int)sizeof path ? (size_t)n : sizeof path - 1);
         err->offset = job->offset;
     }
-    if (job->slot >= 0)
-        lay_ring_drop(ring, (unsigned)job->slot);
-    lay_dir_release(job->dir);
-    free((void *)(uintptr_t)job->meta.xattrs);
+    discard(ring, job);
     return code;
 }
 
@@ -63,14 +69,6 @@ static void run_and_note(lay_pool *p, lay_job *job, lay_error *scratch)
         p->failure_offset = offset;
     }
     pthread_mutex_unlock(&p->lock);
-}
-
-static void discard(lay_pool *p, lay_job *job)
-{
-    if (job->slot >= 0)
-        lay_ring_drop(p->ring, (unsigned)job->slot);
-    lay_dir_release(job->dir);
-    free((void *)(uintptr_t)job->meta.xattrs);
 }
 
 /* Under the lock: up to n jobs out of the queue. */
@@ -104,7 +102,7 @@ static void *worker(void *arg)
         pthread_mutex_unlock(&p->lock);
         for (unsigned i = 0; i < k; i++) {
             if (skip)
-                discard(p, &jobs[i]);
+                discard(p->ring, &jobs[i]);
             else
                 run_and_note(p, &jobs[i], &scratch);
         }
@@ -164,7 +162,7 @@ bool lay_pool_post(lay_pool *p, const lay_job *job)
         return true;
     lay_job mine = *job;
     if (failed) {
-        discard(p, &mine);
+        discard(p->ring, &mine);
         return false;
     }
     lay_error scratch;
@@ -208,7 +206,7 @@ void lay_pool_free(lay_pool *p)
     for (int i = 0; i < p->threads; i++)
         pthread_join(p->thread[i], NULL);
     while (p->count)
-        discard(p, &p->queue[(p->head + --p->count) % QUEUE]);
+        discard(p->ring, &p->queue[(p->head + --p->count) % QUEUE]);
     pthread_cond_destroy(&p->work);
     pthread_cond_destroy(&p->idle);
     pthread_mutex_destroy(&p->lock);

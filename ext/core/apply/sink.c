@@ -88,16 +88,9 @@ static lay_code unpack_take(lay_sink *s, const lay_span *span, lay_error *err)
     return lay_unpack_add(((lay_unpack_sink *)s)->unpack, span, err);
 }
 
-static lay_code unpack_end(lay_sink *sink, lay_applied *out, lay_error *err)
+static lay_code unpack_end(lay_sink *s, lay_applied *out, lay_error *err)
 {
-    lay_unpack_sink *s = (lay_unpack_sink *)sink;
-    const char *first;
-    if (lay_unpack_end(s->unpack, &out->size, err))
-        return err->code;
-    out->left_out = (int64_t)lay_unpack_left_out(s->unpack, &first);
-    if (s->options.scratch_fd < 0)            /* else there is a record, which counts them */
-        out->entries = (int64_t)lay_unpack_entries(s->unpack);
-    return LAY_OK;
+    return lay_unpack_end(((lay_unpack_sink *)s)->unpack, out, err);
 }
 
 static bool unpack_sated(const lay_sink *sink)

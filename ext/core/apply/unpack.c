@@ -111,20 +111,6 @@ void lay_unpack_free(lay_unpack *u)
 }
 
 bool lay_unpack_ended(const lay_unpack *u) { return lay_tar_ended(u->tar); }
-uint64_t lay_unpack_entries(const lay_unpack *u) { return u->entries; }
-
-uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first)
-{
-    *first = u->first_left_out.len ? u->first_left_out.p : "";
-    return u->left_out;
-}
-
-void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n)
-{
-    *p = u->unsettled.p;
-    *n = u->unsettled.len;
-}
-
 /* ---- entries ------------------------------------------------------------------------------------------------ */
 
 /* again: something had its name before. */
@@ -460,7 +446,7 @@ static lay_code set_directory_times(lay_unpack *u, lay_error *err)
     return LAY_OK;
 }
 
-lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err)
+lay_code lay_unpack_end(lay_unpack *u, lay_applied *out, lay_error *err)
 {
     if (!lay_tar_ended(u->tar) && lay_tar_eof(u->tar, err))
         return earliest(u, err);
@@ -471,7 +457,13 @@ lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err)
     lay_dirs_forget(&u->dirs);
     if (set_directory_times(u, err) || lay_unpack_implied_left(u, err))
         return err->code;
-    *size = u->merged ? u->header_sizes : u->size;
-    return u->merged || (u->fresh && !u->replaced) ? LAY_OK : lay_tree_size(u->root_fd, size, err);
+    out->size = u->merged ? u->header_sizes : u->size;
+    out->left_out = (int64_t)u->left_out;
+    out->first_left_out = u->left_out ? u->first_left_out.p : "";
+    out->unsettled = u->unsettled.p;
+    out->unsettled_len = u->unsettled.len;
+    if (u->scratch_fd < 0)                    /* else the record's writer counts them */
+        out->entries = (int64_t)u->entries;
+    return u->merged || (u->fresh && !u->replaced) ? LAY_OK : lay_tree_size(u->root_fd, &out->size, err);
 }
 

@@ -24,14 +24,9 @@ typedef struct lay_unpack_options {
 lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_error *err);
 /* After an error only free may follow. err->offset: where; err->path: which entry. */
 lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err);
-/* The stream has ended: waits for all files, sets the times of directories. *size as lay_applied has it. */
-lay_code lay_unpack_end(lay_unpack *u, int64_t *size, lay_error *err);
+/* The stream has ended: waits for all files, sets the times of directories, tells what is the tree's to tell. */
+lay_code lay_unpack_end(lay_unpack *u, lay_applied *out, lay_error *err);
 bool lay_unpack_ended(const lay_unpack *u);          /* the end-of-archive marker has passed */
-uint64_t lay_unpack_entries(const lay_unpack *u);
-/* Devices that could not be made, and the first one's path. */
-uint64_t lay_unpack_left_out(const lay_unpack *u, const char **first);
-/* As lay_apply_unsettled; after end, until free. */
-void lay_unpack_unsettled(const lay_unpack *u, const void **p, size_t *n);
 /* Removes the scratch directory and all else. */
 void lay_unpack_free(lay_unpack *u);
 
