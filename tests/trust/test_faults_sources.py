@@ -414,7 +414,7 @@ INTERRUPTED: dict[str, Callable[[Prepared], Any]] = {
 }
 
 
-@pytest.mark.soak(60, 300)
+@pytest.mark.soak(180, 300)
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name: str) -> None:
     seeds = range(budget(2, 60))
@@ -439,8 +439,8 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
                 os.kill(os.getpid(), signal.SIGINT)
 
             thread = threading.Thread(target=interrupt)
-            thread.start()
             try:
+                thread.start()          # on a busy machine it interrupts the start already
                 INTERRUPTED[name](p)
             except KeyboardInterrupt:
                 ended = time.monotonic()
@@ -494,6 +494,6 @@ def test_ctrl_c_ends_every_long_call_at_once_and_leaves_nothing(room: Path, name
         wrong += lost if len(lost) > 1 or any(" descriptor " not in line for line in lost) else []
         return wrong
 
-    wrong = faultkit.in_a_child(work, seconds=budget(50, 280))
+    wrong = faultkit.in_a_child(work, seconds=budget(170, 280))
     print(name, *wrong, sep="\n  ")
     assert not wrong
