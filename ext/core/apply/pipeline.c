@@ -28,7 +28,7 @@ struct lay_pipeline {
     uint8_t *block; size_t fill;          /* being filled */
     bool own_block;                       /* block is malloc'ed here, not the ring's */
     int64_t tar_size;                     /* bytes handed on */
-    unsigned sated;                       /* atomic: sinks that want no more */
+    unsigned sated;                       /* atomic: sinks that need no more */
     lay_applied done;                     /* each sink writes fields of its own */
 };
 

@@ -17,7 +17,7 @@ typedef struct lay_sink_ops {
     lay_code (*open)(lay_sink *s, lay_ring *ring, lay_error *err);       /* NULL: nothing to open. ring NULL: there is none */
     lay_code (*take)(lay_sink *s, const lay_span *span, lay_error *err);
     lay_code (*end)(lay_sink *s, lay_applied *out, lay_error *err);      /* the tar is complete; sets its own fields of out only */
-    bool (*sated)(const lay_sink *s);                                    /* it wants no more; NULL: never */
+    bool (*sated)(const lay_sink *s);                                    /* it needs no more; NULL: never */
     void (*free)(lay_sink *s);                                           /* what it holds, not the struct itself; NULL: it holds nothing */
 } lay_sink_ops;
 
