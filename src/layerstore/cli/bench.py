@@ -42,8 +42,7 @@ def add(commands: Commands) -> None:
     bench = commands.command(
         "bench", run_bench, "measure how fast a store is here",
         more="In a store of its own, which is gone afterwards. Medians; compare figures of one machine and hour only.",
-        examples=["bench", "bench --at /srv --mb 512", "bench --tar layer.tar --durability none"],
-    )  # fmt: skip
+        examples=["bench", "bench --at /srv --mb 512", "bench --tar layer.tar --durability none"])  # fmt: skip
     bench.add_argument("--at", metavar="DIR", help="where (default: at the root, or the nearest directory above)")
     bench.add_argument("--tar", metavar="TAR", help="the layer to use (default: a generated one)")
     bench.add_argument("--mb", metavar="N", type=_positive, default=64, help="size of the generated layer (64)")

@@ -38,16 +38,14 @@ def add(commands: Commands) -> None:
 
     cat = commands.command(
         "cat", run_cat, "print a file of a layer with all below it", "LAYER paths:PATH+",
-        examples=["cat debian:12 /etc/os-release", "cat --own 4e596c87bd09 /etc/passwd"],
-    )  # fmt: skip
+        examples=["cat debian:12 /etc/os-release", "cat --own 4e596c87bd09 /etc/passwd"])  # fmt: skip
     cat.add_argument("--own", action="store_true", help="of this layer alone")
 
     find = commands.command(
         "find", run_find, "say which layers hold a path, or delete it",
         more='Without a layer, all are looked at, each alone: a "whiteout" deletes what is below. With one, what\n'
              "a mount of it would show, and which layer that comes from.",
-        examples=["find /etc/passwd", "find '**/*.so*' debian:12", "find '/usr/bin/py*' --json"],
-    )  # fmt: skip
+        examples=["find /etc/passwd", "find '**/*.so*' debian:12", "find '/usr/bin/py*' --json"])  # fmt: skip
     find.add_argument("pattern", metavar="PATTERN", help='a path; "*", "?" and "[...]" within a name, "**" over names')
     find.add_argument("layer", metavar="LAYER", nargs="?", help="this layer with all below it")
     add_null(find)

@@ -51,8 +51,7 @@ def add(commands: Commands) -> None:
     commands.command(
         "doctor", run_doctor, "say what this host can do, and what to do about what it cannot",
         more='"note": it goes without. "bad": a store cannot work so; the exit code is 1 then.',
-        examples=["doctor", "--root /srv/layers doctor", "doctor --json"],
-    )  # fmt: skip
+        examples=["doctor", "--root /srv/layers doctor", "doctor --json"])  # fmt: skip
 
 
 def run_doctor(args: Any, screen: Screen) -> int:

@@ -19,16 +19,14 @@ def add(commands: Commands) -> None:
         "verify", run_verify, "compare what is stored with what was registered", "LAYER*",
         more="Reads every file of the named layers; without a name the whole store, with images and writable layers.\n"
              "Exit code 1: there are problems.",
-        examples=["verify", "verify debian:12 --json"],
-    )  # fmt: skip
+        examples=["verify", "verify debian:12 --json"])  # fmt: skip
 
     repair = commands.command(
         "repair", run_repair, "replace what is damaged in a layer, and nothing else", "LAYER",
         more="Without a source, damaged files are taken from other layers that hold the same. For a writable layer,\n"
              "its small files are mended, not its contents.",
         examples=["repair 4e596c87bd09", "repair 4e596c87bd09 base.tar", "repair 4e596c87bd09 --store /mnt/backup",
-                  "repair box"],
-    )  # fmt: skip
+                  "repair box"])  # fmt: skip
     source = repair.add_mutually_exclusive_group()
     source.add_argument("tar", metavar="TAR", nargs="?", help='the tar it was registered from; "-" is standard input')
     source.add_argument("--store", metavar="DIR", help="another store that has the layer")
@@ -39,8 +37,7 @@ def add(commands: Commands) -> None:
     gc = commands.command(
         "gc", run_gc, "remove unowned files",
         more="Layers are never removed: see `release`. No dockerd and no other program may have the store open.",
-        examples=["gc --dry-run", "gc"],
-    )  # fmt: skip
+        examples=["gc --dry-run", "gc"])  # fmt: skip
     gc.add_argument("-n", "--dry-run", action="store_true", help="only print what would be removed")
 
 

@@ -26,8 +26,7 @@ def add(commands: Commands) -> None:
     """Add the family."""
     image = commands.family(
         "image", "images: load, save, tag, unpack",
-        examples=["image load debian.tar", "image ls", "image save debian:12 -o debian.tar"],
-    )  # fmt: skip
+        examples=["image load debian.tar", "image ls", "image save debian:12 -o debian.tar"])  # fmt: skip
     load = image.command(
         "load", run_load, "load the images of an archive",
         more="Archives of docker save and OCI layouts (a tar, or a directory), plain or compressed.",
@@ -42,8 +41,7 @@ def add(commands: Commands) -> None:
         "save", run_save, "write images to an archive", "IMAGE+",
         examples=["image save debian:12 -o debian.tar", "image save app:1 --format oci --zstd | ssh host skopeo ...",
                   "image save app:1 --format oci-dir -o layout",
-                  "image save app:2 --exclude app:1 -o app-2.tar"],
-    )  # fmt: skip
+                  "image save app:2 --exclude app:1 -o app-2.tar"])  # fmt: skip
     save.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     told = "docker (default): for docker load; oci: an OCI layout in a tar; oci-dir: in a directory"
     save.add_argument("--format", choices=FORMATS, default="docker", help=told)
@@ -89,8 +87,7 @@ def add(commands: Commands) -> None:
     prune = image.command(
         "prune", run_prune, "remove images without a name, with their layers, and print what was removed",
         more="An image with a writable layer on it stays.",
-        examples=["image prune --dry-run", "image prune --all --unused-for 24h"],
-    )  # fmt: skip
+        examples=["image prune --dry-run", "image prune --all --unused-for 24h"])  # fmt: skip
     prune.add_argument("--all", action="store_true", help="also images with names, without a writable layer on them")
     prune.add_argument("--unused-for", metavar="TIME", type=_age_given,
                        help="only images last tagged or loaded so long ago: 24h, 7d, or seconds")  # fmt: skip

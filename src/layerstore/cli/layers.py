@@ -37,8 +37,7 @@ def add(commands: Commands) -> None:
         "ls", run_ls, "list the layers as a tree",
         more="Each layer is listed below its parent, indented if several stand on one. Writable layers and images are\n"
              "listed at their layers.",
-        examples=["ls", "ls --no-trunc", "ls --json"],
-    )  # fmt: skip
+        examples=["ls", "ls --no-trunc", "ls --json"])  # fmt: skip
     ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
 
     commands.command("show", run_show, "print all that is known of a layer", "LAYER",
@@ -48,8 +47,7 @@ def add(commands: Commands) -> None:
         "register", run_register, "store a layer tar and print its ChainID",
         more="The tar may be plain or compressed (gzip, zstd, bzip2, xz, lz4). The layer stays until it is released.",
         examples=["register base.tar", "register app.tar.gz --parent 4e596c87bd09",
-                  "register - --parent debian:12 < app.tar"],
-    )  # fmt: skip
+                  "register - --parent debian:12 < app.tar"])  # fmt: skip
     register.add_argument("tar", metavar="TAR", help='the layer tar; "-" is standard input')
     register.add_argument("--parent", metavar="LAYER", help="the layer below")
     add_durability(register)
@@ -58,8 +56,7 @@ def add(commands: Commands) -> None:
         "export", run_export, "write a layer's tar, byte for byte as it was registered", "LAYER",
         more="The tar is verified: a changed file ends the command with an error, and with -o no file is left behind.",
         examples=["export 4e596c87bd09 -o base.tar", "export debian:12 | tar t",
-                  "export app:1 --from debian:12 -o new.tar"],
-    )  # fmt: skip
+                  "export app:1 --from debian:12 -o new.tar"])  # fmt: skip
     export.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     export.add_argument("--from", dest="below", metavar="LAYER",
                         help="write a new tar of the difference to this ancestor; not verified")  # fmt: skip
@@ -68,15 +65,13 @@ def add(commands: Commands) -> None:
         "release", run_release, "remove layers that nothing needs, and print what was removed", "LAYER+",
         more="A layer stays while something needs it: another layer, a writable layer, an image, or another process.\n"
              "A layer below a removed one is removed too if it was released before.",
-        examples=["release 4e596c87bd09", "release --only 4e596c87bd09"],
-    )  # fmt: skip
+        examples=["release 4e596c87bd09", "release --only 4e596c87bd09"])  # fmt: skip
     release.add_argument("--only", action="store_true", help="keep the layers below, also those released before")
 
     diff = commands.command(
         "diff", run_diff, "compare the file systems of two layers, by their records", "old:LAYER new:LAYER",
         more="Lines begin with A (added), D (deleted) or C (changed: content, kind, rights, owner, attributes).",
-        examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7c4f1a --json"],
-    )  # fmt: skip
+        examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7c4f1a --json"])  # fmt: skip
     diff.add_argument("--times", action="store_true", help="compare times too")
     add_null(diff)
 

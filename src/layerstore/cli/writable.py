@@ -60,8 +60,7 @@ def add(commands: Commands) -> None:
 
     changes = rw.command(
         "changes", run_changes, "list what differs from the layer below", "NAME",
-        more="Lines begin with A (added), C (changed) or D (deleted).", examples=["rw changes box"],
-    )  # fmt: skip
+        more="Lines begin with A (added), C (changed) or D (deleted).", examples=["rw changes box"])  # fmt: skip
     add_null(changes)
 
     rw.command("size", run_size, "print how many bytes its own files have", "NAME", examples=["rw size box --bytes"])

@@ -118,18 +118,19 @@ def _wrong(what: str, wanted: str) -> ImageError:
     return WrongTypeError(what, f"it must be {wanted}")
 
 
-def text(found: Any, what: str) -> Any:
-    """Take a string."""
-    if found is not None and not isinstance(found, str):
-        raise _wrong(what, "a text")
-    return found
+def _only(kind: type, wanted: str) -> Kind:
+    """Make the kind of the values of one type."""
+
+    def check(found: Any, what: str) -> Any:
+        if found is not None and not isinstance(found, kind):
+            raise _wrong(what, wanted)
+        return found
+
+    return check
 
 
-def flag(found: Any, what: str) -> Any:
-    """Take true or false."""
-    if found is not None and not isinstance(found, bool):
-        raise _wrong(what, "true or false")
-    return found
+text, flag = _only(str, "a text"), _only(bool, "true or false")
+_list, _object = _only(list, "a list"), _only(dict, "an object")
 
 
 def int64(found: Any, what: str) -> Any:
@@ -172,10 +173,8 @@ def list_of(kind: Kind, of: str = "") -> Kind:
     called = of or ("texts" if kind is text else "such")
 
     def check(found: Any, what: str) -> Any:
-        if found is None:
+        if _list(found, what) is None:
             return None
-        if not isinstance(found, list):
-            raise _wrong(what, "a list")
         made = []
         for number, item in enumerate(found):
             try:
@@ -193,10 +192,8 @@ def map_of(kind: Kind) -> Kind:
     """Make the kind of objects with any keys."""
 
     def check(found: Any, what: str) -> Any:
-        if found is None:
+        if _object(found, what) is None:
             return None
-        if not isinstance(found, dict):
-            raise _wrong(what, "an object")
         return {key: kind(value, f"{what}[{key[:40]!a}]") for key, value in found.items()}
 
     return check
@@ -220,10 +217,8 @@ def struct(table: Table, *, exact: bool = False) -> Kind:
     names = {_fold(name): name for name in table}
 
     def check(found: Any, what: str) -> Any:
-        if found is None:
+        if _object(found, what) is None:
             return None
-        if not isinstance(found, dict):
-            raise _wrong(what, "an object")
         made: dict[str, Any] = {}
         spelled: dict[str, str] = {}
         for key, value in found.items():

@@ -332,7 +332,7 @@ class Images:
                     return False
                 above.add(at)
                 at = db.noted(at, "parent")
-            below = diff_ids_of(parse_document(db.content(parent), parent))
+            below = db.diff_ids(parent)
             return diff_ids_of(parse_document(data, "the image"))[: len(below)] == below
         except (OSError, LayerStoreError):
             return False

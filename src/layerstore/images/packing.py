@@ -82,10 +82,10 @@ class Nowhere:
 class Spool:
     """A file without a name."""
 
-    def __init__(self, directory: str, stack: contextlib.ExitStack) -> None:
-        """Make one on the file system of directory; the stack closes it."""
-        self._directory = directory
-        with naming(directory):
+    def __init__(self, directory: str | None, stack: contextlib.ExitStack) -> None:
+        """Make one on the file system of directory, None: that for temporary files; the stack closes it."""
+        self._directory = directory or tempfile.gettempdir()
+        with naming(self._directory):
             self._file = stack.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
@@ -273,24 +273,11 @@ class Layers:
             end = start + size + size // _LONGEST[0] + _LONGEST[1]
             found[diff_id] = Inside(fd, start, end)
             start = end
-        return self._without_left_out(found)
-
-    def places_below(self, target: DirectoryTarget, stack: contextlib.ExitStack) -> dict[DiffID, Waiting]:
-        """Return a file in the directory that is made for each that is written."""
-        return self._without_left_out({
-            diff_id: Below(target, f".layer-{number}", stack)
-            for number, diff_id in enumerate(self.chains) if diff_id not in self.left_out
-        })  # fmt: skip
-
-    def places_apart(self, spool: str | None, stack: contextlib.ExitStack) -> dict[DiffID, Waiting]:
-        """Return a file without a name for each that is written."""
-        return self._without_left_out({
-            diff_id: Spool(spool or tempfile.gettempdir(), stack)
-            for diff_id in self.chains if diff_id not in self.left_out
-        })  # fmt: skip
-
-    def _without_left_out(self, found: dict[DiffID, Waiting]) -> dict[DiffID, Waiting]:
         return found | {diff_id: Nowhere() for diff_id in self.left_out}
+
+    def places(self, make: Callable[[int], Waiting]) -> dict[DiffID, Waiting]:
+        """Return a place for each that is written; make: returns the one of a number."""
+        return {d: Nowhere() if d in self.left_out else make(number) for number, d in enumerate(self.chains)}
 
     def write(self, diff_id: DiffID, name: str, target: Target, tell: Callable[[int], None]) -> None:
         """Write one into the archive, unless it is left out."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from layerstore.errors import ImageError, LayerStoreError, readable
 from layerstore.ids import ChainID, Digest
-from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, parse_document
+from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of
 
 _GO_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)")
 
@@ -83,7 +83,7 @@ class Removing:
         if before is not None and self._last_used(id) > before:
             return False
         try:
-            chains = chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
+            chains = chains_of(self._db.diff_ids(id))
         except (OSError, LayerStoreError):        # damaged: only its name or id removes it
             return False
         return not chains or not self._mounts_on(chains[-1])
@@ -99,31 +99,22 @@ class Removing:
     def _check_removable(self, id: Digest, name: str, names: Sequence[str], force: bool) -> None:
         short = id.encoded[:12]
         if not name and len(names) > 1 and not force:
-            raise ImageError(
-                f"conflict: unable to delete {short} (must be forced) - it is called {', '.join(names)}", name=short
-            )
-        if any(self._db.noted(other, "parent") == id for other in self._db.ids() if other != id):
-            raise ImageError(
-                f"conflict: unable to delete {short} (cannot be forced) - image has dependent child images", name=short
-            )
+            raise _conflict(short, "must", f"it is called {', '.join(names)}")
+        if self._has_child(id):
+            raise _conflict(short, "cannot", "image has dependent child images")
         top = self._top_of(id)
         if force or not top or any(self._top_of(other) == top for other in self._db.ids() if other != id):
             return
         users = self._mounts_on(top)
         if users:
-            raise ImageError(
-                f"conflict: unable to delete {short} (must be forced) - "
-                f"the writable layer {readable(users[0])} uses it",
-                name=short,
-            )
+            raise _conflict(short, "must", f"the writable layer {readable(users[0])} uses it")
 
     def _is_unneeded(self, id: str, names: Repositories) -> bool:
         """Return True if an image has no name, and no child."""
-        return (
-            self._db.has(id)
-            and not names_of(id, names)
-            and not any(self._db.noted(other, "parent") == id for other in self._db.ids())
-        )
+        return self._db.has(id) and not names_of(id, names) and not self._has_child(id)
+
+    def _has_child(self, id: str) -> bool:
+        return any(self._db.noted(other, "parent") == id for other in self._db.ids() if other != id)
 
     def _top_of(self, id: str) -> str:
         """Return the top layer of an image; "" if it has none, or cannot be read."""
@@ -133,9 +124,13 @@ class Removing:
     def _chains_of(self, id: str) -> tuple[ChainID, ...]:
         """Return the layers of an image, base first; none if it cannot be read."""
         try:
-            return chains_of(diff_ids_of(parse_document(self._db.content(id), id)))
+            return chains_of(self._db.diff_ids(id))
         except (OSError, LayerStoreError):
             return ()
+
+
+def _conflict(short: str, may: str, why: str) -> ImageError:
+    return ImageError(f"conflict: unable to delete {short} ({may} be forced) - {why}", name=short)
 
 
 def names_of(id: str, names: Repositories) -> list[str]:

@@ -29,7 +29,7 @@ from layerstore.images.documents import (
     OWN_IMAGE,
     REF_NAME,
 )
-from layerstore.images.packing import Blob, Layers, OpenLayer, Outgoing, own_file
+from layerstore.images.packing import Below, Blob, Layers, OpenLayer, Outgoing, Spool, own_file
 from layerstore.images.targets import DirectoryTarget, Target, TarTarget
 from layerstore.streams.progress import Teller
 
@@ -213,11 +213,11 @@ def _packed(
 ) -> Any:  # fmt: skip
     """Pack the layers, to wait where there is room for them. Returns what the archive is to be written to."""
     if isinstance(out, DirectoryTarget):
-        layers.compress(compression, layers.places_below(out, stack), tell)
+        layers.compress(compression, layers.places(lambda n: Below(out, f".layer-{n}", stack)), tell)
         return out
     own = stack.enter_context(own_file(out))
     if own is None:
-        layers.compress(compression, layers.places_apart(spool, stack), tell)
+        layers.compress(compression, layers.places(lambda _: Spool(spool, stack)), tell)
         return out
     measured = TarTarget(_Measure())
     plain, layers.blobs = layers.blobs, {d: Blob(Digest(d), _LARGEST) for d in layers.blobs}

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from layerstore._core import _files
@@ -193,44 +193,43 @@ class DirectoryShelf(OpenShelf):
         at = follow(name, self._link_at)
         if not at or at == ".":
             return None
-        directory = os.dup(self._fd)
+        *above, last = at.split("/")
         try:
-            parts = at.split("/")
-            for number, part in enumerate(parts):
-                more = os.O_NONBLOCK | os.O_NOCTTY if number == len(parts) - 1 else os.O_DIRECTORY
-                try:
-                    fd = _files.open(part, os.O_RDONLY | os.O_NOFOLLOW | more, dir_fd=directory)
-                except (FileNotFoundError, NotADirectoryError):
-                    return None
-                except OSError as err:
-                    if err.errno in (errno.ENXIO, errno.ELOOP):      # a socket; a link since a moment ago
-                        raise ImageError(f"{readable(at)} in the archive is not a file of it") from None
-                    raise
-                _files.close(directory)
-                directory = fd
-            if not stat.S_ISREG(_files.mode_of(directory)):
+            with self._opened(above) as directory:
+                fd = _files.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY, dir_fd=directory)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as err:
+            if err.errno in (errno.ENXIO, errno.ELOOP):      # a socket; a link since a moment ago
+                raise ImageError(f"{readable(at)} in the archive is not a file of it") from None
+            raise
+        try:
+            if not stat.S_ISREG(_files.mode_of(fd)):
                 raise ImageError(f"{readable(at)} in the archive is not a file of it")
-            found, directory = directory, -1
-            return found
-        finally:
-            if directory >= 0:
-                _files.close(directory)
+        except BaseException:
+            _files.close(fd)
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def _opened(self, parts: Sequence[str]) -> Iterator[int]:
+        """Open a directory below, through no link, for the length of a `with` block."""
+        with contextlib.ExitStack() as stack:
+            directory = self._fd
+            for part in parts:
+                directory = _files.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+                stack.callback(_files.close, directory)
+            yield directory
 
     def _link_at(self, path: str) -> str | None:
         """Read a link whose own directory is reached through none: follow() asks from the root on."""
-        parts = path.split("/")
-        directory = os.dup(self._fd)
+        *above, last = path.split("/")
         try:
-            for part in parts[:-1]:
-                fd = _files.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-                _files.close(directory)
-                directory = fd
-            target = os.readlink(parts[-1], dir_fd=directory)
+            with self._opened(above) as directory:
+                target = os.readlink(last, dir_fd=directory)
         except OSError:
             return None
-        finally:
-            _files.close(directory)
-        return "" if target.startswith("/") else plain_path("/".join([*parts[:-1], target]))
+        return "" if target.startswith("/") else plain_path("/".join([*above, target]))
 
     @contextlib.contextmanager
     def find(self, name: str) -> Iterator[Section | None]:

@@ -172,6 +172,10 @@ class ImageDB:
             raise InvalidMetadataError(f"failed to verify: {id}")
         return data
 
+    def diff_ids(self, id: str) -> list[DiffID]:
+        """Return the DiffIDs in a config, base first. Raises as content(), or InvalidMetadataError."""
+        return diff_ids_of(parse_document(self.content(id), f"the image {id}"))
+
     def add(self, data: bytes) -> Digest:
         """Write a config; its id."""
         id = sha256_of(data)
@@ -248,7 +252,7 @@ class ImageDB:
 
     def _read_chains(self, id: Digest) -> frozenset[str] | None:
         try:
-            return frozenset(chains_of(diff_ids_of(parse_document(self.content(id), f"the image {id}"))))
+            return frozenset(chains_of(self.diff_ids(id)))
         except FileNotFoundError:
             return frozenset()
         except (OSError, LayerStoreError) as err:
