@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from layerstore import Store
 from layerstore.cli.layers import add_durability
-from layerstore.cli.opening import root_of
+from layerstore.cli.opening import nearest, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import mounts
@@ -53,9 +53,7 @@ def add(commands: Commands) -> None:
 
 def run_bench(args: Any, screen: Screen) -> None:
     """Measure."""
-    at = os.path.abspath(args.at) if args.at is not None else root_of(args)
-    while args.at is None and not os.path.isdir(at):
-        at = os.path.dirname(at)
+    at = os.path.abspath(args.at) if args.at is not None else nearest(root_of(args))
     place = tempfile.mkdtemp(prefix="layerstore-bench-", dir=at)
     try:
         tar = args.tar

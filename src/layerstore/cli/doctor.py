@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from layerstore import NotSupportedError, build_info
 from layerstore._core import _files
 from layerstore.cli.exits import Exit, sentence
-from layerstore.cli.opening import is_store, root_of
+from layerstore.cli.opening import is_store, nearest, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import dockerd, mounts
@@ -71,7 +71,7 @@ def run_doctor(args: Any, screen: Screen) -> int:
 
 def examine(root: str) -> list[Check]:
     """Look at everything; root need not be there."""
-    place = _nearest(root)
+    place = nearest(root)
     found = [_kernel(), _rights(), _store(root), _dockerd(root), _space(place)]
     try:
         with _room(place) as room:
@@ -79,13 +79,6 @@ def examine(root: str) -> list[Check]:
     except OSError as err:
         found.append(Check("writing", BAD, sentence(err), "name a directory that you may write to with --root"))
     return [*found, _libraries(), _libarchive(), _rich()]
-
-
-def _nearest(root: str) -> str:
-    """Return the directory of root, or the nearest existing one above."""
-    while not os.path.isdir(root):
-        root = os.path.dirname(root)
-    return root
 
 
 @contextlib.contextmanager

@@ -41,6 +41,13 @@ def root_of(args: Any) -> str:
     return os.path.abspath(root)
 
 
+def nearest(root: str) -> str:
+    """Return the directory root, or the nearest one above that exists."""
+    while not os.path.isdir(root):
+        root = os.path.dirname(root)
+    return root
+
+
 def is_store(root: str) -> bool:
     """Return True if there is a store below root. Raises PermissionError."""
     try:

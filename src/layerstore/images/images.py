@@ -471,12 +471,9 @@ class Images:
         if unused_for is not None and not unused_for >= 0:
             raise ValueError(f"unused_for is a number of seconds, not {unused_for!r}")
         self.store.check_open()
-        if dry_run:
-            gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=True)
-            return Removed(gone.untagged, gone.deleted, [])
-        with self._changing():
-            gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=False)
-        return self._released(gone)
+        with contextlib.nullcontext() if dry_run else self._changing():
+            gone = self._removing.prune(dangling=dangling, unused_for=unused_for, dry_run=dry_run)
+        return Removed(gone.untagged, gone.deleted, []) if dry_run else self._released(gone)
 
     def _released(self, gone: Gone) -> Removed:
         layers = [layer for chains in gone.chains for layer in self.store.release_unused(chains)]

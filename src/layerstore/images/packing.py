@@ -6,7 +6,7 @@ A packed layer's size and digest stand in documents that come before it, so it w
                 that it leaves are freed on the way: an archive takes no more room than it has bytes
     Below       in the directory that is made
     Spool       in a file without a name, where the archive is a pipe: it can be read only once
-    Nowhere     a layer that is left out: its size and digest are all that is needed
+    (nowhere)   a layer that is left out: its size and digest are all that is needed
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import hashlib
-import io
 import os
 import queue
 import stat
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple
 
 from layerstore._core import _files
 from layerstore._core._pack import Packer
@@ -30,7 +29,7 @@ from layerstore.errors import ImageError
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.image import Image
 from layerstore.images.targets import DirectoryTarget, Target, write_out
-from layerstore.streams.tarstream import COPY_BLOCK, TarStream, write_whole
+from layerstore.streams.tarstream import COPY_BLOCK, TarStream, descriptor_of, write_whole
 
 _WORKERS = min(4, os.cpu_count() or 1)
 # A compressed stream of incompressible bytes is a little longer than these.
@@ -59,8 +58,8 @@ class Blob(NamedTuple):
 # ---- where packed layers wait ------------------------------------------------------------------
 
 
-class Waiting(Protocol):
-    """One packed layer that waits."""
+class Waiting:
+    """One packed layer that waits; of this class itself, one that is left out."""
 
     def write(self, data: bytes) -> None:
         """Add bytes; in one thread."""
@@ -69,17 +68,7 @@ class Waiting(Protocol):
         """Become the file of this name."""
 
 
-class Nowhere:
-    """A layer that is left out."""
-
-    def write(self, data: bytes) -> None:
-        """Do nothing."""
-
-    def put(self, name: str, size: int, target: Target) -> None:
-        """Do nothing."""
-
-
-class Spool:
+class Spool(Waiting):
     """A file without a name."""
 
     def __init__(self, directory: str | None, stack: contextlib.ExitStack) -> None:
@@ -99,7 +88,7 @@ class Spool:
         target.stream(name, size, lambda out: _copy_file(self._file, out))
 
 
-class Below:
+class Below(Waiting):
     """A file in the directory that is made."""
 
     def __init__(self, target: DirectoryTarget, name: str, stack: contextlib.ExitStack) -> None:
@@ -117,7 +106,7 @@ class Below:
         target.take(self._name, name, size)
 
 
-class Inside:
+class Inside(Waiting):
     """A place far behind in the archive's file."""
 
     def __init__(self, fd: int, start: int, end: int) -> None:
@@ -157,7 +146,7 @@ def own_file(out: Any) -> Iterator[int | None]:
 
     out   a descriptor, or a binary file. It stands behind all that was written when the block ends
     """
-    fd, own = out if isinstance(out, int) else descriptor_of(out), -1
+    fd, own = descriptor_of(out), -1
     with contextlib.suppress(OSError):
         if fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode) and _stands(fd) == os.fstat(fd).st_size:
             own = _files.open(f"/proc/self/fd/{fd}", os.O_RDWR)
@@ -273,11 +262,11 @@ class Layers:
             end = start + size + size // _LONGEST[0] + _LONGEST[1]
             found[diff_id] = Inside(fd, start, end)
             start = end
-        return found | {diff_id: Nowhere() for diff_id in self.left_out}
+        return found | {diff_id: Waiting() for diff_id in self.left_out}
 
     def places(self, make: Callable[[int], Waiting]) -> dict[DiffID, Waiting]:
         """Return a place for each that is written; make: returns the one of a number."""
-        return {d: Nowhere() if d in self.left_out else make(number) for number, d in enumerate(self.chains)}
+        return {d: Waiting() if d in self.left_out else make(number) for number, d in enumerate(self.chains)}
 
     def write(self, diff_id: DiffID, name: str, target: Target, tell: Callable[[int], None]) -> None:
         """Write one into the archive, unless it is left out."""
@@ -298,14 +287,6 @@ class Layers:
                     return stream.copy_to(out, progress=tell_more)
 
             target.stream(name, self.blobs[diff_id].size, write_to)
-
-
-def descriptor_of(out: Any) -> int:
-    """Return the descriptor of a plain binary file, all that was written flushed; -1: it has none."""
-    if isinstance(out, (io.FileIO, io.BufferedWriter)):
-        out.flush()
-        return out.fileno()
-    return -1
 
 
 def _copy_file(packed: IO[bytes], out: Any) -> int:

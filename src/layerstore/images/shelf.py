@@ -78,16 +78,12 @@ def hash_section(section: Section, algorithm: str, stop: Callable[[], None]) -> 
     return Digest(f"{algorithm}:{hashed.hexdigest()}")
 
 
-class OpenShelf(abc.ABC):
+class OpenShelf(Shelf):
     """A shelf whose files can be read in any order."""
 
     @abc.abstractmethod
     def find(self, name: str) -> contextlib.AbstractContextManager[Section | None]:
         """Lend a file for the length of a `with` block; None: it is not there."""
-
-    @abc.abstractmethod
-    def names(self) -> list[str]:
-        """Name all there is, as far as the oldest archives need it."""
 
     def has(self, name: str) -> bool:
         """Return True if there is such a file."""

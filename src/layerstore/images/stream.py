@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import os
 import re
-import select
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ from layerstore.images.shelf import missing, too_large
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT
 from layerstore.streams.decompress import decompress
 from layerstore.streams.progress import Teller
-from layerstore.streams.sources import BLOCK, HEAD, Input, SourceInput
+from layerstore.streams.sources import BLOCK, HEAD, Input, SourceInput, read_waiting
 
 _TAR_NAME = re.compile(r"([a-f0-9]{64})\.tar")
 # Bytes of documents that wait, packed.
@@ -53,17 +52,10 @@ class Reader:
     def some(self, n: int) -> bytes:
         """Return up to n bytes; none only at the end."""
         if not self._pending:
-            self._pending = self._from_fd(min(n, BLOCK)) if self._fd >= 0 else self._block()
+            self._pending = read_waiting(self._fd, min(n, BLOCK)) if self._fd >= 0 else self._block()
         found, self._pending = self._pending[:n], self._pending[n:]
         self.position += len(found)
         return found
-
-    def _from_fd(self, n: int) -> bytes:
-        while True:
-            try:
-                return os.read(self._fd, n)
-            except BlockingIOError:
-                select.select([self._fd], [], [])
 
     def exactly(self, n: int) -> bytes:
         """Return n bytes, fewer only at the end."""

@@ -188,7 +188,7 @@ class Input:
             found = _files.read(self.fd, min(BLOCK, self.left()), self.offset)
             self.offset += len(found)
             return found
-        return self._read_descriptor()
+        return read_waiting(self.fd, BLOCK)
 
     def head(self) -> bytes:
         """Return the first bytes, to tell what it is; those of a regular file are not taken."""
@@ -213,14 +213,6 @@ class Input:
     def _position(self) -> int:
         with naming_file(self.fd):
             return self.offset if self.offset >= 0 else os.lseek(self.fd, 0, os.SEEK_CUR)
-
-    def _read_descriptor(self) -> bytes:
-        while True:
-            try:
-                with naming_file(self.fd):
-                    return os.read(self.fd, BLOCK)
-            except BlockingIOError:
-                select.select([self.fd], [], [])
 
     def pump_into(self, apply: Apply) -> None:
         """Push all of it into apply. What read() and progress raise passes through."""
@@ -259,6 +251,16 @@ class Input:
         self.fd, self.owned, self.buffer = -1, False, None
         if self.blocks is not None:
             self.blocks.close()
+
+
+def read_waiting(fd: int, n: int) -> bytes:
+    """Read up to n bytes of a descriptor, and wait if it has none now."""
+    while True:
+        try:
+            with naming_file(fd):
+                return os.read(fd, n)
+        except BlockingIOError:
+            select.select([fd], [], [])
 
 
 def refuse_nothing(applied: Any) -> None:

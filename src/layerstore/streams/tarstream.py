@@ -146,11 +146,7 @@ class TarStream(_BinaryFile):
         whole = self.size - self.tell() if progress is not None and self._seekable else None
         teller = Teller(progress, whole)
         _check_file(dst, "write")
-        fd = dst if isinstance(dst, int) else -1
-        if isinstance(dst, (io.FileIO, io.BufferedWriter)):
-            with naming_file(dst):
-                dst.flush()
-            fd = dst.fileno()
+        fd = descriptor_of(dst)
         end = False
         while not end:
             if fd >= 0:
@@ -304,6 +300,17 @@ def _empty_file(file: Any) -> int:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return -1
+
+
+def descriptor_of(file: Any) -> int:
+    """Return the descriptor to write to, after a flush; -1: the file has none of its own."""
+    if isinstance(file, int):
+        return file
+    if not isinstance(file, (io.FileIO, io.BufferedWriter)):
+        return -1
+    with naming_file(file):
+        file.flush()
+    return file.fileno()
 
 
 def write_whole(file: Any, data: bytes) -> None:
