@@ -1,4 +1,4 @@
-"""Completion: what may stand next on a command line, told from the parser itself, and the scripts that ask for it.
+"""Completion: what may stand next on a command line, by the parser itself, and the scripts that ask for it.
 
 The scripts are small: on Tab they call `layerstore __words WORD...`, the last word being the one to complete, and get
 one candidate per line, with a tab and a description; ":files" or ":dirs" leaves names of files to the shell.

@@ -112,7 +112,7 @@ class Opened:
 
 
 def require_store(root: str) -> None:
-    """Raise Failure where there is no store."""
+    """Raise Failure if there is no store."""
     if not is_store(root):
         raise Failure(f"there is no store below {root}; make one with: layerstore --root {root} init", Exit.NOT_THERE)
 
@@ -136,7 +136,7 @@ def refuse_dockerd(root: str) -> None:
 
 @contextlib.contextmanager
 def writing(args: Any) -> Iterator[Opened]:
-    """Open the store of a command line to change it. Raises Failure where there is none or a dockerd runs on it."""
+    """Open the store of a command line to change it. Raises Failure if there is none, or a dockerd runs on it."""
     root = root_of(args)
     require_store(root)
     refuse_dockerd(root)

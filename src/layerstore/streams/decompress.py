@@ -1,8 +1,8 @@
 """bzip2, xz and lz4 streams become plain bytes: xz by Python's lzma, the others by libarchive's filters.
 
-Blocks of a compressed stream come in by a callback, plain blocks go out. Nothing is silently short:
-a cut stream, a broken one, and anything but zeros behind its end are errors. xz may ask for 4 GiB of memory
-in a hundred bytes, and libarchive would give it; lzma takes a limit.
+Blocks of a compressed stream come in by a callback, plain blocks go out. No result is silently short: a cut stream, a
+broken one, and anything but zeros behind its end are errors. xz may ask for 4 GiB of memory in a hundred bytes, and
+libarchive would allocate them; lzma takes a limit.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def export_flags(keep: str, marks: str) -> int:
 
 
 def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]]) -> None:
-    """Warn once of all that a tar leaves out, by warnings and in the log; of nothing, say nothing.
+    """Warn once of all that a tar leaves out, if it leaves out anything, by a warning and in the log.
 
     whose   "writable layer web", "layer sha256:..."
     """
@@ -81,7 +81,7 @@ def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]]) -> No
 
 
 def told_left_out(stream: TarStream, whose: str) -> TarStream:
-    """Return a fresh tar, after the warning of what it leaves out; where warnings are errors it is closed."""
+    """Return a new tar, after the warning of what it leaves out. If warnings are errors, close it and raise."""
     try:
         warn_left_out(whose, stream.left_out())
     except BaseException:

@@ -1,8 +1,7 @@
-"""What the contract calls Source, and how it is fed to the core.
+"""The sources of a tar, and how they are fed to the core.
 
-In: a descriptor, a path, a buffer, a real file, or anything with read(n). Out: every byte of it, in the
-core's own reads where that can be, so that no Python runs per block. gzip and zstd go in as they are;
-bzip2, xz and lz4 are opened on the way.
+In: a descriptor, a path, a buffer, a real file, or anything with read(n). Out: all of its bytes, read by the core if it
+can, so that no Python runs per block. gzip and zstd go in as they are; bzip2, xz and lz4 are decompressed on the way.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class Blocks:
         return given
 
     def close(self) -> None:
-        """End the iterator, where it can be ended (a generator can)."""
+        """End the iterator, if it can be ended, as a generator can."""
         close = getattr(self._blocks, "close", None)
         if close is not None:
             close()

@@ -33,7 +33,7 @@ else:
 
 
 class _Named:
-    """What is found wrong in a stream is said of the layer that is read."""
+    """Names the layer that is read in an error of its stream."""
 
     __slots__ = ("chain_id",)
 
@@ -48,7 +48,7 @@ class _Named:
 
 
 class TarStream(_BinaryFile):
-    """A layer's tar, byte for byte. Context manager; read, readinto, and where seekable() seek.
+    """A layer's tar, byte for byte. It is a context manager, with read(), readinto() and, if seekable(), seek().
 
     Read from its first byte to its end it checks the DiffID, and every file's CRC as it passes:
     CorruptLayerError instead of the end.
@@ -80,7 +80,7 @@ class TarStream(_BinaryFile):
         return self._source
 
     def readable(self) -> bool:
-        """Say True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
@@ -108,7 +108,7 @@ class TarStream(_BinaryFile):
             return self._open().size()
 
     def left_out(self) -> list[tuple[str, int, list[str]]]:
-        """Say what a fresh tar leaves out: see layerstore.streams.leftout.LeftOut. Of a recorded one: nothing."""
+        """Return what a new tar leaves out, as streams.leftout.LeftOut has it; [] for a recorded one."""
         with self._lock:
             return self._open().left_out()
 
