@@ -29,7 +29,7 @@ from layerstore.errors import ImageError
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.images.image import Image
 from layerstore.images.targets import DirectoryTarget, Target, write_out
-from layerstore.streams.tarstream import COPY_BLOCK, TarStream, descriptor_of, write_whole
+from layerstore.streams.tarstream import COPY_BLOCK, TarStream, flushed_descriptor, write_whole
 
 _WORKERS = min(4, os.cpu_count() or 1)
 # A compressed stream of incompressible bytes is a little longer than these.
@@ -146,7 +146,7 @@ def own_file(out: Any) -> Iterator[int | None]:
 
     out   a descriptor, or a binary file. It stands behind all that was written when the block ends
     """
-    fd, own = descriptor_of(out), -1
+    fd, own = flushed_descriptor(out), -1
     with contextlib.suppress(OSError):
         if fd >= 0 and stat.S_ISREG(os.fstat(fd).st_mode) and _stands(fd) == os.fstat(fd).st_size:
             own = _files.open(f"/proc/self/fd/{fd}", os.O_RDWR)

@@ -146,7 +146,7 @@ class TarStream(_BinaryFile):
         whole = self.size - self.tell() if progress is not None and self._seekable else None
         teller = Teller(progress, whole)
         _check_file(dst, "write")
-        fd = descriptor_of(dst)
+        fd = flushed_descriptor(dst)
         end = False
         while not end:
             if fd >= 0:
@@ -302,7 +302,7 @@ def _empty_file(file: Any) -> int:
         return -1
 
 
-def descriptor_of(file: Any) -> int:
+def flushed_descriptor(file: Any) -> int:
     """Return the descriptor to write to, after a flush; -1: the file has none of its own."""
     if isinstance(file, int):
         return file
