@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from layerstore import Store
+from layerstore.cli.doctor import room_in
 from layerstore.cli.layers import add_durability
 from layerstore.cli.opening import nearest, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
-from layerstore.disk import mounts
-from layerstore.disk.textfile import remove_directory
 
 EDITS = 1000
 
@@ -54,17 +52,13 @@ def add(commands: Commands) -> None:
 def run_bench(args: Any, screen: Screen) -> None:
     """Measure."""
     at = os.path.abspath(args.at) if args.at is not None else nearest(root_of(args))
-    place = tempfile.mkdtemp(prefix="layerstore-bench-", dir=at)
-    try:
+    with room_in(at, "bench") as place:
         tar = args.tar
         if tar is None:
             tar = os.path.join(place, "layer.tar")
             _make_tar(tar, args.mb * 10**6, args.files)
         with Store(os.path.join(place, "store"), options={"durability": args.durability or "full"}) as store:
             results = _measure(store, tar, args.rounds, screen)
-    finally:
-        mounts.unmount_below(place)
-        remove_directory(place)
     facts = {"at": at, "results": [{**r._asdict(), "per_second": r.amount / r.seconds} for r in results]}
     rows: list[list[Cell]] = [
         [result.what, f"{result.seconds * 1e3:.1f} ms",

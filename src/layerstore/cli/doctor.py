@@ -74,7 +74,7 @@ def examine(root: str) -> list[Check]:
     place = nearest(root)
     found = [_kernel(), _rights(), _store(root), _dockerd(root), _space(place)]
     try:
-        with _room(place) as room:
+        with room_in(place, "doctor") as room:
             found += [look(room) for look in _TRIES]
     except OSError as err:
         found.append(Check("writing", BAD, sentence(err), "name a directory that you may write to with --root"))
@@ -82,8 +82,9 @@ def examine(root: str) -> list[Check]:
 
 
 @contextlib.contextmanager
-def _room(place: str) -> Iterator[str]:
-    room = tempfile.mkdtemp(prefix="layerstore-doctor-", dir=place)
+def room_in(place: str, what: str) -> Iterator[str]:
+    """Create a directory for the length of a `with` block; it is removed with all in it and all mounts below."""
+    room = tempfile.mkdtemp(prefix=f"layerstore-{what}-", dir=place)
     try:
         yield room
     finally:
