@@ -55,7 +55,6 @@ class _Line:
     """A command line up to the word that is completed."""
 
     def __init__(self, parser: Parser, words: Sequence[str]) -> None:
-        """Walk the words that are whole."""
         self.parser = parser
         self.plain: list[str] = []                      # arguments of the command that are no options
         self.waiting: argparse.Action | None = None     # an option that needs its value

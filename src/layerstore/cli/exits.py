@@ -53,7 +53,6 @@ class Failure(Exception):  # noqa: N818  what a command ends with need not be an
     """A command failed: the sentence to print, and the exit code."""
 
     def __init__(self, text: str, code: Exit = Exit.FAILED) -> None:
-        """Hold a text of one line, without the program's name, and the exit code."""
         super().__init__(text)
         self.code = code
 

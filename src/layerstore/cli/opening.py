@@ -61,7 +61,6 @@ class Opened:
     """An open store, and how layers in it are named."""
 
     def __init__(self, store: Store) -> None:
-        """Look into store, which its opener closes."""
         self.store = store
         self.images = Images(store)
 

@@ -23,7 +23,6 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """Take what an ArgumentParser takes."""
         super().__init__(*args, **options)
         self.commands: dict[str, Parser] = {}
         self.short = ""
@@ -60,7 +59,6 @@ class Commands:
     """Where a family of commands adds its own."""
 
     def __init__(self, parser: Parser, title: str, common: Parser) -> None:
-        """Add below parser, the main one or that of a family."""
         self._common, self._known = common, parser.commands
         self._below = parser.add_subparsers(title=title, metavar="COMMAND", parser_class=Parser)
         self.prog = parser.prog

@@ -14,7 +14,8 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from layerstore.disk import mounts
 from layerstore.disk.locks import Claim, Scope, claim_directory, surely
@@ -46,13 +47,21 @@ FS_NAMES = {
     0x2FC12FC1: "zfs",
 }
 
+_T = TypeVar("_T")
 
-_FileSystem = tuple[int, int]
 
+def _once_per_file_system(look: Callable[[str], _T]) -> Callable[[str], _T]:
+    """Keep what `look` answers of a file system; what it raises is not kept."""
+    known: dict[tuple[int, int], _T] = {}
 
-def _file_system(path: str) -> _FileSystem:
-    """Name the file system at path for this process: the number alone is given again when one is unmounted."""
-    return os.stat(path).st_dev, mounts.fs_magic(path)
+    @functools.wraps(look)
+    def looked(where: str) -> _T:
+        at = os.stat(where).st_dev, mounts.fs_magic(where)     # the number alone is given again after an unmount
+        if at not in known:
+            known[at] = look(where)
+        return known[at]
+
+    return looked
 
 
 def fs_name(path: str) -> str:
@@ -180,24 +189,23 @@ def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Scope
     return Scope(begin, lambda merged: mounts.unmount(merged, 0))
 
 
+_TWO_LOWERS = ("lower1", "lower2", "upper", "work", "merged")
+
+
+@_once_per_file_system
 def probe_overlay(where: str) -> None:
     """Mount an overlay with two lowers below `where`.
 
     Raises  NotSupportedError   the kernel refuses the mount; it says why, and what to do
             OSError             no directory can be made below where: it is read-only, full, or another user's
     """
-    device = _file_system(where)
-    if device in _overlay_works:
-        return
-    names = ("lower1", "lower2", "upper", "work", "merged")
-    with _probe_directory(where, "check-overlayfs-support", *names) as directory:
+    with _probe_directory(where, "check-overlayfs-support", *_TWO_LOWERS) as directory:
         try:
             with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=needs_userxattr(where)):
                 pass
         except OSError as err:
             remedy = how_to_mount(err.errno, where)
             raise NotSupportedError(f"driver not supported: {err}{f' ({remedy})' if remedy else ''}") from err
-    _overlay_works.add(device)
 
 
 def how_to_mount(code: int | None, where: str) -> str:
@@ -230,9 +238,6 @@ def in_container() -> bool:
     return "container" in os.environ or any(os.path.exists(mark) for mark in marks)
 
 
-_overlay_works: set[_FileSystem] = set()
-
-
 @functools.cache
 def needs_userxattr(where: str) -> bool:
     """Return True if mounts need `userxattr`: in a user namespace, if the kernel knows it."""
@@ -240,33 +245,24 @@ def needs_userxattr(where: str) -> bool:
         return False
     if kernel_version() >= (5, 11):
         return True
-    names = ("lower1", "lower2", "upper", "work", "merged")
-    with contextlib.suppress(OSError), _probe_directory(where, "check-overlayfs-userxattr", *names) as directory:
+    with contextlib.suppress(OSError), _probe_directory(where, "check-overlayfs-userxattr", *_TWO_LOWERS) as directory:
         with _mounted(directory, "lower2", "lower1", upper="upper", userxattr=True):
             return True
     return False
 
 
+@_once_per_file_system
 def has_d_type(where: str) -> bool:
     """Return True if directories list the types of their entries, which overlay relies on."""
-    device = _file_system(where)
-    if device not in _d_type:
-        with _probe_directory(where, "check-d-type", "find-d_type") as directory:
-            _d_type[device] = mounts.dirents_typed(directory)
-    return _d_type[device]
+    with _probe_directory(where, "check-d-type", "find-d_type") as directory:
+        return mounts.dirents_typed(directory)
 
 
-_d_type: dict[_FileSystem, bool] = {}
-
-
+@_once_per_file_system
 def uses_metacopy(where: str) -> bool:
     """Return True if a chmod through the mount copies the metadata alone. Only the status reports it."""
-    device = _file_system(where)
-    if device in _metacopy:
-        return _metacopy[device]
     userxattr = needs_userxattr(where)
     attribute = ("user" if userxattr else "trusted") + ".overlay.metacopy"
-    found = False
     try:
         names = ("l1", "l2", "work", "merged")
         with _probe_directory(where, "metacopy-check", *names) as directory:
@@ -276,20 +272,11 @@ def uses_metacopy(where: str) -> bool:
                 os.fchmod(file.fileno(), 0o700)
             with _mounted(directory, "l1", upper="l2", userxattr=userxattr):
                 os.chmod(os.path.join(directory, "merged", "f"), 0o600)
-            try:
-                os.getxattr(os.path.join(directory, "l2", "f"), attribute)
-                found = True
-            except OSError as err:
-                if err.errno != errno.ENODATA:
-                    raise
+            return _attribute(os.path.join(directory, "l2", "f"), attribute) is not None
     except OSError as err:
         text = "Unable to detect whether overlay kernel module supports metacopy: %s"
         log.warning(text, err, extra={"directory": where, "error": err})
-    _metacopy[device] = found
-    return found
-
-
-_metacopy: dict[_FileSystem, bool] = {}
+        return False
 
 
 def native_diff_problem(where: str) -> str | None:
@@ -323,10 +310,10 @@ def native_diff_problem(where: str) -> str | None:
         return str(err)
 
 
-def _attribute(path: str, name: str) -> bytes:
+def _attribute(path: str, name: str) -> bytes | None:
     try:
         return os.getxattr(path, name)
     except OSError as err:
         if err.errno == errno.ENODATA:
-            return b""
+            return None
         raise

@@ -55,12 +55,9 @@ class ProjectQuota:
         """Let what is made below directory take at most size bytes. Raises OSError."""
         with self._lock:
             project = mounts.project_of(directory)
-            if project < self._next and not self._ours(directory, project):
+            # A fresh directory inherits the home's project, which is not its own.
+            if project < self._next and project == mounts.project_of(os.path.dirname(directory)):
                 project = self._next
                 mounts.set_project(directory, project)
                 self._next += 1
             mounts.set_project_limit(self._device, project, size)
-
-    def _ours(self, directory: str, project: int) -> bool:
-        # A fresh directory inherits the home's project, which is not its own.
-        return project != mounts.project_of(os.path.dirname(directory))

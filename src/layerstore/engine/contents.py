@@ -25,7 +25,6 @@ class Contents:
     """The contents of one store's layers."""
 
     def __init__(self, ground: Ground) -> None:
-        """Look at the layers of this ground."""
         self._ground, self._records, self._check_open = ground, ground.records, ground.check_open
 
     def layers(self) -> list[Record]:

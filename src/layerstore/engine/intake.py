@@ -45,7 +45,6 @@ class Registration:
     """Makes layers of one store."""
 
     def __init__(self, ground: Ground, references: References, keeping: Keeping, syncing: Syncing) -> None:
-        """Make layers on this ground."""
         self._ground, self._metadata, self._driver = ground, ground.metadata, ground.driver
         self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
         self._references, self._keeping, self._syncing = references, keeping, syncing

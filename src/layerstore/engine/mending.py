@@ -30,7 +30,6 @@ class Mending:
         self, ground: Ground, references: References, contents: Contents, syncing: Syncing, registration: Registration,
         writable: WritableLayers,
     ) -> None:  # fmt: skip
-        """Mend what is on this ground."""
         self._ground, self._metadata, self._records = ground, ground.metadata, ground.records
         self._references, self._contents, self._syncing = references, contents, syncing
         self._registration, self._writable = registration, writable

@@ -24,7 +24,6 @@ class Reclaim:
     """Finds and removes what is unowned below one root."""
 
     def __init__(self, ground: Ground, references: References) -> None:
-        """Look below the root of this ground."""
         self._ground, self._root, self._metadata, self._driver = ground, ground.root, ground.metadata, ground.driver
         self._records, self._references, self._holds = ground.records, references, ground.holds
         self._leftovers = Leftovers(ground.metadata)

@@ -16,7 +16,6 @@ class Reference:
     """One reference to a layer. The layer keeps it until it is released."""
 
     def __init__(self, record: Record) -> None:
-        """Refer to a record; References counts it."""
         self.record = record
         self.is_new = False
         """The call that made this reference made the layer."""
@@ -38,7 +37,6 @@ class Record:
         self, holds: Holds, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
         descriptor: Descriptor,
     ) -> None:  # fmt: skip
-        """Hold what the layerdb says."""
         self.holds, self.chain_id, self.diff_id, self.parent = holds, chain_id, diff_id, parent
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
         self.used = 0
@@ -93,7 +91,6 @@ class Mount:
     """
 
     def __init__(self, holds: Holds, name: str, mount_id: str, init_id: str, parent: Record | None) -> None:
-        """Hold what the layerdb says."""
         self.holds, self.name, self.mount_id, self.init_id, self.parent = holds, name, mount_id, init_id, parent
         self.references: set[MountReference] = set()
         self.aside: str | None = None
@@ -118,7 +115,6 @@ class MountReference:
     """One reference to a writable layer."""
 
     def __init__(self, mount: Mount) -> None:
-        """Refer to a writable layer; WritableLayers counts it."""
         self.mount = mount
         self.is_new = False
         """The call that made this reference made the writable layer."""

@@ -47,7 +47,6 @@ class WritableLayers:
     def __init__(
         self, ground: Ground, references: References, contents: Contents, syncing: Syncing, registration: Registration
     ) -> None:
-        """Make and find writable layers on this ground."""
         self._ground, self._metadata, self._writables = ground, ground.metadata, ground.driver.writables
         self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
         self._references, self._contents = references, contents

@@ -57,7 +57,6 @@ class Classes:
             self._known[id] = user
 
     def forget(self, id: str) -> None:
-        """id is gone."""
         self._known.pop(id, None)
         self._opaque.pop(id, None)
 

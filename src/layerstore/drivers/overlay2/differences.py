@@ -24,7 +24,6 @@ class Differences:
     """The differences between ids of one home; `parent` is the id that another one is compared with, or ""."""
 
     def __init__(self, ground: Ground) -> None:
-        """Look below one home."""
         self._ground, self._at = ground, ground.at
         self._classes, self._mounting = ground.classes, ground.mounting
 
@@ -83,7 +82,6 @@ class Differences:
         return checks.shown(self._at.home, [*([] if below else [f"{id}/diff"]), *self._at.lower_items(id)], why)
 
     def changes(self, id: str, parent: str) -> list[Change]:
-        """List what differs."""
         kinds = list(ChangeKind)
         with contextlib.ExitStack() as stack:
             if self._is_native(id, parent) and parent:

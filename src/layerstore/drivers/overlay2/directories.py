@@ -142,7 +142,7 @@ class Directories:
             make(self.path(id, "diff"), 0o755)
             link = _new_link()
             _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
-            self._write(self.path(id, "link"), link.encode(), 0o644)
+            write_small(self.path(id, "link"), link.encode(), 0o644, sync=False)
             if parent:
                 self.put_on(id, parent)
         except BaseException:
@@ -152,11 +152,6 @@ class Directories:
             finally:
                 self.recorded(id)         # what could not be removed is left to cleanup()
             raise
-
-    @staticmethod
-    def _write(path: str, data: bytes, mode: int) -> None:
-        """Write a file of a directory that is invisible yet."""
-        write_small(path, data, mode, sync=False)
 
     def _made(self, directory: str) -> Claim:
         """Make a directory that cleanup() leaves alone."""
@@ -200,7 +195,7 @@ class Directories:
         lower = self._lower_for(parent)
         if lower.count(":") + 1 > MAX_LOWERS:
             raise MaxDepthExceededError(path=self.path(parent))
-        self._write(self.path(id, "lower"), os.fsencode(lower), 0o644)
+        write_small(self.path(id, "lower"), os.fsencode(lower), 0o644, sync=False)
 
     def mend(self, id: str, stack: Sequence[str], *, emptied: bool = False) -> None:
         """Write anew what is wrong of id's own small files: its short link, what it stands on, its directories.
@@ -214,10 +209,8 @@ class Directories:
             make(self.path(id), 0o710)
             make(self.path(id, "diff"), 0o755)
         self.require(id, "diff")
-        link = ""
-        with contextlib.suppress(OSError, LayerStoreError):
-            link = read_text(self.path(id, "link"))
-        if not _is_link(link) or not self._may_lead_to(link, id):
+        link = self._own_link(id)
+        if not link or not self._may_lead_to(link, id):
             link = self._link_to(id) or _new_link()
             replace_small(self.path(id, "link"), link.encode(), 0o644, sync=True)
         place = os.path.join(self.home, LINKS, link)
@@ -243,19 +236,24 @@ class Directories:
             target = _LINK.fullmatch(_files.readlink(place))
         if target and target[1] == id:
             return True
-        if target and target[1] not in (".", "..", LINKS):
-            with contextlib.suppress(OSError, LayerStoreError):
-                if read_text(self.path(target[1], "link")) == link:
-                    return False
+        if target and self._own_link(target[1]) == link:
+            return False
         with contextlib.suppress(FileNotFoundError):
             _files.unlink(place)
         return True
 
-    def _link_of(self, id: str) -> str:
-        """Return the short link of id. Raises InvalidMetadataError: none leads to it."""
+    def _own_link(self, id: str) -> str:
+        """Return the short link that id's directory names; "" if that cannot be read, or is none."""
         with contextlib.suppress(OSError, LayerStoreError):
             link = read_text(self.path(id, "link"))
-            if _is_link(link) and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
+            return link if _is_link(link) else ""
+        return ""
+
+    def _link_of(self, id: str) -> str:
+        """Return the short link of id. Raises InvalidMetadataError: none leads to it."""
+        link = self._own_link(id)
+        with contextlib.suppress(OSError):
+            if link and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
                 return link
         link = self._link_to(id)
         if not link:
@@ -284,10 +282,7 @@ class Directories:
 
     def _lower_for(self, parent: str) -> str:
         """Return what `lower` must say in a child of parent."""
-        link = ""
-        with contextlib.suppress(OSError, LayerStoreError):
-            link = read_text(self.path(parent, "link"))
-        lower = f"{LINKS}/{link if _is_link(link) else self._link_of(parent)}"
+        lower = f"{LINKS}/{self._own_link(parent) or self._link_of(parent)}"
         with contextlib.suppress(FileNotFoundError, InvalidMetadataError):    # what is damaged is mended at a mount
             lower += ":" + read_text(self.path(parent, "lower"))
         return lower
@@ -337,11 +332,10 @@ class Directories:
 
     def forget(self, id: str) -> None:
         """Remove the short link of id, if it can be read."""
-        with contextlib.suppress(OSError, LayerStoreError):
-            self._forget_link(read_text(self.path(id, "link")))
+        self._forget_link(self._own_link(id))
 
     def _forget_link(self, link: str) -> None:
-        if link and "/" not in link and link not in (".", ".."):
+        if link:
             self._sound.pop(f"{LINKS}/{link}", None)
             with contextlib.suppress(OSError):
                 _files.unlink(os.path.join(self.home, LINKS, link))

@@ -46,6 +46,24 @@ def _status(name: str, dir_fd: int) -> os.stat_result | None:
         return None
 
 
+def _depth(root: int, parts: Iterable[str]) -> int:
+    """Count how many of these, each in the one before, are directories; no link is followed."""
+    fd, depth = root, 0
+    try:
+        for part in parts:
+            found = _status(part, fd)
+            if found is None or not stat.S_ISDIR(found.st_mode):
+                break
+            above, fd = fd, _open_directory(part, fd)
+            depth += 1
+            if above != root:
+                _files.close(above)
+    finally:
+        if fd != root:
+            _files.close(fd)
+    return depth
+
+
 # What overlay itself notes of a layer's directory, and hides nothing.
 _OVERLAYS_OWN = tuple(
     f"{kind}.overlay.{name}" for kind in ("trusted", "user") for name in ("origin", "impure", "uuid", "nlink", "upper")
@@ -57,7 +75,6 @@ class Graft:
     """One run of it: what is to be done is found out first, as each thing done takes something from the sound tree."""
 
     def __init__(self, sound_fd: int, damaged_fd: int) -> None:
-        """Borrow both descriptors."""
         self._sound, self._damaged = sound_fd, damaged_fd
         self._links: dict[tuple[int, int], list[str]] | None = None
         self._swaps: set[str] = set()         # these change places, with all that is in them
@@ -100,7 +117,7 @@ class Graft:
     def _plan(self, path: str) -> list[str]:
         """Decide what makes one name what it is in the sound tree. Returns the names that must go with it."""
         parts = path.split("/") if path else []
-        depth = self._common(parts)
+        depth = min(_depth(self._sound, parts), _depth(self._damaged, parts))
         top = "/".join(parts[: depth + 1])
         if depth == len(parts):
             self._copies.add(path)
@@ -114,26 +131,6 @@ class Graft:
             if there is not None:
                 self._removals.add(top)
         return []
-
-    def _common(self, parts: list[str]) -> int:
-        """Count how many of these are directories in both trees."""
-        depth = 0
-        with contextlib.ExitStack() as stack:
-            sound, damaged = self._sound, self._damaged
-            for part in parts:
-                found = _status(part, sound), _status(part, damaged)
-                if not all(st is not None and stat.S_ISDIR(st.st_mode) for st in found):
-                    break
-                with contextlib.ExitStack() as step:
-                    sound = _open_directory(part, sound)
-                    step.callback(_files.close, sound)
-                    damaged = _open_directory(part, damaged)
-                    step.callback(_files.close, damaged)
-                    above, held = stack.pop_all(), step.pop_all()
-                    stack.push(held)
-                    above.close()
-                depth += 1
-        return depth
 
     def _linked(self, path: str, found: os.stat_result) -> list[str]:
         """Return all names, in the sound tree, of the files that are at path or below it and have several."""

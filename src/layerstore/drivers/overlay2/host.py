@@ -23,18 +23,16 @@ _BATCH = 256
 
 
 class Host:
-    """The drivers.Host of overlay2."""
+    """The drivers.Host of overlay2; the methods are the protocol's."""
 
     name = "overlay2"
 
     def __init__(self, ground: Ground) -> None:
-        """Look at the file system of the home."""
         self.ground, self._at = ground, ground.at
         self.sync, self.cleanup = ground.at.sync, ground.mounting.cleanup
         self.in_memory = checks.fs_name(ground.home) in ("tmpfs", "ramfs")
 
     def status(self) -> list[tuple[str, str]]:
-        """Return ordered pairs, as `docker info` shows them."""
         ground, home = self.ground, self.ground.home
         typed = mounts.dirents_typed(home) if ground.read_only else checks.has_d_type(home)
         truths = {
@@ -75,20 +73,14 @@ class Host:
                         claim.release()
 
     def usage(self, name: str) -> int:
-        """Count the bytes of the files below one of orphans(): 0 for a link."""
         with contextlib.suppress(OSError), opened(os.path.join(self._at.home, name)) as fd:
             return _changes.tree_size(fd)
         return 0
 
     def orphans(self, owned: Owned) -> list[str]:
-        """Name the directories and links below home that no layer owns."""
         return [*self._abandoned(owned), *self._at.dangling()]
 
     def reclaim(self, owned: Owned) -> None:
-        """Remove every directory and link that no layer owns.
-
-        Raises  OSError   the first that could not be removed; the others were
-        """
         failed: list[OSError] = []
         for id in self._abandoned(owned):
             try:

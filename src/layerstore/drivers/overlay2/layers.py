@@ -21,10 +21,9 @@ from layerstore.values import FileEntry
 
 
 class Layers:
-    """The drivers.Layers of overlay2."""
+    """The drivers.Layers of overlay2; the methods are the protocol's."""
 
     def __init__(self, ground: Ground) -> None:
-        """Work below one home."""
         self._ground = ground
         self.exists, self.remove = ground.at.exists, ground.remove
 
@@ -33,15 +32,13 @@ class Layers:
         return OverlayDraft(self._ground, id, stack, like)
 
     def open(self, id: str, stack: Stack, sidecar: Sidecar) -> OverlayLayer:
-        """Return a stored layer."""
         return OverlayLayer(self._ground, id, stack, sidecar)
 
 
 class OverlayDraft:
-    """The drivers.Draft of overlay2."""
+    """The drivers.Draft of overlay2: a directory, and a record beside it."""
 
     def __init__(self, ground: Ground, id: str, stack: Stack, like: str) -> None:
-        """Hold what begin() was given."""
         self.id, self._stack, self._like = id, stack, like
         self._ground, self._at = ground, ground.at
         self._unsettled = b""
@@ -76,7 +73,6 @@ class OverlayDraft:
         self._at.create(self.id, parent, lambda path: classes.write(path, user))
 
     def place_on(self, stack: Stack) -> None:
-        """Write what it stands on, and what the tar leaves open."""
         self._stack = stack
         if stack:
             self._at.put_on(self.id, stack[0])
@@ -91,42 +87,34 @@ class OverlayDraft:
                 _apply.stand_on(root, self._unsettled, lowers, self._ground.marks(self.id))
 
     def settle(self) -> None:
-        """Note in the directory right below that something stands on it."""
         self._at.settle(self._stack)
 
     def publish(self) -> None:
-        """Release the claim that keeps cleanup() from it."""
         self._at.recorded(self.id)
 
     def discard(self) -> None:
-        """Remove the directory."""
         self._ground.remove(self.id)
 
 
 class OverlayLayer:
-    """The drivers.StoredLayer of overlay2."""
+    """The drivers.StoredLayer of overlay2: its tar comes from its record and its files."""
 
     def __init__(self, ground: Ground, id: str, stack: Stack, sidecar: Sidecar) -> None:
-        """Hold what open() was given."""
         self._ground, self._at = ground, ground.at
         self.id, self._stack, self._sidecar = id, stack, sidecar
 
     def tar(self, diff_id: DiffID) -> TarStream:
-        """Assemble the tar from its record and the files."""
         with record.opened(self._sidecar) as record_fd, self._at.opened_diff(self.id) as root:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id.raw), seekable=True)
 
     def tar_from(self, ancestor: str) -> TarStream:
-        """Make a tar of the difference to an ancestor."""
         return Differences(self._ground).tar(self.id, ancestor, read_only=True)
 
     def entries(self, chain_id: ChainID) -> Iterator[FileEntry]:
-        """Read the entries from the record."""
         with record.opened(self._sidecar) as record_fd:
             return record.entries(record_fd, chain_id)
 
     def open_file(self, entry: FileEntry) -> int:
-        """Open a file beneath the directory."""
         with self._at.opened_diff(self.id) as root:
             return _listing.open_file(root, entry.path, entry.size)
 
@@ -165,11 +153,9 @@ class OverlayLayer:
         return [Finding(*one) for one in told]
 
     def mend(self, *, emptied: bool = False) -> None:
-        """Write the short link, `lower` and the directories anew."""
         self._at.mend(self.id, self._stack, emptied=emptied)
 
     def is_described_by_its_sidecars(self, draft: Draft) -> bool:
-        """Return True if the record describes the directory of draft."""
         assert isinstance(draft, OverlayDraft) and draft.diff_id
         try:
             with record.opened(self._sidecar) as record_fd:
@@ -178,10 +164,8 @@ class OverlayLayer:
             return False
 
     def rebuild_from(self, draft: Draft, names: Iterable[str]) -> None:
-        """Let files of draft's directory take the places of damaged ones."""
         with self._at.opened_diff(self.id) as damaged, self._at.opened_diff(draft.id) as whole:
             Graft(whole, damaged).names(names)
 
     def paths(self) -> dict[str, str]:
-        """Name the directories."""
         return self._ground.paths(self.id)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
+import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
@@ -38,6 +38,13 @@ _ENDING = 1.0
 def _use(id: str) -> str:
     """Return the key under which a mount in use is held."""
     return f"use {id}"
+
+
+def _mounted_anywhere() -> Iterator[mounts.MountPoint]:
+    """Yield the mounts of this mount namespace, then those of the others."""
+    yield from mounts.mount_table()
+    for table in mounts.other_tables():
+        yield from table
 
 
 class Mounting:
@@ -161,19 +168,16 @@ class Mounting:
     def _device_elsewhere(self, id: str) -> int | None:
         """Return the device of an overlay that writes to id, mounted in another namespace or elsewhere in this one."""
         ends = (f"={id}/diff", f"/{id}/diff")
-        for table in itertools.chain((mounts.mount_table(),), mounts.other_tables()):
-            for mount in table:
-                options = mount.options.split(",")
-                if any(option.startswith("upperdir=") and option.endswith(ends) for option in options):
-                    return os.makedev(*mount.device)
+        for mount in _mounted_anywhere():
+            options = mount.options.split(",")
+            if any(option.startswith("upperdir=") and option.endswith(ends) for option in options):
+                return os.makedev(*mount.device)
         return None
 
     @staticmethod
     def _is_anothers(device: int) -> bool:
         """Return True if a file system of this number is mounted: so it is not the detached one."""
-        numbers = os.major(device), os.minor(device)
-        tables = itertools.chain((mounts.mount_table(),), mounts.other_tables())
-        return any(mount.device == numbers for table in tables for mount in table)
+        return any(os.makedev(*mount.device) == device for mount in _mounted_anywhere())
 
     def holders(self, id: str) -> list[Holder]:
         """List who is inside id: mounted here, detached, or mounted in another namespace; [] where it is not."""
@@ -201,7 +205,7 @@ class Mounting:
         lazy     detach it, even while processes are inside
         Raises   ActiveMountError   a process is inside: it stays mounted, and counted
         """
-        self._put(id, self._leave_lazily if lazy else self._leave)
+        self._put(id, functools.partial(self._leave, lazy=lazy))
 
     def _put(self, id: str, unmount: Callable[[str, str], None]) -> None:
         with self._at.locks.hold(id):
@@ -218,17 +222,14 @@ class Mounting:
                 self._counter.decrement(merged)
                 self._holds.release(_use(id))
 
-    def _leave(self, id: str, merged: str, *, lazy: bool = False) -> None:
+    def _leave(self, id: str, merged: str, *, lazy: bool) -> None:
         if not self._holds.held_elsewhere(_use(id)):     # else the last of the other stores unmounts it
             self._unmount(id, merged, lazy=lazy)
-
-    def _leave_lazily(self, id: str, merged: str) -> None:
-        self._leave(id, merged, lazy=True)
 
     def _leave_for_good(self, id: str, merged: str) -> None:
         """Unmount for a call that will not ask again: what stays mounted is logged, and left to cleanup()."""
         try:
-            self._leave_lazily(id, merged)
+            self._leave(id, merged, lazy=True)
         except OSError as err:
             with contextlib.suppress(OSError):           # umount(2) itself tells whether it is in use
                 if self._holds.held_elsewhere(_use(id)):
@@ -247,13 +248,15 @@ class Mounting:
             return
         device = os.stat(merged).st_dev
         # What only reads does no harm: its next mount is another overlay on the same layers.
-        lazy = lazy or bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
+        reads_only = bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
         copied = self._is_copied(device)
         found = self._try(merged, device, copied=copied)
         if found is not None:
-            if not lazy:
+            if not lazy and not reads_only:
                 raise in_use(self._name(id), found)
-            self._detach(id, merged, device)
+            if not reads_only:
+                self._boxes.mark(id, device)
+            mounts.unmount(merged)
         with contextlib.suppress(OSError):
             os.rmdir(merged)              # unused copies go with it
         if copied and found is None and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
@@ -289,11 +292,6 @@ class Mounting:
                 raise
             return False
         return True
-
-    def _detach(self, id: str, merged: str, device: int) -> None:
-        if not os.statvfs(merged).f_flag & os.ST_RDONLY:
-            self._boxes.mark(id, device)
-        mounts.unmount(merged)
 
     def mounted(self, id: str, *, read_only: bool = False) -> Scope[int]:
         """Open the mounted directory for the length of a `with` block."""

@@ -17,10 +17,9 @@ from layerstore.values import Change
 
 
 class Writables:
-    """The drivers.Writables of overlay2."""
+    """The drivers.Writables of overlay2; the methods are the protocol's."""
 
     def __init__(self, ground: Ground) -> None:
-        """Work below one home."""
         self._ground, self._at, self._mounting = ground, ground.at, ground.mounting
         self._differences = Differences(ground)
         self.remove, self.paths = ground.remove, ground.paths
@@ -53,24 +52,19 @@ class Writables:
         self._at.create(id, parent, prepare)
 
     def settle(self, id: str, stack: Stack) -> None:
-        """Note in the directory right below that id stands on it."""
         self._at.settle(stack)
 
     def mount(self, id: str, label: str = "") -> str:
-        """Mount the overlay."""
         return self._mounting.get(id, label)
 
     def size(self, id: str) -> int:
-        """Count the bytes in the upper directory."""
         with self._at.opened_diff(id) as root:
             return _changes.tree_size(root)
 
     def changes(self, id: str, stack: Stack) -> list[Change]:
-        """List what differs from the directories below."""
         return self._differences.changes(id, stack[0] if stack else "")
 
     def diff(self, id: str, stack: Stack, flags: int = 0) -> TarStream:
-        """Make a fresh tar of what differs."""
         return self._differences.tar(id, stack[0] if stack else "", flags=flags)
 
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
@@ -81,13 +75,10 @@ class Writables:
         return self.size(id)
 
     def standing(self, id: str, stack: Stack) -> list[Finding]:
-        """Compare the short link and `lower` with stack."""
         return self._ground.problems(id, stack, marks=False)
 
     def check(self, id: str, stack: Stack) -> list[Finding]:
-        """Compare them, and the class of the marks with what a mount would see."""
         return self._ground.problems(id, stack)
 
     def stack_of(self, id: str) -> list[str]:
-        """Read the stack from `lower`."""
         return self._at.lower_ids(self._at.lower_items(id))
