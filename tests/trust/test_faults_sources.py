@@ -352,7 +352,8 @@ def test_an_init_that_uses_the_store_is_served(g: Ground) -> None:
 
 
 # ---- Ctrl-C -------------------------------------------------------------------------------------------------
-MANY = b"".join(dir(f"d{i}/") + b"".join(file(f"d{i}/f{j}", b"%d" % j) for j in range(60)) for i in range(60)) + end()
+SIDE = budget(30, 60)      # so many directories of so many files
+MANY = b"".join(dir(f"d{i}/") + b"".join(file(f"d{i}/f{j}", b"%d" % j) for j in range(SIDE)) for i in range(SIDE)) + end()
 HUGE_HOLE = tarkit.pax_sparse_1_0("hole", [((3 << 30) - 512, b"x" * 512)], 3 << 30) + end()
 
 
