@@ -188,7 +188,7 @@ def test_an_upper_directory_over_its_lowers_is_read_as_the_kernel_merges_them(ro
             kinds.update(line[0] for line in expected)
 
     held()
-    assert min(kinds[kind] for kind in "CAD") > budget(60, 200), kinds
+    assert min(kinds[kind] for kind in "CAD") > budget(20, 200), kinds
 
 
 @pytest.mark.soak(60)
@@ -209,7 +209,7 @@ def test_a_tree_and_its_edited_copy_are_compared_whole(room, linked):
             kinds.update(line[0] for line in expected)
 
     held()
-    assert min(kinds[kind] for kind in "CAD") > budget(15, 50), kinds
+    assert min(kinds[kind] for kind in "CAD") > budget(5, 50), kinds
 
 
 @pytest.mark.soak(60)
