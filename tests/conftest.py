@@ -11,6 +11,7 @@ import gc
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -155,6 +156,20 @@ def room(tmpfs):
 def _harmless(what: str) -> bool:
     """Descriptors that Python itself opens once and keeps."""
     return what.startswith(("/dev/", "/usr/", "/proc/")) or what == "anon_inode:[eventpoll]"
+
+
+@pytest.fixture
+def mounted(room):
+    """Mount a file system for the length of the test; return its directory, which is made here."""
+    with contextlib.ExitStack() as stack:
+
+        def mount(kind, options):
+            place = Path(tempfile.mkdtemp(prefix="mounted-", dir=room))
+            subprocess.run(["mount", "-t", kind, "-o", options, "none", place], check=True)
+            stack.callback(disk.unmount, place)
+            return place
+
+        yield mount
 
 
 @pytest.fixture

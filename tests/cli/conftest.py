@@ -73,6 +73,18 @@ def ok(cli):
 
 
 @pytest.fixture
+def refused(cli):
+    """Run a command line that must fail with this exit code; return its one line of text."""
+
+    def run(code: int, *argv) -> str:
+        done = cli(*argv)
+        assert done.code == code, done
+        return done.said
+
+    return run
+
+
+@pytest.fixture
 def made(ok):
     """A store."""
     ok("init")

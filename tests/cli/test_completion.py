@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import tarkit
+from commandline import every_command
+from dockerd import image_archive
 from machine import needs
 from tarkit import dir, end, file
 
@@ -29,16 +31,7 @@ def words(*line: str) -> list[str]:
     return [word.text for word in words_for(build(), line)]
 
 
-def every_command(parser=None, path=()):
-    parser = parser or build()
-    below = parser.commands
-    if not below:
-        yield path, parser
-    for name, one in below.items():
-        yield from every_command(one, (*path, name))
-
-
-COMMANDS = dict(every_command())
+COMMANDS = {path: parser for path, parser in every_command() if not parser.commands}
 
 
 # ---- words --------------------------------------------------------------------------------------
@@ -95,8 +88,6 @@ def test_whatever_goes_wrong_there_are_no_words(cli, room):
 
 
 def test_images(base, cli, room):
-    from dockerd import image_archive
-
     (room / "image.tar").write_bytes(image_archive([BASE], "debian"))
     assert cli("image", "load", room / "image.tar").code == 0
     assert words("image", "rm", "d") == ["debian:latest"] and words("show", "deb") == ["debian:latest"]

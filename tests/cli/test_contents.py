@@ -34,12 +34,11 @@ def test_the_files_of_a_layer_alone(two):
     ]  # fmt: skip
 
 
-def test_some_of_the_files(two, cli):
+def test_some_of_the_files(two, refused):
     assert two("ls-files", APP_ID, "bin/s*") == ["/bin/same", "/bin/sh"]
     assert two("ls-files", APP_ID, "**/new") == ["/etc/new"]
     assert two("ls-files", BASE_ID, "/etc/motd") == ["/etc/motd"]
-    done = cli("ls-files", APP_ID, "etc/motd")
-    assert done.code == 3 and done.said == f"nothing in {APP_ID[7:19]} is called etc/motd"
+    assert refused(3, "ls-files", APP_ID, "etc/motd") == f"nothing in {APP_ID[7:19]} is called etc/motd"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +114,8 @@ def test_find_in_one_layer_says_where_a_path_comes_from(two, cli):
     assert cli("find", "etc/new", APP_ID, "-0").out == f"{APP_ID} file /etc/new\0"
 
 
-def test_find_of_nothing(two, cli):
+def test_find_of_nothing(two, cli, refused):
     for words in (["find", "no/such"], ["find", "no/such", APP_ID]):
-        done = cli(*words)
-        assert done.code == 3 and done.said == "no layer holds no/such"
+        assert refused(3, *words) == "no layer holds no/such"
     done = cli("find", "no/such", "--json")
     assert done.code == 3 and done.json == []

@@ -1,11 +1,16 @@
 """init, info, doctor, bench, and where the store is."""
 
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import disk
 import pytest
+import tarkit
 from commandline import command
 
 import layerstore
@@ -99,39 +104,26 @@ def test_doctor_before_there_is_a_store(cli, room, root):
     assert os.listdir(room) == []
 
 
-def test_doctor_on_an_overlay(cli, room):
-    for name in ("low", "up", "work", "merged"):
+def test_doctor_on_an_overlay(cli, room, mounted):
+    for name in ("low", "up", "work"):
         (room / name).mkdir()
-    disk.mount("overlay", room / "merged", "overlay", 0, f"lowerdir={room}/low,upperdir={room}/up,workdir={room}/work")
-    try:
-        done = cli("--root", room / "merged/root", "doctor", "--json")
-        found = answers(done)
-    finally:
-        disk.unmount(room / "merged")
+    place = mounted("overlay", f"lowerdir={room}/low,upperdir={room}/up,workdir={room}/work")
+    done = cli("--root", place / "root", "doctor", "--json")
+    found = answers(done)
     assert done.code == 1
     assert found["file system"]["state"] == "bad" and "volume" in found["file system"]["todo"]
     assert found["overlay mounts"]["state"] == "bad"
     assert [name for name in os.listdir(room / "up") if name.startswith("layerstore")] == []
 
 
-def test_doctor_where_nothing_may_be_written(cli, room):
-    (room / "ro").mkdir()
-    disk.mount("tmpfs", room / "ro", "tmpfs", 1)      # read-only
-    try:
-        done = cli("--root", room / "ro/root", "doctor", "--json")
-    finally:
-        disk.unmount(room / "ro")
+def test_doctor_where_nothing_may_be_written(cli, mounted):
+    done = cli("--root", mounted("tmpfs", "ro") / "root", "doctor", "--json")
     assert done.code == 1 and answers(done)["writing"]["state"] == "bad"
 
 
-def test_doctor_on_a_full_disk(cli, room):
-    (room / "small").mkdir()
-    disk.mount("tmpfs", room / "small", "tmpfs", 0, "size=1m")
-    try:
-        found = answers(cli("--root", room / "small/root", "doctor", "--json"))
-        assert found["space"]["state"] == "note" and "make room" in found["space"]["todo"]
-    finally:
-        disk.unmount(room / "small")
+def test_doctor_on_a_full_disk(cli, mounted):
+    found = answers(cli("--root", mounted("tmpfs", "size=1m") / "root", "doctor", "--json"))
+    assert found["space"]["state"] == "note" and "make room" in found["space"]["todo"]
 
 
 def run_as(before: tuple[str, ...], *argv: str, cwd: str) -> subprocess.CompletedProcess:
@@ -139,8 +131,6 @@ def run_as(before: tuple[str, ...], *argv: str, cwd: str) -> subprocess.Complete
 
 
 def test_doctor_without_rights_says_how_to_get_them(environment, room):
-    import json
-
     weak = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
     done = run_as(weak, "doctor", "--json", cwd=str(room))
     found = {check["name"]: check for check in json.loads(done.stdout)}
@@ -152,8 +142,6 @@ def test_doctor_without_rights_says_how_to_get_them(environment, room):
 
 
 def test_doctor_in_a_user_namespace(environment, room):
-    import json
-
     done = run_as(("unshare", "--user", "--map-root-user", "--mount"), "doctor", "--json", cwd=str(room))
     found = {check["name"]: check for check in json.loads(done.stdout)}
     assert found["rights"]["state"] == "note" and "user namespace" in found["rights"]["found"]
@@ -182,8 +170,6 @@ def test_bench_measures_and_leaves_nothing(made, cli, room, root):
 
 
 def test_bench_of_a_tar_of_yours(cli, room):
-    import tarkit
-
     (room / "mine.tar").write_bytes(tarkit.T1)
     done = cli("bench", "--at", room, "--tar", room / "mine.tar", "--rounds", 1, "-q", "--durability", "none")
     assert done.code == 0 and done.err == "" and "MB/s" in done.out
@@ -193,10 +179,6 @@ def test_bench_of_a_tar_of_yours(cli, room):
 
 
 def test_python_m_and_the_console_script_are_the_same(program):
-    import importlib.metadata
-    import tomllib
-    from pathlib import Path
-
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"layerstore": "layerstore.cli.main:program"}
     entry = importlib.metadata.EntryPoint("layerstore", project["scripts"]["layerstore"], "console_scripts")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import warnings
 
 import pytest
 import tarkit
@@ -88,8 +89,6 @@ def test_neither_with_colours(evil, terminal, words):
 
 
 def test_warnings_are_readable_notes(made, cli, monkeypatch, room):
-    import warnings
-
     (room / "x.tar").write_bytes(image_archive([TAR], "base"))
     load = Images.load
 
