@@ -104,13 +104,21 @@ def layout(entries: Iterable[dict], blobs: Mapping[str, bytes]) -> dict[str, byt
     return dict(blobs) | {"index.json": index, "oci-layout": b'{"imageLayoutVersion":"1.0.0"}'}
 
 
+def image(layers: Sequence[bytes], packed: str = "plain", entry: Mapping | None = None, **more) -> tuple[dict, dict[str, bytes]]:
+    """Return an image's entry in an index, which may say more, and its blobs; `more` is of its manifest and config."""
+    document, blobs = manifest(layers, packed, **more)
+    return descriptor(document, json.loads(document)["mediaType"], **entry or {}), blobs | dict([blob(document)])
+
+
+def layout_of(*images: tuple[dict, dict[str, bytes]]) -> dict[str, bytes]:
+    """An OCI layout of such images."""
+    return layout([entry for entry, _ in images], {name: data for _, blobs in images for name, data in blobs.items()})
+
+
 def oci(layers: Sequence[bytes], packed: str = "plain", name: str = "", *, docker_types: bool = False) -> dict[str, bytes]:
     """An OCI layout of one image."""
-    document, blobs = manifest(layers, packed, docker_types=docker_types)
-    entry = descriptor(document, json.loads(document)["mediaType"])
-    if name:
-        entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
-    return layout([entry], blobs | dict([blob(document)]))
+    names = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
+    return layout_of(image(layers, packed, {"annotations": names} if name else None, docker_types=docker_types))
 
 
 def v1(layers: Sequence[bytes], name: str) -> dict[str, bytes]:

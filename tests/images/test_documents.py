@@ -9,7 +9,7 @@ import imagekit
 import pytest
 import tarkit
 from another import growth
-from imagekit import BASE, MIDDLE, OCI, TOP, Once, blob, descriptor, encode, tar_of
+from imagekit import BASE, MIDDLE, TOP, Once, encode, tar_of
 
 from layerstore import ImageError, LimitExceededError
 from layerstore.images.configs import parse_config
@@ -150,30 +150,25 @@ def test_what_is_no_platform(text):
 @pytest.mark.parametrize("said", [{}, {"os": "linux"}, {"architecture": "arm64"}, {"os": "", "architecture": ""}, {"variant": "v8"}])
 @pytest.mark.parametrize(("platform", "wanted"), [("linux/amd64", "amd64"), ("arm64", "arm64")])
 def test_a_platform_that_an_index_tells_by_half_is_that_of_the_config(images, said, platform, wanted):
-    entries, blobs = [], {}
-    for layer, architecture in ((TOP, "amd64"), (MIDDLE, "arm64")):
-        document, more = imagekit.manifest([layer], architecture=architecture)
-        entries.append(descriptor(document, OCI + "manifest.v1+json", platform=said))
-        blobs |= more | dict([blob(document)])
-    [image] = images.load(tar_of(imagekit.layout(entries, blobs)), platform=platform)
+    both = [imagekit.image([layer], entry={"platform": said}, architecture=name) for layer, name in ((TOP, "amd64"), (MIDDLE, "arm64"))]
+    [image] = images.load(tar_of(imagekit.layout_of(*both)), platform=platform)
     assert image.architecture == wanted
 
 
 def test_an_archive_s_own_spelling_is_understood(images):
-    document, blobs = imagekit.manifest([TOP], architecture="aarch64")
-    entry = descriptor(document, OCI + "manifest.v1+json", platform={"os": "linux", "architecture": "aarch64"})
-    files = imagekit.layout([entry], blobs | dict([blob(document)]))
+    platform = {"os": "linux", "architecture": "aarch64"}
+    files = imagekit.layout_of(imagekit.image([TOP], entry={"platform": platform}, architecture="aarch64"))
     assert images.load(tar_of(files), platform="linux/arm64/v8")
 
 
 # ---- names by digest -----------------------------------------------------------------------------
 @pytest.mark.parametrize("how", ["alone", "behind a tag", "of another"])
 def test_a_repository_digest_is_kept_where_it_is_true(images, how):
-    document, blobs = imagekit.manifest([MIDDLE])
-    said = imagekit.digest(document) if how != "of another" else imagekit.digest(b"x")
+    entry, blobs = imagekit.image([MIDDLE])
+    said = entry["digest"] if how != "of another" else imagekit.digest(b"x")
     name = "ghcr.io/a/b:1@" if how == "behind a tag" else "ghcr.io/a/b@"
-    entry = descriptor(document, OCI + "manifest.v1+json", annotations={"io.containerd.image.name": name + said})
-    [image] = images.load(tar_of(imagekit.layout([entry], blobs | dict([blob(document)]))))
+    entry["annotations"] = {"io.containerd.image.name": name + said}
+    [image] = images.load(tar_of(imagekit.layout([entry], blobs)))
     assert image.digests == ((f"ghcr.io/a/b@{said}",) if how != "of another" else ())
     assert image.references == (("ghcr.io/a/b:1",) if how == "behind a tag" else ())
 
@@ -225,10 +220,8 @@ def test_memory_follows_what_is_needed(room, what, how):
 
 def test_large_documents_that_no_image_needs_are_not_kept(images):
     """Attestations in front of the documents that say what is needed."""
-    document, blobs = imagekit.manifest([BASE])
     large = {f"blobs/sha256/{n:064x}": encode({"predicate": os.urandom(3 << 20).hex()}) for n in range(6)}
-    files = large | imagekit.layout([descriptor(document, OCI + "manifest.v1+json")], blobs | dict([blob(document)]))
-    assert images.load(Once(tar_of(files), 1 << 20))
+    assert images.load(Once(tar_of(large | imagekit.layout_of(imagekit.image([BASE]))), 1 << 20))
 
 
 def test_an_xz_window_is_bounded(images):

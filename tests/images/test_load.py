@@ -316,11 +316,12 @@ def test_tags_for_several_images_are_nobody_s(images, nothing_left):
         images.load(data, tags="x")
 
 
+V1 = {"annotations": {"org.opencontainers.image.ref.name": "v1"}}
+
+
 def test_a_bare_tag_in_a_layout_is_of_what_the_layout_is_called(images, room):
     """As skopeo and umoci say it: oci:app:v1."""
-    document, blobs = imagekit.manifest([BASE])
-    entry = imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"})
-    files = imagekit.layout([entry], blobs | dict([imagekit.blob(document)]))
+    files = imagekit.layout_of(imagekit.image([BASE], entry=V1))
     assert images.load(write_to(room / "App_1", files))[0].references == ("app_1:v1",)
     (room / "other.tar.gz").write_bytes(gzip.compress(archive_of(files)))
     assert images.load(room / "other.tar.gz")[0].references == ("app_1:v1", "other:v1")
@@ -330,12 +331,7 @@ def test_a_bare_tag_in_a_layout_is_of_what_the_layout_is_called(images, room):
 @pytest.mark.parametrize("platform", [None, "linux/amd64", "all"])
 def test_a_bare_tag_of_several_images_names_none_of_them(images, room, platform):
     """From a file as from a stream: the archive's own name is no reason to refuse what it holds."""
-    entries, blobs = [], {}
-    for layer in (BASE, TOP):
-        document, more = imagekit.manifest([layer])
-        entries.append(imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json", annotations={"org.opencontainers.image.ref.name": "v1"}))
-        blobs |= more | dict([imagekit.blob(document)])
-    data = archive_of(imagekit.layout(entries, blobs))
+    data = archive_of(imagekit.layout_of(*(imagekit.image([layer], entry=V1) for layer in (BASE, TOP))))
     (room / "app.tar").write_bytes(data)
     for source in (room / "app.tar", Once(data)):
         assert [image.references for image in images.load(source, platform=platform)] == [(), ()]
@@ -352,10 +348,10 @@ def fat(*, nested: bool, docker_types: bool = False, name: str = "fat:1") -> dic
     entries, blobs = [], {}
     for platform, layers in PLATFORMS.items():
         system, architecture, *variant = platform.split("/")
-        document, more = imagekit.manifest(layers, "gzip", architecture=architecture, docker_types=docker_types)
         named = {"os": system, "architecture": architecture} | ({"variant": variant[0]} if variant else {})
-        entries.append(imagekit.descriptor(document, json.loads(document)["mediaType"], platform=named))
-        blobs |= more | dict([imagekit.blob(document)])
+        entry, more = imagekit.image(layers, "gzip", {"platform": named}, architecture=architecture, docker_types=docker_types)
+        entries.append(entry)
+        blobs |= more
     entries.append(imagekit.descriptor(b"{}", imagekit.OCI + "manifest.v1+json", platform={"os": "unknown", "architecture": "unknown"},
                                        annotations={"vnd.docker.reference.type": "attestation-manifest"}))  # fmt: skip
     names = {"annotations": {"io.containerd.image.name": name}}
@@ -419,8 +415,7 @@ def test_a_compressed_archive_that_is_cut_says_so(images, nothing_left, pack):
 
 
 def test_an_image_for_another_machine_is_loaded_unless_one_was_asked_for(images):
-    document, blobs = imagekit.manifest([BASE], architecture="riscv64")
-    files = imagekit.layout([imagekit.descriptor(document, imagekit.OCI + "manifest.v1+json")], blobs | dict([imagekit.blob(document)]))
+    files = imagekit.layout_of(imagekit.image([BASE], architecture="riscv64"))
     assert images.load(archive_of(files))[0].architecture == "riscv64"
     with pytest.raises(ImageError, match="is for linux/riscv64, not for linux/amd64"):
         images.load(archive_of(files), platform="linux/amd64")
@@ -429,8 +424,7 @@ def test_an_image_for_another_machine_is_loaded_unless_one_was_asked_for(images)
 def test_a_layout_that_has_only_one_platform_s_blobs(images):
     """`docker save` of 25 and skopeo leave the others in the index, and their blobs out."""
     files = fat(nested=True)
-    document, blobs = imagekit.manifest([BASE], "gzip")
-    kept = {*blobs, imagekit.blob(document)[0]}
+    _, kept = imagekit.image([BASE], "gzip")
     index = [name for name, data in files.items() if b"vnd.docker.reference.type" in data]
     thin = {name: data for name, data in files.items() if name in kept or name in index or not name.startswith("blobs")}
     assert len(thin) < len(files)

@@ -12,11 +12,13 @@ import threading
 import imagekit
 import pytest
 import recipes
+import stored
 import tarkit
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, tar_of
 
 import layerstore
 from layerstore import CorruptLayerError, ImageDoesNotExistError, ImageError, Images, Store
+from layerstore.images.save import TarTarget
 
 LAYERS = [BASE, MIDDLE, TOP]
 MANY = [(LAYERS, ["a/b:1", "a/b:2"]), ([BASE], ["base:latest"]), ([TOP, BASE, TOP], []), ([], ["empty:x"])]
@@ -45,13 +47,8 @@ def test_what_went_out_comes_in_again(loaded, room, format, compression):
             assert [image.id for image in found] == ids
             assert [image.references for image in found] == [tuple(names) for _, names in MANY]
             for image, (layers, _) in zip(found, MANY, strict=True):
-                assert [read(store, chain) for chain in image.layers] == layers
+                assert [stored.tar_of(store.map()[chain]) for chain in image.layers] == layers
             assert store.verify() == []
-
-
-def read(store, chain) -> bytes:
-    with store.map()[chain].tar_stream() as stream:
-        return stream.read()
 
 
 @pytest.mark.parametrize(("format", "compression"), [way for way in WAYS if way[0] != "oci-dir"])
@@ -74,8 +71,7 @@ def test_documents_come_before_layers(loaded):
     for format in ("docker", "oci"):
         out = io.BytesIO()
         loaded.save("a/b:1", out, format=format)
-        with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
-            names = tar.getnames()
+        names = stored.names_of(out.getvalue())
         layers = [names.index(imagekit.blob(layer)[0]) for layer in LAYERS]
         assert layers == sorted(layers)
         assert min(layers) > max(names.index(name) for name in names if not name.startswith("blobs") or len(names) < 3)
@@ -85,8 +81,7 @@ def test_documents_come_before_layers(loaded):
 
 def test_a_layer_that_images_share_is_there_once(loaded, room):
     loaded.save([image_id(layers) for layers, _ in MANY], room / "out")
-    with tarfile.open(room / "out") as tar:
-        names = tar.getnames()
+    names = stored.names_of((room / "out").read_bytes())
     assert len(names) == len(set(names))
     assert sum(name.startswith("blobs/sha256/") for name in names) == 3 + 2 * len(MANY)
 
@@ -151,15 +146,9 @@ def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
     damaged = store.map()[loaded.get("a/b:1").top]
     with open(os.path.join(damaged.metadata()["UpperDir"], "app/main"), "r+b") as file:
         file.write(b"y")
-    for format in ("docker", "docker-v1", "oci"):
+    for format, compression in WAYS:
         with pytest.raises(CorruptLayerError):
-            loaded.save("a/b:1", path, format=format)
-    with pytest.raises(CorruptLayerError):
-        loaded.save("a/b:1", path, compression="gzip")
-    with pytest.raises(CorruptLayerError):
-        loaded.save("a/b:1", path, format="oci", compression="zstd")
-    with pytest.raises(CorruptLayerError):
-        loaded.save("a/b:1", room / "directory", format="oci-dir")
+            loaded.save("a/b:1", room / "directory" if format == "oci-dir" else path, format=format, compression=compression)
     assert path.read_text() == "the old one"
     assert sorted(os.listdir(room)) == ["docker", "out.tar"]
     loaded.save("base", path)
@@ -248,8 +237,6 @@ def test_what_is_larger_than_a_header_can_say(images, room):
     images.load(tar_of(imagekit.docker([([head + tarkit.end()], ["hole"])])))
     assert images.get("hole").size == size
     assert images.save("hole", room / "out") < 20_000
-    from layerstore.images.save import TarTarget
-
     out = io.BytesIO()
     target = TarTarget(out)
     target._header("large", b"0", size, 0o644)
@@ -258,23 +245,6 @@ def test_what_is_larger_than_a_header_can_say(images, room):
 
 
 # ---- a compressed archive takes no room but its own --------------------------------------------
-@pytest.fixture
-def small(room):
-    """A file system of so many bytes."""
-    made = []
-
-    def make(size):
-        path = room / f"small-{len(made)}"
-        path.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
-        made.append(path)
-        return path
-
-    yield make
-    for path in made:
-        subprocess.run(["umount", path], check=True)
-
-
 @pytest.fixture
 def noisy(images):
     """An image whose layers do not become smaller."""
@@ -285,12 +255,12 @@ def noisy(images):
 
 @pytest.mark.parametrize(("format", "compression"), [(f, c) for f, c in WAYS if c])
 @pytest.mark.parametrize("target", ["path", "descriptor", "append", "file", "behind"])
-def test_the_archive_takes_no_more_room_than_it_has_bytes(noisy, room, small, monkeypatch, format, compression, target):
+def test_the_archive_takes_no_more_room_than_it_has_bytes(noisy, room, mounted, monkeypatch, format, compression, target):
     """Nothing waits anywhere else either: there is no room for it."""
     whole = room / "whole"
     size = noisy.save("noisy", whole, format=format, compression=compression)
-    place = small(size + (6 << 20))
-    monkeypatch.setattr(tempfile, "tempdir", str(small(4096)))
+    place = mounted("tmpfs", f"size={size + (6 << 20)}")
+    monkeypatch.setattr(tempfile, "tempdir", str(mounted("tmpfs", "size=4096")))
     monkeypatch.setattr(tempfile, "TemporaryFile", None)
     path = place / "out"
     if format == "oci-dir" or target == "path":
@@ -367,8 +337,7 @@ def test_what_may_be_left_out(loaded, store, room, how):
     given = {"Layer": [bare], "ChainID": [image.top, "sha256:" + "0" * 64], "Image": {image}, "name": iter(["base"]), "id": [image.id],
              "alone": "base"}[how]  # fmt: skip
     loaded.save(["a/b:1", "base"], room / "out", exclude=given)
-    with tarfile.open(room / "out") as tar:
-        names = tar.getnames()
+    names = stored.names_of((room / "out").read_bytes())
     left_out = {d for d, c in zip(loaded.get("a/b:1").diff_ids, loaded.get("a/b:1").layers, strict=True) if c in image.layers}
     assert left_out
     assert [d for d in left_out if f"blobs/sha256/{d.encoded}" in names] == []

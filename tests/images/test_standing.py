@@ -1,5 +1,6 @@
 """An image on disk keeps its layers, no matter what releases them, and what put it there."""
 
+import hashlib
 import logging
 import os
 
@@ -11,8 +12,6 @@ TARS = [tarkit.dir("a/") + tarkit.file("a/f", b"1") + tarkit.end(), tarkit.file(
 
 def write_image(root, tars=TARS, *, name: str | None = None) -> str:
     """What dockerd writes of an image, and no more; its id."""
-    import hashlib
-
     config = image_config([tarkit.diff_id(tar) for tar in tars])
     id = hashlib.sha256(config).hexdigest()
     place = root / "image/overlay2/imagedb/content/sha256"

@@ -13,6 +13,7 @@ import imagekit
 import pytest
 import tarkit
 from imagekit import BASE, MIDDLE, TOP, tar_of
+from stored import shown
 
 import layerstore
 from layerstore import CorruptLayerError, ImageError
@@ -43,9 +44,7 @@ def unpacking(request, images, open_store):
 def test_it_is_what_a_mount_shows(images, unpacking, store, room):
     images.load(tar_of(imagekit.docker([([LOWER, UPPER, TOP], ["x"])])))
     unpacking.unpack("x", room / "flat")
-    with store.create_rw_layer("box", images.get("x").top) as box, box.mounted() as merged:
-        wanted = disk.disk_state(merged, times=True)
-    found = disk.disk_state(room / "flat", times=True)
+    wanted, found = shown(store, images.get("x").top, looks), looks(room / "flat")
     for state in (wanted, found):
         state.pop(b"")                                         # the top itself is in no layer
     assert disk.changed(wanted, found) == []
