@@ -12,9 +12,14 @@ from disk import shape
 UNKNOWN = "sha256:" + "1" * 64
 
 
-def tar_of(layer) -> bytes:
-    with layer.tar_stream() as stream:
+def read(stream) -> bytes:
+    """All of it, and it is closed."""
+    with stream:
         return stream.read()
+
+
+def tar_of(layer) -> bytes:
+    return read(layer.tar_stream())
 
 
 def comes_back(layer, tar: bytes) -> bool:

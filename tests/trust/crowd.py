@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import disk
-import interruptwalk
 import ownspace
 import powercut
 import seeded
@@ -40,13 +39,6 @@ for base in (101, 102, 1103):
         FAMILY += [(base, child, child + leaf) for leaf in (100, 200)]
 
 BETWEEN_KILLS = 4       # calls of all of them together, at least
-
-
-def chain_of(seeds: tuple[int, ...]) -> str:
-    chain = ""
-    for seed in seeds:
-        chain = seeded.chain_id(chain, seeded.layer(seed).diff_id)
-    return chain
 
 
 def held_layer_is_kept(before: dict[int, int], after: dict[int, int]) -> bool:
@@ -117,7 +109,7 @@ class Member:
         seeds = FAMILY[index]
         for depth in range(1, len(seeds) + 1):      # each one of the chain is held until the next one stands on it
             below, part = seeds[: depth - 1], FAMILY.index(seeds[:depth])
-            self.hold(part, self.store.register(seeded.layer(seeds[depth - 1]).tar, chain_of(below)))
+            self.hold(part, self.store.register(seeded.layer(seeds[depth - 1]).tar, seeded.chain(*below)))
         for depth in range(1, len(seeds)):
             self.let_go(FAMILY.index(seeds[:depth]))
 
@@ -125,7 +117,7 @@ class Member:
         index = self.draw.randrange(len(FAMILY))
         before = self.table.holders(index)
         try:
-            layer = self.store.get(chain_of(FAMILY[index]))
+            layer = self.store.get(seeded.chain(*FAMILY[index]))
         except LayerDoesNotExistError:
             after = self.table.holders(index)
             if not held_layer_is_kept(before, after):
@@ -140,7 +132,7 @@ class Member:
 
     def box(self, index: int) -> None:
         # No number of a process: those come again within a minute, threads take them, too.
-        box = self.store.create_rw_layer(f"box-{secrets.token_hex(8)}", chain_of(FAMILY[index]))
+        box = self.store.create_rw_layer(f"box-{secrets.token_hex(8)}", seeded.chain(*FAMILY[index]))
         with box.mounted() as path:
             if os.readlink(f"{path}/c/link") == "":
                 self.say("broken", "what is below a box is not there")
@@ -189,14 +181,7 @@ def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
         todo = {"process": process, "processes": count, "root": str(root), "log": str(log), "table": str(place / "table"),
                 "seed": draw.randrange(1 << 40), "durability": plan.get("durability", "full"),
                 **{key: plan[key] for key in ("trace",) if key in plan}}
-        if not (pid := os.fork()):
-            try:
-                Member(todo).run()
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        return pid
+        return ownspace.forked(lambda: Member(todo).run())
 
     def goes_on() -> bool:
         return ownspace.goes_on(until, table.steps() < plan.get("steps", 0) or kills < plan.get("kills", 0))
@@ -219,7 +204,7 @@ def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
         members[victim] = member(victim)
     table.cells[-1] = 1
     for process in members:
-        if code := interruptwalk.Walker.ended(process, 30):
+        if code := ownspace.ended(process, 30):
             problems.append("a process hangs" if code == -signal.SIGKILL else f"a process ended with {code}")
     said: dict[str, list[str]] = {"broken": [], "errors": []}
     for line in log.read_text().splitlines():
@@ -231,15 +216,12 @@ def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
 
 def at_the_end(root: Path, place: Path) -> list[str]:
     judge, wrong = powercut.Judge(place / "judge"), []
-    known = {chain_of(seeds): {"parent": chain_of(seeds[:-1]), "diff": seeded.layer(seeds[-1]).diff_id, "seed": seeds[-1]}
+    known = {seeded.chain(*seeds): {"parent": seeded.chain(*seeds[:-1]), "diff": seeded.layer(seeds[-1]).diff_id, "seed": seeds[-1]}
              for seeds in FAMILY}
     with Store(root) as store:
-        wrong += [f"before cleanup() {problem}" for problem in store.verify() if problem.kind != "orphan"]
-        store.cleanup()
-        wrong += [f"after cleanup() {problem}" for problem in store.verify()]
+        wrong += powercut.cleaned(root, store)
         for id, layer in store.map().items():
             wrong += [f"layer {id}: {fault}" for fault in judge.faults(layer, known.get(id))]
-        wrong += [f"after cleanup() {name} is left" for name in powercut.owned_by_nobody(root, store)]
         wrong += [f"mounted: {point}" for point in disk.mounts_below(root)]
     return wrong
 

@@ -8,10 +8,10 @@ left, without any cleanup()).
 """
 
 import contextlib
+import functools
 import json
 import os
 import random
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from typing import Any
 import ownspace
 import tarkit
 from dockerd import image_archive
+from stored import at_once
 
 from layerstore import (
     ImageDoesNotExistError,
@@ -130,11 +131,7 @@ def member(root: str, seed: int, until: float, least: int, log: int) -> None:
             os.write(log, json.dumps(["error", traceback.format_exc()]).encode() + b"\n")
         os.write(log, json.dumps(["steps", worker.steps]).encode() + b"\n")
 
-    threads = [threading.Thread(target=work, args=(f"p{os.getpid()}t{n}",)) for n in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(*(functools.partial(work, f"p{os.getpid()}t{n}") for n in range(2)))
     store.close()
 
 
@@ -142,12 +139,8 @@ def everyone(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     root, until = str(place / "docker"), time.monotonic() + plan["seconds"]
     Store(root).close()
     log = os.open(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    children = []
-    for number in range(plan.get("processes", 3)):
-        if not (child := os.fork()):
-            member(root, plan["seed"] * 100 + number, until, plan.get("least", 0), log)
-            os._exit(0)
-        children.append(child)
+    children = [ownspace.forked(functools.partial(member, root, plan["seed"] * 100 + number, until, plan.get("least", 0), log))
+                for number in range(plan.get("processes", 3))]
     problems = [f"a process ended with {ended}" for child in children if (ended := os.waitpid(child, 0)[1])]
     said = [json.loads(line) for line in (place / "log").read_text().splitlines()]
     with Store(root) as store:

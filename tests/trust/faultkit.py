@@ -50,11 +50,6 @@ LARGE = file("large", recipes.noise(1_300_000, 7)) + b"".join(file(f"m/{i}", rec
 
 
 # ---- what a process holds ------------------------------------------------------------------------------
-def mountinfo(root: Any) -> list[str]:
-    """What is mounted at and below root; others may mount and unmount elsewhere meanwhile."""
-    return sorted(disk.mounts_below(root))
-
-
 def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
@@ -78,7 +73,7 @@ class Held(NamedTuple):
 
     @classmethod
     def now(cls, root: Any) -> "Held":
-        return cls(disk.open_files(), mountinfo(root), threads(), root)
+        return cls(disk.open_files(), disk.mounts_below(root), threads(), root)
 
     def differences(self, *, mounts: bool = True) -> list[str]:
         """What is held now and was not; [] when nothing leaked."""

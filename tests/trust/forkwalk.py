@@ -12,7 +12,6 @@ import gc
 import os
 import sys
 import threading
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import ownspace
 import seeded
 import tarkit
 from interruptwalk import ACTS, SECONDS, imaged
-from killwalk import BASE, NEW, TOP, chain
+from killwalk import BASE, NEW, TOP
+from seeded import chain
 
 from layerstore import Images, Store
 
@@ -56,38 +56,28 @@ class Walker:
 
     def child(self, store: Store, number: int) -> int:
         """Fork; return the child."""
-        pid = os.fork()
-        if not pid:
+
+        def work() -> None:
             out = os.open(self.root.parent / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(out, 2)
             faulthandler.dump_traceback_later(2 * SECONDS)
-            try:
-                in_the_child(store, number)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                sys.stderr.flush()
-                os._exit(1)
-        return pid
+            in_the_child(store, number)
+
+        return ownspace.forked(work)
 
     def at(self, number: int) -> list[int]:
         """The act in a thread, with a fork at its n-th function (0: nowhere, and the places where one could be)."""
         store = Store(self.root, options={"lock_timeout": str(SECONDS)})
         ready = self.act.ready(store)
-        entered, wanted, go_on, places = 0, threading.Event(), threading.Event(), interruptwalk.Places()
+        wanted, go_on, places = threading.Event(), threading.Event(), interruptwalk.Places()
         failed: list[BaseException] = []
 
-        def enter(_frame: Any, event: str, _arg: Any) -> None:
-            nonlocal entered
-            if event == "call":
-                entered += 1
-                if entered == number:
-                    sys.setprofile(None)         # what is called below is not the act's
-                    wanted.set()
-                    go_on.wait()
+        def stop(_number: int, _frame: Any) -> None:
+            wanted.set()
+            go_on.wait()
 
         def work() -> None:
-            sys.setprofile(enter if number else places.enter)
+            sys.setprofile(interruptwalk.at_entry(number, stop) if number else places.enter)
             try:
                 self.act.do(store, ready)
             except BaseException as error:
@@ -104,7 +94,7 @@ class Walker:
         thread.join()
         if failed:
             self.problems.append(f"forked at function {number}: the act itself: {failed[0]!r}")
-        if pid and (status := interruptwalk.Walker.ended(pid, 3 * SECONDS)):
+        if pid and (status := ownspace.ended(pid, 3 * SECONDS)):
             said = (self.root.parent / "said").read_text()[-700:]
             self.problems.append(f"forked at function {number}: it ends with {status} {said}")
         store.close()

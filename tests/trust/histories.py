@@ -399,18 +399,19 @@ class History:
             self.known[store, number] = chain
         self.ask(at, wanted, do="get", number=number, chain=chain)
 
-    def do_release(self, at: tuple[int, int], store: str, _: int) -> None:
-        mine = [held for held in self.model.references if held[0] == store]
+    def release(self, at: tuple[int, int], store: str, mine: list[tuple[str, int]], box: bool = False) -> None:
+        """Release one of these references."""
         if mine:
-            number = self.draw.choice(mine)[1]
-            self.ask(at, self.model.release(store, number, self.known[store, number]), do="release", number=number)
+            number, do = self.draw.choice(mine)[1], "release_box" if box else "release"
+            known = (self.known_boxes if box else self.known)[store, number]
+            self.ask(at, getattr(self.model, do)(store, number, known), do=do, number=number)
+
+    def do_release(self, at: tuple[int, int], store: str, _: int) -> None:
+        self.release(at, store, [held for held in self.model.references if held[0] == store])
 
     def do_again(self, at: tuple[int, int], store: str, _: int) -> None:
         """Release what was released before."""
-        mine = [held for held in self.known if held[0] == store and held not in self.model.references]
-        if mine:
-            number = self.draw.choice(mine)[1]
-            self.ask(at, self.model.release(store, number, self.known[store, number]), do="release", number=number)
+        self.release(at, store, [held for held in self.known if held[0] == store and held not in self.model.references])
 
     def do_remove(self, at: tuple[int, int], _: str, __: int) -> None:
         chain = self.some_chain()
@@ -431,16 +432,11 @@ class History:
         self.ask(at, wanted, do="get_box", number=number, name=name)
 
     def do_release_box(self, at: tuple[int, int], store: str, _: int) -> None:
-        mine = [held for held in self.model.box_references if held[0] == store]
-        if mine:
-            number = self.draw.choice(mine)[1]
-            self.ask(at, self.model.release_box(store, number, self.known_boxes[store, number]), do="release_box", number=number)
+        self.release(at, store, [held for held in self.model.box_references if held[0] == store], box=True)
 
     def do_box_again(self, at: tuple[int, int], store: str, _: int) -> None:
         mine = [held for held in self.known_boxes if held[0] == store and held not in self.model.box_references]
-        if mine:
-            number = self.draw.choice(mine)[1]
-            self.ask(at, self.model.release_box(store, number, self.known_boxes[store, number]), do="release_box", number=number)
+        self.release(at, store, mine, box=True)
 
     def do_commit(self, at: tuple[int, int], store: str, number: int) -> None:
         mine = [held for held in self.model.box_references if held[0] == store]

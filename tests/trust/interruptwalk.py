@@ -15,7 +15,6 @@ import os
 import random
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,18 +23,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import disk
 import killwalk
 import ownspace
 import seeded
-import workload
-from killwalk import ARCHIVE, BASE, DIFF, NEW, TOP, chain
+from killwalk import ARCHIVE, BASE, DIFF, INIT, NEW, TOP
+from seeded import chain
 
-from layerstore import CreateRWLayerOpts, Images, LayerStoreError, Store
+from layerstore import Images, LayerStoreError, Store
 
 # A longer wait is one for a lock that is not released.
 SECONDS = 5
-INIT = CreateRWLayerOpts(init_func=workload.init)
 
 
 def imaged(store: Store) -> None:
@@ -108,6 +105,18 @@ def flocks(pid: int) -> list[str]:
     return found
 
 
+def at_entry(number: int, act: Callable[[int, Any], object]) -> Callable[[Any, str, Any], None]:
+    """For sys.setprofile: call act as a signal's handler at the n-th function that is entered, and look no further."""
+    entered = itertools.count(1)
+
+    def enter(frame: Any, event: str, _arg: Any) -> None:
+        if event == "call" and next(entered) == number:
+            sys.setprofile(None)         # what is called now is not the act's
+            act(signal.SIGINT, frame)
+
+    return enter
+
+
 class Places:
     """The functions that an act enters, each with the lines that led there: every way counts, not every time."""
 
@@ -150,25 +159,9 @@ class Walker:
         with Store(self.start) as store:
             imaged(store)
 
-    def lay(self) -> None:
-        if self.root.exists():
-            disk.unmount_below(self.root)
-            disk.remove_tree(self.root)
-        subprocess.run(["cp", "-a", str(self.start), str(self.root)], check=True)
-
     # ---- the one that is interrupted -----------------------------------------------------------
     def child(self, number: int, out: int) -> None:
         """Do the act, interrupted at the entry of its n-th function (0: never); tell how many there were; live on."""
-        entered = 0
-
-        def enter(_frame: Any, event: str, _arg: Any) -> None:
-            nonlocal entered
-            if event == "call":
-                entered += 1
-                if entered == number:
-                    sys.setprofile(None)
-                    raise KeyboardInterrupt
-
         store = Store(self.root, options={"lock_timeout": str(SECONDS)})
         ready = self.act.ready(store)
         self.quiet()
@@ -179,7 +172,7 @@ class Walker:
             sys.setprofile(None)
             os.write(out, json.dumps(places.numbers()).encode())
             return
-        sys.setprofile(enter)
+        sys.setprofile(at_entry(number, signal.default_int_handler))
         kept = None
         try:
             self.act.do(store, ready)
@@ -233,12 +226,17 @@ class Walker:
                 print(found, file=sys.stderr)
                 os._exit(3)
 
+    def begin(self, number: int) -> tuple[int, int]:
+        """child() on a fresh copy of the start: (where it tells, its process)."""
+        killwalk.copy_of(self.start, self.root)
+        read, out = os.pipe()
+        pid = ownspace.forked(lambda: self.child(number, out))
+        os.close(out)
+        return read, pid
+
     def places(self) -> list[int]:
         """Do the act in peace: where it can be interrupted."""
-        self.lay()
-        read, out = os.pipe()
-        pid = self.forked(lambda: self.child(0, out))
-        os.close(out)
+        read, pid = self.begin(0)
         with open(read) as found:
             numbers = json.load(found)
         os.waitpid(pid, 0)
@@ -247,47 +245,19 @@ class Walker:
     def at(self, number: int) -> None:
         """Walk one place."""
         self.draw = random.Random(f"{self.plan['act']} {number}")
-        self.lay()
-        read, out = os.pipe()
-        pid = self.forked(lambda: self.child(number, out))
-        os.close(out)
+        read, pid = self.begin(number)
         try:
             said = os.read(read, 1 << 16).decode() if select.select([read], [], [], 2 * SECONDS + 2)[0] else ""
             if not said:
                 self.problems.append(f"interrupted at function {number}: it does not end")
             if said[1:]:
                 self.problems.append(f"interrupted at function {number}: {said[1:]}")
-            if said:
-                code = self.ended(self.forked(self.others), 3 * SECONDS)
-                if code:
-                    self.problems.append(f"interrupted at function {number}: another process ends with {code}")
+            if said and (code := ownspace.ended(ownspace.forked(self.others), 3 * SECONDS)):
+                self.problems.append(f"interrupted at function {number}: another process ends with {code}")
         finally:
             os.close(read)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-    @staticmethod
-    def forked(work: Callable[[], object]) -> int:
-        pid = os.fork()
-        if not pid:
-            try:
-                work()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(9)
-        return pid
-
-    @staticmethod
-    def ended(pid: int, seconds: float) -> int:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if (done := os.waitpid(pid, os.WNOHANG))[0]:
-                return os.waitstatus_to_exitcode(done[1])
-            time.sleep(0.002)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        return -signal.SIGKILL
 
     def walk(self) -> dict[str, Any]:
         numbers = self.places()

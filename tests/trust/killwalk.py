@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import disk
 import imagekit
@@ -28,6 +28,7 @@ import seeded
 import tarkit
 import workload
 from cutdisk import CutDisk
+from seeded import chain
 
 from layerstore import CreateRWLayerOpts, Images, Store
 
@@ -50,13 +51,6 @@ class Walk(ctypes.Structure):
 ARCHIVE = imagekit.tar_of(imagekit.docker([([imagekit.BASE, imagekit.TOP], ["app:1"])]))
 DIFF = tarkit.file("by-diff", b"d" * 3000) + tarkit.end()
 BASE, TOP, NEW = 11, 12, 13     # small layers: TOP stands on BASE, NEW comes onto TOP
-
-
-def chain(*seeds: int) -> str:
-    below = ""
-    for seed in seeds:
-        below = seeded.chain_id(below, seeded.layer(seed).diff_id)
-    return below
 
 
 def two_layers(store: Store) -> None:
@@ -192,8 +186,16 @@ ACTS = {
     "tag": Act(with_image, nothing, lambda store, _: Images(store).tag("keep:1", "t:1"), tag_again),
     "cleanup": Act(with_box, nothing, lambda store, _: store.cleanup(), nothing, leaves=
                    ("mount", "register on", "create", "release box and all")),
-    "open": Act(nothing, nothing, nothing, new_again()),     # opened() below
+    "open": Act(nothing, nothing, lambda root, _: Store(root, options={"durability": "full"}).close(), new_again()),
 }
+
+
+def copy_of(start: Path, root: Path) -> None:
+    """The start again, whatever there is of the root."""
+    if root.exists():
+        disk.unmount_below(root)
+        disk.remove_tree(root)
+    subprocess.run(["cp", "-a", str(start), str(root)], check=True)
 
 
 # ---- what is there -------------------------------------------------------------------------------
@@ -225,6 +227,17 @@ def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
     return {owner: frozenset(paths) for owner, paths in found.items()}
 
 
+def traced(lib: ctypes.CDLL, root: Path, act: Act) -> NoReturn:
+    """The act in this process, which is traced while it does it, and ends with it."""
+    store: Any = root if act is ACTS["open"] else Store(root, options={"durability": "full"})
+    ready = act.ready(store)
+    assert lib.killwalk_be_traced() == 0
+    os.kill(os.getpid(), signal.SIGSTOP)
+    act.do(store, ready)
+    lib.killwalk_end()
+    os._exit(0)
+
+
 class State(NamedTuple):
     layers: frozenset[str]
     boxes: frozenset[str]
@@ -248,22 +261,13 @@ class Walker:
     # ---- in the child --------------------------------------------------------------------------
     def child(self, act: Act, root: Path, at: int) -> Walk:
         """The act in a process of its own, killed at that call (0: never)."""
-        pid = os.fork()
-        if not pid:
-            try:
-                if act is ACTS["open"]:     # in a new interpreter: this one knows already what the host can do
-                    os.execv(sys.executable, ownspace.python("killwalk.py", "--open", self.lib._name, str(root)))
-                store = Store(root, options={"durability": "full"})
-                ready = act.ready(store)
-                assert self.lib.killwalk_be_traced() == 0
-                os.kill(os.getpid(), signal.SIGSTOP)
-                act.do(store, ready)
-                self.lib.killwalk_end()
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(3)
-        walk = Walk()
+
+        def work() -> None:
+            if act is ACTS["open"]:     # in a new interpreter: this one knows already what the host can do
+                os.execv(sys.executable, ownspace.python("killwalk.py", "--open", self.lib._name, str(root)))
+            traced(self.lib, root, act)
+
+        pid, walk = ownspace.forked(work), Walk()
         if error := self.lib.killwalk_run(pid, ctypes.c_int64(at), int(self.plan.get("all", False)), ctypes.byref(walk)):
             raise OSError(error, os.strerror(error))
         if not walk.killed and walk.status:
@@ -273,10 +277,7 @@ class Walker:
     # ---- the start -----------------------------------------------------------------------------
     def lay(self) -> None:
         disk.unmount_below(self.root.parent) if self.disk else None
-        if self.root.exists():
-            disk.unmount_below(self.root)
-            disk.remove_tree(self.root)
-        subprocess.run(["cp", "-a", str(self.start), str(self.root)], check=True)
+        copy_of(self.start, self.root)
         if self.disk:
             disk._libc.syncfs(self.disk.fd)
 
@@ -328,10 +329,7 @@ class Walker:
             for id, layer in layers.items():
                 if faults := self.judge.faults(layer, self.known.get(id)):
                     wrong.append(f"layer {id}: {faults}")
-            wrong += [f"before cleanup() {problem}" for problem in store.verify() if problem.kind != "orphan"]
-            store.cleanup()
-            wrong += [f"after cleanup() {problem}" for problem in store.verify()]
-            wrong += [f"after cleanup() {name} is left" for name in powercut.owned_by_nobody(self.root, store)]
+            wrong += powercut.cleaned(self.root, store)
             for owner, paths in shape(self.root, store).items():
                 one, other = self.before.shape.get(owner), self.after.shape.get(owner)
                 least = (one or other or frozenset()) & (other or one or frozenset())
@@ -379,16 +377,7 @@ def walk(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     return Walker(plan, place).run()
 
 
-def opened(library: str, root: str) -> None:
-    lib = ctypes.CDLL(library)
-    assert lib.killwalk_be_traced() == 0
-    os.kill(os.getpid(), signal.SIGSTOP)
-    Store(root, options={"durability": "full"}).close()
-    lib.killwalk_end()
-    os._exit(0)
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "--open":
-        opened(*sys.argv[2:])
+        traced(ctypes.CDLL(sys.argv[2]), Path(sys.argv[3]), ACTS["open"])
     ownspace.main(walk)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import faultkit
 import tarkit
 from faultkit import EVERY_KIND, LARGE, Ground
+from stored import read
 from tarkit import end, file
 
 import layerstore
@@ -63,11 +64,6 @@ def names_in(tar: bytes) -> list[bytes]:
 def large_layer(g: Ground) -> None:
     if not hasattr(g, "large"):
         g.large = g.store.register(LARGE, g.base.chain_id)
-
-
-def read_all(opened: Any) -> bytes:
-    with opened as stream:
-        return stream.read()
 
 
 def copy_to(g: Ground) -> bytes:
@@ -137,7 +133,7 @@ COMMITTED = [b".wh.a", b"c", b"new", b"sub/", b"sub/x"]
 
 def committed(g: Ground, layer: Any) -> bool:
     """Its own directory as a tar, or, where that cannot be had, what a mount of it shows."""
-    tar = read_all(layer.tar_stream())
+    tar = read(layer.tar_stream())
     return hashlib.sha256(tar).hexdigest() == layer.diff_id.encoded and names_in(tar) == COMMITTED
 
 
@@ -186,10 +182,10 @@ OPERATIONS = {
     "RegisterZstd": packed("zstd"),
     "RegisterBzip2": packed("bzip2", EVERY_KIND),           # libarchive takes its time
     "RegisterAgain": registers(Ground.ABOVE, leaves="litter"),      # it is there already: the second copy is thrown away
-    "Read": Operation(lambda g: read_all(g.large.tar_stream()), lambda g, value: value == LARGE, prepare=large_layer),
+    "Read": Operation(lambda g: read(g.large.tar_stream()), lambda g, value: value == LARGE, prepare=large_layer),
     "CopyTo": Operation(copy_to, lambda g, value: value == LARGE, prepare=large_layer),
     "SizeOfStream": Operation(size_of_stream, lambda g, value: value == len(LARGE), prepare=large_layer),
-    "ReadDifference": Operation(lambda g: read_all(g.above.tar_stream_from("")), lambda g, value: names_in(value) == [b"a/", b"a/f", b"c", b"e/", b"e/1"]),
+    "ReadDifference": Operation(lambda g: read(g.above.tar_stream_from("")), lambda g, value: names_in(value) == [b"a/", b"a/f", b"c", b"e/", b"e/1"]),
     "OpenAndGet": Operation(open_and_get, got),
     "OpenFresh": Operation(lambda g: layerstore.Store(g.root / "fresh", options=g.options).close(),
                            undo=lambda g, value: faultkit.disk.remove_tree(g.root / "fresh"), leaves="scaffold"),
@@ -201,7 +197,7 @@ OPERATIONS = {
     "Commit": Operation(lambda g: g.rw.commit(), committed, release),
     "Changes": Operation(lambda g: sorted(str(change) for change in g.rw.changes()), lambda g, value: value == ["A /new", "A /sub", "A /sub/x", "C /c", "D /a"]),
     "SizeOfRWLayer": Operation(lambda g: g.rw.size(), lambda g, value: value == 9002),
-    "ReadRWLayer": Operation(lambda g: read_all(g.rw.tar_stream()), lambda g, value: names_in(value) == COMMITTED),
+    "ReadRWLayer": Operation(lambda g: read(g.rw.tar_stream()), lambda g, value: names_in(value) == COMMITTED),
     "ChangesBetween": Operation(changes_between, lambda g, value: value == ["A /c", "A /e", "A /e/1", "C /b", "D /a"]),
     "Disassemble": Operation(disassemble, lambda g, value: value[0] == tarkit.diff_id(LARGE) and value[1].startswith(b'{"type"')),
     "Release": Operation(lambda g: g.extra.release(), lambda g, value: [item.chain_id for item in value] == [g.extra.chain_id],

@@ -10,10 +10,12 @@ its mounts, loop devices and files go with it.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,33 @@ def goes_on(until: float, too_little: bool) -> bool:
     """Return True while work of a bounded time goes on: until then, and longer on a busy machine that did too little."""
     now = time.monotonic()
     return now < until or (too_little and now < until + PATIENCE)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Fork a process that does this work; return its id. What work raises is printed, and ends it with 9."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(9)
+    return pid
+
+
+def ended(pid: int, seconds: float) -> int:
+    """How a child ended; one that takes longer is killed."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if (done := os.waitpid(pid, os.WNOHANG))[0]:
+            return os.waitstatus_to_exitcode(done[1])
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return -signal.SIGKILL
 
 
 def main(function: Callable[[dict[str, Any], Path], Any]) -> None:

@@ -170,6 +170,14 @@ def owned_by_nobody(root: Path, store: Store) -> list[str]:
     return sorted(found)
 
 
+def cleaned(root: Path, store: Store) -> list[str]:
+    """What verify() says before cleanup(), which is called here, and what is left after it."""
+    wrong = [f"before cleanup() {problem}" for problem in store.verify() if problem.kind != "orphan"]
+    store.cleanup()
+    wrong += [f"after cleanup() {problem}" for problem in store.verify()]
+    return wrong + [f"after cleanup() {name} is left" for name in owned_by_nobody(root, store)]
+
+
 # ---- one cut -------------------------------------------------------------------------------------
 class Stirrer(threading.Thread):
     """Does what the kernel would do in a longer life: the log is written, some file's data, or all, at any moment."""
@@ -183,12 +191,9 @@ class Stirrer(threading.Thread):
             with suppress(OSError):
                 some = self.draw.random()
                 if some < 0.7:      # the log, with every name made so far, but no other file's data
-                    fd = os.open(self.point / "stirred", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                    try:
-                        os.write(fd, b"x")
-                        os.fsync(fd)
-                    finally:
-                        os.close(fd)
+                    with open(self.point / "stirred", "ab", buffering=0) as out:
+                        out.write(b"x")
+                        os.fsync(out)
                 elif some < 0.9:    # some file's data
                     where = self.point
                     while where.is_dir() and not where.is_symlink():
@@ -290,27 +295,17 @@ class Cutter:
             self.seen["lost"] += 1
             self.wrong(f"{promised.layers[chain]['do']} had returned layer {chain}, and it is gone")
         for chain, layer in layers.items():
-            known = promised.layers.get(chain) or self.unfinished_commit(promised, layer)
+            known, faults = self.judged(promised, chain, layer)
             if known is None:
                 self.wrong(f"layer {chain} was never made")
-            faults = self.judge.faults(layer, known)
-            if known is not None:
-                promised.layers.setdefault(chain, {**known, "chain": chain})
-            self.seen["damaged" if faults else "whole"] += 1
             if faults:
                 self.wrong(f"layer {chain} ({'returned' if chain in promised.required() else 'not returned'}): {faults}")
         self.seen["gone"] += len(promised.layers.keys() - layers.keys())
-        for problem in store.verify():
-            if problem.kind != "orphan":
-                self.wrong(f"before cleanup() {problem}")
         for name in sorted(promised.kept - set(boxes)):
             self.seen["lost"] += 1
             self.wrong(f"box {name} is gone")
-        store.cleanup()
-        for problem in store.verify():
-            self.wrong(f"after cleanup() {problem}")
-        for name in owned_by_nobody(root, store):
-            self.wrong(f"after cleanup() {name} is left")
+        for text in cleaned(root, store):
+            self.wrong(text)
         self.everything_works(store, promised)
         # The next workload takes hold of all that is here.
         promised.held, promised.kept = set(store.map()), set(store.mounts())
@@ -320,6 +315,15 @@ class Cutter:
             left = [line for line in table if str(root) in line]
         if left:
             self.wrong(f"mounts left: {left}")
+
+    def judged(self, promised: Promised, chain: str, layer: Any) -> tuple[Line | None, list[str]]:
+        """The report that tells of this layer, if any does, and what is wrong with the layer."""
+        known = promised.layers.get(chain) or self.unfinished_commit(promised, layer)
+        if known is not None:
+            promised.layers.setdefault(chain, {**known, "chain": chain})
+        faults = self.judge.faults(layer, known)
+        self.seen["damaged" if faults else "whole"] += 1
+        return known, faults
 
     @staticmethod
     def unfinished_commit(promised: Promised, layer: Any) -> Line | None:
@@ -357,11 +361,7 @@ class Cutter:
         self.seen["lost"] += len(promised.required() - layers.keys())
         bad = []
         for chain, layer in layers.items():
-            known = promised.layers.get(chain) or self.unfinished_commit(promised, layer)
-            if known is not None:
-                promised.layers.setdefault(chain, {**known, "chain": chain})
-            faults = self.judge.faults(layer, known)
-            self.seen["damaged" if faults else "whole"] += 1
+            _, faults = self.judged(promised, chain, layer)
             if faults:
                 bad.append(chain)
                 if chain in told:

@@ -55,3 +55,11 @@ def layer(seed: int) -> Seeded:
 def chain_id(parent: str, diff_id: str) -> str:
     """The ChainID of this layer on that parent ("": none)."""
     return tarkit.chain_id(parent, diff_id) if parent else diff_id
+
+
+def chain(*seeds: int) -> str:
+    """The ChainID of these layers, each on the one before."""
+    below = ""
+    for seed in seeds:
+        below = chain_id(below, layer(seed).diff_id)
+    return below

@@ -15,16 +15,13 @@ import errno
 import gc
 import io
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faultkit
 import pytest
 import soak
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faultkit
 from faultkit import ERRNOS, KINDS, PASSING, Faults, Ground, Held, contents, state
 from operations import OPERATIONS, Operation
 

@@ -17,15 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import faultkit
 import pytest
 import recipes
 import tarkit
+from faultkit import LARGE, Ground, Held, state
 from soak import budget
 from tarkit import end, file
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faultkit
-from faultkit import LARGE, Ground, Held, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, Store

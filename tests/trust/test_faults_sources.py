@@ -12,7 +12,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,15 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import faultkit
 import pytest
 import recipes
 import tarkit
+from faultkit import EVERY_KIND, LARGE, Ground, Held, state
 from soak import budget
 from tarkit import dir, end, file
-
-sys.path.insert(0, str(Path(__file__).parent))
-import faultkit
-from faultkit import EVERY_KIND, LARGE, Ground, Held, state
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, TarFormatError
@@ -142,9 +139,8 @@ def test_a_read_of_another_type_is_a_type_error(g: Ground, what: str, at: int) -
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_read_that_gives_more_than_was_asked_for_is_taken_whole(g: Ground, packing: str) -> None:
     data, _ = PACKINGS[packing]
-    with whole(g):
-        with g.store.register(Source(data, step=len(data)), g.base.chain_id) as layer:
-            assert faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded
+    with whole(g), g.store.register(Source(data, step=len(data)), g.base.chain_id) as layer:
+        assert faultkit.tar_of(layer.tar_stream) == layer.diff_id.encoded
 
 
 def test_a_bytearray_that_is_changed_behind_the_read_does_no_harm(g: Ground) -> None:
@@ -157,9 +153,8 @@ def test_a_bytearray_that_is_changed_behind_the_read_does_no_harm(g: Ground) -> 
             kept[: len(piece)] = piece
             return memoryview(kept)[: len(piece)]
 
-    with whole(g):
-        with g.store.register(Reuses(LARGE), g.base.chain_id) as layer:
-            assert layer.diff_id == tarkit.diff_id(LARGE)
+    with whole(g), g.store.register(Reuses(LARGE), g.base.chain_id) as layer:
+        assert layer.diff_id == tarkit.diff_id(LARGE)
 
 
 def test_a_pipe_that_is_not_ready_is_waited_for(g: Ground) -> None:
@@ -283,9 +278,8 @@ def test_a_source_that_uses_the_store_from_read_is_served(g: Ground) -> None:
 
     for number in (1, 2, 10):
         source = Source(LARGE, number, act, 100_000)
-        with whole(g):
-            with g.store.register(source, g.base.chain_id) as layer:
-                assert layer.diff_id == tarkit.diff_id(LARGE)
+        with whole(g), g.store.register(source, g.base.chain_id) as layer:
+            assert layer.diff_id == tarkit.diff_id(LARGE)
         assert inner and all(inner)
 
 

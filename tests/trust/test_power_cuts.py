@@ -76,24 +76,14 @@ def test_the_same_cut_right_behind_register_loses_the_layer_without_durability_a
 
 # ---- what "full" stands on ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
-@pytest.mark.parametrize("upon", ["register", "child", "box"])
-def test_full_takes_with_it_what_was_made_without_durability(kind, upon):
-    assert ownspace.call("powercut.py", {"kind": kind, "upon": upon}, 60)["problems"] == []
+@pytest.mark.parametrize(("what", "how"), [("upon", "register"), ("upon", "child"), ("upon", "box"),
+                                           ("behind", "register"), ("behind", "create"), ("behind", "commit")])
+def test_full_keeps_its_word_upon_careless_layers_and_behind_a_rename(kind, what, how):
+    assert ownspace.call("powercut.py", {"kind": kind, what: how}, 60)["problems"] == []
 
 
 @pytest.mark.parametrize("kind", cutdisk.KINDS)
-@pytest.mark.parametrize("behind", ["register", "create", "commit"])
-def test_a_file_system_that_dies_behind_the_rename_is_an_error(kind, behind):
-    assert ownspace.call("powercut.py", {"kind": kind, "behind": behind}, 60)["problems"] == []
-
-
-@pytest.mark.parametrize("kind", cutdisk.KINDS)
-def test_what_a_release_and_a_get_said_of_a_layer_is_on_the_disk(kind):
-    result = ownspace.call("powercut.py", {"kind": kind, "marks": "full"}, 60)
-    assert result["problems"] == [] and result["left"] == [True, False]
-
-
-@pytest.mark.parametrize("kind", cutdisk.KINDS)
-def test_without_durability_it_may_be_lost(kind):
-    result = ownspace.call("powercut.py", {"kind": kind, "marks": "none"}, 60)
-    assert result["problems"] == [] and result["left"] == [False, True]
+@pytest.mark.parametrize(("marks", "left"), [("full", [True, False]), ("none", [False, True])])
+def test_what_a_release_and_a_get_said_of_a_layer_is_on_the_disk_but_without_durability(kind, marks, left):
+    result = ownspace.call("powercut.py", {"kind": kind, "marks": marks}, 60)
+    assert result["problems"] == [] and result["left"] == left
