@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import tarkit
-from disk import changed, disk_state, shape
+from disk import shape
+from stored import read
 from tarkit import T1, T2, dir, end, file, whiteout
 
 from layerstore import CorruptLayerError, FileType, LayerStoreError, TarFormatError
@@ -17,12 +18,11 @@ from layerstore.streams.sources import Input
 CHAIN = ChainID("sha256:" + "7" * 64)
 
 
-def receive(opened, tar, stack=(), id=None, **how):
+def receive(opened, tar, stack=(), **how):
     """Make a draft of a tar, whole and settled."""
-    id = id or random_id()
-    draft = opened.driver.layers.begin(id, list(stack), **how)
+    draft = opened.driver.layers.begin(random_id(), list(stack), **how)
     with contextlib.closing(Input(tar)) as given:
-        received = draft.receive(given, opened.new(id))
+        received = draft.receive(given, opened.new(draft.id))
     draft.settle()
     return draft, received
 
@@ -42,11 +42,9 @@ def found(opened, id, tar, stack=(), **how):
 
 
 # ---- a draft ----
-def test_begin_writes_nothing(opened):
-    before = disk_state(opened.home)
-    id = random_id()
-    opened.driver.layers.begin(id, []).discard()
-    assert changed(before, disk_state(opened.home)) == []
+def test_begin_writes_nothing(opened, unchanged):
+    with unchanged(opened.home):
+        opened.driver.layers.begin(random_id(), []).discard()
 
 
 def test_receive_says_what_the_tar_was(opened):
@@ -55,24 +53,21 @@ def test_receive_says_what_the_tar_was(opened):
     assert opened.driver.layers.exists(draft.id)
 
 
-def test_a_discarded_draft_leaves_nothing(opened):
-    before = disk_state(opened.home)
-    draft, _ = receive(opened, T1)
-    draft.discard()
-    draft.discard()
-    assert not opened.driver.layers.exists(draft.id)
-    assert changed(before, disk_state(opened.home)) == []
+def test_a_discarded_draft_leaves_nothing(opened, unchanged):
+    with unchanged(opened.home):
+        draft, _ = receive(opened, T1)
+        draft.discard()
+        draft.discard()
+        assert not opened.driver.layers.exists(draft.id)
 
 
 @pytest.mark.parametrize("tar, error", [(T1[:700], TarFormatError), (b"x" * 512, TarFormatError)], ids=["cut", "no tar"])
-def test_a_failed_receive_can_be_discarded(opened, tar, error):
-    before = disk_state(opened.home)
-    id = random_id()
-    draft = opened.driver.layers.begin(id, [])
-    with contextlib.closing(Input(tar)) as given, pytest.raises(error):
-        draft.receive(given, opened.new(id))
-    draft.discard()
-    assert changed(before, disk_state(opened.home)) == []
+def test_a_failed_receive_can_be_discarded(opened, unchanged, tar, error):
+    with unchanged(opened.home):
+        draft = opened.driver.layers.begin(random_id(), [])
+        with contextlib.closing(Input(tar)) as given, pytest.raises(error):
+            draft.receive(given, opened.new(draft.id))
+        draft.discard()
 
 
 def test_what_the_input_raises_ends_receive(opened):
@@ -81,12 +76,11 @@ def test_what_the_input_raises_ends_receive(opened):
             apply.push(T1[:600])
             raise LookupError("the cable")
 
-    id = random_id()
-    draft = opened.driver.layers.begin(id, [])
+    draft = opened.driver.layers.begin(random_id(), [])
     with pytest.raises(LookupError, match="the cable"):
-        draft.receive(Broken(), opened.new(id))
+        draft.receive(Broken(), opened.new(draft.id))
     draft.discard()
-    assert not opened.driver.layers.exists(id)
+    assert not opened.driver.layers.exists(draft.id)
 
 
 def test_a_tar_of_no_bytes_is_received(opened):
@@ -148,11 +142,6 @@ def test_the_difference_to_an_ancestor_is_a_fresh_tar(opened):
     assert {entry.name for entry in opened.layer(alone).entries(CHAIN)} >= {"a/.wh.f", "b", "d/"}
     whole = stored(opened, read(layer.tar_from("")))
     assert {entry.path for entry in opened.layer(whole).entries(CHAIN)} == {"a", "b", "d", "gone"}
-
-
-def read(stream):
-    with stream:
-        return stream.read()
 
 
 def test_entries_are_those_of_the_tar_in_its_order(opened):

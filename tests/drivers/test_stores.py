@@ -8,9 +8,10 @@ from pathlib import Path
 import imagekit
 import pytest
 import tarkit
-from disk import shape
+from stored import read, shown, tar_of
 from tarkit import T1, T2, T2_ON_T1_CHAIN_ID, dir, end, file, opaque, symlink, whiteout
 
+import layerstore
 from layerstore import (
     CorruptLayerError,
     CreateRWLayerOpts,
@@ -32,18 +33,13 @@ def layers(store):
     return base, middle, store.register(TOP, middle)
 
 
-def read(stream):
-    with stream:
-        return stream.read()
-
-
 # ---- in and out ----
 def test_a_layer_is_registered_found_and_read_again(store, open_store, layers):
     assert layers[1].chain_id == T2_ON_T1_CHAIN_ID
     for at in (store, open_store()):
         for layer, tar in zip(layers, (T1, T2, TOP), strict=True):
             got = at.get(layer.chain_id)
-            assert read(got.tar_stream()) == tar
+            assert tar_of(got) == tar
             assert (got.diff_id, got.size) == (tarkit.diff_id(tar), layer.size)
             got.release()
     assert store.verify() == []
@@ -124,7 +120,7 @@ def test_damage_is_found_and_repaired(store, open_store, room, layers, damage, s
     assert problems and {problem.subject for problem in problems} == {base.chain_id}
     assert store.repair(base.chain_id, source) == problems
     assert store.verify() == []
-    assert [read(layer.tar_stream()) for layer in layers] == [T1, T2, TOP]
+    assert [tar_of(layer) for layer in layers] == [T1, T2, TOP]
 
 
 def test_a_damaged_file_is_taken_from_another_layer(store, layers):
@@ -148,11 +144,8 @@ def test_a_layer_whose_files_are_gone_is_registered_anew(store, open_store, laye
     store.register(T1)
     store.reclaim(dry_run=False)
     assert store.verify() == []
-    assert [read(layer.tar_stream()) for layer in layers] == [T1, T2, TOP]
-    rw = open_store().create_rw_layer("box", top)
-    with rw.mounted() as path:
-        assert set(shape(path)) == {"a", "d", "d/new", "gone", "to"}
-    rw.release()
+    assert [tar_of(layer) for layer in layers] == [T1, T2, TOP]
+    assert shown(open_store(), top).keys() == {"a", "d", "d/new", "gone", "to"}
 
 
 def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, layers):
@@ -162,7 +155,7 @@ def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, l
     assert store.register(T2, layers[0]).chain_id == layers[1].chain_id
     store.reclaim(dry_run=False)
     assert store.verify() == []
-    assert [read(layer.tar_stream()) for layer in layers] == [T1, T2, TOP]
+    assert [tar_of(layer) for layer in layers] == [T1, T2, TOP]
 
 
 # ---- what goes ----
@@ -184,8 +177,6 @@ def test_remove_refuses_what_is_needed(store, layers):
 
 def killed_in_register(root, driver_name):
     """A process that ends in the middle of a register()."""
-    import layerstore
-
     def blocks():
         yield T1[:1500]
         os._exit(0)
@@ -213,7 +204,7 @@ def test_two_stores_on_one_root_see_each_other_s_layers(store, open_store):
     theirs = other.get(mine.chain_id)
     assert mine.release() == []                      # the other store holds it
     top = other.register(T2, theirs)
-    assert read(store.get(top.chain_id).tar_stream()) == T2
+    assert tar_of(store.get(top.chain_id)) == T2
     assert other.register(T1).cache_id == theirs.cache_id
     with pytest.raises(StoreInUseError):
         store.reclaim()
@@ -257,6 +248,6 @@ def test_images_are_loaded_saved_and_loaded_elsewhere(store, open_store, room, o
     [again] = Images(other).load(room / "saved.tar")
     assert again.id == image.id and other.verify() == []
     with other.get(again.top) as top:
-        assert read(top.tar_stream()) == TOP
+        assert tar_of(top) == TOP
     removed = Images(other).remove("box:1")
     assert len(removed.layers) == 3 and other.orphans() == []

@@ -17,6 +17,7 @@ from full_comparison import full_comparison, paths_in, tree_of
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from recipes import SERIES, listing
+from stored import shown
 from tarkit import dir, end, file, hardlink, symlink, whiteout
 
 from layerstore import LayerStoreError, NotSupportedError, overlay_changes
@@ -88,11 +89,6 @@ def looked(root):
     return found
 
 
-def shown(store, layer):
-    with store.create_rw_layer("view", layer.chain_id) as view, view.mounted() as path:
-        return looked(path)
-
-
 EDITS = {
     "chmod": (lambda p: os.chmod(p / "big", 0o600), ["C /big"]),
     "chown": (lambda p: os.chown(p / "big", 5, 5), ["C /big"]),
@@ -134,14 +130,14 @@ def test_what_such_a_mount_showed_is_told_and_committed(store, box, room, open_s
     with contextlib.suppress(NotSupportedError):
         assert texts(overlay_changes(box.metadata()["UpperDir"], lowers_of(box))) == expected
     with box.commit(keep="all") as layer:
-        assert shown(store, layer) == before
+        assert shown(store, layer, looked) == before
     with box.commit() as layer:
-        after = shown(store, layer)
+        after = shown(store, layer, looked)
         assert {name: one[5] for name, one in after.items()} == {name: one[5] for name, one in before.items()}
         assert {name: one[:4] for name, one in after.items()} == {name: one[:4] for name, one in before.items()}
     other = open_store(room / "other")
     with box.tar_stream(keep="all") as stream:
-        assert shown(other, other.register(stream, other.register(BASE).chain_id)) == before
+        assert shown(other, other.register(stream, other.register(BASE).chain_id), looked) == before
     assert os.listdir(room / "docker/overlay2/l") and not [n for n in os.listdir(room / "docker/overlay2") if n.startswith("look")]
 
 
@@ -176,7 +172,7 @@ def test_any_edits_through_such_a_mount_are_told_and_committed(open_store, room)
                 layer = handles.enter_context(rw.commit(keep="all", marks="skip"))
             except NotSupportedError:
                 return
-            after = shown(store, layer)
+            after = shown(store, layer, looked)
             lost = {name: (before.get(name), after.get(name)) for name in before | after if before.get(name) != after.get(name)}
             assert not lost, "\n".join(map(str, [lost, *stack, *story]))
 
@@ -287,6 +283,5 @@ def test_a_directory_moved_by_redirection_is_told_and_stored_whole(store):
         mine = shape(path)
     assert sorted(str(change) for change in rw.changes()) == ["A /d2", "A /d2/f", "A /d2/g", "D /d1"]
     layer = rw.commit()
-    with store.create_rw_layer("other", layer.chain_id).mounted() as path:
-        assert shape(path) == mine
+    assert shown(store, layer) == mine
     assert ("Native Overlay Diff", "false") in store.driver_status()

@@ -6,10 +6,10 @@ import stat
 import subprocess
 import sys
 
-import disk
 import pytest
 import tarkit
-from disk import changed, disk_state, inventory, mount_line, mounts_below
+from disk import inventory, mount_line, mounts_below
+from stored import shown
 from tarkit import end, file
 
 import layerstore
@@ -33,6 +33,14 @@ def numbered(i):
     return file(f"f{i}", b"%05d" % i) + end()
 
 
+def stack(store, count):
+    """So many layers of five bytes, each on the one before."""
+    layers, below = [], ""
+    for i in range(1, count + 1):
+        layers.append(below := store.register(numbered(i), below))
+    return layers
+
+
 @pytest.fixture
 def home(root):
     return root / "overlay2"
@@ -41,11 +49,8 @@ def home(root):
 @pytest.fixture
 def tower(store):
     """125 layers of five bytes; the handle of the top one."""
-    top = store.register(numbered(1))
-    for i in range(2, 126):
-        above = store.register(numbered(i), top.chain_id)
-        assert top.release() == []
-        top = above
+    *below, top = stack(store, 125)
+    assert [layer.release() for layer in below] == [[]] * 124
     return top
 
 
@@ -58,22 +63,14 @@ def test_a_base_layer_is_diff_and_link(open_store, home, umask):
         os.umask(before)
     place = home / layer.cache_id
     assert sorted(os.listdir(place)) == ["diff", "link"]
-    assert [mode(p) for p in (home, home / "l", place, place / "diff", place / "link")] == [
-        0o710,
-        0o700,
-        0o710,
-        0o755,
-        0o644,
-    ]
+    assert [mode(p) for p in (home, home / "l", place, place / "diff", place / "link")] == [0o710, 0o700, 0o710, 0o755, 0o644]
     assert SHORT.fullmatch(link_of(place))
     assert os.readlink(home / "l" / link_of(place)) == f"../{layer.cache_id}/diff"
     assert os.listdir(home / "l") == [link_of(place)]
 
 
 def test_a_child_names_its_lowers_nearest_first(store, home):
-    one = store.register(numbered(1))
-    two = store.register(numbered(2), one.chain_id)
-    three = store.register(numbered(3), two.chain_id)
+    one, two, three = stack(store, 3)
     places = [home / layer.cache_id for layer in (one, two, three)]
     assert (places[1] / "lower").read_text() == f"l/{link_of(places[0])}"
     assert len((places[1] / "lower").read_text()) == 28
@@ -88,8 +85,7 @@ def test_a_child_names_its_lowers_nearest_first(store, home):
 
 
 def test_a_writable_layer_with_init_stands_on_init(store, home):
-    one = store.register(numbered(1))
-    two = store.register(numbered(2), one.chain_id)
+    one, two = stack(store, 2)
     store.create_rw_layer("c", two.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
     mount_id = store.get_mount_id("c")
     init = home / f"{mount_id}-init"
@@ -131,9 +127,7 @@ def test_a_mount_is_an_overlay_as_docker_mounts_it(store, home):
 
 
 def test_metadata_names_three_directories_and_a_childs_lowers(store, home):
-    one = store.register(numbered(1))
-    two = store.register(numbered(2), one.chain_id)
-    three = store.register(numbered(3), two.chain_id)
+    one, two, three = stack(store, 3)
     place = home / one.cache_id
     assert one.metadata() == {
         "WorkDir": str(place / "work"),
@@ -266,11 +260,9 @@ def test_driver_options_are_judged_at_opening(root, options, sentence):
 
 
 @pytest.mark.parametrize("driver", ["aufs", "devicemapper", "overlay", "zfs", "nonsense", "../x"])
-def test_a_driver_that_is_not_ours_is_refused_and_makes_nothing(root, room, driver):
-    before = disk_state(room)
-    with pytest.raises((LayerStoreError, ValueError)):
+def test_a_driver_that_is_not_ours_is_refused_and_makes_nothing(root, room, unchanged, driver):
+    with unchanged(room), pytest.raises((LayerStoreError, ValueError)):
         layerstore.Store(root, driver=driver)
-    assert changed(before, disk_state(room)) == []
 
 
 def test_the_driver_found_below_the_root_is_taken(open_store, root):
@@ -281,8 +273,7 @@ def test_the_driver_found_below_the_root_is_taken(open_store, root):
 
 
 def test_a_lost_short_link_is_an_error_and_not_a_wrong_mount(store, home):
-    one = store.register(numbered(1))
-    two = store.register(numbered(2), one.chain_id)
+    one, two = stack(store, 2)
     rw = store.create_rw_layer("c", two.chain_id)
     (home / "l" / link_of(home / one.cache_id)).unlink()
     with pytest.raises((OSError, LayerStoreError)):
@@ -292,8 +283,7 @@ def test_a_lost_short_link_is_an_error_and_not_a_wrong_mount(store, home):
 
 def test_short_links_of_any_length_are_followed(store, open_store, home):
     """Reading code must not assume 26 characters: another writer's store stays readable."""
-    one = store.register(numbered(1))
-    two = store.register(numbered(2), one.chain_id)
+    one, two = stack(store, 2)
     store.close()
     place = home / one.cache_id
     (home / "l" / link_of(place)).unlink()
@@ -311,21 +301,14 @@ def test_a_root_with_colon_comma_and_blanks_mounts(open_store, room):
     odd = room / "a:b,c d\\e"
     store = open_store(odd)
     base = store.register(tarkit.T1)
-    rw = store.create_rw_layer("c", base.chain_id)
-    with rw.mounted() as merged:
-        assert (disk.shape(merged)) == {"a": "dir", "a/f": "hello"}
+    assert shown(store, base) == {"a": "dir", "a/f": "hello"}
 
 
 def test_a_root_of_300_characters_mounts(open_store, room):
     deep = room / ("x" * 150) / ("y" * 150)
     deep.mkdir(parents=True)
     store = open_store(deep)
-    layer = store.register(numbered(1))
-    for i in range(2, 30):
-        layer = store.register(numbered(i), layer.chain_id)
-    rw = store.create_rw_layer("c", layer.chain_id)
-    with rw.mounted() as merged:
-        assert len(os.listdir(merged)) == 29
+    assert len(shown(store, stack(store, 29)[-1])) == 29
 
 
 # ---- what a kernel has on by itself ----------------------------------------------------------------------

@@ -141,15 +141,13 @@ def test_the_init_layer_is_held_to_the_size_as_well(on_xfs):
     assert found[0][1] in HOLDS
 
 
-def test_an_init_that_leaves_no_room_fails_the_creation_and_leaves_nothing(on_xfs):
+def test_an_init_that_leaves_no_room_fails_the_creation_and_leaves_nothing(on_xfs, unchanged):
     """The mark that closes the init layer has no place either."""
     base = on_xfs.register(tarkit.T1)
     on_xfs.create_rw_layer("warm", base.chain_id)
-    before = disk.disk_state(on_xfs.root)
-    with pytest.raises(OSError) as caught:
+    with unchanged(on_xfs.root), pytest.raises(OSError) as caught:
         sized(on_xfs, "c", "10M", base.chain_id, init_func=lambda path: fill(path, 20))
     assert caught.value.errno in HOLDS
-    assert disk.changed(before, disk.disk_state(on_xfs.root)) == []
     assert on_xfs.mounts() == ["warm"]
 
 
@@ -185,14 +183,12 @@ NO_SIZES = {
 
 
 @pytest.mark.parametrize(("text", "sentence"), NO_SIZES.items())
-def test_a_size_that_is_none_is_refused_and_leaves_nothing(on_xfs, text, sentence):
+def test_a_size_that_is_none_is_refused_and_leaves_nothing(on_xfs, unchanged, text, sentence):
     base = on_xfs.register(tarkit.T1)
     on_xfs.create_rw_layer("warm", base.chain_id)
-    before = disk.disk_state(on_xfs.root)
-    with pytest.raises((LayerStoreError, ValueError)) as caught:
+    with unchanged(on_xfs.root), pytest.raises((LayerStoreError, ValueError)) as caught:
         sized(on_xfs, "c", text, base.chain_id)
     assert sentence in str(caught.value)
-    assert disk.changed(before, disk.disk_state(on_xfs.root)) == []
 
 
 def test_keys_are_read_in_any_case_and_unknown_ones_refused(on_xfs):
@@ -277,14 +273,12 @@ def without(request, open_store, xfs, room):
     disk.remove_tree(place)
 
 
-def test_without_pquota_a_size_is_not_supported_and_leaves_nothing(without):
+def test_without_pquota_a_size_is_not_supported_and_leaves_nothing(without, unchanged):
     base = without.register(tarkit.T1)
     without.create_rw_layer("warm", base.chain_id)
-    before = disk.disk_state(without.root)
-    with pytest.raises(NotSupportedError) as caught:
+    with unchanged(without.root), pytest.raises(NotSupportedError) as caught:
         sized(without, "c", "10M", base.chain_id)
     assert str(caught.value) == NO_PQUOTA
-    assert disk.changed(before, disk.disk_state(without.root)) == []
     assert without.mounts() == ["warm"]
     without.release_rw_layer(without.get_rw_layer("warm"))
 

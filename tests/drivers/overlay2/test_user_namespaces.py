@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 import pytest
+import stored
 import tarkit
 from tarkit import end, file
 
@@ -24,6 +25,7 @@ OPAQUE = {
     "a mark behind the files": tarkit.dir("d/") + file("d/new", b"new") + file("d/.wh..wh..opq") + end(),
     "a whiteout and its name anew": file(".wh.d") + tarkit.dir("d/") + file("d/new", b"new") + end(),
 }
+TREE = ["d", "d/new", "e", "e/old"]       # what each shows, on BASE
 PLAIN = tarkit.dir("d/") + file("d/.wh.old") + file("d/new", b"new") + end()
 
 # Steps of another user, as JSON: what a call gave, or the name of what it raised.
@@ -100,10 +102,10 @@ def test_what_a_user_namespace_registered_root_sees(place, how):
         upon = store.register(OPAQUE[how], base)          # a child of root's on a layer of the other's
         box = store.create_rw_layer("box", upon.chain_id)
         with box.mounted() as path:
-            assert shown(path) == ["d", "d/new", "e", "e/old"]
-        assert [entry.path for entry in store.map()[upon.chain_id].merged()] == ["d", "d/new", "e", "e/old"]
+            assert shown(path) == TREE
+        assert [entry.path for entry in store.map()[upon.chain_id].merged()] == TREE
     said, _ = other(place / "s", ["show", "box"], ["changes", "box"])
-    assert said == [["d", "d/new", "e", "e/old"], []]
+    assert said == [TREE, []]
 
 
 @pytest.mark.parametrize("how", OPAQUE)
@@ -111,16 +113,14 @@ def test_a_chain_of_a_user_namespace_is_mounted_by_root_as_it_is(place, how):
     (base,), _ = other(place / "s", ["register", tar(place, "base"), ""])
     (top, _, _), _ = other(place / "s", ["register", tar(place, how), base], ["create", "mine", base], ["anew", "mine"])
     with Store(place / "s") as store:
-        with store.create_rw_layer("box", top).mounted() as path:
-            assert shown(path) == ["d", "d/new", "e", "e/old"]
+        assert stored.shown(store, top, shown) == TREE
         mine = store.get_rw_layer("mine")
         with mine.mounted() as path:
-            assert shown(path) == ["d", "d/new", "e", "e/old"]
+            assert shown(path) == TREE
         expected = {"D /d/old", "A /d/new"}
         assert expected <= {str(change) for change in mine.changes()} <= expected | {"C /d"}
         committed = mine.commit()
-        with store.create_rw_layer("second", committed.chain_id).mounted() as path:
-            assert shown(path) == ["d", "d/new", "e", "e/old"]
+        assert stored.shown(store, committed, shown) == TREE
         problems = store.verify()
         assert problems
         assert {problem.kind for problem in problems} == {"metadata"}
@@ -144,7 +144,7 @@ def test_what_root_registered_a_user_namespace_refuses_to_show_wrongly(place, ho
     assert [one.get("raised") for one in said[1:5]] == ["NotSupportedError"] * 4
     assert top in said[1]["text"]
     assert "trusted.overlay" in said[1]["text"]
-    assert said[5] == ["d", "d/new", "e", "e/old"]
+    assert said[5] == TREE
     told = [detail for kind, _, detail in said[6] if kind == "metadata" and "trusted.overlay." in detail]
     assert len(told) >= 2, said[6]
     with Store(place / "s") as store:                     # and root goes on as before
@@ -157,19 +157,17 @@ def test_layers_without_opaque_marks_are_both_users(place):
     with Store(place / "s") as store:
         base = store.register(BASE).chain_id
         top = store.register(PLAIN, base).chain_id
-    tree = ["d", "d/new", "e", "e/old"]
     (made, one, _, again, changes, verified), _ = other(
         place / "s", ["create", "box", top], ["show", "box"], ["anew", "box"], ["show", "box"], ["changes", "box"], ["verify"]
     )
-    assert (made, one, again, verified) == (None, tree, tree, [])
+    assert (made, one, again, verified) == (None, TREE, TREE, [])
     with Store(place / "s") as store:
         box = store.get_rw_layer("box")
         with box.mounted() as path:
-            assert shown(path) == tree
+            assert shown(path) == TREE
         assert [str(change) for change in box.changes()] == changes
         layer = box.commit()
-        with store.create_rw_layer("second", layer.chain_id).mounted() as path:
-            assert shown(path) == tree
+        assert stored.shown(store, layer, shown) == TREE
 
 
 def test_no_class_shows_both(place):
@@ -183,7 +181,7 @@ def test_no_class_shows_both(place):
         with pytest.raises(NotSupportedError, match="opaque marks of layer") as error:
             box.mount()
         assert below in str(error.value)
-        assert [entry.path for entry in store.map()[top].merged()] == ["d", "d/new", "e", "e/old"]
+        assert [entry.path for entry in store.map()[top].merged()] == TREE
 
 
 def test_a_root_of_an_earlier_version_is_looked_at(place):
@@ -205,7 +203,7 @@ def test_a_root_of_an_earlier_version_is_looked_at(place):
         if len(name) > 1:
             os.removexattr(place / "t/overlay2" / name, "user.layerstore.marks")
     (_, said), _ = other(place / "t", ["create", "box", top], ["show", "box"])
-    assert said == ["d", "d/new", "e", "e/old"]
+    assert said == TREE
 
 
 def test_devices_that_cannot_be_made_are_told(place):
