@@ -141,7 +141,7 @@ class Layer:
 
         Raises  OSError   they are gone
         """
-        return self._engine.contents.directories(self._record)
+        return self._engine.contents.stored(self._record).paths()
 
     def release(self) -> list[Metadata]:
         """Release the reference: the store's release(self)."""

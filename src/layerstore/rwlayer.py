@@ -69,11 +69,11 @@ class RWLayer:
                                                namespace: it stays mounted, and one unmount() is still needed
         """
         self._engine.check_open()
-        self._engine.writable.unmount(self._reference.mount, lazy=lazy)
+        self._engine.driver.writables.unmount(self._reference.mount.mount_id, lazy=lazy)
 
     def holders(self) -> list[Holder]:
         """List the processes that use it, by pid, while it is mounted, or detached and still in use."""
-        return self._engine.writable.holders(self._held())
+        return self._engine.driver.writables.holders(self._held().mount_id)
 
     @contextmanager
     def mounted(self, mount_label: str = "") -> Iterator[str]:
@@ -92,7 +92,7 @@ class RWLayer:
 
     def size(self) -> int:
         """Return the bytes of its own files."""
-        return self._engine.writable.size(self._held())
+        return self._engine.driver.writables.size(self._held().mount_id)
 
     def changes(self) -> list[Change]:
         """List what differs from its parent; only its upper directory is read."""
@@ -121,7 +121,7 @@ class RWLayer:
 
     def metadata(self) -> dict[str, str]:
         """Return the driver's directories (UpperDir, WorkDir, MergedDir, LowerDir), and its own name as ID."""
-        found = self._engine.writable.paths(self._held())
+        found = self._engine.driver.writables.paths(self._held().mount_id)
         found.setdefault("ID", self.name)
         return found
 

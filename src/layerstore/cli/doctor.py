@@ -21,6 +21,7 @@ from layerstore.cli.opening import is_store, nearest, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import dockerd, mounts
+from layerstore.disk.locks import OpenDirectory
 from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
@@ -91,14 +92,6 @@ def room_in(place: str, what: str) -> Iterator[str]:
         mounts.unmount_below(room)
         remove_directory(room)
 
-
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 # ---- the host -----------------------------------------------------------------------------------
@@ -240,7 +233,7 @@ def _openat2(room: str) -> Check:
 
 
 def _locks(room: str) -> Check:
-    with _opened(room) as one, _opened(room) as other:
+    with OpenDirectory(room) as one, OpenDirectory(room) as other:
         try:
             _files.lock_byte(one, _files.SHARED, 1)
             seen = _files.is_byte_locked(other, 1)

@@ -130,9 +130,7 @@ def run_load(args: Any, screen: Screen) -> None:
         loaded = opened.images.load(
             source, tags=tags, platform=args.platform, progress=progress, durability=args.durability
         )
-    facts = [_tell(image, before, screen) for image in loaded]
-    if screen.as_json:
-        screen.json(facts)
+    screen.result([_tell(image, before, screen) for image in loaded])
 
 
 class _Refused:
@@ -259,9 +257,7 @@ def run_tag(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
         before, id = _meanings(opened), _named(opened, args.image).id
         image = opened.images.tag(id, name)
-    facts = _tell(image, before, screen, names_only=True)
-    if screen.as_json:
-        screen.json(facts)
+    screen.result(_tell(image, before, screen, names_only=True))
 
 
 def run_inspect(args: Any, screen: Screen) -> None:
@@ -298,9 +294,7 @@ def run_create(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
         before = _meanings(opened)
         image = opened.images.create(opened.find(args.layer), config, tags=tags)
-    facts = _tell(image, before, screen)
-    if screen.as_json:
-        screen.json(facts)
+    screen.result(_tell(image, before, screen))
 
 
 _COMMAND_WIDTH = 45

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from layerstore import (
@@ -97,6 +97,14 @@ def _standing(opened: Opened) -> _Standing:
     for rw in opened.rw_layers():
         standing.setdefault(rw.parent.chain_id if rw.parent else "", []).append(rw)
     return standing
+
+
+def below_of(layer: Layer | RWLayer) -> Iterator[ChainID]:
+    """Return the layers below, nearest first."""
+    below = layer.parent
+    while below:
+        yield below.chain_id
+        below = below.parent
 
 
 def _children(opened: Opened, chain_id: str) -> list[str]:
@@ -200,11 +208,7 @@ def run_show(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
         layer = opened.layer(args.layer)
         facts = _facts(layer, opened.image_names(), _standing(opened).get(layer.chain_id, []))
-        below = []
-        parent = layer.parent
-        while parent:
-            below.append(parent.chain_id)
-            parent = parent.parent
+        below = list(below_of(layer))
         above = _children(opened, layer.chain_id)
         found = layer.descriptor
         tar_size, directories = None, {}
@@ -289,7 +293,6 @@ def tell_written(facts: dict[str, Any], screen: Screen) -> None:
 def run_release(args: Any, screen: Screen) -> int:
     """Release layers, and print what was removed and what stayed."""
     removed: list[Metadata] = []
-    kept: dict[str, str] = {}
     with writing(args) as opened:
         chains: list[str] = list(dict.fromkeys(opened.find(name) for name in args.layers))
         of_images: dict[str, Image] = {chain: image for image in opened.images.list() for chain in image.layers}
@@ -312,28 +315,19 @@ def run_release(args: Any, screen: Screen) -> int:
                     left = [other for other in left if other != chain]
         gone = {item.chain_id for item in removed}
         kept = {chain: _why_kept(opened, chain) for chain in chains if chain not in gone}
-    tell_removed(removed, screen, kept)
+    tell_gone(removed, screen, {
+        "removed": [{"chain_id": item.chain_id, "diff_id": item.diff_id, "size": item.size,
+                     "diff_size": item.diff_size} for item in removed],
+        "kept": [{"chain_id": chain, "why": why} for chain, why in kept.items()],
+    })  # fmt: skip
     for chain, why in kept.items():
         screen.warn(f"{short_id(chain)} stays: {why}")
     return Exit.IN_USE if kept else Exit.OK
 
 
-def tell_removed(removed: list[Metadata], screen: Screen, kept: dict[str, str] | None = None) -> None:
-    """Print layers that went."""
-    if screen.as_json:
-        screen.json({
-            "removed": [{"chain_id": item.chain_id, "diff_id": item.diff_id, "size": item.size,
-                         "diff_size": item.diff_size} for item in removed],
-            "kept": [{"chain_id": chain, "why": why} for chain, why in (kept or {}).items()],
-        })  # fmt: skip
-        return
-    tell_gone(removed, screen)
-
-
-def tell_gone(removed: list[Metadata], screen: Screen) -> None:
-    """Print one line per layer that was removed."""
-    for item in removed:
-        screen.line(f"removed {item.chain_id}  {screen.size(item.diff_size)}")
+def tell_gone(removed: Sequence[Metadata], screen: Screen, facts: Any = None) -> None:
+    """Print facts as JSON if that is asked for, else one line per layer that was removed."""
+    screen.result(facts, [f"removed {item.chain_id}  {screen.size(item.diff_size)}" for item in removed])
 
 
 def _why_kept(opened: Opened, chain: str) -> str:
@@ -358,10 +352,7 @@ def run_diff(args: Any, screen: Screen) -> None:
                 found.append({"kind": "C" if before else "A", "path": f"/{entry.path}", "what": what})
         found += [{"kind": "D", "path": f"/{path}", "what": []} for path in was]
     found.sort(key=lambda change: os.fsencode(change["path"]).split(b"/"))
-    if screen.as_json:
-        screen.json(found)
-    else:
-        screen.names((f"{change['kind']} {change['path']}" for change in found), null=args.null)
+    screen.result(found, (f"{change['kind']} {change['path']}" for change in found), null=args.null)
 
 
 def _differences(old: FileEntry, new: FileEntry, *, times: bool) -> list[str]:

@@ -89,12 +89,12 @@ class Screen:
         for name in names:
             self.out.write((readable(name) if self.on_terminal else name) + end)
 
-    def result(self, facts: Any, names: Iterable[str] = (), note: str = "") -> None:
+    def result(self, facts: Any, names: Iterable[str] = (), note: str = "", *, null: bool = False) -> None:
         """Print facts as JSON if that is asked for, else names and a note."""
         if self.as_json:
             self.json(facts)
             return
-        self.names(names)
+        self.names(names, null=null)
         if note:
             self.note(note)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from layerstore import (
@@ -22,7 +21,7 @@ from layerstore import (
     StoreInUseError,
 )
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.layers import add_durability, add_null, tell_layer, tell_removed
+from layerstore.cli.layers import add_durability, add_null, below_of, tell_gone, tell_layer
 from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
@@ -167,10 +166,8 @@ def run_changes(args: Any, screen: Screen) -> None:
     except ReadOnlyStoreError:                            # both trees must be compared, and mounted for it
         with writing(args) as opened:
             changes = _rw(opened, args.name).changes()
-    if screen.as_json:
-        screen.json([{"kind": str(change.kind), "path": change.path} for change in changes])
-    else:
-        screen.names(map(str, changes), null=args.null)
+    facts = [{"kind": str(change.kind), "path": change.path} for change in changes]
+    screen.result(facts, map(str, changes), null=args.null)
 
 
 def run_size(args: Any, screen: Screen) -> None:
@@ -189,14 +186,6 @@ def run_commit(args: Any, screen: Screen) -> None:
     tell_layer(layer, screen)
 
 
-def _below(rw: RWLayer) -> Iterator[str]:
-    """Return the layers below, nearest first."""
-    layer = rw.parent
-    while layer:
-        yield layer.chain_id
-        layer = layer.parent
-
-
 def run_rm(args: Any, screen: Screen) -> int:
     """Delete some."""
     removed: list[Metadata] = []
@@ -206,18 +195,16 @@ def run_rm(args: Any, screen: Screen) -> int:
         mounted = [rw.name for rw in held if _mounted_at(rw)]
         if mounted and not args.force:
             raise Failure(f"{mounted[0]} is mounted; unmount it, or use --force", Exit.IN_USE)
-        stacks = [list(_below(rw)) if args.layers else [] for rw in held]
+        stacks = [list(below_of(rw)) if args.layers else [] for rw in held]
         for rw in held:
             removed += rw.release()
         for chain in itertools.chain.from_iterable(stacks):
             with contextlib.suppress(LayerDoesNotExistError, StoreInUseError):
                 removed += opened.store.remove(chain)
         left = set(opened.store.mounts()).intersection(names)
-    if screen.as_json:
-        gone = [name for name in names if name not in left]
-        screen.json({"removed": gone, "layers": [item.chain_id for item in removed], "kept": sorted(left)})
-    else:
-        tell_removed(removed, screen)
+    gone = [name for name in names if name not in left]
+    facts = {"removed": gone, "layers": [item.chain_id for item in removed], "kept": sorted(left)}
+    tell_gone(removed, screen, facts)
     for name in sorted(left):
         screen.warn(f"{name} stays: another process uses it")
     return Exit.IN_USE if left else Exit.OK

@@ -46,7 +46,8 @@ class Contents:
             self._records.refresh(record)
             return record
 
-    def _stored(self, record: Record) -> StoredLayer:
+    def stored(self, record: Record) -> StoredLayer:
+        """Return the layer of a record, as the driver has it now."""
         self._check_open(record.chain_id)
         return self._ground.stored(self.current(record))
 
@@ -73,17 +74,13 @@ class Contents:
         init = [(mount.init_id, below)] if mount.init_id else []
         return [*init, (mount.mount_id, [*(id for id, _ in init), *below])]
 
-    def directories(self, record: Record) -> dict[str, str]:
-        """Name the driver's directories. Raises OSError."""
-        return self._stored(record).paths()
-
     def tar_stream(self, record: Record) -> TarStream:
         """Return the layer's tar as it was registered. Raises OSError, CorruptLayerError."""
-        return self._stored(record).tar(record.diff_id).about(record.chain_id)
+        return self.stored(record).tar(record.diff_id).about(record.chain_id)
 
     def tar_stream_from(self, record: Record, parent: str) -> TarStream:
         """Make a tar of the difference to an ancestor; "": of everything. Raises LayerStoreError, OSError."""
-        layer, above = self._stored(record), self.below(record)
+        layer, above = self.stored(record), self.below(record)
         while parent and above and above.chain_id != parent:
             above = self.below(above)
         if parent and above is None:
@@ -95,7 +92,7 @@ class Contents:
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""
-        return self._stored(record).entries(record.chain_id)
+        return self.stored(record).entries(record.chain_id)
 
     def alone(self, record: Record) -> MergedTree:
         """Return the tree of one layer, without what is below."""
@@ -112,7 +109,7 @@ class Contents:
         return self._merged(chain)
 
     def _merged(self, chain: Sequence[Record]) -> MergedTree:
-        layers = {record.chain_id: self._stored(record) for record in chain}
+        layers = {record.chain_id: self.stored(record) for record in chain}
 
         def opener(entry: FileEntry) -> BinaryIO:
             self._check_open(entry.chain_id)

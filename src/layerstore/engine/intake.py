@@ -190,7 +190,7 @@ class Registration:
             transaction.set_parent(above.chain_id)
         draft.settle()
         chain = chain_on(above.chain_id if above else "", received.diff_id)
-        return self._records.new_layer(chain, received.diff_id, above, draft.id, received.size, descriptor)
+        return Record(self._holds, chain, received.diff_id, above, draft.id, received.size, descriptor)
 
     def _existing(self, chain_id: ChainID) -> Reference | None:
         """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""

@@ -1,4 +1,4 @@
-"""Mending: what repair() is for one store: a layer, a layer that cannot even be loaded, a writable layer.
+"""Mending: what verify() and repair() are for one store: a layer, a layer that cannot even be loaded, a writable layer.
 
 Enters: a ChainID or a name, and where to take a tar from. Leaves: the problems there were, all of them mended. What a
 loaded layer's files need is in repair.py; what a writable layer stands on in writable.py.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from layerstore.disk import dockerd
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
@@ -16,9 +17,9 @@ from layerstore.engine.intake import Registration, Unpacked
 from layerstore.engine.record import Record
 from layerstore.engine.references import References
 from layerstore.engine.repair import Repair, tar_of
-from layerstore.engine.verify import Verifier, verify
+from layerstore.engine.verify import Verifier
 from layerstore.engine.writable import WritableLayers
-from layerstore.errors import CorruptLayerError, LayerStoreError
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, DiffID, chain_on, is_digest
 from layerstore.values import Descriptor, Problem, Progress
 
@@ -38,8 +39,39 @@ class Mending:
         self, chain_id: str | None, metadata: bool = True, progress: Progress | None = None,
         workers: int | None = None,
     ) -> list[Problem]:  # fmt: skip
-        """Compare a layer, or all there is, with what was registered, as Store.verify() does."""
-        return verify(self._ground, self._references, self._contents, chain_id, metadata, progress, workers)
+        """Compare a layer, or all there is, with what was registered, as Store.verify() does.
+
+        While a dockerd works on the root, unowned things are left out: what it is making looks unowned.
+        """
+        ground, records = self._ground, self._records
+        ground.check_open()
+        with records.lock:
+            records.load_all()
+            if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
+                raise LayerDoesNotExistError(chain_id=chain_id)
+            chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
+            found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
+            bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
+            for record in chosen:                # none is deleted by this store while it is read
+                record.used += 1
+        try:
+            verifier = Verifier(ground, attributes=metadata)
+            found += verifier.layers(chosen, progress, workers)
+            gone = {r.chain_id for r in chosen if not r.held and not ground.metadata.has(r.chain_id)}
+            found = [problem for problem in found if problem.subject not in gone]
+        finally:
+            for record in chosen:
+                with records.lock:
+                    record.used -= 1
+                self._references.sweep(record.chain_id)
+        if chain_id is None:
+            found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
+            for mount in mounts:
+                found += verifier.mount(mount, self._contents)
+            found += verifier.images(ground.images)
+            if dockerd.locked_database(ground.root) is None:
+                found += verifier.orphans(records.owned)
+        return found
 
     def repair(self, subject: str, source: Any, progress: Progress | None) -> list[Problem]:
         """Mend a layer, or a writable layer by its name, as Store.repair() does."""

@@ -37,13 +37,12 @@ class Record:
         self, holds: Holds, chain_id: ChainID, diff_id: DiffID, parent: Record | None, cache_id: str, size: int,
         descriptor: Descriptor,
     ) -> None:  # fmt: skip
-        self.holds, self.chain_id, self.diff_id, self.parent = holds, chain_id, diff_id, parent
+        self.holds, self.chain_id, self.diff_id = holds, chain_id, diff_id
         self.cache_id, self.diff_size, self.descriptor = cache_id, size, descriptor
         self.used = 0
         self.durable = False
         self.references: set[Reference] = set()
-        self.depth: int = parent.depth + 1 if parent else 1
-        self.size: int = size + (parent.size if parent else 0)
+        self.stand_on(parent)
 
     @property
     def directories(self) -> list[str]:
@@ -56,10 +55,10 @@ class Record:
         return found
 
     def stand_on(self, parent: Record | None) -> None:
-        """Take over the parent, which the layerdb had lost."""
+        """Take over the parent; also later, if the layerdb had lost it."""
         self.parent = parent
-        self.depth = parent.depth + 1 if parent else 1
-        self.size = self.diff_size + (parent.size if parent else 0)
+        self.depth: int = parent.depth + 1 if parent else 1
+        self.size: int = self.diff_size + (parent.size if parent else 0)
 
     def check_chain(self) -> None:
         """Compare each layer below with its ChainID: a lost parent would be another tree.

@@ -18,10 +18,9 @@ from layerstore.disk.holds import Holds
 from layerstore.disk.locks import Mutex
 from layerstore.engine.record import Mount, Record
 from layerstore.errors import InvalidDigestError, LayerDoesNotExistError, LayerStoreError
-from layerstore.ids import ChainID, DiffID
+from layerstore.ids import ChainID
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import check_mount_name
-from layerstore.values import Descriptor
 
 log = logging.getLogger("layerstore")
 
@@ -82,7 +81,8 @@ class Records:
         if record and not self.refresh(record):
             if record.in_use:
                 return None               # gone by a foreign hand; its references mean nothing
-            self._drop(record)
+            log.warning("Layer %s was removed by another process", chain_id, extra={"chain_id": chain_id})
+            self.forget(record)
             record = self.load(chain_id)
         return record
 
@@ -108,12 +108,6 @@ class Records:
             record.parent = self.layers.get(record.parent.chain_id, record.parent)
             self.refresh(record.parent)
         return record.parent
-
-    def _drop(self, record: Record) -> None:
-        """Forget a layer that another process deleted."""
-        about = {"chain_id": record.chain_id}
-        log.warning("Layer %s was removed by another process", record.chain_id, extra=about)
-        self.layers.pop(record.chain_id, None)
 
     def _read(self, chain: ChainID) -> Record:
         def get(what: str, read: Callable[[str], Any]) -> Any:
@@ -177,12 +171,6 @@ class Records:
         except (OSError, LayerStoreError):
             return True                   # damaged, which verify() tells
 
-    def new_layer(
-        self, chain: ChainID, diff: DiffID, parent: Record | None, cache: str, size: int, descriptor: Descriptor
-    ) -> Record:
-        """Make the record of a layer, still invisible."""
-        return Record(self._holds, chain, diff, parent, cache, size, descriptor)
-
     def replace(self, existing: Record | None, made: Record) -> Record:
         """Enter a layer that has just become visible; existing: the record whose files were gone."""
         self.bad.pop(made.chain_id, None)
@@ -207,10 +195,6 @@ class Records:
         self.bad_mounts.clear()
 
     # ---- writable layers ----
-
-    def new_mount(self, name: str, mount_id: str, init_id: str, parent: Record | None) -> Mount:
-        """Make the record of a writable layer, still invisible."""
-        return Mount(self._holds, name, mount_id, init_id, parent)
 
     def add_mount(self, mount: Mount) -> None:
         """Enter a writable layer that has just been recorded."""

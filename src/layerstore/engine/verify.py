@@ -14,12 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from layerstore.disk import dockerd
 from layerstore.engine.contents import Contents
 from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
-from layerstore.engine.references import References
-from layerstore.errors import LayerDoesNotExistError, LayerStoreError, readable
+from layerstore.errors import LayerStoreError, readable
 from layerstore.ids import chain_on
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
 from layerstore.layerdb.leftovers import Leftovers
@@ -177,44 +175,3 @@ class Verifier:
                 if now != value:
                     found.append(Problem("metadata", subject, "", f"the {what} on disk is {now!r}, not {value!r}"))
         return found
-
-
-def verify(
-    ground: Ground, references: References, contents: Contents, chain_id: str | None, attributes: bool = True,
-    progress: Progress | None = None, workers: int | None = None,
-) -> list[Problem]:  # fmt: skip
-    """Compare one layer of a store, or all there is, with what was registered.
-
-    attributes  compare more of a layer's files than presence and bytes
-    Raises      LayerDoesNotExistError
-    While a dockerd works on the root, unowned things are left out: what it is making looks unowned.
-    """
-    ground.check_open()
-    records = ground.records
-    with records.lock:
-        records.load_all()
-        if chain_id is not None and chain_id not in records.layers and chain_id not in records.bad:
-            raise LayerDoesNotExistError(chain_id=chain_id)
-        chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
-        found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
-        bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
-        for record in chosen:                # none is deleted by this store while it is read
-            record.used += 1
-    try:
-        verifier = Verifier(ground, attributes=attributes)
-        found += verifier.layers(chosen, progress, workers)
-        gone = {r.chain_id for r in chosen if not r.held and not ground.metadata.has(r.chain_id)}
-        found = [problem for problem in found if problem.subject not in gone]
-    finally:
-        for record in chosen:
-            with records.lock:
-                record.used -= 1
-            references.sweep(record.chain_id)
-    if chain_id is None:
-        found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
-        for mount in mounts:
-            found += verifier.mount(mount, contents)
-        found += verifier.images(ground.images)
-        if dockerd.locked_database(ground.root) is None:
-            found += verifier.orphans(records.owned)
-    return found

@@ -24,7 +24,6 @@ from layerstore.engine.references import References
 from layerstore.errors import (
     ActiveMountError,
     CorruptLayerError,
-    Holder,
     LayerDoesNotExistError,
     LayerNotRetainedError,
     LayerStoreError,
@@ -127,7 +126,7 @@ class WritableLayers:
             self._writables.settle(mount_id, stack)
             transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
             self._syncing.before(made, transaction, above, level)
-            mount = self._records.new_mount(name, mount_id, init_id, above)
+            mount = Mount(self._holds, name, mount_id, init_id, above)
             with self._syncing.name("mounts", level):
                 aside = self._commit_record(transaction, mount, below)
         except BaseException:
@@ -379,19 +378,7 @@ class WritableLayers:
         self.stand_right(mount)
         return self._writables.mount(mount.mount_id, label)
 
-    def unmount(self, mount: Mount, *, lazy: bool) -> None:
-        """Count one user less. Raises as RWLayer.unmount() does."""
-        self._writables.unmount(mount.mount_id, lazy=lazy)
-
-    def holders(self, mount: Mount) -> list[Holder]:
-        """List the processes that use one."""
-        return self._writables.holders(mount.mount_id)
-
     # ---- contents ----
-
-    def size(self, mount: Mount) -> int:
-        """Count the bytes of its own files."""
-        return self._writables.size(mount.mount_id)
 
     def changes(self, mount: Mount) -> list[Change]:
         """List what differs from its parent."""
@@ -401,10 +388,6 @@ class WritableLayers:
         """Make a tar of what differs from its parent; flags are the core's."""
         stream = self._writables.diff(mount.mount_id, self.stand_right(mount), flags)
         return told_left_out(stream, f"writable layer {mount.name}")
-
-    def paths(self, mount: Mount) -> dict[str, str]:
-        """Name the driver's directories of one."""
-        return self._writables.paths(mount.mount_id)
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; return its size as moby counts it."""
