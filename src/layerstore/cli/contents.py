@@ -89,7 +89,6 @@ def _long(entry: FileEntry, screen: Screen) -> list[Cell]:
 
 def _print(entries: Iterable[FileEntry], args: Any, screen: Screen, *, long: bool) -> int:
     """Print entries; gives how many there were."""
-    count = 0
     if screen.as_json:
         found = [facts_of(entry) for entry in entries]
         screen.json(found)
@@ -98,16 +97,9 @@ def _print(entries: Iterable[FileEntry], args: Any, screen: Screen, *, long: boo
         rows = [_long(entry, screen) for entry in entries]
         screen.table(("RIGHTS", "OWNER", ">SIZE", "TIME (UTC)", "PATH"), rows)
         return len(rows)
-
-    def names() -> Iterable[str]:
-        nonlocal count
-        for entry in entries:
-            count += 1
-            gone = f"{entry.type} " if entry.type in ("whiteout", "opaque") else ""
-            yield f"{gone}/{entry.path}"
-
-    screen.names(names(), null=args.null)
-    return count
+    gone = ("whiteout", "opaque")
+    names = (f"{entry.type} /{entry.path}" if entry.type in gone else f"/{entry.path}" for entry in entries)
+    return screen.names(names, null=args.null)
 
 
 def _expression(part: str) -> str:

@@ -93,7 +93,6 @@ def room_in(place: str, what: str) -> Iterator[str]:
         remove_directory(room)
 
 
-
 # ---- the host -----------------------------------------------------------------------------------
 def _kernel() -> Check:
     release = os.uname().release

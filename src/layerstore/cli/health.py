@@ -50,10 +50,6 @@ def _tell_problems(problems: list[Problem], screen: Screen, facts: dict[str, Any
         screen.note(note, style)
 
 
-def _facts(problems: list[Problem]) -> list[dict[str, str]]:
-    return [problem._asdict() for problem in problems]
-
-
 def _counted(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
@@ -72,7 +68,7 @@ def run_verify(args: Any, screen: Screen) -> int:
             images = len(opened.store.images.ids())
     counted = _counted(looked, "layer") + (f" and {_counted(images, 'image')}" if images else "")
     note = f"problems: {len(problems)}; see: layerstore repair --help" if problems else f"{counted}, all as registered"
-    facts = {"layers": looked, "problems": _facts(problems)}
+    facts = {"layers": looked, "problems": [problem._asdict() for problem in problems]}
     _tell_problems(problems, screen, facts, note, "red" if problems else "green")
     return Exit.FAILED if problems else Exit.OK
 
@@ -98,7 +94,7 @@ def run_repair(args: Any, screen: Screen) -> None:
                 problems = opened.store.repair(chain, other, progress=progress)
         else:
             problems = opened.store.repair(chain, source, progress=progress)
-    facts = {"chain_id": chain, "mended": _facts(problems)}
+    facts = {"chain_id": chain, "mended": [problem._asdict() for problem in problems]}
     _tell_problems(problems, screen, facts, "all mended" if problems else "nothing to mend", "green")
 
 

@@ -83,11 +83,13 @@ class Screen:
         """Print one line; the cells stand side by side."""
         self._print("out", cells)
 
-    def names(self, names: Iterable[str], *, null: bool = False) -> None:
-        """Print names, each with a line of its own or with a NUL behind it."""
-        end = "\0" if null else "\n"
+    def names(self, names: Iterable[str], *, null: bool = False) -> int:
+        """Print names, each with a line of its own or with a NUL behind it; return how many there were."""
+        count, end = 0, "\0" if null else "\n"
         for name in names:
             self.out.write((readable(name) if self.on_terminal else name) + end)
+            count += 1
+        return count
 
     def result(self, facts: Any, names: Iterable[str] = (), note: str = "", *, null: bool = False) -> None:
         """Print facts as JSON if that is asked for, else names and a note."""

@@ -7,14 +7,11 @@ left out and logged.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 from collections.abc import Iterable, Sequence
 
 from layerstore.disk import mounts
 from layerstore.errors import ActiveMountError, Holder, readable
-
-log = logging.getLogger("layerstore")
 
 # In the order that Holder.uses has; mounts.uses() has the letters.
 _USES = {"r": "root", "c": "cwd", "d": "directory", "w": "write", "m": "map", "f": "read"}
@@ -95,14 +92,11 @@ def _is_below(path: str, point: str) -> bool:
 
 def _inside(path: str, points: Sequence[tuple[str, str]]) -> str:
     """Name a path of this machine as the box does. Without a mount point above it, it is of a detached mount."""
-    best = None
-    for point, root in points:
-        if (path == point or _is_below(path, point)) and (best is None or len(point) > len(best[0])):
-            best = point, root
-    if best is None:
+    above = [(point, root) for point, root in points if path == point or _is_below(path, point)]
+    if not above:
         return path
-    rest = path[len(best[0].rstrip("/")) :]
-    return (best[1].rstrip("/") + rest) or "/"
+    point, root = max(above, key=lambda one: len(one[0]))
+    return (root.rstrip("/") + path[len(point.rstrip("/")) :]) or "/"
 
 
 def _loop_files() -> list[tuple[str, bool]]:

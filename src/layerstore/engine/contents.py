@@ -40,16 +40,12 @@ class Contents:
         with self._records.lock:
             return self._records.load_current(chain_id)
 
-    def current(self, record: Record) -> Record:
-        """Return the record, as the disk has it now."""
-        with self._records.lock:
-            self._records.refresh(record)
-            return record
-
     def stored(self, record: Record) -> StoredLayer:
         """Return the layer of a record, as the driver has it now."""
         self._check_open(record.chain_id)
-        return self._ground.stored(self.current(record))
+        with self._records.lock:
+            self._records.refresh(record)
+            return self._ground.stored(record)
 
     def below(self, record: Record) -> Record | None:
         """Return what a layer stands on, as the disk has it now."""
@@ -62,7 +58,8 @@ class Contents:
         Raises  CorruptLayerError   what it stands on is not what its ChainID says
         """
         with self._records.lock:
-            at: Record | None = self.current(record)
+            self._records.refresh(record)
+            at: Record | None = record
             while at:
                 at = self._records.below(at)
             record.check_chain()

@@ -13,7 +13,6 @@ Source: moby, layer/layer_store.go
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 
@@ -28,8 +27,6 @@ from layerstore.engine.references import References
 from layerstore.engine.writable import WritableLayers
 from layerstore.layerdb.keeping import Keeping
 from layerstore.values import Metadata
-
-log = logging.getLogger("layerstore")
 
 
 class Engine(Ground):

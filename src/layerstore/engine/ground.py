@@ -10,8 +10,8 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 from layerstore.disk import dockerd
 from layerstore.disk.holds import Holds
@@ -28,12 +28,23 @@ from layerstore.values import Durability
 
 log = logging.getLogger("layerstore")
 
+_T = TypeVar("_T")
+_U = TypeVar("_U")
+
 
 def parse_durability(given: str) -> Durability:
     """Return the level that a text names. Raises InvalidOptionError."""
     if given not in ("full", "ordered", "none"):
         raise InvalidOptionError(f"durability is full, ordered or none, not {given!r}")
     return cast(Durability, given)
+
+
+def said(read: Callable[[str], _T], name: str, otherwise: _U) -> _T | _U:
+    """Return what the layerdb or the driver says of a name; `otherwise` if that cannot be read."""
+    try:
+        return read(name)
+    except (OSError, LayerStoreError):
+        return otherwise
 
 
 class Ground:

@@ -12,7 +12,7 @@ from typing import Any
 from layerstore.disk import dockerd
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
-from layerstore.engine.ground import Ground
+from layerstore.engine.ground import Ground, said
 from layerstore.engine.intake import Registration, Unpacked
 from layerstore.engine.record import Record
 from layerstore.engine.references import References
@@ -128,17 +128,15 @@ class Mending:
         damaged = self._records.bad.get(chain_id)
         parent = ""
         with contextlib.suppress(OSError, LayerStoreError):
-            said = self._metadata.get_parent(chain_id)
-            parent = said if chain_on(said, self._metadata.get_diff_id(chain_id)) == chain_id else ""
+            named = self._metadata.get_parent(chain_id)
+            parent = named if chain_on(named, self._metadata.get_diff_id(chain_id)) == chain_id else ""
         if parent in self._records.bad:
             why = f"{chain_id} stands on {parent}, which is damaged: repair that first"
             raise CorruptLayerError(why, chain_id=chain_id) from damaged
         if source is None:
             why = f"the metadata of {chain_id} cannot be read: its tar, or another store, is needed"
             raise CorruptLayerError(why, chain_id=chain_id) from damaged
-        descriptor = Descriptor()
-        with contextlib.suppress(OSError, LayerStoreError):
-            descriptor = self._metadata.get_descriptor(chain_id)
+        descriptor = said(self._metadata.get_descriptor, chain_id, Descriptor())
         with contextlib.ExitStack() as stack:
             tar = tar_of(chain_id, "", source, stack)
             unpacked = self._registration.unpack_ahead(tar, progress)
@@ -177,9 +175,7 @@ class Mending:
                 why = f"{chain_id} stands on {parent}, which is damaged: repair that first"
                 raise CorruptLayerError(why, chain_id=chain_id)
             return parent
-        noted = ""
-        with contextlib.suppress(OSError, LayerStoreError):
-            noted = self._metadata.get_diff_id(chain_id)
+        noted = said(self._metadata.get_diff_id, chain_id, "")
         if noted and noted != diff_id:
             why = f"the source is another layer: its DiffID is {diff_id}, not {noted}"
             raise CorruptLayerError(why, chain_id=chain_id)

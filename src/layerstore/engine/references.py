@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from layerstore.disk import dockerd
 from layerstore.disk.textfile import remove_directory
-from layerstore.engine.ground import Ground
+from layerstore.engine.ground import Ground, said
 from layerstore.engine.record import Record, Reference
 from layerstore.errors import LayerDoesNotExistError, LayerNotRetainedError, LayerStoreError, StoreInUseError
 from layerstore.ids import ChainID, DiffID
@@ -325,19 +325,14 @@ class References:
 
     def _take_damaged(self, chain_id: str) -> _Going:
         """Do the same for a damaged layer, by what its files still say; cleanup() does what may concern another one."""
-        found = {"parent": "", "diff": "", "cache": ""}
-        for what, read in (
-            ("parent", self._metadata.get_parent), ("diff", self._metadata.get_diff_id),
-            ("cache", self._metadata.get_cache_id),
-        ):  # fmt: skip
-            with contextlib.suppress(OSError, LayerStoreError):
-                found[what] = str(read(chain_id))
+        m = self._metadata
+        parent, diff, cache = (said(read, chain_id, "") for read in (m.get_parent, m.get_diff_id, m.get_cache_id))
         aside = self._metadata.set_aside(chain_id)
         cache_id = ""
         with contextlib.suppress(OSError, LayerStoreError):
-            cache_id = found["cache"] if found["cache"] not in self._records.owned() else ""
-        metadata = Metadata(ChainID(chain_id), cast(DiffID, found["diff"]), 0, 0)
-        return _Going(metadata, found["parent"], cache_id, aside or "")
+            cache_id = cache if cache not in self._records.owned() else ""
+        metadata = Metadata(ChainID(chain_id), cast(DiffID, diff), 0, 0)
+        return _Going(metadata, parent, cache_id, aside or "")
 
     def _delete(self, going: _Going) -> Metadata:
         if going.cache_id:

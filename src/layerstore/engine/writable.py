@@ -17,7 +17,7 @@ from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import Stack, Writables
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
-from layerstore.engine.ground import Ground
+from layerstore.engine.ground import Ground, said
 from layerstore.engine.intake import Registration
 from layerstore.engine.record import Mount, MountReference, Record, Reference
 from layerstore.engine.references import References
@@ -299,7 +299,7 @@ class WritableLayers:
         for id, below in self._contents.stacks_of(mount):
             problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
-            if problems and not self._ground.read_only and (below or not self._says_more(id)):
+            if problems and not self._ground.read_only and (below or not said(self._writables.stack_of, id, [id])):
                 with contextlib.suppress(OSError, LayerStoreError):
                     self._writables.mend(id, below)
                     about = {"mount": mount.name, "problem": problems[0].text}
@@ -309,12 +309,6 @@ class WritableLayers:
                 why = f"{problems[0].text}; repair {mount.name} before it is used"
                 raise CorruptLayerError(why, name=mount.name)
         return below
-
-    def _says_more(self, id: str) -> bool:
-        try:
-            return bool(self._writables.stack_of(id))
-        except (OSError, LayerStoreError):
-            return True
 
     def mend(self, name: str) -> None:
         """Write anew what a writable layer's record and small files lost, as far as they say it of each other.
@@ -345,20 +339,11 @@ class WritableLayers:
         except (OSError, LayerStoreError) as err:
             why = f"the metadata no longer says which directory {name} has ({err}): look for it among the orphans"
             raise CorruptLayerError(why, name=name) from err
-        below: list[str] = []
-        with contextlib.suppress(OSError, LayerStoreError):
-            below = self._writables.stack_of(mount_id)
-        init = f"{mount_id}-init"
-        try:
-            init_id = m.get_init_id(name)
-        except (OSError, LayerStoreError):
-            init_id = None
+        below = said(self._writables.stack_of, mount_id, list[str]())
+        init, init_id = f"{mount_id}-init", said(m.get_init_id, name, None)
         if init_id is None or (not init_id and below[:1] == [init]):
             m.set_init_id(name, init) if self._writables.exists(init) else m.forget_init_id(name)
-        try:
-            parent = m.get_mount_parent(name)
-        except (OSError, LayerStoreError):
-            parent = None
+        parent = said(m.get_mount_parent, name, None)
         if parent is None or (not parent and [id for id in below if id != init]):
             m.set_mount_parent(name, self._layer_of([id for id in below if id != init], name))
         return mount_id

@@ -1,7 +1,5 @@
 """What the parts of an overlay2 driver share: its home, the class of its marks, its mounts, its quotas.
 
-    <home>/l/<26 letters> -> ../<id>/diff
-    <home>/<id>/{diff,link,lower,work,merged,committed}
 Source: moby, daemon/graphdriver/overlay2
 """
 
