@@ -5,12 +5,16 @@ device, link count and extended attributes, following no link. Two states are eq
 trees are; changed(before, after) says in lines how they differ.
 """
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
 import os
 import stat
+import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link", stat.S_IFCHR: "char", stat.S_IFBLK: "block",
@@ -198,6 +202,32 @@ def open_files() -> dict[int, str]:
         except OSError:
             continue
     return found
+
+
+@contextlib.contextmanager
+def sized_file_system(room: Path, kind: str, *, size: int = 24 << 20, inodes: int = 0) -> Iterator[Path]:
+    """A file system of its own: kind is "tmpfs", "ext4" or "xfs". An image lies in the room, itself a tmpfs."""
+    place, image = room / f"fs-{kind}", room / f"image-{kind}"
+    place.mkdir()
+    if kind == "tmpfs":
+        given = f"size={size},mode=755" + (f",nr_inodes={inodes}" if inodes else "")
+        mount("tmpfs", place, "tmpfs", 0, given)
+    else:
+        with open(image, "wb") as out:
+            out.truncate(size)
+        make = {
+            "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "has_journal", *(["-N", str(inodes)] if inodes else [])],
+            "xfs": ["mkfs.xfs", "-q", "-f"],
+        }[kind]
+        subprocess.run([*make, str(image)], check=True, capture_output=True)
+        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
+    try:
+        yield place
+    finally:
+        unmount_below(place)
+        subprocess.run(["umount", str(place)], check=True, capture_output=True)
+        place.rmdir()
+        image.unlink(missing_ok=True)
 
 
 def remove_tree(root) -> None:

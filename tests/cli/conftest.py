@@ -109,9 +109,9 @@ def register(made, room):
 def program(environment):
     """Run a command line as a program of its own."""
 
-    def run(*argv, rich: bool = True, **how) -> Done:
+    def run(*argv, rich: bool = True, front: tuple[str, ...] = (), **how) -> Done:
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-        done = subprocess.run([*command(rich), *map(str, argv)], check=False, **how)
+        done = subprocess.run([*front, *command(rich), *map(str, argv)], check=False, **how)
         return Done(done.returncode, (done.stdout or b"").decode("utf-8", "surrogateescape"),
                     (done.stderr or b"").decode("utf-8", "surrogateescape"))  # fmt: skip
 

@@ -1,7 +1,6 @@
 """Completion: the words themselves, and each shell asked for real."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -110,9 +109,12 @@ def path(environment, room, monkeypatch, cli):
     return room
 
 
-def shell(name: str) -> str:
-    needs(name)
-    return shutil.which(name)
+def ask(*words: str) -> list[str]:
+    """What a shell prints."""
+    needs(words[0])
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    print(done.stderr)
+    return done.stdout.splitlines()
 
 
 _ASK_BASH = r"""
@@ -137,8 +139,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 )  # fmt: skip
 def test_bash(base, path, typed, completed):
     line = " ".join(["layerstore", *typed])
-    done = subprocess.run([shell("bash"), "--norc", "-c", _ASK_BASH, "ask", line, "layerstore", *typed], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == completed, done.stderr
+    assert ask("bash", "--norc", "-c", _ASK_BASH, "ask", line, "layerstore", *typed) == completed
 
 
 _ASK_FISH = "source ./script.fish; complete -C $argv[1]"
@@ -154,8 +155,7 @@ _ASK_FISH = "source ./script.fish; complete -C $argv[1]"
 )  # fmt: skip
 def test_fish(base, path, line, completed, monkeypatch):
     monkeypatch.setenv("HOME", str(path))
-    done = subprocess.run([shell("fish"), "--no-config", "-c", _ASK_FISH, line], capture_output=True, text=True, check=False)
-    assert sorted(text.split("\t")[0] for text in done.stdout.splitlines()) == completed, done.stderr
+    assert sorted(text.split("\t")[0] for text in ask("fish", "--no-config", "-c", _ASK_FISH, line)) == completed
 
 
 _ASK_ZSH = r"""
@@ -180,13 +180,11 @@ _layerstore
     ],
 )  # fmt: skip
 def test_zsh(base, path, typed, completed):
-    done = subprocess.run([shell("zsh"), "-f", "-c", _ASK_ZSH, "ask", "layerstore", *typed], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == completed, done.stderr
+    assert ask("zsh", "-f", "-c", _ASK_ZSH, "ask", "layerstore", *typed) == completed
 
 
 def test_the_zsh_script_works_from_fpath_too(base, path):
     (path / "_layerstore").write_text((path / "script.zsh").read_text())
-    ask = _ASK_ZSH.replace("autoload -Uz", "fpath=($PWD $fpath); autoload -Uz").replace("source ./script.zsh", "").replace(
+    asked = _ASK_ZSH.replace("autoload -Uz", "fpath=($PWD $fpath); autoload -Uz").replace("source ./script.zsh", "").replace(
         "\n_layerstore\n", "\n${_comps[layerstore]}\n${_comps[layerstore]}\n")  # fmt: skip
-    done = subprocess.run([shell("zsh"), "-f", "-c", ask, "ask", "layerstore", "rw", "un"], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["unmount:unmount one; what was written stays"] * 2, done.stderr
+    assert ask("zsh", "-f", "-c", asked, "ask", "layerstore", "rw", "un") == ["unmount:unmount one; what was written stays"] * 2

@@ -1,7 +1,6 @@
 """init, info, doctor, bench, and where the store is."""
 
 import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import disk
 import pytest
 import tarkit
-from commandline import command
 
 import layerstore
 from layerstore.cli import doctor, opening
@@ -126,24 +124,19 @@ def test_doctor_on_a_full_disk(cli, mounted):
     assert found["space"]["state"] == "note" and "make room" in found["space"]["todo"]
 
 
-def run_as(before: tuple[str, ...], *argv: str, cwd: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*before, *command(), *argv], capture_output=True, text=True, check=False, cwd=cwd)
-
-
-def test_doctor_without_rights_says_how_to_get_them(environment, room):
+def test_doctor_without_rights_says_how_to_get_them(program, room):
     weak = ("setpriv", "--bounding-set", "-all", "--inh-caps", "-all")
-    done = run_as(weak, "doctor", "--json", cwd=str(room))
-    found = {check["name"]: check for check in json.loads(done.stdout)}
-    assert done.returncode == 1 and found["overlay mounts"]["state"] == "bad"
+    done = program("doctor", "--json", front=weak, cwd=room)
+    found = answers(done)
+    assert done.code == 1 and found["overlay mounts"]["state"] == "bad"
     assert "unshare" in found["overlay mounts"]["todo"]
-    done = run_as(weak, "init", cwd=str(room))
-    assert done.returncode == 5 and len(done.stderr.splitlines()) == 1
+    done = program("init", front=weak, cwd=room)
+    assert done.code == 5 and len(done.err.splitlines()) == 1
     assert os.listdir(room) == []
 
 
-def test_doctor_in_a_user_namespace(environment, room):
-    done = run_as(("unshare", "--user", "--map-root-user", "--mount"), "doctor", "--json", cwd=str(room))
-    found = {check["name"]: check for check in json.loads(done.stdout)}
+def test_doctor_in_a_user_namespace(program, room):
+    found = answers(program("doctor", "--json", front=("unshare", "--user", "--map-root-user", "--mount"), cwd=room))
     assert found["rights"]["state"] == "note" and "user namespace" in found["rights"]["found"]
     assert found["overlay mounts"]["found"] == "with userxattr" and found["xattrs"]["found"] == "user.*"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import imagekit
 import pytest
 import tarkit
-from stored import read, shown, tar_of
+from stored import Failing, read, shown, tar_of
 from tarkit import T1, T2, T2_ON_T1_CHAIN_ID, dir, end, file, opaque, symlink, whiteout
 
 import layerstore
@@ -78,13 +78,8 @@ def test_the_same_tar_again_is_the_same_layer(store, layers, unchanged):
     assert store.register(T2).cache_id != again.cache_id
 
 
-class Failing(io.RawIOBase):
-    def read(self, n=-1):
-        raise OSError(5, "the cable")
-
-
 @pytest.mark.parametrize(
-    "tar, error", [(T2[:1100], TarFormatError), (b"", TarFormatError), (Failing(), OSError), (7.5, TypeError)],
+    "tar, error", [(T2[:1100], TarFormatError), (b"", TarFormatError), (Failing(b"", 0, OSError(5, "the cable")), OSError), (7.5, TypeError)],
     ids=["cut", "empty", "failing", "no source"],
 )  # fmt: skip
 def test_a_failed_register_leaves_nothing(store, layers, unchanged, tar, error):

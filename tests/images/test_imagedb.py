@@ -5,8 +5,8 @@ import json
 import os
 import stat
 import subprocess
-import sys
 
+import another
 import disk
 import imagekit
 import pytest
@@ -306,11 +306,7 @@ def test_processes_lose_nothing_of_each_other_s(loaded, root, room):
     """Each loads one archive again and again while the others do, names it and removes names."""
     archive = room / "moving.tar"
     archive.write_bytes(tar_of(imagekit.docker([([BASE, TOP], ["moving:latest"])])))
-    path = os.path.dirname(os.path.dirname(layerstore.__file__))
-    command = [sys.executable, "-c", PROGRAM, str(root)]
-    running = [
-        subprocess.Popen([*command, name, str(archive)], env=os.environ | {"PYTHONPATH": path}) for name in ("p", "q", "r")
-    ]
+    running = [subprocess.Popen(another.command(PROGRAM, root, name, archive), env=another.ENVIRONMENT) for name in ("p", "q", "r")]
     assert [process.wait() for process in running] == [0, 0, 0]
     kept = set(loaded.get("c:1").references)
     assert kept == {"a/b:1", "a/b:2", "c:1"} | {f"{name}:{n}" for name in "pqr" for n in range(40)}

@@ -17,7 +17,7 @@ import pytest
 import tarkit
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, write_to
 from imagekit import tar_of as archive_of
-from stored import at_once, tar_of
+from stored import BoomError, Failing, at_once, tar_of
 
 import layerstore
 from layerstore import ImageError, Images, LayerStoreError
@@ -484,29 +484,20 @@ def test_progress_is_told_as_numbers_of_all(images, room):
 
 @pytest.mark.parametrize("way", ["path", "read(n)", "gzip"])
 def test_what_progress_raises_ends_the_load(images, room, nothing_left, way):
-    class EnoughError(Exception):
-        pass
-
     def enough(_done):
-        raise EnoughError
+        raise BoomError
 
     data = archive_of(ARCHIVES["docker"]())
     (room / "archive").write_bytes(data)
     source = {"path": room / "archive", "read(n)": Once(data), "gzip": gzip.compress(data)}[way]
-    with nothing_left(), pytest.raises(EnoughError):
+    with nothing_left(), pytest.raises(BoomError):
         images.load(source, progress=enough)
 
 
 def test_what_a_source_raises_passes_through(images, nothing_left):
-    class Broken(Once):
-        def read(self, n):
-            if self._at > 5000:
-                raise RuntimeError("the line is dead")
-            return super().read(n)
-
     for data in (archive_of(ARCHIVES["docker"]()), gzip.compress(os.urandom(20_000))):
         with nothing_left(), pytest.raises(RuntimeError, match="the line is dead"):
-            images.load(Broken(data))
+            images.load(Failing(data, 5000, RuntimeError("the line is dead"), 700))
 
 
 @pytest.mark.parametrize("durability", ["full", "ordered", "none"])
@@ -518,19 +509,11 @@ def test_durability_is_taken_as_register_takes_it(images, durability):
 
 def test_an_image_of_layers_stored_with_less_is_put_on_the_disk(open_store, room):
     """On a tmpfs nothing ever is: an ext4 of our own, in a file."""
-    (room / "place").mkdir()
-    (room / "disk").write_bytes(b"")
-    os.truncate(room / "disk", 64 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", room / "disk"], check=True)
-    subprocess.run(["mount", "-o", "loop", room / "disk", room / "place"], check=True)
-    try:
+    with disk.sized_file_system(room, "ext4", size=64 << 20) as place:
         for durability, durable in (("none", False), ("full", True)):
-            store = open_store(room / "place/docker")
-            [image] = Images(store).load(archive_of(ARCHIVES["docker"]()), durability=durability)
-            assert [store.map()[chain]._record.durable for chain in image.layers] == [durable] * 3
-            store.close()
-    finally:
-        disk.unmount(room / "place")
+            with open_store(place / "docker") as store:
+                [image] = Images(store).load(archive_of(ARCHIVES["docker"]()), durability=durability)
+                assert [store.map()[chain]._record.durable for chain in image.layers] == [durable] * 3
 
 
 def test_a_store_open_for_reading_only_loads_nothing(open_store, images):

@@ -216,13 +216,10 @@ def test_a_packing_that_is_stopped_leaves_nothing(images, store, room, compressi
     images.load(tar_of(imagekit.docker([(layers, ["x"])])))
     threads = threading.active_count()
 
-    class EnoughError(Exception):
-        pass
-
     def stop(done):
-        raise EnoughError
+        raise stored.BoomError
 
-    with pytest.raises(EnoughError):
+    with pytest.raises(stored.BoomError):
         images.save("x", room / "out", format="oci", compression=compression, progress=stop)
     assert sorted(os.listdir(room)) == ["docker"]
     assert threading.active_count() == threads

@@ -6,7 +6,6 @@
     value, raised, met = faults.run(work, "open", errno.EIO, 3)     # work() in a thread whose third open fails
 """
 
-import contextlib
 import ctypes
 import errno
 import faulthandler
@@ -23,7 +22,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -238,12 +237,12 @@ PASSING = (errno.EINTR, errno.EAGAIN)
 
 
 @functools.cache
-def _compiled() -> str:
-    """tests/trust/faults.c as a shared object, in build/ beside the core's tests' own."""
-    source = HERE / "faults.c"
+def compiled(name: str) -> str:
+    """name.c of this folder as a shared object, in build/ beside the core's tests' own."""
+    source = HERE / f"{name}.c"
     kept = HERE.parents[1] / "build" / "trust"
     kept.mkdir(parents=True, exist_ok=True)
-    made = kept / f"faults-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
+    made = kept / f"{name}-{hashlib.sha256(source.read_bytes()).hexdigest()[:16]}.so"
     if not made.exists():
         part = made.with_suffix(f".{os.getpid()}")
         command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", str(source), "-o", str(part)]
@@ -264,7 +263,7 @@ class Faults:
     """System calls that fail on demand, in a thread for it and all that it starts; in a child only, for its life."""
 
     def __init__(self) -> None:
-        self._lib = ctypes.CDLL(_compiled())
+        self._lib = ctypes.CDLL(compiled("faults"))
         self._lib.faults_arm.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_long, ctypes.c_long]
         self._numbers: dict[str, Any] = {}
         self._names: dict[int, str] = {}
@@ -344,29 +343,3 @@ class Ground:
         self.store.close()
         disk.unmount_below(self.root)
         disk.remove_tree(self.root)
-
-
-@contextlib.contextmanager
-def sized_file_system(room: Path, kind: str, *, size: int = 24 << 20, inodes: int = 0, options: str = "") -> Iterator[Path]:
-    """A file system of its own: kind is "tmpfs", "ext4" or "xfs". An image lies in the room, itself a tmpfs."""
-    place, image = room / f"fs-{kind}", room / f"image-{kind}"
-    place.mkdir()
-    if kind == "tmpfs":
-        given = f"size={size},mode=755" + (f",nr_inodes={inodes}" if inodes else "")
-        disk.mount("tmpfs", place, "tmpfs", 0, given)
-    else:
-        with open(image, "wb") as out:
-            out.truncate(size)
-        make = {
-            "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal" if options == "nojournal" else "has_journal", *(["-N", str(inodes)] if inodes else [])],
-            "xfs": ["mkfs.xfs", "-q", "-f"],
-        }[kind]
-        subprocess.run([*make, str(image)], check=True, capture_output=True)
-        subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)
-    try:
-        yield place
-    finally:
-        disk.unmount_below(place)
-        subprocess.run(["umount", str(place)], check=True, capture_output=True)
-        place.rmdir()
-        image.unlink(missing_ok=True)

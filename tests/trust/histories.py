@@ -373,6 +373,13 @@ class History:
         self.compare(f"{command} by {at} {text}", got, wanted)
         return got
 
+    def take(self, at: tuple[int, int], store: str, number: int, known: dict[tuple[str, int], str], of: str,
+             wanted: Answer, **command: Any) -> None:
+        """A reference of this number, noted as known if the call is to give it."""
+        if "chain" in wanted:
+            known[store, number] = of
+        self.ask(at, wanted, number=number, **command)
+
     def some_chain(self) -> str:
         there = sorted(self.model.parents)
         return self.draw.choice(there) if there and self.draw.random() < 0.9 else self.draw.choice(self.chains)
@@ -388,16 +395,12 @@ class History:
         chain = str(create_chain_id([parent, DIFFS[tar]]) if parent else DIFFS[tar])
         wanted = self.model.register(store, number, chain, parent)
         if "chain" in wanted:
-            self.known[store, number] = chain
             self.chains.append(chain)
-        self.ask(at, wanted, do="register", number=number, tar=tar, parent=parent, bare=self.draw.random() < 0.5)
+        self.take(at, store, number, self.known, chain, wanted, do="register", tar=tar, parent=parent, bare=self.draw.random() < 0.5)
 
     def do_get(self, at: tuple[int, int], store: str, number: int) -> None:
         chain = self.some_chain()
-        wanted = self.model.get(store, number, chain)
-        if "chain" in wanted:
-            self.known[store, number] = chain
-        self.ask(at, wanted, do="get", number=number, chain=chain)
+        self.take(at, store, number, self.known, chain, self.model.get(store, number, chain), do="get", chain=chain)
 
     def release(self, at: tuple[int, int], store: str, mine: list[tuple[str, int]], box: bool = False) -> None:
         """Release one of these references."""
@@ -420,16 +423,11 @@ class History:
     def do_create_box(self, at: tuple[int, int], store: str, number: int) -> None:
         name, parent = self.draw.choice(BOXES), self.some_chain() if self.draw.random() < 0.9 else ""
         wanted = self.model.create_box(store, number, name, parent)
-        if "chain" in wanted:
-            self.known_boxes[store, number] = name
-        self.ask(at, wanted, do="create_box", number=number, name=name, parent=parent)
+        self.take(at, store, number, self.known_boxes, name, wanted, do="create_box", name=name, parent=parent)
 
     def do_get_box(self, at: tuple[int, int], store: str, number: int) -> None:
         name = self.draw.choice(BOXES)
-        wanted = self.model.get_box(store, number, name)
-        if "chain" in wanted:
-            self.known_boxes[store, number] = name
-        self.ask(at, wanted, do="get_box", number=number, name=name)
+        self.take(at, store, number, self.known_boxes, name, self.model.get_box(store, number, name), do="get_box", name=name)
 
     def do_release_box(self, at: tuple[int, int], store: str, _: int) -> None:
         self.release(at, store, [held for held in self.model.box_references if held[0] == store], box=True)

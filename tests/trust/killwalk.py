@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import disk
+import faultkit
 import imagekit
 import ownspace
 import powercut
@@ -33,13 +34,6 @@ from seeded import chain
 from layerstore import CreateRWLayerOpts, Images, Store
 
 INIT = CreateRWLayerOpts(init_func=workload.init)
-
-
-def library(place: Path) -> ctypes.CDLL:
-    made = place / "killwalk.so"
-    subprocess.run(["cc", "-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC",
-                    "-o", str(made), str(ownspace.HERE / "killwalk.c")], check=True)
-    return ctypes.CDLL(str(made))
 
 
 class Walk(ctypes.Structure):
@@ -248,7 +242,7 @@ class State(NamedTuple):
 class Walker:
     def __init__(self, plan: dict[str, Any], place: Path) -> None:
         self.plan, self.place, self.act = plan, place, ACTS[plan["act"]]
-        self.lib, self.judge = library(place), powercut.Judge(place / "judge")
+        self.lib, self.judge = ctypes.CDLL(faultkit.compiled("killwalk")), powercut.Judge(place / "judge")
         self.disk = CutDisk(place, plan["kind"]) if plan.get("kind") else None
         self.root = (self.disk.point if self.disk else place) / "docker"
         self.start = place / "start"

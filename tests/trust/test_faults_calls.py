@@ -15,10 +15,12 @@ import errno
 import gc
 import io
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import disk
 import faultkit
 import pytest
 import soak
@@ -99,11 +101,7 @@ class Walk:
         try:
             self.look(g, label, kind, sys_errno, last is not None, held, raised, value)
         except Exception as error:
-            where = error.__traceback__
-            lines = []
-            while where is not None:
-                lines.append(f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}")
-                where = where.tb_next
+            lines = [f"{os.path.basename(at.filename)}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)]
             self.wrong.append(f"{label}: afterwards {error!r} [{' '.join(lines)}] (first: {raised!r})")
             self.drop()
         return True
@@ -239,7 +237,7 @@ def places(count: int, seed: int) -> list[int]:
 def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(room: Path, figures: list[str], name: str) -> None:
     with contextlib.ExitStack() as stack:
         # On a tmpfs nothing is synced.
-        place = stack.enter_context(faultkit.sized_file_system(room, "ext4", size=64 << 20)) if OPERATIONS[name].durability == "full" else room
+        place = stack.enter_context(disk.sized_file_system(room, "ext4", size=64 << 20)) if OPERATIONS[name].durability == "full" else room
 
         def work(say: Callable[[str], None]) -> tuple[list[str], int, int]:
             gc.freeze()
@@ -280,6 +278,6 @@ def test_a_second_register_that_fails_leaves_no_reference_behind(room: Path, kin
                     break
             return failed, [str(gone.chain_id) for gone in layer.release()] or ["nothing went"]
 
-    with faultkit.sized_file_system(room, "ext4", size=64 << 20) as place:
+    with disk.sized_file_system(room, "ext4", size=64 << 20) as place:
         failed, gone = faultkit.in_a_child(work, seconds=55)
     assert failed > 0 and len(gone) == 1 and gone[0].startswith("sha256:")

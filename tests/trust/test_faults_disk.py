@@ -156,7 +156,7 @@ def walked(place: Path, g: Ground, call: str, steps: list[int], fill: Filling, e
 def test_a_full_disk_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
     size = {"tmpfs": 12 << 20, "ext4": 16 << 20, "xfs": 320 << 20}[system]
     steps = LEFT if system != "xfs" else [n * 4 for n in LEFT[:: budget(3, 1)]]
-    with faultkit.sized_file_system(room, system, size=size) as place, ground(place) as g:
+    with disk.sized_file_system(room, system, size=size) as place, ground(place) as g:
         assert walked(place, g, call, [n * KIB for n in steps], fill) >= 2
 
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path,
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("system", ["tmpfs", "ext4"])
 def test_a_disk_without_inodes_is_said_leaves_nothing_and_with_room_it_goes_on(room: Path, system: str, call: str) -> None:
-    with faultkit.sized_file_system(room, system, size=24 << 20, inodes=400) as place, ground(place) as g:
+    with disk.sized_file_system(room, system, size=24 << 20, inodes=400) as place, ground(place) as g:
         assert walked(place, g, call, INODES, fill_inodes) >= 2
 
 

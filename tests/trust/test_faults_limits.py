@@ -4,6 +4,7 @@ Each in a child of its own: what it holds before and after is counted there, wha
 """
 
 import errno
+import functools
 import gc
 import gzip
 import hashlib
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import faultkit
+import ownspace
 import pytest
 import recipes
 import tarkit
 from faultkit import LARGE, Ground, Held, state
 from soak import budget
+from stored import comes_back, tar_of
 from tarkit import end, file
 
 import layerstore
@@ -33,11 +36,6 @@ MORE, ENOUGH = budget(((0, 1, 2, 3, 4, 5, 6, 7, 9, 11, 14, 18, 24, 32, 45, 60), 
 PACKED = gzip.compress(LARGE, 1)
 
 
-def read(g: Ground) -> bool:
-    with g.large.tar_stream() as stream:
-        return stream.read() == LARGE
-
-
 def copy(g: Ground) -> bool:
     with open(os.devnull, "wb") as out, g.large.tar_stream() as stream:
         return stream.copy_to(out) == len(LARGE)
@@ -46,11 +44,6 @@ def copy(g: Ground) -> bool:
 def register(g: Ground, tar: bytes = LARGE) -> bool:
     with g.store.register(tar, g.base.chain_id) as layer:
         return layer.diff_id == tarkit.diff_id(LARGE)
-
-
-def difference(g: Ground) -> bool:
-    with g.rw.tar_stream() as stream:
-        return len(stream.read()) > 9000
 
 
 def slow_changes(g: Ground) -> bool:
@@ -77,9 +70,9 @@ def opened(g: Ground) -> bool:
 CALLS: dict[str, Callable[[Ground], bool]] = {
     "register": register,
     "register gzip": lambda g: register(g, PACKED),
-    "tar_stream": read, "copy_to": copy,
+    "tar_stream": lambda g: tar_of(g.large) == LARGE, "copy_to": copy,
     "changes": lambda g: len(g.rw.changes()) == 5,
-    "changes_between": slow_changes, "tar_stream of a writable layer": difference,
+    "changes_between": slow_changes, "tar_stream of a writable layer": lambda g: len(tar_of(g.rw)) > 9000,
     "commit": lambda g: g.rw.commit().release() != [],
     "mount": mount, "create_rw_layer": create, "verify": lambda g: g.store.verify() == [], "open": opened,
 }
@@ -187,20 +180,16 @@ def test_a_fork_in_another_thread_during_register_leaves_both_processes_able_to_
             except BaseException as error:
                 problems.append(repr(error))
 
+        def alone(i: int) -> None:
+            """With a store of its own, as a child does; the parent's locks are wherever they were."""
+            with Store(room / f"child{i}", options={"durability": "none"}) as own, own.register(LARGE) as layer:
+                assert comes_back(layer, LARGE)
+
         thread = threading.Thread(target=registering)
         thread.start()
         for i in range(20):
             time.sleep(0.003 * (i % 7))
-            child = os.fork()
-            if not child:
-                code = 1
-                try:
-                    # A store of its own, as a child does; the parent's locks are wherever they were.
-                    own = Store(room / f"child{i}", options={"durability": "none"})
-                    with own.register(LARGE) as layer, layer.tar_stream() as stream:
-                        code = 0 if stream.read() == LARGE else 2
-                finally:
-                    os._exit(code)
+            child = ownspace.forked(functools.partial(alone, i))
             codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         done.set()
         thread.join()

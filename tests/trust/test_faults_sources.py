@@ -25,16 +25,13 @@ import recipes
 import tarkit
 from faultkit import EVERY_KIND, LARGE, Ground, Held, state
 from soak import budget
+from stored import BoomError
 from tarkit import dir, end, file
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, TarFormatError
 
 PROMPT = 1.0        # seconds from a signal to the end of the call, on a processor of its own
-
-
-class StoppedError(Exception):
-    pass
 
 
 @pytest.fixture
@@ -109,9 +106,9 @@ def test_a_source_that_raises_at_any_read_is_heard_and_leaves_nothing(g: Ground,
     layerstore.disassemble(counted, io.BytesIO()) if way == "disassemble" else g.store.register(counted).release()
     # Each of them, the one that tells the end too, if it is asked for.
     for at in range(1, counted.calls + 1, budget(4, 1)):
-        error = StoppedError(at)
+        error = BoomError(at)
         before = state(g.root)
-        with pytest.raises(StoppedError) as caught:
+        with pytest.raises(BoomError) as caught:
             calls[way](Source(data, at, raising(error), step))
         assert caught.value is error
         del caught, error
@@ -290,8 +287,8 @@ def test_a_progress_that_raises_is_heard_and_leaves_nothing(g: Ground, room: Pat
     data, step = PACKINGS[packing]
     (room / "packed").write_bytes(data)
     source = {"buffer": data, "reader": Source(data, step=step), "path": room / "packed"}[kind]
-    with whole(g), pytest.raises(StoppedError):
-        g.store.register(source, g.base.chain_id, progress=lambda taken: raising(StoppedError())())
+    with whole(g), pytest.raises(BoomError):
+        g.store.register(source, g.base.chain_id, progress=lambda taken: raising(BoomError())())
 
 
 def test_a_progress_that_uses_the_store_is_served(g: Ground) -> None:
@@ -305,19 +302,19 @@ def test_a_progress_that_uses_the_store_is_served(g: Ground) -> None:
 
 def raises(path: str) -> None:
     Path(path, "half").write_text("half")
-    raise StoppedError
+    raise BoomError
 
 
 def mounts_and_raises(path: str) -> None:
     os.mkdir(f"{path}/inside")
     faultkit.disk.mount("tmpfs", f"{path}/inside", "tmpfs", 0, "size=64k")
     Path(path, "inside/f").write_text("f")
-    raise StoppedError
+    raise BoomError
 
 
 @pytest.mark.parametrize("init", [raises, mounts_and_raises])
 def test_an_init_that_raises_is_heard_and_leaves_nothing(g: Ground, init: Any) -> None:
-    with whole(g), pytest.raises(StoppedError):
+    with whole(g), pytest.raises(BoomError):
         g.store.create_rw_layer("new", g.above.chain_id, CreateRWLayerOpts(init_func=init))
 
 

@@ -3,9 +3,8 @@
 import os
 import re
 import stat
-import subprocess
-import sys
 
+import another
 import pytest
 import tarkit
 from disk import inventory, mount_line, mounts_below
@@ -197,14 +196,9 @@ def test_a_mount_that_outlived_its_process_is_used_again(store, open_store, room
     base = store.register(tarkit.T1)
     rw = store.create_rw_layer("c", base.chain_id)
     store.close()
-    code = (
-        "import sys, os; sys.path[:0] = sys.argv[2:]; import layerstore;"
-        "s = layerstore.Store(sys.argv[1]); print(s.get_rw_layer('c').mount(), flush=True); os._exit(1)"
-    )
-    where = os.path.dirname(os.path.dirname(layerstore.__file__))
-    child = subprocess.run([sys.executable, "-c", code, str(root), where], capture_output=True, text=True, check=False)
-    path = child.stdout.strip()
-    assert mount_line(path), child.stderr
+    code = "import sys, os, layerstore; s = layerstore.Store(sys.argv[1]); print(s.get_rw_layer('c').mount(), flush=True); os._exit(0)"
+    path = another.python(code, root).strip()
+    assert mount_line(path)
     again = open_store()
     rw = again.get_rw_layer("c")
     assert rw.mount() == path
