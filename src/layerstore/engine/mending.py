@@ -1,7 +1,7 @@
 """Mending: what verify() and repair() are for one store: a layer, a layer that cannot even be loaded, a writable layer.
 
-Enters: a ChainID or a name, and where to take a tar from. Leaves: the problems there were, all of them mended. What a
-loaded layer's files need is in repair.py; what a writable layer stands on in writable.py.
+Enters: a ChainID or a name, and where to take a tar from. Leaves: the problems there were, all of them mended. Where
+the tar of a damaged layer comes from is in repair.py; what a writable layer stands on in writable.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from layerstore.engine.ground import Ground, said
 from layerstore.engine.intake import Registration, Unpacked
 from layerstore.engine.record import Record
 from layerstore.engine.references import References
-from layerstore.engine.repair import Repair, tar_of
+from layerstore.engine.repair import from_other_layers, tar_of
 from layerstore.engine.verify import Verifier
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, DiffID, chain_on, is_digest
+from layerstore.streams.sources import SourceInput
 from layerstore.values import Descriptor, Problem, Progress
 
 
@@ -93,12 +94,7 @@ class Mending:
             self._register_again(chain_id, record, source, progress)
         else:
             with self._references.using(chain_id) as record:
-                with self._records.lock:
-                    self._records.load_all()
-                    others = list(self._records.layers.values())
-                level = self._syncing.level("full")
-                repair = Repair(self._ground, self._contents, self._registration, self.verify, level)
-                repair.layer(record, source, others, progress)
+                self._mend(record, source, progress)
         with self._records.lock:
             self._records.forget_bad()        # what stands on it can be read again
         left = self.verify(chain_id)
@@ -106,6 +102,45 @@ class Mending:
             why = f"{chain_id} could not be mended: {left[0].detail}"
             raise CorruptLayerError(why, chain_id=chain_id, path=left[0].path)
         return problems
+
+    def _mend(self, record: Record, source: Any, progress: Progress | None) -> None:
+        """Mend what can be mended of one layer, which stays meanwhile.
+
+        source   of its tar; None: damaged files are taken from other layers
+        """
+        parent = record.parent.chain_id if record.parent else ""
+        self._metadata.rewrite(
+            record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
+        )
+        self._ground.stored(record).mend(emptied=True)
+        # What is left needs the tar: files, or what describes them.
+        problems = self.verify(record.chain_id)
+        if problems:
+            self._from_tar(record, problems, source, progress)
+
+    def _from_tar(self, record: Record, problems: list[Problem], source: Any, progress: Progress | None) -> None:
+        """Put files of the tar, unpacked beside the layer, in the place of damaged ones. Its DiffID decides."""
+        level = self._syncing.level("full")
+        with contextlib.ExitStack() as stack:
+            if source is None:
+                tar: Any = from_other_layers(self._contents, record, problems, self._contents.layers(), stack)
+            else:
+                tar = tar_of(record.chain_id, record.diff_id, source, stack)
+            given, below = SourceInput(tar, progress), record.directories[1:]
+            unpacked = self._registration.unpack(given, below, like=record.cache_id)
+        draft, host, layer = unpacked.draft, self._ground.driver.host, self._ground.stored(record)
+        try:
+            if unpacked.diff_id != record.diff_id:
+                why = f"the source is another layer: its DiffID is {unpacked.diff_id}, not {record.diff_id}"
+                raise CorruptLayerError(why, chain_id=record.chain_id)
+            host.sync([draft.id], level, everything=True)
+            if not layer.is_described_by_its_sidecars(draft):
+                self._metadata.take_sidecars(record.chain_id, unpacked.transaction)
+                problems = self.verify(record.chain_id)      # whole sidecars tell more than damaged ones did
+            layer.rebuild_from(draft, dict.fromkeys(p.path for p in problems if p.path))
+            host.sync([record.cache_id], level, everything=True)
+        finally:
+            self._registration.discard(unpacked)
 
     def _stands(self, record: Record) -> bool:
         """Let a layer that lost its parent stand on it again. False: its DiffID is another one, too."""

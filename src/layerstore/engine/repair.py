@@ -1,26 +1,22 @@
-"""Repair: a damaged layer from its tar, from another store's layer, or from the files of other layers of this one.
+"""Repair: the tar of a damaged layer, from another store's layer, or from the files of other layers of this one.
 
-Enters: a damaged layer, and where to take it from. Leaves: the layer as it was registered. Whatever the source, a
-whole tar is read and unpacked beside the layer, and its DiffID decides; then only what is damaged changes places with
-it. A file is known in other layers by size and CRC-64, which just says where to look.
+Enters: a damaged layer, and where to take it from. Leaves: a whole tar, which mending.py unpacks beside the layer, and
+whose DiffID decides. A file is known in other layers by size and CRC-64, which just says where to look.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from layerstore.engine.contents import Contents
-from layerstore.engine.ground import Ground
-from layerstore.engine.intake import Registration
 from layerstore.engine.record import Record
 from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import DiffID
-from layerstore.streams.sources import SourceInput
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Durability, FileEntry, FileType, Problem, Progress
+from layerstore.values import FileEntry, FileType, Problem
 
 _BLOCK = 1 << 20
 
@@ -48,57 +44,6 @@ def tar_of(chain_id: str, diff_id: str, source: Any, stack: contextlib.ExitStack
     if callable(getattr(source, "tar_stream", None)):
         return stack.enter_context(source.tar_stream())
     return source
-
-
-class Repair:
-    """Mends layers of one store."""
-
-    def __init__(
-        self, ground: Ground, contents: Contents, registration: Registration, verify: Callable[[str], list[Problem]],
-        level: Durability,
-    ) -> None:  # fmt: skip
-        """verify   returns a layer's problems; level   what is put on the disk"""
-        self._ground, self._metadata, self._contents = ground, ground.metadata, contents
-        self._registration, self._verify, self._level = registration, verify, level
-
-    def layer(self, record: Record, source: Any, others: Iterable[Record], progress: Progress | None) -> None:
-        """Mend what can be mended of one layer, which stays meanwhile.
-
-        source   of its tar; None: others, the layers to take damaged files from
-        """
-        parent = record.parent.chain_id if record.parent else ""
-        self._metadata.rewrite(
-            record.chain_id, record.diff_id, record.diff_size, record.cache_id, parent, record.descriptor
-        )
-        self._ground.stored(record).mend(emptied=True)
-        # What is left needs the tar: files, or what describes them.
-        problems = self._verify(record.chain_id)
-        if problems:
-            self._from_tar(record, problems, source, others, progress)
-
-    def _from_tar(
-        self, record: Record, problems: list[Problem], source: Any, others: Iterable[Record], progress: Progress | None
-    ) -> None:
-        with contextlib.ExitStack() as stack:
-            if source is None:
-                tar: Any = _from_other_layers(self._contents, record, problems, others, stack)
-            else:
-                tar = tar_of(record.chain_id, record.diff_id, source, stack)
-            given, below = SourceInput(tar, progress), record.directories[1:]
-            unpacked = self._registration.unpack(given, below, like=record.cache_id)
-        draft, host, layer = unpacked.draft, self._ground.driver.host, self._ground.stored(record)
-        try:
-            if unpacked.diff_id != record.diff_id:
-                why = f"the source is another layer: its DiffID is {unpacked.diff_id}, not {record.diff_id}"
-                raise CorruptLayerError(why, chain_id=record.chain_id)
-            host.sync([draft.id], self._level, everything=True)
-            if not layer.is_described_by_its_sidecars(draft):
-                self._metadata.take_sidecars(record.chain_id, unpacked.transaction)
-                problems = self._verify(record.chain_id)      # whole sidecars tell more than damaged ones did
-            layer.rebuild_from(draft, dict.fromkeys(p.path for p in problems if p.path))
-            host.sync([record.cache_id], self._level, everything=True)
-        finally:
-            self._registration.discard(unpacked)
 
 
 class Spliced:
@@ -140,7 +85,7 @@ def _files_in(contents: Contents, layer: Record) -> Iterator[FileEntry]:
     return (file for file in files if file.crc is not None and file.offset is not None)
 
 
-def _from_other_layers(
+def from_other_layers(
     contents: Contents, layer: Record, problems: Iterable[Problem], others: Iterable[Record],
     stack: contextlib.ExitStack,
 ) -> Spliced:  # fmt: skip
