@@ -77,13 +77,12 @@ def test_repair_from_standard_input_and_from_another_store(layer, cli, program, 
     assert cli("verify").code == 0
 
 
-def test_repair_that_cannot_be(layer, cli, room):
+def test_repair_that_cannot_be(layer, refused, room):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     (room / "wrong.tar").write_bytes(file("x", b"") + end())
     for words, code in (([ID], 1), ([ID, room / "wrong.tar"], 1), ([ID, room / "none.tar"], 3), ([ID, "--store", room / "none"], 3),
                         ([ID, room / "layer.tar", "--store", room], 2)):  # fmt: skip
-        done = cli("repair", *words)
-        assert done.code == code and done.said, words
+        assert refused(code, "repair", *words), words
     assert (layer / "bin/tool").read_text() == "#!/bin/no\n"
 
 

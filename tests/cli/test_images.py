@@ -46,11 +46,10 @@ def test_load_from_standard_input_under_a_name_of_ours(made, program, archives, 
     assert sorted(name for image in cli("image", "ls", "--json").json for name in image["references"]) == ["mine:1", "mine:2"]
 
 
-def test_load_of_what_is_no_archive(made, cli, room):
+def test_load_of_what_is_no_archive(made, cli, refused, room):
     (room / "bad.tar").write_bytes(BASE)
     for words, code in ((["bad.tar"], 1), (["none.tar"], 3)):
-        done = cli("image", "load", room / words[0])
-        assert done.code == code and done.said
+        assert refused(code, "image", "load", room / words[0])
     assert cli("ls", "--json").json["layers"] == []
 
 

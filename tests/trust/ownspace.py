@@ -38,32 +38,18 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths()), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def start(script: str, plan: dict[str, Any]) -> subprocess.Popen[str]:
-    place = tempfile.mkdtemp(prefix="layerstore-trust-")
-    command = ["unshare", "--mount", "--propagation", "private", "--", *python(script, json.dumps(plan))]
-    process = subprocess.Popen(command, env={**environment(), INSIDE: place}, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.place = place   # type: ignore[attr-defined]
-    return process
-
-
-def finish(process: subprocess.Popen[str], seconds: float) -> Any:
-    """The script's result; its own error, if it has none."""
-    try:
-        out, err = process.communicate(timeout=seconds)
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    finally:
-        os.rmdir(process.place)     # type: ignore[attr-defined]
-    if process.returncode:
-        raise RuntimeError(f"{process.args} ended with {process.returncode}\n{err}")
-    return json.loads(out.splitlines()[-1])
-
-
 def call(script: str, plan: dict[str, Any], seconds: float) -> Any:
-    return finish(start(script, plan), seconds)
+    """The script's result; its own error, if it has none."""
+    command = ["unshare", "--mount", "--propagation", "private", "--", *python(script, json.dumps(plan))]
+    place = tempfile.mkdtemp(prefix="layerstore-trust-")
+    try:
+        done = subprocess.run(command, env={**environment(), INSIDE: place}, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, check=False, timeout=seconds)
+    finally:
+        os.rmdir(place)     # what was mounted and written there was the process's own
+    if done.returncode:
+        raise RuntimeError(f"{done.args} ended with {done.returncode}\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def goes_on(until: float, too_little: bool) -> bool:
