@@ -55,12 +55,8 @@ class Ground:
         if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
             raise NotSupportedError("driver not supported: rootless with SELinux")
         checks.probe_overlay(where)
-        self._require_d_type(where)
-        self.at.prepare()
-
-    @staticmethod
-    def _require_d_type(where: str) -> None:
         if checks.has_d_type(where):
+            self.at.prepare()
             return
         found = checks.fs_name(where)
         remedy = {
