@@ -8,7 +8,6 @@ import lzma
 import os
 import signal
 import subprocess
-import threading
 
 import another
 import disk
@@ -36,19 +35,6 @@ ARCHIVES = {
 ORDERS = [imagekit.documents_first, imagekit.documents_last, imagekit.layers_upside_down]
 
 
-def pipe_of(data: bytes):
-    """(descriptor to read, thread that writes)"""
-    to_read, to_write = os.pipe()
-
-    def work():
-        with open(to_write, "wb") as out:
-            out.write(data)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return to_read, thread
-
-
 def load_file(images, data, room):
     (room / "archive").write_bytes(data)
     return images.load(room / "archive")
@@ -74,12 +60,9 @@ def load_descriptor(images, data, room):
 
 
 def load_pipe(images, data, room):
-    fd, thread = pipe_of(data)
-    try:
-        return images.load(fd)
-    finally:
-        os.close(fd)
-        thread.join()
+    (room / "archive").write_bytes(data)
+    with subprocess.Popen(["cat", room / "archive"], stdout=subprocess.PIPE) as cat:
+        return images.load(cat.stdout.fileno())
 
 
 WAYS = {
