@@ -51,10 +51,6 @@ def mount_twice(store: Store, box: Any) -> None:
     box.unmount()
 
 
-def register_and_release(store: Store, _: Any) -> None:
-    store.register(seeded.layer(NEW).tar, chain(BASE, TOP)).release()
-
-
 _count = itertools.count()
 
 
@@ -76,7 +72,7 @@ class Act(NamedTuple):
 
 ACTS = {
     "open": Act(killwalk.nothing, lambda store, _: Store(store.root).close()),
-    "register": Act(killwalk.nothing, register_and_release),
+    "register": Act(killwalk.nothing, lambda store, _: store.register(seeded.layer(NEW).tar, chain(BASE, TOP)).release()),
     "register known": Act(killwalk.nothing, lambda store, _: store.register(seeded.layer(BASE).tar)),
     "get": Act(killwalk.nothing, lambda store, _: (store.get(chain(BASE, TOP)), store.map())),
     "create": Act(killwalk.nothing, make_and_release),
