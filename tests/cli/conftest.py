@@ -1,11 +1,13 @@
 """The command line under test: in this process for most, as a real program where the process matters."""
 
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -158,7 +160,4 @@ def terminal(environment):
 
 
 def take_terminal() -> None:
-    import fcntl
-    import termios
-
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

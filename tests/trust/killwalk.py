@@ -119,11 +119,6 @@ def unbox_again(store: Store) -> None:
     assert store.mounts() == []
 
 
-def mount_and_unmount(store: Store, box: Any) -> None:
-    box.mount()
-    box.unmount()
-
-
 def load_again(store: Store) -> None:
     image, = Images(store).load(ARCHIVE)
     assert image.references == ("app:1",)
@@ -170,7 +165,7 @@ ACTS = {
     "create bare": Act(two_layers, nothing, lambda store, _: store.create_rw_layer("new"), box_again("new", "", None)),
     "load": Act(two_layers, nothing, lambda store, _: Images(store).load(ARCHIVE), load_again),
     "commit": Act(with_box, lambda store: store.get_rw_layer("box"), lambda store, box: box.commit(), commit_again),
-    "mount": Act(with_box, lambda store: store.get_rw_layer("box"), mount_and_unmount, mount_again),
+    "mount": Act(with_box, lambda store: store.get_rw_layer("box"), lambda store, box: (box.mount(), box.unmount()), mount_again),
     "release box": Act(with_box, lambda store: (all_held(store), store.get_rw_layer("box"))[1],
                        lambda store, box: store.release_rw_layer(box), unbox_again),
     "release box and all": Act(with_box, lambda store: store.get_rw_layer("box"),
@@ -367,11 +362,7 @@ class Walker:
         return {"plan": self.plan, "kills": kills, "of": self.total, "calls": len(calls), "problems": self.problems}
 
 
-def walk(plan: dict[str, Any], place: Path) -> dict[str, Any]:
-    return Walker(plan, place).run()
-
-
 if __name__ == "__main__":
     if sys.argv[1] == "--open":
         traced(ctypes.CDLL(sys.argv[2]), Path(sys.argv[3]), ACTS["open"])
-    ownspace.main(walk)
+    ownspace.main(lambda plan, place: Walker(plan, place).run())
