@@ -136,8 +136,7 @@ def docker_text(text: str) -> bytes:
 def hybrid(saved, listed, name="a:1", listed_name="a:1") -> bytes:
     """manifest.json with one image, index.json with another."""
     files = imagekit.oci(listed, "plain", f"docker.io/library/{listed_name}")
-    more = imagekit.docker([(saved, [name])])
-    return tar_of(files | more)
+    return tar_of(files | imagekit.docker([(saved, [name])]))
 
 
 def twice(first: bytes, second: bytes) -> bytes:

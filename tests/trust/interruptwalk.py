@@ -9,8 +9,10 @@ verify() finds nothing but what the living child may still have in the making.
 """
 
 import contextlib
+import gc
 import itertools
 import json
+import logging
 import os
 import random
 import select
@@ -191,9 +193,6 @@ class Walker:
     @staticmethod
     def quiet() -> None:
         """Nothing but the act is interrupted, and nothing is printed."""
-        import gc
-        import logging
-
         gc.collect()
         gc.disable()
         logging.disable()

@@ -385,7 +385,6 @@ class Cutter:
                 self.wrong(f"a new layer: {faults}")
         store.close()
 
-
     def again(self, store: Store, known: Line) -> None:
         """Register a layer once more, whatever is left of it. It is good then, or it was there, damaged: repair() helps."""
         tar = seeded.layer(known["seed"]).tar
