@@ -161,7 +161,6 @@ class EmptyLayer(Layer):
     """
 
     def __init__(self) -> None:
-        """Be what every empty layer is."""
         self._reference = None
         self.chain_id = ChainID(EMPTY_LAYER_DIFF_ID)
         self.diff_id = EMPTY_LAYER_DIFF_ID

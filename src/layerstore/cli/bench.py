@@ -36,7 +36,6 @@ def _positive(text: str) -> int:
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
     bench = commands.command(
         "bench", run_bench, "measure how fast a store is here",
         more="In a store of its own, which is gone afterwards. Medians; compare figures of one machine and hour only.",
@@ -50,7 +49,6 @@ def add(commands: Commands) -> None:
 
 
 def run_bench(args: Any, screen: Screen) -> None:
-    """Measure."""
     at = os.path.abspath(args.at) if args.at is not None else nearest(root_of(args))
     with room_in(at, "bench") as place:
         tar = args.tar

@@ -24,7 +24,6 @@ SHELLS = ("bash", "zsh", "fish")
 
 
 def add(commands: Commands) -> None:
-    """Add the command that prints the scripts."""
     completion = commands.command(
         "completion", run_completion, "print the completion script of a shell",
         examples=["completion bash > /etc/bash_completion.d/layerstore",
@@ -35,7 +34,6 @@ def add(commands: Commands) -> None:
 
 
 def run_completion(args: Any, screen: Screen) -> int:
-    """Print a script."""
     screen.out.write(_SCRIPTS[args.shell])
     return Exit.OK
 

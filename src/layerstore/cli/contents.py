@@ -23,7 +23,6 @@ _KINDS = {
 
 
 def add(commands: Commands) -> None:
-    """Add the commands."""
     listed = commands.command(
         "ls-files", run_ls_files, "list the files of a layer with all below it, or of it alone", "LAYER",
         more='With --own, in the order of the tar; what it deletes of those below is listed as "whiteout", and a\n'
@@ -141,7 +140,6 @@ def _by_age(opened: Opened) -> list[Layer]:
 
 
 def run_ls_files(args: Any, screen: Screen) -> None:
-    """List files."""
     with reading(args) as opened:
         layer = opened.layer(args.layer)
         found = _print(_chosen(layer, args.pattern, own=args.own), args, screen, long=args.long)
@@ -150,7 +148,6 @@ def run_ls_files(args: Any, screen: Screen) -> None:
 
 
 def run_cat(args: Any, screen: Screen) -> None:
-    """Print files, one after the other."""
     if screen.as_json:
         raise Failure("cat prints the bytes of files, which are not JSON", Exit.USAGE)
     with reading(args) as opened:
@@ -165,7 +162,6 @@ def run_cat(args: Any, screen: Screen) -> None:
 
 
 def run_find(args: Any, screen: Screen) -> None:
-    """Print where a path is."""
     with reading(args) as opened:
         if args.layer is not None:
             entries = list(opened.layer(args.layer).merged().find(args.pattern))

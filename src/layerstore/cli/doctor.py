@@ -48,7 +48,6 @@ class Check(NamedTuple):
 
 
 def add(commands: Commands) -> None:
-    """Add the command."""
     commands.command(
         "doctor", run_doctor, "say what this host can do, and what to do about what it cannot",
         more='"note": it goes without. "bad": a store cannot work so; the exit code is 1 then.',
@@ -56,7 +55,6 @@ def add(commands: Commands) -> None:
 
 
 def run_doctor(args: Any, screen: Screen) -> int:
-    """Examine this host."""
     found = examine(root_of(args))
     bad = any(check.state == BAD for check in found)
     rows: list[list[Cell]] = []

@@ -14,7 +14,6 @@ from layerstore.cli.texts import short_id
 
 
 def add(commands: Commands) -> None:
-    """Add the commands."""
     commands.command(
         "verify", run_verify, "compare what is stored with what was registered", "LAYER*",
         more="Reads every file of the named layers; without a name the whole store, with images and writable layers.\n"
@@ -55,7 +54,6 @@ def _counted(n: int, what: str) -> str:
 
 
 def run_verify(args: Any, screen: Screen) -> int:
-    """Verify layers, or all."""
     with reading(args) as opened, screen.progress("verify") as progress:
         images = 0
         if args.layers:
@@ -84,7 +82,6 @@ def _to_repair(opened: Opened, name: str) -> str:
 
 
 def run_repair(args: Any, screen: Screen) -> None:
-    """Mend one layer."""
     source = source_of(args.tar) if args.tar is not None else None
     with writing(args) as opened, screen.progress("repair") as progress:
         chain = _to_repair(opened, args.layer)
@@ -107,14 +104,12 @@ def _tell_orphans(orphans: list[Orphan], screen: Screen, verb: str) -> None:
 
 
 def run_orphans(args: Any, screen: Screen) -> None:
-    """List unowned files."""
     with reading(args) as opened:
         orphans = opened.store.orphans()
     _tell_orphans(orphans, screen, "left over")
 
 
 def run_gc(args: Any, screen: Screen) -> int:
-    """Remove unowned files."""
     with (reading if args.dry_run else writing)(args) as opened:
         found = opened.store.reclaim()
         gone = found if args.dry_run else opened.store.reclaim(dry_run=False)

@@ -13,14 +13,12 @@ from layerstore.disk import dockerd
 
 
 def add(commands: Commands) -> None:
-    """Add the commands."""
     commands.command("init", run_init, "make a store; harmless where there is one",
                      examples=["init", "--root /srv/layers init"])  # fmt: skip
     commands.command("info", run_info, "say what a store holds and what it stands on", examples=["info", "info --json"])
 
 
 def run_init(args: Any, screen: Screen) -> None:
-    """Make a store."""
     root = root_of(args)
     refuse_dockerd(root)
     new = not is_store(root)
@@ -33,7 +31,6 @@ def run_init(args: Any, screen: Screen) -> None:
 
 
 def run_info(args: Any, screen: Screen) -> None:
-    """Say what there is."""
     with reading(args) as opened:
         store, layers = opened.store, opened.store.map()
         facts: dict[str, Any] = {

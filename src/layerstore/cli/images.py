@@ -23,7 +23,6 @@ FORMATS = ("docker", "oci", "oci-dir")
 
 
 def add(commands: Commands) -> None:
-    """Add the family."""
     image = commands.family(
         "image", "images: load, save, tag, unpack",
         examples=["image load debian.tar", "image ls", "image save debian:12 -o debian.tar"])  # fmt: skip
@@ -120,7 +119,6 @@ def _age(created: str) -> str:
 
 
 def run_load(args: Any, screen: Screen) -> None:
-    """Load an archive."""
     source, tags = source_of(args.archive), [_new_name(name) for name in args.tag]
     if args.platform not in (None, "all"):
         with _Refused(Exit.USAGE):
@@ -177,7 +175,6 @@ def _tell(image: Image, before: dict[str, str], screen: Screen, *, names_only: b
 
 
 def run_save(args: Any, screen: Screen) -> None:
-    """Write an archive."""
     if args.output == "-" and screen.as_json:
         raise Failure("--json and an archive cannot both go to standard output: name a file with -o", Exit.USAGE)
     if args.output == "-" and args.format == "oci-dir":
@@ -206,7 +203,6 @@ def _ls_archive(args: Any, screen: Screen) -> None:
 
 
 def run_ls(args: Any, screen: Screen) -> None:
-    """List images, of the store or of an archive."""
     if args.archive is not None:
         _ls_archive(args, screen)
         return
@@ -221,7 +217,6 @@ def run_ls(args: Any, screen: Screen) -> None:
 
 
 def run_rm(args: Any, screen: Screen) -> None:
-    """Remove names, and images."""
     removed: list[Removed] = []
     with writing(args) as opened:
         with _Refused(Exit.USAGE):
@@ -252,7 +247,6 @@ def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
 
 
 def run_tag(args: Any, screen: Screen) -> None:
-    """Add a name."""
     name = _new_name(args.name)
     with writing(args) as opened:
         before, id = _meanings(opened), _named(opened, args.image).id
@@ -261,13 +255,11 @@ def run_tag(args: Any, screen: Screen) -> None:
 
 
 def run_inspect(args: Any, screen: Screen) -> None:
-    """Print images whole; always JSON."""
     with reading(args) as opened:
         screen.json([opened.images.inspect(_named(opened, name)) for name in args.images])
 
 
 def run_unpack(args: Any, screen: Screen) -> None:
-    """Unpack an image."""
     with reading(args) as opened, screen.progress("unpack") as progress:
         opened.images.unpack(_named(opened, args.image), args.directory, progress=progress)
     screen.result({"image": args.image, "directory": os.path.abspath(args.directory)})
@@ -289,7 +281,6 @@ def _config_of(path: str | None) -> dict[str, Any]:
 
 
 def run_create(args: Any, screen: Screen) -> None:
-    """Make an image."""
     tags, config = [_new_name(name) for name in args.tag], _config_of(args.config)
     with writing(args) as opened:
         before = _meanings(opened)
@@ -301,7 +292,6 @@ _COMMAND_WIDTH = 45
 
 
 def run_history(args: Any, screen: Screen) -> None:
-    """Print the steps of an image."""
     with reading(args) as opened:
         steps = opened.images.history(_named(opened, args.image))
     rows: list[list[Cell]] = []
@@ -317,7 +307,6 @@ def run_history(args: Any, screen: Screen) -> None:
 
 
 def run_prune(args: Any, screen: Screen) -> None:
-    """Remove unused images."""
     with (reading if args.dry_run else writing)(args) as opened:
         gone = opened.images.prune(dangling=not args.all, unused_for=args.unused_for, dry_run=args.dry_run)
     _tell_removed([gone], screen)

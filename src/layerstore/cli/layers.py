@@ -32,7 +32,6 @@ DURABILITIES = ("full", "ordered", "none")
 
 
 def add(commands: Commands) -> None:
-    """Add the commands."""
     ls = commands.command(
         "ls", run_ls, "list the layers as a tree",
         more="Each layer is listed below its parent, indented if several stand on one. Writable layers and images are\n"
@@ -115,7 +114,6 @@ def _children(opened: Opened, chain_id: str) -> list[str]:
 
 # ---- ls -----------------------------------------------------------------------------------------
 def run_ls(args: Any, screen: Screen) -> None:
-    """Print the layers of a store."""
     with reading(args) as opened:
         layers = opened.store.map()
         images = opened.image_names()
@@ -204,7 +202,6 @@ class _Tree:
 
 # ---- show ---------------------------------------------------------------------------------------
 def run_show(args: Any, screen: Screen) -> None:
-    """Print all that is known of one layer."""
     with reading(args) as opened:
         layer = opened.layer(args.layer)
         facts = _facts(layer, opened.image_names(), _standing(opened).get(layer.chain_id, []))
@@ -247,7 +244,6 @@ def source_of(name: str) -> Any:
 
 
 def run_register(args: Any, screen: Screen) -> None:
-    """Store a layer tar."""
     source = source_of(args.tar)
     with writing(args) as opened:
         parent = opened.find(args.parent) if args.parent is not None else ""
@@ -266,7 +262,6 @@ def tell_layer(layer: Layer, screen: Screen) -> None:
 
 
 def run_export(args: Any, screen: Screen) -> None:
-    """Write a layer's tar."""
     if args.output == "-" and screen.as_json:
         raise Failure("--json and a tar cannot both go to standard output: name a file with -o", Exit.USAGE)
     # A tar of a difference may need a mount, which a store for reading only does not make.
@@ -291,7 +286,6 @@ def tell_written(facts: dict[str, Any], screen: Screen) -> None:
 
 # ---- release ------------------------------------------------------------------------------------
 def run_release(args: Any, screen: Screen) -> int:
-    """Release layers, and print what was removed and what stayed."""
     removed: list[Metadata] = []
     with writing(args) as opened:
         chains: list[str] = list(dict.fromkeys(opened.find(name) for name in args.layers))
@@ -340,7 +334,6 @@ def _why_kept(opened: Opened, chain: str) -> str:
 
 # ---- diff ---------------------------------------------------------------------------------------
 def run_diff(args: Any, screen: Screen) -> None:
-    """Compare two layers, each with all below it."""
     with reading(args) as opened:
         old, new = opened.layer(args.old), opened.layer(args.new)
         was = {entry.path: entry for entry in old.merged().files()}

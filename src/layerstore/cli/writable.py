@@ -30,7 +30,6 @@ from layerstore.layerdb.transaction import check_mount_name
 
 
 def add(commands: Commands) -> None:
-    """Add the family."""
     rw = commands.family("rw", "writable layers: create, mount, compare, commit, remove",
                          examples=["rw create box debian:12", "rw mount box", "rw changes box",
                                    "rw commit box", "rw rm --force box"])  # fmt: skip
@@ -103,7 +102,6 @@ def _mounted_at(rw: RWLayer) -> str | None:
 
 
 def run_create(args: Any, screen: Screen) -> None:
-    """Make one."""
     options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
     with writing(args) as opened:
         parent = opened.find(args.layer) if args.layer is not None else ""
@@ -113,7 +111,6 @@ def run_create(args: Any, screen: Screen) -> None:
 
 
 def run_ls(args: Any, screen: Screen) -> None:
-    """List them."""
     facts: list[dict[str, Any]] = []
     rows: list[list[Cell]] = []
     with reading(args) as opened:
@@ -131,14 +128,12 @@ def run_ls(args: Any, screen: Screen) -> None:
 
 
 def run_mount(args: Any, screen: Screen) -> None:
-    """Mount one and leave it so."""
     with writing(args) as opened:
         path = _rw(opened, args.name).mount(args.label)
     screen.result({"name": args.name, "path": path}, [path])
 
 
 def run_unmount(args: Any, screen: Screen) -> None:
-    """Unmount what an earlier process left mounted."""
     with writing(args) as opened:
         rw = _rw(opened, args.name)
         before = _mounted_at(rw)
@@ -150,7 +145,6 @@ def run_unmount(args: Any, screen: Screen) -> None:
 
 
 def run_holders(args: Any, screen: Screen) -> None:
-    """List the processes inside."""
     with reading(args) as opened:
         found = _rw(opened, args.name).holders()
     facts = [holder._asdict() for holder in found]
@@ -159,7 +153,6 @@ def run_holders(args: Any, screen: Screen) -> None:
 
 
 def run_changes(args: Any, screen: Screen) -> None:
-    """List what differs."""
     try:
         with reading(args) as opened:
             changes = _rw(opened, args.name).changes()
@@ -171,14 +164,12 @@ def run_changes(args: Any, screen: Screen) -> None:
 
 
 def run_size(args: Any, screen: Screen) -> None:
-    """Print how large it is."""
     with reading(args) as opened:
         size = _rw(opened, args.name).size()
     screen.result({"name": args.name, "size": size}, [screen.size(size)])
 
 
 def run_commit(args: Any, screen: Screen) -> None:
-    """Make a layer of it."""
     with writing(args) as opened:
         rw = _rw(opened, args.name)
         with screen.progress("commit") as progress:
@@ -187,7 +178,6 @@ def run_commit(args: Any, screen: Screen) -> None:
 
 
 def run_rm(args: Any, screen: Screen) -> int:
-    """Delete some."""
     removed: list[Metadata] = []
     with writing(args) as opened:
         names = list(dict.fromkeys(args.names))

@@ -114,7 +114,6 @@ class LayerTree:
     """What the entries of one layer make of an empty directory, whiteouts among them."""
 
     def __init__(self, chain_id: ChainID) -> None:
-        """Begin with nothing."""
         self._chain_id = chain_id
         self.root = _Directory(_implied(".", chain_id), None, "", implied=True)
         self._known: dict[str, _Directory] = {"": self.root}   # by real path

@@ -33,7 +33,6 @@ class Engine(Ground):
     """What one Store object and all it gave share."""
 
     def __init__(self, root: str, driver: str | None, options: Mapping[str, str] | None) -> None:
-        """Open, or make, the store below root. Raises as Store() does."""
         super().__init__(root, driver, options)
         keeping = Keeping(self.metadata, self.durability)
         self.syncing = Syncing(self)

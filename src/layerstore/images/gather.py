@@ -46,7 +46,6 @@ class Job:
     """
 
     def __init__(self) -> None:
-        """Begin with nothing."""
         self.unpacked: Unpacked | None = None
         self.layer: Layer | None = None
         self.digest: Digest | None = None

@@ -153,7 +153,6 @@ class DirectoryShelf(OpenShelf):
     """A layout in a directory. No link leads out of it, and nothing waits on a fifo."""
 
     def __init__(self, path: str) -> None:
-        """Open it. Raises OSError."""
         self._fd = _files.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
     def close(self) -> None:

@@ -157,7 +157,6 @@ class Kept:
     """The documents of a stream, as they come: compressed, and only those that an image may need."""
 
     def __init__(self) -> None:
-        """Begin without any."""
         self._catalogue = Catalogue(self._same)
         self._documents: dict[int, bytes | ImageError] = {}      # by the entry's offset
         self._digests: dict[int, Digest] = {}                    # of what is no document, where it is known

@@ -21,7 +21,6 @@ class Detached:
     """The marks of one layerdb."""
 
     def __init__(self, metadata: FileMetadataStore) -> None:
-        """metadata   the layerdb"""
         self._metadata = metadata
         self._names: dict[str, str] = {}
 

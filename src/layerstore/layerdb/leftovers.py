@@ -26,7 +26,6 @@ class Leftovers:
     """The leftovers of one layerdb."""
 
     def __init__(self, metadata: FileMetadataStore) -> None:
-        """metadata   the layerdb"""
         self._metadata = metadata
 
     def removals(self) -> list[str]:

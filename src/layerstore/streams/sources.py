@@ -67,7 +67,6 @@ class Blocks:
     """What an iterable of bytes-like blocks gives, to be read: pulled one by one, when they are asked for."""
 
     def __init__(self, source: Iterable[Any]) -> None:
-        """Begin to iterate."""
         self._blocks = iter(source)
         self._left = memoryview(b"")
 

@@ -38,7 +38,6 @@ class _Named:
     __slots__ = ("chain_id",)
 
     def __init__(self) -> None:
-        """Begin with a layer that has no name."""
         self.chain_id = ""
 
     def __call__(self, err: BaseException) -> None:
