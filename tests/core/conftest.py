@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import door
 
 # Sanitizers and a busy machine make single examples slow; conftest.py's alarm is the time limit.
-settings.register_profile("core", deadline=None, max_examples=100 if not door.sanitizers() else 40)
+settings.register_profile("core", deadline=None, max_examples=100 if not door.sanitizers() else 30)
 settings.load_profile("core")
 
 

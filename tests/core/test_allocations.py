@@ -24,7 +24,7 @@ from soak import budget
 from tarkit import dir, end, file
 
 # Places of a job that are walked.
-MOST = budget(30, 1 << 40)
+MOST = budget(20, 1 << 40)
 
 KINDS = (
     dir("d/", mode=0o750) + file("d/f", b"f" * 5000) + tarkit.hardlink("d/h", "d/f") + tarkit.symlink("d/s", "f")
