@@ -7,13 +7,9 @@ cimport lay
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t
-from libc.stdlib cimport free, malloc
 from posix.unistd cimport getpid
 
 from collections import namedtuple
-
-cdef extern from "base/clock.h" nogil:
-    int64_t lay_now_ms() noexcept
 
 cdef extern from "codec/inflate.h" nogil:
     ctypedef enum lay_format:
@@ -50,7 +46,6 @@ def default_limits():
 
 # How long a call stays in C before signals are looked at.
 cdef enum:
-    BLOCK = 1 << 20
     MAX_BYTES = 256 << 20
     MAX_MS = 100
 
@@ -69,28 +64,9 @@ cdef class Lent:
             PyBuffer_Release(&self.view)
 
 
-cdef lay.lay_code pump_blocks(lay.lay_apply *a, lay.lay_source *s, void *block, int64_t max_bytes, int max_ms,
-                              int *end, lay.lay_error *err) noexcept nogil:
-    """lay_apply_pump from a source: until about max_bytes or max_ms have passed, or the end."""
-    cdef lay.lay_code code
-    cdef size_t got = 0
-    cdef int64_t taken = 0, deadline = lay_now_ms() + max_ms
-    while True:
-        code = lay.lay_source_read(s, block, BLOCK, &got, err)
-        if code == lay.LAY_OK and got > 0:
-            code = lay.lay_apply_push(a, block, got, err)
-        if code != lay.LAY_OK:
-            return code
-        taken += <int64_t>got
-        end[0] = got == 0 or lay.lay_apply_sated(a)
-        if end[0] or taken >= max_bytes or lay_now_ms() >= deadline:
-            return code
-
-
 cdef class Apply:
     cdef lay.Handle handle
     cdef list lent
-    cdef void *block
     # What finish() has to say, when pump() met the end and went on to it at once: two waits for the GIL are one.
     cdef lay.lay_applied done
     cdef lay.lay_error done_err
@@ -104,7 +80,7 @@ cdef class Apply:
         return self
 
     def __init__(self):
-        raise TypeError("an Apply is made by register, disassemble, over_tree or over_mount")
+        raise TypeError("an Apply is made by register, record, disassemble, over_tree or over_mount")
 
     def __dealloc__(self):
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
@@ -112,7 +88,6 @@ cdef class Apply:
             return
         with nogil:
             lay.lay_apply_free(a)
-            free(self.block)
 
     @property
     def max_window(self):
@@ -171,17 +146,12 @@ cdef class Apply:
         cdef lay.Handle *other = <lay.Handle *>PyCapsule_GetPointer(capsule, "layerstore.source")
         lay.enter(&self.handle)
         try:
-            if self.block == NULL:
-                self.block = malloc(BLOCK)
-                if self.block == NULL:
-                    raise MemoryError
             lay.enter(other)
         except:
             lay.give(&self.handle)
             raise
         with nogil:
-            code = pump_blocks(<lay.lay_apply *>self.handle.c, <lay.lay_source *>other.c, self.block, max_bytes, max_ms,
-                               &end, &err)
+            code = lay.lay_apply_draw(<lay.lay_apply *>self.handle.c, <lay.lay_source *>other.c, max_bytes, max_ms, &end, &err)
         lay.give(other)
         lay.give(&self.handle)
         lay.check(code, &err)
@@ -231,6 +201,11 @@ cdef Apply not_open(unsigned flags, limits, int workers):
 def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1):
     cdef Apply made = not_open(flags, limits, workers)
     return made.opened(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &made.done_err))
+
+
+def record(int record_fd, *, limits=None, int workers=-1):
+    cdef Apply made = not_open(0, limits, workers)
+    return made.opened(lay.lay_apply_record(<lay.lay_apply **>&made.handle.c, record_fd, &made.options, &made.done_err))
 
 
 def disassemble(int record_fd, int again_fd=-1, int64_t again_offset=-1, *, limits=None, int workers=-1):

@@ -25,6 +25,7 @@ EXPORT_SKIP_MARKS = <int>lay.LAY_EXPORT_SKIP_MARKS
 CHECK_METADATA = <int>lay.LAY_CHECK_METADATA
 CHECK_USERNS = <int>lay.LAY_CHECK_USERNS
 CHECK_USERXATTR = <int>lay.LAY_CHECK_USERXATTR
+CHECK_FIRST = <int>lay.LAY_CHECK_FIRST
 
 cdef list LEFT = [("xattr", lay.LAY_LEFT_XATTR), ("acl", lay.LAY_LEFT_ACL), ("socket", lay.LAY_LEFT_SOCKET),
                   ("mark", lay.LAY_LEFT_MARK)]
@@ -192,6 +193,12 @@ cdef class Source:
             code = lay.lay_source_size(s, &size, &err)
         lay.give(&self.handle)
         lay.check(code, &err)
+        return size
+
+    def files_size(self):
+        lay.enter(&self.handle)
+        cdef int64_t size = lay.lay_export_files_size(<lay.lay_source *>self.handle.c)
+        lay.give(&self.handle)
         return size
 
     def left_out(self):

@@ -41,20 +41,22 @@ cdef extern from "lay.h" nogil:
         const void *unsettled
         size_t unsettled_len
     ctypedef struct lay_apply
+    ctypedef struct lay_source
     lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int record_fd, const lay_apply_options *o, lay_error *err) noexcept
+    lay_code lay_apply_record(lay_apply **out, int record_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err) noexcept
+    lay_code lay_apply_draw(lay_apply *a, lay_source *s, int64_t max_bytes, int max_ms, int *end, lay_error *err) noexcept
     int64_t lay_apply_taken(const lay_apply *a) noexcept
     int lay_apply_sated(const lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
     void lay_apply_free(lay_apply *a) noexcept
     lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
 
-    ctypedef struct lay_source
     lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err) noexcept
     lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err) noexcept
     int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms) noexcept
@@ -66,6 +68,7 @@ cdef extern from "lay.h" nogil:
     unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS
     lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
     int LAY_LEFT_XATTR, LAY_LEFT_ACL, LAY_LEFT_SOCKET, LAY_LEFT_MARK, LAY_LEFT_NAMED
+    int64_t lay_export_files_size(const lay_source *s) noexcept
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
     const char *lay_export_left_path(const lay_source *s, int kind, size_t i) noexcept
 
@@ -79,7 +82,7 @@ cdef extern from "lay.h" nogil:
     lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_changes *c, unsigned flags, lay_error *err) noexcept
 
     int LAY_PROBLEM_NONE, LAY_PROBLEM_CONTENT, LAY_PROBLEM_MISSING, LAY_PROBLEM_RECORD, LAY_PROBLEM_METADATA, LAY_PROBLEM_ADDED
-    unsigned LAY_CHECK_METADATA, LAY_CHECK_USERNS, LAY_CHECK_USERXATTR
+    unsigned LAY_CHECK_METADATA, LAY_CHECK_USERNS, LAY_CHECK_USERXATTR, LAY_CHECK_FIRST
     ctypedef struct lay_check_options:
         int record_fd
         int root_fd

@@ -111,6 +111,7 @@ typedef struct lay_applied {
 } lay_applied;
 
 typedef struct lay_apply lay_apply;
+typedef struct lay_source lay_source;
 
 /* A layer becomes files in root (empty) and a tar-split record, gzip. scratch_fd: a directory on root's file system,
  * outside of root, for files that a later entry replaces. */
@@ -118,6 +119,9 @@ lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int re
 /* No files; the record is JSON lines. A tar whose names come again is read again: from again_fd, the plain tar from
  * again_offset on; or (again_offset -1) again_fd is an empty file that keeps the bytes. again_fd -1: from what was lent, or not. */
 lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err);
+/* No files, as they lie there already; the record is gzip, as a layer's. What comes must be readable once only, and must
+ * have no name twice: as lay_export_tree_open makes it. */
+lay_code lay_apply_record(lay_apply **out, int record_fd, const lay_apply_options *o, lay_error *err);
 /* Onto what the layers below show, without a record: whiteouts delete it, and nothing of this tar. over_tree: a plain
  * directory, where names lead through links of this tar alone, as where a layer is unpacked by itself. over_mount: a
  * mounted overlay; what follows the end of the archive is not asked for. */
@@ -130,6 +134,8 @@ lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *er
 /* Reads fd from where it stands (offset < 0) or from *offset on, which moves; returns after at most
  * max_bytes or about max_ms milliseconds. *end becomes 1 when there is no more to read or to want. */
 lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err);
+/* Reads a source, whose bytes are a plain tar; returns and *end as above. */
+lay_code lay_apply_draw(lay_apply *a, lay_source *s, int64_t max_bytes, int max_ms, int *end, lay_error *err);
 /* Bytes taken in so far, as they came (before inflating). */
 int64_t lay_apply_taken(const lay_apply *a);
 /* 1 when nothing more is wanted (over_mount, and the end of the archive has passed). */
@@ -145,8 +151,6 @@ void lay_apply_free(lay_apply *a);
 lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */
-
-typedef struct lay_source lay_source;
 
 /* Fills buf with n bytes unless the tar ends before; *got == 0 with n > 0 is the end, and then what
  * was promised about the whole has been checked. An error comes after all good bytes were given. */
@@ -182,6 +186,8 @@ lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay
 #define LAY_LEFT_KINDS 4
 #define LAY_LEFT_NAMED 4        /* paths kept of a kind */
 
+/* Bytes of the files that a fresh tar was made of so far, as lay_tree_size counts them. */
+int64_t lay_export_files_size(const lay_source *s);
 /* How many things of a kind a fresh tar leaves out: of all that was read, once it was read to its end; before, what
  * lay_source_size saw. path i of the first few, alive as long as s, or NULL. */
 int64_t lay_export_left_out(const lay_source *s, int kind);
@@ -224,6 +230,8 @@ lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_change
 #define LAY_CHECK_METADATA 1u   /* compare more than presence and bytes */
 #define LAY_CHECK_USERNS 2u     /* in a user namespace: trusted.* cannot be seen */
 #define LAY_CHECK_USERXATTR 4u  /* overlay's marks are user.* */
+#define LAY_CHECK_FIRST 8u      /* the directory came first, and its tar was made of it (lay_export_tree_open, KEEP not given):
+                                 * it may have what such a tar leaves out */
 
 typedef struct lay_check_options {
     int record_fd, root_fd;

@@ -1,6 +1,6 @@
 /* apply.c - a layer tar comes in: its input half, and the face of the pipeline.
  *
- *   push, lend, pump ──► inflate ──► pipeline ──► split, unpack, digest
+ *   push, lend, pump, draw ──► inflate ──► pipeline ──► split, unpack, digest
  *
  * A constructor says which sinks there are. Plain input goes into the pipeline as it lies, or is read right into its
  * block. Where names came more than once, the end makes a second pass over the record (exact.c).
@@ -135,19 +135,39 @@ static ssize_t read_some(int fd, int64_t *offset, void *to, size_t n)
     return got;
 }
 
+/* Where the next bytes go: plain ones right into the pipeline's block. */
+static lay_code input_room(lay_apply *a, uint8_t **to, size_t *room, bool *straight, lay_error *err)
+{
+    *straight = a->guessed && !a->z;
+    if (*straight)
+        return lay_pipeline_room(a->pipeline, to, room, err);
+    if (!a->input && !(a->input = malloc(INPUT_BLOCK)))
+        return lay_fail_nomem(err);
+    *to = a->input;
+    *room = INPUT_BLOCK;
+    return LAY_OK;
+}
+
+static lay_code input_filled(lay_apply *a, const uint8_t *p, size_t n, bool straight, lay_error *err)
+{
+    if (!straight)
+        return take_bytes(a, p, n, err);
+    lay_pipeline_fill(a->pipeline, n);
+    came(a, p, n);
+    return LAY_OK;
+}
+
 static lay_code pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err)
 {
     int64_t stop = lay_now_ms() + max_ms, limit = a->taken + max_bytes;
     while (a->taken < limit && lay_now_ms() < stop) {
+        uint8_t *to;
+        size_t room;
+        bool straight;
         *end = lay_pipeline_sated(a->pipeline);
         if (*end)
             return LAY_OK;
-        bool straight = a->guessed && !a->z;          /* plain: read right into the block */
-        if (!straight && !a->input && !(a->input = malloc(INPUT_BLOCK)))
-            return lay_fail_nomem(err);
-        uint8_t *to = a->input;
-        size_t room = INPUT_BLOCK;
-        if (straight && lay_pipeline_room(a->pipeline, &to, &room, err))
+        if (input_room(a, &to, &room, &straight, err))
             return err->code;
         if (room > (size_t)(limit - a->taken))        /* what follows may be another reader's */
             room = (size_t)(limit - a->taken);
@@ -165,12 +185,28 @@ static lay_code pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, i
         *end = n == 0;
         if (*end)
             return LAY_OK;
-        if (!straight && take_bytes(a, to, (size_t)n, err))
+        if (input_filled(a, to, (size_t)n, straight, err))
             return err->code;
-        if (straight) {
-            lay_pipeline_fill(a->pipeline, (size_t)n);
-            came(a, to, (size_t)n);
-        }
+    }
+    return LAY_OK;
+}
+
+static lay_code draw(lay_apply *a, lay_source *s, int64_t max_bytes, int max_ms, int *end, lay_error *err)
+{
+    int64_t stop = lay_now_ms() + max_ms, limit = a->taken + max_bytes;
+    a->guessed = a->guessed || !a->head_len;          /* a source gives a plain tar, whatever its first name looks like */
+    while (a->taken < limit && lay_now_ms() < stop) {
+        uint8_t *to;
+        size_t room, got;
+        bool straight;
+        *end = lay_pipeline_sated(a->pipeline);
+        if (*end)
+            return LAY_OK;
+        if (input_room(a, &to, &room, &straight, err) || lay_source_read(s, to, room, &got, err))
+            return err->code;
+        *end = got == 0;
+        if (*end || input_filled(a, to, got, straight, err))
+            return err->code;
     }
     return LAY_OK;
 }
@@ -252,6 +288,16 @@ lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes
         return err->code;
     a->lent_whole = false;
     pump(a, fd, offset, max_bytes, max_ms, end, err);
+    return sticky(a, err);
+}
+
+lay_code lay_apply_draw(lay_apply *a, lay_source *s, int64_t max_bytes, int max_ms, int *end, lay_error *err)
+{
+    *end = 0;
+    if (!usable(a, err))
+        return err->code;
+    a->lent_whole = false;
+    draw(a, s, max_bytes, max_ms, end, err);
     return sticky(a, err);
 }
 
@@ -342,6 +388,16 @@ lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int re
         return err->code;
     if (!add_split(a, (lay_split_sink){ .record_fd = record_fd, .again_fd = -1 }, true, err))
         add_unpack(a, (lay_unpack_sink){ .options = { .root_fd = root_fd, .scratch_fd = scratch_fd } }, o, err);
+    add_digest(a);
+    return opened(out, a, err);
+}
+
+lay_code lay_apply_record(lay_apply **out, int record_fd, const lay_apply_options *o, lay_error *err)
+{
+    lay_apply *a = begin(o, err);
+    if (!a)
+        return err->code;
+    add_split(a, (lay_split_sink){ .record_fd = record_fd, .again_fd = -1 }, true, err);
     add_digest(a);
     return opened(out, a, err);
 }

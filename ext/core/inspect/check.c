@@ -45,6 +45,11 @@ struct lay_check {
     lay_text told;                           /* path of the problem given */
 };
 
+static lay_xattr_scope scope_of(unsigned flags)
+{
+    return flags & LAY_CHECK_FIRST ? LAY_XATTRS_FRESH : flags & LAY_CHECK_USERNS ? LAY_XATTRS_USERNS : LAY_XATTRS_ALL;
+}
+
 lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *err)
 {
     lay_error_clear(err);
@@ -67,7 +72,7 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
         goto failed;
     }
     lay_tar_limit(c->tar, lay_limits_of_record());
-    if (lay_expect_new(&c->expect, o->flags & LAY_CHECK_USERNS, err)
+    if (lay_expect_new(&c->expect, scope_of(o->flags), err)
         || lay_lowers_open(&c->lowers, o->lower_fds, o->lowers, o->flags & LAY_CHECK_USERXATTR, err)
         || lay_lowers_keep(&c->lowers, err))
         goto failed;
@@ -335,7 +340,7 @@ static lay_code walk(lay_check *c, lay_problem *p, lay_error *err)
     if (!c->inspect) {
         lay_inspect_options o = {
             .expect = c->expect, .root_fd = c->root_fd, .lowers = &c->lowers, .partial = c->partial,
-            .metadata = c->flags & LAY_CHECK_METADATA, .userns = c->flags & LAY_CHECK_USERNS, .userxattr = c->flags & LAY_CHECK_USERXATTR,
+            .metadata = c->flags & LAY_CHECK_METADATA, .scope = scope_of(c->flags), .userxattr = c->flags & LAY_CHECK_USERXATTR,
         };
         if (!lay_inspect_open(&c->inspect, &o, &why))
             return LAY_OK;

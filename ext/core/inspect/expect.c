@@ -30,7 +30,7 @@ struct lay_expect {
     lay_text names;
     lay_text clean, rest, next;        /* scratch: the entry's name; what is left of it, with links */
     lay_text missing;                  /* components that are not there yet, each with a NUL */
-    bool userns;
+    lay_xattr_scope scope;
 };
 
 /* ---- tables ------------------------------------------------------------------------------------------ */
@@ -165,12 +165,12 @@ static void empty(lay_expect *x, uint32_t top)
 
 /* ---- open, close, look ---------------------------------------------------------------------------------- */
 
-lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err)
+lay_code lay_expect_new(lay_expect **out, lay_xattr_scope scope, lay_error *err)
 {
     lay_expect *x = calloc(1, sizeof *x);
     if (!x)
         return lay_fail_nomem(err);
-    x->userns = userns;
+    x->scope = scope;
     lay_made root = { .kind = LAY_MADE_DIRECTORY, .flags = LAY_MADE_IMPLIED, .names = 1, .parts = NO_PART };
     uint32_t id;
     if (lay_nameset_init(&x->key, err) || lay_text_room(&x->names, 256, err) || grow(&x->wants, &x->wants_cap, 0, sizeof *x->wants, err)
@@ -373,7 +373,7 @@ static lay_code set_xattrs(lay_expect *x, lay_made *t, const lay_tar_entry *e, l
         t->parts = NO_PART;
         t->xattrs = 0;
     }
-    if (lay_xattrs_of_entry(&x->key, e, (lay_made_kind)t->kind, x->userns, &parts, &n, err))
+    if (lay_xattrs_of_entry(&x->key, e, (lay_made_kind)t->kind, x->scope, &parts, &n, err))
         return err->code;
     for (size_t i = 0; i < n; i++)
         if (set_part(x, t, &parts[i], err))
@@ -384,7 +384,8 @@ static lay_code set_xattrs(lay_expect *x, lay_made *t, const lay_tar_entry *e, l
 /* What an entry says of owner, mode, times and xattrs; a hard link says it of the thing it names. */
 static lay_code set_meta(lay_expect *x, lay_made *t, const lay_tar_entry *e, lay_error *err)
 {
-    bool no_time = e->mtime.sec < 0 || e->mtime.sec > 9223372036 || (e->mtime.sec == 9223372036 && e->mtime.nsec > 854775807);
+    bool no_time = x->scope != LAY_XATTRS_FRESH
+        && (e->mtime.sec < 0 || e->mtime.sec > 9223372036 || (e->mtime.sec == 9223372036 && e->mtime.nsec > 854775807));
     bool link = e->type == '1', other = t->uid != (uint32_t)e->uid || t->gid != (uint32_t)e->gid;
     lay_xattr_part none = { x->capability, 0 };
     if ((link && other && t->parts != NO_PART && set_part(x, t, &none, err)) || set_xattrs(x, t, e, err))

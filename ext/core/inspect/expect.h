@@ -47,7 +47,8 @@ typedef struct lay_want {
 
 typedef struct lay_expect lay_expect;
 
-lay_code lay_expect_new(lay_expect **out, bool userns, lay_error *err);
+/* Of scope FRESH, times are as they were on the disk: unpacking did not bound them. */
+lay_code lay_expect_new(lay_expect **out, lay_xattr_scope scope, lay_error *err);
 void lay_expect_free(lay_expect *x);
 
 /* The next entry of the tar. *want: its name; LAY_NO_WANT: it makes nothing that has a name. LAY_E_SPLIT: no such entry

@@ -178,11 +178,11 @@ static lay_made_kind kind_on_disk(const struct stat *st)
 /* ---- one name ------------------------------------------------------------------------------------------------- */
 
 /* File systems keep whole seconds some of them, and some end in 2038. */
-static bool same_time(const lay_made *t, const struct stat *st)
+static bool same_time(const lay_inspect *i, const lay_made *t, const struct stat *st)
 {
     int64_t sec = st->st_mtim.tv_sec;
     if (sec == t->mtime_sec)
-        return st->st_mtim.tv_nsec == t->mtime_nsec || st->st_mtim.tv_nsec == 0;
+        return st->st_mtim.tv_nsec == t->mtime_nsec || st->st_mtim.tv_nsec == 0 || i->o.scope == LAY_XATTRS_FRESH;
     return sec == INT32_MAX && t->mtime_sec > sec;
 }
 
@@ -190,24 +190,24 @@ static bool same_time(const lay_made *t, const struct stat *st)
 static lay_code compare_meta(lay_inspect *i, int dir_fd, const char *name, const lay_made *t, const struct stat *st, bool times, lay_problem *p, lay_error *err)
 {
     lay_made_kind kind = (lay_made_kind)t->kind;
-    uint64_t sum;
-    unsigned marks;
-    if (kind != LAY_MADE_SYMLINK && (st->st_mode & 07777) != t->mode)
-        add(p, "its mode is %04o, not %04o", st->st_mode & 07777u, t->mode);
+    lay_found_xattrs has = { .mode = st->st_mode & 07777 };
+    lay_code code = lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir_fd, name, kind, i->o.scope, &has, err);
+    if (code == LAY_E_NOMEM)
+        return code;
+    if (kind != LAY_MADE_SYMLINK && has.mode != t->mode)
+        add(p, "its mode is %04o, not %04o", has.mode, t->mode);
     if (st->st_uid != t->uid || st->st_gid != t->gid)
         add(p, "its owner is %u:%u, not %u:%u", st->st_uid, st->st_gid, t->uid, t->gid);
-    if (times && !same_time(t, st))
+    if (times && !same_time(i, t, st))
         add(p, "its time is %lld.%09ld, not %lld.%09d", (long long)st->st_mtim.tv_sec, st->st_mtim.tv_nsec, (long long)t->mtime_sec, t->mtime_nsec);
-    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir_fd, name, kind, i->o.userns, &sum, &marks, err)) {
-        if (err->code == LAY_E_NOMEM)
-            return err->code;
+    if (code) {
         add(p, "its extended attributes cannot be read: %s", strerror(err->sys_errno));
         lay_error_clear(err);
         return LAY_OK;
     }
-    if (sum != t->xattrs)
+    if (has.sum != t->xattrs)
         add(p, "its extended attributes are not those recorded");
-    if (kind != LAY_MADE_DIRECTORY && marks)
+    if (kind != LAY_MADE_DIRECTORY && has.marks)
         add(p, "it has a mark of overlayfs that no tar can give");
     return LAY_OK;
 }
@@ -288,16 +288,25 @@ static lay_code compare_content(lay_inspect *i, const char *name, uint32_t want,
     return LAY_OK;
 }
 
+/* A name that the tar does not have, and may be there: a whiteout, in a layer that hides all below, of a name that was
+ * below when it was made; or what a fresh tar leaves out. */
+static bool may_be_there(const lay_inspect *i, int dir, const char *name)
+{
+    struct stat st;
+    if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0)
+        return false;
+    bool hides = i->directory == LAY_ROOT && lay_expect_made(i->o.expect, LAY_ROOT)->flags & LAY_MADE_OPAQUE;
+    return (hides && lay_stat_is_whiteout(st.st_mode, st.st_rdev)) || (i->o.scope == LAY_XATTRS_FRESH && S_ISSOCK(st.st_mode));
+}
+
 static lay_code compare(lay_inspect *i, const char *name, size_t n, lay_problem *p, lay_error *err)
 {
     struct stat st;
     int dir = lay_trail_fd(&i->trail);
     uint32_t want = lay_expect_find(i->o.expect, i->directory, name, n);
     if (want == LAY_NO_WANT) {
-        bool hides = i->directory == LAY_ROOT && lay_expect_made(i->o.expect, LAY_ROOT)->flags & LAY_MADE_OPAQUE
-            && fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) == 0 && lay_stat_is_whiteout(st.st_mode, st.st_rdev);
-        if (hides)
-            return LAY_OK;                    /* of a name that was below when the layer was made */
+        if (may_be_there(i, dir, name))
+            return LAY_OK;
         i->changed = true;
         if (!i->o.metadata || i->o.partial)
             return LAY_OK;
@@ -468,33 +477,32 @@ static lay_code compare_directory(lay_inspect *i, lay_problem *p, lay_error *err
 {
     const lay_made *t = lay_expect_made(i->o.expect, i->directory);
     int dir = lay_trail_fd(&i->trail);
-    uint64_t sum;
-    unsigned marks;
+    lay_found_xattrs has = { 0 };
     if (i->o.metadata && !(t->flags & LAY_MADE_IMPLIED)) {
         struct stat st;
         if (fstat(dir, &st) == 0 && compare_meta(i, dir, ".", t, &st, !i->changed, p, err))
             return err->code;
     }
-    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_MADE_DIRECTORY, i->o.userns, &sum, &marks, err)) {
+    if (lay_xattrs_of_file(lay_expect_key(i->o.expect), &i->room, dir, ".", LAY_MADE_DIRECTORY, i->o.scope, &has, err)) {
         if (err->code == LAY_E_NOMEM)
             return err->code;
         lay_error_clear(err);
-        marks = 0;                            /* told above */
+        has.marks = 0;                          /* told above */
     }
     unsigned right = i->o.userxattr ? LAY_MARK_OPAQUE_USER : LAY_MARK_OPAQUE_TRUSTED;
-    bool needed = t->flags & LAY_MADE_OPAQUE && !(marks & right);
-    if (t->flags & LAY_MADE_REBORN && !needed && !(marks & right) && is_needed(i, NULL, 0, &needed, err))
+    bool needed = t->flags & LAY_MADE_OPAQUE && !(has.marks & right);
+    if (t->flags & LAY_MADE_REBORN && !needed && !(has.marks & right) && is_needed(i, NULL, 0, &needed, err))
         return err->code;
-    if (i->o.metadata && !(t->flags & LAY_MADE_HIDES) && marks & right)
+    if (i->o.metadata && !(t->flags & LAY_MADE_HIDES) && has.marks & right)
         add(p, "it is marked opaque, and hides what lies below, though the tar does not say so");
-    if (i->o.metadata && marks & LAY_MARK_OTHER)
+    if (i->o.metadata && has.marks & LAY_MARK_OTHER)
         add(p, "it has a mark of overlayfs that no tar can give");
     if (p->kind && at_name(i, "", NULL, 0, p, err))
         return err->code;
     if (!needed)
         return LAY_OK;
     lay_problem *mark = p->kind ? &i->pending : p;
-    const char *why = marks & (LAY_MARK_OPAQUE_USER | LAY_MARK_OPAQUE_TRUSTED)
+    const char *why = has.marks & (LAY_MARK_OPAQUE_USER | LAY_MARK_OPAQUE_TRUSTED)
         ? "the mark that hides what lies below the directory is one that the mounts of this store do not see"
         : "the mark that hides what lies below the directory is gone";
     say(mark, LAY_PROBLEM_MISSING, "%s", why);

@@ -15,7 +15,8 @@ typedef struct lay_inspect_options {
     const lay_lowers *lowers;     /* borrowed until free */
     bool partial;                 /* not all of the tar is in expect: say nothing of added names */
     bool metadata;                /* compare more than presence and bytes */
-    bool userns, userxattr;
+    lay_xattr_scope scope;        /* FRESH: there may be more than what the tar, which was made of the directory, says */
+    bool userxattr;
 } lay_inspect_options;
 
 typedef struct lay_inspect lay_inspect;

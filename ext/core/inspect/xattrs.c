@@ -16,8 +16,11 @@
 #define ACL_FOLLOWS_MODE (0x01 | ACL_MASK | 0x20)     /* owner, mask, others */
 
 /* True if unpacking sets it, and a file system returns it as it was. */
-static bool is_compared(const char *name, lay_made_kind kind, bool userns)
+static bool is_compared(const char *name, lay_made_kind kind, lay_xattr_scope scope)
 {
+    bool userns = scope == LAY_XATTRS_USERNS;
+    if (scope == LAY_XATTRS_FRESH)
+        return !strcmp(name, LAY_CAPABILITY);
     if (lay_begins(name, "user."))
         return (kind == LAY_MADE_FILE || kind == LAY_MADE_DIRECTORY) && !lay_begins(name, "user.overlay.");
     if (lay_begins(name, "trusted."))
@@ -68,14 +71,15 @@ static uint64_t acl_sum(const lay_nameset *key, const uint8_t *value, size_t len
     return sum;
 }
 
-static uint64_t value_sum(const lay_nameset *key, const char *name, const uint8_t *value, size_t len, bool *any)
+static uint64_t value_sum(const lay_nameset *key, lay_xattr_scope scope, const char *name, const uint8_t *value, size_t len, bool *any)
 {
     *any = true;
     if (lay_begins(name, "system.posix_acl_"))
         return acl_sum(key, value, len, !strcmp(name, LAY_ACL_ACCESS), any);
     uint8_t second[20];
-    /* The kernel returns the third version of capabilities without a namespace as the second. */
-    if (!strcmp(name, LAY_CAPABILITY) && len == 24 && u32_at(value) >> 24 == 3 && u32_at(value + 20) == 0) {
+    /* The kernel returns the third version of capabilities without a namespace as the second; a fresh tar has that always. */
+    if (!strcmp(name, LAY_CAPABILITY) && len == 24 && u32_at(value) >> 24 == 3
+        && (u32_at(value + 20) == 0 || scope == LAY_XATTRS_FRESH)) {
         memcpy(second, value, sizeof second);
         second[3] = 2;
         value = second;
@@ -84,10 +88,10 @@ static uint64_t value_sum(const lay_nameset *key, const char *name, const uint8_
     return lay_nameset_hash(key, (const char *)value, len);
 }
 
-static uint64_t term(const lay_nameset *key, const char *name, const uint8_t *value, size_t len)
+static uint64_t term(const lay_nameset *key, lay_xattr_scope scope, const char *name, const uint8_t *value, size_t len)
 {
     bool any;
-    uint64_t pair[2] = { lay_nameset_hash(key, name, strlen(name)), value_sum(key, name, value, len, &any) };
+    uint64_t pair[2] = { lay_nameset_hash(key, name, strlen(name)), value_sum(key, scope, name, value, len, &any) };
     return any ? lay_nameset_hash(key, (const char *)pair, sizeof pair) : 0;
 }
 
@@ -98,7 +102,7 @@ static int by_name(const void *a, const void *b)
     return c ? c : (x > y) - (x < y);
 }
 
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err)
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, lay_xattr_scope scope, lay_xattr_part **parts, size_t *n, lay_error *err)
 {
     *parts = NULL;
     *n = 0;
@@ -114,8 +118,8 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
     for (size_t i = 0; i < e->nxattrs; i++) {
         const lay_xattr *x = sorted[i];
         bool again = i + 1 < e->nxattrs && !strcmp(x->name, sorted[i + 1]->name);       /* the last one counts */
-        if (!again && is_compared(x->name, kind, userns))
-            (*parts)[(*n)++] = (lay_xattr_part){ lay_nameset_hash(key, x->name, strlen(x->name)), term(key, x->name, x->value, x->len) };
+        if (!again && is_compared(x->name, kind, scope))
+            (*parts)[(*n)++] = (lay_xattr_part){ lay_nameset_hash(key, x->name, strlen(x->name)), term(key, scope, x->name, x->value, x->len) };
     }
     return LAY_OK;
 }
@@ -140,11 +144,11 @@ static unsigned mark_of(const char *name)
     return 0;
 }
 
-lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks, lay_error *err)
+lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, lay_xattr_scope scope, lay_found_xattrs *found, lay_error *err)
 {
     const lay_bearer thing = { .fd = -1, .dir_fd = dir_fd, .name = name };
-    *sum = 0;
-    *marks = 0;
+    found->sum = 0;
+    found->marks = 0;
     if (lay_attributes_list(room, &thing, err))
         return err->code;
     for (const char *at = room->list; at < room->list + room->len; at += strlen(at) + 1) {
@@ -152,14 +156,15 @@ lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int di
         ssize_t len;
         if (mark & (LAY_MARK_OPAQUE_TRUSTED | LAY_MARK_OPAQUE_USER) && !is_opaque(dir_fd, name, at))
             mark = 0;                 /* "x" hides nothing */
-        *marks |= mark;
-        if (!is_compared(at, kind, userns))
+        found->marks |= mark;
+        if (!is_compared(at, kind, scope))
             continue;
         room->values_len = 0;
         if (lay_attributes_value(room, &thing, at, &len, err))
             return err->code;
         if (len >= 0)                 /* or else it went meanwhile */
-            *sum += term(key, at, room->values, (size_t)len);
+            found->sum += term(key, scope, at, room->values, (size_t)len);
     }
-    return LAY_OK;
+    bool masked = scope == LAY_XATTRS_FRESH && kind != LAY_MADE_SYMLINK && lay_attributes_has(room, LAY_ACL_ACCESS);
+    return masked ? lay_mode_without_acl(&thing, &found->mode, err) : LAY_OK;
 }

@@ -15,8 +15,15 @@ typedef enum lay_made_kind {
 } lay_made_kind;
 
 typedef struct lay_xattr_part { uint64_t name, sum; } lay_xattr_part;   /* a hash of its name; what it adds */
-/* One part for each, malloc'ed; NULL: none. userns: what only the initial user namespace may set is left out. */
-lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, bool userns, lay_xattr_part **parts, size_t *n, lay_error *err);
+/* Which of them are compared. */
+typedef enum lay_xattr_scope {
+    LAY_XATTRS_ALL,
+    LAY_XATTRS_USERNS,          /* but those that only the initial user namespace may set */
+    LAY_XATTRS_FRESH,           /* those alone that a fresh tar has: capabilities, of no namespace */
+} lay_xattr_scope;
+
+/* One part for each, malloc'ed; NULL: none. */
+lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay_made_kind kind, lay_xattr_scope scope, lay_xattr_part **parts, size_t *n, lay_error *err);
 
 /* Marks of overlayfs found beside them. */
 #define LAY_MARK_OPAQUE_TRUSTED 1u
@@ -24,7 +31,10 @@ lay_code lay_xattrs_of_entry(const lay_nameset *key, const lay_tar_entry *e, lay
 #define LAY_MARK_WHITEOUT 4u
 #define LAY_MARK_OTHER 8u       /* it leads elsewhere, or holds a part only: in no layer that came as a tar */
 
+/* Of one thing on the disk: their sum, its LAY_MARK_s, and the mode that goes in, as a tar of this scope has it. */
+typedef struct lay_found_xattrs { uint64_t sum; unsigned marks; mode_t mode; } lay_found_xattrs;
+
 /* Of dir_fd/name, no link followed. */
-lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, bool userns, uint64_t *sum, unsigned *marks, lay_error *err);
+lay_code lay_xattrs_of_file(const lay_nameset *key, lay_attributes *room, int dir_fd, const char *name, lay_made_kind kind, lay_xattr_scope scope, lay_found_xattrs *found, lay_error *err);
 
 #endif

@@ -286,6 +286,8 @@ static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct 
     bool dir = S_ISDIR(st->st_mode);
     if (!dir && st->st_nlink > 1 && note_link(x, st, h, err))
         return err->code;
+    if (!dir && h->type != '1' && __builtin_add_overflow(x->files_size, st->st_size, &x->files_size))
+        return lay_fail(err, LAY_E_LIMIT, "the total file size exceeds 2^63 bytes");
     if (x->overlay && lay_stat_is_whiteout(st->st_mode, st->st_rdev)) {
         /* a link to an earlier whiteout keeps its link name, as docker's tars have it */
         if (lay_export_whiteout_name(x, err))
@@ -493,6 +495,11 @@ static const lay_left_out *left_out(const lay_source *s)
     static const lay_left_out nothing;
     const lay_export *x = (const lay_export *)s;
     return s->ops != &lay_export_ops ? &nothing : x->ended ? &x->left : &x->surveyed;
+}
+
+int64_t lay_export_files_size(const lay_source *s)
+{
+    return s->ops == &lay_export_ops ? ((const lay_export *)s)->files_size : 0;
 }
 
 int64_t lay_export_left_out(const lay_source *s, int kind)

@@ -29,6 +29,7 @@ typedef struct lay_export {
     lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
     lay_attributes attributes;                             /* of the entry at hand */
     lay_left_out left, surveyed;                           /* so far; of the whole, by the last dry run */
+    int64_t files_size;                                    /* of the things met so far, as lay_tree_size counts */
     bool ended;
     bool failed; lay_error failure;                        /* to be given by the next read */
 } lay_export;

@@ -21,7 +21,7 @@ class Applied(NamedTuple):
 
 @disjoint_base
 class Apply:
-    """Made by the four functions below."""
+    """Made by the functions below."""
     @property
     def taken(self) -> int: ...
     @property
@@ -45,6 +45,8 @@ def register(
     root_fd: int, scratch_fd: int, record_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1
 ) -> Apply:
     """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for replaced files."""
+def record(record_fd: int, *, limits: object | None = None, workers: int = -1) -> Apply:
+    """A record as register() writes it, without files: they lie there already. No name may come twice."""
 def disassemble(
     record_fd: int, again_fd: int = -1, again_offset: int = -1, *, limits: object | None = None, workers: int = -1
 ) -> Apply:

@@ -17,6 +17,8 @@ class Source:
     def copy_to_fd(self, fd: int, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
         """Write to fd for a while: (at the end, bytes written)."""
     def size(self) -> int: ...
+    def files_size(self) -> int:
+        """Bytes of the files that a fresh tar was made of so far, each inode once (moby's size of a layer)."""
     def left_out(self) -> list[tuple[str, int, list[str]]]:
         """What a fresh tar leaves out: ("xattr" | "acl" | "socket" | "mark", how many, the first few paths).
 
@@ -35,6 +37,7 @@ def export_changes(root_fd: int, changes: Any, flags: int = 0) -> Source:
 CHECK_METADATA: int     # modes, owners, times, extended attributes, kinds, link targets, added names too
 CHECK_USERNS: int       # in a user namespace: trusted.* cannot be seen
 CHECK_USERXATTR: int    # overlay's marks are user.*
+CHECK_FIRST: int        # the tar was made of the directory, which may have what such a tar leaves out
 
 def check(
     record_fd: int, root_fd: int, diff_id: bytes | None, report: Callable[[int], None] | None = None,

@@ -168,6 +168,20 @@ class Layers(Protocol):
         sidecar   opens the files beside the layer's record
         """
 
+    def adopt(self, id: str, stack: Stack, sidecar: Sidecar) -> Received:
+        """Let the files of a writable layer, which is written to no longer, be those of a layer, where they lie.
+
+        They are read once, as the tar that Writables.diff() makes of them, and not copied. What that tar leaves out
+        stays with the files, and is no damage to StoredLayer.check(). A call that failed may be repeated.
+
+        stack      what the layer is to stand on
+        sidecar    makes files beside the layer's record
+        Returns    what the tar is; nothing is synced yet
+        Raises     BreakoutError       a name would be a mark in the tar
+                   NotSupportedError   only a mount can tell what a mark stands for
+                   LimitExceededError, OSError
+        """
+
     def exists(self, id: str) -> bool:
         """Return True if the files of a layer, or of a draft, are there."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from layerstore._core import _apply, _listing, _tarstream
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Draft, Finding, Received, Sidecar, Stack, checks, record
+from layerstore.drivers.overlay2 import adopted
 from layerstore.drivers.overlay2.differences import Differences
 from layerstore.drivers.overlay2.directories import opened
 from layerstore.drivers.overlay2.graft import Graft
@@ -33,6 +34,16 @@ class Layers:
 
     def open(self, id: str, stack: Stack, sidecar: Sidecar) -> OverlayLayer:
         return OverlayLayer(self._ground, id, stack, sidecar)
+
+    def adopt(self, id: str, stack: Stack, sidecar: Sidecar) -> Received:
+        """Make the record of a writable layer's directory, which is noted to have come before its tar."""
+        ground, home = self._ground, self._ground.at.path(id)
+        user = ground.classes.view(id, ())
+        with record.opened(sidecar) as record_fd, ground.at.opened_diff(id) as root:
+            with placing(os.path.join(home, "diff")):
+                received = adopted.record(root, record_fd, userxattr=user, limits=ground.limits)
+        adopted.note(home)
+        return received
 
 
 class OverlayDraft:
@@ -145,6 +156,7 @@ class OverlayLayer:
         user = self._ground.classes.is_user(id)
         flags |= _tarstream.CHECK_USERNS if user or checks.in_user_namespace() else 0
         flags |= _tarstream.CHECK_USERXATTR if user else 0
+        flags |= _tarstream.CHECK_FIRST if adopted.came_first(self._at.path(id)) else 0
         with self._at.opened_diff(id) as root, contextlib.ExitStack() as stack:
             lowers: list[int] = []
             with contextlib.suppress(OSError, LayerStoreError):     # told by problems(); every mark is needed then
