@@ -1,4 +1,4 @@
-"""Differences between trees. Binding of lay_changes and of the two tree verbs the drivers need.
+"""Differences between trees. Binding of lay_changes and of the tree verbs the drivers need.
 
 See _changes.pyi for what is promised. A Changes never changes, so any number of threads may read it.
 """
@@ -74,6 +74,34 @@ def tree_size(int root_fd):
     with nogil:
         lay.check(lay.lay_tree_size(root_fd, &size, &err), &err)
     return size
+
+
+def set_project(int root_fd, unsigned project):
+    cdef lay.lay_error err
+    with nogil:
+        lay.check(lay.lay_tree_set_project(root_fd, project, &err), &err)
+
+
+cdef class Blocks:
+    cdef lay.Handle handle
+
+    def __cinit__(self, bint freed=False):
+        cdef lay.lay_error err
+        lay.check(lay.lay_blocks_open(<lay.lay_blocks **>&self.handle.c, freed, &err), &err)
+
+    def __dealloc__(self):
+        lay.lay_blocks_free(<lay.lay_blocks *>self.handle.c)
+
+    def add(self, int root_fd):
+        cdef lay.lay_error err
+        cdef lay.lay_code code
+        cdef int64_t bytes = 0
+        lay.enter(&self.handle)
+        with nogil:
+            code = lay.lay_blocks_add(<lay.lay_blocks *>self.handle.c, root_fd, &bytes, &err)
+        lay.give(&self.handle)
+        lay.check(code, &err)
+        return bytes
 
 
 def remove_tree(int parent_fd, name):

@@ -153,6 +153,11 @@ cdef extern from "lay.h" nogil:
     void lay_packer_free(lay_packer *k) noexcept
 
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
+    ctypedef struct lay_blocks
+    lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err) noexcept
+    lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err) noexcept
+    void lay_blocks_free(lay_blocks *b) noexcept
+    lay_code lay_tree_set_project(int root_fd, unsigned project, lay_error *err) noexcept
     lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err) noexcept
 
 

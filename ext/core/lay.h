@@ -336,6 +336,14 @@ void lay_packer_free(lay_packer *k);
 
 /* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
+/* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
+ * of them gives back, so a file counts with the last of its names. bytes: of this tree alone. */
+typedef struct lay_blocks lay_blocks;
+lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err);
+lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err);
+void lay_blocks_free(lay_blocks *b);
+/* Let root and all below it belong to another project of the file system's quotas. */
+lay_code lay_tree_set_project(int root_fd, unsigned project, lay_error *err);
 /* Remove parent_fd/name with all below it; fine if it is not there. Never follows a link, never
  * crosses into a mount: LAY_E_OS with EBUSY and the path then. */
 lay_code lay_tree_remove(int parent_fd, const char *name, lay_error *err);

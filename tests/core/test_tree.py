@@ -392,6 +392,48 @@ def test_a_hundred_linked_files_count_once_each(room: Path) -> None:
     assert size_of(room) == 400
 
 
+def blocks_of(*trees: Path, freed: bool = False) -> list[int]:
+    """What each of these takes beside those before it."""
+    blocks, found = door.make("lay_blocks_open", "lay_blocks *", freed), []
+    for tree in trees:
+        size = door.out("int64_t *")
+        with directory(tree) as fd:
+            door.call("lay_blocks_add", blocks, fd, size)
+        found.append(size[0])
+    return found
+
+
+def test_blocks_are_counted_with_the_first_tree_that_has_the_inode(room: Path) -> None:
+    for name in ("a/d", "b"):
+        (room / name).mkdir(parents=True)
+    (room / "a/d/big").write_bytes(b"x" * 100_000)
+    (room / "a/hole").touch()
+    os.truncate(room / "a/hole", 1 << 30)
+    os.link(room / "a/d/big", room / "a/again")
+    os.link(room / "a/d/big", room / "b/again")
+    (room / "b/own").write_bytes(b"x" * 10_000)
+    (room / "b/link").symlink_to("t" * 2000)
+
+    def taken(*names: str) -> int:
+        return sum(os.lstat(room / name).st_blocks for name in names) * 512
+
+    first = taken("a", "a/d", "a/d/big", "a/hole")
+    assert blocks_of(room / "a", room / "b") == [first, taken("b", "b/own", "b/link")]
+    assert blocks_of(room / "a", room / "a") == [first, taken("a", "a/d", "a/hole")]
+
+
+def test_blocks_are_freed_with_the_last_name(room: Path) -> None:
+    for name in "abc":
+        (room / name).mkdir()
+        (room / name / "own").write_bytes(b"x" * 5000)
+    (room / "a/shared").write_bytes(b"x" * 100_000)
+    os.link(room / "a/shared", room / "b/shared")
+    each = sum(os.lstat(room / name).st_blocks for name in ("a", "a/own")) * 512
+    shared = os.lstat(room / "a/shared").st_blocks * 512
+    assert blocks_of(room / "a", room / "c", freed=True) == [each, each]
+    assert blocks_of(room / "a", room / "b", freed=True) == [each, each + shared]
+
+
 def remove(parent: Path, name: bytes, lib: Any = None) -> None:
     err = door.new_error()
     with directory(parent) as fd:

@@ -1,11 +1,12 @@
-/* sweep.c - over a whole tree in no order: adding up its bytes, or removing it.
+/* sweep.c - over a whole tree in no order: the walk; adding up its bytes, and removing it.
  *
  * Every directory is read once: what is no directory is dealt with on the spot, the names of its
  * directories wait on a stack. No recursion, no path handed to the kernel, descriptors as a trail has.
  * Source: moby, pkg/directory (sizes); daemon/graphdriver/overlay2 (removal, system.EnsureRemoveAll).
  */
+#include "tree/sweep.h"
+
 #include "base/grow.h"
-#include "tree/trail.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -13,27 +14,17 @@
 
 #define MAX_TRIES 100     /* a directory that others keep filling */
 
-typedef struct frame { size_t first, path_len; unsigned tries; } frame;   /* first: of its names in at[] */
-typedef struct sweep {
-    lay_trail trail;
-    lay_text path;                                 /* of the directory it stands in, for errors */
-    size_t prefix;                                 /* bytes of path that lie above the trail's root */
-    char *text; size_t text_len, text_cap;         /* names of directories still to visit */
-    size_t *at; size_t count, cap;
-    frame *frames; size_t depth, frame_cap;
-    bool removing;
-    int64_t size;
-    lay_inodes inodes;
-} sweep;
+typedef struct lay_sweep sweep;
+typedef struct lay_sweep_frame frame;
 
-static lay_code sweep_fail(sweep *s, int e, const char *name, const char *what, lay_error *err)
+lay_code lay_sweep_fail(sweep *s, int e, const char *name, const char *what, lay_error *err)
 {
     if (lay_text_push(&s->path, name, strlen(name), err))
         return err->code;
     return lay_fail_os(err, e, s->path.p, what);
 }
 
-static lay_code sweep_wait(sweep *s, const char *name, lay_error *err)
+lay_code lay_sweep_wait(sweep *s, const char *name, lay_error *err)
 {
     size_t len = strlen(name) + 1;
     if (lay_reserve(&s->text, &s->text_cap, s->text_len + len, 1, err) || lay_grow(&s->at, &s->cap, s->count, sizeof *s->at, err))
@@ -44,24 +35,31 @@ static lay_code sweep_wait(sweep *s, const char *name, lay_error *err)
     return LAY_OK;
 }
 
-static lay_code sweep_remove_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
+static lay_code remove_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
 {
     if (type != DT_DIR && (unlinkat(fd, name, 0) == 0 || errno == ENOENT))
         return LAY_OK;
     if (type == DT_DIR || errno == EISDIR)
-        return sweep_wait(s, name, err);
-    return sweep_fail(s, errno, name, "cannot remove it", err);
+        return lay_sweep_wait(s, name, err);
+    return lay_sweep_fail(s, errno, name, "cannot remove it", err);
 }
 
-static lay_code sweep_add_one(sweep *s, int fd, const char *name, uint8_t type, lay_error *err)
+typedef struct sizing {
+    sweep sweep;              /* first */
+    int64_t size;
+    lay_inodes inodes;
+} sizing;
+
+static lay_code size_one(sweep *w, int fd, const char *name, uint8_t type, lay_error *err)
 {
+    sizing *s = (sizing *)w;
     struct stat st;
     if (type == DT_DIR)
-        return sweep_wait(s, name, err);
+        return lay_sweep_wait(w, name, err);
     if (fstatat(fd, name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
-        return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "cannot stat it", err);
+        return errno == ENOENT ? LAY_OK : lay_sweep_fail(w, errno, name, "cannot stat it", err);
     if (S_ISDIR(st.st_mode))
-        return sweep_wait(s, name, err);
+        return lay_sweep_wait(w, name, err);
     bool seen = false;
     size_t unused = 0;
     if (st.st_size > 0 && st.st_nlink > 1 && lay_inodes_add(&s->inodes, st.st_dev, st.st_ino, &unused, &seen, err))
@@ -81,7 +79,7 @@ static lay_code sweep_directory(sweep *s, unsigned tries, lay_error *err)
     s->frames[s->depth++] = (frame){ s->count, s->path.len, tries };
     dents.len = 0;
     for (const lay_dent *d; (d = lay_dents_next(&dents, fd)) != NULL;)
-        if ((s->removing ? sweep_remove_one : sweep_add_one)(s, fd, d->name, d->type, err))
+        if (s->one(s, fd, d->name, d->type, err))
             return err->code;
     if (errno == 0 || errno == ENOENT)     /* removed by another meanwhile */
         return LAY_OK;
@@ -102,7 +100,7 @@ static lay_code sweep_down(sweep *s, lay_error *err)
     const char *name = s->text + s->at[s->count - 1];
     if (lay_trail_down(&s->trail, name) < 0) {
         if (s->removing ? errno != ENOENT : !lay_tree_gone(errno))
-            return sweep_fail(s, errno, name, "cannot open the directory", err);
+            return lay_sweep_fail(s, errno, name, "cannot open the directory", err);
         s->text_len = s->at[--s->count];
         return LAY_OK;
     }
@@ -128,16 +126,16 @@ static lay_code sweep_up(sweep *s, lay_error *err)
     if (s->removing && unlinkat(lay_trail_fd(&s->trail), name, AT_REMOVEDIR) < 0 && errno != ENOENT) {
         /* removing while reading may make a file system leave names out: read it again */
         if ((errno != ENOTEMPTY && errno != EEXIST) || tries >= MAX_TRIES)
-            return sweep_fail(s, errno, name, "cannot remove the directory", err);
+            return lay_sweep_fail(s, errno, name, "cannot remove the directory", err);
         if (lay_trail_down(&s->trail, name) < 0)
-            return errno == ENOENT ? LAY_OK : sweep_fail(s, errno, name, "cannot open the directory", err);
+            return errno == ENOENT ? LAY_OK : lay_sweep_fail(s, errno, name, "cannot open the directory", err);
         return sweep_enter(s, name, tries + 1, err);
     }
     s->text_len = s->at[--s->count];
     return LAY_OK;
 }
 
-static lay_code sweep_run(sweep *s, lay_error *err)
+static lay_code run(sweep *s, lay_error *err)
 {
     lay_code code = sweep_directory(s, 0, err);
     while (code == LAY_OK) {
@@ -155,20 +153,26 @@ static void sweep_free(sweep *s)
 {
     lay_trail_free(&s->trail);
     free(s->path.p);
-    lay_inodes_free(&s->inodes);
     free(s->text);
     free(s->at);
     free(s->frames);
 }
 
+lay_code lay_sweep_over(sweep *s, int root_fd, lay_error *err)
+{
+    lay_code code = lay_trail_open(&s->trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "cannot open the directory")
+                                                                  : run(s, err);
+    sweep_free(s);
+    return code;
+}
+
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err)
 {
-    sweep s = { .trail = LAY_TRAIL_NONE };
-    lay_code code = lay_trail_open(&s.trail, root_fd, false) < 0 ? lay_fail_fd(err, errno, root_fd, "cannot open the directory")
-                                                                   : sweep_run(&s, err);
+    sizing s = { .sweep = { .trail = LAY_TRAIL_NONE, .one = size_one } };
+    lay_code code = lay_sweep_over(&s.sweep, root_fd, err);
     if (code == LAY_OK)
         *size = s.size;
-    sweep_free(&s);
+    lay_inodes_free(&s.inodes);
     return code;
 }
 
@@ -180,14 +184,14 @@ static bool is_another_kind(const lay_error *err)
 
 static lay_code remove_below(int parent_fd, int dir_fd, const char *name, lay_error *err)
 {
-    sweep s = { .trail = LAY_TRAIL_NONE, .removing = true, .prefix = strlen(name) };
+    sweep s = { .trail = LAY_TRAIL_NONE, .one = remove_one, .removing = true, .prefix = strlen(name) };
     lay_code code = lay_text_push(&s.path, name, s.prefix, err);
     for (unsigned tries = 0; code == LAY_OK; tries++) {
         lay_trail_free(&s.trail);
         s.depth = s.count = s.text_len = 0;
         lay_text_cut(&s.path, s.prefix);
         code = lay_trail_open(&s.trail, dir_fd, true) < 0 ? lay_fail_os(err, errno, name, "cannot open the directory")
-                                                           : sweep_run(&s, err);
+                                                           : run(&s, err);
         if (code != LAY_OK && tries < MAX_TRIES && is_another_kind(err)) {
             lay_error_clear(err);
             code = LAY_OK;

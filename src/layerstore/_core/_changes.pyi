@@ -18,5 +18,18 @@ def compare_trees(new_fd: int, old_fd: int = -1, *, attributes: bool = False, to
     """
 def compare_overlay(upper_fd: int, lower_fds: Sequence[int], userxattr: bool = False) -> Changes: ...
 def tree_size(root_fd: int) -> int: ...
+def set_project(root_fd: int, project: int) -> None:
+    """Let a directory and all below it belong to another project of the file system's quotas."""
+
+@disjoint_base
+class Blocks:
+    """What trees take of the disk, each inode once over all that were added. One user at a time.
+
+    freed   what removing all of them gives back: a file that has names elsewhere stays
+    """
+    def __init__(self, freed: bool = False) -> None: ...
+    def add(self, root_fd: int) -> int:
+        """Bytes that root and what is below it add to those of the trees before, by blocks."""
+
 def remove_tree(parent_fd: int, name: str | bytes) -> None:
     """Remove an entry with all below it; fine if it is gone. OSError(EBUSY, path) at a mount point."""

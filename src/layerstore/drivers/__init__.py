@@ -182,6 +182,9 @@ class Layers(Protocol):
                    LimitExceededError, OSError
         """
 
+    def leave_quota(self, id: str) -> None:
+        """Let the files of an adopted layer count to the limit of no writable layer. It may be repeated."""
+
     def exists(self, id: str) -> bool:
         """Return True if the files of a layer, or of a draft, are there."""
 

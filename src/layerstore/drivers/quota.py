@@ -12,7 +12,9 @@ import os
 import stat
 import threading
 
+from layerstore._core import _changes
 from layerstore.disk import mounts
+from layerstore.disk.locks import OpenDirectory
 from layerstore.errors import NotSupportedError
 
 NO_QUOTA = "Filesystem does not support, or has not enabled quotas"
@@ -61,3 +63,10 @@ class ProjectQuota:
                 mounts.set_project(directory, project)
                 self._next += 1
             mounts.set_project_limit(self._device, project, size)
+
+    def leave(self, directory: str) -> None:
+        """Let directory and all below it count to no limit, as what was made without one. Raises OSError."""
+        project = mounts.project_of(os.path.dirname(directory))
+        if mounts.project_of(directory) != project:
+            with OpenDirectory(directory) as fd:
+                _changes.set_project(fd, project)

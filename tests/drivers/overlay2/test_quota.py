@@ -3,10 +3,13 @@
 Each XFS is an image file on a tmpfs, mounted through a loop device; mkfs.xfs and loop mounts are all it takes.
 """
 
+import ctypes
 import errno
 import os
 import stat
+import struct
 import subprocess
+from pathlib import Path
 
 import disk
 import pytest
@@ -18,6 +21,8 @@ from tarkit import end, file
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, NotSupportedError
+from layerstore.disk import mounts
+from layerstore.drivers.quota import ProjectQuota
 
 MIB = 1 << 20
 NO_PQUOTA = "--storage-opt is supported only for overlay over xfs with 'pquota' mount option"
@@ -229,6 +234,62 @@ def test_the_drivers_option_is_the_size_of_every_layer_that_names_none(open_stor
     for rw, fits in ((limited, False), (wide, True), (empty, False)):
         with rw.mounted() as path:
             assert (fill(path, 20)[1] == 0) is fits
+
+
+def test_what_leaves_the_quota_counts_no_longer(on_xfs, quota):
+    rw = sized(on_xfs, "c", "10M", on_xfs.register(tarkit.T1).chain_id)
+    box, apart = Path(rw.metadata()["UpperDir"]).parent, quota / "overlay2" / ("5" * 64)
+    with rw.mounted() as path:
+        assert fill(path, 8) == (8 * MIB, 0)
+    apart.mkdir()
+    mounts.set_project(str(apart), mounts.project_of(str(box)))
+    (box / "diff").rename(apart / "diff")
+    (box / "diff").mkdir()
+    with rw.mounted() as path:
+        assert fill(path, 8)[1] in HOLDS
+    on_xfs._engine.driver.layers.leave_quota(apart.name)
+    with rw.mounted() as path:
+        assert fill(path, 9)[1] == 0
+
+
+def project_of_any(path):
+    """By file_getattr, which takes what cannot be opened, too; None: this kernel does not have it."""
+    answer = struct.Struct("=QIIII")
+    room = ctypes.create_string_buffer(answer.size)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(468, -100, os.fsencode(path), room, ctypes.c_size_t(answer.size), 0x100) < 0:
+        assert ctypes.get_errno() == errno.ENOSYS, os.strerror(ctypes.get_errno())
+        return None
+    return answer.unpack(room.raw)[3]
+
+
+def test_all_kinds_of_things_leave_a_project(xfs):
+    """What left cannot be renamed into the project again."""
+    home = xfs("noatime") / "leaving"
+    (home / "box").mkdir(parents=True)
+    mounts.set_project(str(home / "box"), 7)
+    at = home / "box/of"
+    (at / "deep/er").mkdir(parents=True)
+    (at / "file").write_bytes(b"x")
+    os.mkfifo(at / "deep/fifo")
+    os.symlink("x" * 1000, at / "deep/link")
+    os.mknod(at / "deep/er/null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    os.mknod(at / "deep/socket", 0o600 | stat.S_IFSOCK)
+    times = os.stat(at / "file").st_mtime_ns
+    assert project_of_any(at / "deep/link") in (7, None)
+    at.rename(home / "apart")
+    assert mounts.project_of(str(home / "apart")) == 7
+    for _ in range(2):
+        ProjectQuota.__new__(ProjectQuota).leave(str(home / "apart"))
+    assert [mounts.project_of(str(home / name)) for name in ("apart", "apart/deep/er", "box")] == [0, 0, 7]
+    assert os.stat(home / "apart/file").st_mtime_ns == times
+    for name in ("file", "deep", "deep/fifo", "deep/link", "deep/er/null", "deep/socket"):
+        assert project_of_any(home / "apart" / name) in (0, None), name
+    with pytest.raises(OSError) as raised:
+        os.rename(home / "apart/file", home / "box/moved")
+    assert raised.value.errno == errno.EXDEV
+    (home / "apart/new").mkdir()
+    (home / "apart/new").rename(home / "new")
 
 
 def test_the_drivers_home_holds_a_node_of_the_device(on_xfs, quota):
