@@ -206,7 +206,7 @@ def open_files() -> dict[int, str]:
 
 @contextlib.contextmanager
 def sized_file_system(room: Path, kind: str, *, size: int = 24 << 20, inodes: int = 0) -> Iterator[Path]:
-    """A file system of its own: kind is "tmpfs", "ext4" or "xfs". An image lies in the room, itself a tmpfs."""
+    """A file system of its own: kind is "tmpfs", "ext4", "xfs" or "btrfs". An image lies in the room, itself a tmpfs."""
     place, image = room / f"fs-{kind}", room / f"image-{kind}"
     place.mkdir()
     if kind == "tmpfs":
@@ -218,6 +218,7 @@ def sized_file_system(room: Path, kind: str, *, size: int = 24 << 20, inodes: in
         make = {
             "ext4": ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "has_journal", *(["-N", str(inodes)] if inodes else [])],
             "xfs": ["mkfs.xfs", "-q", "-f"],
+            "btrfs": ["mkfs.btrfs", "-q", "-f"],
         }[kind]
         subprocess.run([*make, str(image)], check=True, capture_output=True)
         subprocess.run(["mount", "-o", "loop", str(image), str(place)], check=True, capture_output=True)

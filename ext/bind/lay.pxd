@@ -152,6 +152,13 @@ cdef extern from "lay.h" nogil:
     lay_code lay_packer_run(lay_packer *k, const void *p, size_t n, int end, void *out, size_t room, size_t *used, size_t *got, int *done, lay_error *err) noexcept
     void lay_packer_free(lay_packer *k) noexcept
 
+    unsigned LAY_CLONE_LINK, LAY_CLONE_USERXATTR
+    ctypedef struct lay_clone
+    lay_code lay_clone_open(lay_clone **out, int from_fd, int to_fd, unsigned flags, int workers, lay_error *err) noexcept
+    lay_code lay_clone_run(lay_clone *c, int max_ms, int *end, lay_error *err) noexcept
+    const char *lay_clone_unsteady(const lay_clone *c, size_t i) noexcept
+    void lay_clone_free(lay_clone *c) noexcept
+
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
     ctypedef struct lay_blocks
     lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err) noexcept

@@ -332,6 +332,25 @@ lay_code lay_packer_open(lay_packer **out, lay_packing how, lay_error *err);   /
 lay_code lay_packer_run(lay_packer *k, const void *p, size_t n, int end, void *out, size_t room, size_t *used, size_t *got, int *done, lay_error *err);
 void lay_packer_free(lay_packer *k);
 
+/* ---- clone: a tree once more ------------------------------------------------------------------- */
+
+#define LAY_CLONE_LINK 1u        /* directories are made, the rest is linked; copied where the kernel refuses a link */
+#define LAY_CLONE_USERXATTR 2u   /* overlay's marks are user.overlay., not trusted.overlay. */
+
+typedef struct lay_clone lay_clone;
+/* All below from becomes the same below to, an empty directory, which itself becomes like from. Files share their data
+ * where the file system can; else their data is copied, holes stay holes. Kept: kinds, modes, owners, times, extended
+ * attributes (marks of overlays too, but origin, upper, index, nlink and uuid of this class), devices, names that share
+ * an inode. Sockets are left out. Another process may change the tree meanwhile: a name that vanishes is left out.
+ * workers: threads that copy; 0: all in line; -1: as many as there are processors, 2 to 4. */
+lay_code lay_clone_open(lay_clone **out, int from_fd, int to_fd, unsigned flags, int workers, lay_error *err);
+/* Works for about max_ms. *end 1: all is there. */
+lay_code lay_clone_run(lay_clone *c, int max_ms, int *end, lay_error *err);
+/* After the end: path i of a file that changed each time it was copied, and was taken as it was read; NULL: no more. */
+const char *lay_clone_unsteady(const lay_clone *c, size_t i);
+/* Stops and joins what still runs; what was made stays. NULL is fine. */
+void lay_clone_free(lay_clone *c);
+
 /* ---- trees ------------------------------------------------------------------------------------ */
 
 /* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */

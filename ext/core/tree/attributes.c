@@ -99,12 +99,31 @@ static int by_name(const void *a, const void *b)
     return strcmp(((const lay_xattr *)a)->name, ((const lay_xattr *)b)->name);
 }
 
-lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err)
+static bool goes_into_a_tar(const char *name, bool userxattr)
+{
+    lay_attribute kind = lay_attribute_kind(name, userxattr);
+    return kind == LAY_ATTRIBUTE_ACL || kind == LAY_ATTRIBUTE_KEPT;
+}
+
+static bool goes_into_a_copy(const char *name, bool userxattr)
+{
+    static const char *const its_own[] = { "origin", "upper", "index", "nlink", "uuid" };
+    const char *prefix = userxattr ? "user.overlay." : "trusted.overlay.";
+    if (!lay_begins(name, prefix))
+        return true;
+    for (size_t i = 0; i < sizeof its_own / sizeof *its_own; i++)
+        if (strcmp(name + strlen(prefix), its_own[i]) == 0)
+            return false;
+    return true;
+}
+
+typedef bool chooser(const char *name, bool userxattr);
+
+static lay_code read_chosen(lay_attributes *a, const lay_bearer *thing, chooser *chosen, bool userxattr, lay_error *err)
 {
     a->count = a->values_len = 0;
     for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
-        lay_attribute kind = lay_attribute_kind(at, userxattr);
-        if (kind != LAY_ATTRIBUTE_ACL && kind != LAY_ATTRIBUTE_KEPT)
+        if (!chosen(at, userxattr))
             continue;
         ssize_t len;
         if (lay_grow(&a->xattrs, &a->xattrs_cap, a->count, sizeof *a->xattrs, err) || lay_attributes_value(a, thing, at, &len, err))
@@ -120,6 +139,16 @@ lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool us
     if (a->count > 1)
         qsort(a->xattrs, a->count, sizeof *a->xattrs, by_name);
     return LAY_OK;
+}
+
+lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err)
+{
+    return read_chosen(a, thing, goes_into_a_tar, userxattr, err);
+}
+
+lay_code lay_attributes_read_all(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err)
+{
+    return read_chosen(a, thing, goes_into_a_copy, userxattr, err);
 }
 
 /* ---- ACLs: a version, then entries of a tag, rights and an id, little endian ---- */

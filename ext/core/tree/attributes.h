@@ -40,6 +40,9 @@ ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, 
 lay_code lay_attributes_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err);
 /* Reads the values of the ACLs and of what is kept into xattrs. What is gone meanwhile is left out. */
 lay_code lay_attributes_read(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err);
+/* The same of all that there are, marks of overlays too, for a copy of the thing: but for what says where the overlay of
+ * this kind had it from and how it counts it (origin, upper, index, nlink, uuid), which holds for the thing itself alone. */
+lay_code lay_attributes_read_all(lay_attributes *a, const lay_bearer *thing, bool userxattr, lay_error *err);
 /* The mode without the ACL that a thing has: the group's bits are its own again, as far as the mask let it have them. */
 lay_code lay_mode_without_acl(const lay_bearer *thing, mode_t *mode, lay_error *err);
 void lay_attributes_free(lay_attributes *a);

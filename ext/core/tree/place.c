@@ -29,6 +29,7 @@ void lay_place_init(lay_place *p, bool userns)
     p->gid = getegid();
     p->private_umask = false;
     p->userns = userns;
+    p->marks = false;
 }
 
 /* moby takes times outside of 1970 .. 2262-04-11T23:47:16.854775807Z as 1970. */
@@ -93,13 +94,13 @@ static lay_code drop_inherited(int fd, const char *path, const lay_meta *m, lay_
     return LAY_OK;
 }
 
-static lay_code set_xattrs(int fd, const char *path, const lay_meta *m, lay_error *err)
+static lay_code set_xattrs(const lay_place *p, int fd, const char *path, const lay_meta *m, lay_error *err)
 {
     if (drop_inherited(fd, path, m, err))
         return err->code;
     for (size_t i = 0; i < m->nxattrs; i++) {
         const lay_xattr *x = &m->xattrs[i];
-        if (overlay_private(x->name))
+        if (!p->marks && overlay_private(x->name))
             continue;
         int r = path ? lsetxattr(path, x->name, x->value, x->len, 0) : fsetxattr(fd, x->name, x->value, x->len, 0);
         if (r != 0 && errno != EPERM) {           /* EPERM: user.* on a link or node, trusted.* without the right */
@@ -113,13 +114,13 @@ static lay_code set_xattrs(int fd, const char *path, const lay_meta *m, lay_erro
 }
 
 /* There is no setxattrat before 6.13; a path through our own descriptor does not follow its last part. */
-static lay_code set_xattrs_at(int dir_fd, const char *name, const lay_meta *m, lay_error *err)
+static lay_code set_xattrs_at(const lay_place *p, int dir_fd, const char *name, const lay_meta *m, lay_error *err)
 {
     char path[64 + 256];
     if (!m->nxattrs && !m->inherits)
         return LAY_OK;
     snprintf(path, sizeof path, "/proc/self/fd/%d/%s", dir_fd, name);
-    return set_xattrs(-1, path, m, err);
+    return set_xattrs(p, -1, path, m, err);
 }
 
 int lay_place_create(const lay_place *p, int dir_fd, const char *name, const lay_meta *m)
@@ -176,7 +177,7 @@ lay_code lay_place_finish(const lay_place *p, int fd, int64_t end, int64_t size,
         return lay_fail_os(err, errno, NULL, "cannot set the size");
     if (owner_differs(p, m) && fchown(fd, m->uid, m->gid) != 0)
         return chown_failed(p, errno, m, err);
-    if ((m->nxattrs || m->inherits) && set_xattrs(fd, NULL, m, err))
+    if ((m->nxattrs || m->inherits) && set_xattrs(p, fd, NULL, m, err))
         return err->code;
     if (mode_needs_setting(p, m) && fchmod(fd, m->mode) != 0)
         return lay_fail_os(err, errno, NULL, "cannot set the mode");
@@ -201,7 +202,7 @@ lay_code lay_place_symlink(const lay_place *p, int dir_fd, const char *name, con
 {
     if (symlinkat(target, dir_fd, name) != 0)
         return lay_fail_os(err, errno, NULL, "cannot make the symbolic link");
-    if ((owner_differs(p, m) && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, m, err))
+    if ((owner_differs(p, m) && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(p, dir_fd, name, m, err))
         return err->code;
     return set_times_at(dir_fd, name, m, err);
 }
@@ -229,7 +230,7 @@ lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t
         return lay_fail_os(err, errno, NULL, type == S_IFIFO ? "cannot make the fifo" : "cannot make the device node");
     }
     *made = true;
-    if ((owner_differs(p, m) && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, m, err)
+    if ((owner_differs(p, m) && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(p, dir_fd, name, m, err)
         || (mode_needs_setting(p, m) && set_mode_at(dir_fd, name, m->mode, err)))
         return err->code;
     return set_times_at(dir_fd, name, m, err);
@@ -319,7 +320,7 @@ lay_code lay_place_directory(const lay_place *p, int dir_fd, const char *name, b
     LAY_AUTO_FD int fd = openat(dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return lay_fail_os(err, errno, NULL, "cannot open the directory");
-    if ((!is_new && keep_xattrs_of(fd, m, err)) || set_xattrs(fd, NULL, m, err))
+    if ((!is_new && keep_xattrs_of(fd, m, err)) || set_xattrs(p, fd, NULL, m, err))
         return err->code;
     return mode && fchmod(fd, m->mode) != 0 ? lay_fail_os(err, errno, NULL, "cannot set the mode") : LAY_OK;
 }
@@ -335,7 +336,7 @@ lay_code lay_place_link_meta(const lay_place *p, int dir_fd, const char *name, c
     bool owner = st.st_uid != m->uid || st.st_gid != m->gid;
     lay_meta given = *m;
     given.inherits = false;                   /* a file that was there inherits nothing by one more name */
-    if ((owner && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(dir_fd, name, &given, err))
+    if ((owner && set_owner_at(p, dir_fd, name, m, err)) || set_xattrs_at(p, dir_fd, name, &given, err))
         return err->code;
     if (S_ISLNK(st.st_mode))
         return LAY_OK;

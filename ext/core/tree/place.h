@@ -18,6 +18,7 @@ typedef struct lay_place {
     uid_t uid; gid_t gid;      /* what new files get by themselves */
     bool private_umask;        /* the calling thread has umask 0 for itself */
     bool userns;
+    bool marks;                /* overlay's own extended attributes are set, too: they are not a tar's */
 } lay_place;
 
 typedef struct lay_meta {

@@ -11,8 +11,8 @@ import signal
 # In a thread other than the main one, signal handlers raise nothing.
 _held = signal.pthread_sigmask(signal.SIG_BLOCK, {n for n in signal.valid_signals() if callable(signal.getsignal(n))})
 try:
-    from layerstore._core import _apply, _changes, _files, _listing, _locks, _mount, _pack, _tarstream
+    from layerstore._core import _apply, _changes, _clone, _files, _listing, _locks, _mount, _pack, _tarstream
 finally:
     signal.pthread_sigmask(signal.SIG_SETMASK, _held)
 
-__all__ = ["_apply", "_changes", "_files", "_listing", "_locks", "_mount", "_pack", "_tarstream"]
+__all__ = ["_apply", "_changes", "_clone", "_files", "_listing", "_locks", "_mount", "_pack", "_tarstream"]
