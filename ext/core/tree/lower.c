@@ -50,6 +50,11 @@ static lay_code directory_list(const lay_lower *l, lay_lower_dir in, lay_names *
     return fd < 0 ? lay_fail_fd(err, errno, (int)in, "cannot read the layer below") : lay_names_read(names, fd, err);
 }
 
+static lay_code lent_list(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err)
+{
+    return in == l->root ? directory_list(l, in, names, err) : lay_names_read(names, (int)in, err);
+}
+
 static lay_code listed_list(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err)
 {
     if (in == l->root)
@@ -72,9 +77,11 @@ static ssize_t listed_xattr(const lay_lower *l, lay_lower_dir in, const char *na
 
 static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr };
 static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr };
+static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr };
 
 lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }
+lay_lower lay_lower_lent(int fd) { return (lay_lower){ .ops = &lent, .root = fd }; }
 
 void lay_lower_leave(const lay_lower *l, lay_lower_dir in)
 {

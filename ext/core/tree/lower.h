@@ -36,6 +36,8 @@ lay_lower lay_lower_directory(int fd);
 /* The same where every directory that is opened is listed, too, and but once: fewer and cheaper calls for each. fd is
  * open for reading. */
 lay_lower lay_lower_listed(int fd);
+/* The same, but fd is not moved by reading its names. */
+lay_lower lay_lower_lent(int fd);
 /* Closes what open gave; neither the root nor -1. */
 void lay_lower_leave(const lay_lower *l, lay_lower_dir in);
 /* Does this directory hide what the layers under it have in it? A mark that cannot be read is none. */
