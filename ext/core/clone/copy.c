@@ -1,7 +1,7 @@
 /* copy.c - one thing of a tree enters, the same thing somewhere else leaves.
  *
  * A regular file shares its data (FICLONE) where the file system can; that is of one moment by itself. Where it cannot,
- * the extents that have data are copied, and a file that somebody changed meanwhile is copied again.
+ * the extents that have data are copied, and a file that another process changed meanwhile is copied again.
  * The source is read without a trace: its access times stay, where that is allowed.
  */
 #include "clone/copy.h"
