@@ -255,7 +255,7 @@ def test_mounts_are_counted_here_and_elsewhere(mounted: Box) -> None:
     here, elsewhere = door.out("int *"), door.out("int *")
 
     def count() -> tuple[int, int]:
-        door.lib.lay_count_mounts(os.major(device), os.minor(device), here, elsewhere)
+        door.lib.lay_count_mounts(os.fsencode(mounted.merged), os.major(device), os.minor(device), here, elsewhere)
         return here[0], elsewhere[0]
 
     first = count()

@@ -35,7 +35,7 @@ class ToyBoxes:
         self.toy, self.home = toy, toy.home
         self.exists, self.publish, self.remove = toy.exists, toy.publish, toy.remove
 
-    def create(self, id, stack, options):
+    def create(self, id, stack, options, *, most=128, like=""):
         self.toy.make(id)
         if stack and (self.home / stack[0] / "box").exists():      # an init layer, which shows all that is below it
             subprocess.run(["cp", "-a", f"{stack[0]}/box", f"{id}/below"], check=True, cwd=self.home)

@@ -31,12 +31,23 @@ enum { COMPARE_FILES = 2 };
 enum { THREADS = 4, PROCESSES_A_THREAD = 64 };
 #define MOUNTS_AT_ONCE 256
 #define WHOLE_TREE UINT64_MAX    /* listmount: from the root of the namespace */
-#define ASK_SUPERBLOCK 1         /* statmount: device numbers alone */
+enum { ASK_SUPERBLOCK = 1, ASK_PLACE = 2 };      /* statmount: device numbers; the mount, its parent, propagation */
+#define UNIQUE_ID 0x4000         /* statx */
 
 struct ns_info { uint32_t size, mounts; uint64_t id; };
 struct mount_question { uint32_t size, spare; uint64_t id, param, ns; };
 /* The beginning of statmount's answer, all that is asked for. */
-struct mount_answer { uint32_t size, options; uint64_t mask; uint32_t major, minor; char more[512]; };
+struct mount_answer {
+    uint32_t size, options;
+    uint64_t mask;
+    uint32_t major, minor;
+    uint64_t magic;
+    uint32_t flags, type;
+    uint64_t id, parent;
+    uint32_t old_id, old_parent;
+    uint64_t attributes, propagation, group, master;
+    char more[512];
+};
 
 /* ---- which processes use a device ---- */
 
@@ -146,9 +157,22 @@ struct map_question {
 };
 #define ASK_MAP _IOWR('f', 17, struct map_question)
 #define NEXT_OF_A_FILE 0x30
+enum { MAP_WRITES = 2, MAP_IS_SHARED = 8 };      /* rights */
+
+/* What is mapped for reading and shared may be made writable later, if the file was opened for writing. */
+static char use_of_map(int task, uint64_t start, uint64_t end, bool shared, bool writes)
+{
+    if (!shared || writes)
+        return shared ? 's' : 'm';
+    char name[64];
+    struct statx x;
+    snprintf(name, sizeof name, "map_files/%llx-%llx", (unsigned long long)start, (unsigned long long)end);
+    bool told = syscall(SYS_statx, task, name, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC, STATX_MODE, &x) == 0;
+    return told && x.stx_mode & S_IWUSR ? 's' : 'm';
+}
 
 /* 1: the memory was looked at; 0: there is none; -ENOTTY: this kernel does not tell. */
-static int ask_mappings(search *s, pid_t pid, int maps)
+static int ask_mappings(search *s, pid_t pid, int task, int maps)
 {
     struct map_question q = { .size = sizeof q, .flags = NEXT_OF_A_FILE };
     int any = 0;
@@ -160,7 +184,8 @@ static int ask_mappings(search *s, pid_t pid, int maps)
         q.name = (uintptr_t)path;
         q.name_size = sizeof path;
         q.at = q.start;
-        int e = ioctl(maps, ASK_MAP, &q) == 0 && q.name_size ? add(s, pid, 'm', path, q.name_size - 1) : 0;
+        char use = use_of_map(task, q.start, q.end, q.rights & MAP_IS_SHARED, q.rights & MAP_WRITES);
+        int e = ioctl(maps, ASK_MAP, &q) == 0 && q.name_size ? add(s, pid, use, path, q.name_size - 1) : 0;
         if (e)
             return e;
         q.name = q.name_size = 0;
@@ -169,11 +194,14 @@ static int ask_mappings(search *s, pid_t pid, int maps)
 }
 
 /* A line of maps: "from-to rwxp offset major:minor inode  path", with "\012" for a line's end. */
-static int one_mapping(search *s, pid_t pid, const char *line)
+static int one_mapping(search *s, pid_t pid, int task, const char *line)
 {
     unsigned major, minor;
+    unsigned long long start, end;
+    char rights[8];
     int at = 0;
-    if (sscanf(line, "%*s %*s %*s %x:%x %*s %n", &major, &minor, &at) < 2 || major != s->major || minor != s->minor || !at)
+    if (sscanf(line, "%llx-%llx %4s %*s %x:%x %*s %n", &start, &end, rights, &major, &minor, &at) < 5 || major != s->major
+        || minor != s->minor || !at)
         return 0;
     char path[PATH_MAX];
     size_t n = 0;
@@ -182,10 +210,10 @@ static int one_mapping(search *s, pid_t pid, const char *line)
         path[n++] = escaped ? '\n' : *c;
         c += escaped ? 3 : 0;
     }
-    return add(s, pid, 'm', path, n);
+    return add(s, pid, use_of_map(task, start, end, rights[3] == 's', rights[1] == 'w'), path, n);
 }
 
-static int read_mappings(search *s, pid_t pid, int maps)
+static int read_mappings(search *s, pid_t pid, int task, int maps)
 {
     char wanted[32], text[16384];
     snprintf(wanted, sizeof wanted, " %02x:%02x ", s->major, s->minor);
@@ -199,7 +227,7 @@ static int read_mappings(search *s, pid_t pid, int maps)
         for (char *end; !e && (end = strchr(line, '\n')); line = end + 1) {
             *end = '\0';
             if (strstr(line, wanted))
-                e = one_mapping(s, pid, line);
+                e = one_mapping(s, pid, task, line);
         }
         have -= (size_t)(line - text);
         if (have >= sizeof text - 1)
@@ -215,8 +243,8 @@ static int mappings(search *s, pid_t pid, int task)
     LAY_AUTO_FD int maps = openat(task, "maps", O_RDONLY | O_CLOEXEC);
     if (maps < 0)
         return -errno;
-    int e = ask_mappings(s, pid, maps);
-    return e == -ENOTTY ? read_mappings(s, pid, maps) : e;
+    int e = ask_mappings(s, pid, task, maps);
+    return e == -ENOTTY ? read_mappings(s, pid, task, maps) : e;
 }
 
 static int place(search *s, pid_t pid, int task, const char *name, char use)
@@ -368,8 +396,24 @@ void lay_uses_free(char *out)
 
 /* ---- where else it is mounted ---- */
 
+/* What is looked for: mounts of a device that an unmount at one place leaves, as nothing propagates it there. */
+typedef struct { unsigned major, minor; uint64_t id, group; } copies;
+
+static bool ask_mount(uint64_t ns, uint64_t id, uint64_t what, struct mount_answer *a)
+{
+    struct mount_question q = { .size = sizeof q, .id = id, .param = what, .ns = ns };
+    return syscall(SYS_statmount, &q, a, sizeof *a, 0) == 0;
+}
+
+/* The mount is where it is because one of the group, or its master, has it: so it goes with that one. */
+static bool is_propagated(uint64_t ns, const struct mount_answer *mount, uint64_t group)
+{
+    struct mount_answer above;
+    return group && ask_mount(ns, mount->parent, ASK_PLACE, &above) && (above.group == group || above.master == group);
+}
+
 /* How often the device is mounted in a namespace; one that has ended meanwhile has no mounts. */
-static int count_in(uint64_t ns, unsigned major, unsigned minor)
+static int count_in(uint64_t ns, const copies *c)
 {
     uint64_t ids[MOUNTS_AT_ONCE];
     struct mount_question q = { .size = sizeof q, .id = WHOLE_TREE, .ns = ns };
@@ -378,10 +422,9 @@ static int count_in(uint64_t ns, unsigned major, unsigned minor)
         if (n < 0)
             return errno == ENOENT ? found : -errno;
         for (long i = 0; i < n; i++) {
-            struct mount_question one = { .size = sizeof one, .id = ids[i], .param = ASK_SUPERBLOCK, .ns = ns };
             struct mount_answer a;
-            if (syscall(SYS_statmount, &one, &a, sizeof a, 0) == 0 && a.major == major && a.minor == minor)
-                found++;
+            if (ask_mount(ns, ids[i], ASK_SUPERBLOCK | ASK_PLACE, &a) && a.major == c->major && a.minor == c->minor)
+                found += a.id == c->id || !is_propagated(ns, &a, c->group);
         }
         if (n < MOUNTS_AT_ONCE)
             return found;
@@ -390,7 +433,7 @@ static int count_in(uint64_t ns, unsigned major, unsigned minor)
 }
 
 /* All namespaces are one row: from ours to one end, then to the other. */
-static int count_towards(unsigned long end, int from, unsigned major, unsigned minor)
+static int count_towards(unsigned long end, int from, const copies *c)
 {
     int at = dup(from), found = 0;
     if (at < 0)
@@ -403,19 +446,35 @@ static int count_towards(unsigned long end, int from, unsigned major, unsigned m
         if (next < 0)
             return e == ENOENT ? 0 : -e;
         at = next;
-        found = count_in(info.id, major, minor);
+        found = count_in(info.id, c);
     }
     close(at);
     return found;
 }
 
-void lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere)
+/* The mount at path, and the group that gets what is mounted and unmounted there. */
+static void find_place(const char *path, uint64_t ns, copies *c)
+{
+    struct statx x;
+    struct mount_answer a, above;
+    if (syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, UNIQUE_ID, &x) < 0 || !(x.stx_mask & UNIQUE_ID))
+        return;
+    c->id = x.stx_mnt_id;
+    if (ask_mount(ns, c->id, ASK_PLACE, &a) && ask_mount(ns, a.parent, ASK_PLACE, &above))
+        c->group = above.group;
+}
+
+void lay_count_mounts(const char *path, unsigned major, unsigned minor, int *here, int *elsewhere)
 {
     struct ns_info info = { .size = sizeof info };
+    copies c = { .major = major, .minor = minor };
     LAY_AUTO_FD int ours = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
-    *here = *elsewhere = ours < 0 || ioctl(ours, NS_INFO, &info) < 0 ? -errno : count_in(info.id, major, minor);
+    bool asked = ours >= 0 && ioctl(ours, NS_INFO, &info) == 0;
+    if (asked)
+        find_place(path, info.id, &c);
+    *here = *elsewhere = asked ? count_in(info.id, &c) : -errno;
     if (*here >= 0)
-        *elsewhere = count_towards(NS_NEXT, ours, major, minor);
+        *elsewhere = count_towards(NS_NEXT, ours, &c);
     if (*elsewhere == 0)
-        *elsewhere = count_towards(NS_PREVIOUS, ours, major, minor);
+        *elsewhere = count_towards(NS_PREVIOUS, ours, &c);
 }

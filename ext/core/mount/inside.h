@@ -8,7 +8,8 @@
 #include "lay.h"
 
 /* What every process uses of the device: records of "pid use path\0".
- * use      'r' root, 'c' cwd, 'd' an open directory, 'w' open for writing, 'm' mapped, 'f' open for reading
+ * use      'r' root, 'c' cwd, 'd' an open directory, 'w' open for writing, 's' mapped, shared, so that
+ *          it can be written to, 'm' mapped otherwise, 'f' open for reading
  * path     as /proc shows it: of a mapping "\012" stands for a line's end
  * ours     descriptors of this process that do not count
  * out      of malloc, for lay_uses_free(); size: its bytes
@@ -18,8 +19,9 @@ lay_code lay_uses(
     unsigned major, unsigned minor, const int *ours, size_t n_ours, char **out, size_t *size, int *denied, lay_error *err);
 void lay_uses_free(char *out);
 
-/* How often the device is mounted in our mount namespace, and in others: there it stops at the first namespace that has
- * it. Less than 0: the kernel does not tell (before 6.11). */
-void lay_count_mounts(unsigned major, unsigned minor, int *here, int *elsewhere);
+/* How often the device of the mount at path is mounted in our mount namespace, and in others: there it stops at the first
+ * namespace that has it. Mounts that propagation made of the one at path do not count: they go with it.
+ * Less than 0: the kernel does not tell (before 6.11). */
+void lay_count_mounts(const char *path, unsigned major, unsigned minor, int *here, int *elsewhere);
 
 #endif

@@ -2,6 +2,7 @@
 #include "mount/mount.h"
 
 #include "base/error.h"
+#include "mount/calls.h"
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -11,65 +12,30 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/vfs.h>
-
-/* The new mount calls have the same numbers on every architecture; old C libraries lack their names. */
-#ifndef SYS_move_mount
-#define SYS_move_mount 429
-#endif
-#ifndef SYS_fsopen
-#define SYS_fsopen 430
-#define SYS_fsconfig 431
-#define SYS_fsmount 432
-#endif
-enum {
-    SET_FLAG = 0, SET_STRING = 1, CMD_CREATE = 6,      /* fsconfig */
-    FS_CLOEXEC = 1, FROM_EMPTY_PATH = 4                /* fsopen and fsmount; move_mount */
-};
-
-static int open_context(const char *type)
-{
-    return (int)syscall(SYS_fsopen, type, FS_CLOEXEC);
-}
-
-/* An option that is NULL is left out. False: errno. */
-static bool set(int context, const char *key, const char *value)
-{
-    return !value || syscall(SYS_fsconfig, context, SET_STRING, key, value, 0) == 0;
-}
-
-static bool create(int context)
-{
-    return syscall(SYS_fsconfig, context, CMD_CREATE, NULL, NULL, 0) == 0;
-}
-
-/* A mount that is attached nowhere, as a descriptor. */
-static int take_mount(int context)
-{
-    return (int)syscall(SYS_fsmount, context, FS_CLOEXEC, 0);
-}
 
 static bool configure(int context, const lay_overlay *o)
 {
-    if (!set(context, "source", "overlay"))
+    if (!lay_option(context, "source", "overlay"))
         return false;
     for (size_t i = 0; i < o->n_off; i++)
-        if (!set(context, o->off[i], "off"))
+        if (!lay_option(context, o->off[i], "off"))
             return false;
-    if (o->userxattr && syscall(SYS_fsconfig, context, SET_FLAG, "userxattr", NULL, 0) < 0)
+    if (o->userxattr && !lay_flag(context, "userxattr"))
         return false;
-    if (o->follow && !(set(context, "metacopy", "on") && set(context, "redirect_dir", "follow")))
+    if (o->is_volatile && !lay_flag(context, "volatile"))
+        return false;
+    if (o->follow && !(lay_option(context, "metacopy", "on") && lay_option(context, "redirect_dir", "follow")))
         return false;
     for (size_t i = 0; i < o->n_lowers; i++)
-        if (!set(context, "lowerdir+", o->lowers[i])) {
+        if (!lay_option(context, "lowerdir+", o->lowers[i])) {
             if (i == 0 && errno == EINVAL)
                 errno = ENOSYS;
             return false;
         }
-    if (o->upper && !(set(context, "upperdir", o->upper) && set(context, "workdir", o->work)))
+    if (o->upper && !(lay_option(context, "upperdir", o->upper) && lay_option(context, "workdir", o->work)))
         return false;
-    return set(context, "context", o->context) && create(context);
+    return lay_option(context, "context", o->context) && lay_create_context(context);
 }
 
 /* The kernel explains in lines "e overlay: ...": the last one counts. */
@@ -86,27 +52,30 @@ static lay_code fail_with_log(lay_error *err, int sys_errno, const char *target,
     return err->code;
 }
 
-static lay_code mount_new(const lay_overlay *o, lay_error *err)
+/* detached: takes the mount, which is then attached nowhere; NULL: it is attached at the target. */
+static lay_code mount_new(const lay_overlay *o, int *detached, lay_error *err)
 {
-    LAY_AUTO_FD int context = open_context("overlay");
+    LAY_AUTO_FD int context = lay_open_context("overlay");
     if (context < 0)
         return lay_fail_os(err, errno, o->target, NULL);
-    LAY_AUTO_FD int made = configure(context, o) ? take_mount(context) : -1;
+    LAY_AUTO_FD int made = configure(context, o) ? lay_take_mount(context) : -1;
     if (made < 0)
         return fail_with_log(err, errno, o->target, context);
-    if (syscall(SYS_move_mount, made, "", AT_FDCWD, o->target, FROM_EMPTY_PATH) < 0)
+    if (detached)
+        *detached = lay_steal_fd(&made);
+    else if (lay_move_mount(made, o->target, FROM_EMPTY_PATH) < 0)
         return lay_fail_os(err, errno, o->target, NULL);
     return LAY_OK;
 }
 
-static lay_code mount_here(const lay_overlay *o, lay_error *err)
+static lay_code mount_here(const lay_overlay *o, int *detached, lay_error *err)
 {
     if (!o->data)
-        return mount_new(o, err);
+        return mount_new(o, detached, err);
     return mount("overlay", o->target, "overlay", 0, o->data) < 0 ? lay_fail_os(err, errno, o->target, NULL) : LAY_OK;
 }
 
-typedef struct { const lay_overlay *o; lay_error *err; lay_code code; } errand;
+typedef struct { const lay_overlay *o; int *detached; lay_error *err; lay_code code; } errand;
 
 static void *run_in_home(void *argument)
 {
@@ -114,21 +83,31 @@ static void *run_in_home(void *argument)
     if (unshare(CLONE_FS) < 0 || chdir(a->o->home) < 0)
         a->code = lay_fail_os(a->err, errno, a->o->home, NULL);
     else
-        a->code = mount_here(a->o, a->err);
+        a->code = mount_here(a->o, a->detached, a->err);
     return NULL;
 }
 
-lay_code lay_mount_overlay(const lay_overlay *o, lay_error *err)
+static lay_code from_home(const lay_overlay *o, int *detached, lay_error *err)
 {
     if (!o->home)
-        return mount_here(o, err);
-    errand a = { .o = o, .err = err };
+        return mount_here(o, detached, err);
+    errand a = { .o = o, .detached = detached, .err = err };
     pthread_t thread;
     int e = pthread_create(&thread, NULL, run_in_home, &a);
     if (e)
         return lay_fail_os(err, e, o->home, NULL);
     pthread_join(thread, NULL);
     return a.code;
+}
+
+lay_code lay_mount_overlay(const lay_overlay *o, lay_error *err)
+{
+    return from_home(o, NULL, err);
+}
+
+lay_code lay_make_overlay(const lay_overlay *o, int *detached, lay_error *err)
+{
+    return from_home(o, detached, err);
 }
 
 lay_code lay_umount(const char *path, int flags, lay_error *err)
@@ -141,10 +120,10 @@ lay_code lay_umount(const char *path, int flags, lay_error *err)
 /* A file system in memory that is mounted nowhere and ends with its descriptor, with two directories in it. */
 static int open_scratch(void)
 {
-    LAY_AUTO_FD int context = open_context("tmpfs");
-    if (context < 0 || !create(context))
+    LAY_AUTO_FD int context = lay_open_context("tmpfs");
+    if (context < 0 || !lay_create_context(context))
         return -1;
-    LAY_AUTO_FD int made = take_mount(context);
+    LAY_AUTO_FD int made = lay_take_mount(context);
     if (made < 0 || mkdirat(made, "u", 0700) < 0 || mkdirat(made, "w", 0700) < 0)
         return -1;
     return lay_steal_fd(&made);
@@ -155,15 +134,15 @@ lay_code lay_upper_in_use(const char *upper, int *used, lay_error *err)
 {
     LAY_AUTO_FD int directory = open(upper, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     LAY_AUTO_FD int scratch = directory < 0 ? -1 : open_scratch();
-    LAY_AUTO_FD int context = scratch < 0 ? -1 : open_context("overlay");
+    LAY_AUTO_FD int context = scratch < 0 ? -1 : lay_open_context("overlay");
     if (context < 0)
         return lay_fail_os(err, errno, upper, NULL);
     char lowerdir[64], upperdir[64], workdir[64];
     snprintf(lowerdir, sizeof lowerdir, "/proc/self/fd/%d", directory);
     snprintf(upperdir, sizeof upperdir, "/proc/self/fd/%d/u", scratch);
     snprintf(workdir, sizeof workdir, "/proc/self/fd/%d/w", scratch);
-    bool made = set(context, "index", "on") && set(context, "lowerdir", lowerdir) && set(context, "upperdir", upperdir)
-        && set(context, "workdir", workdir) && create(context);
+    bool made = lay_option(context, "index", "on") && lay_option(context, "lowerdir", lowerdir) && lay_option(context, "upperdir", upperdir)
+        && lay_option(context, "workdir", workdir) && lay_create_context(context);
     if (!made && errno != EBUSY)
         return lay_fail_os(err, errno, upper, NULL);
     *used = !made;

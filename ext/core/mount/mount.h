@@ -19,6 +19,7 @@ typedef struct lay_overlay {
     const char *const *off;       /* options that are given as "off" */
     size_t n_off;
     int userxattr;
+    int is_volatile;              /* what is written is never synced */
     int follow;                   /* metacopy=on, redirect_dir=follow */
     const char *data;             /* option text of mount(2): if set, it is used and the rest is not */
 } lay_overlay;
@@ -27,6 +28,8 @@ typedef struct lay_overlay {
  * is invisible outside. ENOSYS: this kernel has no "lowerdir+" (before 6.8) or no new mount calls.
  * The error's text is the kernel's own reason, if it gave one. */
 lay_code lay_mount_overlay(const lay_overlay *o, lay_error *err);
+/* The same, attached nowhere: detached is its descriptor. The data of mount(2) is not used. */
+lay_code lay_make_overlay(const lay_overlay *o, int *detached, lay_error *err);
 lay_code lay_umount(const char *path, int flags, lay_error *err);
 /* used: an overlay, attached or not, has this directory as its upper. Not for a user namespace, where the kernel takes
  * no file handles and so has no index: the answer is 0 there. */

@@ -206,7 +206,7 @@ def _mount_api(room: str) -> Check:
     home = os.path.join(room, "api")
     try:
         userxattr = checks.needs_userxattr(room)
-        mounts.mount_overlay(home, "merged", ["lower"], "upper", "work", api="new", userxattr=userxattr)
+        mounts.mount_overlay(mounts.Overlay(home, ["lower"], "upper", "work", userxattr=userxattr), "merged", api="new")
     except OSError as err:
         if err.errno in (errno.ENOSYS, errno.EINVAL):
             return Check("mount API", NOTE, "mount(2) alone", "nothing to do: kernel 6.8 brings the newer way")

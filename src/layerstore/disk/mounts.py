@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import re
@@ -67,6 +68,8 @@ def _text_of(fields: dict[str, Any]) -> bytes:
     parts = [f"{name}=off" for name in fields["off"]]
     if fields["userxattr"]:
         parts.append("userxattr")
+    if fields["is_volatile"]:
+        parts.append("volatile")
     if fields["follow"]:
         parts.append("metacopy=on,redirect_dir=follow")
     parts.append("lowerdir=" + ":".join(fields["lowers"]))
@@ -77,9 +80,8 @@ def _text_of(fields: dict[str, Any]) -> bytes:
     return os.fsencode(",".join(parts))
 
 
-def _mount(**fields: Any) -> None:
-    """Mount what a lay_overlay with these fields says. Raises OSError, with the kernel's own reason if it gave one."""
-    alive = []  # cffi frees what is not referenced
+def _overlay(alive: list[Any], **fields: Any) -> Any:
+    """Return a lay_overlay with these fields. cffi frees what is not referenced: it lives as long as alive."""
 
     def c(value: Any) -> Any:
         if isinstance(value, (str, bytes)):
@@ -89,58 +91,88 @@ def _mount(**fields: Any) -> None:
         alive.append(value)
         return value
 
-    _call(lib.lay_mount_overlay, ffi.new("lay_overlay *", {key: c(value) for key, value in fields.items() if value}))
+    return ffi.new("lay_overlay *", {key: c(value) for key, value in fields.items() if value})
 
 
-def mount_overlay(
-    home: str,
-    target: str,
-    lowers: Sequence[str],
-    upper: str | None = None,
-    work: str | None = None,
-    *,
-    context: str = "",
-    off: Sequence[str] = (),
-    userxattr: bool = False,
-    follow: bool = False,
-    api: str | None = None,
-) -> None:
+def _mount(**fields: Any) -> None:
+    """Mount what a lay_overlay with these fields says. Raises OSError, with the kernel's own reason if it gave one."""
+    alive: list[Any] = []
+    _call(lib.lay_mount_overlay, _overlay(alive, **fields))
+
+
+class Overlay(NamedTuple):
+    """What an overlay is made of. Every path is relative to home."""
+
+    home: str
+    """An absolute directory."""
+    lowers: Sequence[str]
+    """Nearest first, at least one."""
+    upper: str | None = None
+    """With work: the writable layer; None: read-only."""
+    work: str | None = None
+    context: str = ""
+    """SELinux label for all of the mount, or ""."""
+    off: Sequence[str] = ()
+    """Names of options that are given as "off"."""
+    userxattr: bool = False
+    follow: bool = False
+    """Marks of renamed directories and of files without their data are followed."""
+    is_volatile: bool = False
+    """Nothing that is written is ever synced."""
+
+    def fields(self, *, relative: bool) -> dict[str, Any]:
+        """Return the fields of a lay_overlay."""
+        base = "" if relative else self.home + "/"
+        return {
+            "lowers": [base + lower for lower in self.lowers], "n_lowers": len(self.lowers),
+            "off": self.off, "n_off": len(self.off),
+            "upper": None if self.upper is None else base + self.upper,
+            "work": None if self.work is None else base + self.work,
+            "context": self.context, "userxattr": self.userxattr, "follow": self.follow,
+            "is_volatile": self.is_volatile,
+        }  # fmt: skip
+
+    def is_awkward(self) -> bool:
+        """Return True if home can be named relatively only."""
+        return bool(_AWKWARD.search(self.home))
+
+    def must_be_relative(self) -> bool:
+        """Return True if an absolute path of it is too long for fsconfig, or awkward."""
+        longest = max(len(os.fsencode(path)) for path in (*self.lowers, self.upper or "", self.work or ""))
+        return self.is_awkward() or len(os.fsencode(self.home)) + 1 + longest > _OPTION_LIMIT
+
+    def check(self, target: str) -> None:
+        """Raise ValueError for what is no path."""
+        if any("\0" in text for text in (self.home, target, self.context, *self.lowers)):
+            raise ValueError("embedded null byte in a mount option")
+
+
+def _api() -> str:
+    return os.environ.get(API_VARIABLE) or "auto"
+
+
+def mount_overlay(overlay: Overlay, target: str, *, api: str | None = None) -> None:
     """Mount an overlay.
 
-    home       absolute directory; every other path is relative to it
-    lowers     nearest first, at least one
-    upper      with work: the writable layer; None: read-only
-    context    SELinux label for all of the mount, or ""
-    off        names of options that are given as "off"
-    follow     marks of renamed directories and of files without their data are followed
-    api        "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
+    target   relative to the overlay's home
+    api      "new", "old" or "auto"; None: what LAYERSTORE_MOUNT_API says, else "auto"
 
     Raises   OSError   with the kernel's errno, its own reason where it gave one, and the target
     Source   moby, daemon/graphdriver/overlay2: overlay.go and mount.go
     """
-    api = api or os.environ.get(API_VARIABLE) or "auto"
+    api = api or _api()
+    home = overlay.home
     shown = os.path.join(home, target)
-    if any("\0" in text for text in (home, target, context, *lowers)):
-        raise ValueError("embedded null byte in a mount option")
-    awkward = bool(_AWKWARD.search(home))
-
-    def fields(*, relative: bool) -> dict[str, Any]:
-        base = "" if relative else home + "/"
-        return {
-            "lowers": [base + lower for lower in lowers], "n_lowers": len(lowers), "off": off, "n_off": len(off),
-            "upper": None if upper is None else base + upper, "work": None if work is None else base + work,
-            "context": context, "userxattr": userxattr, "follow": follow,
-        }  # fmt: skip
+    overlay.check(target)
 
     def mount(*, relative: bool, **request: Any) -> None:
         _mount(home=home if relative else None, target=target if relative else shown, **request)
 
     reason = ""
     if api != "old":
-        longest = max(len(os.fsencode(path)) for path in (*lowers, upper or "", work or ""))
-        relative = awkward or len(os.fsencode(home)) + 1 + longest > _OPTION_LIMIT
+        relative = overlay.must_be_relative()
         try:
-            mount(relative=relative, **fields(relative=relative))
+            mount(relative=relative, **overlay.fields(relative=relative))
             return
         except OSError as err:
             reason = _reason(err)
@@ -148,15 +180,85 @@ def mount_overlay(
             if api == "new" or err.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
                 raise _refused(err, reason, shown) from None
     limit = os.sysconf("SC_PAGESIZE") - 1
-    data = _text_of(fields(relative=awkward))
+    awkward = overlay.is_awkward()
+    data = _text_of(overlay.fields(relative=awkward))
     if relative := awkward or len(data) > limit:
-        data = _text_of(fields(relative=True))
+        data = _text_of(overlay.fields(relative=True))
         if len(data) > limit:
             raise OSError(errno.E2BIG, f"cannot mount layer, mount label too large {len(data)}", shown)
     try:
         mount(relative=relative, data=data)
     except OSError as err:
         raise _refused(err, reason, shown) from None
+
+
+# ---- another mount under a mounted path ----------------------------------------------------------
+
+
+@functools.cache
+def _kernel_switches() -> bool:
+    return bool(lib.lay_can_switch())
+
+
+def can_switch() -> bool:
+    """Return True if this kernel can put another mount under a mounted path (6.8, or 6.5 with that part)."""
+    return _api() != "old" and _kernel_switches()
+
+
+def make_overlay(overlay: Overlay, target: str) -> int:
+    """Make an overlay that is mounted nowhere, and return its descriptor. Raises OSError as mount_overlay() does.
+
+    target   names it in errors, relative to the overlay's home
+    """
+    overlay.check(target)
+    relative = overlay.must_be_relative()
+    shown = os.path.join(overlay.home, target)
+    alive: list[Any] = []
+    made = _overlay(alive, home=overlay.home if relative else None, target=shown, **overlay.fields(relative=relative))
+    detached = ffi.new("int *", -1)
+    try:
+        _call(lib.lay_make_overlay, made, detached)
+    except OSError as err:
+        raise _refused(err, _reason(err), shown) from None
+    return int(detached[0])
+
+
+def is_used(path: str) -> bool:
+    """Return True if something uses the mount at path; its other mounts are not seen. Not for two at once.
+
+    Raises  OSError   EINVAL: nothing is mounted there
+    """
+    return bool(_ask("int *", lib.lay_mount_is_used, os.fsencode(path)))
+
+
+class Switch:
+    """Another mount in the place of the one at a path: what became of it, also where an interrupt comes into it."""
+
+    def __init__(self) -> None:
+        self._old, self._busy = ffi.new("int *", -1), ffi.new("int *")
+
+    def run(self, path: str, mount: int, *, lazy: bool) -> bool:
+        """Switch to a detached mount. Return False if the old one is used, and still there. Raises OSError.
+
+        lazy   switch also while it is used
+        """
+        _call(lib.lay_switch_mount, os.fsencode(path), mount, lazy, self._old, self._busy)
+        return not self._busy[0]
+
+    @property
+    def is_done(self) -> bool:
+        """True: path shows the new mount."""
+        return int(self._old[0]) >= 0
+
+    @property
+    def old(self) -> int:
+        """A descriptor that keeps the file system of the old mount."""
+        return int(self._old[0])
+
+
+def stop_writes(mount: int) -> bool:
+    """Make the file system of a mount read-only. Return False if a file in it is open for writing. Raises OSError."""
+    return not _ask("int *", lib.lay_stop_writes, mount)
 
 
 def _reason(err: OSError) -> str:
@@ -268,10 +370,13 @@ def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
         return None
 
 
-def count_mounts(device: int) -> tuple[int, bool]:
-    """Count how often a file system is mounted here, and say whether it is mounted in another mount namespace, too."""
+def count_mounts(path: str, device: int) -> tuple[int, bool]:
+    """Count how often a file system is mounted here, and say whether it is mounted in another mount namespace, too.
+
+    path    where one of its mounts is; others that propagation made of that one are left out, if the kernel tells
+    """
     here, elsewhere = ffi.new("int *"), ffi.new("int *")
-    lib.lay_count_mounts(os.major(device), os.minor(device), here, elsewhere)
+    lib.lay_count_mounts(os.fsencode(path), os.major(device), os.minor(device), here, elsewhere)
     numbers = (os.major(device), os.minor(device))
     count = int(here[0])
     if count < 0:                         # before Linux 6.11

@@ -13,6 +13,7 @@ Every method may raise OSError, with its filename.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from layerstore.disk.holds import Holds
@@ -202,10 +203,14 @@ class Layers(Protocol):
 class Writables(Protocol):
     """The writable layers of one home. An init layer is one of them: the first of its writable layer's stack."""
 
-    def create(self, id: str, stack: Stack, options: Mapping[str, str] | None) -> None:
-        """Make an empty writable layer. It is invisible, and no cleanup() removes it, until publish().
+    def create(
+        self, id: str, stack: Stack, options: Mapping[str, str] | None, *, most: int = 128, like: str = ""
+    ) -> None:
+        """Make an empty writable layer on just this stack. Until publish() it is invisible; no cleanup() removes it.
 
         options   CreateRWLayerOpts.storage_opt
+        most      ids that the stack may have
+        like      an id whose root directory's mode, owner, times and attributes the new one gets; "": a new one's
         Raises    InvalidOptionError, NotSupportedError, MaxDepthExceededError, OSError: then nothing is left on disk
         """
 
@@ -272,7 +277,77 @@ class Writables(Protocol):
         """
 
     def stack_of(self, id: str) -> list[str]:
-        """Return the stack that id's own files name. Raises InvalidMetadataError, OSError."""
+        """Return the stack that id's own files name; a look at the disk each time, but read only where it changed.
+
+        Raises  InvalidMetadataError, OSError
+        """
+
+    def lower_text(self, id: str) -> str:
+        """Return how id's own files name its stack: a text for named_in() and restand(); "" on nothing."""
+
+    def named_in(self, text: str) -> list[str]:
+        """Return the ids that a lower_text() names and that are there."""
+
+    def restand(self, id: str, stack: Stack, *, text: str | None = None, durable: bool | None = None) -> None:
+        """Let id stand on another stack, in one step. What is mounted does not see it.
+
+        text      a lower_text(), in place of stack
+        durable   what is written is on the disk before it is seen; None: as the store's durability says
+        """
+
+    # ---- snapshots and rollback ----
+
+    def hold(self, id: str) -> AbstractContextManager[None]:
+        """Keep threads and other stores from mounting, unmounting, freezing and turning id; its own thread may."""
+
+    def freeze(
+        self, id: str, into: str, stack: Stack, sync: Callable[[str], None], *, durable: bool | None = None
+    ) -> None:
+        """Make into, unowned until publish(), of what id wrote. id goes on, empty, on into and stack, at its path.
+
+        sync      called with into, before anything of id changes
+        durable   as restand() has it
+        Raises    ActiveMountError   a process is inside, or came in meanwhile: nothing has changed
+                  OSError            and what sync raises: nothing has changed
+        """
+
+    def make_fresh(self, id: str, fresh: str, *, like: str = "") -> int:
+        """Make fresh, unowned until publish(): what id is to go on with after turn(). Return what names id's files now.
+
+        like     as create() has it
+        """
+
+    def require_idle(self, id: str, *, force: bool) -> None:
+        """Raise if id cannot be switched.
+
+        force    processes inside do not matter
+        Raises   ActiveMountError    a process is inside, or it is mounted where this process does not see it
+                 NotSupportedError   it is mounted, and this kernel cannot switch
+        """
+
+    def turn(self, id: str, fresh: str, upper: int, stack: Stack, *, durable: bool | None = None) -> None:
+        """Exchange id's files with fresh's, and let it stand on stack; what is mounted does not see it.
+
+        Called again, also after a kill, it does what is left to do.
+        upper     what make_fresh() returned: if id has other files by now, they are exchanged already
+        durable   as restand() has it
+        """
+
+    def switch(self, id: str, *, force: bool) -> None:
+        """Let the mounted path of id show what turn() made of it. Do nothing where it is not mounted.
+
+        force    who is inside keeps what it sees
+        Raises   ActiveMountError, OSError: nothing has changed
+        """
+
+    def discard(self, id: str) -> None:
+        """Remove an unowned id, by a thread, once no process uses its files; no cleanup() does so till then.
+
+        Host.close() and Host.cleanup() end what can end. With a limit of its own it is removed before the call ends.
+        """
+
+    def is_used(self, id: str) -> bool:
+        """Return True if something that is or was mounted still writes, or reads, id's files as its own."""
 
     def paths(self, id: str) -> dict[str, str]:
         """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
@@ -315,6 +390,9 @@ class Host(Protocol):
     def cleanup(self) -> None:
         """Unmount everything below the home that no other store uses. Raises OSError: something stays mounted."""
 
+    def close(self) -> None:
+        """End what is done beside the calls: removals that can end do so, threads end. Twice is harmless."""
+
 
 class Driver(NamedTuple):
     """One opened driver."""
@@ -342,6 +420,8 @@ class StoreView(NamedTuple):
     """What is remembered of writable layers that were detached while a process was inside."""
     layer_in: Callable[[str], tuple[ChainID, Sidecar] | None]
     """Finds the layer of an id; None: no layer has it."""
+    durability: Durability = "full"
+    """What calls wait for; of "none" nothing that is written in a box is ever synced."""
 
 
 Open = Callable[[str, Mapping[str, str], StoreView], Driver]

@@ -148,7 +148,7 @@ def shown(home: str, lowers: Sequence[str], why: NotSupportedError) -> Scope[int
         try:
             point, nothing = (os.path.relpath(os.path.join(directory, name), home) for name in ("merged", "nothing"))
             off = [name for name in options_off() if name == "index"]
-            mounts.mount_overlay(home, point, [*lowers, nothing], follow=True, off=off)
+            mounts.mount_overlay(mounts.Overlay(home, [*lowers, nothing], follow=True, off=off), point)
             return os.open(os.path.join(home, point), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except BaseException as err:
             surely(left.pop().__exit__, None, None, None)
@@ -183,7 +183,8 @@ def remove_abandoned(where: str) -> None:
 
 def _mounted(directory: str, *lowers: str, upper: str, userxattr: bool) -> Scope[str]:
     def begin() -> str:
-        mounts.mount_overlay(directory, "merged", lowers, upper, "work", off=options_off(), userxattr=userxattr)
+        overlay = mounts.Overlay(directory, lowers, upper, "work", off=options_off(), userxattr=userxattr)
+        mounts.mount_overlay(overlay, "merged")
         return os.path.join(directory, "merged")
 
     return Scope(begin, lambda merged: mounts.unmount(merged, 0))

@@ -9,32 +9,52 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from layerstore.disk import mounts
 from layerstore.errors import ActiveMountError, Holder, readable
 
 # In the order that Holder.uses has; mounts.uses() has the letters.
-_USES = {"r": "root", "c": "cwd", "d": "directory", "w": "write", "m": "map", "f": "read"}
-_ORDER = list(_USES.values())
+_USES = {"r": "root", "c": "cwd", "d": "directory", "w": "write", "s": "map", "m": "map", "f": "read"}
+_ORDER = ["root", "cwd", "directory", "write", "map", "read"]
+# Who uses the box only so cannot change what is in it.
+_HARMLESS = {"m", "f"}
 _MOST_PATHS = 16
 KERNEL = "kernel"
 # The box is in use, by what cannot be seen: a look-up under way, an export, another machine's mount namespace.
 UNKNOWN = Holder(0, KERNEL, (), ())
 
 
+class Found(NamedTuple):
+    """Who uses the file system of a box."""
+
+    holders: list[Holder]
+    """By pid."""
+    only_read: bool
+    """There are some, and none of them can change what is in the box: it is open for reading, or mapped."""
+
+
 def holders(device: int, merged: str, ours: Sequence[int] = ()) -> list[Holder]:
-    """List who uses the file system of a box, by pid.
+    """List who uses the file system of a box, by pid. Arguments as look() has them."""
+    return look(device, merged, ours).holders
+
+
+def look(device: int, merged: str, ours: Sequence[int] = ()) -> Found:
+    """Find who uses the file system of a box.
 
     merged   where the box is, or was, mounted
     ours     descriptors of this process that do not count
     """
     used: dict[int, dict[str, set[str]]] = {}
-    for pid, use, path in mounts.uses(device, ours):
+    uses = mounts.uses(device, ours)
+    for pid, use, path in uses:
         used.setdefault(pid, {}).setdefault(_USES[use], set()).add(path)
     box = _Box(device, merged)
     found = [box.holder(pid, of_process) for pid, of_process in sorted(used.items())]
     kernels = box.of_kernel(alone=not found)
-    return [kernels, *found] if kernels else found
+    only_read = {use for _, use, _ in uses} <= _HARMLESS and (not kernels or kernels.uses == ("read",))
+    all_of_them = [kernels, *found] if kernels else found
+    return Found(all_of_them, bool(all_of_them) and only_read)
 
 
 class _Box:

@@ -82,6 +82,7 @@ class Engine(Ground):
     def close(self) -> None:
         """Release everything. Twice is harmless."""
         self.closed = True
+        self.driver.host.close()
         self.holds.close()
 
     def __del__(self) -> None:

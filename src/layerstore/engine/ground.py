@@ -61,7 +61,7 @@ class Ground:
         """Why nothing is written; "": the store is open for writing."""
         lock_timeout = parse_lock_timeout(given.pop("lock_timeout", str(LOCK_TIMEOUT)))
         self.limits = Limits.take(given)
-        self._open_driver(driver, given, lock_timeout)
+        self._open_driver(driver, given, lock_timeout, durability)
         # What outlives no crash is not synced, by the layerdb alone either.
         self.durability: Durability = "none" if self.driver.host.in_memory else durability
         if not self.read_only:
@@ -71,7 +71,9 @@ class Ground:
         self.records = Records(self.metadata, self.holds)
         self.closed = False
 
-    def _open_driver(self, driver: str | None, given: dict[str, str], lock_timeout: float) -> None:
+    def _open_driver(
+        self, driver: str | None, given: dict[str, str], lock_timeout: float, durability: Durability
+    ) -> None:
         """Choose the driver and open it, beside the layerdb."""
         root = self.root
         fresh = not os.path.lexists(root)
@@ -88,7 +90,9 @@ class Ground:
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), root)
             m = self.metadata = FileMetadataStore(layerdb, make=False, lock_timeout=lock_timeout)
             self.boxes = Detached(m)
-            view = StoreView(bool(self.read_only), self.limits, lock_timeout, self.holds, self.boxes, m.layer_in)
+            view = StoreView(
+                bool(self.read_only), self.limits, lock_timeout, self.holds, self.boxes, m.layer_in, durability
+            )
             self.driver = registry.open_driver(name, root, given, view)
         except (LayerStoreError, OSError) as err:
             if fresh:

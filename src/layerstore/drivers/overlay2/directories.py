@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from layerstore._core import _files
 from layerstore.disk import mounts
-from layerstore.disk.locks import LOCK_TIMEOUT, Claim, NamedLocks, OpenDirectory, claim_directory, in_use
+from layerstore.disk.locks import (
+    LOCK_TIMEOUT,
+    Claim,
+    NamedLocks,
+    OpenDirectory,
+    Scope,
+    claim_directory,
+    in_use,
+    surely,
+)
 from layerstore.disk.textfile import (
     drop_acls,
     make_directory,
@@ -97,7 +106,10 @@ class Directories:
         self._lock_timeout = lock_timeout
         self.locks = NamedLocks()          # of an id, for the length of a mount, an unmount or a removal
         self._claims: dict[str, Claim | None] = {}
+        self._held: dict[str, Claim] = {}  # claims of held(): of ids whose lock a thread has
+        self._stacks: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
         self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
+        self._items: dict[str, str] = {}  # of ids: their items
 
     def prepare(self) -> None:
         """Make home."""
@@ -127,10 +139,15 @@ class Directories:
 
     # ---- making ----
 
-    def create(self, id: str, parent: str, limit: Callable[[str], None] | None = None) -> None:
+    def create(
+        self, id: str, parent: str, limit: Callable[[str], None] | None = None, *,
+        lower: str = "", most: int = MAX_LOWERS,
+    ) -> None:  # fmt: skip
         """Make a directory, unowned until recorded(). Raises MaxDepthExceededError, OSError.
 
         limit   called with its path while nothing is in it yet
+        lower   what its `lower` says, in place of what parent asks for
+        most    items that it may have
         """
         directory = self.path(id)
         link = ""
@@ -143,8 +160,8 @@ class Directories:
             link = _new_link()
             _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
             write_small(self.path(id, "link"), link.encode(), 0o644, sync=False)
-            if parent:
-                self.put_on(id, parent)
+            if parent or lower:
+                self.put_on(id, parent, lower, most)
         except BaseException:
             self._forget_link(link)
             try:
@@ -168,8 +185,49 @@ class Directories:
 
     def claimed(self, id: str) -> contextlib.AbstractContextManager[object]:
         """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too."""
-        claim = None if id in self._claims else claim_directory(self.path(id), timeout=self._lock_timeout, late=in_use)
-        return claim or contextlib.nullcontext()
+        return self._claim(id) or contextlib.nullcontext()
+
+    def _claim(self, id: str) -> Claim | None:
+        """Claim id; None: it is claimed here already, or gone."""
+        held = self._held.get(id)
+        if id in self._claims or (held is not None and held.is_held()):
+            return None
+        return claim_directory(self.path(id), timeout=self._lock_timeout, late=in_use)
+
+    def held(self, id: str) -> Scope[None]:
+        """Keep other threads and other stores from mounting, unmounting or changing id; its thread may do so."""
+        left: list[contextlib.AbstractContextManager[object]] = []
+
+        def begin() -> None:
+            left.append(self.locks.hold(id))
+            left[0].__enter__()
+            try:
+                claim = self._claim(id)
+                if claim is not None:
+                    self._held[id] = claim
+                    left.append(claim)
+            except BaseException:
+                surely(end, None)
+                raise
+
+        def end(_: None) -> None:
+            if len(left) > 1:
+                self._held.pop(id, None)
+                left[1].__exit__(None, None, None)
+                left.pop()
+            if left:
+                left.pop().__exit__(None, None, None)
+
+        return Scope(begin, end)
+
+    def keep(self, id: str) -> bool:
+        """Claim an unowned id, until recorded(). Return False if another one has it, or it is gone."""
+        if id not in self._claims:
+            claim = claim_directory(self.path(id), wait=False)
+            if claim is None:
+                return False
+            self._claims[id] = claim
+        return True
 
     def claimed_if_possible(self, id: str) -> contextlib.AbstractContextManager[object]:
         """Do what claimed() does, but for an id that cannot be locked."""
@@ -189,12 +247,12 @@ class Directories:
         if claim is not None:
             claim.release()
 
-    def put_on(self, id: str, parent: str) -> None:
-        """Let id, made on nothing, stand on parent. Raises MaxDepthExceededError, OSError."""
+    def put_on(self, id: str, parent: str, lower: str = "", most: int = MAX_LOWERS) -> None:
+        """Let id, made on nothing, stand on parent, or on what lower says. Raises MaxDepthExceededError, OSError."""
         make(self.path(id, "work"), 0o700)
-        lower = self._lower_for(parent)
-        if lower.count(":") + 1 > MAX_LOWERS:
-            raise MaxDepthExceededError(path=self.path(parent))
+        lower = lower or self._lower_for(parent)
+        if lower.count(":") + 1 > most:
+            raise MaxDepthExceededError(path=self.path(parent or id))
         write_small(self.path(id, "lower"), os.fsencode(lower), 0o644, sync=False)
 
     def mend(self, id: str, stack: Sequence[str], *, emptied: bool = False) -> None:
@@ -314,6 +372,67 @@ class Directories:
             ids.append(id)
         return ids
 
+    def stack_of(self, id: str) -> list[str]:
+        """Return the ids below id, nearest first; kept in memory until its `lower` is another file, or was changed."""
+        try:
+            found = os.stat(self.path(id, "lower"), follow_symlinks=False)
+        except FileNotFoundError:
+            return []
+        mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+        known = self._stacks.get(id)
+        if known is None or known[0] != mark:
+            known = self._stacks[id] = mark, self.lower_ids(self.lower_items(id))
+        return list(known[1])
+
+    def lower_text(self, id: str) -> str:
+        """Return what `lower` says; "" without one. Raises OSError, InvalidMetadataError."""
+        return ":".join(self.lower_items(id))
+
+    def named_in(self, text: str) -> list[str]:
+        """Return the ids that the text of a `lower` names. What leads to no directory of this home is left out."""
+        found = []
+        for item in text.split(":") if text else []:
+            with contextlib.suppress(OSError, LayerStoreError):
+                found += self.lower_ids([item])
+        return found
+
+    def lower_for(self, stack: Sequence[str]) -> str:
+        """Return what `lower` must say on just this stack. Raises InvalidMetadataError: something of it has no link."""
+        if not stack:
+            return ""
+        first = self._known_link(stack[0])
+        with contextlib.suppress(OSError, LayerStoreError):       # what is damaged may have whole links
+            if self.stack_of(stack[0]) == list(stack[1:]):
+                return ":".join([first, *self.lower_items(stack[0])])
+        return ":".join([first, *map(self._known_link, stack[1:])])
+
+    def lower_on(self, stack: Sequence[str]) -> str:
+        """Return what `lower` says of something new on this stack; "": damaged, the first one's must say it."""
+        try:
+            return self.lower_for(stack)
+        except (OSError, LayerStoreError):
+            return ""
+
+    def _known_link(self, id: str) -> str:
+        """Return the item of `lower` that leads to id."""
+        item = self._items.get(id)
+        if item is None or self._sound.get(item) != id:
+            item = self._items[id] = f"{LINKS}/{self._link_of(id)}"
+            self._sound[item] = id
+        return item
+
+    def restand(self, id: str, lower: str, *, durable: bool) -> None:
+        """Replace `lower` in one step; "": remove it.
+
+        durable   the bytes are on the disk before they are seen
+        """
+        self._stacks.pop(id, None)
+        if lower:
+            replace_small(self.path(id, "lower"), os.fsencode(lower), 0o644, sync=durable)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                _files.unlink(self.path(id, "lower"))
+
     def lower_dirs(self, id: str) -> list[str]:
         """Return the diff directories below id, nearest first."""
         return [self.path(lower, "diff") for lower in self.lower_ids(self.lower_items(id))]
@@ -332,11 +451,12 @@ class Directories:
 
     def forget(self, id: str) -> None:
         """Remove the short link of id, if it can be read."""
+        self._stacks.pop(id, None)
         self._forget_link(self._own_link(id))
 
     def _forget_link(self, link: str) -> None:
         if link:
-            self._sound.pop(f"{LINKS}/{link}", None)
+            self._items.pop(self._sound.pop(f"{LINKS}/{link}", ""), None)
             with contextlib.suppress(OSError):
                 _files.unlink(os.path.join(self.home, LINKS, link))
 
@@ -352,6 +472,13 @@ class Directories:
                         raise
                     mounts.unmount_below(self.path(id))
                     time.sleep(0.1 if attempt else 0)
+
+    def empty(self, id: str, name: str) -> None:
+        """Remove all that is in a directory of id. Raises OSError."""
+        directory = self.path(id, name)
+        with opened(directory) as fd:
+            for entry in os.listdir(fd):
+                remove_below(fd, directory, entry)
 
     # ---- on the disk ----
 

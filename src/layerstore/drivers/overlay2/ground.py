@@ -12,11 +12,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from layerstore._core import _apply
+from layerstore.disk.background import Background
 from layerstore.drivers import Finding, StoreView, checks
 from layerstore.drivers.overlay2.classes import Classes
 from layerstore.drivers.overlay2.directories import Directories, is_there
+from layerstore.drivers.overlay2.discarding import Discarding
 from layerstore.drivers.overlay2.mounting import Mounting
 from layerstore.drivers.overlay2.options import parse_driver_options
+from layerstore.drivers.overlay2.switching import Switching
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import NotSupportedError, readable
 from layerstore.streams.sources import TarInput
@@ -41,13 +44,20 @@ class Ground:
             self._prepare()
         self.userxattr = checks.needs_userxattr(home)
         self.classes = Classes(self.at, view.layer_in, userxattr=self.userxattr)
+        in_memory = checks.fs_name(home) in ("tmpfs", "ramfs") if os.path.isdir(home) else False
+        self.durable = view.durability != "none" and not in_memory
         self.mounting = Mounting(
-            self.at, view.holds, self.classes, view.boxes, read_only=self.read_only, userxattr=self.userxattr
-        )
+            self.at, view.holds, self.classes, view.boxes, read_only=self.read_only, userxattr=self.userxattr,
+            syncs="never" if not self.durable else "all" if view.durability == "full" else "own",
+        )  # fmt: skip
+        self.background = Background()
+        self.switching = Switching(self.at, self.mounting, self.background)
+        self.discarding = Discarding(self.at, self.mounting, self.background, self.remove)
         if not self.read_only:
             self.quota, why = self._find_quota()
             if self.default_size and self.quota is None:
                 raise NotSupportedError(why)
+            self.discarding.quota = self.quota
 
     def _prepare(self) -> None:
         """Ask whether overlays can be mounted there, then make the home."""

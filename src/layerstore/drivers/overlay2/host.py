@@ -11,7 +11,7 @@ from layerstore._core import _changes, _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import claim_directory
 from layerstore.drivers import Owned, checks
-from layerstore.drivers.overlay2.directories import LINKS, opened
+from layerstore.drivers.overlay2.directories import LINKS, is_there, opened
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
@@ -29,7 +29,8 @@ class Host:
 
     def __init__(self, ground: Ground) -> None:
         self.ground, self._at = ground, ground.at
-        self.sync, self.cleanup = ground.at.sync, ground.mounting.cleanup
+        self.sync = ground.at.sync
+        self.close = ground.discarding.close
         self.in_memory = checks.fs_name(ground.home) in ("tmpfs", "ramfs")
 
     def status(self) -> list[tuple[str, str]]:
@@ -44,6 +45,10 @@ class Host:
         told = [(name, str(truth).lower()) for name, truth in truths.items()]
         return [("Backing Filesystem", checks.fs_name(home)), *told]
 
+    def cleanup(self) -> None:
+        self.ground.mounting.cleanup()
+        self.ground.background.drain()
+
     # ---- what no layer owns ----
 
     def _directories(self, owned: Iterable[str]) -> list[str]:
@@ -51,12 +56,27 @@ class Host:
         with os.scandir(self._at.home) as entries:
             names = [e.name for e in entries if e.name != LINKS and e.is_dir(follow_symlinks=False)]
         found = [name for name in names if is_driver_id(name)]
-        keep = set(owned)
+        keep: set[str] = set()
         # Directories of other names are BuildKit's, whose own database owns them and what they stand on.
-        for id in [*keep, *(name for name in names if not is_driver_id(name))]:
-            with contextlib.suppress(OSError, LayerStoreError):
-                keep.update(os.path.basename(os.path.dirname(path)) for path in self._at.lower_dirs(id))
+        todo = [*owned, *(name for name in names if not is_driver_id(name))]
+        while todo:                       # what an owned directory stands on is owned by that
+            id = todo.pop()
+            if id not in keep:
+                keep.add(id)
+                todo += self._below(id)
         return sorted(id for id in found if id not in keep)
+
+    def _below(self, id: str) -> list[str]:
+        try:
+            return self._at.stack_of(id)
+        except (OSError, LayerStoreError):                # one that is damaged does not give away the others
+            with contextlib.suppress(OSError, LayerStoreError):
+                return self._at.named_in(self._at.lower_text(id))
+        return []
+
+    def _is_used(self, id: str) -> bool:
+        """Return True if a process keeps what a rollback dropped. A mount at its own place does not count."""
+        return not is_there(self._at.path(id, "merged")) and self.ground.mounting.is_upper_used(id)
 
     def _abandoned(self, owned: Owned) -> Iterator[str]:
         """Yield unowned ids, each while it is claimed so that no process can be making it."""
@@ -66,7 +86,7 @@ class Host:
             try:
                 # Asked again: what was being made at the first look is recorded by now, or still claimed.
                 left = set(self._directories(owned()))
-                yield from (id for id, claim in claims.items() if claim and id in left)
+                yield from (id for id, claim in claims.items() if claim and id in left and not self._is_used(id))
             finally:
                 for claim in claims.values():
                     if claim:

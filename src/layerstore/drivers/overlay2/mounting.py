@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import OpenDirectory, Scope, surely
+from layerstore.disk.textfile import remove_below
 from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
@@ -51,16 +52,21 @@ class Mounting:
     """The mounts of one store."""
 
     def __init__(
-        self, at: Directories, holds: Holds, classes: Classes, boxes: Detached, *, read_only: bool, userxattr: bool
-    ) -> None:
+        self, at: Directories, holds: Holds, classes: Classes, boxes: Detached, *,
+        read_only: bool, userxattr: bool, syncs: str = "own",
+    ) -> None:  # fmt: skip
         """holds       tells other stores which mounts are in use here
         classes     of the marks that a mount must show
         boxes       those that were detached while a process was inside
         read_only   mount nothing
         userxattr   overlay's attributes are user.*
+        syncs       what is put on the disk of a box at its unmount: "all", also what another store mounted without
+                    syncing; "own": as it was mounted; "never": a mount ends without syncing
         """
         self._at, self._holds, self._classes, self._read_only = at, holds, classes, read_only
         self._userxattr = userxattr
+        self._syncs_all = syncs == "all"
+        self._is_volatile = syncs == "never" and checks.kernel_version() >= (5, 10)
         self._off = checks.options_off()
         self._counter = MountCounter(mounts.is_mounted)
         # Descriptors of this store in mounted boxes, for the length of a call.
@@ -73,7 +79,7 @@ class Mounting:
             lowers = self._at.lower_items(id)
             self._at.require(id, "diff")
             if not lowers:
-                return self._at.path(id, "diff")
+                return self._count_plain(id)
             merged = self._at.path(id, "merged")
             if self._read_only:
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
@@ -87,6 +93,19 @@ class Mounting:
                 self._holds.release(_use(id))
                 raise
             return merged
+
+    def _count_plain(self, id: str) -> str:
+        """Count one user more of a box on nothing, which is a plain directory, and return its path."""
+        path = self._at.path(id, "diff")
+        with self._at.claimed_if_possible(id):
+            self._holds.retain(_use(id))
+            self._counter.increment(path)
+        return path
+
+    def is_counted(self, id: str) -> bool:
+        """Return True if this store or another one uses id, as their counts say."""
+        used = self._counter.users(self._at.path(id, "diff")) or self._counter.users(self._at.path(id, "merged"))
+        return bool(used) or self._holds.held_elsewhere(_use(id))
 
     def _mount_or_share(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
         """Count the first user of this store. The lock keeps other stores from mounting or unmounting it meanwhile."""
@@ -103,21 +122,14 @@ class Mounting:
 
     def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, writable: bool) -> None:
         try:
-            userxattr = self._classes.view(id, self._at.lower_ids(lowers))
             if writable:
                 self._at.require(id, "work")
                 self._require_free(id, merged)
-                self._classes.set(id, userxattr)
+            overlay = self.overlay(id, lowers, mount_label, writable=writable)
             make(merged, 0o700)
-            mounts.mount_overlay(
-                self._at.home, f"{id}/merged",
-                lowers if writable else [f"{id}/diff", *lowers],
-                f"{id}/diff" if writable else None,
-                f"{id}/work" if writable else None,
-                context=mount_label, off=self._off, userxattr=userxattr,
-            )  # fmt: skip
+            mounts.mount_overlay(overlay, f"{id}/merged")
             if writable:
-                self._require_writable(merged)
+                self.require_writable(merged, merged)
         except ActiveMountError:
             raise
         except BaseException:
@@ -127,9 +139,34 @@ class Mounting:
                 os.rmdir(merged)
             raise
 
-    def _require_writable(self, merged: str) -> None:
+    def overlay(self, id: str, lowers: list[str], mount_label: str, *, writable: bool) -> mounts.Overlay:
+        """Return what a mount of id is made of; what hinders one of a writable id is removed."""
+        userxattr = self._classes.view(id, self._at.lower_ids(lowers))
+        if not writable:
+            lowers = [f"{id}/diff", *lowers]
+            return mounts.Overlay(self._at.home, lowers, context=mount_label, off=self._off, userxattr=userxattr)
+        self._classes.set(id, userxattr)
+        self._forget_volatile(id)
+        return mounts.Overlay(
+            self._at.home, lowers, f"{id}/diff", f"{id}/work",
+            context=mount_label, off=self._off, userxattr=userxattr, is_volatile=self._is_volatile,
+        )  # fmt: skip
+
+    def _forget_volatile(self, id: str) -> bool:
+        """Remove the mark of a mount that never synced, as the kernel mounts nothing on it. True: it was there.
+
+        Not while an overlay uses id.
+        """
+        if not is_there(self._at.path(id, "work", "work", "incompat")):
+            return False
+        work = self._at.path(id, "work", "work")
+        with opened(work) as fd:
+            remove_below(fd, work, "incompat")
+        return True
+
+    def require_writable(self, mount: str | int, merged: str) -> None:
         """Raise if the mount is read-only: the kernel could not make its work directory, on a full disk for example."""
-        if not os.statvfs(merged).f_flag & os.ST_RDONLY:
+        if not os.statvfs(mount).f_flag & os.ST_RDONLY:
             return
         below = os.statvfs(self._at.home)
         full = not below.f_bavail or (below.f_files and not below.f_favail)
@@ -140,23 +177,30 @@ class Mounting:
 
     def _require_free(self, id: str, merged: str) -> None:
         """Check that no other overlay writes to the upper: two are undefined. Raises ActiveMountError."""
+        found = self.inside_elsewhere(id)
+        if found is not None:
+            raise in_use(self.name(id), found, "; it is unmounted here, and can be mounted when that has ended")
+        if is_there(self._at.path(id, "work", "work")):
+            self._boxes.clear(id)
+
+    def inside_elsewhere(self, id: str) -> list[Holder] | None:
+        """Return who uses id, which is not mounted here; None: there is no overlay of it."""
         if not is_there(self._at.path(id, "work", "work")):
-            return                        # the kernel makes it with the first mount
+            return None                   # the kernel makes it with the first mount
+        merged = self._at.path(id, "merged")
         found = self._still_inside(id, merged)
         until = time.monotonic() + _ENDING
         while found == [] and time.monotonic() < until:
             time.sleep(_PAUSE * 20)       # its last user has ended, and the kernel still writes back what that wrote
             found = self._still_inside(id, merged)
-        if found is not None:
-            raise in_use(self._name(id), found, "; it is unmounted here, and can be mounted when that has ended")
-        self._boxes.clear(id)
+        return found
 
     def _still_inside(self, id: str, merged: str) -> list[Holder] | None:
         """Return who uses the overlay of an upper that is not mounted here; None: there is no overlay."""
         used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
         if used is False:
             return None
-        device = self._device_elsewhere(id)
+        device = self.device_elsewhere(id)
         if device is None:
             device = self._boxes.device(id)
             if used is None and device is not None and self._is_anothers(device):
@@ -165,7 +209,7 @@ class Mounting:
         # A kernel that does not tell: what a process is seen to use, or another store says that it uses.
         return found if used or found or self._holds.held_elsewhere(_use(id)) else None
 
-    def _device_elsewhere(self, id: str) -> int | None:
+    def device_elsewhere(self, id: str) -> int | None:
         """Return the device of an overlay that writes to id, mounted in another namespace or elsewhere in this one."""
         ends = (f"={id}/diff", f"/{id}/diff")
         for mount in _mounted_anywhere():
@@ -191,7 +235,7 @@ class Mounting:
         found = self._still_inside(id, merged)
         return [] if found is None else found or [UNKNOWN]
 
-    def _name(self, id: str) -> str:
+    def name(self, id: str) -> str:
         """Return the name of id for a message; id if its name cannot be looked up, which must not hide the message."""
         with contextlib.suppress(OSError, LayerStoreError):
             return self._boxes.shown_name(id)
@@ -211,6 +255,8 @@ class Mounting:
         with self._at.locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
                 if not self._at.lower_items(id):
+                    self._counter.decrement(self._at.path(id, "diff"))
+                    self._holds.release(_use(id))
                     return
             merged = self._at.path(id, "merged")
             if self._counter.users(merged) > 1 or self._read_only:
@@ -238,7 +284,7 @@ class Mounting:
                     with contextlib.suppress(OSError):
                         os.rmdir(merged)
                     return
-            log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
+            log.warning("Cannot unmount %s: %s", self.name(id), err, extra={"mount_id": id, "error": err})
 
     def _unmount(self, id: str, merged: str, *, lazy: bool) -> None:
         """Unmount id, if it is mounted here. Raises ActiveMountError and OSError, then nothing has changed."""
@@ -249,22 +295,37 @@ class Mounting:
         device = os.stat(merged).st_dev
         # What only reads does no harm: its next mount is another overlay on the same layers.
         reads_only = bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
-        copied = self._is_copied(device)
+        copied = self.is_copied(merged, device)
         found = self._try(merged, device, copied=copied)
         if found is not None:
             if not lazy and not reads_only:
-                raise in_use(self._name(id), found)
+                raise in_use(self.name(id), found)
             if not reads_only:
                 self._boxes.mark(id, device)
             mounts.unmount(merged)
+        self._end_unseen(merged)
         with contextlib.suppress(OSError):
             os.rmdir(merged)              # unused copies go with it
-        if copied and found is None and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
+        if found is not None:
+            return
+        if copied and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
             self._boxes.mark(id, device)        # a process came in since
+        elif not reads_only:
+            with contextlib.suppress(OSError):  # mount() tries again
+                if self._forget_volatile(id) and self._syncs_all:
+                    mounts.sync_filesystem(self._at.home)
 
-    def _is_copied(self, device: int) -> bool:
+    @staticmethod
+    def _end_unseen(merged: str) -> None:
+        """Unmount what lies beneath a mount that is gone: a switch that came too late left it there."""
+        with contextlib.suppress(OSError):
+            while mounts.is_mounted(merged):
+                mounts.unmount(merged)
+
+    @staticmethod
+    def is_copied(merged: str, device: int) -> bool:
         """Return True if it is mounted once more, here or in another mount namespace, which umount(2) does not see."""
-        here, elsewhere = mounts.count_mounts(device)
+        here, elsewhere = mounts.count_mounts(merged, device)
         return here > 1 or elsewhere
 
     def _try(self, merged: str, device: int, *, copied: bool) -> list[Holder] | None:
@@ -321,7 +382,7 @@ class Mounting:
         try:
             self._put(id, self._leave_for_good)
         except OSError as err:
-            log.warning("Cannot unmount %s: %s", self._name(id), err, extra={"mount_id": id, "error": err})
+            log.warning("Cannot unmount %s: %s", self.name(id), err, extra={"mount_id": id, "error": err})
 
     def unmount_all(self, id: str) -> None:
         """Unmount all below id's directory, lazily, under its lock. Processes inside keep what is open."""
@@ -340,11 +401,28 @@ class Mounting:
             except OSError as err:
                 log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
         if found is not None:
-            about = {"mount": self._name(id), "mount_id": id, "holders": found}
-            log.warning("%s; it is removed all the same", in_use(self._name(id), found), extra=about)
+            about = {"mount": self.name(id), "mount_id": id, "holders": found}
+            log.warning("%s; it is removed all the same", in_use(self.name(id), found), extra=about)
+
+    @property
+    def ours(self) -> tuple[int, ...]:
+        """Descriptors of this store in mounted boxes, which do not count as uses."""
+        return tuple(self._ours)
+
+    def clear_mark(self, id: str) -> None:
+        """Note that what was detached of id while a process was inside is no longer id's."""
+        self._boxes.clear(id)
+
+    def is_upper_used(self, id: str) -> bool:
+        """Return True if some overlay, attached or not, writes to id's files."""
+        if not is_there(self._at.path(id, "work", "work")):
+            return False
+        used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
+        return self.device_elsewhere(id) is not None if used is None else used
 
     def end(self, id: str) -> None:
         """Forget id, whose last file is gone. Called under its lock."""
+        self._counter.forget(self._at.path(id, "diff"))
         self._counter.forget(self._at.path(id, "merged"))
         self._holds.drop(_use(id))
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from layerstore._core import _apply, _changes
+from layerstore.disk.mounts import Switch
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Finding, Stack
 from layerstore.drivers.overlay2.differences import Differences
+from layerstore.drivers.overlay2.directories import MAX_LOWERS
+from layerstore.drivers.overlay2.freezing import Freezing
 from layerstore.drivers.overlay2.ground import Ground, pump
 from layerstore.errors import InvalidOptionError, NotSupportedError
 from layerstore.sizes import parse_size
@@ -25,8 +28,14 @@ class Writables:
         self.remove, self.paths = ground.remove, ground.paths
         self.exists, self.publish, self.mend = ground.at.exists, ground.at.recorded, ground.at.mend
         self.holders, self.unmount = ground.mounting.holders, ground.mounting.put
+        self._freezing = Freezing(ground)
+        self.hold, self.stack_of, self.named_in = ground.at.held, ground.at.stack_of, ground.at.named_in
+        self.lower_text, self.is_used = ground.at.lower_text, ground.mounting.is_upper_used
+        self.discard = ground.discarding.discard
 
-    def create(self, id: str, stack: Stack, options: Mapping[str, str] | None) -> None:
+    def create(
+        self, id: str, stack: Stack, options: Mapping[str, str] | None, *, most: int = MAX_LOWERS, like: str = ""
+    ) -> None:
         """Make the directory of a writable layer.
 
         options   {"size": bytes or a text as "10G"}
@@ -49,7 +58,9 @@ class Writables:
             if quota and size:
                 quota.limit(path, size)
 
-        self._at.create(id, parent, prepare)
+        self._at.create(id, parent, prepare, lower=self._at.lower_on(stack), most=most)
+        if like:
+            self._freezing.follow(id, like)
 
     def settle(self, id: str, stack: Stack) -> None:
         self._at.settle(stack)
@@ -80,5 +91,32 @@ class Writables:
     def check(self, id: str, stack: Stack) -> list[Finding]:
         return self._ground.problems(id, stack)
 
-    def stack_of(self, id: str) -> list[str]:
-        return self._at.lower_ids(self._at.lower_items(id))
+    # ---- snapshots and rollback ----
+
+    def _durable(self, given: bool | None) -> bool:
+        return self._ground.durable if given is None else given
+
+    def restand(self, id: str, stack: Stack, *, text: str | None = None, durable: bool | None = None) -> None:
+        lower = self._at.lower_for(stack) if text is None else text
+        self._at.restand(id, lower, durable=self._durable(durable))
+
+    def freeze(
+        self, id: str, into: str, stack: Stack, sync: Callable[[str], None], *, durable: bool | None = None
+    ) -> None:
+        self._freezing.freeze(id, into, stack, sync, durable=self._durable(durable))
+
+    def make_fresh(self, id: str, fresh: str, *, like: str = "") -> int:
+        return self._freezing.make_fresh(id, fresh, like)
+
+    def require_idle(self, id: str, *, force: bool) -> None:
+        with self._at.held(id):
+            self._ground.switching.require_idle(id, force=force)
+
+    def turn(self, id: str, fresh: str, upper: int, stack: Stack, *, durable: bool | None = None) -> None:
+        self._freezing.turn(id, fresh, upper, self._at.lower_for(stack), durable=self._durable(durable))
+
+    def switch(self, id: str, *, force: bool) -> None:
+        switching = self._ground.switching
+        with self._at.held(id):
+            lazy = switching.require_idle(id, force=force)
+            switching.switch(id, Switch(), lazy=lazy, stops=not force)

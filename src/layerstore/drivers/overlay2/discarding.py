@@ -1,0 +1,51 @@
+"""Removal beside the calls: of what a rollback dropped, once no overlay uses it.
+
+A discarded directory is claimed until it is gone, so that no other store takes it for an orphan. Of a process that was
+killed it is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from layerstore.disk import mounts
+from layerstore.disk.background import Background
+from layerstore.drivers.overlay2.directories import Directories
+from layerstore.drivers.overlay2.mounting import Mounting
+from layerstore.drivers.quota import ProjectQuota
+
+
+class Discarding:
+    """The discarded directories of one store."""
+
+    def __init__(
+        self, at: Directories, mounting: Mounting, background: Background, remove: Callable[[str], None]
+    ) -> None:
+        self._at, self._mounting, self._background, self._remove = at, mounting, background, remove
+        self._waiting: set[str] = set()
+        self.quota: ProjectQuota | None = None
+
+    def discard(self, id: str) -> None:
+        """Remove an unowned id by the thread. One with a limit is removed before the call ends, if it is unused."""
+        if id in self._waiting or not self._at.keep(id):
+            return
+        limited = self.quota is not None and mounts.project_of(self._at.path(id)) != mounts.project_of(self._at.home)
+        self._waiting.add(id)
+        self._background.submit(lambda: self._end(id))
+        if limited:
+            self._background.drain()
+
+    def _end(self, id: str) -> bool:
+        if self._mounting.is_upper_used(id):
+            return False
+        try:
+            self._remove(id)
+        finally:
+            self._waiting.discard(id)
+        return True
+
+    def close(self) -> None:
+        """End what can end. What is still used is left to the next store."""
+        self._background.close()
+        while self._waiting:
+            self._at.recorded(self._waiting.pop())

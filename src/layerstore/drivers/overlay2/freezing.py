@@ -1,0 +1,195 @@
+"""Freezing and turning: what a box wrote becomes another directory's, and the box goes on with an empty one.
+
+Directories change by renames alone, `lower` first: at every moment they show the right tree by themselves. A box that
+was stopped in between is a whole box, and what fails is undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+from layerstore._core import _files
+from layerstore.disk import mounts
+from layerstore.disk.locks import surely
+from layerstore.drivers.overlay2.directories import is_there, make, opened
+from layerstore.drivers.overlay2.ground import Ground
+from layerstore.errors import LayerStoreError
+
+log = logging.getLogger("layerstore")
+
+# The kernel's own attributes of a directory in an overlay: of what was written there, not of the directory.
+_OVERLAYS = ("trusted.overlay.", "user.overlay.")
+
+
+class Freezing:
+    """The boxes of one store, frozen and turned. Every method holds the box."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground, self._at, self._switching = ground, ground.at, ground.switching
+
+    # ---- directories ----
+
+    def make_fresh(self, id: str, fresh: str, like: str = "", *, lower: str = "") -> int:
+        """Make fresh, an unowned directory with an empty diff and work beside id, and return the inode of id's diff.
+
+        like     whose root directory's owner, mode, times and attributes the new one gets; "": as a new box has them
+        lower    what its `lower` says; "": it has none
+        """
+        ground, at = self._ground, self._at
+        user = ground.classes.is_user(id)
+        project = mounts.project_of(at.path(id)) if ground.quota else 0
+
+        def prepare(path: str) -> None:
+            ground.classes.write(path, user)
+            if project:
+                mounts.set_project(path, project)
+
+        at.create(fresh, "", prepare, lower=lower, most=lower.count(":") + 1)
+        try:
+            make(at.path(fresh, "work"), 0o700)
+            if like:
+                copy_root(at.path(like, "diff"), at.path(fresh, "diff"))
+            return self._inode(id, "diff")
+        except BaseException:
+            ground.remove(fresh)
+            raise
+
+    def follow(self, id: str, like: str) -> None:
+        """Give a box in the making the root directory's owner, mode, times and attributes of another id."""
+        try:
+            copy_root(self._at.path(like, "diff"), self._at.path(id, "diff"))
+        except BaseException:
+            self._ground.remove(id)
+            raise
+
+    def _inode(self, id: str, name: str) -> int:
+        return os.stat(self._at.path(id, name), follow_symlinks=False).st_ino
+
+    def _exchange(self, id: str, other: str, name: str, was: int) -> None:
+        """Exchange a directory of two ids, if id's has that inode."""
+        with opened(self._at.path(id)) as mine, opened(self._at.path(other)) as its:
+            if self._inode(id, name) == was:
+                _files.exchange(mine, name, its, name)
+
+    # ---- freezing ----
+
+    def freeze(self, id: str, into: str, stack: Sequence[str], sync: Callable[[str], None], *, durable: bool) -> None:
+        """Make into of what id wrote, and let id go on, empty, on into and its stack.
+
+        sync      puts an id on the disk, before anything of the box changes
+        durable   what is renamed is on the disk before
+        """
+        at = self._at
+        with at.held(id):
+            only_read = self._switching.require_switchable(id)
+            text = at.lower_text(id)
+            upper = self.make_fresh(id, into, id, lower=text)
+            undo: list[Callable[[], object]] = [lambda: self._ground.remove(into)]
+            made = mounts.Switch()
+            try:
+                at.settle([into])
+                if not text:                      # it was a plain directory, and is an overlay from now on
+                    make(at.path(id, "work"), 0o700)
+                work = self._inode(id, "work")
+                sync(into)
+                undo.append(lambda: at.restand(id, text, durable=durable))
+                at.restand(id, at.lower_for([into, *stack]), durable=durable)
+                fresh, fresh_work = self._inode(into, "diff"), self._inode(into, "work")
+                undo.append(lambda: self._exchange(id, into, "diff", fresh))
+                self._exchange(id, into, "diff", upper)
+                undo.append(lambda: self._exchange(id, into, "work", fresh_work))
+                self._exchange(id, into, "work", work)
+                follow_root(at.path(into, "diff"), at.path(id, "diff"))
+                self._switching.switch(id, made, lazy=only_read, stops=True)
+            except BaseException as err:
+                if not made.is_done:
+                    self._undo(id, undo, err)
+                raise
+            finally:
+                if made.is_done:
+                    self._ground.background.submit(lambda: self._empty_work(into))
+            if not text:
+                self._drop_plain(into)
+
+    @staticmethod
+    def _undo(id: str, steps: Sequence[Callable[[], object]], why: BaseException) -> None:
+        """Take steps back, the last one first, until one cannot be: then too, what is there shows the right tree."""
+        for step in reversed(steps):
+            try:
+                surely(step)
+            except (OSError, LayerStoreError) as err:
+                text = "Cannot undo a part of a snapshot of %s, which failed (%s): %s"
+                log.error(text, id, why, err, extra={"mount_id": id, "error": err})
+                return
+
+    def _drop_plain(self, into: str) -> None:
+        """Let a frozen directory on nothing be as any other: without work."""
+        with contextlib.suppress(OSError):
+            os.rmdir(self._at.path(into, "work"))
+
+    def _empty_work(self, id: str) -> bool:
+        """Empty the work directory of a frozen id, whose overlay has ended."""
+        with contextlib.suppress(FileNotFoundError):
+            self._at.empty(id, "work")
+        return True
+
+    # ---- turning ----
+
+    def turn(self, id: str, fresh: str, upper: int, lower: str, *, durable: bool) -> None:
+        """Exchange id's directories with fresh's, if its diff still has the inode upper, and write its `lower`.
+
+        lower   what it says from then on; "": the box stands on nothing
+        """
+        at = self._at
+        with at.held(id):
+            if not is_there(at.path(id, "work")):
+                make(at.path(id, "work"), 0o700)
+            work = self._inode(id, "work")
+            if self._inode(id, "diff") == upper:
+                self._exchange(id, fresh, "diff", upper)
+                self._exchange(id, fresh, "work", work)
+            elif self._was_stopped(id, fresh):
+                self._exchange(id, fresh, "work", work)
+            at.restand(id, lower, durable=durable)
+            if not lower:
+                at.empty(id, "work")
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(at.path(id, "work"))
+
+
+    def _was_stopped(self, id: str, fresh: str) -> bool:
+        """Return True if a turn was stopped when diff was exchanged, and work was not.
+
+        The work of a box that was never mounted is empty as the fresh one is: then it does not matter.
+        """
+        if not is_there(self._at.path(fresh, "work")):
+            return False
+        with opened(self._at.path(fresh, "work")) as its, opened(self._at.path(id, "work")) as mine:
+            return _files.is_empty(its) and not _files.is_empty(mine)
+
+
+def copy_root(source: str, target: str) -> None:
+    """Give a directory the owner, mode, times and attributes of another one."""
+    found = os.stat(source, follow_symlinks=False)
+    made = os.stat(target, follow_symlinks=False)
+    if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid):
+        os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
+    for name in os.listxattr(source, follow_symlinks=False):
+        if not name.startswith(_OVERLAYS):
+            os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+    if stat.S_IMODE(found.st_mode) != stat.S_IMODE(os.stat(target, follow_symlinks=False).st_mode):
+        _files.chmod(target, stat.S_IMODE(found.st_mode))
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+
+
+def follow_root(source: str, target: str) -> None:
+    """Give a directory the times that another one has got since copy_root()."""
+    found, made = os.stat(source, follow_symlinks=False), os.stat(target, follow_symlinks=False)
+    if (found.st_mtime_ns, found.st_mode, found.st_uid, found.st_gid) != (
+        made.st_mtime_ns, made.st_mode, made.st_uid, made.st_gid,
+    ):  # fmt: skip
+        copy_root(source, target)

@@ -1,0 +1,165 @@
+"""Switching: another overlay under the mounted path of a box, in one step; and whether that may be done.
+
+A box that processes are inside of is left alone: they would go on writing to what the box no longer shows. Who only
+reads keeps what is open. The kernel is asked first, for microseconds; /proc is read only where it says that the mount
+is in use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+
+from layerstore.disk import mounts
+from layerstore.disk.background import Background
+from layerstore.drivers.holders import UNKNOWN, holders, in_use, look
+from layerstore.drivers.overlay2.directories import Directories
+from layerstore.drivers.overlay2.mounting import Mounting
+from layerstore.errors import ActiveMountError, Holder, NotSupportedError, readable
+
+log = logging.getLogger("layerstore")
+
+_SELINUX = "/sys/fs/selinux/enforce"
+
+
+class Switching:
+    """The boxes of one store, asked and switched. Called with the box held."""
+
+    def __init__(self, at: Directories, mounting: Mounting, background: Background) -> None:
+        self._at, self._mounting, self._background = at, mounting, background
+
+    # ---- may it be done ----
+
+    def require_idle(self, id: str, *, force: bool = False) -> bool:
+        """Make sure that nobody is inside a box whom a switch would leave behind.
+
+        force    whoever is inside may be left behind
+        Returns  True: there are processes that only read, and keep what they have open
+        Raises   ActiveMountError    somebody is inside, or it is mounted where this process does not see it
+                 NotSupportedError   it is mounted, and this kernel cannot switch
+        """
+        merged = self._at.path(id, "merged")
+        if not self._at.lower_items(id):
+            self._require_uncounted(id)
+            return False
+        if not mounts.is_mounted_surely(merged):
+            self._require_free(id, force=force)
+            return False
+        if not mounts.can_switch():
+            release = os.uname().release
+            name = self._mounting.name(id)
+            raise NotSupportedError(
+                f"{readable(name)} is mounted, and Linux {release} cannot put another mount under its path (6.8 can): "
+                "unmount it first"
+            )
+        if force:
+            return True
+        found, only_read = self._inside(merged)
+        if found is not None:
+            raise in_use(self._mounting.name(id), found)
+        return only_read
+
+    def require_switchable(self, id: str) -> bool:
+        """Do what require_idle() does; on a kernel that cannot switch a mounted box is in use: ActiveMountError."""
+        try:
+            return self.require_idle(id)
+        except NotSupportedError:
+            raise in_use(self._mounting.name(id), self._mounting.holders(id)) from None
+
+    def _require_uncounted(self, id: str) -> None:
+        if self._mounting.is_counted(id):
+            name = self._mounting.name(id)
+            text = f"{name} is mounted, and stands on nothing: it is a plain directory until it is unmounted"
+            raise ActiveMountError(text, holders=(), name=name)
+
+    def _require_free(self, id: str, *, force: bool) -> None:
+        """Make sure that no overlay of a box lives that is not mounted here."""
+        if force and self._mounting.device_elsewhere(id) is None:
+            return
+        found = self._mounting.inside_elsewhere(id)
+        if found is not None:
+            raise in_use(self._mounting.name(id), found)
+
+    def _inside(self, merged: str) -> tuple[list[Holder] | None, bool]:
+        """Return who is inside (None: nobody), and whether somebody only reads."""
+        device = os.stat(merged).st_dev
+        copied = self._mounting.is_copied(merged, device)
+        if not copied and not self._is_used(merged):
+            return None, False
+        found, only_read = look(device, merged, self._mounting.ours)
+        if copied or (found and not only_read):
+            return found or holders(device, merged) or [UNKNOWN], False
+        if only_read:
+            return None, True
+        return ([UNKNOWN], False) if self._is_used(merged) else (None, False)    # its last user has ended meanwhile
+
+    @staticmethod
+    def _is_used(merged: str) -> bool:
+        try:
+            return mounts.is_used(merged)
+        except OSError as err:
+            if err.errno in (errno.EINVAL, errno.EPERM):      # locked: it came with a mount namespace of another owner
+                return True
+            raise
+
+    # ---- the switch ----
+
+    def switch(self, id: str, made: mounts.Switch, *, lazy: bool, stops: bool) -> None:
+        """Put a new overlay, of what is on disk now, under the path of a box. Do nothing where it is not mounted.
+
+        made     tells whether that was done, also where an interrupt came into it
+        lazy     switch also while it is used: who uses it keeps the old one
+        stops    what was written to is not written to any more: the old one becomes read-only
+        Raises   ActiveMountError    somebody came in: nothing has changed
+                 OSError             nothing has changed
+        """
+        merged = self._at.path(id, "merged")
+        if not mounts.is_mounted_surely(merged):
+            self._mounting.clear_mark(id)
+            return
+        writable = not os.statvfs(merged).f_flag & os.ST_RDONLY
+        overlay = self._mounting.overlay(id, self._at.lower_items(id), _label_of(merged), writable=writable)
+        try:
+            new = mounts.make_overlay(overlay, f"{id}/merged")
+            try:
+                if writable:
+                    self._mounting.require_writable(new, merged)
+                done = made.run(merged, new, lazy=lazy)
+            finally:
+                os.close(new)
+            if not done:
+                found = holders(os.stat(merged).st_dev, merged, self._mounting.ours)
+                raise in_use(self._mounting.name(id), found)
+        finally:
+            if made.is_done:
+                self._end(made.old, id, stops=stops and lazy)
+
+    def _end(self, old: int, id: str, *, stops: bool) -> None:
+        """Let the old file system end, by the thread: closing it may take long."""
+        if stops:
+            try:
+                if not mounts.stop_writes(old):
+                    text = "A file of %s was opened for writing while it was switched: it is written to where it was"
+                    log.warning(text, self._mounting.name(id), extra={"mount_id": id})
+            except OSError as err:
+                name = self._mounting.name(id)
+                log.warning("Cannot stop writing to what %s was: %s", name, err, extra={"mount_id": id, "error": err})
+        self._background.submit(lambda: _close(old))
+
+
+def _close(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    return True
+
+
+def _label_of(merged: str) -> str:
+    """Return the SELinux label that a whole mount was given, or ""."""
+    if not os.path.exists(_SELINUX):
+        return ""
+    point = os.path.realpath(merged)
+    options = next((mount.options for mount in mounts.mount_table() if mount.point == point), "")
+    _, found, rest = options.partition('context="')
+    return rest.partition('"')[0] if found else ""
