@@ -324,7 +324,7 @@ def test_every_mount_gives_these_options(room, root, open_store, monkeypatch, ap
     monkeypatch.setenv("LAYERSTORE_MOUNT_API", api)
     monkeypatch.setattr(checks, "options_off", lambda: ("index", "redirect_dir", "metacopy"))
     seen = []
-    monkeypatch.setattr(mounts, "mount_overlay", lambda *args, **more: (seen.append(more["off"]), real(*args, **more)))
+    monkeypatch.setattr(mounts, "mount_overlay", lambda *args, **more: (seen.append(args[0].off), real(*args, **more)))
     with open_store() as store:
         with store.create_rw_layer("box", store.register(tarkit.T1).chain_id).mounted() as path:
             assert os.listdir(path)
