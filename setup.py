@@ -1,4 +1,4 @@
-"""Build ext/core as one static library, the Cython extensions on it, and the cffi module of the mount calls.
+"""Build ext/core as one static library, the Cython extensions on it, the cffi module of the mount calls, and ext/enter.
 
 Metadata is in pyproject.toml. Which libraries the core stands on is found by ext/probe.py when
 something is compiled, not before: making a source distribution needs no compiler.
@@ -7,6 +7,7 @@ something is compiled, not before: making a source distribution needs no compile
 import functools
 import importlib.util
 import os
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,7 +25,7 @@ import probe  # noqa: E402
 
 # A free-threaded interpreter has no stable ABI to build for.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
-BINDINGS = ("_files", "_locks", "_apply", "_tarstream", "_changes", "_listing", "_pack", "_walk", "_clone")
+BINDINGS = ("_files", "_locks", "_apply", "_tarstream", "_changes", "_listing", "_pack", "_walk", "_clone", "_process")
 CORE_FILES = [*probe.core_sources(), *probe.core_headers()]
 # Rewritten when the findings change, so that objects of another configuration are not reused.
 CONFIG_FILE = "build/core-config.txt"
@@ -33,6 +34,9 @@ NAMES = [f"layerstore._core.{name}" for name in BINDINGS]
 MOUNT_BUILD = f"{BIND}/mount_build.py"
 # Of all that is linked in, libcrypto too, a module shows its PyInit_ alone.
 EXPORTS = f"{BIND}/exports.map"
+# The first process of a sandbox: a program of its own, without a C library, or with a static one.
+ENTER = "ext/enter/enter.c"
+ENTER_BUILT = "layerstore/running/enter.elf"
 
 
 @functools.cache
@@ -104,6 +108,22 @@ class BuildBindings(build_ext):
             extension.sources = [source]
         self.run_command("build_clib")
         super().run()
+        self.build_enter(f"src/{ENTER_BUILT}" if self.inplace else f"{self.build_lib}/{ENTER_BUILT}")
+
+    def build_enter(self, target):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        said = []
+        for flags in probe.enter_flags():
+            done = subprocess.run(
+                [*probe.compiler(), *flags, ENTER, "-o", target], capture_output=True, check=False, text=True
+            )
+            if done.returncode == 0:
+                return
+            said.append(done.stderr)
+        raise CompileError(f"{ENTER} cannot be compiled:\n" + "\n".join(said))
+
+    def get_outputs(self):
+        return [*super().get_outputs(), f"{self.build_lib}/{ENTER_BUILT}"]
 
 
 class SourceDistribution(sdist):

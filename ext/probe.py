@@ -91,6 +91,14 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
+def enter_flags() -> list[list[str]]:
+    """Flags to compile and link ext/enter with: without a C library; else, on other processors, with a static one."""
+    own = [flag for flag in CORE_FLAGS if flag not in ("-O2", "-fvisibility=hidden")]
+    own += ["-Os", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-static", "-s"]
+    own += ["-Werror"] if switched_on("LAYERSTORE_WERROR") else []
+    return [[*own, "-fno-pie", "-no-pie", "-nostdlib", "-Wl,-z,noexecstack"], [*own, "-DENTER_LIBC"]]
+
+
 def _from_environment(*names: str) -> list[str]:
     return [flag for name in names for flag in shlex.split(os.environ.get(name, ""))]
 

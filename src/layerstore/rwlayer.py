@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from subprocess import CompletedProcess
 from typing import Any
 
+from layerstore.disk.locks import Scope
 from layerstore.engine.engine import Engine
 from layerstore.engine.record import Mount, MountReference
 from layerstore.errors import ActiveMountError, Holder
 from layerstore.layer import Layer
+from layerstore.running import bubblewrap
+from layerstore.running.command import checked
+from layerstore.running.sandbox import run_in
 from layerstore.streams.leftout import Keep, Marks, export_flags
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, Metadata, Progress
@@ -89,6 +94,59 @@ class RWLayer:
                 self.unmount()
             raise
         self.unmount()
+
+    def run(
+        self, argv: Sequence[str], *, cwd: str = "/", env: Mapping[str, str] | None = None,
+        user: int | str | None = None, timeout: float | None = None, network: bool = False,
+        binds: Mapping[str, str] | None = None, input: bytes | None = None, capture: bool = True, check: bool = False,
+    ) -> CompletedProcess[bytes]:  # fmt: skip
+        """Run a command with it as the root directory, in namespaces of its own, by bubblewrap.
+
+        argv      program and arguments; a name without "/" is looked for in PATH, inside
+        cwd       the working directory, inside
+        env       variables, beside or in place of PATH, HOME and TERM; no variable of this process is inherited
+        user      a uid (with the gid that /etc/passwd inside has for it, else the same number), "uid:gid", or a name
+                  of that /etc/passwd; None: root. The process really has that uid, and no supplementary groups
+        timeout   seconds
+        network   True: the network of this process, and its resolv.conf if there is none inside; False: no network
+        binds     {path inside: path outside}, mounted in this order; "ro:" in front of the path outside: read-only.
+                  A missing path inside is made, and removed afterwards if it is empty
+        input     for standard input; None: /dev/null
+        capture   False: the command writes to standard output and error of this process
+        check     True: raise CalledProcessError if the return code is not 0
+
+        What the command sees: the layer as "/", a /proc of its own processes, a /dev with null, zero, full, random,
+        urandom, tty, shm and pts, no /sys. Kernel settings below /proc are read-only. Devices that the layer holds
+        cannot be opened, setuid bits have no effect. Root has the capabilities that chown, su and package managers
+        need, and cannot mount; other users have none. The layer is mounted for the call if it is not.
+
+        The call ends with the command: what that left running is killed. When it returns or raises, for
+        KeyboardInterrupt too, no process of it is left, and nothing is mounted that was not before.
+
+        Returns  a subprocess.CompletedProcess; its return code is 128 and the signal of a command that was killed
+        Raises   NotSupportedError        bubblewrap is missing or older than 0.4, or cannot make a sandbox here
+                 FileNotFoundError, PermissionError (.filename)   argv[0], cwd, or a path outside
+                 LookupError              /etc/passwd inside has no such user
+                 ActiveMountError         as of mount(), and of unmount() after the command
+                 subprocess.TimeoutExpired, subprocess.CalledProcessError   with the output so far
+                 TypeError, ValueError
+        """
+        told = checked(
+            argv, cwd=cwd, env=env, user=user, timeout=timeout, network=network, binds=binds, input=input,
+            capture=capture,
+        )  # fmt: skip
+        program = bubblewrap.find()
+        done: list[CompletedProcess[bytes]] = []
+
+        def leave(_: str) -> None:
+            with suppress(*(() if done else (ActiveMountError,))):       # what the block raised is raised
+                self.unmount()
+
+        with Scope(self.mount, leave) as path:
+            done.append(run_in(path, told, program))
+        if check:
+            done[0].check_returncode()
+        return done[0]
 
     def size(self) -> int:
         """Return the bytes of its own files."""

@@ -33,6 +33,7 @@ ROOMS = {
     "drivers/overlay2/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
     "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "disk/textfile.py": "what the rooms above use",
+    "running/bubblewrap.py": "the caller's own PATH, and /proc", "running/command.py": "the caller's own paths, outside of the layer",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",
     "cli/host.py": "looks at the root", "cli/main.py": "/proc: what standard output is",
 }  # fmt: skip

@@ -16,11 +16,11 @@ BIND = TOP / "ext" / "bind"
 PACKAGE = TOP / "src" / "layerstore"
 
 # ext/core, from the ground up: a folder uses those before it only.
-C_FLOORS = ["base", "locks", "mount", "tar", "codec", "tree", "clone", "union", "tarsplit", "changes", "source", "apply", "inspect"]
+C_FLOORS = ["base", "locks", "process", "mount", "tar", "codec", "tree", "clone", "union", "tarsplit", "changes", "source", "apply", "inspect"]
 
 # src/layerstore, likewise: the names and values that all use, then folders, the faces, and who uses them.
 PY_FLOORS = [
-    "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
+    "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "running", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
     "store", "images", "__init__", "cli", "aio", "__main__",
 ]
 

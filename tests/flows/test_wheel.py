@@ -72,6 +72,6 @@ def test_a_source_distribution_holds_all_that_a_build_and_the_tests_need(tmp_pat
     assert {f"ext/bind/{name}.{kind}" for name in BINDINGS for kind in ("pyx", "c")} <= held
     for room in ("ext", "src", "tests", "benchmarks", "examples", ".ci"):
         files = {str(p.relative_to(copy)) for p in (copy / room).rglob("*") if p.is_file()}
-        missing = {f for f in files - held if not f.endswith((".so", ".pyc")) and ".egg-info/" not in f}
+        missing = {f for f in files - held if not f.endswith((".so", ".elf", ".pyc")) and ".egg-info/" not in f}
         assert not missing
-    assert not {name for name in held if name.startswith(("build/", "dist/")) or name.endswith(".so")}
+    assert not {name for name in held if name.startswith(("build/", "dist/")) or name.endswith((".so", ".elf"))}

@@ -53,7 +53,7 @@ def declarations(name: str, cls: type) -> Iterator[str]:
 
 def home(name: str) -> str:
     """Return the module that defines a name; "" for what needs no import."""
-    for module in ("collections.abc", "contextlib", "typing"):
+    for module in ("collections.abc", "contextlib", "subprocess", "typing"):
         if name in sys.modules[module].__all__:
             return module
     for module in sorted(name for name in sys.modules if name.startswith("layerstore.")):
