@@ -16,7 +16,7 @@ cdef class Changes:
     cdef lay.lay_changes *c
 
     def __init__(self):
-        raise TypeError("a Changes is made by compare_trees or compare_overlay")
+        raise TypeError("a Changes is made by compare_trees, compare_overlay or compare_stacks")
 
     def __dealloc__(self):
         lay.lay_changes_free(self.c)         # microseconds: not worth a wait for the GIL
@@ -47,24 +47,40 @@ cdef Changes owned(lay.lay_changes *c):
     return changes
 
 
-def compare_trees(int new_fd, int old_fd=-1, *, bint attributes=False, bint touched=False):
+def compare_trees(int new_fd, int old_fd=-1, *, bint attributes=False, bint touched=False, bint contents=False):
     cdef lay.lay_error err
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = (lay.LAY_CHANGES_ATTRIBUTES if attributes else 0) | (lay.LAY_CHANGES_TOUCHED if touched else 0)
+    flags |= lay.LAY_CHANGES_CONTENTS if contents else 0
     with nogil:
         lay.check(lay.lay_changes_trees(&c, new_fd, old_fd, flags, &err), &err)
     return owned(c)
 
 
-def compare_overlay(int upper_fd, lower_fds, bint userxattr=False):
+def compare_overlay(upper_fds, lower_fds, bint userxattr=False, *, bint contents=False):
     cdef lay.lay_error err
     cdef lay.lay_changes *c = NULL
-    cdef unsigned flags = lay.LAY_CHANGES_USERXATTR if userxattr else 0
-    cdef bytes array = lay.descriptors(lower_fds)
-    cdef const char *fds = array
-    cdef size_t n = len(lower_fds)
+    cdef unsigned flags = (lay.LAY_CHANGES_USERXATTR if userxattr else 0) | (lay.LAY_CHANGES_CONTENTS if contents else 0)
+    cdef bytes uppers = lay.descriptors(upper_fds), lowers = lay.descriptors(lower_fds)
+    cdef const char *upper = uppers
+    cdef const char *lower = lowers
+    cdef size_t n = len(upper_fds), m = len(lower_fds)
     with nogil:
-        lay.check(lay.lay_changes_overlay(&c, upper_fd, <const int *>fds, n, flags, &err), &err)
+        lay.check(lay.lay_changes_overlay(&c, <const int *>upper, n, <const int *>lower, m, flags, &err), &err)
+    return owned(c)
+
+
+def compare_stacks(new_fds, old_fds, *, bint userxattr=False, bint old_userxattr=False, bint contents=False):
+    cdef lay.lay_error err
+    cdef lay.lay_changes *c = NULL
+    cdef unsigned flags = (lay.LAY_CHANGES_USERXATTR if userxattr else 0) | (lay.LAY_CHANGES_CONTENTS if contents else 0)
+    flags |= lay.LAY_CHANGES_OLD_USERXATTR if old_userxattr else 0
+    cdef bytes fresh = lay.descriptors(new_fds), before = lay.descriptors(old_fds)
+    cdef const char *new = fresh
+    cdef const char *old = before
+    cdef size_t n = len(new_fds), m = len(old_fds)
+    with nogil:
+        lay.check(lay.lay_changes_stacks(&c, <const int *>new, n, <const int *>old, m, flags, &err), &err)
     return owned(c)
 
 

@@ -72,10 +72,11 @@ cdef extern from "lay.h" nogil:
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
     const char *lay_export_left_path(const lay_source *s, int kind, size_t i) noexcept
 
-    unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES, LAY_CHANGES_TOUCHED
+    unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES, LAY_CHANGES_TOUCHED, LAY_CHANGES_CONTENTS, LAY_CHANGES_OLD_USERXATTR
     ctypedef struct lay_changes
     lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err) noexcept
-    lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
+    lay_code lay_changes_overlay(lay_changes **out, const int *upper_fds, size_t uppers, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
+    lay_code lay_changes_stacks(lay_changes **out, const int *new_fds, size_t n, const int *old_fds, size_t m, unsigned flags, lay_error *err) noexcept
     size_t lay_changes_count(const lay_changes *c) noexcept
     int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len) noexcept
     void lay_changes_free(lay_changes *c) noexcept

@@ -202,14 +202,20 @@ const char *lay_export_left_path(const lay_source *s, int kind, size_t i);
 #define LAY_CHANGES_USERXATTR 1u
 #define LAY_CHANGES_ATTRIBUTES 2u   /* of two plain trees: what differs in what LAY_EXPORT_KEEP keeps is ATTRIBUTES */
 #define LAY_CHANGES_TOUCHED 4u      /* of two mounts on the same lowers: what has another ctime is MODIFY, however alike */
+#define LAY_CHANGES_CONTENTS 8u     /* times do not count: what has the same type, mode, owner, target, device and bytes is the same */
+#define LAY_CHANGES_OLD_USERXATTR 16u   /* of two stacks: the old one's marks are user.overlay. */
 #define LAY_CHANGE_ATTRIBUTES 3     /* with this flag alone: moby would not call it a change */
 
 typedef struct lay_changes lay_changes;
 
-/* new_fd against old_fd (-1: nothing), two plain trees. */
+/* new_fd against old_fd (-1: nothing), two plain trees. flags: ATTRIBUTES, TOUCHED, CONTENTS. */
 lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err);
-/* An overlay upper directory against its n lowers, nearest first. Reads upper, looks up lowers. */
-lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
+/* Overlay upper directories that lie upon each other against n lowers, nearest first. Reads uppers, looks up lowers.
+ * flags: USERXATTR, CONTENTS. */
+lay_code lay_changes_overlay(lay_changes **out, const int *upper_fds, size_t uppers, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
+/* Two overlays, each all of its layers, nearest first. Where the same directories lie at the end of both they are only
+ * looked up. flags: as for overlay, OLD_USERXATTR. */
+lay_code lay_changes_stacks(lay_changes **out, const int *new_fds, size_t n, const int *old_fds, size_t m, unsigned flags, lay_error *err);
 size_t lay_changes_count(const lay_changes *c);
 /* Change i: kind; *path is absolute inside the tree, NUL-terminated, alive until free. */
 int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len);

@@ -219,7 +219,14 @@ static ssize_t memory_xattr(const lay_lower *l, lay_lower_dir in, const char *na
     return n;
 }
 
-static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr };
+static int memory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+{
+    (void)mode;
+    errno = child_of(at(l, in), name, strlen(name)) ? ENOSYS : ENOENT;      /* what it has read are no bytes */
+    return -1;
+}
+
+static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr, memory_file };
 
 /* ---- for the tests ---- */
 
@@ -266,7 +273,7 @@ lay_code memory_changes(lay_changes **out, memory *upper, int upper_fd, memory *
     lay_lowers all = gathered(lowers, n);
     const lay_lower at_fd = lay_lower_listed(upper_fd);
     lay_error_clear(err);
-    lay_code code = lay_changes_over(out, upper ? &upper->as : &at_fd, &all, err);
+    lay_code code = lay_changes_over(out, upper ? &upper->as : &at_fd, &all, false, err);
     lay_lowers_free(&all);
     return code;
 }

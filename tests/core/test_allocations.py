@@ -188,7 +188,47 @@ def changes_of_an_overlay(room: Path) -> Job:
 
     def run() -> Any:
         with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
-            return changed("lay_changes_overlay", upper, door.ffi.new("int[]", [lower, lower]), 2, 0)
+            upper_fds, lower_fds = door.ffi.new("int[]", [upper]), door.ffi.new("int[]", [lower, lower])
+            return changed("lay_changes_overlay", upper_fds, 1, lower_fds, 2, 0)
+
+    return Job(run)
+
+
+def changes_of_stacks(room: Path) -> Job:
+    """By a walk of both, and by the uppers of one."""
+    two_trees(room)
+
+    def run() -> Any:
+        with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
+            fds = door.ffi.new("int[]", [upper, lower, lower, upper])
+            flags = door.lib.LAY_CHANGES_CONTENTS
+            both = changed("lay_changes_stacks", fds, 2, fds + 2, 2, flags)
+            return both, changed("lay_changes_overlay", fds, 2, fds + 2, 1, 0)
+
+    return Job(run)
+
+
+def union_of_two(room: Path) -> Job:
+    """Whiteouts judged, too."""
+    two_trees(room)
+
+    def run() -> Any:
+        ffi, lib = door.ffi, door.lib
+        with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
+            fds, handle, found = ffi.new("int[]", [upper, lower, lower]), ffi.new("lay_union **"), ffi.new("lay_union_found *")
+            door.call("lay_union_open_at", handle, fds, 2, fds + 2, 1, 4)
+            walk = ffi.new("lay_union_walk **")
+            try:
+                door.call("lay_union_walk_open", walk, handle[0])
+                seen = []
+                door.call("lay_union_walk_next", walk[0], found)
+                while found.path:
+                    seen.append((ffi.string(found.path), found.layer))
+                    door.call("lay_union_walk_next", walk[0], found)
+                return seen
+            finally:
+                lib.lay_union_walk_free(walk[0])
+                lib.lay_union_free(handle[0])
 
     return Job(run)
 
@@ -243,6 +283,8 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
+    "changes of stacks": changes_of_stacks,
+    "union": union_of_two,
     "export": exported, "export changes": exported_changes, "size and remove": tree,
 }
 

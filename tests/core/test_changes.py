@@ -19,15 +19,17 @@ KINDS = "CAD"
 THREADS_SEEN = 200  # rounds in which more than one thread must have been seen at least once
 
 
-def changes(upper: Path, lowers: list[Path]) -> list[str]:
+def changes(upper: Path | list[Path], lowers: list[Path], flags: int = 0) -> list[str]:
     """The comparison, as lines."""
     with contextlib.ExitStack() as stack:
         fds = []
-        for place in (upper, *lowers):
+        for place in (*([upper] if isinstance(upper, Path) else upper), *lowers):
             fds.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY))
             stack.callback(os.close, fds[-1])
         handle = door.ffi.new("lay_changes **")
-        door.call("lay_changes_overlay", handle, fds[0], door.ffi.new("int[]", fds[1:]), len(lowers), 0)
+        uppers = 1 if isinstance(upper, Path) else len(upper)
+        ints = door.ffi.new("int[]", fds)
+        door.call("lay_changes_overlay", handle, ints, uppers, ints + uppers, len(lowers), flags)
     return lines_of(handle[0])
 
 

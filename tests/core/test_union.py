@@ -181,9 +181,9 @@ def drawn(place: Path, seed: int, count: int) -> list[Path]:
 
 @contextlib.contextmanager
 def mounted(place: Path, lowers: Sequence[Path]) -> Iterator[Path]:
-    for name in ("merged", "nothing"):
+    for name in ("merged", "nothing", "none"):       # one lower alone is no overlay
         (place / name).mkdir(exist_ok=True)
-    options = "lowerdir=" + ":".join(map(str, [*lowers, place / "nothing"]))
+    options = "lowerdir=" + ":".join(map(str, [*lowers, place / "nothing", place / "none"]))
     disk.mount("overlay", place / "merged", "overlay", 1, options)
     try:
         yield place / "merged"

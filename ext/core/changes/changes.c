@@ -9,9 +9,11 @@
 #include "base/grow.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 
 #define CAPABILITY_MAX 64   /* the kernel knows at most 24 bytes */
+#define CONTENTS_SIZE (32u << 10)
 #define GONE 255            /* lay_name.type: listed, but gone since */
 
 /* ---- the list ---- */
@@ -126,12 +128,66 @@ bool lay_stats_differ(const struct stat *a, const struct stat *b)
         || (!S_ISDIR(a->st_mode) && (a->st_size != b->st_size || !same_time(a->st_mtim, b->st_mtim)));
 }
 
-int lay_capabilities_differ(const lay_lower *a, lay_lower_dir a_in, const char *a_name, const lay_lower *b, lay_lower_dir b_in, const char *b_name)
+int lay_capabilities_differ(const lay_thing *a, const lay_thing *b)
 {
     uint8_t u[CAPABILITY_MAX], v[CAPABILITY_MAX];
-    ssize_t n = a->ops->xattr(a, a_in, a_name, LAY_CAPABILITY, u, sizeof u);
-    ssize_t m = n < 0 ? -1 : b->ops->xattr(b, b_in, b_name, LAY_CAPABILITY, v, sizeof v);
+    ssize_t n = a->layer->ops->xattr(a->layer, a->in, a->name, LAY_CAPABILITY, u, sizeof u);
+    ssize_t m = n < 0 ? -1 : b->layer->ops->xattr(b->layer, b->in, b->name, LAY_CAPABILITY, v, sizeof v);
     return m < 0 ? -1 : n != m || memcmp(u, v, (size_t)n) != 0;
+}
+
+/* As many bytes as there are, but for the end; -1 and errno. */
+static ssize_t read_full(int fd, char *to, size_t n)
+{
+    size_t have = 0;
+    for (ssize_t r = 1; have < n && r != 0; have += r > 0 ? (size_t)r : 0) {
+        r = read(fd, to + have, n - have);
+        if (r < 0 && errno != EINTR)
+            return -1;
+    }
+    return (ssize_t)have;
+}
+
+static int bytes_differ(int a, int b)
+{
+    char p[CONTENTS_SIZE], q[CONTENTS_SIZE];
+    ssize_t n, m;
+    do {
+        n = read_full(a, p, sizeof p);
+        m = n < 0 ? -1 : read_full(b, q, sizeof q);
+        if (m < 0)
+            return -1;
+    } while (n == m && n > 0 && memcmp(p, q, (size_t)n) == 0);
+    return n != m || n > 0;
+}
+
+static int targets_differ(int a, int b)
+{
+    char p[PATH_MAX], q[PATH_MAX];
+    ssize_t n = readlinkat(a, "", p, sizeof p), m = n < 0 ? -1 : readlinkat(b, "", q, sizeof q);
+    return m < 0 ? -1 : n != m || memcmp(p, q, (size_t)n) != 0;
+}
+
+static int contents_differ(const lay_thing *a, const lay_thing *b)
+{
+    mode_t mode = a->st->st_mode;
+    if (mode != b->st->st_mode || a->st->st_uid != b->st->st_uid || a->st->st_gid != b->st->st_gid || a->st->st_rdev != b->st->st_rdev)
+        return 1;
+    if (!S_ISREG(mode) && !S_ISLNK(mode))
+        return 0;
+    if (a->st->st_size != b->st->st_size)
+        return 1;
+    if ((S_ISREG(mode) && a->st->st_size == 0) || (a->st->st_ino == b->st->st_ino && a->st->st_dev == b->st->st_dev))
+        return 0;
+    LAY_AUTO_FD int fd = a->layer->ops->file(a->layer, a->in, a->name, mode);
+    LAY_AUTO_FD int other = fd < 0 ? -1 : b->layer->ops->file(b->layer, b->in, b->name, mode);
+    return other < 0 ? -1 : S_ISREG(mode) ? bytes_differ(fd, other) : targets_differ(fd, other);
+}
+
+int lay_things_differ(bool contents, const lay_thing *a, const lay_thing *b)
+{
+    int differ = contents ? contents_differ(a, b) : lay_stats_differ(a->st, b->st);
+    return differ != 0 ? differ : lay_capabilities_differ(a, b);
 }
 
 /* ---- two trees ---- */
@@ -140,6 +196,7 @@ typedef struct pair { lay_names fresh, old; size_t next, old_next; bool has_old;
 typedef struct pairs {
     lay_differ differ;
     bool attributes, touched;              /* what differs in attributes alone, or in its ctime, is told too */
+    bool contents;                         /* what differs in its times alone is not */
     lay_attributes mine, other;
     lay_trail fresh, old;
     pair *list; size_t depth, cap;
@@ -234,13 +291,14 @@ static lay_code pairs_next(pairs *p, lay_error *err)
         if (st.st_ino == old_st.st_ino && st.st_dev == old_st.st_dev)
             return LAY_OK;
         const lay_lower fresh = lay_lower_directory(lay_trail_fd(&p->fresh)), old = lay_lower_directory(lay_trail_fd(&p->old));
-        int differ = lay_stats_differ(&st, &old_st) ? 1 : lay_capabilities_differ(&fresh, fresh.root, text, &old, old.root, text);
+        const lay_thing a = { &fresh, fresh.root, text, &st }, b = { &old, old.root, text, &old_st };
+        int differ = lay_things_differ(p->contents, &a, &b);
         if (differ < 0 && lay_tree_gone(errno)) {
             name->type = GONE;
             return LAY_OK;
         }
         if (differ < 0)
-            return lay_differ_fail(&p->differ, errno, text, "cannot read security.capability", err);
+            return lay_differ_fail(&p->differ, errno, text, "cannot compare it", err);
         differs = differ > 0
             || (p->touched && (st.st_ctim.tv_sec != old_st.st_ctim.tv_sec || st.st_ctim.tv_nsec != old_st.st_ctim.tv_nsec));
         if (!differs && p->attributes) {
@@ -313,7 +371,7 @@ lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned f
 {
     lay_error_clear(err);
     pairs p = { .fresh = LAY_TRAIL_NONE, .old = LAY_TRAIL_NONE, .attributes = (flags & LAY_CHANGES_ATTRIBUTES) != 0,
-                .touched = (flags & LAY_CHANGES_TOUCHED) != 0 };
+                .touched = (flags & LAY_CHANGES_TOUCHED) != 0, .contents = (flags & LAY_CHANGES_CONTENTS) != 0 };
     lay_code code = pairs_run(&p, new_fd, old_fd, err);
     if (code == LAY_OK)
         *out = lay_steal(p.differ.out);

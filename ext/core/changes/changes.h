@@ -31,12 +31,18 @@ lay_code lay_differ_record(lay_differ *d, int kind, const char *name, size_t n, 
 lay_code lay_differ_fail(lay_differ *d, int sys_errno, const char *name, const char *what, lay_error *err);
 void lay_differ_free(lay_differ *d);
 
+/* One thing of a layer, and what it is. */
+typedef struct lay_thing { const lay_lower *layer; lay_lower_dir in; const char *name; const struct stat *st; } lay_thing;
+
 /* Whether two things differ, as moby has it: by what stat tells, and by security.capability. */
 bool lay_stats_differ(const struct stat *a, const struct stat *b);
 /* 1 or 0; -1 and errno. */
-int lay_capabilities_differ(const lay_lower *a, lay_lower_dir a_in, const char *a_name, const lay_lower *b, lay_lower_dir b_in, const char *b_name);
+int lay_capabilities_differ(const lay_thing *a, const lay_thing *b);
+
+/* Both; contents: times do not count, and bytes and targets do. 1 or 0; -1 and errno. */
+int lay_things_differ(bool contents, const lay_thing *a, const lay_thing *b);
 
 /* As lay_changes_overlay, whatever keeps these layers. */
-lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_lowers *lowers, lay_error *err);
+lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_lowers *lowers, bool contents, lay_error *err);
 
 #endif

@@ -28,6 +28,7 @@
 typedef struct overlay {
     lay_lower upper;
     const lay_lowers *lowers;
+    bool contents;             /* bytes count, and times do not */
     const char *opaque, *redirect, *metacopy, *xwhiteout;
 } overlay;
 
@@ -168,7 +169,7 @@ static lay_code check_metacopy(reader *r, const lay_spot *s, lay_lower_dir in, c
     int moved = has > 0 ? has_mark(upper, in, name, r->o->redirect) : 0;
     if (has < 0 || moved < 0)
         return lay_tree_gone(errno) ? LAY_OK : fail(r, s, errno, name, "cannot read the metacopy mark", err);
-    if (has == 0 || (moved == 0 && v->visible && S_ISREG(v->st.st_mode) && v->st.st_size == st->st_size))
+    if (has == 0 || (moved == 0 && !r->o->contents && v->visible && S_ISREG(v->st.st_mode) && v->st.st_size == st->st_size))
         return LAY_OK;
     return unsupported(r, s, name, "a file without its data (metacopy)", err);
 }
@@ -232,16 +233,17 @@ static lay_code note_name(reader *r, lay_spot *s, lay_lower_dir in, lay_name *na
     if ((!fresh && look_up(r, s, text, &v, err)) || (S_ISREG(st.st_mode) && check_metacopy(r, s, in, text, &st, &v, err)))
         return err->code;
     int differs = 1;
-    if (v.visible && !lay_stats_differ(&st, &v.st)) {
+    if (v.visible && (r->o->contents || !lay_stats_differ(&st, &v.st))) {
         lay_lower_dir old = open_spot(r, s, v.layer);
-        differs = old < 0 ? -1 : lay_capabilities_differ(upper, in, text, v.layer, old, text);
+        const lay_thing a = { upper, in, text, &st }, b = { v.layer, old, text, &v.st };
+        differs = old < 0 ? -1 : lay_things_differ(r->o->contents, &a, &b);
     }
     if (differs < 0 && lay_tree_gone(errno)) {
         name->type = GONE;
         return LAY_OK;
     }
     if (differs < 0)
-        return fail(r, s, errno, text, "cannot read security.capability", err);
+        return fail(r, s, errno, text, "cannot compare it", err);
     return differs > 0 ? lay_spot_note(s, v.visible ? LAY_CHANGE_MODIFY : LAY_CHANGE_ADD, text, name->len, err) : LAY_OK;
 }
 
@@ -314,7 +316,8 @@ static lay_code enter(reader *r, lay_spot *s, lay_lower_dir *in, lay_error *err)
     int differs = !v.visible || lay_stats_differ(&st, &v.st);
     if (differs == 0 && (now.capability || old.capability)) {
         above = open_spot(r, s->parent, v.layer);
-        differs = above < 0 ? -1 : lay_capabilities_differ(upper, *in, ".", v.layer, above, s->name);
+        const lay_thing a = { upper, *in, ".", &st }, b = { v.layer, above, s->name, &v.st };
+        differs = above < 0 ? -1 : lay_capabilities_differ(&a, &b);
     }
     if (differs < 0)
         return fail(r, s, errno, "", "cannot read security.capability", err);
@@ -496,11 +499,11 @@ static lay_code compare(const overlay *o, unsigned threads, lay_changes **out, l
     return *out != NULL ? LAY_OK : err->code;
 }
 
-lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_lowers *lowers, lay_error *err)
+lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_lowers *lowers, bool contents, lay_error *err)
 {
     bool user = lowers->userxattr;
     const overlay o = {
-        .upper = *upper, .lowers = lowers, .opaque = lay_opaque_xattr(user),
+        .upper = *upper, .lowers = lowers, .contents = contents, .opaque = lay_opaque_xattr(user),
         .redirect = user ? LAY_REDIRECT_USER : LAY_REDIRECT_TRUSTED,
         .metacopy = user ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED,
         .xwhiteout = user ? LAY_XWHITEOUT_USER : LAY_XWHITEOUT_TRUSTED,
@@ -513,19 +516,4 @@ lay_code lay_changes_over(lay_changes **out, const lay_lower *upper, const lay_l
         code = compare(&o, 1, out, err);
     }
     return code;
-}
-
-lay_code lay_changes_overlay(lay_changes **out, int upper_fd, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
-{
-    lay_error_clear(err);
-    /* opened anew: reading its names must not move the caller's descriptor */
-    LAY_AUTO_FD int own_fd = openat(upper_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (own_fd < 0)
-        return lay_fail_fd(err, errno, upper_fd, "cannot open the directory");
-    const lay_lower upper = lay_lower_listed(own_fd);
-    lay_lowers lowers;
-    if (!lay_lowers_open(&lowers, lower_fds, n, flags & LAY_CHANGES_USERXATTR, err))
-        lay_changes_over(out, &upper, &lowers, err);
-    lay_lowers_free(&lowers);
-    return err->code;
 }

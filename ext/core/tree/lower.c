@@ -75,9 +75,18 @@ static ssize_t listed_xattr(const lay_lower *l, lay_lower_dir in, const char *na
     return lay_attribute_get(&thing, xattr, buf, size);
 }
 
-static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr };
-static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr };
-static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr };
+static int directory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+{
+    (void)l;
+    struct stat st;
+    if (S_ISLNK(mode))
+        return openat((int)in, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    return lay_tree_open_regular((int)in, name, &st);
+}
+
+static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr, directory_file };
+static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr, directory_file };
+static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr, directory_file };
 
 lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }

@@ -1,8 +1,8 @@
 /* lower.h - one layer below, through functions: a directory today, another way of keeping a layer tomorrow.
  *
- * Those who look at lowers (changes, inspect, stand) ask for names, stats and extended attributes; none reads a file's
- * bytes. So what can be opened is a directory, and what opening gives is a place to ask in: a descriptor where the layer
- * is a directory, a number of the layer's own where it is a file. Any thread may ask; a layer holds nothing that changes.
+ * Those who look at lowers (changes, inspect, stand) ask for names, stats and extended attributes; only who compares
+ * contents asks for a file's bytes. Opening a directory gives a place to ask in: a descriptor where the layer is a
+ * directory, a number of the layer's own where it is a file. Any thread may ask; a layer holds nothing that changes.
  */
 #ifndef LAY_LOWER_H
 #define LAY_LOWER_H
@@ -23,6 +23,8 @@ typedef struct lay_lower_ops {
     lay_code (*list)(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err);
     /* One value, as lay_tree_getxattr gives it; of xattr NULL: the names of all, each with its NUL. */
     ssize_t (*xattr)(const lay_lower *l, lay_lower_dir in, const char *name, const char *xattr, void *buf, size_t size);
+    /* A descriptor of a regular file for reading, or of a link as a path, by its type in mode; -1 and errno. */
+    int (*file)(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode);
 } lay_lower_ops;
 
 struct lay_lower {

@@ -13,7 +13,7 @@ static lay_lower_dir place_of(const lay_union_dir *d) { return d == NULL ? -1 : 
 
 /* ---- opening ---- */
 
-static lay_code open_root(lay_union *u, lay_error *err)
+static lay_code open_root(lay_union *u, bool listed, lay_error *err)
 {
     u->root = lay_union_dir_new(u, 0, u->count);
     if (u->root == NULL)
@@ -22,7 +22,9 @@ static lay_code open_root(lay_union *u, lay_error *err)
         u->root->parts[i] = (lay_union_part){ i, u->layers[i].root };
     u->root->nparts = u->root->spare = u->count;
     u->root->xattrs_len = -1;
-    return lay_union_dir_read(u->root, err);
+    if (lay_union_root_marks(u->root) < 0)
+        return lay_fail_os(err, errno, ".", "cannot read the marks of a layer's root");
+    return listed ? lay_union_dir_read(u->root, err) : LAY_OK;
 }
 
 static lay_union *union_new(const lay_lower *layers, size_t n, const lay_lowers *below, unsigned flags, lay_error *err)
@@ -46,7 +48,7 @@ lay_code lay_union_open(lay_union **out, const lay_lower *layers, size_t n, cons
     lay_union *u = union_new(layers, n, below, flags, err);
     if (u == NULL)
         return err->code;
-    if (open_root(u, err))
+    if (open_root(u, true, err))
         lay_union_free(u);
     else
         *out = u;
@@ -82,7 +84,7 @@ lay_code lay_union_open_at(lay_union **out, const int *fds, size_t n, const int 
     lay_union *u = union_new(NULL, 0, NULL, flags, err);
     if (u == NULL)
         return err->code;
-    if (open_layers(u, fds, n, keep, err) || (below != NULL && open_below(u, below, nbelow, keep, err)) || open_root(u, err))
+    if (open_layers(u, fds, n, keep, err) || (below != NULL && open_below(u, below, nbelow, keep, err)) || open_root(u, (flags & LAY_UNION_UNREAD) == 0, err))
         lay_union_free(u);
     else
         *out = u;
@@ -251,8 +253,16 @@ static ssize_t union_xattr(const lay_lower *l, lay_lower_dir in, const char *nam
     return by == NULL ? -1 : by->ops->xattr(by, there, name, xattr, buf, size);
 }
 
+static int union_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+{
+    (void)l;
+    lay_lower_dir there;
+    const lay_lower *by = shown_by(dir_of(in), name, &there);
+    return by == NULL ? -1 : by->ops->file(by, there, name, mode);
+}
+
 lay_lower lay_union_lower(const lay_union *u)
 {
-    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr };
+    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr, union_file };
     return (lay_lower){ .ops = &ops, .layer = u, .root = place_of(u->root) };
 }

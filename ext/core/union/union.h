@@ -26,6 +26,7 @@
 #define LAY_UNION_OVER_MARKS 2u     /* a whiteout also stays if what is below is a whiteout: for a directory that takes the
                                      * run's place while what it stands on may be merged into it later */
 #define LAY_UNION_KEEP 4u           /* open_at: opens the descriptors once more, for a handle that outlives them */
+#define LAY_UNION_UNREAD 8u         /* open_at: the roots' names are not read yet; then one thread alone may use the union */
 
 typedef struct lay_union lay_union;
 

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
+#define XWHITEOUTS "a directory with whiteouts as extended attributes"
 #define LIST_SIZE 1024      /* names of extended attributes; where there are more, each is asked for */
 
 void lay_union_dir_free(lay_union_dir *d)
@@ -52,7 +53,7 @@ static int read_marks(lay_union_dir *d, const lay_lower *l, lay_lower_dir in)
             return -1;
         d->opaque = len == 1 && value[0] == 'y';
         if (len == 1 && value[0] == 'x')
-            d->refused = "a directory with whiteouts as extended attributes";
+            d->refused = XWHITEOUTS;
     }
     if (n < 0 || listed(list, n, redirect)) {
         ssize_t len = l->ops->xattr(l, in, ".", redirect, value, sizeof value);
@@ -60,6 +61,20 @@ static int read_marks(lay_union_dir *d, const lay_lower *l, lay_lower_dir in)
             return -1;
         if (len != 0 || errno == 0)
             d->refused = "a redirected directory";
+    }
+    return 0;
+}
+
+int lay_union_root_marks(lay_union_dir *root)
+{
+    for (size_t i = 0; i < root->nparts; i++) {
+        const lay_lower *l = lay_union_layer(root->of, root->parts[i].layer);
+        char value[8];
+        ssize_t n = l->ops->xattr(l, l->root, ".", lay_opaque_xattr(root->of->userxattr), value, sizeof value);
+        if (n < 0 && errno != ERANGE)
+            return -1;
+        if (n == 1 && value[0] == 'x')
+            root->refused = XWHITEOUTS;
     }
     return 0;
 }
@@ -130,14 +145,11 @@ lay_union_dir *lay_union_dir_down(lay_union_dir *d, const char *name, size_t n)
     memset(child->path + d->path_len, '/', above - d->path_len);
     memcpy(child->path + above, name, n);
     int last = 0;
-    if (d->listed) {        /* which layers have the name is known */
-        size_t i = entry_of(d, name, n);
-        for (bool more = i < d->nentries; more && last == 0; more = ++i < d->nentries && d->entries[i].again)
-            last = add_part(d, d->entries[i].part, child, n);
-    } else {
-        for (size_t part = 0; part < d->nparts && last == 0; part++)
-            last = add_part(d, part, child, n);
-    }
+    size_t i = entry_of(d, name, n);          /* of which layers have the name, as far as it is known */
+    for (bool more = i < d->nentries; more && last == 0; more = ++i < d->nentries && d->entries[i].again)
+        last = add_part(d, d->entries[i].part, child, n);
+    for (size_t part = d->nlisted; part < d->nparts && last == 0; part++)
+        last = add_part(d, part, child, n);
     child->spare = child->nparts;
     child->cut = d->cut || child->opaque;
     if (last >= 0 && child->nparts > 0)
@@ -204,13 +216,12 @@ int lay_union_dir_find(lay_union_dir *d, const char *name, size_t *part)
 {
     if (know_names(d) < 0)
         return -1;
-    if (d->listed) {
-        size_t i = entry_of(d, name, strlen(name));
-        errno = ENOENT;
-        *part = i < d->nentries ? d->entries[i].part : 0;
-        return i < d->nentries ? 0 : -1;
+    size_t i = entry_of(d, name, strlen(name));
+    if (i < d->nentries) {
+        *part = d->entries[i].part;
+        return 0;
     }
-    for (*part = 0; *part < d->nparts; ++*part) {
+    for (*part = d->nlisted; *part < d->nparts; ++*part) {
         const lay_lower *l = lay_union_layer(d->of, d->parts[*part].layer);
         lay_lower_dir in = lay_union_dir_part(d, *part);
         struct stat st;

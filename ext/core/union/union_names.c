@@ -13,10 +13,10 @@
 
 static lay_code read_lists(lay_union_dir *d, lay_error *err)
 {
-    d->lists = calloc(d->nparts + 1, sizeof *d->lists);
+    d->lists = calloc(d->nlisted + 1, sizeof *d->lists);
     if (d->lists == NULL)
         return lay_fail_nomem(err);
-    for (size_t i = 0; i < d->nparts; i++) {
+    for (size_t i = 0; i < d->nlisted; i++) {
         const lay_lower *l = lay_union_layer(d->of, d->parts[i].layer);
         lay_lower_dir in = lay_union_dir_part(d, i);
         if (in < 0 && !lay_tree_gone(errno))
@@ -73,14 +73,14 @@ static void merge_runs(lay_union_entry **from, lay_union_entry **spare, size_t *
 
 static lay_code merge_lists(lay_union_dir *d, lay_error *err)
 {
-    LAY_AUTO_FREE lay_union_entry *spare = calloc(d->nparts > 1 ? d->nentries + 1 : 1, sizeof *spare);
-    LAY_AUTO_FREE size_t *ends = calloc(d->nparts + 1, sizeof *ends);
+    LAY_AUTO_FREE lay_union_entry *spare = calloc(d->nlisted > 1 ? d->nentries + 1 : 1, sizeof *spare);
+    LAY_AUTO_FREE size_t *ends = calloc(d->nlisted + 1, sizeof *ends);
     d->entries = calloc(d->nentries + 1, sizeof *d->entries);
     d->shown = calloc(d->nentries + 1, sizeof *d->shown);
     if (spare == NULL || ends == NULL || d->entries == NULL || d->shown == NULL)
         return lay_fail_nomem(err);
     size_t runs = 0, at = 0;
-    for (size_t i = 0; i < d->nparts; i++) {
+    for (size_t i = 0; i < d->nlisted; i++) {
         at += put_list(d->entries + at, &d->lists[i], i);
         free(lay_steal(d->lists[i].list));     /* the text stays */
         if (d->lists[i].count > 0)
@@ -177,12 +177,12 @@ static lay_code judge(lay_union_dir *d, size_t whiteouts, lay_error *err)
 
 void lay_union_dir_forget(lay_union_dir *d)
 {
-    for (size_t i = 0; d->lists != NULL && i < d->nparts; i++)
+    for (size_t i = 0; d->lists != NULL && i < d->nlisted; i++)
         lay_names_free(&d->lists[i]);
     free(lay_steal(d->lists));
     free(lay_steal(d->entries));
     free(lay_steal(d->shown));
-    d->nentries = d->nshown = 0;
+    d->nentries = d->nshown = d->nlisted = 0;
     d->listed = d->gone = false;
 }
 
@@ -201,15 +201,18 @@ static lay_code read_names(lay_union_dir *d, lay_error *err)
             d->shown[kept++] = d->shown[k];
     }
     d->nshown = kept;
-    return whiteouts > 0 && d->of->below != NULL ? judge(d, whiteouts, err) : LAY_OK;
+    return whiteouts > 0 && d->of->below != NULL && d->nlisted == d->nparts ? judge(d, whiteouts, err) : LAY_OK;
 }
 
-lay_code lay_union_dir_read(lay_union_dir *d, lay_error *err)
+lay_code lay_union_dir_read(lay_union_dir *d, lay_error *err) { return lay_union_dir_read_first(d, d->nparts, err); }
+
+lay_code lay_union_dir_read_first(lay_union_dir *d, size_t first, lay_error *err)
 {
     if (d->listed)
         return LAY_OK;
     if (d->refused != NULL)
         return lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there", d->refused);
+    d->nlisted = first;
     if (read_names(d, err)) {
         lay_union_dir_forget(d);
         return err->code;

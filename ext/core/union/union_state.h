@@ -29,7 +29,8 @@ struct lay_union_dir {
     lay_union_part *parts; size_t nparts;         /* nearest first; none: a union of nothing */
     bool opaque;                                  /* it hides what is below the run */
     bool cut;                                     /* it, or a directory on the way to it, does */
-    bool listed, gone;                            /* its names were read; it was removed since it was opened */
+    bool listed, gone;                            /* names were read; it was removed since it was opened */
+    size_t nlisted;                               /* the names of so many parts */
     const char *refused;                          /* why only a mount can tell its names; NULL: no such mark */
     lay_union_entry *entries; size_t nentries;
     uint32_t *shown; size_t nshown;               /* the first entry of every name that is shown, in byte order */
@@ -62,8 +63,9 @@ void lay_union_dir_free(lay_union_dir *d);
 void lay_union_dir_rest(lay_union_dir *d);
 /* A part's directory, as long as no other part is asked for; -1 and errno. */
 lay_lower_dir lay_union_dir_part(lay_union_dir *d, size_t part);
-/* Takes its names, once. */
+/* Takes its names, once. first: those of the nearest so many parts only; then no more is judged of whiteouts. */
 lay_code lay_union_dir_read(lay_union_dir *d, lay_error *err);
+lay_code lay_union_dir_read_first(lay_union_dir *d, size_t first, lay_error *err);
 /* Which part shows a name; -1 and errno. A whiteout that is shown counts as something. */
 int lay_union_dir_find(lay_union_dir *d, const char *name, size_t *part);
 
@@ -74,6 +76,8 @@ int lay_union_is_whiteout(const lay_lower *l, lay_lower_dir in, const char *name
 
 /* With room for its path and for nparts; NULL and errno. */
 lay_union_dir *lay_union_dir_new(const lay_union *u, size_t path_len, size_t nparts);
+/* Of a root only what makes it impossible to tell its names counts. 0, or -1 and errno. */
+int lay_union_root_marks(lay_union_dir *root);
 void lay_union_part_close(lay_union_dir *d, size_t part);
 /* Its names, as if they had not been read. */
 void lay_union_dir_forget(lay_union_dir *d);

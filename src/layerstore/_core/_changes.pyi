@@ -10,13 +10,32 @@ class Changes:
     def to_list(self, change_type: Any, kinds: Sequence[Any]) -> list[Any]:
         """[change_type(path, kinds[kind]), ...] built without Python code per entry (change_type: a tuple subclass)."""
 
-def compare_trees(new_fd: int, old_fd: int = -1, *, attributes: bool = False, touched: bool = False) -> Changes:
+def compare_trees(
+    new_fd: int, old_fd: int = -1, *, attributes: bool = False, touched: bool = False, contents: bool = False
+) -> Changes:
     """How two plain trees differ.
 
     attributes   also what differs in what EXPORT_KEEP keeps alone; such a Changes is for export_changes only
     touched      of two mounts on the same lowers: also what has another ctime, however alike it is
+    contents     times do not count: what has the same type, mode, owner, target, device and bytes is the same
     """
-def compare_overlay(upper_fd: int, lower_fds: Sequence[int], userxattr: bool = False) -> Changes: ...
+def compare_overlay(
+    upper_fds: Sequence[int], lower_fds: Sequence[int], userxattr: bool = False, *, contents: bool = False
+) -> Changes:
+    """How upper directories that lie upon each other change what their lowers show; each nearest first.
+
+    userxattr   the marks are user.overlay.*
+    contents    as for compare_trees
+    Raises      NotSupportedError   a mark that only a mount follows; its path is in the error
+    """
+def compare_stacks(
+    new_fds: Sequence[int], old_fds: Sequence[int], *,
+    userxattr: bool = False, old_userxattr: bool = False, contents: bool = False,
+) -> Changes:
+    """How two whole overlays differ, each all of its layers, nearest first; the rest as for compare_overlay.
+
+    Where the same directories lie at the end of both they are only looked up.
+    """
 def tree_size(root_fd: int) -> int: ...
 def set_project(root_fd: int, project: int) -> None:
     """Let a directory and all below it belong to another project of the file system's quotas."""

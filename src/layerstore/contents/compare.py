@@ -36,4 +36,4 @@ def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]:
         raise TypeError("lowers is a sequence of paths, not one path")
     with ExitStack() as stack:
         fds = [_open(stack, lower) for lower in lowers]
-        return _changes.compare_overlay(_open(stack, upper), fds).to_list(Change, list(ChangeKind))
+        return _changes.compare_overlay([_open(stack, upper)], fds).to_list(Change, list(ChangeKind))

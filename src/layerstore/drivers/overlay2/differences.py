@@ -91,7 +91,7 @@ class Differences:
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
                 userxattr = self._classes.view(id, self._at.lower_ids(self._at.lower_items(id)))
                 try:
-                    return _changes.compare_overlay(upper, lowers, userxattr).to_list(Change, kinds)
+                    return _changes.compare_overlay([upper], lowers, userxattr).to_list(Change, kinds)
                 except NotSupportedError as err:
                     new = stack.enter_context(self._shown(id, parent, err))
                     old = stack.enter_context(self._shown(id, parent, err, below=True))
