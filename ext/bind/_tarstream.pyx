@@ -53,7 +53,7 @@ cdef class Source:
     cdef size_t ahead_at, ahead_len, ahead_want   # ahead_want: how much to read ahead; 0: not yet
 
     def __init__(self):
-        raise TypeError("a Source is made by assemble, export_tree or export_changes")
+        raise TypeError("a Source is made by assemble, export_tree, export_changes or export_directory")
 
     def __dealloc__(self):
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
@@ -274,6 +274,18 @@ def export_tree(int root_fd, unsigned flags=0):
     cdef lay.lay_source *s = NULL
     with nogil:
         lay.check(lay.lay_export_tree_open(&s, root_fd, flags, &err), &err)
+    return owned(s)
+
+
+def export_directory(int root_fd, bytes prefix not None, int64_t newest, int64_t uid, int64_t gid, list exclude not None):
+    cdef lay.lay_error err
+    cdef lay.lay_source *s = NULL
+    cdef lay.lay_directory_options options
+    cdef bytes patterns = b"".join([pattern + b"\0" for pattern in exclude])
+    options.prefix, options.newest, options.uid, options.gid = prefix, newest, uid, gid
+    options.exclude, options.excludes = patterns, len(exclude)
+    with nogil:
+        lay.check(lay.lay_export_directory_open(&s, root_fd, &options, &err), &err)
     return owned(s)
 
 

@@ -67,6 +67,12 @@ cdef extern from "lay.h" nogil:
     lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
     unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS
     lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
+    ctypedef struct lay_directory_options:
+        const char *prefix
+        int64_t newest, uid, gid
+        const char *exclude
+        size_t excludes
+    lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err) noexcept
     int LAY_LEFT_XATTR, LAY_LEFT_ACL, LAY_LEFT_SOCKET, LAY_LEFT_MARK, LAY_LEFT_NAMED
     int64_t lay_export_files_size(const lay_source *s) noexcept
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept

@@ -179,6 +179,17 @@ lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const u
 /* A fresh tar of everything below root (moby's TarWithOptions). */
 lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err);
 
+typedef struct lay_directory_options {
+    const char *prefix;                       /* where in the tar: "", or "a/b" */
+    int64_t newest;                           /* no entry is of a later second */
+    int64_t uid, gid;                         /* of all entries; -1: their own */
+    const char *exclude; size_t excludes;     /* so many patterns, each with its NUL: what fits one is left out, with all below it */
+} lay_directory_options;
+
+/* A reproducible tar of what is below root: sorted by whole paths, whole seconds, of attributes only user.* and
+ * capabilities. All names are listed by this call. */
+lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err);
+
 #define LAY_LEFT_XATTR 0        /* things whose extended attributes are left out, or some of them */
 #define LAY_LEFT_ACL 1          /* things whose ACLs are: the group then has its own rights, not the mask's */
 #define LAY_LEFT_SOCKET 2       /* sockets: no tar has them */
@@ -362,7 +373,7 @@ void lay_clone_free(lay_clone *c);
 /* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
 /* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
- * of them gives back, so a file counts with the last of its names. bytes: of this tree alone. */
+ * of them frees, so a file counts with the last of its names. bytes: of this tree alone. */
 typedef struct lay_blocks lay_blocks;
 lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err);
 lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err);

@@ -39,6 +39,7 @@ from layerstore.layerdb.store import FileMetadataStore, MetadataStore
 from layerstore.layerdb.transaction import MetadataTransaction
 from layerstore.rwlayer import RWLayer
 from layerstore.store import Store, log_release_metadata, release_and_log
+from layerstore.streams.directory import pack_directory
 from layerstore.streams.leftout import LeftOutWarning
 from layerstore.streams.tarstream import TarStream, assemble, disassemble
 from layerstore.values import (
@@ -69,7 +70,7 @@ __all__ = [
     "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
     "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",
     "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
-    "release_and_log",
+    "pack_directory", "release_and_log",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:                     # else a type checker takes every name for a public one

@@ -243,6 +243,42 @@ def exported(room: Path) -> Job:
     return Job(run)
 
 
+def exported_directory(room: Path) -> Job:
+    two_trees(room)
+
+    def run() -> Any:
+        prefix, exclude = (door.ffi.new("char[]", text) for text in (b"a/b", b"new/[12]?\0**/gone\0**/x/**\0"))
+        given = {"prefix": prefix, "newest": 5, "uid": -1, "gid": -1, "exclude": exclude, "excludes": 3}
+        options = door.ffi.new("lay_directory_options *", given)
+        with sinks.directory(room / "root") as root:
+            return hashlib.sha256(read("lay_export_directory_open", root, options)).digest()
+
+    return Job(run)
+
+
+def recorded(room: Path) -> Job:
+    """A directory is recorded where it lies."""
+    two_trees(room)
+
+    def run() -> Any:
+        ffi = door.ffi
+        with sinks.directory(room / "root") as root, sinks.memory() as record:
+            source, apply_, done, stop = (ffi.new(kind) for kind in ("lay_source **", "lay_apply **", "lay_applied *", "int *"))
+            try:
+                door.call("lay_export_tree_open", source, root, door.lib.LAY_EXPORT_OVERLAY)
+                door.call("lay_apply_record", apply_, record, ffi.new("lay_apply_options *"))
+                while not stop[0]:
+                    door.call("lay_apply_draw", apply_[0], source[0], 1 << 30, 1000, stop)
+                door.call("lay_apply_finish", apply_[0], done)
+                return ffi.buffer(done.diff_id)[:], door.lib.lay_export_files_size(source[0])
+            finally:
+                door.lib.lay_apply_free(apply_[0])
+                if source[0] != ffi.NULL:
+                    door.lib.lay_source_free(source[0])
+
+    return Job(run)
+
+
 def exported_changes(room: Path) -> Job:
     two_trees(room)
 
@@ -285,7 +321,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,
     "union": union_of_two,
-    "export": exported, "export changes": exported_changes, "size and remove": tree,
+    "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "size and remove": tree,
 }
 
 

@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/sysmacros.h>
 #include <sys/xattr.h>
@@ -140,15 +141,40 @@ static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar
     return lay_export_head(x, &h, err);
 }
 
-/* Revision 3 names the user namespace it was made in: in moby's tar it is revision 2. */
-static ssize_t get_capability(const lay_bearer *thing, uint8_t value[CAPABILITY_MAX])
+/* Revision 3 names the user namespace it was made in: in a tar it is revision 2. Returns the length. */
+static size_t as_second_revision(uint8_t *value, size_t n)
 {
-    ssize_t n = lay_attribute_get(thing, LAY_CAPABILITY, value, CAPABILITY_MAX);
-    if (n >= 4 && value[3] == 3) {
-        value[3] = 2;
-        n = n > CAPABILITY_V2_SIZE ? CAPABILITY_V2_SIZE : n;
-    }
-    return n;
+    if (n < 4 || value[3] != 3)
+        return n;
+    value[3] = 2;
+    return n > CAPABILITY_V2_SIZE ? CAPABILITY_V2_SIZE : n;
+}
+
+/* ---- where it lies ---- */
+
+lay_code lay_near_init(lay_near *n, int root_fd, lay_error *err)
+{
+    *n = (lay_near){ .fd = -1, .root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3) };
+    return n->root_fd < 0 ? lay_fail_fd(err, errno, root_fd, "cannot open the directory") : LAY_OK;
+}
+
+int lay_near_open(lay_near *n, const char *path, size_t len, lay_error *err)
+{
+    if (n->fd >= 0 && n->path.len == len && (len == 0 || memcmp(n->path.p, path, len) == 0))
+        return n->fd;
+    lay_close_owner(&n->fd);
+    n->fd = -1;
+    lay_text_cut(&n->path, 0);
+    if (lay_text_add(&n->path, path, len, err) == LAY_OK)
+        n->fd = lay_tree_open_dir(n->root_fd, n->path.p, len, O_PATH);
+    return n->fd;
+}
+
+void lay_near_free(lay_near *n)
+{
+    lay_close_owner(&n->fd);
+    lay_close_owner(&n->root_fd);
+    free(n->path.p);
 }
 
 /* ---- one thing, which others may exchange for another while it is looked at ---- */
@@ -162,6 +188,15 @@ typedef struct found {
     uint8_t capability[CAPABILITY_MAX]; size_t capability_len;
     mode_t mode;
 } found;
+
+/* Of a layer that is damage; elsewhere another process writes. */
+static lay_code fail_changed(const lay_export *x, lay_error *err, const char *what)
+{
+    if (x->plain.on)
+        return lay_fail_os(err, EIO, x->name.p + x->plain.prefix, what);
+    lay_fail(err, LAY_E_MISMATCH, "%s", what);
+    return lay_error_path(err, x->name.p, x->name.len);
+}
 
 static look look_fail(lay_export *x, const char *what, lay_error *err)
 {
@@ -198,6 +233,24 @@ static look read_target(lay_export *x, found *f, lay_error *err)
     return LOOK_DONE;
 }
 
+/* Of a plain directory: what a user has set, and capabilities. */
+static lay_code read_plain(lay_export *x, const found *f, lay_error *err)
+{
+    lay_attributes *a = &x->attributes;
+    size_t kept = 0;
+    if (lay_attributes_read(a, &f->thing, true, err))
+        return err->code;
+    for (size_t i = 0; i < a->count; i++) {
+        bool capability = strcmp(a->xattrs[i].name, LAY_CAPABILITY) == 0;
+        if (capability)
+            a->xattrs[i].len = as_second_revision(a->values + (a->xattrs[i].value - a->values), a->xattrs[i].len);
+        if (capability || lay_begins(a->xattrs[i].name, "user."))
+            a->xattrs[kept++] = a->xattrs[i];
+    }
+    a->count = kept;
+    return LAY_OK;
+}
+
 /* What of the thing's attributes goes into the header. */
 static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
 {
@@ -212,11 +265,13 @@ static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
         return lay_attributes_read(a, &f->thing, x->userxattr, err);
     if (lay_attributes_has(a, LAY_ACL_ACCESS) && !S_ISLNK(f->mode) && lay_mode_without_acl(&f->thing, &f->mode, err))
         return err->code;
+    if (x->plain.on)
+        return read_plain(x, f, err);
     if (lay_attributes_has(a, LAY_CAPABILITY)) {
-        ssize_t n = get_capability(&f->thing, f->capability);
+        ssize_t n = lay_attribute_get(&f->thing, LAY_CAPABILITY, f->capability, sizeof f->capability);
         if (n < 0)
             return lay_fail_os(err, errno, NULL, "cannot read " LAY_CAPABILITY);
-        f->capability_len = (size_t)n;
+        f->capability_len = as_second_revision(f->capability, (size_t)n);
     }
     return LAY_OK;
 }
@@ -255,8 +310,7 @@ static look look_at(lay_export *x, found *f, lay_error *err)
     }
     if (seen != LOOK_AGAIN)
         return seen;
-    lay_fail(err, LAY_E_MISMATCH, "it is another kind of thing each time it is looked at");
-    lay_error_path(err, x->name.p, x->name.len);
+    fail_changed(x, err, "it is another kind of thing each time it is looked at");
     return LOOK_FAILED;
 }
 
@@ -270,7 +324,7 @@ static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
         acl |= !x->keep && kind == LAY_ATTRIBUTE_ACL;
         /* a label is what the host's policy says, wherever the tar is unpacked */
         xattr |= kind == LAY_ATTRIBUTE_FOREIGN || (!x->keep && kind == LAY_ATTRIBUTE_KEPT
-            && strcmp(at, LAY_CAPABILITY) != 0 && strcmp(at, "security.selinux") != 0);
+            && !(x->plain.on && lay_begins(at, "user.")) && strcmp(at, LAY_CAPABILITY) != 0 && strcmp(at, "security.selinux") != 0);
     }
     if (S_ISLNK(f->st->st_mode))
         acl = false;
@@ -306,6 +360,13 @@ static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct 
     return !code && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
 }
 
+static void apply_options(const lay_plain *p, lay_tar_head *h)
+{
+    h->mtime = h->mtime > p->newest ? p->newest : h->mtime;
+    h->uid = p->uid >= 0 ? p->uid : h->uid;
+    h->gid = p->gid >= 0 ? p->gid : h->gid;
+}
+
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
 {
     found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = st };
@@ -313,7 +374,7 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
     LAY_AUTO_FD int fd = f.thing.fd;
     if (seen != LOOK_DONE) {
         st->st_mode = 0;
-        return seen == LOOK_GONE ? LAY_OK : err->code;
+        return seen != LOOK_GONE ? err->code : x->plain.on ? lay_fail_os(err, ENOENT, x->name.p, NULL) : LAY_OK;
     }
     bool mark = lay_whiteout_kind(base, strlen(base)) != LAY_WH_PLAIN;
     if (mark || type_of(st->st_mode) == 0) {
@@ -337,8 +398,10 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
         h.link = f.target;
         h.link_len = f.target_len;
     }
-    if (x->keep && !whiteout) {
-        h.mtime_nsec = (int32_t)st->st_mtim.tv_nsec;
+    if (x->plain.on)
+        apply_options(&x->plain, &h);
+    if ((x->keep && !whiteout) || x->plain.on) {
+        h.mtime_nsec = x->keep ? (int32_t)st->st_mtim.tv_nsec : 0;
         h.xattrs = x->attributes.xattrs;
         h.nxattrs = x->attributes.count;
     }
@@ -375,10 +438,11 @@ static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, 
         r = read(x->file_fd, to, n);
     while (r < 0 && errno == EINTR);
     if (r < 0)
-        return lay_fail_os(err, errno, x->name.p, "cannot read it");
+        return lay_fail_os(err, errno, x->name.p + x->plain.prefix, "cannot read it");
     if (r == 0) {
-        lay_fail(err, LAY_E_MISMATCH, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
-        return lay_error_path(err, x->name.p, x->name.len);
+        char what[80];
+        snprintf(what, sizeof what, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
+        return fail_changed(x, err, what);
     }
     *got = (size_t)r;
     x->file_left -= r;

@@ -8,6 +8,13 @@
 #include "tar/tar.h"
 #include "tree/trail.h"
 
+/* What a tar of a plain directory is asked for besides. */
+typedef struct lay_plain {
+    bool on;                               /* user.* and capabilities too; what has gone, or changed, is a failure */
+    int64_t newest, uid, gid;              /* as lay_directory_options has them */
+    size_t prefix;                         /* bytes of each name that are none on the disk */
+} lay_plain;
+
 typedef struct lay_export {
     lay_source source;                     /* first */
     bool dry;                              /* only adding up: payloads stay unread */
@@ -15,6 +22,7 @@ typedef struct lay_export {
     bool userxattr;
     bool keep;                             /* extended attributes, ACLs and nanoseconds too */
     bool skip_marks;                       /* names that begin with .wh. are left out, not refused */
+    lay_plain plain;
     /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */
     lay_code (*next)(struct lay_export *x, bool *end, lay_error *err);
     /* The same export from its beginning, dry, over the same descriptors. */
@@ -52,5 +60,12 @@ lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
 /* The same thing is no change but for what has no place in the tar: that is noted. */
 lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err);
+
+/* The directory last needed below a root, kept open: what comes by sorted paths mostly lies in the same one. */
+typedef struct lay_near { int root_fd, fd; lay_text path; } lay_near;
+lay_code lay_near_init(lay_near *n, int root_fd, lay_error *err);
+/* It stays n's. No link leads to it, or it is ELOOP. -1 and errno, or an err that is not LAY_OK. */
+int lay_near_open(lay_near *n, const char *path, size_t len, lay_error *err);
+void lay_near_free(lay_near *n);
 
 #endif

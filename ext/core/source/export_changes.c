@@ -6,35 +6,17 @@
 #include "source/export.h"
 #include "tree/whiteout.h"
 
-#include <fcntl.h>
 #include <string.h>
 #include <time.h>
 
 typedef struct changes_export {
     lay_export x;              /* first */
-    int root_fd;
+    lay_near near;
     lay_changes list;          /* sorted; a twin only borrows it */
     bool borrowed;
     size_t next;
     int64_t now;               /* seconds, of deletions */
-    int parent_fd; lay_text parent;    /* the directory last needed */
 } changes_export;
-
-/* Changes come from a walk of the tree, so no link leads to them. */
-static int parent_of(changes_export *c, const char *path, size_t n, lay_error *err)
-{
-    if (c->parent_fd >= 0 && c->parent.len == n && (n == 0 || memcmp(c->parent.p, path, n) == 0))
-        return c->parent_fd;
-    lay_close_owner(&c->parent_fd);
-    c->parent_fd = -1;
-    lay_text_cut(&c->parent, 0);
-    if (lay_text_add(&c->parent, path, n, err)) {
-        errno = ENOMEM;
-        return -1;
-    }
-    c->parent_fd = lay_tree_open_dir(c->root_fd, c->parent.p, n, O_PATH);
-    return c->parent_fd;
-}
 
 /* Of what differs in its attributes alone only what has no place in the tar is noted, where they are not kept. */
 static lay_code give_change(changes_export *c, int kind, bool *given, lay_error *err)
@@ -42,8 +24,10 @@ static lay_code give_change(changes_export *c, int kind, bool *given, lay_error 
     lay_export *x = &c->x;
     const char *slash = memrchr(x->name.p, '/', x->name.len);
     size_t dir = slash ? (size_t)(slash - x->name.p) : 0;
-    int fd = parent_of(c, x->name.p, dir, err);
+    int fd = lay_near_open(&c->near, x->name.p, dir, err);
     *given = false;
+    if (fd < 0 && err->code != LAY_OK)
+        return err->code;
     if (fd < 0)
         return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "cannot open the directory");
     const char *base = slash ? slash + 1 : x->name.p;
@@ -113,9 +97,7 @@ static void changes_done(lay_export *x)
         free(c->list.text);
         free(c->list.at);
     }
-    free(c->parent.p);
-    lay_close_owner(&c->parent_fd);
-    lay_close_owner(&c->root_fd);
+    lay_near_free(&c->near);
 }
 
 static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *err);
@@ -129,10 +111,7 @@ static lay_code changes_new(changes_export **out, int root_fd, unsigned flags, l
     c->x.next = changes_next;
     c->x.twin = changes_twin;
     c->x.done = changes_done;
-    c->parent_fd = -1;
-    c->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 3);
-    if (c->root_fd < 0) {
-        lay_fail_fd(err, errno, root_fd, "cannot open the directory");
+    if (lay_near_init(&c->near, root_fd, err)) {
         lay_source_free(&c->x.source);
         return err->code;
     }
@@ -144,7 +123,7 @@ static lay_code changes_twin(const lay_export *x, lay_export **out, lay_error *e
 {
     const changes_export *c = (const changes_export *)x;
     changes_export *twin = NULL;
-    if (changes_new(&twin, c->root_fd, lay_export_flags(x), err))
+    if (changes_new(&twin, c->near.root_fd, lay_export_flags(x), err))
         return err->code;
     twin->list = c->list;
     twin->borrowed = true;

@@ -1,6 +1,6 @@
 /* blocks.c - what trees take of the disk: directories enter, bytes leave, each inode once over all of them.
  *
- * Or what removing them all would give back: a file that has names elsewhere, too, stays.
+ * Or what removing them all would free: a file that has names elsewhere, too, stays.
  */
 #include "base/grow.h"
 #include "tree/sweep.h"

@@ -44,7 +44,7 @@ def set_project(root_fd: int, project: int) -> None:
 class Blocks:
     """What trees take of the disk, each inode once over all that were added. One user at a time.
 
-    freed   what removing all of them gives back: a file that has names elsewhere stays
+    freed   what removing all of them frees: a file that has names elsewhere stays
     """
     def __init__(self, freed: bool = False) -> None: ...
     def add(self, root_fd: int) -> int:

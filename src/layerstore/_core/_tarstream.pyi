@@ -31,6 +31,14 @@ class Source:
 def assemble(record_fd: int, root_fd: int, diff_id: bytes | None = None) -> Source:
     """The tar a record describes; diff_id (32 bytes) is checked over a whole sequential read."""
 def export_tree(root_fd: int, flags: int = 0) -> Source: ...
+def export_directory(root_fd: int, prefix: bytes, newest: int, uid: int, gid: int, exclude: list[bytes]) -> Source:
+    """Reproducible tar of what is below root_fd, whose names are listed by this call.
+
+    prefix    where in the tar: b"" or b"a/b"
+    newest    no entry is of a later second
+    uid, gid  of all entries; -1: their own
+    exclude   patterns as MergedTree.find() takes them, without NUL
+    """
 def export_changes(root_fd: int, changes: Any, flags: int = 0) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 

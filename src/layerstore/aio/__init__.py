@@ -21,7 +21,7 @@ from layerstore.values import StrPath
 
 __all__ = [
     "File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
-    "overlay_changes", "release_and_log",
+    "overlay_changes", "pack_directory", "release_and_log",
 ]  # fmt: skip
 
 
@@ -113,6 +113,7 @@ class Images(Mirror[Any]):
 
 assemble = awaits(layerstore.assemble)
 disassemble = awaits(layerstore.disassemble)
+pack_directory = awaits(layerstore.pack_directory)
 changes_between = awaits(layerstore.changes_between)
 overlay_changes = awaits(layerstore.overlay_changes)
 release_and_log = awaits(layerstore.release_and_log)

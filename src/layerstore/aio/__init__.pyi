@@ -29,7 +29,7 @@ from layerstore.values import (
 )
 
 __all__ = ["File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
-    "overlay_changes", "release_and_log"]
+    "overlay_changes", "pack_directory", "release_and_log"]
 
 class Images(Mirror[layerstore.Images]):
     store: Store
@@ -159,6 +159,8 @@ async def assemble(tar_split: BinaryIO | int, root: StrPath, *, diff_id: DiffID 
 async def changes_between(new: StrPath, old: StrPath) -> list[Change]: ...
 async def disassemble(source: Any, tar_split: BinaryIO | int, *, progress: Progress | None = ...) -> DiffID: ...
 async def overlay_changes(upper: StrPath, lowers: Sequence[StrPath]) -> list[Change]: ...
+async def pack_directory(path: StrPath, *, prefix: str = ..., mtime: int | None = ..., owner: tuple[int, int] | None =
+    ..., exclude: Iterable[str] = ...) -> TarStream: ...
 async def release_and_log(store: Store, layer: Layer) -> None: ...
 
 Parent = str | Layer | layerstore.Layer | layerstore.Image

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from layerstore import __version__
-from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, writable
+from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, pack, writable
 from layerstore.cli.exits import MEANINGS
 from layerstore.cli.mistakes import check_words
 from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options, help_of
@@ -35,7 +35,7 @@ def build() -> Parser:
     parser.set_defaults(run=help_of(parser), parser=parser)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = Commands(parser, "commands", common)
-    for family in (host, layers, contents, writable, images, health, doctor, bench, completion):
+    for family in (host, layers, pack, contents, writable, images, health, doctor, bench, completion):
         family.add(commands)
     return parser
 

@@ -33,17 +33,19 @@ else:
 
 
 class _Named:
-    """Names the layer that is read in an error of its stream."""
+    """Names what is read in an error of its stream: the layer, or the place of a file."""
 
-    __slots__ = ("chain_id",)
+    __slots__ = ("chain_id", "directory")
 
-    def __init__(self) -> None:
-        self.chain_id = ""
+    def __init__(self, directory: str) -> None:
+        self.chain_id, self.directory = "", directory
 
     def __call__(self, err: BaseException) -> None:
-        """Name the layer in an error."""
+        """Name the layer, or the directory, in an error."""
         if isinstance(err, CorruptLayerError) and self.chain_id:
             err.about(chain_id=self.chain_id)
+        if isinstance(err, OSError) and self.directory and isinstance(err.filename, str):
+            err.filename = os.path.join(self.directory, err.filename)       # which an absolute name stays
 
 
 class TarStream(_BinaryFile):
@@ -54,11 +56,12 @@ class TarStream(_BinaryFile):
     """
 
     def __init__(
-        self, source: _tarstream.Source, *, seekable: bool, on_close: Callable[[], None] | None = None
-    ) -> None:
-        """Take over source; on_close is called once."""
+        self, source: _tarstream.Source, *, seekable: bool, on_close: Callable[[], None] | None = None,
+        directory: str = "",
+    ) -> None:  # fmt: skip
+        """Take over source; on_close is called once. directory: files are named below it in errors."""
         # Before all else: close() is called also for an object whose making failed.
-        self._named = _Named()
+        self._named = _Named(directory)
         self._lock = Mutex(self._named)       # threads take turns
         self._source = source
         self._seekable = seekable

@@ -67,7 +67,7 @@ def put(path, data=b"", mode=0o644, ns=None):
 
 
 def acl(path, group, kind="access"):
-    """Give user 1000 all rights beside the owning group's, and a mask of all."""
+    """Let user 1000 have all rights beside the owning group's, and a mask of all."""
     entries = [(1, 6, -1), (2, 7, 1000), (4, group, -1), (0x10, 7, -1), (0x20, 0, -1)]
     value = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
     os.setxattr(path, f"system.posix_acl_{kind}", value)
