@@ -142,7 +142,7 @@ def bind_of(inside: str, outside: str, read_only: bool) -> Bind:
     is_directory = stat.S_ISDIR(os.stat(outside).st_mode)
     if not os.access(outside, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), outside)
-    return Bind(inside, os.path.abspath(outside), read_only, is_directory)
+    return Bind(inside, os.path.realpath(outside), read_only, is_directory)
 
 
 def resolver() -> Bind | None:

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from io import FileIO
+from typing import Final, NamedTuple, TypeVar
+
+from layerstore.disk.locks import OpenDirectory
+
+T = TypeVar("T")
 
 _LINKS: Final = 40               # as the kernel
-_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Place(NamedTuple):
@@ -35,24 +40,25 @@ class Place(NamedTuple):
         return "/" + "/".join([*self.names, *self.missing])
 
 
-@contextlib.contextmanager
-def opened_top(path: str) -> Iterator[int]:
-    """Open a tree's root for the length of a `with` block."""
-    fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def within(fd: int, names: Sequence[str], act: Callable[[int], T]) -> T:
+    """Return what act() returns for the directory that these names lead to; no name is a link.
+
+    Each directory is open for the length of a `with` block alone: one that an interrupt left open would keep the tree
+    mounted.
+    """
+    if not names:
+        return act(fd)
+    with OpenDirectory(names[0], dir_fd=fd) as below:
+        return within(below, names[1:], act)
+
+
+def _look(name: str, fd: int) -> tuple[int, str] | None:
+    """Return the mode of a name in a directory, and where it leads if it is a link; None: it is not there."""
     try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def opened(fd: int, names: list[str]) -> Iterator[int]:
-    """Open the directory that these names lead to, for the length of a `with` block; no name is a link."""
-    with contextlib.ExitStack() as stack:
-        for name in names:
-            fd = os.open(name, _DIRECTORY, dir_fd=fd)
-            stack.callback(os.close, fd)
-        yield fd
+        mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+        return mode, os.readlink(name, dir_fd=fd) if stat.S_ISLNK(mode) else ""
+    except FileNotFoundError:
+        return None
 
 
 def find(root_fd: int, path: str) -> Place:
@@ -69,16 +75,14 @@ def find(root_fd: int, path: str) -> Place:
             continue
         if not stat.S_ISDIR(mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
-        with opened(root_fd, names) as fd:
-            try:
-                mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-            except FileNotFoundError:
-                rest = posixpath.normpath("/".join([name, *reversed(todo)])).split("/")
-                if rest[0] in ("..", "."):
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
-                return Place(names, rest, mode)
-            target = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(mode) else None
-        if target is None:
+        found = within(root_fd, names, functools.partial(_look, name))
+        if found is None:
+            rest = posixpath.normpath("/".join([name, *reversed(todo)])).split("/")
+            if rest[0] in ("..", "."):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            return Place(names, rest, mode)
+        mode, target = found
+        if not stat.S_ISLNK(mode):
             names = [*names, name]
             continue
         links += 1
@@ -91,14 +95,20 @@ def find(root_fd: int, path: str) -> Place:
     return Place(names, [], mode)
 
 
-def read(root_fd: int, path: str, most: int) -> bytes | None:
-    """Return at most so many bytes of a regular file in a tree; None: there is no such file, or it is no file."""
+def read(root_fd: int, path: str, most: int) -> bytes:
+    """Return at most so many bytes of a regular file in a tree; b"": there is no such file, or it is no file."""
     with contextlib.suppress(OSError):
         place = find(root_fd, path)
-        if place.missing or not stat.S_ISREG(place.mode):
-            return None
-        with opened(root_fd, place.names[:-1]) as fd:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            with os.fdopen(os.open(place.names[-1], flags, dir_fd=fd), "rb") as file:
-                return file.read(most)
-    return None
+        if not place.missing and stat.S_ISREG(place.mode):
+            return within(root_fd, place.names[:-1], functools.partial(_read, place.names[-1], most))
+    return b""
+
+
+def _read(name: str, most: int, fd: int) -> bytes:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    blocks = []
+    with FileIO(os.open(name, flags, dir_fd=fd)) as file:
+        while most > 0 and (block := file.read(most)):
+            blocks.append(block)
+            most -= len(block)
+    return b"".join(blocks)

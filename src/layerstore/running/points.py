@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from layerstore.disk.locks import OpenDirectory
 from layerstore.running import inside
 from layerstore.running.command import Bind
 
@@ -51,10 +53,10 @@ class Points:
                  OSError                                 it cannot be made
         """
         top, below, read_only = self.path, point, False
-        with inside.opened_top(top) as fd:
+        with OpenDirectory(top) as fd:
             place = inside.find(fd, point)
         real = place.path
-        if any(real.startswith(each + "/") for each in mounted):
+        if real.startswith(tuple(f"{each}/" for each in mounted)):
             return real
         for bind in binds:
             if real == bind.inside or real.startswith(bind.inside + "/"):
@@ -62,7 +64,7 @@ class Points:
         if top != self.path:
             if not below.strip("/"):
                 return real                # the same point once more: the later one covers the earlier
-            with inside.opened_top(top) as fd:
+            with OpenDirectory(top) as fd:
                 place = inside.find(fd, below)
             if place.missing and read_only:
                 raise FileNotFoundError(errno.ENOENT, "the mount point is missing in a read-only bind", point)
@@ -82,23 +84,28 @@ class Points:
             names.append(name)
 
     def _make_one(self, top: str, names: list[str], is_directory: bool) -> None:
-        with inside.opened_top(top) as top_fd, inside.opened(top_fd, names[:-1]) as fd:
-            above = os.stat(".", dir_fd=fd)
-            # Named before it is made: however this ends, it is removed.
-            self._made.append(_Made(top, names, is_directory, above.st_mtime_ns, 0, above.st_atime_ns))
-            try:
-                if is_directory:
-                    os.mkdir(names[-1], 0o755, dir_fd=fd)
-                    made_fd = os.open(names[-1], os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                else:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    made_fd = os.open(names[-1], flags, 0o644, dir_fd=fd)
-                os.fchmod(made_fd, 0o755 if is_directory else 0o644)       # whatever the caller's umask is
-                os.close(made_fd)
-            except FileExistsError:             # another process was quicker: then it is its own
-                self._made.pop()
-                return
-            self._made[-1] = self._made[-1]._replace(after=os.stat(".", dir_fd=fd).st_mtime_ns)
+        make = functools.partial(self._make_in, top, names, is_directory)
+        with OpenDirectory(top) as fd:
+            inside.within(fd, names[:-1], make)
+
+    def _make_in(self, top: str, names: list[str], is_directory: bool, fd: int) -> None:
+        above = os.stat(".", dir_fd=fd)
+        # Named before it is made: however this ends, it is removed.
+        self._made.append(_Made(top, names, is_directory, above.st_mtime_ns, 0, above.st_atime_ns))
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            if is_directory:
+                os.mkdir(names[-1], 0o755, dir_fd=fd)
+                flags |= os.O_RDONLY | os.O_DIRECTORY
+            else:
+                flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            made_fd = os.open(names[-1], flags, 0o644, dir_fd=fd)
+        except FileExistsError:             # another process was quicker: then it is its own
+            self._made.pop()
+            return
+        os.fchmod(made_fd, 0o755 if is_directory else 0o644)       # whatever the caller's umask is
+        os.close(made_fd)
+        self._made[-1] = self._made[-1]._replace(after=os.stat(".", dir_fd=fd).st_mtime_ns)
 
     def remove(self) -> None:
         """Remove what was made and is still empty. Can be begun again."""
@@ -107,16 +114,21 @@ class Points:
                 self._remove(self._made[-1])
             self._made.pop()
 
-    def _remove(self, made: _Made) -> None:
-        name = made.names[-1]
-        with inside.opened_top(made.top) as top_fd, inside.opened(top_fd, made.names[:-1]) as fd:
-            untouched = os.stat(".", dir_fd=fd).st_mtime_ns == made.after
-            if made.is_directory:
-                os.rmdir(name, dir_fd=fd)
-            else:
-                found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-                if not stat.S_ISREG(found.st_mode) or found.st_size:
-                    return
-                os.unlink(name, dir_fd=fd)
-            if untouched:
-                os.utime(".", ns=(made.access, made.before), dir_fd=fd)
+    @staticmethod
+    def _remove(made: _Made) -> None:
+        with OpenDirectory(made.top) as fd:
+            inside.within(fd, made.names[:-1], functools.partial(_remove_in, made))
+
+
+def _remove_in(made: _Made, fd: int) -> None:
+    name = made.names[-1]
+    untouched = os.stat(".", dir_fd=fd).st_mtime_ns == made.after
+    if made.is_directory:
+        os.rmdir(name, dir_fd=fd)
+    else:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode) or found.st_size:
+            return
+        os.unlink(name, dir_fd=fd)
+    if untouched:
+        os.utime(".", ns=(made.access, made.before), dir_fd=fd)

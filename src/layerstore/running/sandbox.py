@@ -23,7 +23,7 @@ from subprocess import CompletedProcess, TimeoutExpired
 from typing import Final
 
 from layerstore._core._process import CONTROL, GONE, NONE, Process
-from layerstore.disk.locks import Ending, Scope
+from layerstore.disk.locks import Ending, OpenDirectory, Scope
 from layerstore.errors import NotSupportedError, readable
 from layerstore.running import bubblewrap, inside, user
 from layerstore.running.command import Bind, Command, resolver
@@ -64,7 +64,7 @@ def run_in(
     deadline = None if told.timeout is None else time.monotonic() + told.timeout
     points = Points(path)
     with Ending(points.remove):
-        with inside.opened_top(path) as root_fd:
+        with OpenDirectory(path) as root_fd:
             who = user.find(root_fd, told.user)
             binds = _resolved(root_fd, told)
         proc, dev = points.need("/proc", True), points.need("/dev", True)
@@ -73,7 +73,9 @@ def run_in(
             real = points.need(bind.inside, bind.is_directory, placed, (proc, dev))
             placed.append(bind._replace(inside=real))
         argv = bubblewrap.arguments(program, path, proc, dev, placed, network=told.network)
-        with _Files(told, who, dev) as files:
+        files = _Files(told, who, dev)
+        with Ending(files.close):
+            files.open()
             words = [os.fsencode(word) for word in [*argv, _PROGRAM, told.argv[0]]]      # its name is for ps(1)
             begin = functools.partial(Process, os.fsencode(program), words, files.given)
             with Scope(begin, Process.end) as process:
@@ -88,7 +90,7 @@ def run_in(
 def _resolved(root_fd: int, told: Command) -> list[Bind]:
     """Return the binds; with the caller's network also the caller's resolv.conf, if the tree has none."""
     found = resolver() if told.network else None
-    if found is None or any(bind.inside == found.inside for bind in told.binds):
+    if found is None or found.inside in [bind.inside for bind in told.binds]:
         return told.binds
     with contextlib.suppress(OSError):
         if inside.find(root_fd, found.inside).missing:
@@ -102,40 +104,43 @@ def _resolved(root_fd: int, told: Command) -> list[Bind]:
 class _Files:
     """What a sandbox is given as descriptors, and what comes out of it.
 
-    given    for Process
+    given    for Process, once it is open
+    out      the blocks of each output, by its descriptor
     """
 
     def __init__(self, told: Command, who: User, dev: str) -> None:
         self._told, self._who, self._dev = told, who, dev
-        self._open: list[FileIO] = []
+        # Each file is in a list as soon as it is open: however this ends, it is closed.
         self._given: list[FileIO] = []
+        self._kept: list[FileIO] = []
         self.given: list[int] = []
         self.out: dict[int, list[bytes]] = {}
-        self._output: list[FileIO] = []
 
-    def __enter__(self) -> _Files:
-        told, self._log = self._told, _memory("bwrap")
-        null = self._give(FileIO(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), "r+"))
-        plan = self._give(_memory("plan", _plan(told, self._who, self._dev)))
-        given = NONE if told.input is None else self._give(_read_only(_memory("input", told.input)))
+    def open(self) -> None:
+        """Open all."""
+        told, given = self._told, self._given
+        given.append(FileIO(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), "r+"))
+        given.append(_memory("plan", _plan(told, self._who, self._dev)))
+        given.append(_memory("enter", _enter(), executable=True))
+        null, plan, enter = (file.fileno() for file in given)
+        self._kept.append(_memory("bwrap"))
+        entry = NONE
+        if told.input is not None:
+            given.append(_memory("input", told.input, read_only=True))
+            entry = given[-1].fileno()
         streams = [self._pipe(), self._pipe()] if told.capture else [_ours(1, null), _ours(2, null)]
-        enter = self._give(_memory("enter", _enter(), executable=True))
-        self.given = [null, null, self._log.fileno(), CONTROL, plan, given, *streams, enter]
-        return self
+        self.given = [null, null, self._kept[0].fileno(), CONTROL, plan, entry, *streams, enter]
 
-    def __exit__(self, *_: object) -> None:
-        for file in [*self._given, *self._output, self._log]:
+    def close(self) -> None:
+        """Close all. Twice is harmless."""
+        for file in [*self._given, *self._kept]:
             file.close()
-
-    def _give(self, file: FileIO) -> int:
-        self._given.append(file)
-        return file.fileno()
 
     def _pipe(self) -> int:
         """Return the end of a pipe that the command writes to, as its own: it may open it again by /dev/stdout."""
         read, write = os.pipe()
-        self._output.append(FileIO(read))
-        self._give(FileIO(write, "w"))
+        self._kept.append(FileIO(read))
+        self._given.append(FileIO(write, "w"))
         self.out[read] = []
         os.set_blocking(read, False)
         with contextlib.suppress(OSError):
@@ -175,32 +180,30 @@ class _Files:
 
     def complaint(self) -> str:
         """Return what bubblewrap itself said."""
-        said = os.pread(self._log.fileno(), 1 << 16, 0).decode(errors="surrogateescape")
+        said = os.pread(self._kept[0].fileno(), 1 << 16, 0).decode(errors="surrogateescape")
         return readable(said.strip())
 
 
-def _memory(name: str, data: bytes = b"", *, executable: bool = False) -> FileIO:
-    """Return a file in memory with these bytes."""
-    if executable:
-        try:
-            fd = os.memfd_create(name, os.MFD_CLOEXEC | _MFD_EXEC)
-        except OSError as err:
-            if err.errno != errno.EINVAL:
-                raise
-            fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    else:
+def _memory(name: str, data: bytes = b"", *, executable: bool = False, read_only: bool = False) -> FileIO:
+    """Return a file in memory with these bytes.
+
+    read_only   True: opened for reading only, at its beginning
+    """
+    flags = os.MFD_CLOEXEC | (_MFD_EXEC if executable else 0)
+    try:
+        fd = os.memfd_create(name, flags)
+    except OSError as err:
+        if err.errno != errno.EINVAL:
+            raise
         fd = os.memfd_create(name, os.MFD_CLOEXEC)
     file = FileIO(fd, "r+")
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+    if read_only:
+        with file:
+            return FileIO(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
     return file
-
-
-def _read_only(file: FileIO) -> FileIO:
-    """Return a file in memory opened for reading only, at its beginning."""
-    with file:
-        return FileIO(os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDONLY | os.O_CLOEXEC))
 
 
 def _ours(fd: int, instead: int) -> int:

@@ -32,8 +32,8 @@ def find(root_fd: int, user: int | str | None) -> User:
     if isinstance(user, str) and re.fullmatch(r"[0-9]+", user):
         user = as_id(int(user))
     if isinstance(user, int):
-        gid = next((each.gid for _, each in known if each.uid == user), user)
-        return User(user, gid, _home(known, user))
+        gids = [each.gid for _, each in known if each.uid == user]
+        return User(user, gids[0] if gids else user, _home(known, user))
     for name, each in known:
         if name == user:
             return each
@@ -41,14 +41,14 @@ def find(root_fd: int, user: int | str | None) -> User:
 
 
 def _home(known: list[tuple[str, User]], uid: int) -> str:
-    home = next((each.home for _, each in known if each.uid == uid and each.home), "")
-    return home or ("/root" if uid == 0 else "/")
+    homes = [each.home for _, each in known if each.uid == uid]
+    return homes[0] if homes else "/root" if uid == 0 else "/"
 
 
 def _known(root_fd: int) -> list[tuple[str, User]]:
     """Return the users of a tree, by name; lines that are none are skipped."""
     users = []
-    for line in (inside.read(root_fd, _PASSWD, _MOST) or b"").split(b"\n"):
+    for line in inside.read(root_fd, _PASSWD, _MOST).split(b"\n"):
         fields = line.split(b":")
         if len(fields) >= 6 and fields[0] and fields[2].isdigit() and fields[3].isdigit():
             uid, gid = int(fields[2]), int(fields[3])
