@@ -8,6 +8,7 @@ measure for every quicker way.
 
 import os
 import stat
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -59,11 +60,15 @@ def _inside(fd: int) -> dict[bytes, Entry]:
     return found
 
 
-def _entry(path: bytes, status: os.stat_result, inside: dict[bytes, Entry]) -> Entry:
+def _capability(path) -> bytes:
     try:
-        capability = os.getxattr(path, "security.capability", follow_symlinks=False)
+        return os.getxattr(path, "security.capability", follow_symlinks=False)
     except OSError:
-        capability = b""
+        return b""
+
+
+def _entry(path: bytes, status: os.stat_result, inside: dict[bytes, Entry]) -> Entry:
+    capability = _capability(path)
     owner = status.st_uid, status.st_gid, status.st_rdev
     seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
     facts = capability, status.st_size, seconds, nanoseconds
@@ -118,3 +123,42 @@ def _same_time(new: Entry, old: Entry) -> bool:
     if new.seconds != old.seconds:
         return False
     return new.nanoseconds == old.nanoseconds or 0 in (new.nanoseconds, old.nanoseconds)
+
+
+# ---- by contents ----
+
+
+def by_contents(new: Path, old: Path) -> list[str]:
+    """How one mounted tree differs from another in what counts but for times: names, kinds, rights, bytes and targets."""
+
+    def names_in(place: Path) -> list[str]:
+        # see _inside()
+        return [name for name in os.listdir(place) if os.path.lexists(place / name)]
+
+    def is_dir(path: Path) -> bool:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+
+    def differ(a: Path, b: Path) -> bool:
+        x, y = os.lstat(a), os.lstat(b)
+        facts = "st_mode", "st_uid", "st_gid", "st_rdev"
+        if any(getattr(x, fact) != getattr(y, fact) for fact in facts) or _capability(a) != _capability(b):
+            return True
+        if stat.S_ISLNK(x.st_mode):
+            return a.readlink() != b.readlink()
+        return stat.S_ISREG(x.st_mode) and a.read_bytes() != b.read_bytes()
+
+    def below(path: str, was_dir: bool) -> list[str]:
+        lines = []
+        names, before = names_in(new / path[1:]), names_in(old / path[1:]) if was_dir else []
+        for name in sorted(names, key=os.fsencode):
+            here = f"{path}/{name}"
+            a, b = new / here[1:], old / here[1:]
+            found = below(here, name in before and is_dir(b)) if is_dir(a) else []
+            if name not in before:
+                lines.append(f"A {here}")
+            elif found or differ(a, b):
+                lines.append(f"C {here}")
+            lines += found
+        return lines + [f"D {path}/{name}" for name in sorted(set(before) - set(names), key=os.fsencode)]
+
+    return below("", True)

@@ -3,13 +3,12 @@
 import os
 import random
 import shutil
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 
 import door
 import pytest
-from full_comparison import full_comparison, tree_of
+from full_comparison import by_contents, full_comparison, tree_of
 from test_changes import changes, lines_of, one_processor, whiteout
 from test_union import drawn, few_descriptors, is_real_dir, mounted, opened
 
@@ -24,38 +23,6 @@ def between(new: Sequence[Path], old: Sequence[Path], flags: int = 0) -> list[st
         handle = door.ffi.new("lay_changes **")
         door.call("lay_changes_stacks", handle, ints, len(new), ints + len(new), len(old), flags)
     return lines_of(handle[0])
-
-
-def by_contents(new: Path, old: Path) -> list[str]:
-    """Two mounted trees, read whole: times do not count."""
-
-    def differ(a: Path, b: Path) -> bool:
-        x, y = os.lstat(a), os.lstat(b)
-        if (x.st_mode, x.st_uid, x.st_gid, x.st_rdev) != (y.st_mode, y.st_uid, y.st_gid, y.st_rdev):
-            return True
-        if stat.S_ISLNK(x.st_mode):
-            return a.readlink() != b.readlink()
-        return stat.S_ISREG(x.st_mode) and a.read_bytes() != b.read_bytes()
-
-    def names_in(place: Path) -> list[str]:
-        # of a directory that it need not merge, overlayfs lists the whiteouts too, and then has no such file
-        return [name for name in os.listdir(place) if os.path.lexists(place / name)]
-
-    def below(path: str, was_dir: bool) -> list[str]:
-        lines = []
-        names, before = names_in(new / path[1:]), names_in(old / path[1:]) if was_dir else []
-        for name in sorted(names, key=os.fsencode):
-            here = f"{path}/{name}"
-            a, b = new / here[1:], old / here[1:]
-            found = below(here, was_dir and is_real_dir(b)) if is_real_dir(a) else []
-            if name not in before:
-                lines.append(f"A {here}")
-            elif found or differ(a, b):
-                lines.append(f"C {here}")
-            lines += found
-        return lines + [f"D {path}/{name}" for name in sorted(set(before) - set(names), key=os.fsencode)]
-
-    return below("", True)
 
 
 def mixed(room: Path, seed: int) -> list[Path]:

@@ -1,0 +1,127 @@
+"""Trees: how stacks of directories differ, as a list or as a fresh tar; read from the directories, without a mount.
+
+Where a mark says what only a mount can tell, both sides are mounted apart for the length of the call, read-only.
+Source: moby, daemon/graphdriver/overlay2 (Diff, Changes)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from layerstore._core import _changes, _files, _tarstream
+from layerstore.disk.locks import Scope
+from layerstore.disk.textfile import read_text
+from layerstore.drivers import Stack, checks
+from layerstore.drivers.overlay2.directories import LINKS
+from layerstore.drivers.overlay2.ground import Ground
+from layerstore.errors import LayerStoreError, NotSupportedError, ReadOnlyStoreError
+from layerstore.streams.tarstream import TarStream
+from layerstore.values import Change, ChangeKind
+
+_KINDS = list(ChangeKind)
+
+
+class Trees:
+    """The drivers.Trees of overlay2; the methods are the protocol's."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground, self._at, self._classes = ground, ground.at, ground.classes
+
+    # ---- what differs ----
+
+    def changes(self, new: Stack, old: Stack, *, contents: bool = False) -> list[Change]:
+        new, old = list(new), list(old)
+        if new == old:
+            return []
+        try:
+            if not self._ground.native_works():
+                raise NotSupportedError(self._not_native, path=self._at.home)
+            compared = self._compared(new, old, contents=contents)
+        except NotSupportedError as why:
+            with contextlib.ExitStack() as stack:
+                shown = stack.enter_context(self._shown(new, why))
+                before = stack.enter_context(self._shown(old, why)) if old else -1
+                compared = _changes.compare_trees(shown, before, contents=contents)
+        return compared.to_list(Change, _KINDS) if compared else []
+
+    def _compared(self, new: list[str], old: list[str], *, contents: bool) -> _changes.Changes | None:
+        """Compare by the directories. None: nothing stands above. Raises NotSupportedError."""
+        above = len(new) - len(old)
+        with contextlib.ExitStack() as stack:
+            if above > 0 and new[above:] == old:
+                uppers = [stack.enter_context(self._at.opened_diff(id)) for id in new[:above]]
+                uppers = [fd for fd in uppers if not _files.is_empty(fd)]
+                if not uppers:
+                    return None
+                user = self._view(new)
+                lowers = [stack.enter_context(self._at.opened_diff(id)) for id in old]
+                return _changes.compare_overlay(uppers, lowers, user, contents=contents)
+            fds = {id: stack.enter_context(self._at.opened_diff(id)) for id in {*new, *old}}
+            users = {"userxattr": self._view(new), "old_userxattr": self._view(old)}
+            return _changes.compare_stacks([fds[id] for id in new], [fds[id] for id in old], **users, contents=contents)
+
+    def _view(self, ids: Sequence[str]) -> bool:
+        """Choose the class of marks that shows all of these. Raises NotSupportedError: there is none."""
+        return bool(ids) and self._classes.view(ids[0], ids[1:])
+
+    # ---- a fresh tar ----
+
+    def diff(self, above: Stack, below: Stack, flags: int = 0) -> TarStream:
+        try:
+            if not self._ground.native_works():
+                raise NotSupportedError(self._not_native, path=self._at.home)
+            if len(above) != 1:
+                raise NotSupportedError("several directories as one tar: a mount shows them", path=self._at.home)
+            marks = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
+            with self._at.opened_diff(above[0]) as root:
+                return _looked_over(_tarstream.export_tree(root, flags | marks))
+        except NotSupportedError as why:
+            with contextlib.ExitStack() as stack:
+                shown = stack.enter_context(self._shown([*above, *below], why))
+                if not below:
+                    return _looked_over(_tarstream.export_tree(shown, flags))
+                before = stack.enter_context(self._shown(below, why))
+                changes = _changes.compare_trees(shown, before, attributes=True, touched=True)
+                return _looked_over(_tarstream.export_changes(shown, changes, flags))
+
+    def size(self, above: Stack) -> int:
+        if len(above) == 1:
+            with self._at.opened_diff(above[0]) as root:
+                return _changes.tree_size(root)
+        why = NotSupportedError("the size of several directories: a mount shows them", path=self._at.home)
+        with self._shown(above, why) as root:
+            return _changes.tree_size(root)
+
+    # ---- what a mount shows ----
+
+    _not_native = "this kernel's overlays do not say by their directories what they show"
+
+    def _item(self, id: str) -> str:
+        """Name a directory for a mount: by its short link, as mount(2) takes little text."""
+        with contextlib.suppress(OSError, LayerStoreError):
+            item = f"{LINKS}/{read_text(self._at.path(id, 'link'))}"
+            if self._at.lower_ids([item]) == [id]:
+                return item
+        return f"{id}/diff"
+
+    def _shown(self, ids: Sequence[str], why: NotSupportedError) -> Scope[int]:
+        """Open what a mount that follows every mark shows of these.
+
+        Raises  why   there is no such mount
+        """
+        if self._view(ids):               # with user.* marks the kernel follows none
+            raise why
+        if self._ground.read_only:
+            text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
+            raise ReadOnlyStoreError(text, path=self._at.path(ids[0])) from why
+        return checks.shown(self._at.home, [self._item(id) for id in ids], why)
+
+
+def _looked_over(source: _tarstream.Source) -> TarStream:
+    try:
+        source.size()                     # what cannot be told, or must not go out, is met before the first byte
+    except BaseException:
+        source.close()
+        raise
+    return TarStream(source, seekable=False)
