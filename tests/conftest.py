@@ -124,6 +124,7 @@ def tmpfs():
             pytest.fail(reason)
         print(f"\nSKIPPED, NOT TESTED: {reason}", file=sys.__stderr__)
         pytest.skip(reason)
+    disk.leave_mount_namespace()
     place = Path(tempfile.mkdtemp(prefix="layerstore-tests-"))
     disk.mount("tmpfs", place, "tmpfs", 0, "mode=755")
     yield place

@@ -178,6 +178,16 @@ def mount(source: str, target, kind: str, flags: int = 0, data: str = "") -> Non
         raise OSError(errno, os.strerror(errno), os.fspath(target))
 
 
+_CLONE_NEWNS, _MS_PRIVATE, _MS_REC = 0x20000, 1 << 18, 1 << 14
+
+
+def leave_mount_namespace() -> None:
+    """Go on in a mount namespace of our own: what other runs copy (`unshare -m`) holds no box of ours, and keeps none busy."""
+    if _libc.unshare(_CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    mount("none", "/", "", _MS_PRIVATE | _MS_REC)
+
+
 def unmount(target, flags: int = MNT_DETACH) -> None:
     if _libc.umount2(os.fsencode(target), flags):
         errno = ctypes.get_errno()

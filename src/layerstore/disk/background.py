@@ -36,7 +36,7 @@ class Background:
         self._jobs: collections.deque[Job] = collections.deque()
         self._later: list[tuple[float, Job]] = []
         self._thread: threading.Thread | None = None
-        self._working = 0
+        self._turn = threading.Lock()
 
     def _own(self) -> threading.Condition:
         """Return the lock; in a forked child nothing is to be done, as all of it is the parent's."""
@@ -67,15 +67,8 @@ class Background:
                 return                    # a store that the garbage collector closes there
             self._jobs.extend(job for _, job in self._later)
             self._later.clear()
-        while True:
-            with self._lock:
-                if not self._jobs:
-                    if not self._working:
-                        return
-                    self._lock.wait(_AGAIN)
-                    continue
-                job = self._take()
-            self._do(job)
+        while self._do_next():
+            pass
 
     def close(self) -> None:
         """Drain, and forget the jobs that cannot be done yet. Twice is harmless."""
@@ -86,23 +79,26 @@ class Background:
 
     # ---- in a thread ----
 
-    def _take(self) -> Job:
-        self._working += 1
-        return self._jobs.popleft()
+    def _do_next(self) -> bool:
+        """Do the next job, after the one that another thread is at. False: there is none."""
+        with self._turn:
+            with self._lock:
+                if not self._jobs:
+                    return False
+                job = self._jobs.popleft()
+            self._do(job)
+        return True
 
     def _do(self, job: Job) -> None:
-        """Do a job that was taken."""
         done = True
         try:
             done = job()
         except Exception as err:          # it has no caller
             log.error("A job in the background failed: %s", err, exc_info=err)
         finally:
-            with self._lock:
-                self._working -= 1
-                if not done:
+            if not done:
+                with self._lock:
                     self._later.append((time.monotonic() + _AGAIN, job))
-                self._lock.notify_all()
 
     def _run(self) -> None:
         while True:
@@ -110,8 +106,7 @@ class Background:
                 if not self._wait():
                     self._thread = None
                     return
-                job = self._take()
-            self._do(job)
+            self._do_next()
 
     def _wait(self) -> bool:
         """Wait for a job. False: there is none, and none to be asked again."""

@@ -70,10 +70,15 @@ class Freezing:
         return os.stat(self._at.path(id, name), follow_symlinks=False).st_ino
 
     def _exchange(self, id: str, other: str, name: str, was: int) -> None:
-        """Exchange a directory of two ids, if id's has that inode."""
+        """Exchange a directory of two ids, if id's has that inode. Both keep their times, which XFS would change."""
         with opened(self._at.path(id)) as mine, opened(self._at.path(other)) as its:
-            if self._inode(id, name) == was:
-                _files.exchange(mine, name, its, name)
+            old, new = os.stat(name, dir_fd=mine), os.stat(name, dir_fd=its)
+            if old.st_ino != was:
+                return
+            _files.exchange(mine, name, its, name)
+            for fd, before in (mine, new), (its, old):
+                if os.stat(name, dir_fd=fd).st_mtime_ns != before.st_mtime_ns:
+                    os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=fd)
 
     # ---- freezing ----
 

@@ -190,7 +190,7 @@ class Mounting:
         merged = self._at.path(id, "merged")
         found = self._still_inside(id, merged)
         until = time.monotonic() + _ENDING
-        while found == [] and time.monotonic() < until:
+        while found == [] and time.monotonic() < until and self.device_elsewhere(id) is None:
             time.sleep(_PAUSE * 20)       # its last user has ended, and the kernel still writes back what that wrote
             found = self._still_inside(id, merged)
         return found
@@ -415,7 +415,7 @@ class Mounting:
 
     def is_upper_used(self, id: str) -> bool:
         """Return True if some overlay, attached or not, writes to id's files."""
-        if not is_there(self._at.path(id, "work", "work")):
+        if not is_there(self._at.path(id, "diff")):
             return False
         used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
         return self.device_elsewhere(id) is not None if used is None else used
