@@ -120,6 +120,18 @@ cdef class Blocks:
         return bytes
 
 
+def stack_size(fds, bint userxattr=False):
+    cdef lay.lay_error err
+    cdef int64_t size = 0
+    cdef bytes array = lay.descriptors(fds)
+    cdef const char *p = array
+    cdef size_t n = len(fds)
+    cdef unsigned flags = lay.LAY_STACK_USERXATTR if userxattr else 0
+    with nogil:
+        lay.check(lay.lay_stack_size(<const int *>p, n, flags, &size, &err), &err)
+    return size
+
+
 def remove_tree(int parent_fd, name):
     cdef lay.lay_error err
     cdef bytes encoded = os.fsencode(name)

@@ -1,4 +1,4 @@
-"""A tree once more. Binding of lay_clone.
+"""A tree once more, and layers stacked as one directory. Binding of lay_clone and lay_merge.
 
 See _clone.pyi for what is promised. Threads of the core copy; the calling one waits without the GIL and looks at signals
 in between.
@@ -12,6 +12,8 @@ cdef extern from "Python.h":
 
 CLONE_LINK = <int>lay.LAY_CLONE_LINK
 CLONE_USERXATTR = <int>lay.LAY_CLONE_USERXATTR
+MERGE_USERXATTR = <int>lay.LAY_MERGE_USERXATTR
+MERGE_OVER_MARKS = <int>lay.LAY_MERGE_OVER_MARKS
 
 cdef enum:
     MAX_MS = 100
@@ -36,3 +38,23 @@ def clone_tree(int from_fd, int to_fd, unsigned flags=0, *, int workers=-1):
     finally:
         with nogil:
             lay.lay_clone_free(c)
+
+
+def merge_stack(fds, lower_fds, int into_fd, unsigned flags=0):
+    cdef lay.lay_error err
+    cdef lay.lay_merge *m = NULL
+    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef const char *p = array
+    cdef const char *q = below
+    cdef size_t n = len(fds), k = len(lower_fds)
+    cdef int end = 0
+    with nogil:
+        lay.check(lay.lay_merge_open(&m, <const int *>p, n, <const int *>q, k, into_fd, flags, &err), &err)
+    try:
+        while not end:
+            with nogil:
+                lay.check(lay.lay_merge_run(m, MAX_MS, &end, &err), &err)
+            PyErr_CheckSignals()
+    finally:
+        with nogil:
+            lay.lay_merge_free(m)

@@ -289,6 +289,20 @@ def export_directory(int root_fd, bytes prefix not None, int64_t newest, int64_t
     return owned(s)
 
 
+def export_stack(fds, unsigned flags=0, lower_fds=None):
+    cdef lay.lay_error err
+    cdef lay.lay_source *s = NULL
+    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef const char *p = array
+    cdef const char *q = NULL
+    cdef size_t n = len(fds), m = 0
+    if lower_fds is not None:
+        q, m = below, len(lower_fds)
+    with nogil:
+        lay.check(lay.lay_export_stack_open(&s, <const int *>p, n, <const int *>q, m, flags, &err), &err)
+    return owned(s)
+
+
 def export_changes(int root_fd, changes, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_source *s = NULL

@@ -73,6 +73,7 @@ cdef extern from "lay.h" nogil:
         const char *exclude
         size_t excludes
     lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err) noexcept
+    lay_code lay_export_stack_open(lay_source **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
     int LAY_LEFT_XATTR, LAY_LEFT_ACL, LAY_LEFT_SOCKET, LAY_LEFT_MARK, LAY_LEFT_NAMED
     int64_t lay_export_files_size(const lay_source *s) noexcept
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
@@ -166,7 +167,15 @@ cdef extern from "lay.h" nogil:
     const char *lay_clone_unsteady(const lay_clone *c, size_t i) noexcept
     void lay_clone_free(lay_clone *c) noexcept
 
+    unsigned LAY_MERGE_USERXATTR, LAY_MERGE_OVER_MARKS
+    ctypedef struct lay_merge
+    lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err) noexcept
+    lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err) noexcept
+    void lay_merge_free(lay_merge *m) noexcept
+
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
+    unsigned LAY_STACK_USERXATTR
+    lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err) noexcept
     ctypedef struct lay_blocks
     lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err) noexcept
     lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err) noexcept

@@ -190,6 +190,10 @@ typedef struct lay_directory_options {
  * capabilities. All names are listed by this call. */
 lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err);
 
+/* A fresh tar of layers stacked, the nearest first: lay_export_tree_open's of the one directory that merging them makes, which stands on below.
+ * A whiteout of what is not there is left out; below NULL: none is. OVERLAY goes without saying. */
+lay_code lay_export_stack_open(lay_source **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err);
+
 #define LAY_LEFT_XATTR 0        /* things whose extended attributes are left out, or some of them */
 #define LAY_LEFT_ACL 1          /* things whose ACLs are: the group then has its own rights, not the mask's */
 #define LAY_LEFT_SOCKET 2       /* sockets: no tar has them */
@@ -368,10 +372,26 @@ const char *lay_clone_unsteady(const lay_clone *c, size_t i);
 /* Stops and joins what still runs; what was made stays. NULL is fine. */
 void lay_clone_free(lay_clone *c);
 
+/* ---- merge: layers stacked become one directory ------------------------------------------------- */
+
+#define LAY_MERGE_USERXATTR 1u   /* overlay's marks are user.overlay. */
+#define LAY_MERGE_OVER_MARKS 2u  /* a whiteout also stays if what is below is a whiteout */
+
+typedef struct lay_merge lay_merge;
+/* What n layers stacked show, the nearest first, is made below to, an empty directory: directories anew, all else by hard
+ * links, copied where the kernel refuses one. A whiteout stays if what is below the run has something of its name. */
+lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err);
+/* Works for about max_ms. *end 1: all is there. */
+lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err);
+void lay_merge_free(lay_merge *m);
+
 /* ---- trees ------------------------------------------------------------------------------------ */
 
 /* Bytes in a tree as moby counts them: st_size of all but directories, each inode once. */
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
+#define LAY_STACK_USERXATTR 1u
+/* The same of what layers stacked show, the nearest first. */
+lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err);
 /* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
  * of them frees, so a file counts with the last of its names. bytes: of this tree alone. */
 typedef struct lay_blocks lay_blocks;

@@ -3,9 +3,8 @@
  * One thread walks: it lists a directory, makes the directories in it at once and hands out the other names in batches.
  * A directory's own owner, mode and times are set when its last name is made, by whoever made that; the root's at the
  * very end. So at no depth more than a few descriptors are open, and what is set last is not changed by what is made.
- * Names that share an inode: the first one is made, the others are linked to it, and wait if it is being made.
  */
-#include "clone/copy.h"
+#include "clone/twins.h"
 
 #include "base/clock.h"
 #include "base/grow.h"
@@ -16,7 +15,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/xattr.h>
 #include <time.h>
 
 #define QUEUE 16u             /* batches; each may keep two descriptors open */
@@ -37,12 +35,8 @@ typedef struct pair {
 typedef struct batch { pair *dir; unsigned count; size_t len; char names[NAMES_SIZE]; } batch;
 typedef struct frame { lay_names names; size_t next, path_len; pair *dir; struct timespec times[2]; } frame;   /* dir: until its names are laid out */
 
-/* An inode with several names: where its first copy is. */
-typedef enum twin_state { TWIN_ABSENT, TWIN_IN_WORK, TWIN_THERE } twin_state;
-typedef struct twin { twin_state state; char *path; size_t len; } twin;
-
 /* What one thread has of its own. */
-typedef struct hand { lay_copier copier; lay_parent parent; lay_text path; } hand;
+typedef struct hand { lay_copier copier; lay_text path; } hand;
 
 struct lay_clone {
     lay_copy_rules rules;
@@ -51,14 +45,14 @@ struct lay_clone {
     lay_text path;            /* of the directory they stand in */
     batch filling;
     pair *root;
-    hand own;                 /* of who calls run */
+    hand own;                 /* of the thread that calls run */
     bool ended;
+    lay_twins twins;
     pthread_mutex_t lock;     /* guards all from here to threads */
-    pthread_cond_t work, done, made;      /* to a worker; to the walker; to who waits for a twin */
+    pthread_cond_t work, done;            /* to a worker; to the walker */
     batch queue[QUEUE];
     unsigned head, count, active, sleeping;
     bool failed; lay_error failure;
-    lay_inodes inodes; twin *twins; size_t twins_count, twins_cap;
     char **unsteady; size_t unsteady_count, unsteady_cap;
     int threads;
     pthread_t thread[THREADS_MAX];
@@ -75,9 +69,9 @@ static void fail(lay_clone *c, const lay_error *err)
         c->failure = *err;
     }
     __atomic_store_n(&c->rules.stop, 1, __ATOMIC_RELAXED);
-    pthread_cond_broadcast(&c->made);
     pthread_cond_broadcast(&c->done);
     pthread_mutex_unlock(&c->lock);
+    lay_twins_stop(&c->twins);
 }
 
 /* ---- directories ---- */
@@ -127,12 +121,11 @@ static lay_code path_of(hand *h, const pair *dir, const char *name, lay_error *e
     return lay_text_push(&h->path, name, strlen(name), err);
 }
 
-static lay_code note_unsteady(lay_clone *c, hand *h, const pair *dir, const char *name, lay_error *err)
+/* h->path: of the file. */
+static lay_code note_unsteady(lay_clone *c, const hand *h, lay_error *err)
 {
-    lay_code code = path_of(h, dir, name, err);
-    char *path = code ? NULL : strdup(h->path.p);
-    if (!code && !path)
-        code = lay_fail_nomem(err);
+    char *path = strdup(h->path.p);
+    lay_code code = path ? LAY_OK : lay_fail_nomem(err);
     pthread_mutex_lock(&c->lock);
     if (!code)
         code = lay_grow(&c->unsteady, &c->unsteady_cap, c->unsteady_count, sizeof *c->unsteady, err);
@@ -140,110 +133,6 @@ static lay_code note_unsteady(lay_clone *c, hand *h, const pair *dir, const char
         c->unsteady[c->unsteady_count++] = lay_steal(path);
     pthread_mutex_unlock(&c->lock);
     free(path);
-    return code;
-}
-
-static lay_code make(lay_clone *c, hand *h, lay_found *f, const pair *dir, bool *made, lay_error *err)
-{
-    bool unsteady;
-    if (lay_copy_make(&h->copier, f, dir->to_fd, made, &unsteady, err))
-        return err->code;
-    return unsteady ? note_unsteady(c, h, dir, f->name, err) : LAY_OK;
-}
-
-/* Under the lock: which twin this inode is; NULL: no memory. */
-static twin *twin_of(lay_clone *c, const struct stat *st, lay_error *err)
-{
-    bool seen;
-    size_t i = c->twins_count;
-    if (lay_grow(&c->twins, &c->twins_cap, c->twins_count, sizeof *c->twins, err)
-        || lay_inodes_add(&c->inodes, st->st_dev, st->st_ino, &i, &seen, err))
-        return NULL;
-    if (!seen)
-        c->twins[c->twins_count++] = (twin){ TWIN_ABSENT, NULL, 0 };
-    return &c->twins[i];
-}
-
-/* One more name of the copy at h->path. *again: it has as many as it can have. */
-static lay_code link_twin(lay_clone *c, hand *h, const pair *dir, const char *name, bool *again, lay_error *err)
-{
-    const char *base;
-    int fd = lay_parent_open(&h->parent, c->to.root_fd, h->path.p, h->path.len, &base);
-    *again = false;
-    if (fd >= 0 && linkat(fd, base, dir->to_fd, name, 0) == 0)
-        return LAY_OK;
-    *again = fd >= 0 && errno == EMLINK;
-    return *again ? LAY_OK : lay_fail_os(err, errno, name, "cannot link it to its other name");
-}
-
-typedef enum turn { TURN_FAILED, TURN_MAKE, TURN_LINK, TURN_STOPPED } turn;
-
-/* Whether this name of an inode is to be made or to be linked; h->path: made now, or linked to. full: a link to h->path
- * was refused. */
-static turn take_turn(lay_clone *c, hand *h, const lay_found *f, const pair *dir, bool full, lay_error *err)
-{
-    LAY_AUTO_FREE char *tried = full ? strdup(h->path.p) : NULL;
-    if (full && !tried) {
-        lay_fail_nomem(err);
-        return TURN_FAILED;
-    }
-    turn t = TURN_FAILED;
-    pthread_mutex_lock(&c->lock);
-    for (;;) {
-        twin *w = twin_of(c, &f->st, err);       /* anew: the list may have moved */
-        if (w == NULL)
-            break;
-        if (c->failed || stopped(c)) {
-            t = TURN_STOPPED;
-            break;
-        }
-        if (w->state == TWIN_IN_WORK) {
-            pthread_cond_wait(&c->made, &c->lock);
-            continue;
-        }
-        if (w->state == TWIN_THERE && !(full && strcmp(w->path, tried) == 0)) {
-            lay_text_cut(&h->path, 0);
-            if (!lay_text_add(&h->path, w->path, w->len, err))
-                t = TURN_LINK;
-            break;
-        }
-        if (path_of(h, dir, f->name, err))
-            break;
-        char *path = strdup(h->path.p);
-        if (path == NULL) {
-            lay_fail_nomem(err);
-            break;
-        }
-        free(w->path);
-        *w = (twin){ TWIN_IN_WORK, path, h->path.len };
-        t = TURN_MAKE;
-        break;
-    }
-    pthread_mutex_unlock(&c->lock);
-    return t;
-}
-
-static lay_code make_twin(lay_clone *c, hand *h, lay_found *f, const pair *dir, lay_error *err)
-{
-    struct stat st = f->st;
-    bool made = false, full = false;
-    turn t;
-    while ((t = take_turn(c, h, f, dir, full, err)) == TURN_LINK) {
-        if (link_twin(c, h, dir, f->name, &full, err))
-            return err->code;
-        if (!full)
-            return LAY_OK;
-    }
-    if (t != TURN_MAKE)
-        return t == TURN_STOPPED ? LAY_OK : err->code;
-    lay_code code = make(c, h, f, dir, &made, err);
-    lay_error unused;
-    pthread_mutex_lock(&c->lock);
-    twin *w = twin_of(c, &st, &unused);
-    if (w)
-        w->state = made && !code ? TWIN_THERE : TWIN_ABSENT;
-    pthread_cond_broadcast(&c->made);
-    pthread_mutex_unlock(&c->lock);
     return code;
 }
 
@@ -258,20 +147,12 @@ static lay_code link_name(const pair *dir, const char *name, bool *done, lay_err
 
 static lay_code make_name(lay_clone *c, hand *h, const pair *dir, const char *name, lay_error *err)
 {
-    bool there = false;
-    if (c->rules.flags & LAY_CLONE_LINK) {
-        bool linked;
-        if (link_name(dir, name, &linked, err) || linked)
-            return err->code;
-    }
-    lay_found f;
-    lay_code code = lay_copy_find(&f, dir->from_fd, name, &there, err);
-    if (code == LAY_OK && there && f.st.st_nlink > 1)
-        code = make_twin(c, h, &f, dir, err);
-    else if (code == LAY_OK && there)
-        code = make(c, h, &f, dir, &there, err);
-    lay_close_owner(&f.fd);
-    return code;
+    bool unsteady, linked = false;
+    if (path_of(h, dir, name, err) || ((c->rules.flags & LAY_CLONE_LINK) && link_name(dir, name, &linked, err)) || linked)
+        return err->code;
+    if (lay_copy_name(&h->copier, &c->twins, dir->from_fd, name, dir->to_fd, h->path.p, h->path.len, &unsteady, err))
+        return err->code;
+    return unsteady ? note_unsteady(c, h, err) : LAY_OK;
 }
 
 static void run_batch(lay_clone *c, hand *h, const batch *b)
@@ -282,11 +163,9 @@ static void run_batch(lay_clone *c, hand *h, const batch *b)
     for (unsigned i = 0; i < b->count && !stopped(c); i++, name += strlen(name) + 1) {
         if (make_name(c, h, b->dir, name, &err) == LAY_OK)
             continue;
-        lay_error unused;
-        if (path_of(h, b->dir, name, &unused) == LAY_OK) {
-            err.path[0] = '\0';         /* its name alone so far */
+        err.path[0] = '\0';             /* its name alone so far */
+        if (h->path.len > 0)
             lay_error_path(&err, h->path.p, h->path.len);
-        }
         fail(c, &err);
     }
     if (pair_release(c, h, b->dir, &err))
@@ -306,7 +185,7 @@ static void move_batch(batch *to, batch *from)
 static void *worker(void *arg)
 {
     lay_clone *c = arg;
-    hand h = { .parent = LAY_PARENT_NONE };
+    hand h = { 0 };
     batch mine;
     lay_error err;
     lay_error_clear(&err);
@@ -334,7 +213,6 @@ static void *worker(void *arg)
     }
     pthread_mutex_unlock(&c->lock);
     lay_copier_free(&h.copier);
-    lay_parent_free(&h.parent);
     free(h.path.p);
     return NULL;
 }
@@ -538,21 +416,14 @@ static int processors(void)
     return n < 2 ? 2 : n > 4 ? 4 : n;
 }
 
-/* So that what is made in it gets what it asks for. */
-static lay_code prepare_root(int fd, lay_error *err)
-{
-    if (fremovexattr(fd, LAY_ACL_DEFAULT) != 0 && errno != ENODATA && errno != EOPNOTSUPP)
-        return lay_fail_fd(err, errno, fd, "cannot remove the directory's ACL");
-    return fchmod(fd, 0700) != 0 ? lay_fail_fd(err, errno, fd, "cannot set the directory's mode") : LAY_OK;
-}
-
 static lay_code start(lay_clone *c, int from_fd, int to_fd, int workers, lay_error *err)
 {
     if (lay_trail_open(&c->from, from_fd, false) != 0)
         return lay_fail_fd(err, errno, from_fd, "cannot open the directory");
     if (lay_trail_open(&c->to, to_fd, false) != 0)
         return lay_fail_fd(err, errno, to_fd, "cannot open the directory");
-    if (prepare_root(lay_trail_fd(&c->to), err) || lay_copier_init(&c->own.copier, &c->rules, false, err) || enter(c, err))
+    c->twins.root_fd = c->to.root_fd;
+    if (lay_copy_prepare(lay_trail_fd(&c->to), err) || lay_copier_init(&c->own.copier, &c->rules, false, err) || enter(c, err))
         return err->code;
     for (int i = workers < 0 ? processors() : workers; i > 0 && c->threads < THREADS_MAX; i--) {
         if (pthread_create(&c->thread[c->threads], NULL, worker, c) != 0)
@@ -570,13 +441,13 @@ lay_code lay_clone_open(lay_clone **out, int from_fd, int to_fd, unsigned flags,
         return lay_fail_nomem(err);
     c->rules.flags = flags;
     c->from = c->to = (lay_trail)LAY_TRAIL_NONE;
-    c->own.parent = (lay_parent)LAY_PARENT_NONE;
+    c->own.copier.parent = (lay_parent)LAY_PARENT_NONE;
+    lay_twins_init(&c->twins, -1);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->work, NULL);
-    pthread_cond_init(&c->made, NULL);
     pthread_cond_init(&c->done, &monotonic);
     pthread_condattr_destroy(&monotonic);
     if (start(c, from_fd, to_fd, workers, err)) {
@@ -595,8 +466,8 @@ void lay_clone_free(lay_clone *c)
     pthread_mutex_lock(&c->lock);
     __atomic_store_n(&c->rules.stop, 1, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&c->work);
-    pthread_cond_broadcast(&c->made);
     pthread_mutex_unlock(&c->lock);
+    lay_twins_stop(&c->twins);
     for (int i = 0; i < c->threads; i++)
         pthread_join(c->thread[i], NULL);
     while (c->count)
@@ -612,17 +483,12 @@ void lay_clone_free(lay_clone *c)
     lay_trail_free(&c->from);
     lay_trail_free(&c->to);
     lay_copier_free(&c->own.copier);
-    lay_parent_free(&c->own.parent);
     free(c->own.path.p);
-    for (size_t i = 0; i < c->twins_count; i++)
-        free(c->twins[i].path);
-    free(c->twins);
-    lay_inodes_free(&c->inodes);
+    lay_twins_free(&c->twins);
     for (size_t i = 0; i < c->unsteady_count; i++)
         free(c->unsteady[i]);
     free(c->unsteady);
     pthread_cond_destroy(&c->done);
-    pthread_cond_destroy(&c->made);
     pthread_cond_destroy(&c->work);
     pthread_mutex_destroy(&c->lock);
     free(c);

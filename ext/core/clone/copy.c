@@ -13,6 +13,7 @@
 #include <linux/fs.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/xattr.h>
 
 #define BUFFER (128u << 10)
 #define RANGE (64 << 20)      /* of one copy_file_range: between two, the call may end */
@@ -22,7 +23,7 @@
 
 lay_code lay_copier_init(lay_copier *c, lay_copy_rules *rules, bool own_thread, lay_error *err)
 {
-    *c = (lay_copier){ .rules = rules };
+    *c = (lay_copier){ .rules = rules, .parent = LAY_PARENT_NONE };
     lay_place_init(&c->place, false);
     c->place.marks = true;
     c->place.private_umask = own_thread && lay_place_private_umask();
@@ -33,6 +34,8 @@ lay_code lay_copier_init(lay_copier *c, lay_copy_rules *rules, bool own_thread, 
 void lay_copier_free(lay_copier *c)
 {
     lay_attributes_free(&c->attributes);
+    lay_parent_free(&c->parent);
+    free(c->first.p);
     free(c->buffer);
     c->buffer = NULL;
 }
@@ -246,6 +249,13 @@ lay_code lay_copy_make(lay_copier *c, lay_found *f, int to_fd, bool *made, bool 
         code = lay_place_node(&c->place, to_fd, f->name, kind, f->st.st_rdev, &m, made, err);
     }
     return code ? lay_error_path(err, f->name, strlen(f->name)) : LAY_OK;
+}
+
+lay_code lay_copy_prepare(int to_fd, lay_error *err)
+{
+    if (fremovexattr(to_fd, LAY_ACL_DEFAULT) != 0 && errno != ENODATA && errno != EOPNOTSUPP)
+        return lay_fail_fd(err, errno, to_fd, "cannot remove the directory's ACL");
+    return fchmod(to_fd, 0700) != 0 ? lay_fail_fd(err, errno, to_fd, "cannot set the directory's mode") : LAY_OK;
 }
 
 lay_code lay_copy_directory(lay_copier *c, int from_fd, const struct stat *st, int to_fd, bool given, lay_error *err)

@@ -16,6 +16,8 @@ typedef struct lay_copy_rules {
 typedef struct lay_copier {
     lay_copy_rules *rules;
     lay_place place;
+    lay_parent parent;      /* where the other name of an inode was last found */
+    lay_text first;         /* that name */
     lay_attributes attributes;
     bool no_range;          /* copy_file_range is refused */
     uint8_t *buffer;
@@ -32,6 +34,8 @@ typedef struct lay_found { int dir_fd; const char *name; int fd; struct stat st;
 lay_code lay_copy_find(lay_found *f, int dir_fd, const char *name, bool *there, lay_error *err);
 /* *unsteady: it changed each time it was copied. *made false: it is a socket, or gone. */
 lay_code lay_copy_make(lay_copier *c, lay_found *f, int to_fd, bool *made, bool *unsteady, lay_error *err);
+/* The root of a copy: what is made in it gets what it asks for, until lay_copy_directory. */
+lay_code lay_copy_prepare(int to_fd, lay_error *err);
 /* to_fd, a directory with nothing left to make in it, gets what from_fd has, which was st. given: it was not made just
  * now with mkdir. */
 lay_code lay_copy_directory(lay_copier *c, int from_fd, const struct stat *st, int to_fd, bool given, lay_error *err);

@@ -25,7 +25,7 @@
 void lay_export_init(lay_export *x, unsigned flags)
 {
     x->source.ops = &lay_export_ops;
-    x->file_fd = -1;
+    x->file_fd = x->opaque = -1;
     x->overlay = (flags & LAY_EXPORT_OVERLAY) != 0;
     x->userxattr = (flags & LAY_EXPORT_USERXATTR) != 0;
     x->keep = (flags & LAY_EXPORT_KEEP) != 0;
@@ -122,15 +122,25 @@ static lay_code refuse_marks(lay_export *x, mode_t mode, lay_error *err)
 }
 
 /* moby looks for exactly this value, and a failure to look is none of ours to hide. */
-static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar_head *dir, lay_error *err)
+static lay_code read_opaque(lay_export *x, const lay_bearer *thing, bool *opaque, lay_error *err)
 {
     char value[8];
+    *opaque = false;
     if (!lay_attributes_has(&x->attributes, lay_opaque_xattr(x->userxattr)))
         return LAY_OK;
     ssize_t n = lay_attribute_get(thing, lay_opaque_xattr(x->userxattr), value, sizeof value);
     if (n < 0 && errno != ERANGE)
         return lay_tree_gone(errno) ? LAY_OK : lay_fail_os(err, errno, x->name.p, "cannot read the opaque mark");
-    if (n != 1 || value[0] != 'y')
+    *opaque = n == 1 && value[0] == 'y';
+    return LAY_OK;
+}
+
+static lay_code add_opaque(lay_export *x, const lay_bearer *thing, const lay_tar_head *dir, lay_error *err)
+{
+    bool opaque = x->opaque > 0;
+    if (x->opaque < 0 && read_opaque(x, thing, &opaque, err))
+        return err->code;
+    if (!opaque)
         return LAY_OK;
     lay_text_cut(&x->shown, 0);
     if (lay_text_push(&x->shown, x->name.p, x->name.len, err)

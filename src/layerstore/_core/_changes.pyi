@@ -37,6 +37,8 @@ def compare_stacks(
     Where the same directories lie at the end of both they are only looked up.
     """
 def tree_size(root_fd: int) -> int: ...
+def stack_size(fds: Sequence[int], userxattr: bool = False) -> int:
+    """The size of the tree that directories show when they are stacked, the nearest first."""
 def set_project(root_fd: int, project: int) -> None:
     """Let a directory and all below it belong to another project of the file system's quotas."""
 

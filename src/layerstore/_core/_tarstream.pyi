@@ -39,6 +39,11 @@ def export_directory(root_fd: int, prefix: bytes, newest: int, uid: int, gid: in
     uid, gid  of all entries; -1: their own
     exclude   patterns as MergedTree.find() takes them, without NUL
     """
+def export_stack(fds: Sequence[int], flags: int = 0, lower_fds: Sequence[int] | None = None) -> Source:
+    """Tar of directories stacked, the nearest first: the one of the directory that merging them would make.
+
+    lower_fds   what that directory stands on: a whiteout of nothing is left out. None: none is left out
+    """
 def export_changes(root_fd: int, changes: Any, flags: int = 0) -> Source:
     """Tar of a _changes.Changes over the tree at root_fd."""
 
