@@ -98,7 +98,8 @@ class RWLayer:
     def run(
         self, argv: Sequence[str], *, cwd: str = "/", env: Mapping[str, str] | None = None,
         user: int | str | None = None, timeout: float | None = None, network: bool = False,
-        binds: Mapping[str, str] | None = None, input: bytes | None = None, capture: bool = True, check: bool = False,
+        binds: Mapping[str, str] | None = None, input: bytes | int | None = None, capture: bool = True,
+        check: bool = False,
     ) -> CompletedProcess[bytes]:  # fmt: skip
         """Run a command with it as the root directory, in namespaces of its own, by bubblewrap.
 
@@ -111,7 +112,7 @@ class RWLayer:
         network   True: the network of this process, and its resolv.conf if there is none inside; False: no network
         binds     {path inside: path outside}, mounted in this order; "ro:" in front of the path outside: read-only.
                   A missing path inside is made, and removed afterwards if it is empty
-        input     for standard input; None: /dev/null
+        input     for standard input: bytes, or a descriptor to read; None: /dev/null
         capture   False: the command writes to standard output and error of this process
         check     True: raise CalledProcessError if the return code is not 0
 

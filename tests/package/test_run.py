@@ -106,6 +106,30 @@ def test_both_pipes_and_the_input_are_used_at_once_and_every_byte_arrives(box):
     assert hashlib.sha256(done.stderr).digest() == hashlib.sha256(data[::-1]).digest()
 
 
+def test_input_may_be_a_descriptor(box, room):
+    (room / "given").write_bytes(b"one\ntwo\n")
+    with open(room / "given", "rb") as file:
+        file.seek(4)
+        assert box.run(["cat"], input=file.fileno(), user=1000).stdout == b"two\n"
+        assert not file.closed and os.fstat(file.fileno())
+    read, write = os.pipe()
+    try:
+        os.write(write, b"piped")
+        os.close(write)
+        assert box.run(["cat"], input=read).stdout == b"piped"
+    finally:
+        os.close(read)
+    with pytest.raises(ValueError, match=f"{read} is no open descriptor"):
+        box.run(["cat"], input=read)
+
+
+def test_the_hosts_null_device_is_not_handed_in(box):
+    before = os.stat("/dev/null").st_mode
+    with open("/dev/null", "rb") as null:
+        done = box.run(["sh", "-c", "cat; chmod 600 /proc/self/fd/0; chmod 600 /dev/stdin; echo"], input=null.fileno())
+    assert done.stdout == b"\n" and os.stat("/dev/null").st_mode == before
+
+
 def test_input_may_be_left_unread_or_empty(box):
     assert box.run(["true"], input=bytes(1 << 22)).returncode == 0
     assert box.run(["cat"], input=b"").stdout == b""
@@ -395,7 +419,7 @@ def test_wrong_argv(box, root, argv, error):
 @pytest.mark.parametrize(("how", "error"), [
     ({"cwd": 3}, TypeError), ({"cwd": "/\0"}, ValueError), ({"env": [("A", "b")]}, TypeError), ({"env": {"A": 3}}, TypeError), ({"env": {"A": "\0"}}, ValueError), ({"env": {"": "b"}}, ValueError),
     ({"env": {"A=B": "c"}}, ValueError), ({"user": 1.5}, TypeError), ({"user": True}, TypeError), ({"user": -1}, ValueError), ({"user": 2**32 - 1}, ValueError), ({"user": "4294967295"}, ValueError),
-    ({"user": "0:4294967295"}, ValueError), ({"user": "a\0b"}, ValueError), ({"timeout": "soon"}, ValueError), ({"timeout": float("nan")}, ValueError), ({"timeout": []}, TypeError), ({"input": "text"}, TypeError),
+    ({"user": "0:4294967295"}, ValueError), ({"user": "a\0b"}, ValueError), ({"timeout": "soon"}, ValueError), ({"timeout": float("nan")}, ValueError), ({"timeout": []}, TypeError), ({"input": "text"}, TypeError), ({"input": True}, TypeError), ({"input": -1}, ValueError),
 ])  # fmt: skip
 def test_wrong_arguments(box, root, how, error):
     with pytest.raises(error):

@@ -37,7 +37,7 @@ class Command(NamedTuple):
     timeout      seconds, or None
     network      True: the network of the caller
     binds        in the order in which they are mounted
-    input        for its standard input, or None
+    input        for its standard input: bytes, a descriptor, or None
     capture      True: its output is returned
     """
 
@@ -48,14 +48,14 @@ class Command(NamedTuple):
     timeout: float | None
     network: bool
     binds: list[Bind]
-    input: bytes | None
+    input: bytes | int | None
     capture: bool
 
 
 def checked(
     argv: Sequence[str], *, cwd: str = "/", env: Mapping[str, str] | None = None, user: int | str | None = None,
     timeout: float | None = None, network: bool = False, binds: Mapping[str, str] | None = None,
-    input: bytes | None = None, capture: bool = True,
+    input: bytes | int | None = None, capture: bool = True,
 ) -> Command:  # fmt: skip
     """Check what RWLayer.run() was given. Raises TypeError, ValueError, and OSError for a path outside."""
     if isinstance(argv, (str, bytes)) or not isinstance(argv, Iterable):
@@ -63,16 +63,28 @@ def checked(
     words = [_text(word, "an argument") for word in argv]
     if not words:
         raise ValueError("argv is empty: it needs the program's name")
-    if input is not None and not isinstance(input, (bytes, bytearray, memoryview)):
-        raise TypeError(f"input is bytes, not {type(input).__name__}")
     if timeout is not None:
         timeout = float(timeout)
         if timeout != timeout:
             raise ValueError("timeout is a number of seconds, not NaN")
     return Command(
-        words, _text(cwd, "cwd"), _variables(env), _known_user(user), timeout, bool(network), _binds(binds), input,
-        bool(capture),
+        words, _text(cwd, "cwd"), _variables(env), _known_user(user), timeout, bool(network), _binds(binds),
+        _standard_input(input), bool(capture),
     )  # fmt: skip
+
+
+def _standard_input(given: bytes | int | None) -> bytes | int | None:
+    """Return what the command reads. The host's /dev/null is None: the command could change it by the descriptor."""
+    if given is None or isinstance(given, (bytes, bytearray, memoryview)):
+        return given
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"input is bytes or a descriptor, not {type(given).__name__}")
+    try:
+        found = os.fstat(given)
+    except (OSError, OverflowError):
+        raise ValueError(f"input: {given} is no open descriptor") from None
+    is_null = stat.S_ISCHR(found.st_mode) and found.st_rdev == os.stat(os.devnull).st_rdev
+    return None if is_null else given
 
 
 def _text(value: object, what: str) -> str:

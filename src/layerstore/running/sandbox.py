@@ -124,8 +124,8 @@ class _Files:
         given.append(_memory("enter", _enter(), executable=True))
         null, plan, enter = (file.fileno() for file in given)
         self._kept.append(_memory("bwrap"))
-        entry = NONE
-        if told.input is not None:
+        entry = NONE if not isinstance(told.input, int) else told.input
+        if told.input is not None and not isinstance(told.input, int):
             given.append(_memory("input", told.input, read_only=True))
             entry = given[-1].fileno()
         streams = [self._pipe(), self._pipe()] if told.capture else [_ours(1, null), _ours(2, null)]
