@@ -53,6 +53,7 @@ from layerstore.values import (
     Metadata,
     Orphan,
     Problem,
+    Usage,
 )
 
 __version__ = "0.2.0"
@@ -68,7 +69,7 @@ __all__ = [
     "MergedTree",
     "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
     "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
-    "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "assemble", "build_info",
+    "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage", "assemble", "build_info",
     "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
     "pack_directory", "release_and_log",
 ]  # fmt: skip

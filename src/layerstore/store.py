@@ -20,7 +20,17 @@ from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.transaction import check_mount_name
 from layerstore.limits import Limits
 from layerstore.rwlayer import RWLayer
-from layerstore.values import CreateRWLayerOpts, Descriptor, Durability, Metadata, Orphan, Problem, Progress, StrPath
+from layerstore.values import (
+    CreateRWLayerOpts,
+    Descriptor,
+    Durability,
+    Metadata,
+    Orphan,
+    Problem,
+    Progress,
+    StrPath,
+    Usage,
+)
 
 log = logging.getLogger("layerstore")
 
@@ -359,6 +369,14 @@ class Store:
         Mounts are ended only inside of what is removed.
         """
         return self._engine.reclaim.remove(dry_run=dry_run)
+
+    def usage(self) -> Usage:
+        """Return what the store takes of the disk, in blocks of the file system, and what of it could be freed.
+
+        Directories are read, no files. Under a running dockerd no orphans are counted.
+        Raises  LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
+        """
+        return self._engine.weighing.usage()
 
     def close(self) -> None:
         """End the use of this object and release its locks; what is mounted stays mounted. Twice is harmless."""

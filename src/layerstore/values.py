@@ -127,6 +127,25 @@ class Problem(NamedTuple):
     detail: str
 
 
+class Usage(NamedTuple):
+    """What a store takes of the disk: bytes in blocks of the file system, each inode once.
+
+    What several have counts for the first of them, in this order: layers, snapshots, writable, orphans.
+
+    layers        of the layers' files
+    writable      of what writable layers wrote, and of their init layers
+    snapshots     of snapshots, also of released ones that something still stands on
+    orphans       of what Store.orphans() lists
+    reclaimable   of what would go: the orphans, and each layer and snapshot that nothing needs; over and over
+    """
+
+    layers: int
+    writable: int
+    snapshots: int
+    orphans: int
+    reclaimable: int
+
+
 class FileType(StrEnum):
     """What an entry of a layer is; str() returns the word.
 

@@ -392,7 +392,7 @@ def test_what_goes_before_it_is_read(place):
 
 
 def test_what_cannot_be_opened_is_named(place):
-    """As another user, who may not look into everything."""
+    """As another user, whom one directory is closed to."""
     put(place / "d/f", mode=0o600)
     (place / "d").chmod(0o700)
     place.chmod(0o755)

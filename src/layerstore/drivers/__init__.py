@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from layerstore._core._changes import Blocks
 from layerstore.disk.holds import Holds
 from layerstore.errors import Holder
 from layerstore.ids import ChainID, DiffID
@@ -372,6 +373,12 @@ class Host(Protocol):
 
     def usage(self, name: str) -> int:
         """Count the bytes of the files below one of orphans(); 0 for a link."""
+
+    def blocks(self, id: str, seen: Blocks) -> int:
+        """Count what the files of a layer or a writable layer take of the disk, in bytes of whole blocks.
+
+        seen   counts each inode once over all calls; 0 for what has gone
+        """
 
     def reclaim(self, owned: Owned) -> None:
         """Remove what orphans() names, and what killed processes left.

@@ -2,7 +2,7 @@
 
 The parts: ground.py (the opened root), records.py (what there is), references.py (who keeps it), intake.py (how a layer
 is made), writable.py (writable layers), contents.py (what is in a layer), durability.py (what is on the disk),
-verify.py, mending.py and repair.py, reclaim.py. They know records; store.py makes Layer and RWLayer of them.
+verify.py, mending.py and repair.py, reclaim.py, usage.py. They know records; store.py makes Layer and RWLayer of them.
 Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
 processes. None is held during tar work, the latter two not while files are deleted or a disk is waited for. A layer
 becomes visible by one rename; a removal renames first and cleanup() finishes it.
@@ -24,6 +24,7 @@ from layerstore.engine.mending import Mending
 from layerstore.engine.reclaim import Reclaim
 from layerstore.engine.record import MountReference, Reference
 from layerstore.engine.references import References
+from layerstore.engine.usage import Weighing
 from layerstore.engine.writable import WritableLayers
 from layerstore.layerdb.keeping import Keeping
 from layerstore.values import Metadata
@@ -42,6 +43,7 @@ class Engine(Ground):
         self.writable = WritableLayers(self, self.references, self.contents, self.syncing, self.intake)
         self.mending = Mending(self, self.references, self.contents, self.syncing, self.intake, self.writable)
         self.reclaim = Reclaim(self, self.references)
+        self.weighing = Weighing(self, self.references, self.reclaim)
 
     def describe(self) -> str:
         """Say which store it is, for a repr()."""

@@ -272,6 +272,12 @@ class References:
             log.warning(text, chain_id, err, extra={"chain_id": chain_id, "error": err})
             return False
 
+    def is_kept(self, record: Record) -> bool:
+        """Return True if a reference, a running call or an image keeps a layer, whatever stands on it."""
+        chain_id = record.chain_id
+        held = self._holds.held_elsewhere(chain_id) or self._holds.held_elsewhere(_in_call(chain_id))
+        return bool(record.references or record.used or held or self._images.standing_on(chain_id))
+
     # ---- the decision ----
 
     def _need(

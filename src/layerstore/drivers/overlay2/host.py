@@ -97,6 +97,11 @@ class Host:
             return _changes.tree_size(fd)
         return 0
 
+    def blocks(self, id: str, seen: _changes.Blocks) -> int:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._at.opened_diff(id) as fd:
+            return seen.add(fd)
+        return 0
+
     def orphans(self, owned: Owned) -> list[str]:
         return [*self._abandoned(owned), *self._at.dangling()]
 

@@ -1,0 +1,184 @@
+"""usage(): what a store takes of the disk, against a walk of its directories; and what it says could be freed."""
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+import another
+import pytest
+import tarkit
+from disk import sized_file_system
+from tarkit import end, file
+
+import layerstore
+from layerstore import CreateRWLayerOpts, Usage
+
+BIG = 300_000
+
+
+def tree(*names, size=BIG):
+    return b"".join(file(name, os.urandom(size)) for name in names) + end()
+
+
+def taken(seen, *directories):
+    """What these take beside those seen before: blocks, each inode once."""
+    total = 0
+    for top in directories:
+        for above, _, names in os.walk(top):
+            for path in (above, *(os.path.join(above, name) for name in names)):
+                st = os.lstat(path)
+                if (st.st_dev, st.st_ino) not in seen:
+                    seen.add((st.st_dev, st.st_ino))
+                    total += st.st_blocks * 512
+    return total
+
+
+def upper(thing):
+    return thing.metadata()["UpperDir"]
+
+
+@pytest.fixture(params=["tmpfs", "ext4", "xfs"])
+def place(request, room):
+    with sized_file_system(room, request.param, size=320 << 20) as place:
+        yield place
+
+
+@pytest.fixture
+def store_at(place):
+    """Open a store on that file system; all are closed before it is unmounted."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(layerstore.Store(place / "root"))
+
+
+def test_a_store_of_nothing_takes_nothing(store):
+    assert store.usage() == Usage(0, 0, 0, 0, 0)
+    assert store.usage()._fields == ("layers", "writable", "snapshots", "orphans", "reclaimable")
+
+
+def test_each_thing_counts_its_blocks(store_at, place):
+    store = store_at()
+    base = store.register(tree("a", "d/b"))
+    top = store.register(tree("c"), base)
+    seen = set()
+
+    def init(path):
+        Path(path, "etc").mkdir()
+        Path(path, "etc/hosts").write_bytes(b"h" * 5000)
+
+    with store.create_rw_layer("box", top, CreateRWLayerOpts(init_func=init)) as box:
+        with box.mounted() as path:
+            Path(path, "new").write_bytes(os.urandom(BIG))
+            with open(f"{path}/a", "ab") as out:
+                out.write(b"!")
+            Path(path, "hole").touch()
+            os.truncate(f"{path}/hole", 1 << 30)
+            os.link(f"{path}/new", f"{path}/again")
+            during = store.usage()
+        layers = taken(seen, upper(base), upper(top))
+        boxes = taken(seen, upper(box), Path(upper(box)).parent.with_name(f"{Path(upper(box)).parent.name}-init") / "diff")
+        found = store.usage()
+        assert found == Usage(layers, boxes, 0, 0, 0)
+        assert during.layers == layers
+        assert boxes > 2 * BIG
+        orphan = place / "root/overlay2" / ("a" * 64)
+        (orphan / "diff").mkdir(parents=True)
+        (orphan / "diff/left").write_bytes(os.urandom(BIG))
+        left = taken(set(), orphan)
+        assert store.usage() == Usage(layers, boxes, 0, left, left)
+
+
+def test_what_two_have_counts_for_the_first(store, root):
+    layer = store.register(tree("a"))
+    with store.create_rw_layer("box", layer) as box:
+        before = store.usage()
+        os.link(f"{upper(layer)}/a", f"{upper(box)}/same")
+        assert store.usage() == before
+        orphan = root / "overlay2" / ("b" * 64)
+        (orphan / "diff").mkdir(parents=True)
+        os.link(f"{upper(layer)}/a", orphan / "diff/same")
+        found = store.usage()
+        assert found.layers == before.layers
+        assert found.orphans < 100_000
+        assert found.reclaimable == found.orphans
+
+
+def test_reclaimable_is_what_nothing_needs(open_store, root):
+    store = open_store()
+    base = store.register(tree("a"))
+    middle = store.register(tree("b"), base)
+    top = store.register(tree("c"), middle)
+    other = store.register(tree("d"), base)
+    size = {layer.chain_id: taken(set(), upper(layer)) for layer in (base, middle, top, other)}
+    assert store.usage().reclaimable == 0                    # this store has references
+    chains = [layer.chain_id for layer in (base, middle, top, other)]
+    store.close()
+
+    store = open_store()
+    assert store.usage().reclaimable == sum(size.values()) == store.usage().layers
+    code = "import sys, time, layerstore; store = layerstore.Store(sys.argv[1]); kept = store.get(sys.argv[2]); print('ready', flush=True); time.sleep(60)"
+    with another.at_work(code, root, chains[3]):
+        assert store.usage().reclaimable == size[chains[1]] + size[chains[2]]
+    box = store.create_rw_layer("box", chains[1])
+    assert store.usage().reclaimable == size[chains[2]] + size[chains[3]]
+    box.release()
+    assert store.usage().reclaimable == store.usage().layers
+
+
+def test_an_image_keeps_its_layers(open_store):
+    store = open_store()
+    base = store.register(tree("a"))
+    top = store.register(tree("b"), base)
+    of_top = taken(set(), upper(top))
+    layerstore.Images(store).create(base, {"created": "2026-01-01T00:00:00Z"}, tags="base:1")
+    store.close()
+    assert open_store().usage().reclaimable == of_top
+
+
+def test_what_remove_frees_is_what_was_said(store_at):
+    store = store_at()
+    keep = store.register(tree("keep"))
+    loose = [store.register(tree(f"f{i}", size=100_000 * (i + 1)), keep if i % 2 else "") for i in range(4)]
+    store.register(tree("on top"), loose[2])
+    kept = keep.chain_id
+    store.close()
+    store = store_at()
+    with store.get(kept):
+        said = store.usage()
+        chains = set(store.map()) - {kept}
+        while chains:
+            for chain in sorted(chains):
+                try:
+                    chains -= {gone.chain_id for gone in store.remove(chain)}
+                except layerstore.StoreInUseError:
+                    continue
+        assert store.usage() == Usage(said.layers - said.reclaimable, 0, 0, 0, 0)
+
+
+def test_a_read_only_store_says_the_same(open_store):
+    store = open_store()
+    store.register(tree("a"))
+    found = store.usage()
+    store.close()
+    assert open_store(options={"read_only": "true"}).usage() == found._replace(reclaimable=found.layers)
+
+
+def test_a_closed_store(store):
+    store.close()
+    with pytest.raises(layerstore.StoreClosedError):
+        store.usage()
+
+
+def test_65_000_files_are_weighed_quickly(store):
+    """What a layer of a large image has. Seen: some 0.1 s."""
+    tar = b"".join(tarkit.dir(f"d{i}/") + b"".join(file(f"d{i}/f{j}", b"x") for j in range(250)) for i in range(260)) + end()
+    store.register(tar)
+    began = time.process_time()
+    assert store.usage().layers > 0
+    assert time.process_time() - began < 2
+
+
+def test_names_that_are_no_layer_are_no_error(store, root):
+    layer = store.register(tree("a"))
+    Path(upper(layer)).rename(root / "elsewhere")
+    assert store.usage().layers == 0
