@@ -1,5 +1,6 @@
 """RWLayer.run(): whatever happens, no process, no mount, no mount point and no descriptor is left when it is over."""
 
+import asyncio
 import contextlib
 import gc
 import itertools
@@ -17,6 +18,7 @@ import pytest
 import sandboxes
 
 import layerstore
+import layerstore.aio
 from layerstore.running import bubblewrap, command
 from layerstore.running.sandbox import run_in
 
@@ -323,3 +325,22 @@ def test_a_box_that_others_entered_stays_mounted_and_says_so(box, root):
         assert len(disk.mounts_below(root)) == 1
     box.unmount()
     assert disk.mounts_below(root) == []
+
+
+def test_a_cancelled_task_ends_it(root, mark):
+    async def main():
+        async with layerstore.aio.Store(root) as store:
+            box = await store.create_rw_layer("awaited", await store.register(sandboxes.layer_tar()))
+            assert (await box.run(["echo", "hi"])).stdout == b"hi\n"
+            running = [asyncio.ensure_future(box.run(["sleep", mark])) for _ in range(12)]
+            assert (await asyncio.wait_for(box.run(["echo", "beside"]), 30)).stdout == b"beside\n"
+            began = time.monotonic()
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+            assert all(task.cancelled() for task in running)
+            assert time.monotonic() - began < 15
+            assert gone(mark)
+            assert disk.mounts_below(root) == []
+
+    asyncio.run(main())

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from layerstore.running.sandbox import CHECK_STOPPED
 from layerstore.values import Done, Progress
 
 T = TypeVar("T")
@@ -95,6 +96,7 @@ async def _carried_through(work: Callable[[Call], T], undo: Callable[[T], object
     result: list[T] = []
     failed: list[BaseException] = []
     context = contextvars.copy_context()
+    context.run(CHECK_STOPPED.set, call.check)
 
     def body() -> None:
         try:

@@ -40,6 +40,8 @@ NAMES: dict[str, Any] = {"AsyncIterator": AsyncIterator}
 LONG = frozenset({"cleanup", "orphans", "reclaim", "sync"})
 ENDS = frozenset({"discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount"})
 """Methods that release something: they take no slot and always run to their end."""
+OTHERS = frozenset({"run"})
+"""Methods that take as long as a program of the caller's: they take no slot either, and end when they are cancelled."""
 UNDO: dict[str, Callable[[Any, Any], object]] = {
     "mount": lambda layer, _: layer.unmount(), "unpack_ahead": lambda store, unpacked: store.discard(unpacked),
 }  # fmt: skip
@@ -158,7 +160,7 @@ class _Work:
         slots = self.slots(args)
         long = self.takes & {"progress", "durability"} or self.method in LONG
         feeds = any(is_async_target(given.get(name)) for name in TARGETS)       # maybe a call that has a slot
-        slot = None if feeds or self.method in ENDS else slots.long if long else slots.short
+        slot = None if feeds or self.method in ENDS | OTHERS else slots.long if long else slots.short
 
         def work(call: Call) -> Any:
             for name, value in given.items():

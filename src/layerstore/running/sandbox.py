@@ -18,6 +18,7 @@ import struct
 import termios
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from io import FileIO
 from subprocess import CompletedProcess, TimeoutExpired
 from typing import Final
@@ -43,23 +44,24 @@ _MFD_EXEC: Final = 0x10           # of kernels from 6.3 on
 _PIPE_SIZE: Final = 1 << 20
 _BLOCK: Final = 1 << 18
 _LONGEST: Final = 1 << 20         # seconds of one wait
-_LOOK: Final = 0.1                # seconds between two calls of check_stopped
+_LOOK: Final = 0.1                # seconds between two calls of CHECK_STOPPED
 _KILLED: Final = 128 + 9
 
 
-def run_in(
-    path: str, told: Command, program: str, check_stopped: Callable[[], object] | None = None
-) -> CompletedProcess[bytes]:
+# Called ten times a second while a command runs; what it raises ends the command.
+CHECK_STOPPED: ContextVar[Callable[[], object] | None] = ContextVar("CHECK_STOPPED", default=None)
+
+
+def run_in(path: str, told: Command, program: str) -> CompletedProcess[bytes]:
     """Run a command with the directory at path as its root.
 
-    program         bubblewrap.find()'s
-    check_stopped   called ten times a second; what it raises ends the command
+    program   bubblewrap.find()'s
 
-    Raises   OSError                     argv[0] or cwd is not in the tree, or may not be used by the user (.filename);
-                                         or a mount point cannot be made
-             LookupError                 the tree has no such user
-             NotSupportedError           bubblewrap cannot make a sandbox here
-             subprocess.TimeoutExpired   with the output so far
+    Raises    OSError                     argv[0] or cwd is not in the tree, or may not be used by the user (.filename);
+                                          or a mount point cannot be made
+              LookupError                 the tree has no such user
+              NotSupportedError           bubblewrap cannot make a sandbox here
+              subprocess.TimeoutExpired   with the output so far
     """
     deadline = None if told.timeout is None else time.monotonic() + told.timeout
     points = Points(path)
@@ -81,7 +83,7 @@ def run_in(
             with Scope(begin, Process.end) as process:
                 files.forget_given()
                 seen = _Course(process, files)
-                seen.follow(deadline, check_stopped)
+                seen.follow(deadline)
                 process.end()
                 files.read_rest()
             return seen.result(told, who)
@@ -249,9 +251,9 @@ class _Course:
         self._status: int | None = None
         self._failed: tuple[int, int] | None = None
 
-    def follow(self, deadline: float | None, check_stopped: Callable[[], object] | None) -> None:
+    def follow(self, deadline: float | None) -> None:
         """Read its output until the command has ended, or the time is up."""
-        process, poll = self._process, select.poll()
+        process, poll, check_stopped = self._process, select.poll(), CHECK_STOPPED.get()
         for fd in (process.control, process.ended, *self._files.out):
             poll.register(fd, select.POLLIN)
         while True:
