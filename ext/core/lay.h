@@ -379,7 +379,8 @@ void lay_clone_free(lay_clone *c);
 
 typedef struct lay_merge lay_merge;
 /* What n layers stacked show, the nearest first, is made below to, an empty directory: directories anew, all else by hard
- * links, copied where the kernel refuses one. A whiteout stays if what is below the run has something of its name. */
+ * links, copied where the kernel refuses one. A whiteout stays if what is below the run has something of its name. The
+ * layers' descriptors are used until free. */
 lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err);
 /* Works for about max_ms. *end 1: all is there. */
 lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err);

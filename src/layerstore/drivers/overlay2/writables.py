@@ -8,6 +8,7 @@ from layerstore._core import _apply, _changes
 from layerstore.disk.mounts import Switch
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Finding, Stack
+from layerstore.drivers.overlay2.copying import Copying
 from layerstore.drivers.overlay2.differences import Differences
 from layerstore.drivers.overlay2.directories import MAX_LOWERS
 from layerstore.drivers.overlay2.freezing import Freezing
@@ -32,6 +33,8 @@ class Writables:
         self.hold, self.stack_of, self.named_in = ground.at.held, ground.at.stack_of, ground.at.named_in
         self.lower_text, self.is_used = ground.at.lower_text, ground.mounting.is_upper_used
         self.discard = ground.discarding.discard
+        copying = Copying(ground)
+        self.clone, self.copy, self.merge = copying.clone, copying.copy, copying.merge
 
     def create(
         self, id: str, stack: Stack, options: Mapping[str, str] | None, *, most: int = MAX_LOWERS, like: str = ""
