@@ -345,6 +345,10 @@ class Directories:
             lower += ":" + read_text(self.path(parent, "lower"))
         return lower
 
+    def is_plain(self, id: str) -> bool:
+        """Return True if id stands on nothing: it is a plain directory, and no overlay."""
+        return not is_there(self.path(id, "lower"))
+
     def lower_items(self, id: str) -> list[str]:
         """Return the items of `lower`, nearest first; [] if id stands on nothing."""
         try:
@@ -479,6 +483,12 @@ class Directories:
         with opened(directory) as fd:
             for entry in os.listdir(fd):
                 remove_below(fd, directory, entry)
+
+    def remove_in(self, id: str, *names: str) -> None:
+        """Remove what these names lead to in id; fine if it is gone. Raises OSError."""
+        directory = self.path(id, *names[:-1])
+        with contextlib.suppress(FileNotFoundError), opened(directory) as fd:
+            remove_below(fd, directory, names[-1])
 
     # ---- on the disk ----
 

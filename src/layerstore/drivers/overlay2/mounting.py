@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import OpenDirectory, Scope, surely
-from layerstore.disk.textfile import remove_below
 from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
@@ -76,49 +75,43 @@ class Mounting:
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
         """Mount id, or count one user more; return the path. Raises OSError, ActiveMountError."""
         with self._at.locks.hold(id):
-            lowers = self._at.lower_items(id)
             self._at.require(id, "diff")
-            if not lowers:
-                return self._count_plain(id)
             merged = self._at.path(id, "merged")
             if self._read_only:
+                if self._at.is_plain(id):
+                    return self._at.path(id, "diff")
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
             self._holds.retain(_use(id))
             try:
                 if self._counter.users(merged) and mounts.is_mounted(merged):
                     self._counter.increment(merged)
-                else:
-                    self._mount_or_share(id, lowers, merged, mount_label, read_only)
+                    return merged
+                with self._at.claimed(id):    # no other store mounts, unmounts or turns it meanwhile
+                    if self._at.is_plain(id):
+                        self._counter.increment(self._at.path(id, "diff"))
+                        return self._at.path(id, "diff")
+                    self._mount_or_share(id, merged, mount_label, read_only)
             except BaseException:
                 self._holds.release(_use(id))
                 raise
             return merged
-
-    def _count_plain(self, id: str) -> str:
-        """Count one user more of a box on nothing, which is a plain directory, and return its path."""
-        path = self._at.path(id, "diff")
-        with self._at.claimed_if_possible(id):
-            self._holds.retain(_use(id))
-            self._counter.increment(path)
-        return path
 
     def is_counted(self, id: str) -> bool:
         """Return True if this store or another one uses id, as their counts say."""
         used = self._counter.users(self._at.path(id, "diff")) or self._counter.users(self._at.path(id, "merged"))
         return bool(used) or self._holds.held_elsewhere(_use(id))
 
-    def _mount_or_share(self, id: str, lowers: list[str], merged: str, mount_label: str, read_only: bool) -> None:
-        """Count the first user of this store. The lock keeps other stores from mounting or unmounting it meanwhile."""
-        with self._at.claimed(id):
-            if not mounts.is_mounted(merged):
-                self._counter.forget(merged)              # what was counted, another one has unmounted
-                writable = not read_only and not os.path.exists(self._at.path(id, "committed"))
-                self._mount(id, lowers, merged, mount_label, writable)
-                self._counter.begin(merged)
-            elif self._holds.held_elsewhere(_use(id)):
-                self._counter.begin(merged)               # the last of all its users unmounts it
-            else:
-                self._counter.increment(merged)           # beside the user that a mount found here has
+    def _mount_or_share(self, id: str, merged: str, mount_label: str, read_only: bool) -> None:
+        """Count the first user of this store, which has claimed id."""
+        if not mounts.is_mounted(merged):
+            self._counter.forget(merged)                  # what was counted, another one has unmounted
+            writable = not read_only and not os.path.exists(self._at.path(id, "committed"))
+            self._mount(id, self._at.lower_items(id), merged, mount_label, writable)
+            self._counter.begin(merged)
+        elif self._holds.held_elsewhere(_use(id)):
+            self._counter.begin(merged)                   # the last of all its users unmounts it
+        else:
+            self._counter.increment(merged)               # beside the user that a mount found here has
 
     def _mount(self, id: str, lowers: list[str], merged: str, mount_label: str, writable: bool) -> None:
         try:
@@ -152,17 +145,17 @@ class Mounting:
             context=mount_label, off=self._off, userxattr=userxattr, is_volatile=self._is_volatile,
         )  # fmt: skip
 
-    def _forget_volatile(self, id: str) -> bool:
-        """Remove the mark of a mount that never synced, as the kernel mounts nothing on it. True: it was there.
+    def _forget_volatile(self, id: str) -> None:
+        """Remove the mark of a mount that never synced, as the kernel mounts nothing on it; not while one uses id."""
+        if is_there(self._at.path(id, "work", "work", "incompat")):
+            self._at.remove_in(id, "work", "work", "incompat")
 
-        Not while an overlay uses id.
-        """
-        if not is_there(self._at.path(id, "work", "work", "incompat")):
-            return False
-        work = self._at.path(id, "work", "work")
-        with opened(work) as fd:
-            remove_below(fd, work, "incompat")
-        return True
+    def _end_work(self, id: str) -> None:
+        """Remove what a mount that is gone leaves in its work directory: the next mount need not ask about it then."""
+        with contextlib.suppress(OSError):            # mount() asks, and tries again
+            if self._syncs_all and is_there(self._at.path(id, "work", "work", "incompat")):
+                mounts.sync_filesystem(self._at.home)
+            self._at.remove_in(id, "work", "work")
 
     def require_writable(self, mount: str | int, merged: str) -> None:
         """Raise if the mount is read-only: the kernel could not make its work directory, on a full disk for example."""
@@ -226,7 +219,7 @@ class Mounting:
     def holders(self, id: str) -> list[Holder]:
         """List who is inside id: mounted here, detached, or mounted in another namespace; [] where it is not."""
         merged = self._at.path(id, "merged")
-        if not self._at.lower_items(id):
+        if self._at.is_plain(id):
             return []
         if mounts.is_mounted(merged):
             return holders(os.stat(merged).st_dev, merged, tuple(self._ours))
@@ -254,7 +247,7 @@ class Mounting:
     def _put(self, id: str, unmount: Callable[[str, str], None]) -> None:
         with self._at.locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
-                if not self._at.lower_items(id):
+                if self._at.is_plain(id):
                     self._counter.decrement(self._at.path(id, "diff"))
                     self._holds.release(_use(id))
                     return
@@ -311,9 +304,7 @@ class Mounting:
         if copied and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
             self._boxes.mark(id, device)        # a process came in since
         elif not reads_only:
-            with contextlib.suppress(OSError):  # mount() tries again
-                if self._forget_volatile(id) and self._syncs_all:
-                    mounts.sync_filesystem(self._at.home)
+            self._end_work(id)
 
     @staticmethod
     def _end_unseen(merged: str) -> None:

@@ -41,7 +41,7 @@ class Switching:
                  NotSupportedError   it is mounted, and this kernel cannot switch
         """
         merged = self._at.path(id, "merged")
-        if not self._at.lower_items(id):
+        if self._at.is_plain(id):
             self._require_uncounted(id)
             return False
         if not mounts.is_mounted_surely(merged):
