@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -141,6 +143,35 @@ def test_what_only_a_mount_can_tell_is_told_by_one(stacks):
     assert stacks.changes(["top", "box", "one"], ["one"], contents=True) == expected
     back = ["A /d", "A /d/e", "A /d/e/f", "C /other", "C /other/f", "D /d2", "D /new"]
     assert stacks.changes(["one"], ["top", "box", "one"]) == back
+
+
+def test_the_tar_and_the_size_of_a_box_are_those_of_its_snapshots_merged(stacks, room):
+    """Before and after a snapshot, an empty box over it too."""
+    one = stacks.new("one")
+    for name in ("a", "b", "c"):
+        (one / name).write_text(name * 10)
+    stacks.new("low")
+    with stacks.mounted(["one"], "low") as point:
+        (point / "a").unlink()
+        (point / "own").write_text("own")
+        (point / "b").write_text("b" * 20)
+    stacks.new("high")
+    with stacks.mounted(["low", "one"], "high") as point:
+        (point / "own").unlink()
+        (point / "b").write_text("b" * 30)
+        (point / "d").mkdir()
+    stacks.new("empty")
+
+    def tar_of(*above):
+        with stacks.trees.diff([id_of(name) for name in above], [id_of("one")]) as stream:
+            return stream.read()
+
+    with tarfile.open(fileobj=io.BytesIO(tar_of("high", "low"))) as read:
+        assert read.getnames() == [".wh.a", "b", "d"]
+    assert tar_of("high", "low") == tar_of("empty", "high", "low")
+    assert tar_of("low") == tar_of("low", "empty") == tar_of("empty", "low")
+    sizes = [stacks.trees.size([id_of(name) for name in names]) for names in (["high", "low"], ["low"], ["empty", "high", "low"], ["empty"])]
+    assert sizes == [30, 23, 30, 0]
 
 
 def test_where_the_kernel_does_not_say_it_by_directories_mounts_do(opened, stacks, monkeypatch):

@@ -71,11 +71,7 @@ class Trees:
         try:
             if not self._ground.native_works():
                 raise NotSupportedError(self._not_native, path=self._at.home)
-            if len(above) != 1:
-                raise NotSupportedError("several directories as one tar: a mount shows them", path=self._at.home)
-            marks = _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
-            with self._at.opened_diff(above[0]) as root:
-                return _looked_over(_tarstream.export_tree(root, flags | marks))
+            return self._exported(above, below, flags)
         except NotSupportedError as why:
             with contextlib.ExitStack() as stack:
                 shown = stack.enter_context(self._shown([*above, *below], why))
@@ -85,13 +81,27 @@ class Trees:
                 changes = _changes.compare_trees(shown, before, attributes=True, touched=True)
                 return _looked_over(_tarstream.export_changes(shown, changes, flags))
 
+    def _exported(self, above: Stack, below: Stack, flags: int) -> TarStream:
+        """Make the tar of the directory that merging these makes; of one, its own."""
+        flags |= _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
+        with contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            if len(fds) == 1:
+                return _looked_over(_tarstream.export_tree(fds[0], flags))
+            lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below]
+            return _looked_over(_tarstream.export_stack(fds, flags, lowers))
+
+    # ---- how much it is ----
+
     def size(self, above: Stack) -> int:
-        if len(above) == 1:
-            with self._at.opened_diff(above[0]) as root:
-                return _changes.tree_size(root)
-        why = NotSupportedError("the size of several directories: a mount shows them", path=self._at.home)
-        with self._shown(above, why) as root:
-            return _changes.tree_size(root)
+        with contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            if len(fds) == 1:
+                return _changes.tree_size(fds[0])
+            try:
+                return _changes.stack_size(fds, self._view(above))
+            except NotSupportedError as why:
+                return _changes.tree_size(stack.enter_context(self._shown(above, why)))
 
     # ---- what a mount shows ----
 
