@@ -70,10 +70,18 @@ cdef class Source:
             self.ahead_at += m
         return m
 
+    def read_ahead(self):
+        cdef bytes rest
+        lay.enter(&self.handle)
+        rest = PyBytes_FromStringAndSize(self.ahead + self.ahead_at, <Py_ssize_t>(self.ahead_len - self.ahead_at)) if self.ahead != NULL else b""
+        self.ahead_at = self.ahead_len = 0
+        lay.give(&self.handle)
+        return rest
+
     def _capsule(self):
-        """For Apply.pump_source, while it keeps this object. Not once something was read: it may have been ahead."""
+        """For Apply.pump_source, while it keeps this object."""
         if self.ahead_at < self.ahead_len:
-            raise RuntimeError("a stream is pumped from its beginning, or not at all")
+            raise RuntimeError("bytes were read ahead: take them first")
         return PyCapsule_New(&self.handle, "layerstore.source", NULL)
 
     cdef size_t fill(self, char *p, size_t n) except? <size_t>-1:

@@ -2,6 +2,7 @@
 
 import errno
 import fnmatch
+import gc
 import io
 import os
 import random
@@ -470,6 +471,18 @@ def test_a_store_takes_it(store, place, some):
                 assert (Path(path) / "app" / name).read_bytes() == data
     again = store.register(pack_directory(place, prefix="app", owner=(7, 8), mtime=NOW), base)
     assert again.chain_id == layer.chain_id
+
+
+def test_it_may_be_given_away(store, place, recwarn):
+    """No one needs to close what register() was given; also where that fails."""
+    put(place / "f", b"x" * 100_000)
+    held = disk.open_files()
+    store.register(pack_directory(place)).release()
+    with pytest.raises(layerstore.LayerDoesNotExistError):
+        store.register(pack_directory(place), "sha256:" + "1" * 64)
+    gc.collect()
+    assert [str(one.message) for one in recwarn] == []
+    assert disk.open_files() == held
 
 
 def test_skopeo_and_umoci_take_its_layer(store, images, place, room):

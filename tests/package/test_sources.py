@@ -96,6 +96,29 @@ def test_a_block_that_is_no_bytes_is_named(store, unchanged, block):
         store.register([TAR[:512], block])
 
 
+def test_a_tar_stream_is_taken_from_where_it_stands(store, open_store, room):
+    """What was read ahead of the caller is not lost."""
+    entries = [file(f"f{i}", b"%d" % i * 400) for i in range(200)]
+    tar = b"".join(entries) + end()
+    with open_store(room / "other") as other, other.register(tar) as layer, layer.tar_stream() as stream:
+        assert stream.read(512) + stream.read(len(entries[0]) - 512) == entries[0]
+        assert store.register(stream).diff_id == tarkit.diff_id(tar[len(entries[0]) :])
+        stream.seek(0)
+        assert store.register(stream).diff_id == layer.diff_id
+        stream.seek(len(entries[0]))
+        unpacked = store.unpack_ahead(stream)
+        assert unpacked.diff_id == tarkit.diff_id(tar[len(entries[0]) :])
+        store.discard(unpacked)
+
+
+def test_a_tar_stream_tells_its_progress(store, open_store, room):
+    told = []
+    tar = file("f", bytes(3 << 20)) + end()
+    with open_store(room / "other") as other, other.register(tar) as layer, layer.tar_stream() as stream:
+        store.register(stream, progress=told.append)
+    assert told[-1] == len(tar)
+
+
 def test_a_tar_stream_of_another_store_is_a_source(store, open_store, room):
     other = open_store(room / "other")
     for tar in (TAR, file("sparse", b"s" * 40_000_000) + end()):

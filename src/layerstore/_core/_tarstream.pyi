@@ -14,6 +14,8 @@ class Source:
     def read(self, n: int) -> bytes:
         """n bytes (all for -1); fewer only at the end; b"" after the end, when all checks have passed."""
     def readinto(self, buffer: Any) -> int: ...
+    def read_ahead(self) -> bytes:
+        """The bytes that were read further than given, which are given so; Apply.pump_source goes on behind them."""
     def copy_to_fd(self, fd: int, max_bytes: int = ..., max_ms: int = ...) -> tuple[bool, int]:
         """Write to fd for a while: (at the end, bytes written)."""
     def size(self) -> int: ...

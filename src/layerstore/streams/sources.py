@@ -214,6 +214,9 @@ class Input:
 
     def pump_into(self, apply: Apply) -> None:
         """Push all of it into apply. What read() and progress raise passes through."""
+        if hasattr(self.given, "pump_into"):          # a TarStream: no byte of it passes through Python
+            self.given.pump_into(apply, self.progress)
+            return
         teller = Teller(self.progress, self.length() if self.progress is not None else None)
         head = self.head()
         format = guess_format(head[:HEAD])

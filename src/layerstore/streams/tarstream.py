@@ -162,9 +162,11 @@ class TarStream(_BinaryFile):
         return total
 
     def __del__(self) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        if not self._named.directory:     # one of a directory is given away: register(pack_directory(...))
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+        self.close()
 
     def copy_some(self, fd: int, max_ms: int = 250) -> tuple[bool, int]:
         """Write to a descriptor for so long: (that was all, bytes written)."""
@@ -186,7 +188,10 @@ class TarStream(_BinaryFile):
     def pump_once(self, apply: _apply.Apply) -> bool:
         """Push what is left into apply, for about a tenth of a second. True: that was all."""
         with self._lock:
-            return apply.pump_source(self._open(), 1 << 40, 100)
+            source = self._open()
+            if ahead := source.read_ahead():
+                apply.push(ahead)
+            return apply.pump_source(source, 1 << 40, 100)
 
     def close(self) -> None:
         """Stop, once a running read is over, and release what the stream holds. Twice is harmless."""
