@@ -20,16 +20,16 @@ from layerstore.values import Descriptor, FileEntry, Metadata, StrPath
 
 
 class Top:
-    """What ends in a layer, and so can be what another one stands on: an Image."""
+    """What a layer or a writable layer can stand on, beside a Layer: an Image, a Snapshot."""
 
     @property
     def top(self) -> ChainID | str:
-        """The ChainID of its uppermost layer; "" where it has none."""
+        """The ChainID of its uppermost layer, or the id of the snapshot; "" if it has none."""
         raise NotImplementedError
 
 
 def parent_id(parent: object) -> str:
-    """Return the ChainID that a `parent` argument means; "" for nothing. Raises TypeError."""
+    """Return what a `parent` argument names: a ChainID, a snapshot's id, or "" for nothing. Raises TypeError."""
     if parent is None:
         return ""                         # what a base layer's `parent` is
     if isinstance(parent, str):
@@ -38,7 +38,7 @@ def parent_id(parent: object) -> str:
         return parent.chain_id
     if isinstance(parent, Top):
         return parent.top
-    raise TypeError(f"a parent is a ChainID, a Layer or an Image, not {type(parent).__name__}")
+    raise TypeError(f"a parent is a ChainID, a Layer or an Image (or a Snapshot), not {type(parent).__name__}")
 
 
 class Layer:
@@ -152,6 +152,10 @@ class Layer:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+Parent = str | Layer | Top
+"""What a layer or a writable layer can stand on: a ChainID, the id of a snapshot, a Layer, a Snapshot, an Image."""
 
 
 class EmptyLayer(Layer):

@@ -1,23 +1,29 @@
-"""RWLayer: a reference to a writable layer: mount, changes, tar, commit."""
+"""RWLayer: a reference to a writable layer: mount, changes, tar, commit. Snapshot: its state at one moment.
+
+The two make each other, so they stand in one file.
+"""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 from layerstore.disk.locks import Scope
 from layerstore.engine.engine import Engine
+from layerstore.engine.looking import Shown
 from layerstore.engine.record import Mount, MountReference
+from layerstore.engine.stacks import Place
 from layerstore.errors import ActiveMountError, Holder
-from layerstore.layer import Layer
+from layerstore.layer import Layer, Parent, Top, parent_id
 from layerstore.running import bubblewrap
 from layerstore.running.command import checked
 from layerstore.running.sandbox import run_in
 from layerstore.streams.leftout import Keep, Marks, export_flags
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Metadata, Progress
+from layerstore.values import Change, CreateRWLayerOpts, FileEntry, Metadata, Progress, StrPath
 
 
 class RWLayer:
@@ -42,9 +48,17 @@ class RWLayer:
 
     @property
     def parent(self) -> Layer | None:
-        """The layer below, bare, or None."""
-        below = self._reference.mount.parent
+        """The nearest layer below, bare, or None: whatever snapshots lie between."""
+        below = self._place().layer
         return Layer(self._engine, below) if below else None
+
+    @property
+    def base(self) -> Snapshot | Layer | None:
+        """What it stands on now: a snapshot, a layer, or None. A snapshot that was released is named all the same."""
+        return _base_of(self._engine, self._place())
+
+    def _place(self) -> Place:
+        return self._engine.writable.place(self._reference.mount)
 
     @property
     def created_at(self) -> float:
@@ -149,16 +163,99 @@ class RWLayer:
             done[0].check_returncode()
         return done[0]
 
-    def size(self) -> int:
-        """Return the bytes of its own files."""
-        return self._engine.driver.writables.size(self._held().mount_id)
+    # ---- snapshots ----
 
-    def changes(self) -> list[Change]:
-        """List what differs from its parent; only its upper directory is read."""
-        return self._engine.writable.changes(self._held())
+    def snapshot(
+        self, *, busy: Literal["clone", "error"] = "clone", freeze: StrPath | None = None, durability: str | None = None
+    ) -> Snapshot:
+        """Freeze what the layer holds now, and let it continue on top of that.
+
+        If no process is inside, this costs the same whatever was changed: the upper directory itself becomes the
+        snapshot, and a mounted path stays valid throughout. Processes that only read keep reading what they have open.
+        busy         if a process is inside (its root, its working directory, an open directory, a file open for
+                     writing, a shared mapping), or the layer is mounted once more elsewhere: "clone" copies what the
+                     layer holds (with reflinks, if the file system has them), and the layer stays as it is; "error"
+                     raises ActiveMountError
+        freeze       a cgroup v2 directory that is frozen while files are cloned, so that all are of one moment; without
+                     it each file is whole
+        durability   as the store's option of that name; None: the store's
+
+        Raises   ActiveMountError (.holders), MaxDepthExceededError (500 directories below), OSError
+        """
+        if busy not in ("clone", "error"):
+            raise ValueError(f'busy is "clone" or "error", not {busy!r}')
+        level = self._engine.syncing.level(durability)
+        return Snapshot(self._engine, self._engine.snapshots.take(self._held(), busy, freeze, level))
+
+    def rollback(self, to: Parent, *, force: bool = False, durability: str | None = None) -> None:
+        """Discard what the layer holds and continue from a snapshot or a layer, in place: a mounted path stays valid.
+
+        to           a Snapshot, a Layer, an Image, or the id of one; "" only while it is not mounted
+        force        True: processes inside keep what they see, detached; it is deleted when the last of them ends
+        durability   as the store's option of that name; None: the store's
+        What was discarded is removed by a thread of the store.
+
+        Raises   ActiveMountError (.holders)   processes are inside; nothing has changed
+                 LayerDoesNotExistError, MaxDepthExceededError, OSError
+        """
+        target = parent_id(to)
+        level = self._engine.syncing.level(durability)
+        self._engine.rollbacks.rollback(self._held(), target, level, force=force)
+
+    def fork(self, name: str, *, durability: str | None = None) -> RWLayer:
+        """Create a writable layer that holds what this one holds now: a snapshot without a name of its own.
+
+        Raises   as snapshot(), and as Store.create_rw_layer() for the name
+        """
+        level = self._engine.syncing.level(durability)
+        return RWLayer(self._engine, self._engine.forks.fork(self._held(), name, level))
+
+    def squash(self) -> None:
+        """Merge the released snapshots below that nothing else stands on.
+
+        create_rw_layer(), snapshot() and rollback() do it by themselves if a stack has more than 48 snapshots. What the
+        layer shows does not change.
+        Raises   OSError
+        """
+        self._engine.squash.squash(self._held())
+
+    # ---- contents ----
+
+    def size(self) -> int:
+        """Return the bytes of the files that it holds above its nearest layer, each counted once."""
+        return self._engine.looking.size(self._shown())
+
+    def _shown(self) -> Shown:
+        return self._engine.looking.box(self._held())
+
+    def changes(self, since: Parent | None = None) -> list[Change]:
+        """List what differs; only directories that were written to are read.
+
+        since   None: from its nearest layer; or a snapshot or a layer that it stands on; or a snapshot that was
+                cloned of it
+
+        Raises  LayerDoesNotExistError
+                LayerStoreError          since is not below it
+        """
+        return self._engine.looking.changes(self._shown(), None if since is None else parent_id(since))
+
+    def files(self) -> Iterator[FileEntry]:
+        """Return an iterator over all files that it shows, as Layer.merged() has them; it need not be mounted.
+
+        crc and offset are None for what is in no layer. While it is mounted, files may be of different moments.
+        """
+        return self._engine.looking.merged(self._shown()).files()
+
+    def open(self, path: StrPath) -> BinaryIO:
+        """Open a regular file that it shows for reading; it need not be mounted.
+
+        path    from its root, with or without "/" in front; links are followed, below that root
+        Raises  FileNotFoundError, IsADirectoryError, NotADirectoryError, OSError
+        """
+        return self._engine.looking.merged(self._shown()).open(path)
 
     def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
-        """Return a tar of what differs from its parent.
+        """Return a tar of what differs from its nearest layer.
 
         keep     "docker": moby's tar, byte for byte: no extended attributes except security.capability, no ACLs, whole
                  seconds; a LeftOutWarning, also in the log, counts and names what is left out. "all": user.*,
@@ -169,7 +266,7 @@ class RWLayer:
         Raises   BreakoutError (.path), OSError
                  NotSupportedError   another mount wrote marks into it that this host's mounts cannot follow
         """
-        return self._engine.writable.tar_stream(self._held(), export_flags(keep, marks))
+        return self._engine.looking.tar(self._shown(), export_flags(keep, marks))
 
     def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
         """Unpack a tar over it, and return the bytes of all its own files afterwards.
@@ -188,13 +285,15 @@ class RWLayer:
         self, *, keep: Keep = "docker", marks: Marks = "refuse", durability: str | None = None,
         progress: Progress | None = None,
     ) -> Layer:  # fmt: skip
-        """Register its present contents as a new read-only layer on the same parent, and return a reference.
+        """Register its present contents as a new read-only layer on its nearest layer, and return a reference.
 
         keep, marks  as for tar_stream()
         durability   as the store's option of that name; None: the store's
         progress     called with the bytes of its tar so far, at most ten times a second
         """
-        made = self._engine.writable.commit(self._held(), export_flags(keep, marks), durability, progress)
+        self._engine.check_writable()
+        level = self._engine.syncing.level(durability)
+        made = self._engine.looking.commit(self._shown(), export_flags(keep, marks), level, progress)
         return Layer(self._engine, made.record, made)
 
     def release(self) -> list[Metadata]:
@@ -207,3 +306,143 @@ class RWLayer:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+class Snapshot(Top):
+    """The state of a writable layer at one moment, frozen. `with snapshot:` releases it at the end.
+
+    It has no digest until it is committed. It stays until one object of it, in any process, is released: an object is a
+    name, and no counted reference.
+
+    id        64 hexadecimal digits; create_rw_layer() and rollback() take it as a parent
+    box       the name of the writable layer that it was taken of; "" once it is released
+    created   when it was taken, in UTC
+    """
+
+    id: str
+    box: str
+    created: datetime.datetime
+
+    def __init__(self, engine: Engine, id: str) -> None:
+        """Show a snapshot of an engine, recorded or loose."""
+        self._engine, self.id = engine, id
+        saved = engine.snapshots.read(id)
+        self.box = saved.box
+        self.created = _EPOCH + datetime.timedelta(microseconds=saved.created // 1000)
+
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.id[:12]}{f' of {self.box}' if self.box else ''}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Snapshot) and self.id == other.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def top(self) -> str:
+        """Its id: what a `parent` argument takes."""
+        return self.id
+
+    @property
+    def parent(self) -> Snapshot | Layer | None:
+        """What it stands on: a snapshot, a layer (bare), or None."""
+        return _base_of(self._engine, self._shown().place)
+
+    @property
+    def layer(self) -> Layer | None:
+        """The nearest layer below, bare, or None."""
+        below = self._shown().place.layer
+        return Layer(self._engine, below) if below else None
+
+    def _shown(self) -> Shown:
+        self._engine.check_open()
+        return self._engine.looking.snapshot(self.id)
+
+    def fork(self, name: str, opts: CreateRWLayerOpts | None = None, *, durability: str | None = None) -> RWLayer:
+        """Create a writable layer on it and return a reference. Nothing is copied.
+
+        Raises   as Store.create_rw_layer()
+        """
+        self._engine.check_writable()
+        level = self._engine.syncing.level(durability)
+        return RWLayer(self._engine, self._engine.writable.create(name, self.id, checked_opts(opts), level))
+
+    def changes(self, since: Parent | None = None) -> list[Change]:
+        """List what differs.
+
+        since   None: from what it stands on; or a snapshot or a layer below it
+
+        Raises  LayerDoesNotExistError
+                LayerStoreError          since is not below it
+        """
+        return self._engine.looking.changes(self._shown(), None if since is None else parent_id(since))
+
+    def size(self) -> int:
+        """Return the bytes of the files in its own directory."""
+        return self._engine.looking.size(self._shown())
+
+    def tar_stream(self) -> TarStream:
+        """Return the tar that commit() registers. Raises LayerDoesNotExistError, BreakoutError (.path), OSError."""
+        self._engine.snapshots.check(self.id)
+        return self._engine.looking.tar(self._shown(), whole=False)
+
+    def commit(self, *, squash: bool = False, durability: str | None = None) -> Layer:
+        """Make a read-only layer of it, and return a reference.
+
+        Its directory is read once, and becomes the layer's: nothing is copied. What stands on it continues on the
+        layer, and shows what it showed. Snapshots below it are committed too, a layer each. From then on `id` names
+        the layer, too, and commit() returns it again.
+        squash       True: all down to the nearest layer becomes one new layer, which is a copy; the snapshots stay
+        durability   as the store's option of that name; None: the store's
+
+        Raises   MaxDepthExceededError   there would be more than 125 layers; nothing was done
+                 LayerDoesNotExistError, BreakoutError (.path), OSError
+        """
+        self._engine.check_writable()
+        level = self._engine.syncing.level(durability)
+        self._engine.snapshots.check(self.id)
+        made = (
+            self._engine.looking.commit(self._shown(), 0, level, None)
+            if squash and not self._engine.snapshots.is_committed(self.id)
+            else self._engine.promotion.commit(self.id, level)
+        )
+        return Layer(self._engine, made.record, made)
+
+    def metadata(self) -> dict[str, str]:
+        """Return the driver's directories (UpperDir: the frozen one, LowerDir ...), and its id as ID."""
+        self._shown()
+        found = self._engine.driver.writables.paths(self.id)
+        found.setdefault("ID", self.id)
+        return found
+
+    def release(self) -> list[Metadata]:
+        """Release it: it can no longer be forked. Its directory stays as long as something stands on it.
+
+        Returns  the layers that were deleted with it; [] if it was released before
+        """
+        removed = self._engine.snapshots.release(self.id)
+        self.box = ""
+        return removed
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def _base_of(engine: Engine, place: Place) -> Snapshot | Layer | None:
+    if place.base:
+        return Snapshot(engine, place.base)
+    return Layer(engine, place.layer) if place.layer else None
+
+
+def checked_opts(opts: CreateRWLayerOpts | None) -> CreateRWLayerOpts:
+    """Return the options of a new writable layer. Raises TypeError."""
+    if opts is not None and not isinstance(opts, CreateRWLayerOpts):
+        raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
+    return opts or CreateRWLayerOpts()

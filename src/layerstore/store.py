@@ -14,13 +14,15 @@ from typing import Any
 from layerstore.engine.engine import Engine
 from layerstore.engine.intake import Unpacked as Unpacked
 from layerstore.errors import NotSupportedError
-from layerstore.ids import OS, ChainID
-from layerstore.layer import Layer, Top, parent_id
+from layerstore.ids import OS, ChainID, is_driver_id
+from layerstore.layer import Layer, parent_id
+from layerstore.layer import Parent as Parent
 from layerstore.layerdb.imagedb import ImageDB
 from layerstore.layerdb.transaction import check_mount_name
 from layerstore.limits import Limits
-from layerstore.rwlayer import RWLayer
+from layerstore.rwlayer import RWLayer, Snapshot, checked_opts
 from layerstore.values import (
+    Change,
     CreateRWLayerOpts,
     Descriptor,
     Durability,
@@ -33,9 +35,6 @@ from layerstore.values import (
 )
 
 log = logging.getLogger("layerstore")
-
-# What a layer can stand on: a ChainID, a Layer, an Image.
-Parent = str | Layer | Top
 
 
 class Store:
@@ -135,7 +134,8 @@ class Store:
             raise NotSupportedError(f"layers of {os} cannot be stored on this host")
         if descriptor is not None and not isinstance(descriptor, Descriptor):
             raise TypeError(f"a descriptor is a Descriptor, not {type(descriptor).__name__}")
-        made = self._engine.intake.register(source, parent_id(parent), descriptor, durability, progress)
+        below = self._engine.stacks.layer_of(parent_id(parent))
+        made = self._engine.intake.register(source, below, descriptor, durability, progress)
         return Layer(self._engine, made.record, made)
 
     # ---- layers unpacked before it is known what they stand on ----
@@ -161,7 +161,12 @@ class Store:
         Returns  a reference to the layer; its is_new is False if it was stored before
         Raises   as register() does
         """
-        made = self._engine.intake.register_unpacked(unpacked, parent_id(parent), descriptor, durability)
+        try:
+            below = self._engine.stacks.layer_of(parent_id(parent))
+        except BaseException:
+            self.discard(unpacked)
+            raise
+        made = self._engine.intake.register_unpacked(unpacked, below, descriptor, durability)
         return Layer(self._engine, made.record, made)
 
     def discard(self, unpacked: Unpacked) -> None:
@@ -171,9 +176,14 @@ class Store:
     # ---- references ----
 
     def get(self, chain_id: str) -> Layer:
-        """Return a new reference to a layer; release it. Raises LayerDoesNotExistError."""
+        """Return a new reference to a layer; release it.
+
+        chain_id   or the id of a snapshot that was committed
+
+        Raises   LayerDoesNotExistError
+        """
         self._engine.check_open()
-        got = self._engine.references.get(chain_id)
+        got = self._engine.references.get(self._engine.stacks.layer_of(chain_id, get=True))
         return Layer(self._engine, got.record, got)
 
     def names(self) -> tuple[list[ChainID], list[str]]:
@@ -214,10 +224,10 @@ class Store:
             raise TypeError(f"release() takes a Layer, not {type(layer).__name__}")
         return self._engine.release(layer._reference, layer.chain_id)
 
-    def remove(self, layer: str | Layer) -> list[Metadata]:
-        """Release a stored layer that no process holds: get() and release() in one.
+    def remove(self, layer: str | Layer | Snapshot) -> list[Metadata]:
+        """Release a stored layer that no process holds, or a snapshot: get() and release() in one.
 
-        layer    a ChainID, or a Layer of any store
+        layer    a ChainID, a Layer of any store, a Snapshot or its id
 
         Returns  what was deleted, as release() does
         Raises   LayerDoesNotExistError
@@ -225,8 +235,10 @@ class Store:
                  ReadOnlyStoreError, OSError
         """
         self._engine.check_writable()
+        if isinstance(layer, Snapshot) or (isinstance(layer, str) and is_driver_id(layer)):
+            return self._engine.snapshots.remove(layer if isinstance(layer, str) else layer.id)
         if not isinstance(layer, (str, Layer)):
-            raise TypeError(f"remove() takes a ChainID or a Layer, not {type(layer).__name__}")
+            raise TypeError(f"remove() takes a ChainID, a Layer or a Snapshot, not {type(layer).__name__}")
         return self._engine.references.remove(layer if isinstance(layer, str) else layer.chain_id)
 
     def release_unused(self, chain_ids: Sequence[str]) -> list[Metadata]:
@@ -256,7 +268,8 @@ class Store:
         """Create a writable layer and return a reference to it.
 
         name         a name for a directory: no "/", at most 255 bytes
-        parent       the layer below: a ChainID, a Layer (of any store), an Image; "" for an empty tree
+        parent       what it stands on: a ChainID, a Layer (of any store), a Snapshot or its id, an Image; "" for an
+                     empty tree
         opts         an init layer and the driver's options
         durability   as the store's option of that name; None: the store's
 
@@ -265,10 +278,8 @@ class Store:
         """
         self._engine.check_writable()
         check_mount_name(name)
-        if opts is not None and not isinstance(opts, CreateRWLayerOpts):
-            raise TypeError(f"opts is a CreateRWLayerOpts, not {type(opts).__name__}")
         level = self._engine.syncing.level(durability)
-        made = self._engine.writable.create(name, parent_id(parent), opts or CreateRWLayerOpts(), level)
+        made = self._engine.writable.create(name, parent_id(parent), checked_opts(opts), level)
         return RWLayer(self._engine, made)
 
     def get_rw_layer(self, name: str) -> RWLayer:
@@ -296,6 +307,26 @@ class Store:
     def mounts(self, *, on: Parent | None = None) -> list[str]:
         """Name the writable layers; on: only those that stand right on this layer ("": on nothing)."""
         return self._engine.writable.names(None if on is None else parent_id(on))
+
+    # ---- snapshots ----
+
+    def snapshots(self) -> list[Snapshot]:
+        """Return all snapshots, in the order in which they were taken."""
+        return [Snapshot(self._engine, id) for id in self._engine.snapshots.all()]
+
+    def get_snapshot(self, id: str) -> Snapshot:
+        """Return a snapshot by its whole id. Raises LayerDoesNotExistError: it is unknown, or was released."""
+        return Snapshot(self._engine, self._engine.snapshots.check(id))
+
+    def diff(self, a: Parent, b: Parent, *, contents: bool = False) -> list[Change]:
+        """List what differs between the trees of two layers, snapshots or images: what makes b of a.
+
+        contents   True: a file that has new times only is no change; where sizes do not decide, bytes are compared
+
+        Raises   LayerDoesNotExistError, OSError
+        Nothing is mounted or written.
+        """
+        return self._engine.looking.diff(parent_id(a), parent_id(b), contents=contents)
 
     # ---- the store itself ----
 

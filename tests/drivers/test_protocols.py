@@ -258,7 +258,7 @@ def test_a_writable_layer_shows_its_stack(opened, box):
     id = box(top, base)
     with mounted(opened, id) as path:
         assert set(shape(path)) == {"a", "b", "d", "gone"}
-    assert opened.driver.writables.changes(id, [top, base]) == []
+    assert opened.driver.trees.changes([id, top, base], [top, base]) == []
     assert opened.driver.writables.holders(id) == []
 
 
@@ -268,10 +268,10 @@ def test_what_was_written_is_the_difference(opened, box):
     with mounted(opened, id) as path:
         os.unlink(f"{path}/a/f")
         Path(path, "new").write_bytes(b"12345678")
-    changes = opened.driver.writables.changes(id, [base])
+    changes = opened.driver.trees.changes([id, base], [base])
     assert [str(change) for change in changes] == ["C /a", "D /a/f", "A /new"]
-    assert opened.driver.writables.size(id) == 8
-    tar = read(opened.driver.writables.diff(id, [base]))
+    assert opened.driver.trees.size([id]) == 8
+    tar = read(opened.driver.trees.diff([id], [base]))
     layer = stored(opened, tar, [base])
     assert {entry.path: entry.type for entry in opened.layer(layer, [base]).entries(CHAIN)} == {
         "a": FileType.DIRECTORY, "a/f": FileType.WHITEOUT, "new": FileType.FILE,
@@ -298,7 +298,7 @@ def test_an_init_layer_is_the_first_of_the_stack(opened, box):
     id = box(init, base)
     with mounted(opened, id) as path:
         assert set(shape(path)) == {"a", "a/f", "hosts"}
-    assert opened.driver.writables.changes(id, [init, base]) == []
+    assert opened.driver.trees.changes([id, init, base], [init, base]) == []
 
 
 def test_a_sound_writable_layer_has_no_findings(opened, box):

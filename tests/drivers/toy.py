@@ -6,11 +6,12 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from functools import partial
 from pathlib import Path
 
-from toybox import ToyBoxes, copy, difference
+from toybox import ToyBoxes, ToyTrees, copy, difference
 
 from layerstore._core import _apply, _files, _listing, _tarstream
 from layerstore.disk import mounts
@@ -51,6 +52,13 @@ class Toy:
 
     def paths(self, id):
         return {"UpperDir": str(self.home / id / "tree")}
+
+    def show(self, stack, into):
+        """Put what a stack shows into a new directory: a writable layer shows all that is below it."""
+        if stack and (self.home / stack[0] / "box").exists():
+            subprocess.run(["cp", "-a", self.home / stack[0] / "box", into], check=True)
+        else:
+            copy(self, stack, into)
 
     def begin(self, id, stack, sidecar=None, *, like=""):
         return ToyLayer(self, id, stack)
@@ -155,4 +163,4 @@ class ToyLayer:
 
 
 def open_toy(home, options, view):
-    return Driver(toy := Toy(home, options, view), ToyBoxes(toy), toy)
+    return Driver(toy := Toy(home, options, view), ToyBoxes(toy), toy, ToyTrees(toy))

@@ -3,11 +3,16 @@
     <home>/<id>/{box,below}   all it shows, and the same without what was written
 """
 
+import contextlib
+import os
 import subprocess
 import tempfile
+from pathlib import Path
 
 from layerstore._core import _apply, _changes, _tarstream
 from layerstore.disk.locks import OpenDirectory
+from layerstore.drivers import record
+from layerstore.errors import NotSupportedError
 from layerstore.streams.sources import refuse_nothing
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, ChangeKind
@@ -29,7 +34,8 @@ def difference(new, old, flags=0, on_close=None):
 
 class ToyBoxes:
     settle = unmount = mend = staticmethod(lambda *_, **__: None)
-    holders = standing = check = stack_of = staticmethod(lambda *_: [])
+    holders = standing = check = staticmethod(lambda *_: [])
+    hold = staticmethod(lambda id: contextlib.nullcontext())
 
     def __init__(self, toy):
         self.toy, self.home = toy, toy.home
@@ -37,31 +43,68 @@ class ToyBoxes:
 
     def create(self, id, stack, options, *, most=128, like=""):
         self.toy.make(id)
-        if stack and (self.home / stack[0] / "box").exists():      # an init layer, which shows all that is below it
-            subprocess.run(["cp", "-a", f"{stack[0]}/box", f"{id}/below"], check=True, cwd=self.home)
-        else:
-            copy(self.toy, stack, self.home / id / "below")
+        (self.home / id / "stack").write_text(":".join(stack))
+        self.toy.show(stack, self.home / id / "below")
         subprocess.run(["cp", "-a", "below", "box"], check=True, cwd=self.home / id)
+
+    def stack_of(self, id):
+        return [below for below in (self.home / id / "stack").read_text().split(":") if below]
 
     def mount(self, id, label=""):
         return str(self.home / id / "box")
 
-    def changes(self, id, stack):
-        with OpenDirectory(self.home / id / "box") as new, OpenDirectory(self.home / id / "below") as old:
-            return _changes.compare_trees(new, old).to_list(Change, list(ChangeKind))
-
-    def diff(self, id, stack, flags=0):
-        return difference(self.home / id / "box", self.home / id / "below", flags)
-
-    def size(self, id):
-        with tempfile.TemporaryDirectory(dir=self.home) as place, OpenDirectory(self.home) as home, OpenDirectory(place) as root:
-            with tempfile.TemporaryFile() as record, self.diff(id, []) as tar:
-                return self.toy.unpack(tar, _apply.register, root, home, record.fileno()).size
+    def freeze(self, *_, **__):
+        raise NotSupportedError("the toy driver has no snapshots")
 
     def apply(self, id, stack, given):
         with OpenDirectory(self.home / id / "box") as root:
             refuse_nothing(self.toy.unpack(given, _apply.over_mount, root))
-        return self.size(id)
+        return ToyTrees(self.toy).size([id])
 
     def paths(self, id):
         return {"UpperDir": str(self.home / id / "box")}
+
+
+class ToyTrees:
+    """What a stack shows is copied to compare it."""
+
+    def __init__(self, toy):
+        self.toy, self.home = toy, toy.home
+
+    @contextlib.contextmanager
+    def shown(self, *stacks):
+        with tempfile.TemporaryDirectory(dir=self.home) as place, contextlib.ExitStack() as opened:
+            trees = [Path(place, str(n)) for n in range(len(stacks))]
+            for stack, tree in zip(stacks, trees, strict=True):
+                self.toy.show(stack, tree)
+            yield [opened.enter_context(OpenDirectory(tree)) for tree in trees]
+
+    def changes(self, new, old, *, contents=False):
+        with self.shown(new, old) as trees:
+            return _changes.compare_trees(*trees).to_list(Change, list(ChangeKind))
+
+    def diff(self, above, below, flags=0):
+        place = tempfile.TemporaryDirectory(dir=self.home)
+        for name, stack in (("new", [*above, *below]), ("old", below)):
+            self.toy.show(stack, Path(place.name, name))
+        return difference(Path(place.name, "new"), Path(place.name, "old"), flags, place.cleanup)
+
+    def size(self, above):
+        with self.recorded(above, self.below(above)) as (received, _):
+            return received.size
+
+    def below(self, above):
+        return [below for below in ToyBoxes(self.toy).stack_of(above[-1]) if below not in above]
+
+    @contextlib.contextmanager
+    def recorded(self, above, below):
+        with tempfile.TemporaryDirectory(dir=self.home) as place, OpenDirectory(self.home) as home, OpenDirectory(place) as root:
+            with tempfile.TemporaryFile() as file, self.diff(above, below) as tar:
+                yield self.toy.unpack(tar, _apply.register, root, home, file.fileno()), file.fileno()
+
+    def entries(self, above, below):
+        with self.recorded(above, below) as (_, fd):
+            yield from (entry._replace(crc=None, offset=None) for entry in record.entries(fd, ""))
+
+    def open_file(self, above, entry):
+        return os.open(self.home / above[0] / "box" / entry.path, os.O_RDONLY | os.O_NOFOLLOW)

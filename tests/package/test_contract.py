@@ -36,7 +36,7 @@ SIGNATURES = {
     "Store.close": "(self)", "Layer.tar_stream": "(self)", "Layer.tar_stream_from": "(self, parent)",
     "Layer.metadata": "(self)", "Layer.release": "(self)", "RWLayer.mount": "(self, mount_label='')",
     "RWLayer.unmount": "(self)", "RWLayer.holders": "(self)", "RWLayer.mounted": "(self, mount_label='')",
-    "RWLayer.size": "(self)", "RWLayer.changes": "(self)", "RWLayer.tar_stream": "(self)",
+    "RWLayer.size": "(self)", "RWLayer.changes": "(self, since=None)", "RWLayer.tar_stream": "(self)",
     "RWLayer.run": "(self, argv, *, cwd='/', env=None, user=None, timeout=None, network=False, binds=None, input=None, capture=True, check=False)",
     "RWLayer.apply_diff": "(self, source)", "RWLayer.metadata": "(self)", "RWLayer.commit": "(self)",
     "TarStream.copy_to": "(self, dst)",

@@ -173,7 +173,7 @@ def test_an_interrupt_before_and_after_leaves_no_mount(box, root, monkeypatch):
     if child == 0:
         code = 1
         try:
-            code = 0 if interrupted_anywhere(lambda: box.run(["true"]), check) > 100 else 2
+            code = 0 if interrupted_anywhere(lambda: box.run(["true"]), check) > 60 else 2
         except BaseException:
             traceback.print_exc()
         os._exit(code)

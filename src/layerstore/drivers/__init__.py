@@ -1,8 +1,9 @@
 """Drivers: how layers lie on disk and are mounted. The protocols; registry.py has the table of drivers.
 
 A driver owns what a stored layer is. It keeps its files below its home, <root>/<driver name>. Files that belong beside
-the record of a layer go into the layerdb, as sidecars. A driver shows four faces: Layers make, find and remove
-layers; a StoredLayer is one of them; Writables are the writable layers; the Host is the machine and the home.
+the record of a layer go into the layerdb, as sidecars. A driver shows five faces: Layers make, find and remove
+layers; a StoredLayer is one of them; Writables are the writable layers, and their frozen states; Trees are what ids
+show together; the Host is the machine and the home.
 
 An id is the name that the engine drew for a layer or a writable layer. A stack is a value: the ids below something, the
 nearest first; [] for nothing. No method remembers a stack for the engine: it passes the stack each time.
@@ -244,20 +245,6 @@ class Writables(Protocol):
     def holders(self, id: str) -> list[Holder]:
         """List who uses id, by pid: while it is mounted, or was detached and is still in use."""
 
-    def size(self, id: str) -> int:
-        """Count the bytes of id's own files."""
-
-    def changes(self, id: str, stack: Stack) -> list[Change]:
-        """List what differs from what id stands on."""
-
-    def diff(self, id: str, stack: Stack, flags: int = 0) -> TarStream:
-        """Return a fresh tar of what differs from what id stands on. All that goes into it is looked at before.
-
-        flags    the core's EXPORT_KEEP, EXPORT_SKIP_MARKS
-        Raises   BreakoutError       a name would be a mark in the tar
-                 NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
-        """
-
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
         """Unpack a tar over what id shows, and return the bytes of its own files then.
 
@@ -341,8 +328,10 @@ class Writables(Protocol):
         Raises   ActiveMountError, OSError: nothing has changed
         """
 
-    def discard(self, id: str) -> None:
+    def discard(self, id: str, then: Callable[[], object] = lambda: None) -> None:
         """Remove an unowned id, by a thread, once no process uses its files; no cleanup() does so till then.
+
+        then     called when it is gone
 
         Host.close() and Host.cleanup() end what can end. With a limit of its own it is removed before the call ends.
         """
@@ -352,6 +341,71 @@ class Writables(Protocol):
 
     def paths(self, id: str) -> dict[str, str]:
         """Name the directories, as `docker inspect` does. Raises FileNotFoundError."""
+
+    def text_of(self, stack: Stack) -> str:
+        """Return the text that lower_text() returns of an id on this stack. Raises InvalidMetadataError, OSError."""
+
+    def changed(self, id: str) -> int:
+        """Return when id's directory was last changed, in nanoseconds since 1970. Raises FileNotFoundError."""
+
+    def upper(self, id: str) -> int:
+        """Return what names id's files now, for turn(). Raises OSError."""
+
+    def is_mounted(self, id: str) -> bool:
+        """Return True if id is mounted at its path, by any store; on nothing, if this store counts a user."""
+
+    # ---- frozen ids: they are written to no longer ----
+
+    def clone(self, id: str, into: str, stack: Stack) -> None:
+        """Copy what id wrote to a new id on a stack, while id may be written to. Unowned until publish().
+
+        Each file is whole; nothing is left on disk if this raises.
+        """
+
+    def copy(self, id: str, into: str, stack: Stack) -> None:
+        """Make a new id on a stack with the files of a frozen one, which both share. Unowned until publish()."""
+
+    def merge(self, ids: Stack, into: str, below: Stack) -> None:
+        """Make a new id on a stack that shows what frozen ids on it show. Unowned until publish().
+
+        ids      nearest first
+        """
+
+    def empty(self, id: str, stack: Stack) -> None:
+        """Remove what an unmounted id holds, and let it stand on a stack."""
+
+    def disown(self, id: str) -> None:
+        """Note that the files of a frozen id are a layer's now: no limit of a writable layer counts them."""
+
+
+# ---- what ids show -----------------------------------------------------------------------------
+
+
+class Trees(Protocol):
+    """What ids show when they are stacked. A tree is a stack, the nearest first. Nothing is mounted by a caller."""
+
+    def changes(self, new: Stack, old: Stack, *, contents: bool = False) -> list[Change]:
+        """List what makes a tree of another one. Of ids that both have, as little as possible is read.
+
+        contents   the same kind, mode, owner, link, device and bytes is no change, whatever the times
+        """
+
+    def diff(self, above: Stack, below: Stack, flags: int = 0) -> TarStream:
+        """Return a fresh tar of what the ids above change of the tree below. All that goes into it is looked at before.
+
+        flags    the core's EXPORT_KEEP, EXPORT_SKIP_MARKS
+        Raises   BreakoutError       a name would be a mark in the tar
+                 NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
+        """
+
+    def size(self, above: Stack) -> int:
+        """Count the bytes of the files that these ids show, each once."""
+
+    def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
+        """Return the entries of diff(), in its order; they are of no layer, and have no CRC and no offset."""
+
+    def open_file(self, above: Stack, entry: FileEntry) -> int:
+        """Open a regular file among entries() for reading, and return the descriptor. No link is followed."""
 
 
 # ---- the home ----------------------------------------------------------------------------------
@@ -407,6 +461,7 @@ class Driver(NamedTuple):
     layers: Layers
     writables: Writables
     host: Host
+    trees: Trees
 
 
 # ---- what a driver may ask of its store ----------------------------------------------------------

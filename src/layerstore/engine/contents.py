@@ -7,7 +7,7 @@ directory, with the same content; so each call looks first where the layer lies 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from layerstore.contents.files import open_bytes
@@ -16,6 +16,7 @@ from layerstore.drivers import StoredLayer
 from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
 from layerstore.errors import LayerStoreError
+from layerstore.ids import ChainID
 from layerstore.streams.leftout import told_left_out
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import FileEntry
@@ -93,20 +94,23 @@ class Contents:
 
     def alone(self, record: Record) -> MergedTree:
         """Return the tree of one layer, without what is below."""
-        return self._merged([record])
+        return self._merged({record.chain_id: self.stored(record)})
 
     def merged(self, record: Record) -> MergedTree:
         """Return the tree of a layer and all below it. Raises CorruptLayerError: it stands on something else."""
+        return self._merged(self.chain(record))
+
+    def chain(self, record: Record) -> dict[ChainID, StoredLayer]:
+        """Return a layer and all below it, base first. Raises CorruptLayerError: it stands on something else."""
         chain: list[Record] = []
         at: Record | None = record
         while at:
             chain.insert(0, at)
             at = self.below(at)
         record.check_chain()
-        return self._merged(chain)
+        return {record.chain_id: self.stored(record) for record in chain}
 
-    def _merged(self, chain: Sequence[Record]) -> MergedTree:
-        layers = {record.chain_id: self.stored(record) for record in chain}
+    def _merged(self, layers: Mapping[ChainID, StoredLayer]) -> MergedTree:
 
         def opener(entry: FileEntry) -> BinaryIO:
             self._check_open(entry.chain_id)

@@ -1,8 +1,10 @@
 """Engine: one store at work: its parts, made and tied together.
 
 The parts: ground.py (the opened root), records.py (what there is), references.py (who keeps it), intake.py (how a layer
-is made), writable.py (writable layers), contents.py (what is in a layer), durability.py (what is on the disk),
-verify.py, mending.py and repair.py, reclaim.py, usage.py. They know records; store.py makes Layer and RWLayer of them.
+is made), writable.py (writable layers), stacks.py (what they stand on), loose.py (what keeps a frozen directory),
+snapshots.py, forks.py, rollback.py, squash.py, promote.py (a snapshot becomes a layer), looking.py (how they differ),
+contents.py (what is in a layer), durability.py (what is on the disk), verify.py, mending.py and repair.py, reclaim.py,
+usage.py. They know records; store.py makes Layer and RWLayer of them.
 Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
 processes. None is held during tar work, the latter two not while files are deleted or a disk is waited for. A layer
 becomes visible by one rename; a removal renames first and cleanup() finishes it.
@@ -18,12 +20,20 @@ from collections.abc import Mapping
 
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
+from layerstore.engine.forks import Forks
 from layerstore.engine.ground import Ground
 from layerstore.engine.intake import Registration
+from layerstore.engine.looking import Looking
+from layerstore.engine.loose import Loose
 from layerstore.engine.mending import Mending
+from layerstore.engine.promote import Promotion
 from layerstore.engine.reclaim import Reclaim
 from layerstore.engine.record import MountReference, Reference
 from layerstore.engine.references import References
+from layerstore.engine.rollback import Rollbacks
+from layerstore.engine.snapshots import Snapshots
+from layerstore.engine.squash import Squash
+from layerstore.engine.stacks import Stacks
 from layerstore.engine.usage import Weighing
 from layerstore.engine.writable import WritableLayers
 from layerstore.layerdb.keeping import Keeping
@@ -40,7 +50,25 @@ class Engine(Ground):
         self.references = References(self, keeping)
         self.contents = Contents(self)
         self.intake = Registration(self, self.references, keeping, self.syncing)
-        self.writable = WritableLayers(self, self.references, self.contents, self.syncing, self.intake)
+        self.stacks = Stacks(self, self.references, self.contents)
+        self.loose = Loose(self, self.references, self.stacks)
+        self.references.standing_on, self.references.relead = self.loose.standing_on, self.loose.relead
+        self.records.more_owned = self.loose.owned
+        self.writable = WritableLayers(
+            self, self.references, self.contents, self.syncing, self.stacks, self.loose
+        )
+        self.squash = Squash(self, self.stacks, self.loose, self.syncing, self.writable)
+        self.promotion = Promotion(self, self.references, self.stacks, self.loose, self.syncing, self.intake)
+        self.snapshots = Snapshots(
+            self, self.references, self.stacks, self.loose, self.syncing, self.writable, self.squash, self.promotion
+        )
+        self.forks = Forks(self, self.stacks, self.writable, self.snapshots)
+        self.rollbacks = Rollbacks(
+            self, self.references, self.stacks, self.loose, self.syncing, self.writable, self.squash
+        )
+        self.looking = Looking(
+            self, self.references, self.contents, self.stacks, self.syncing, self.intake, self.writable
+        )
         self.mending = Mending(self, self.references, self.contents, self.syncing, self.intake, self.writable)
         self.reclaim = Reclaim(self, self.references)
         self.weighing = Weighing(self, self.references, self.reclaim)

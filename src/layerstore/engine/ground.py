@@ -22,6 +22,7 @@ from layerstore.engine.records import Records
 from layerstore.errors import InvalidOptionError, LayerStoreError, ReadOnlyStoreError, StoreClosedError, StoreInUseError
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.imagedb import ImageDB
+from layerstore.layerdb.snapshots import SnapshotDB
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.limits import Limits
 from layerstore.values import Durability
@@ -68,6 +69,7 @@ class Ground:
             self.metadata.make(self.durability)
             self.holds.open()
         self.images = ImageDB(os.path.dirname(self.metadata.root), self.durability, lock_timeout)
+        self.snapshots_db = SnapshotDB(self.metadata)
         self.records = Records(self.metadata, self.holds)
         self.closed = False
 

@@ -152,12 +152,14 @@ class Registration:
         made: Record | None = None
         reference: Reference | None = None
         try:
-            made = self._describe(unpacked, above, descriptor)
-            reference = self._existing(made.chain_id)
+            draft, transaction, received = unpacked
+            draft.settle()
+            made = self.describe(draft.id, received, transaction, above, descriptor)
+            reference = self.existing(made.chain_id)
             if reference is None:
                 self._syncing.before([cache_id], transaction, above, level)
                 with self._syncing.name("sha256", level):
-                    reference = self._commit_or_existing(transaction, made, stack)
+                    reference = self.commit_or_existing(transaction, made, stack)
             if reference.took_mark:
                 self._keeping.settle(made.chain_id)
             if level == "full" and reference.record is made:
@@ -178,21 +180,22 @@ class Registration:
         reference.is_new = transaction.kept = reference.record.cache_id == cache_id
         return reference
 
-    def _describe(self, unpacked: Unpacked, above: Record | None, descriptor: Descriptor) -> Record:
-        """Write what the layerdb says of a layer that was unpacked: its record, still invisible."""
-        draft, transaction, received = unpacked
+    def describe(
+        self, id: str, received: Received, transaction: FileMetadataTransaction, above: Record | None,
+        descriptor: Descriptor,
+    ) -> Record:  # fmt: skip
+        """Write what the layerdb says of a layer that lies in the driver's directory id: its record, invisible."""
         transaction.set_diff_id(received.diff_id)
         transaction.set_size(received.size)
-        transaction.set_cache_id(draft.id)
+        transaction.set_cache_id(id)
         if descriptor.digest:
             transaction.set_descriptor(descriptor)
         if above:
             transaction.set_parent(above.chain_id)
-        draft.settle()
         chain = chain_on(above.chain_id if above else "", received.diff_id)
-        return Record(self._holds, chain, received.diff_id, above, draft.id, received.size, descriptor)
+        return Record(self._holds, chain, received.diff_id, above, id, received.size, descriptor)
 
-    def _existing(self, chain_id: ChainID) -> Reference | None:
+    def existing(self, chain_id: ChainID) -> Reference | None:
         """Hold the layer that was there before, if one was, and whole: then no disk need be waited for."""
         with self._lock, self._metadata.exclusive():
             self._ground.check_writable()
@@ -201,7 +204,7 @@ class Registration:
                 return None
             return self._references.reference(existing)
 
-    def _commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, stack: Stack) -> Reference:
+    def commit_or_existing(self, transaction: FileMetadataTransaction, made: Record, stack: Stack) -> Reference:
         """Make a layer visible; where it is there already, and whole, that one wins."""
         chain, records = made.chain_id, self._records
         aside = None
@@ -220,7 +223,10 @@ class Registration:
                     if aside:
                         self._metadata.put_back(chain, aside)
                     raise
+                before = existing.cache_id if existing else ""
                 existing = records.replace(existing, made)
+                if before and self._ground.snapshots_db.any():
+                    self._references.relead(before, made.cache_id)
             reference = self._references.reference(existing)
             if aside:
                 text = "The broken layer %s was replaced by the one registered now"
@@ -247,6 +253,8 @@ class Registration:
                 self._stand_on_anew(layer)
         for name in self._keeping.mounts_on(record.chain_id, told=told):
             mount, stack = self._records.find_mount(name), record.directories
+            if mount and self._ground.snapshots_db.any():
+                continue                  # its `lower` was led by relead()
             for id in filter(None, (mount.init_id, mount.mount_id) if mount else ()):
                 try:
                     self._driver.writables.mend(id, stack)

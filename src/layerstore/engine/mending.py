@@ -68,7 +68,9 @@ class Mending:
         if chain_id is None:
             found += [Problem("metadata", name, "", str(err)) for name, err in bad_mounts]
             for mount in mounts:
-                found += verifier.mount(mount, self._contents)
+                found += verifier.mount(mount, self._writable.stacks_of)
+            for id in self._writable.stacks.snapshots.names():
+                found += verifier.snapshot(id, self._writable.stacks)
             found += verifier.images(ground.images)
             if dockerd.locked_database(ground.root) is None:
                 found += verifier.orphans(records.owned)
@@ -237,4 +239,4 @@ class Mending:
             self._records.load_mounts()
             bad, mount = self._records.bad_mounts.get(name), self._records.mounts.get(name)
         told = [Problem("metadata", name, "", str(bad))] if bad else []
-        return told + (Verifier(self._ground).mount(mount, self._contents) if mount else [])
+        return told + (Verifier(self._ground).mount(mount, self._writable.stacks_of) if mount else [])

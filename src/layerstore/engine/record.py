@@ -86,13 +86,17 @@ class Record:
 class Mount:
     """One writable layer.
 
-    aside  where its layerdb entry was put when its deletion began; None before
+    aside         where its layerdb entry was put when its deletion began; None before
+    parent_state  of the file that names its parent, when that was read
+    sound         the stack that was right, with this parent_state; None: it was not looked at
     """
 
     def __init__(self, holds: Holds, name: str, mount_id: str, init_id: str, parent: Record | None) -> None:
         self.holds, self.name, self.mount_id, self.init_id, self.parent = holds, name, mount_id, init_id, parent
         self.references: set[MountReference] = set()
         self.aside: str | None = None
+        self.parent_state: tuple[int, ...] = ()
+        self.sound: tuple[list[str], tuple[int, ...]] | None = None
 
     @staticmethod
     def key_of(name: str) -> str:

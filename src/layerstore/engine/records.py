@@ -31,6 +31,8 @@ class Records:
     def __init__(self, metadata: FileMetadataStore, holds: Holds) -> None:
         """List the names on disk. Raises OSError."""
         self.lock = Mutex()
+        self.more_owned: Callable[[], set[str]] = set
+        """Returns the driver ids that snapshots own."""
         self._metadata, self._holds = metadata, holds
         self.layers: dict[ChainID, Record] = {}
         self.bad: dict[str, Exception] = {}
@@ -215,14 +217,28 @@ class Records:
             self._unread_mounts.discard(name)
             try:
                 mount_id, init_id = self._metadata.get_mount_id(name), self._metadata.get_init_id(name)
+                state = self._metadata.mount_parent_state(name)
                 parent_id = self._metadata.get_mount_parent(name)
                 parent = self._parent(parent_id, self.load(parent_id) if parent_id else None)
                 self.mounts[name] = Mount(self._holds, name, mount_id, init_id, parent)
+                self.mounts[name].parent_state = state
             except (OSError, LayerStoreError) as err:
                 self.bad_mounts[name] = err
                 if str(known) != str(err):
                     log.warning("Failed to load mount %s: %s", name, err, extra={"mount": name, "error": err})
         return self.mounts.get(name)
+
+    def refresh_mount(self, mount: Mount) -> None:
+        """Take over what another process changed of a writable layer: the layer that it stands on."""
+        state = self._metadata.mount_parent_state(mount.name)
+        if mount.parent_state == state or mount.aside:
+            return
+        try:
+            parent_id = self._metadata.get_mount_parent(mount.name)
+            mount.parent = self._parent(parent_id, self.load(parent_id) if parent_id else None)
+            mount.parent_state = state
+        except (OSError, LayerStoreError) as err:
+            log.debug("Cannot read what %s stands on: %s", mount.name, err, extra={"mount": mount.name, "error": err})
 
     def withdrawn(self, chain_id: str) -> list[str]:
         """Name the writable layers on a layer that no longer have a record, and could not be deleted yet."""
@@ -258,7 +274,7 @@ class Records:
     # ---- both ----
 
     def owned(self) -> set[str]:
-        """Driver ids that a layer or mount on disk names, loaded or not. Needs no lock.
+        """Driver ids that a layer, a mount or a snapshot on disk names, loaded or not. Needs no lock.
 
         Raises  LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         """
@@ -272,4 +288,4 @@ class Records:
                 for read in reads:
                     with contextlib.suppress(FileNotFoundError):
                         owned.add(read(name))
-        return owned - {""}
+        return (owned | self.more_owned()) - {""}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 from layerstore.disk import dockerd
@@ -34,7 +34,7 @@ def _in_call(chain_id: str) -> str:
 class Need(NamedTuple):
     """What needs a layer: of which kind, and in words (an image: by its id)."""
 
-    kind: Literal["reference", "call", "layer", "writable layer", "image", "unreadable"]
+    kind: Literal["reference", "call", "layer", "writable layer", "snapshot", "image", "unreadable"]
     text: str
 
 
@@ -54,7 +54,12 @@ class References:
         """Show references to other stores through the holds. A store that only reads deletes and marks nothing."""
         self._root, self._metadata, self._driver = ground.root, ground.metadata, ground.driver
         self._records, self._holds, self._images = ground.records, ground.holds, ground.images
+        self._ground_snapshots = ground.snapshots_db
         self._read_only, self._keeping, self._lock = bool(ground.read_only), keeping, ground.records.lock
+        self.standing_on: Callable[[str], list[str]] = lambda _: []
+        """Names the writable layers and snapshots that stand on a directory."""
+        self.relead: Callable[[str, str], None] = lambda old, new: None
+        """Leads what stands on a directory to another one of the same contents."""
 
     # ---- taking ----
 
@@ -299,6 +304,11 @@ class References:
                 return Need("layer", f"the layer {child} stands on it")
             for name in self._keeping.mounts_on(chain_id):
                 return Need("writable layer", f"the writable layer {name} stands on it")
+            for id in self._keeping.snapshots_on(chain_id):
+                return Need("snapshot", f"the snapshot {id} stands on it, or was committed as it")
+            if record and self._ground_snapshots.any():
+                for entry in self.standing_on(record.cache_id):
+                    return Need("writable layer", f"{entry.removeprefix('rw ')} stands on its directory")
         except UnreadableError as err:
             text = "The layer %s stays, as it may be needed: %s"
             log.warning(text, chain_id, err, extra={"chain_id": chain_id, "error": err})

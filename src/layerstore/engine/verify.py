@@ -14,9 +14,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from layerstore.engine.contents import Contents
+from layerstore.drivers import Finding
 from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
+from layerstore.engine.stacks import Stacks
 from layerstore.errors import LayerStoreError, readable
 from layerstore.ids import chain_on
 from layerstore.layerdb.imagedb import ImageDB, chains_of, diff_ids_of, parse_document
@@ -96,7 +97,7 @@ class Verifier:
         told = self._ground.stored(record).check(record.diff_id, self._report, metadata=self._attributes)
         return found + [Problem(kind, subject, path, text) for kind, path, text in told]
 
-    def mount(self, mount: Mount, contents: Contents) -> list[Problem]:
+    def mount(self, mount: Mount, stacks_of: Callable[[Mount], list[tuple[str, list[str]]]]) -> list[Problem]:
         """Compare the record and the driver's files of a writable layer; what is in it is its user's."""
         parent = mount.parent.chain_id if mount.parent else ""
         m = self._metadata
@@ -105,12 +106,31 @@ class Verifier:
             ("parent", m.get_mount_parent, parent),
         ])  # fmt: skip
         try:
-            directories = contents.stacks_of(mount)
+            directories = stacks_of(mount)
         except LayerStoreError as err:
             return [*found, Problem("metadata", mount.name, "", str(err))]
         for id, below in directories:
             told = self._ground.driver.writables.check(id, below)
             found += [Problem(kind, mount.name, path, text) for kind, path, text in told]
+        return found
+
+    def snapshot(self, id: str, stacks: Stacks) -> list[Problem]:
+        """Compare the record and the driver's files of a snapshot, and of the directories that it stands on."""
+        w, found = self._ground.driver.writables, []
+        try:
+            stacks.snapshots.read(id)
+            place = stacks.of_snapshot(id)
+        except (OSError, LayerStoreError) as err:
+            kind = "missing" if isinstance(err, FileNotFoundError) else "metadata"
+            return [Problem(kind, id, "", f"the snapshot's record or directory cannot be read: {err}")]
+        if stacks.snapshots.layer(id):
+            return []                     # looked at as a layer
+        for each in [id, *place.loosenable]:
+            try:
+                told = w.check(each, w.stack_of(each))
+            except (OSError, LayerStoreError) as err:
+                told = [Finding("metadata", "", str(err))]
+            found += [Problem(kind, id, path, text) for kind, path, text in told]
         return found
 
     def images(self, db: ImageDB) -> list[Problem]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
-from layerstore._core._apply import Apply
 from layerstore.disk.locks import NamedLocks, Scope
 from layerstore.disk.textfile import remove_directory
-from layerstore.drivers import Stack, Writables
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground, said
-from layerstore.engine.intake import Registration
-from layerstore.engine.record import Mount, MountReference, Record, Reference
+from layerstore.engine.loose import Loose
+from layerstore.engine.record import Mount, MountReference
 from layerstore.engine.references import References
+from layerstore.engine.stacks import Place, Stacks, Target
 from layerstore.errors import (
     ActiveMountError,
     CorruptLayerError,
@@ -31,11 +31,10 @@ from layerstore.errors import (
     MountNameConflictError,
 )
 from layerstore.ids import random_id
+from layerstore.layerdb.snapshots import Rollback
 from layerstore.layerdb.transaction import FileMetadataTransaction, check_mount_name
-from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.sources import SourceInput
-from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, CreateRWLayerOpts, Descriptor, Durability, Metadata, Progress
+from layerstore.values import CreateRWLayerOpts, Durability, Metadata, Progress
 
 log = logging.getLogger("layerstore")
 
@@ -44,29 +43,34 @@ class WritableLayers:
     """The writable layers of one store."""
 
     def __init__(
-        self, ground: Ground, references: References, contents: Contents, syncing: Syncing, registration: Registration
+        self, ground: Ground, references: References, contents: Contents, syncing: Syncing, stacks: Stacks, loose: Loose
     ) -> None:
         self._ground, self._metadata, self._writables = ground, ground.metadata, ground.driver.writables
         self._records, self._holds, self._lock = ground.records, ground.holds, ground.records.lock
-        self._references, self._contents = references, contents
-        self._syncing, self._registration = syncing, registration
+        self._references, self._contents, self._syncing = references, contents, syncing
+        self.stacks, self._loose, self._snapshots = stacks, loose, stacks.snapshots
         self._names = NamedLocks()
 
     # ---- making ----
 
     def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> MountReference:
         """Make one. Raises as Store.create_rw_layer() does."""
+        self.check_free(name)
+        with self.stacks.using(parent) as target:        # the writable layer keeps it then
+            return self.create_on(name, target, opts, level)
+
+    def check_free(self, name: str) -> None:
+        """Raise MountNameConflictError if there is one of this name; ValueError, TypeError: it can be none's."""
+        if self.find(name):
+            raise MountNameConflictError(name=name)
+
+    def create_on(self, name: str, target: Target, opts: CreateRWLayerOpts, level: Durability) -> MountReference:
+        """Make one on what the caller keeps."""
         with self._names.hold(name):
-            if self.find(name):
-                raise MountNameConflictError(name=name)
-            above = self._references.use(parent) if parent else None
-            try:
-                made = self._reference(self._create(name, above, opts, level))
-                made.is_new = True
-                return made
-            finally:
-                if above:                 # the writable layer keeps it now
-                    self._references.end_use(above)
+            self.check_free(name)
+            made = self._reference(self._create(name, target, opts, level))
+            made.is_new = True
+            return made
 
     def _reference(self, mount: Mount) -> MountReference:
         self._ground.boxes.know(mount.mount_id, mount.name)
@@ -74,7 +78,7 @@ class WritableLayers:
         mount.references.add(reference)
         return reference
 
-    def _create(self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability) -> Mount:
+    def _create(self, name: str, target: Target, opts: CreateRWLayerOpts, level: Durability) -> Mount:
         made: list[str] = []
 
         def end(transaction: FileMetadataTransaction) -> None:
@@ -94,23 +98,23 @@ class WritableLayers:
                     transaction.cancel()
 
         with Scope(self._metadata.start_deferred, end) as transaction:
-            mount, aside = self._make(name, above, opts, level, transaction, made)
+            mount, aside = self._make(name, target, opts, level, transaction, made)
         self._metadata.remove_aside(aside)
         return mount
 
     def _make(
-        self, name: str, above: Record | None, opts: CreateRWLayerOpts, level: Durability,
+        self, name: str, target: Target, opts: CreateRWLayerOpts, level: Durability,
         transaction: FileMetadataTransaction, made: list[str],
     ) -> tuple[Mount, str | None]:  # fmt: skip
         """Make the directories, whose ids are added to made, and let transaction name them, which is kept then."""
         mount_id, init_id = random_id(), ""
-        below = above.directories if above else []
+        above, below = target.place.layer, target.place.stack
         mount: Mount | None = None
         try:
             if opts.init_func:
                 init_id = f"{mount_id}-init"
                 made.append(init_id)
-                self._writables.create(init_id, below, opts.storage_opt)
+                self._writables.create(init_id, below, opts.storage_opt, most=target.most, like=target.root)
                 path = self._writables.mount(init_id)
                 try:
                     opts.init_func(path)
@@ -118,17 +122,24 @@ class WritableLayers:
                     self._writables.unmount(init_id, lazy=True)
                     raise
                 self._end_init(init_id)
-            made.append(mount_id)
             stack = [init_id, *below] if init_id else below
-            self._writables.create(mount_id, stack, opts.storage_opt)
-            if init_id:
+            if target.place.init and not init_id:         # it is in the stack already: only dockerd looks at this one
+                init_id = f"{mount_id}-init"
+                made.append(init_id)
+                self._writables.copy(target.place.init, init_id, above.directories if above else [])
+            made.append(mount_id)
+            like = init_id if opts.init_func and target.root else target.root
+            self._writables.create(mount_id, stack, opts.storage_opt, most=target.most, like=like)
+            if opts.init_func:
                 self._writables.settle(init_id, below)
             self._writables.settle(mount_id, stack)
             transaction.set_mount(mount_id, init_id, above.chain_id if above else "")
+            if target.place.at and level == "full":       # snapshots may have been taken with less
+                self._ground.driver.host.sync([], level, everything=True)
             self._syncing.before(made, transaction, above, level)
             mount = Mount(self._holds, name, mount_id, init_id, above)
             with self._syncing.name("mounts", level):
-                aside = self._commit_record(transaction, mount, below)
+                aside = self._commit_record(transaction, mount, target)
         except BaseException:
             try:
                 if transaction.published:
@@ -150,20 +161,25 @@ class WritableLayers:
             if any(holder.pid for holder in err.holders):
                 raise
 
-    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, below: Stack) -> str | None:
+    def _commit_record(self, transaction: FileMetadataTransaction, mount: Mount, target: Target) -> str | None:
         """Make a writable layer visible. Gives where the record of a broken one of its name is now."""
-        name = mount.name
+        name, place = mount.name, target.place
         with self._lock, self._metadata.exclusive():
             self._ground.check_writable()
-            if mount.parent and not self._records.names_layer(mount.parent.chain_id, below[0]):
-                gone = f"{LayerDoesNotExistError.text}: {mount.parent.chain_id} was removed meanwhile"
-                raise LayerDoesNotExistError(gone, chain_id=mount.parent.chain_id)
+            if target.snapshot and not self._snapshots.has(target.snapshot):
+                gone = f"{LayerDoesNotExistError.text}: the snapshot {target.snapshot} was released meanwhile"
+                raise LayerDoesNotExistError(gone, chain_id=target.snapshot)
+            on_layer = mount.parent if not place.at and not target.snapshot else None
+            if on_layer and not self._records.names_layer(on_layer.chain_id, place.stack[0]):
+                gone = f"{LayerDoesNotExistError.text}: {on_layer.chain_id} was removed meanwhile"
+                raise LayerDoesNotExistError(gone, chain_id=on_layer.chain_id)
             aside = None
             if self._metadata.has_mount(name):
                 if self._records.is_loadable(name):      # another process was quicker
                     raise MountNameConflictError(name=name)
                 aside = self._metadata.set_mount_aside(name)
-            transaction.publish_mount(name)
+            with self._loose.changing(mount.key):
+                transaction.publish_mount(name)
             # Under the same lock, so that no thread loads it from disk as a second record beside this one.
             self._records.add_mount(mount)
             self._holds.retain(mount.key)
@@ -254,12 +270,15 @@ class WritableLayers:
             # First the record goes, by one rename: from then on its files are unowned, however this ends.
             begun = False
             try:
-                if not self._set_aside(mount):
-                    return []
-                begun = True
-                self._writables.remove(mount.mount_id)
-                if mount.init_id:
-                    self._writables.remove(mount.init_id)
+                with self._writables.hold(mount.mount_id):
+                    self._finish_rollback(mount)
+                    candidates = self._loosenable(mount)
+                    if not self._set_aside(mount):
+                        return []
+                    begun = True
+                    self._writables.remove(mount.mount_id)
+                    if mount.init_id:
+                        self._writables.remove(mount.init_id)
             except BaseException as err:
                 about = {"mount": name, "mount_id": mount.mount_id, "error": err}
                 log.error("Error removing mounted layer %s: %s", name, err, extra=about)
@@ -273,7 +292,20 @@ class WritableLayers:
                 remove_directory(mount.aside)
             with self._lock:
                 self._records.forget_mount(name)
+            self._loose.drop(candidates)
             return self._references.sweep(mount.parent.chain_id) if mount.parent else []
+
+    def _loosenable(self, mount: Mount) -> list[str]:
+        """Name the directories, nearest first, that a box may be the last to stand on."""
+        if not self._snapshots.any():
+            return []
+        try:
+            own = (mount.mount_id, mount.init_id)
+            return [id for id in self.stacks.of_box(mount).loosenable if id not in own]
+        except (OSError, LayerStoreError) as err:
+            text = "Cannot read what %s stands on; cleanup() will remove what is unowned: %s"
+            log.warning(text, mount.name, err, extra={"mount": mount.name, "error": err})
+            return []
 
     def _set_aside(self, mount: Mount) -> bool:
         """Make an unheld writable layer invisible. Return False if it stays."""
@@ -284,19 +316,44 @@ class WritableLayers:
             if self._holds.held_elsewhere(mount.key):
                 return False
             if not mount.aside and self._records.names_mount(mount):
-                mount.aside = self._metadata.set_mount_aside(mount.name)
+                with self._loose.changing(mount.key):
+                    mount.aside = self._metadata.set_mount_aside(mount.name)
             return True
 
     # ---- what it stands on ----
 
-    def stand_right(self, mount: Mount) -> list[str]:
+    @contextlib.contextmanager
+    def entered(self, mount: Mount) -> Iterator[Place]:
+        """Keep other threads and stores from a box for the length of a `with` block, which gets where it stands.
+
+        Raises  LayerNotRetainedError   it is gone
+                CorruptLayerError       as stand_right() does
+        """
+        with self._names.hold(mount.name), self._writables.hold(mount.mount_id):
+            if not self._records.names_mount(mount):
+                raise LayerNotRetainedError(name=mount.name)
+            self._finish_rollback(mount)
+            yield self._known_place(mount) or self.stand_right(mount)
+
+    def _known_place(self, mount: Mount) -> Place | None:
+        """Return where a box stands if all that says so is what stand_right() saw; None: it is to look again."""
+        with self._lock:
+            self._records.refresh_mount(mount)
+        known = mount.sound
+        if known is None or known != (said(self._writables.stack_of, mount.mount_id, None), mount.parent_state):
+            return None
+        return self.stacks.place(known[0], mount.parent) if self._writables.is_mounted(mount.mount_id) else None
+
+    def stand_right(self, mount: Mount) -> Place:
         """Make sure that a writable layer stands on what its record says, or it would show another tree.
 
         What follows from what it stands on is put right, if the store may write.
-        Returns  the stack it stands on
+        Returns  where it stands
         Raises   CorruptLayerError   it does not, and cannot be mended so
         """
-        for id, below in self._contents.stacks_of(mount):
+        with self._lock:
+            self._records.refresh_mount(mount)
+        for id, below in self.stacks_of(mount):
             problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
             if problems and not self._ground.read_only and (below or not said(self._writables.stack_of, id, [id])):
@@ -308,7 +365,46 @@ class WritableLayers:
             if problems:
                 why = f"{problems[0].text}; repair {mount.name} before it is used"
                 raise CorruptLayerError(why, name=mount.name)
-        return below
+        mount.sound = (below, mount.parent_state)
+        return self.stacks.place(below, mount.parent)
+
+    def place(self, mount: Mount) -> Place:
+        """Return where a writable layer stands, as far as the disk tells; of one that is gone, its last parent."""
+        with self._lock:
+            self._records.refresh_mount(mount)
+        if self._snapshots.any():
+            with contextlib.suppress(OSError, LayerStoreError):
+                return self.stacks.of_box(mount)
+        return Place([], mount.parent, 0)
+
+    def stacks_of(self, mount: Mount) -> list[tuple[str, list[str]]]:
+        """Name a writable layer's driver ids, the init layer's first, each with the stack it must stand on.
+
+        Without snapshots that follows from the records; else the driver's `lower` says it, and is held against them.
+        Raises  CorruptLayerError, OSError
+        """
+        plain = self._contents.stacks_of(mount)
+        if not self._snapshots.any():
+            return plain
+        stack = said(self._writables.stack_of, mount.mount_id, None)
+        if stack is None or (not stack and mount.parent):
+            if self._may_stand_on_snapshots(mount.name):
+                why = f"{mount.mount_id} no longer says which directories {mount.name} stands on; they may be snapshots"
+                raise CorruptLayerError(f"{why}: take them from the tree below its own snapshots", name=mount.name)
+            return plain
+        if stack == plain[-1][1]:
+            return plain
+        place = self.stacks.place(stack, mount.parent)
+        self.stacks.check(place, mount.name)
+        init = [(mount.init_id, said(self._writables.stack_of, mount.init_id, list[str]()))] if mount.init_id else []
+        return [*init, (mount.mount_id, stack)]
+
+    def _may_stand_on_snapshots(self, name: str) -> bool:
+        """Return True if a box that lost its `lower` may have stood on more than its layer."""
+        taken = (said(self._snapshots.read, id, None) for id in self._snapshots.names())
+        return any(saved is None or saved.box == name for saved in taken) or bool(
+            self._ground.driver.host.orphans(self._records.owned)
+        )
 
     def mend(self, name: str) -> None:
         """Write anew what a writable layer's record and small files lost, as far as they say it of each other.
@@ -360,49 +456,45 @@ class WritableLayers:
 
     def mount(self, mount: Mount, label: str) -> str:
         """Mount one, or count one user more. Returns the path."""
-        self.stand_right(mount)
+        self.ready(mount)
         return self._writables.mount(mount.mount_id, label)
 
-    # ---- contents ----
-
-    def changes(self, mount: Mount) -> list[Change]:
-        """List what differs from its parent."""
-        return self._writables.changes(mount.mount_id, self.stand_right(mount))
-
-    def tar_stream(self, mount: Mount, flags: int) -> TarStream:
-        """Make a tar of what differs from its parent; flags are the core's."""
-        stream = self._writables.diff(mount.mount_id, self.stand_right(mount), flags)
-        return told_left_out(stream, f"writable layer {mount.name}")
+    def ready(self, mount: Mount) -> Place:
+        """Do what stand_right() does, after a rollback that was interrupted was finished."""
+        if self._snapshots.any() and self._snapshots.rollback(mount.name):
+            with self.entered(mount) as place:
+                return place
+        return self.stand_right(mount)
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; return its size as moby counts it."""
         self._ground.check_writable()
-        size = self._writables.apply(mount.mount_id, self.stand_right(mount), SourceInput(source, progress))
+        stack = self.ready(mount).stack
+        size = self._writables.apply(mount.mount_id, stack, SourceInput(source, progress))
         self._syncing.contents(mount.mount_id)
         return size
 
-    def commit(self, mount: Mount, flags: int, durability: str | None, progress: Progress | None) -> Reference:
-        """Register what one holds now, on the same parent; flags: the core's, for its tar."""
-        self._ground.check_writable()
-        level = self._syncing.level(durability)
-        given = _Difference(self._writables, mount, self.stand_right(mount), flags, progress)
-        above = mount.parent
-        if above:
-            with self._lock:
-                self._references.use_too(above)
-        return self._registration.register_on(above, given, Descriptor(), level)
+    def _finish_rollback(self, mount: Mount) -> None:
+        """Go on with a rollback that was interrupted. Called while the box is held."""
+        if self._snapshots.any() and not self._ground.read_only:
+            to = self._snapshots.rollback(mount.name)
+            if to:
+                self.go_on(mount, to)
+                self._writables.switch(mount.mount_id, force=False)
+                self.end_rollback(mount)
+                self._writables.discard(to.fresh)
 
+    def go_on(self, mount: Mount, to: Rollback, *, durable: bool | None = None) -> None:
+        """Let a box go on as a note of its rollback says, from where the disk is. Called while the box is held."""
+        stack = self._writables.named_in(to.lower)
+        self._writables.turn(mount.mount_id, to.fresh, to.upper, stack, durable=durable)
+        if mount.init_id and mount.init_id in stack:
+            self._writables.restand(mount.init_id, stack[stack.index(mount.init_id) + 1 :])
+        self._metadata.replace_mount_parent(mount.name, to.parent)
+        with self._lock:
+            self._records.refresh_mount(mount)
 
-class _Difference(NamedTuple):
-    """What a writable layer holds, as a tar on its way in."""
-
-    driver: Writables
-    mount: Mount
-    stack: Stack
-    flags: int
-    progress: Progress | None
-
-    def pump_into(self, apply: Apply) -> None:
-        with self.driver.diff(self.mount.mount_id, self.stack, self.flags) as stream:
-            stream.pump_into(apply, self.progress)
-            warn_left_out(f"writable layer {self.mount.name}", stream.left_out())
+    def end_rollback(self, mount: Mount) -> None:
+        """Forget the note: what it said is done."""
+        with self._lock, self._metadata.exclusive(), self._loose.changing(mount.key):
+            self._snapshots.forget_rollback(mount.name)

@@ -20,6 +20,7 @@ from layerstore._core import _files
 from layerstore.disk.textfile import sync_directory, sync_file, write_small
 from layerstore.errors import InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import ChainID, chain_on
+from layerstore.layerdb.snapshots import SnapshotDB
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.values import Durability
 
@@ -42,6 +43,8 @@ class Keeping:
         self._parent_of: dict[str, str] = {}               # by the hex of a ChainID: that of its parent, or ""
         self._children: dict[str, set[str]] = {}           # the same, turned round
         self._mount_parents: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._snapshots = SnapshotDB(metadata)
+        self._snapshot_layers: dict[str, tuple[tuple[int, int], tuple[str, str]]] = {}
 
     # ---- layers on a layer ----
 
@@ -104,7 +107,20 @@ class Keeping:
         names = self._metadata.list_mounts()
         for gone in self._mount_parents.keys() - set(names):
             del self._mount_parents[gone]
-        return _fitting(names, lambda name: self._mount_parent(name) == chain_id, told)
+        rolling = self._rolled_back_to(names) if self._snapshots.any() else {}
+        return _fitting(names, lambda name: chain_id in (self._mount_parent(name), rolling.get(name)), told)
+
+    def _rolled_back_to(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the layers that boxes will stand on whose rollback has begun. Raises UnreadableError."""
+        found = {}
+        for name in names:
+            try:
+                rollback = self._snapshots.rollback(name)
+            except LayerStoreError as err:
+                raise UnreadableError(str(err)) from err
+            if rollback:
+                found[name] = rollback.parent
+        return found
 
     def _mount_parent(self, name: str) -> str:
         path = os.path.join(self._metadata.root, "mounts", name, "parent")
@@ -124,6 +140,31 @@ class Keeping:
         if time.time_ns() - max(st.st_mtime_ns, st.st_ctime_ns) > _SETTLED_NS:
             self._mount_parents[name] = (identity, parent)
         return parent
+
+    # ---- snapshots on a layer ----
+
+    def snapshots_on(self, chain_id: str) -> list[str]:
+        """Name the snapshots whose nearest layer it is, or that were committed as it. Raises as layers_on() does."""
+        names = self._snapshots.names()
+        for gone in self._snapshot_layers.keys() - set(names):
+            del self._snapshot_layers[gone]
+        return [id for id in names if chain_id in self._layers_of(id)]
+
+    def _layers_of(self, id: str) -> tuple[str, str]:
+        try:
+            st = os.stat(self._snapshots.directory(id))
+            identity = (st.st_ino, st.st_mtime_ns)        # its files are replaced in one step each
+            known = self._snapshot_layers.get(id)
+            if known and known[0] == identity:
+                return known[1]
+            layers = self._snapshots.parent(id), self._snapshots.layer(id)
+        except FileNotFoundError:
+            return "", ""
+        except LayerStoreError as err:
+            raise UnreadableError(f"the snapshot {id} does not say what it stands on: {err}") from err
+        if time.time_ns() - st.st_mtime_ns > _SETTLED_NS:
+            self._snapshot_layers[id] = (identity, layers)
+        return layers
 
     # ---- the mark ----
 

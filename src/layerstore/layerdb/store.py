@@ -5,6 +5,7 @@
                                               tar-split.json.gz [released]
     layerdb/sha256/<hex>-<hex>-removing/  a layer being deleted
     layerdb/mounts/<name>/                a writable layer: mount-id [init-id] [parent]
+    layerdb/snapshots/<id>/               see snapshots.py
 
 Every file is to the byte what dockerd reads and writes; modes do not depend on the umask.
 Source: moby, layer/filestore.go
@@ -311,6 +312,23 @@ class FileMetadataStore:
         """Read the ChainID a writable layer stands on; "" where there is none."""
         return _parent(self._mount_file(mount, "parent"))
 
+    def mount_parent_state(self, mount: str) -> tuple[int, ...]:
+        """Return what is another one after the file was replaced that get_mount_parent() reads; () if it is gone."""
+        try:
+            st = os.stat(self._mount_file(mount, "parent"), follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        return st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+
+    def replace_mount_parent(self, mount: str, parent: str) -> None:
+        """Write the ChainID that a writable layer stands on, in one step; "": nothing."""
+        path = self._mount_file(mount, "parent")
+        if parent:
+            textfile.replace_small(path, os.fsencode(parent), 0o644, sync=self._durability != "none")
+            return
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(path)
+
     def has_mount(self, mount: str) -> bool:
         """Return True if the directory of a writable layer is there."""
         return textfile.is_directory(self.mount_directory(mount))
@@ -405,7 +423,10 @@ class FileMetadataStore:
 
         Returns  the new path, or None: it is gone
         """
-        directory = self.mount_directory(mount)
+        return self.set_directory_aside(self.mount_directory(mount))
+
+    def set_directory_aside(self, directory: str) -> str | None:
+        """Do what set_mount_aside() does, for any directory of the layerdb."""
         tmp = os.path.join(self.root, "tmp")
         textfile.make_directories(tmp, 0o755)
         return _renamed(directory, lambda: os.path.join(tmp, f"write-set-{textfile.random_number()}"))

@@ -171,6 +171,10 @@ class FileMetadataTransaction:
                 self._write(name, os.fsencode(value))
         _files.chmod(self._directory, 0o755)
 
+    def write_text(self, name: str, value: str, *, sync: bool = False) -> None:
+        """Write one small file of a record that is neither a layer's nor a writable layer's."""
+        textfile.write_small(os.path.join(self._directory, name), os.fsencode(value), sync=sync)
+
     def sync(self) -> None:
         """Put what was written on the disk."""
         with os.scandir(self._directory) as entries:
@@ -186,6 +190,11 @@ class FileMetadataTransaction:
     def publish_mount(self, name: str) -> None:
         """Make a writable layer visible. Raises OSError (ENOTEMPTY: it is there already)."""
         self._publish(os.path.join(self._root, "mounts"), check_mount_name(name))
+
+    def publish_as(self, directory: str, name: str) -> None:
+        """Make a record visible in an existing directory of the layerdb. Raises OSError."""
+        self.published = True
+        _files.rename(self._directory, os.path.join(directory, name))
 
     def _publish(self, parent: str, name: str) -> None:
         textfile.make_directories(parent, 0o755)

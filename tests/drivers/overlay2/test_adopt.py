@@ -120,8 +120,8 @@ def everything(at):
 
 def test_the_tar_is_the_one_that_diff_makes(opened, base, written):
     id = written(everything)
-    tar = read(opened.driver.writables.diff(id, [base]))
-    size = opened.driver.writables.size(id)
+    tar = read(opened.driver.trees.diff([id], [base]))
+    size = opened.driver.trees.size([id])
     before = disk.disk_state(opened.home / id / "diff")
     received = adopt(opened, id, [base])
     assert received.tar_size == len(tar)

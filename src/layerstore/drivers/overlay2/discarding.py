@@ -25,23 +25,24 @@ class Discarding:
         self._waiting: set[str] = set()
         self.quota: ProjectQuota | None = None
 
-    def discard(self, id: str) -> None:
-        """Remove an unowned id by the thread. One with a limit is removed before the call ends, if it is unused."""
+    def discard(self, id: str, then: Callable[[], object] = lambda: None) -> None:
+        """Remove an unowned id by the thread, then call `then`. One with a limit is removed at once if it is unused."""
         if id in self._waiting or not self._at.keep(id):
             return
         limited = self.quota is not None and mounts.project_of(self._at.path(id)) != mounts.project_of(self._at.home)
         self._waiting.add(id)
-        self._background.submit(lambda: self._end(id))
+        self._background.submit(lambda: self._end(id, then))
         if limited:
             self._background.drain()
 
-    def _end(self, id: str) -> bool:
+    def _end(self, id: str, then: Callable[[], object]) -> bool:
         if self._mounting.is_upper_used(id):
             return False
         try:
             self._remove(id)
         finally:
             self._waiting.discard(id)
+        then()
         return True
 
     def close(self) -> None:

@@ -8,10 +8,11 @@ from layerstore.drivers import Driver, StoreView
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.drivers.overlay2.host import Host
 from layerstore.drivers.overlay2.layers import Layers
+from layerstore.drivers.overlay2.trees import Trees
 from layerstore.drivers.overlay2.writables import Writables
 
 
 def open_overlay2(home: str, options: Mapping[str, str], view: StoreView) -> Driver:
     """Open the driver at home, as drivers.Open has it."""
     ground = Ground(home, options, view)
-    return Driver(Layers(ground), Writables(ground), Host(ground))
+    return Driver(Layers(ground), Writables(ground), Host(ground), Trees(ground))

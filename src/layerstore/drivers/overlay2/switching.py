@@ -11,6 +11,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 
 from layerstore.disk import mounts
 from layerstore.disk.background import Background
@@ -21,6 +22,8 @@ from layerstore.errors import ActiveMountError, Holder, NotSupportedError, reada
 
 log = logging.getLogger("layerstore")
 
+# Seconds for which a mount may be in use although no process is seen to use it.
+_UNSEEN = 0.05
 _SELINUX = "/sys/fs/selinux/enforce"
 
 
@@ -85,15 +88,19 @@ class Switching:
     def _inside(self, merged: str) -> tuple[list[Holder] | None, bool]:
         """Return who is inside (None: nobody), and whether somebody only reads."""
         device = os.stat(merged).st_dev
-        copied = self._mounting.is_copied(merged, device)
-        if not copied and not self._is_used(merged):
-            return None, False
-        found, only_read = look(device, merged, self._mounting.ours)
-        if copied or (found and not only_read):
-            return found or holders(device, merged) or [UNKNOWN], False
-        if only_read:
-            return None, True
-        return ([UNKNOWN], False) if self._is_used(merged) else (None, False)    # its last user has ended meanwhile
+        until = 0.0
+        while True:
+            copied = self._mounting.is_copied(merged, device)
+            if not copied and not self._is_used(merged):
+                return None, False
+            found, only_read = look(device, merged, self._mounting.ours)
+            if found:
+                return (None, True) if only_read and not copied else (found, False)
+            # No process is seen to use it: its last user has just ended, or a process looks at all mounts of the
+            # machine, or has a copy of them all for the moment in which it enters a sandbox.
+            until = until or time.monotonic() + _UNSEEN
+            if time.monotonic() > until:
+                return holders(device, merged) or [UNKNOWN], False
 
     @staticmethod
     def _is_used(merged: str) -> bool:

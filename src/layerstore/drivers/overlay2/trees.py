@@ -73,6 +73,8 @@ class Trees:
                 raise NotSupportedError(self._not_native, path=self._at.home)
             return self._exported(above, below, flags)
         except NotSupportedError as why:
+            if not below and self._ground.native_works():
+                raise                     # nothing below that a mark could lead to
             with contextlib.ExitStack() as stack:
                 shown = stack.enter_context(self._shown([*above, *below], why))
                 if not below:

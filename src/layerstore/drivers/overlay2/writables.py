@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from layerstore._core import _apply, _changes
+from layerstore.disk import mounts
 from layerstore.disk.mounts import Switch
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Finding, Stack
 from layerstore.drivers.overlay2.copying import Copying
-from layerstore.drivers.overlay2.differences import Differences
 from layerstore.drivers.overlay2.directories import MAX_LOWERS
 from layerstore.drivers.overlay2.freezing import Freezing
 from layerstore.drivers.overlay2.ground import Ground, pump
 from layerstore.errors import InvalidOptionError, NotSupportedError
 from layerstore.sizes import parse_size
 from layerstore.streams.sources import TarInput, refuse_nothing
-from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change
 
 
 class Writables:
@@ -25,7 +24,6 @@ class Writables:
 
     def __init__(self, ground: Ground) -> None:
         self._ground, self._at, self._mounting = ground, ground.at, ground.mounting
-        self._differences = Differences(ground)
         self.remove, self.paths = ground.remove, ground.paths
         self.exists, self.publish, self.mend = ground.at.exists, ground.at.recorded, ground.at.mend
         self.holders, self.unmount = ground.mounting.holders, ground.mounting.put
@@ -71,22 +69,13 @@ class Writables:
     def mount(self, id: str, label: str = "") -> str:
         return self._mounting.get(id, label)
 
-    def size(self, id: str) -> int:
-        with self._at.opened_diff(id) as root:
-            return _changes.tree_size(root)
-
-    def changes(self, id: str, stack: Stack) -> list[Change]:
-        return self._differences.changes(id, stack[0] if stack else "")
-
-    def diff(self, id: str, stack: Stack, flags: int = 0) -> TarStream:
-        return self._differences.tar(id, stack[0] if stack else "", flags=flags)
-
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
         """Unpack a tar through the mount: the kernel puts the marks, and who has it mounted sees all of it."""
         with self._mounting.mounted(id) as root, placing(self._at.path(id, "diff")):
             apply = _apply.over_mount(root, flags=self._ground.marks(id), limits=self._ground.limits)
             refuse_nothing(pump(given, apply))
-        return self.size(id)
+        with self._at.opened_diff(id) as root:
+            return _changes.tree_size(root)
 
     def standing(self, id: str, stack: Stack) -> list[Finding]:
         return self._ground.problems(id, stack, marks=False)
@@ -123,3 +112,30 @@ class Writables:
         with self._at.held(id):
             lazy = switching.require_idle(id, force=force)
             switching.switch(id, Switch(), lazy=lazy, stops=not force)
+
+    # ---- what is on disk ----
+
+    def text_of(self, stack: Stack) -> str:
+        return self._at.lower_for(stack)
+
+    def changed(self, id: str) -> int:
+        return os.stat(self._at.path(id)).st_mtime_ns
+
+    def upper(self, id: str) -> int:
+        return os.stat(self._at.path(id, "diff"), follow_symlinks=False).st_ino
+
+    def is_mounted(self, id: str) -> bool:
+        if not self._at.lower_items(id):
+            return self._mounting.is_counted(id)
+        return mounts.is_mounted(self._at.path(id, "merged"))
+
+    def empty(self, id: str, stack: Stack) -> None:
+        self._at.empty(id, "diff")
+        self.restand(id, stack)
+
+    def disown(self, id: str) -> None:
+        if self._ground.quota:
+            home = mounts.project_of(self._at.home)
+            with self._at.opened_diff(id) as root:
+                _changes.set_project(root, home)
+            mounts.set_project(self._at.path(id), home)

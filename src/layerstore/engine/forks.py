@@ -1,0 +1,43 @@
+"""Forks: a writable layer on what another one holds now.
+
+Enters: a box and a name. Leaves: a reference to the new one. What the box held is frozen as a snapshot without a
+record, which both stand on.
+Source: sandbox.md 9
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from layerstore.engine.ground import Ground
+from layerstore.engine.record import Mount, MountReference
+from layerstore.engine.snapshots import Snapshots
+from layerstore.engine.stacks import Place, Stacks, Target
+from layerstore.engine.writable import WritableLayers
+from layerstore.layerdb.transaction import check_mount_name
+from layerstore.values import CreateRWLayerOpts, Durability
+
+
+class Forks:
+    """Makes forks of one store's boxes."""
+
+    def __init__(self, ground: Ground, stacks: Stacks, writable: WritableLayers, snapshots: Snapshots) -> None:
+        self._ground, self._writables, self._lock = ground, ground.driver.writables, ground.records.lock
+        self._stacks, self._writable, self._snapshots = stacks, writable, snapshots
+
+    def fork(self, mount: Mount, name: str, level: Durability) -> MountReference:
+        """Make a fork. Raises as RWLayer.fork() does; the box may then have one more directory below."""
+        self._ground.check_writable()
+        check_mount_name(name)
+        self._writable.check_free(name)
+        id = self._snapshots.take(mount, "clone", None, level, record=False)
+        try:
+            place = self._stacks.place(self._writables.stack_of(id), mount.parent)
+            target = Target(Place([id, *place.stack], place.layer, place.at + 1), "")
+            return self._writable.create_on(name, target, CreateRWLayerOpts(), level)
+        except BaseException:
+            self._snapshots.drop_if_unneeded([id])
+            raise
+        finally:
+            with contextlib.suppress(OSError):
+                self._writables.publish(id)

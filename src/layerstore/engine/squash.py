@@ -1,0 +1,141 @@
+"""Squash: released snapshots below a box that nothing else stands on become one directory.
+
+Enters: a box that is held. Leaves: where it stands then, and the directories that were merged. The merged directory is
+made beside; then each `lower` is replaced in one step, the lowest first: a mix of old and new shows the same tree. A
+mount that lives keeps the old directories, so these go only after its next switch, or when it has ended.
+Source: sandbox.md 11
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Sequence
+
+from layerstore.engine.durability import Syncing
+from layerstore.engine.ground import Ground
+from layerstore.engine.loose import Loose
+from layerstore.engine.record import Mount
+from layerstore.engine.stacks import MAX_LAYERS, MAX_LOWERS, Place, Stacks, is_init
+from layerstore.engine.writable import WritableLayers
+from layerstore.errors import ActiveMountError, LayerStoreError, MaxDepthExceededError
+from layerstore.ids import random_id
+from layerstore.values import Durability
+
+log = logging.getLogger("layerstore")
+
+MOST_FROZEN = 48
+"""Snapshots in a stack; where there are more, those are merged that may be."""
+
+
+class Squash:
+    """Merges directories of one store's boxes."""
+
+    def __init__(
+        self, ground: Ground, stacks: Stacks, loose: Loose, syncing: Syncing, writable: WritableLayers
+    ) -> None:
+        self._ground, self._metadata, self._lock = ground, ground.metadata, ground.records.lock
+        self._writables, self._snapshots = ground.driver.writables, stacks.snapshots
+        self._stacks, self._loose, self._syncing, self._writable = stacks, loose, syncing, writable
+
+    def squash(self, mount: Mount) -> None:
+        """Merge all that may be merged below a box, and what it wrote if it is mounted and idle."""
+        self._ground.check_writable()
+        level = self._syncing.level(None)
+        with self._writable.entered(mount) as place:
+            if not self._mergeable(mount, place):
+                return
+            mounted = self._writables.is_mounted(mount.mount_id)
+            idle = mounted and self._freezes(mount, place, level)
+            place, merged = self._merge(mount, self._stacks.of_box(mount), level)
+            # Once more, so that the mount lets go of what was merged.
+            if not mounted or (idle and self._freezes(mount, place, level)):
+                self._loose.drop(merged)
+
+    def grown(self, mount: Mount, place: Place, level: Durability) -> tuple[Place, list[str]]:
+        """Merge below a held box if its stack has grown long.
+
+        Returns  where it stands then, and what was merged: loose.drop() it behind the next switch of its mount
+        """
+        if len(place.frozen) < MOST_FROZEN and len(place.stack) < MAX_LAYERS:
+            return place, []
+        try:
+            return self._merge(mount, place, level)
+        except (OSError, LayerStoreError) as err:
+            text = "The snapshots below %s could not be merged: %s"
+            log.warning(text, mount.name, err, extra={"mount": mount.name, "error": err})
+            return self._stacks.of_box(mount), []
+
+    def _freezes(self, mount: Mount, place: Place, level: Durability) -> bool:
+        """Freeze what a mounted box wrote, without a record. False: it is not idle, or stands on too much already."""
+        if len(place.stack) >= MAX_LOWERS:
+            return False
+        id = random_id()
+        with contextlib.suppress(ActiveMountError, MaxDepthExceededError):
+            self._writables.freeze(
+                mount.mount_id, id, place.stack,
+                lambda into: self._sync([mount.mount_id, into], level), durable=level != "none",
+            )  # fmt: skip
+            self._note([mount.key])
+            self._writables.publish(id)
+            return True
+        return False
+
+    def _sync(self, ids: Sequence[str], level: Durability) -> None:
+        self._ground.driver.host.sync(ids, level)
+
+    def _note(self, entries: Sequence[str]) -> None:
+        with self._lock, self._metadata.exclusive(), self._loose.changing(*entries):
+            pass
+
+    def _mergeable(self, mount: Mount, place: Place) -> set[str]:
+        """Return the loose directories of a stack on which nothing else stands."""
+        with self._lock, self._metadata.exclusive():
+            own = {mount.key, *(id for id in place.stack if self._snapshots.has(id))}
+            return {
+                id for id in place.stack[: place.at]
+                if not is_init(id) and id not in own and own.issuperset(self._loose.standing_on(id))
+            }  # fmt: skip
+
+    def _merge(self, mount: Mount, place: Place, level: Durability) -> tuple[Place, list[str]]:
+        """Merge each run of neighbours below a held box into one directory."""
+        may, stack = self._mergeable(mount, place), list(reversed(place.stack))
+        done: list[str] = []              # the new stack, nearest first
+        made: list[str] = []
+        merged: list[str] = []
+        entries = [mount.key]
+        changes: list[tuple[str, list[str]]] = []
+        try:
+            for is_free, group in itertools.groupby(stack, may.__contains__):
+                run = list(group)
+                if is_free and len(run) > 1:
+                    into = random_id()
+                    self._writables.merge(list(reversed(run)), into, done)
+                    made.append(into)
+                    merged += reversed(run)
+                    done = [into, *done]
+                    continue
+                for id in run:
+                    if made:
+                        changes.append((id, done))
+                        entries += [id] if self._snapshots.has(id) else []
+                    done = [id, *done]
+            if not made:
+                return place, []
+            self._sync(made, level)
+            for id, below in changes:
+                self._writables.restand(id, below)
+            self._writables.restand(mount.mount_id, done)
+        except BaseException:
+            # Those that are named by a `lower` already stay, the others are cleanup()'s.
+            self._note(entries)
+            self._publish(made)
+            raise
+        self._note(entries)
+        self._publish(made)
+        return self._stacks.place(done, place.layer), merged
+
+    def _publish(self, made: Sequence[str]) -> None:
+        for id in made:
+            self._writables.publish(id)
