@@ -37,7 +37,7 @@ from layerstore.images import ArchivedImage, Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
 from layerstore.layerdb.store import FileMetadataStore, MetadataStore
 from layerstore.layerdb.transaction import MetadataTransaction
-from layerstore.rwlayer import RWLayer
+from layerstore.rwlayer import RWLayer, Snapshot
 from layerstore.store import Store, log_release_metadata, release_and_log
 from layerstore.streams.directory import pack_directory
 from layerstore.streams.leftout import LeftOutWarning
@@ -69,8 +69,8 @@ __all__ = [
     "MergedTree",
     "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
     "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
-    "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage", "assemble", "build_info",
-    "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
+    "Snapshot", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage", "assemble",
+    "build_info", "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
     "pack_directory", "release_and_log",
 ]  # fmt: skip
 

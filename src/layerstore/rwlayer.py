@@ -5,9 +5,9 @@ The two make each other, so they stand in one file.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from subprocess import CompletedProcess
 from typing import Any, BinaryIO, Literal
 
@@ -321,14 +321,14 @@ class Snapshot(Top):
 
     id: str
     box: str
-    created: datetime.datetime
+    created: datetime
 
     def __init__(self, engine: Engine, id: str) -> None:
         """Show a snapshot of an engine, recorded or loose."""
         self._engine, self.id = engine, id
         saved = engine.snapshots.read(id)
         self.box = saved.box
-        self.created = _EPOCH + datetime.timedelta(microseconds=saved.created // 1000)
+        self.created = _EPOCH + timedelta(microseconds=saved.created // 1000)
 
     def __repr__(self) -> str:
         return f"<Snapshot {self.id[:12]}{f' of {self.box}' if self.box else ''}>"
@@ -432,7 +432,7 @@ class Snapshot(Top):
         self.release()
 
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def _base_of(engine: Engine, place: Place) -> Snapshot | Layer | None:

@@ -53,7 +53,7 @@ def declarations(name: str, cls: type) -> Iterator[str]:
 
 def home(name: str) -> str:
     """Return the module that defines a name; "" for what needs no import."""
-    for module in ("collections.abc", "contextlib", "subprocess", "typing"):
+    for module in ("collections.abc", "contextlib", "datetime", "subprocess", "typing"):
         if name in sys.modules[module].__all__:
             return module
     for module in sorted(name for name in sys.modules if name.startswith("layerstore.")):
@@ -74,6 +74,7 @@ def stub() -> Iterator[str]:
         thing = getattr(aio, name)
         body += declarations(name, thing) if inspect.isclass(thing) else [declaration(name, thing)]
     body += ["", *ALIASES]
+    body = [line.replace("datetime.datetime", "datetime") for line in body]       # as inspect spells the class
     nodes = [*ast.walk(ast.parse("\n".join(body)))]
     made = {getattr(node, "name", "") for node in nodes} | {line.split()[0] for line in ALIASES}
     imported: dict[str, list[str]] = {"layerstore.aio.streams": ["File as File"]}

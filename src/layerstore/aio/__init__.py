@@ -20,8 +20,8 @@ from layerstore.aio.streams import File
 from layerstore.values import StrPath
 
 __all__ = [
-    "File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
-    "overlay_changes", "pack_directory", "release_and_log",
+    "File", "Images", "Layer", "RWLayer", "Snapshot", "Store", "TarStream", "assemble", "changes_between",
+    "disassemble", "overlay_changes", "pack_directory", "release_and_log",
 ]  # fmt: skip
 
 
@@ -52,6 +52,11 @@ class Layer(Managed[Any]):
 @mirrors(layerstore.RWLayer)
 class RWLayer(Managed[Any]):
     """A reference to a writable layer: what layerstore.RWLayer is. `async with rw:` releases it at the end."""
+
+
+@mirrors(layerstore.Snapshot)
+class Snapshot(Managed[Any]):
+    """The frozen state of a writable layer: what layerstore.Snapshot is. `async with snapshot:` releases it."""
 
 
 @mirrors(layerstore.Store, left=("check_open", "check_writable", "durability", "images"))

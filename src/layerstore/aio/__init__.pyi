@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from subprocess import CompletedProcess
 from typing import Any, BinaryIO, Literal, Self
 
@@ -15,7 +16,6 @@ from layerstore.ids import OS, ChainID, DiffID, Digest
 from layerstore.images.image import Image, Removed
 from layerstore.images.images import _ArchivedImages, _Images, _Steps
 from layerstore.limits import Limits
-from layerstore.rwlayer import Snapshot
 from layerstore.streams.leftout import Keep, Marks
 from layerstore.values import (
     Change,
@@ -30,8 +30,8 @@ from layerstore.values import (
     Usage,
 )
 
-__all__ = ["File", "Images", "Layer", "RWLayer", "Store", "TarStream", "assemble", "changes_between", "disassemble",
-    "overlay_changes", "pack_directory", "release_and_log"]
+__all__ = ["File", "Images", "Layer", "RWLayer", "Snapshot", "Store", "TarStream", "assemble", "changes_between",
+    "disassemble", "overlay_changes", "pack_directory", "release_and_log"]
 
 class Images(Mirror[layerstore.Images]):
     store: Store
@@ -114,6 +114,28 @@ class RWLayer(Managed[layerstore.RWLayer]):
     async def release(self) -> list[Metadata]: ...
     @property
     def name(self) -> str: ...
+
+class Snapshot(Managed[layerstore.Snapshot]):
+    @property
+    def top(self) -> str: ...
+    @property
+    def parent(self) -> Snapshot | Layer | None: ...
+    @property
+    def layer(self) -> Layer | None: ...
+    async def fork(self, name: str, opts: CreateRWLayerOpts | None = ..., *, durability: str | None = ...) -> RWLayer:
+        ...
+    async def changes(self, since: Parent | None = ...) -> list[Change]: ...
+    async def size(self) -> int: ...
+    async def tar_stream(self) -> TarStream: ...
+    async def commit(self, *, squash: bool = ..., durability: str | None = ...) -> Layer: ...
+    async def metadata(self) -> dict[str, str]: ...
+    async def release(self) -> list[Metadata]: ...
+    @property
+    def id(self) -> str: ...
+    @property
+    def box(self) -> str: ...
+    @property
+    def created(self) -> datetime: ...
 
 class Store(Managed[layerstore.Store]):
     def __init__(self, root: StrPath, *, driver: str | None = ..., options: Mapping[str, str] | None = ..., workers: int

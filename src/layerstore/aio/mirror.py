@@ -43,7 +43,8 @@ ENDS = frozenset({"discard", "release", "release_rw_layer", "release_unused", "r
 OTHERS = frozenset({"run"})
 """Methods that take as long as a program of the caller's: they take no slot either, and end when they are cancelled."""
 UNDO: dict[str, Callable[[Any, Any], object]] = {
-    "mount": lambda layer, _: layer.unmount(), "unpack_ahead": lambda store, unpacked: store.discard(unpacked),
+    "mount": lambda layer, _: layer.unmount(), "snapshot": lambda _, snapshot: snapshot.release(),
+    "get_snapshot": lambda *_: None, "unpack_ahead": lambda store, unpacked: store.discard(unpacked),
 }  # fmt: skip
 """What undoes a method that is cancelled in its last moment, where its result is no reference."""
 TARGETS = frozenset({"target", "dst"})
