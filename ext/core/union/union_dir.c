@@ -114,7 +114,7 @@ static int add_part(lay_union_dir *d, size_t part, lay_union_dir *child, size_t 
     }
     size_t at = child->nparts++;
     child->parts[at] = (lay_union_part){ layer, in };
-    if (at >= LAY_UNION_KEPT)
+    if (at >= LAY_UNION_FRESH)
         lay_union_part_close(child, at);
     return child->opaque;
 }

@@ -213,9 +213,11 @@ lay_code lay_union_dir_read_first(lay_union_dir *d, size_t first, lay_error *err
     if (d->refused != NULL)
         return lay_fail(err, LAY_E_UNSUPPORTED, "%s: only a mount can tell what is there", d->refused);
     d->nlisted = first;
-    if (read_names(d, err)) {
+    lay_code code = read_names(d, err);
+    lay_union_parts_close(d, LAY_UNION_KEPT);
+    if (code != LAY_OK) {
         lay_union_dir_forget(d);
-        return err->code;
+        return code;
     }
     d->listed = true;
     return LAY_OK;

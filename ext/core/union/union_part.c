@@ -31,14 +31,16 @@ void lay_union_part_close(lay_union_dir *d, size_t part)
     p->in = -1;
 }
 
-void lay_union_dir_rest(lay_union_dir *d)
+void lay_union_parts_close(lay_union_dir *d, size_t stay)
 {
     if (d == d->of->root)
         return;
-    for (size_t i = 0; i < d->nparts; i++)
+    for (size_t i = stay; i < d->nparts; i++)
         lay_union_part_close(d, i);
     d->spare = d->nparts;
 }
+
+void lay_union_dir_rest(lay_union_dir *d) { lay_union_parts_close(d, 0); }
 
 lay_lower_dir lay_union_dir_part(lay_union_dir *d, size_t part)
 {

@@ -9,6 +9,7 @@
 #include "tree/lowers.h"
 
 #define LAY_UNION_KEPT 16u          /* directories of layers that stay open in one of these */
+#define LAY_UNION_FRESH 48u         /* until its names are read, as reading them opens each once more */
 
 typedef struct lay_union lay_union;
 typedef struct lay_union_part { size_t layer; lay_lower_dir in; } lay_union_part;     /* in -1: not open */
@@ -79,6 +80,8 @@ lay_union_dir *lay_union_dir_new(const lay_union *u, size_t path_len, size_t npa
 /* Of a root only what makes it impossible to tell its names counts. 0, or -1 and errno. */
 int lay_union_root_marks(lay_union_dir *root);
 void lay_union_part_close(lay_union_dir *d, size_t part);
+/* All but those that stay open. */
+void lay_union_parts_close(lay_union_dir *d, size_t stay);
 /* Its names, as if they had not been read. */
 void lay_union_dir_forget(lay_union_dir *d);
 
