@@ -23,6 +23,9 @@ from benchmarks import ROOT, baselines, layers, measure, peers
 from benchmarks.compare import register, stored
 from benchmarks.layers import Layer
 from benchmarks.measure import Case
+from layerstore.disk.locks import OpenDirectory
+from layerstore.drivers.overlay2 import adopted
+from layerstore.limits import Limits
 
 BOUNDS = ROOT / "benchmarks" / "bounds.toml"
 RUNS = 7
@@ -46,6 +49,10 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
                 with open(place / "record.json", "wb") as sink:
                     layerstore.disassemble(layer.path, sink)
 
+            def adopt() -> None:
+                with OpenDirectory(ours.metadata()["UpperDir"]) as root, open(place / "adopted.gz", "w+b") as sink:
+                    adopted.record(root, sink.fileno(), userxattr=False, limits=Limits())
+
             def several(job: Callable[[], Any]) -> Callable[[], None]:
                 return lambda: [job() for _ in range(5)] and None
 
@@ -57,6 +64,7 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
                 "tar_stream": Case("", out),
                 "openssl": Case("", lambda: measure.run(*openssl)),
                 "disassemble": Case("", record),
+                "adopt": Case("", adopt),
                 "changes": Case("", several(rw.changes)),
                 "os.walk": Case("", several(lambda: baselines.walk(upper))),
             }  # fmt: skip
@@ -64,7 +72,10 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
     failed = {name: figure.error for name, figure in figures.items() if figure.error}
     if failed:
         sys.exit(f"check_ratios: {failed}")
-    pairs = {"register": "tar xf", "tar_stream": "openssl", "disassemble": "openssl", "changes": "os.walk"}
+    pairs = {
+        "register": "tar xf", "tar_stream": "openssl", "disassemble": "openssl", "adopt": "openssl",
+        "changes": "os.walk",
+    }  # fmt: skip
     return {
         job: statistics.median(run.seconds for run in figures[job].runs) / figures[base].seconds
         for job, base in pairs.items()

@@ -1,19 +1,27 @@
 """A writable layer's directory becomes a layer where it lies: its tar, its record, and what a check then says."""
 
+import contextlib
 import errno
 import os
 import stat
 import struct
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import disk
 import pytest
+import tarkit
+from edits import Edits, layers, on_disk, scripts
+from hypothesis import HealthCheck, given, settings
 from machine import needs
 from stored import read
 from tarkit import dir, end, file, symlink
 
 from layerstore import BreakoutError, CorruptLayerError, FileType, LimitExceededError, NotSupportedError
+from layerstore._core import _changes, _tarstream
+from layerstore.drivers.overlay2 import adopted
 from layerstore.ids import ChainID, random_id
 from layerstore.limits import Limits
 from layerstore.streams.sources import SourceInput
@@ -300,3 +308,56 @@ def test_a_directory_that_shrinks_meanwhile(opened, base, written):
     at(opened, id, "late").unlink()
     with pytest.raises((CorruptLayerError, OSError)):
         read(opened.layer(id, [base]).tar(received.diff_id))
+
+
+# ---- drawn boxes ----
+@pytest.fixture(params=["tmpfs", "ext4", "xfs", "btrfs"])
+def place(request, room):
+    needs(*([f"mkfs.{request.param}"] if request.param != "tmpfs" else []))
+    with disk.sized_file_system(room, request.param, size=320 << 20) as place:
+        yield place
+
+
+@pytest.mark.time_limit(180)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(layers(), layers(), scripts(4, 16))
+def test_of_any_box_the_tar_is_the_same_and_a_check_finds_nothing(place, lower, upper, script):
+    """What edits made of a mount, and with all that a directory may hold besides."""
+    at = Path(tempfile.mkdtemp(dir=place))
+    for name, layer in (("low", lower), ("up", upper)):
+        on_disk(layer, os.fsencode(at / name))
+    with contextlib.suppress(OSError):                # no box has such a mark at its top
+        os.removexattr(at / "up", "trusted.overlay.opaque")
+    for name in ("work", "point"):
+        (at / name).mkdir()
+    known = sorted({*lower, *upper})
+    disk.mount("overlay", at / "point", "overlay", 0, f"lowerdir={at}/low,upperdir={at}/up,workdir={at}/work")
+    try:
+        edits = Edits(at / "point", known)
+        edits.run(script)
+        for path in map(edits._at, edits.known):
+            if os.path.isfile(path) and not os.path.islink(path):
+                os.setxattr(path, "user.note", b"kept")
+                os.utime(path, ns=(1, os.stat(path).st_mtime_ns + 5))
+    finally:
+        disk.unmount(at / "point", 0)
+    record = os.memfd_create("record")
+    root, below = (os.open(at / name, os.O_RDONLY) for name in ("up", "low"))
+    try:
+        try:
+            received = adopted.record(root, record, userxattr=False, limits=Limits())
+        except BreakoutError:
+            assert any(name.startswith(b".wh.") for path in edits.known for name in path.split(b"/"))
+            return
+        with contextlib.closing(_tarstream.export_tree(root, _tarstream.EXPORT_OVERLAY)) as source:
+            tar = source.read(-1)
+        assert (received.diff_id, received.tar_size) == (tarkit.diff_id(tar), len(tar))
+        assert received.size == _changes.tree_size(root)
+        flags = _tarstream.CHECK_METADATA | _tarstream.CHECK_FIRST
+        assert _tarstream.check(record, root, received.diff_id.raw, None, [below], flags) == [], edits.told
+        with contextlib.closing(_tarstream.assemble(record, root, received.diff_id.raw)) as source:
+            assert source.read(-1) == tar
+    finally:
+        for fd in (record, root, below):
+            os.close(fd)
+        disk.remove_tree(at)
