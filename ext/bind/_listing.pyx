@@ -1,4 +1,4 @@
-"""What is in a stored layer, by its record alone. Binding of lay_listing and of the opening of a listed file.
+"""What is in a stored layer, by its record alone, or in directories stacked. Binding of lay_listing and of the opening of a listed file.
 
 See _listing.pyi for what is promised. The core parses a batch without the GIL; the tuples are made at once behind it.
 """
@@ -94,6 +94,37 @@ cdef class Listing:
         self.handle.c = NULL
         lay.lay_listing_free(l)              # microseconds
         lay.give(&self.handle)
+
+
+def list_stack(fds, lower_fds=None, unsigned flags=0):
+    cdef lay.lay_error err
+    cdef lay.lay_listing *l = NULL
+    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef const char *p = array
+    cdef const char *q = NULL
+    cdef size_t n = len(fds), m = 0
+    cdef Listing listing = Listing.__new__(Listing)
+    if lower_fds is not None:
+        q, m = below, len(lower_fds)
+    with nogil:
+        lay.check(lay.lay_listing_stack_open(&l, <const int *>p, n, <const int *>q, m, flags, &err), &err)
+    listing.handle.c = l
+    return listing
+
+
+def open_stacked(fds, path, bint userxattr=False):
+    cdef lay.lay_error err
+    cdef int fd = -1
+    cdef bytes array = lay.descriptors(fds), encoded = os.fsencode(path)
+    cdef const char *p = array
+    cdef const char *q = encoded
+    cdef size_t n = len(fds)
+    cdef unsigned flags = lay.LAY_STACK_USERXATTR if userxattr else 0
+    if b"\0" in encoded:
+        raise ValueError("embedded null byte")
+    with nogil:
+        lay.check(lay.lay_stack_open(<const int *>p, n, flags, q, &fd, &err), &err)
+    return fd
 
 
 def open_file(int root_fd, path, int64_t size):

@@ -129,6 +129,7 @@ cdef extern from "lay.h" nogil:
     int LAY_LISTED_CHARACTER, LAY_LISTED_BLOCK
     ctypedef struct lay_listing
     lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err) noexcept
+    lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
     lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err) noexcept
     void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out) noexcept
     const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len) noexcept
@@ -176,6 +177,7 @@ cdef extern from "lay.h" nogil:
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
     unsigned LAY_STACK_USERXATTR
     lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err) noexcept
+    lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *path, int *fd, lay_error *err) noexcept
     ctypedef struct lay_blocks
     lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err) noexcept
     lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err) noexcept

@@ -305,6 +305,9 @@ typedef struct lay_listed {
 
 typedef struct lay_listing lay_listing;
 lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err);
+/* Of the tar that lay_export_stack_open makes of these, SKIP_MARKS given, without making it: no entry has an offset or a
+ * CRC, and what could not be listed ends it with its own error. */
+lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err);
 /* Reads on, in the tar's order, to about max_entries or for about max_ms; *count entries are there then. *end 1:
  * these are the last. LAY_E_SPLIT: what follows cannot be read; every entry before it has been given. */
 lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err);
@@ -393,6 +396,8 @@ lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
 #define LAY_STACK_USERXATTR 1u
 /* The same of what layers stacked show, the nearest first. */
 lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err);
+/* The regular file that they show at a path, open for reading; no link is followed. LAY_E_OS: ENOENT, EINVAL: it is no file. */
+lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *path, int *fd, lay_error *err);
 /* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
  * of them frees, so a file counts with the last of its names. bytes: of this tree alone. */
 typedef struct lay_blocks lay_blocks;

@@ -1,4 +1,5 @@
-/* listing.c - what a stored layer holds, by its record alone: the headers in it, and each file's CRC.
+/* listing.c - what a stored layer holds, by its record alone: the headers in it, and each file's CRC. Or what a fresh tar
+ * of directories would hold, by its headers.
  *
  * Iterator: record lines in, batches of entries out. Framing goes through the tar reader; for a payload that is
  * not in the record the reader is told to pass over it, so that no byte of a file is needed.
@@ -9,6 +10,7 @@
 #include "base/clock.h"
 #include "base/grow.h"
 #include "base/text.h"
+#include "source/export.h"
 #include "tarsplit/split.h"
 #include "tree/tree.h"
 #include "tree/whiteout.h"
@@ -21,7 +23,8 @@
 typedef struct item { lay_listed e; size_t name, path, link, xattrs; } item;
 
 struct lay_listing {
-    lay_split_reader *reader;
+    lay_split_reader *reader;         /* or: */
+    lay_export *fresh;                /* dry */
     lay_tar *tar;
     lay_split_line line;
     int64_t line_start;               /* where the reader was when this segment began */
@@ -34,23 +37,47 @@ struct lay_listing {
     lay_error failure;                /* told once what came before is given */
 };
 
-lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err)
+static lay_listing *listing_new(lay_error *err)
 {
     lay_error_clear(err);
     lay_listing *l = calloc(1, sizeof *l);
-    if (!l)
-        return lay_fail_nomem(err);
-    l->tar = lay_tar_new();
-    if (l->tar)
+    if (l)
+        l->tar = lay_tar_new();
+    if (l && l->tar) {
         lay_tar_limit(l->tar, lay_limits_of_record());
-    if (!l->tar)
-        lay_fail_nomem(err);
-    else if (lay_split_reader_open(&l->reader, record_fd, err) == LAY_OK) {
-        *out = l;
-        return LAY_OK;
+        return l;
     }
-    lay_listing_free(l);
+    free(l);
+    lay_fail_nomem(err);
+    return NULL;
+}
+
+lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err)
+{
+    lay_listing *l = listing_new(err);
+    if (!l)
+        return err->code;
+    if (lay_split_reader_open(&l->reader, record_fd, err))
+        lay_listing_free(l);
+    else
+        *out = l;
     return err->code;
+}
+
+lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err)
+{
+    lay_source *s;
+    lay_listing *l = listing_new(err);
+    if (!l)
+        return err->code;
+    if (lay_export_stack_open(&s, fds, n, below, nbelow, flags | LAY_EXPORT_SKIP_MARKS, err)) {
+        lay_listing_free(l);
+        return err->code;
+    }
+    l->fresh = (lay_export *)s;
+    l->fresh->dry = true;
+    *out = l;
+    return LAY_OK;
 }
 
 void lay_listing_free(lay_listing *l)
@@ -58,6 +85,8 @@ void lay_listing_free(lay_listing *l)
     if (!l)
         return;
     lay_split_reader_free(l->reader);
+    if (l->fresh)
+        lay_source_free(&l->fresh->source);
     lay_tar_free(l->tar);
     free(l->items);
     free(l->arena.p);
@@ -285,9 +314,36 @@ static lay_code file_line(lay_listing *l, lay_error *err)
     return LAY_OK;
 }
 
+/* What stands behind the bytes of a file, which stay unread, or the headers of the next thing. */
+static lay_code next_fresh(lay_listing *l, lay_error *err)
+{
+    static const uint8_t zeros[LAY_TAR_BLOCK];
+    lay_export *x = l->fresh;
+    bool end = false;
+    l->feeding = true;
+    if (x->file_left > 0) {
+        lay_tar_feed(l->tar, "", 0);
+        if (!lay_tar_omit(l->tar))
+            return lay_fail(err, LAY_E_STATE, "no bytes of a file are due");
+        l->seen = -1;
+        x->file_left = 0;
+        lay_tar_feed(l->tar, zeros, x->padding);
+        return LAY_OK;
+    }
+    x->head_at = x->head_len = x->padding = 0;
+    if (x->next(x, &end, err))
+        return err->code;
+    l->ended = end;
+    l->feeding = !end;
+    lay_tar_feed(l->tar, x->head, x->head_len);
+    return LAY_OK;
+}
+
 static lay_code next_line(lay_listing *l, lay_error *err)
 {
     bool end = false;
+    if (l->fresh)
+        return next_fresh(l, err);
     if (lay_split_reader_next(l->reader, &l->line, &end, err))
         return err->code;
     if (end) {
@@ -353,6 +409,10 @@ void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out)
     out->path = l->arena.p + from->path;
     out->link = l->arena.p + from->link;
     out->xattrs = l->arena.p + from->xattrs;
+    if (l->fresh) {
+        out->offset = -1;
+        out->has_crc = 0;
+    }
 }
 
 const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len)

@@ -12,6 +12,15 @@ class Listing:
         mtime_ns, atime_ns or None, link, device or None, xattrs, crc or None, offset or None, name, layer."""
     def close(self) -> None: ...
 
+def list_stack(fds: Sequence[int], lower_fds: Sequence[int] | None = None, flags: int = 0) -> Listing:
+    """List what _tarstream.export_stack() packs, with EXPORT_SKIP_MARKS; no entry has a CRC or an offset."""
+
+def open_stacked(fds: Sequence[int], path: str, userxattr: bool = False) -> int:
+    """A descriptor of the regular file that directories show at path when they are stacked, the nearest first.
+
+    No link is followed. FileNotFoundError; OSError(EINVAL): it is no regular file.
+    """
+
 def open_file(root_fd: int, path: str, size: int) -> int:
     """A descriptor of a file beneath root_fd, reached through no link. CorruptLayerError: it is not as listed."""
 

@@ -32,10 +32,11 @@ def entries(record_fd: int, chain_id: ChainID) -> Iterator[FileEntry]:
 
     Raises  CorruptLayerError   now, or behind the last entry that can be read
     """
-    return _batches(_listing.Listing(record_fd), chain_id)
+    return listed(_listing.Listing(record_fd), chain_id)
 
 
-def _batches(listing: _listing.Listing, chain_id: ChainID) -> Iterator[FileEntry]:
+def listed(listing: _listing.Listing, chain_id: ChainID) -> Iterator[FileEntry]:
+    """Return the entries of a listing, and close it behind the last."""
     try:
         while batch := listing.next(FileEntry, _KINDS, chain_id):
             yield from batch

@@ -18,6 +18,7 @@ from layerstore import NotSupportedError
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.drivers import StoreView, registry
+from layerstore.drivers.overlay2.trees import Trees
 from layerstore.ids import random_id
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.store import FileMetadataStore
@@ -203,6 +204,29 @@ def test_a_merge_stands_on_what_was_below_and_shows_the_same(home: Home) -> None
     assert home.w.stack_of(into) == [home.base]
     shown = home.shown(into)
     assert full_comparison(shown, expected) == full_comparison(expected, shown) == []
+
+
+def test_the_files_of_a_stack_are_listed_and_opened_without_a_mount(small: Home) -> None:
+    path = Path(small.w.mount(small.box))
+    edit(path)
+    small.w.unmount(small.box)
+    top = small.new(small.box, small.base)
+    path = Path(small.w.mount(top))
+    (path / "etc/twin").write_text("another")
+    (path / "dir/x").write_text("x")
+    trees, above = Trees(small.driver.host.ground), [top, small.box]
+    found = {entry.path: entry for entry in trees.entries(above, [small.base])}
+    assert {path: entry.type.value for path, entry in found.items()} == {
+        "dir": "opaque", "dir/x": "file", "etc": "directory", "etc/gone": "whiteout", "etc/hosts": "file", "etc/twin": "file", "l": "symlink", "new": "file",
+    }
+    assert {(entry.crc, entry.offset, entry.chain_id) for entry in found.values()} == {(None, None, "")}
+    for name in ("etc/hosts", "etc/twin", "new"):
+        with open(trees.open_file(above, found[name]), "rb") as file:
+            assert file.read() == (path / name).read_bytes()
+    (path / "new").unlink()
+    with pytest.raises(FileNotFoundError):
+        trees.open_file(above, found["new"])
+    small.w.unmount(top)
 
 
 def test_a_merge_that_fails_leaves_nothing(small: Home) -> None:

@@ -4,6 +4,7 @@ The directories are real ones, which overlay mounts have written; what they show
 """
 
 import contextlib
+import errno
 import io
 import os
 import random
@@ -19,9 +20,12 @@ from edits import Edits, layers, on_disk, scripts
 from full_comparison import full_comparison, tree_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak import budget
 
-from layerstore import NotSupportedError
-from layerstore._core import _changes, _clone, _tarstream
+from layerstore import FileEntry, FileType, NotSupportedError
+from layerstore._core import _apply, _changes, _clone, _listing, _tarstream
+from layerstore.drivers.record import entries as record_entries
+from layerstore.drivers.record import listed
 
 OVERLAY, KEEP, SKIP = _tarstream.EXPORT_OVERLAY, _tarstream.EXPORT_KEEP, _tarstream.EXPORT_SKIP_MARKS
 pytestmark = pytest.mark.time_limit(120)
@@ -92,6 +96,28 @@ def merged(place: Path, stack: Sequence[Path], below: Sequence[Path], flags: int
     return into
 
 
+def entries(stack: Sequence[Path], below: Sequence[Path] | None) -> list[FileEntry]:
+    with opened(*stack) as fds, opened(*(below or ())) as lowers:
+        return list(listed(_listing.list_stack(fds, lowers if below is not None else None), ""))
+
+
+def entries_of_tar(tar: bytes) -> list[FileEntry]:
+    """As a layer of that tar has them, but for what only a layer has."""
+    with tempfile.TemporaryFile() as record:
+        apply = _apply.disassemble(record.fileno())
+        apply.push(tar)
+        apply.finish()
+        record.seek(0)
+        found = list(record_entries(record.fileno(), ""))
+    return [entry._replace(crc=None, offset=None) for entry in found]
+
+
+def read(stack: Sequence[Path], path: str) -> bytes:
+    with opened(*stack) as fds:
+        with open(_listing.open_stacked(fds, path), "rb") as content:
+            return content.read()
+
+
 def size_of(stack: Sequence[Path]) -> int:
     with opened(*stack) as fds:
         return _changes.stack_size(fds)
@@ -109,10 +135,15 @@ def check(place: Path, stack: Sequence[Path], base: Sequence[Path]) -> Path:
         assert stacked_tar([one], base, flags) == tree_tar(one, flags)
     with opened(one) as (fd,):
         assert size_of(stack) == _changes.tree_size(fd)
+    found = entries(stack, base)
+    assert found == entries([one], None) == entries_of_tar(stacked_tar(stack, base, SKIP))
+    for entry in [entry for entry in found if entry.type == FileType.FILE][:4]:
+        content = read(stack, entry.path)
+        assert content == (one / entry.path).read_bytes() and len(content) == entry.size
     return one
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=budget(60, 400), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(layers(), max_size=3), st.lists(scripts(3, 12), min_size=1, max_size=5))
 def test_a_stack_of_uppers_is_the_one_directory_that_shows_the_same(room: Path, below: list, lives: list) -> None:
     place = Path(tempfile.mkdtemp(dir=room))
@@ -251,3 +282,33 @@ def test_a_target_that_is_not_empty_is_an_error_with_the_path(room: Path) -> Non
         with pytest.raises(FileExistsError) as caught:
             _clone.merge_stack([fd], [], to)
     assert caught.value.filename == "d"
+
+
+def test_a_file_is_opened_where_it_is_shown_and_through_no_link(room: Path) -> None:
+    (room / "u1/d").mkdir(parents=True)
+    (room / "u2").mkdir()
+    (room / "u1/d/f").write_text("below")
+    (room / "u1/gone").write_text("gone")
+    (room / "u1/l").symlink_to("d")
+    os.mknod(room / "u2/gone", stat.S_IFCHR, 0)
+    os.mkfifo(room / "u2/fifo")
+    stack = [room / "u2", room / "u1"]
+    assert read(stack, "d/f") == b"below"
+    for path, number in (("gone", errno.ENOENT), ("d/none", errno.ENOENT), ("l", errno.ELOOP), ("l/f", None), ("d", errno.EINVAL), ("fifo", errno.EINVAL)):
+        with pytest.raises(OSError) as caught:
+            read(stack, path)
+        assert number in (None, caught.value.errno) and caught.value.filename == path
+    (room / "u2/d").mkdir()
+    (room / "u2/d/f").write_text("above")
+    assert read(stack, "d/f") == b"above"
+    os.setxattr(room / "u2/d/f", "trusted.overlay.metacopy", b"")
+    with pytest.raises(NotSupportedError, match="d/f"):
+        read(stack, "d/f")
+
+
+def test_names_that_would_be_marks_in_a_tar_are_left_out_of_a_list(room: Path) -> None:
+    (room / "u/.wh.d").mkdir(parents=True)
+    (room / "u/.wh.d/f").touch()
+    (room / "u/f").touch()
+    assert [entry.path for entry in entries([room / "u"], None)] == ["f"]
+    assert [entry.path for entry in entries([room / "u"], [])] == ["f"]

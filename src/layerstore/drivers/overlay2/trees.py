@@ -7,17 +7,20 @@ Source: moby, daemon/graphdriver/overlay2 (Diff, Changes)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
-from layerstore._core import _changes, _files, _tarstream
+from layerstore._core import _changes, _files, _listing, _tarstream
 from layerstore.disk.locks import Scope
 from layerstore.disk.textfile import read_text
 from layerstore.drivers import Stack, checks
 from layerstore.drivers.overlay2.directories import LINKS
 from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.record import listed
 from layerstore.errors import LayerStoreError, NotSupportedError, ReadOnlyStoreError
+from layerstore.ids import ChainID
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, ChangeKind
+from layerstore.values import Change, ChangeKind, FileEntry
 
 _KINDS = list(ChangeKind)
 
@@ -104,6 +107,20 @@ class Trees:
                 return _changes.stack_size(fds, self._view(above))
             except NotSupportedError as why:
                 return _changes.tree_size(stack.enter_context(self._shown(above, why)))
+
+    # ---- what is in it ----
+
+    def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
+        flags = _tarstream.EXPORT_USERXATTR if self._view(above) else 0
+        with contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below] if len(fds) > 1 else None
+            return listed(_listing.list_stack(fds, lowers, flags), cast(ChainID, ""))
+
+    def open_file(self, above: Stack, entry: FileEntry) -> int:
+        with contextlib.ExitStack() as stack:
+            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            return _listing.open_stacked(fds, entry.path, self._view(above))
 
     # ---- what a mount shows ----
 
