@@ -315,19 +315,17 @@ class Snapshot(Top):
     name, and no counted reference.
 
     id        64 hexadecimal digits; create_rw_layer() and rollback() take it as a parent
-    box       the name of the writable layer that it was taken of; "" once it is released
     created   when it was taken, in UTC
     """
 
     id: str
-    box: str
     created: datetime
 
     def __init__(self, engine: Engine, id: str) -> None:
         """Show a snapshot of an engine, recorded or loose."""
         self._engine, self.id = engine, id
         saved = engine.snapshots.read(id)
-        self.box = saved.box
+        self._box = saved.box
         self.created = _EPOCH + timedelta(microseconds=saved.created // 1000)
 
     def __repr__(self) -> str:
@@ -338,6 +336,11 @@ class Snapshot(Top):
 
     def __hash__(self) -> int:
         return hash(self.id)
+
+    @property
+    def box(self) -> str:
+        """The name of the writable layer that it was taken of; "" once it is released."""
+        return self._box if self._engine.snapshots.is_recorded(self.id) else ""
 
     @property
     def top(self) -> str:
@@ -366,7 +369,7 @@ class Snapshot(Top):
         """
         self._engine.check_writable()
         level = self._engine.syncing.level(durability)
-        return RWLayer(self._engine, self._engine.writable.create(name, self.id, checked_opts(opts), level))
+        return RWLayer(self._engine, self._engine.create(name, self.id, checked_opts(opts), level))
 
     def changes(self, since: Parent | None = None) -> list[Change]:
         """List what differs.
@@ -421,9 +424,7 @@ class Snapshot(Top):
 
         Returns  the layers that were deleted with it; [] if it was released before
         """
-        removed = self._engine.snapshots.release(self.id)
-        self.box = ""
-        return removed
+        return self._engine.snapshots.release(self.id)
 
     def __enter__(self) -> Snapshot:
         return self

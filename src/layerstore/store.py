@@ -279,7 +279,7 @@ class Store:
         self._engine.check_writable()
         check_mount_name(name)
         level = self._engine.syncing.level(durability)
-        made = self._engine.writable.create(name, parent_id(parent), checked_opts(opts), level)
+        made = self._engine.create(name, parent_id(parent), checked_opts(opts), level)
         return RWLayer(self._engine, made)
 
     def get_rw_layer(self, name: str) -> RWLayer:

@@ -45,6 +45,8 @@ class Received(NamedTuple):
     """Bytes of the tar, once decompressed."""
     size: int
     """Bytes of the layer's files, as moby counts them."""
+    left_out: Sequence[tuple[str, int, list[str]]] = ()
+    """What the tar leaves out that adopted files have: as the core counts it."""
 
 
 class Finding(NamedTuple):

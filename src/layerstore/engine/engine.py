@@ -37,7 +37,7 @@ from layerstore.engine.stacks import Stacks
 from layerstore.engine.usage import Weighing
 from layerstore.engine.writable import WritableLayers
 from layerstore.layerdb.keeping import Keeping
-from layerstore.values import Metadata
+from layerstore.values import CreateRWLayerOpts, Durability, Metadata
 
 
 class Engine(Ground):
@@ -62,7 +62,7 @@ class Engine(Ground):
         self.snapshots = Snapshots(
             self, self.references, self.stacks, self.loose, self.syncing, self.writable, self.squash, self.promotion
         )
-        self.forks = Forks(self, self.stacks, self.writable, self.snapshots)
+        self.forks = Forks(self, self.stacks, self.loose, self.writable, self.snapshots, self.squash)
         self.rollbacks = Rollbacks(
             self, self.references, self.stacks, self.loose, self.syncing, self.writable, self.squash
         )
@@ -97,6 +97,12 @@ class Engine(Ground):
         else:
             self.writable.let_go(reference)
 
+    # ---- writable layers ----
+
+    def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> MountReference:
+        """Make a writable layer. Raises as Store.create_rw_layer() does."""
+        return self.forks.grown(self.writable.create(name, parent, opts, level), level)
+
     # ---- the store itself ----
 
     def cleanup(self) -> None:
@@ -104,6 +110,8 @@ class Engine(Ground):
         self.check_writable()
         with self.images.exclusive(self.check_writable):
             self.images.sweep()
+        self.writable.finish_all()
+        self.snapshots.finish_all()
         self.reclaim.finish()
         with self.records.lock:
             self.records.forget_bad()

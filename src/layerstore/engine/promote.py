@@ -22,6 +22,7 @@ from layerstore.engine.references import References
 from layerstore.engine.stacks import Stacks
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.layerdb.transaction import FileMetadataTransaction
+from layerstore.streams.leftout import warn_left_out
 from layerstore.values import Descriptor, Durability
 
 log = logging.getLogger("layerstore")
@@ -86,6 +87,7 @@ class Promotion:
 
             with Scope(begin, end) as transaction:
                 received = self._driver.layers.adopt(id, w.stack_of(id), transaction.open_sidecar)
+                warn_left_out(f"snapshot {id}", received.left_out)
                 return self._make_visible(id, recorded, received, transaction, above, level)
 
     def _make_visible(

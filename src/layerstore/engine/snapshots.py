@@ -70,6 +70,7 @@ class Snapshots:
                 why = f"{MaxDepthExceededError.text}: {mount.name} stands on {len(place.stack)} directories"
                 what = f"{why}; release snapshots below it, or commit it"
                 raise MaxDepthExceededError(what, name=mount.name, chain_id=place.base)
+            self._db.make()               # so that others look for what has no record, too
             id = random_id()
             inits: list[str] = []
             how = ""
@@ -139,7 +140,6 @@ class Snapshots:
 
     def _record(self, id: str, mount: Mount, parent: str, level: Durability) -> None:
         """Make a snapshot of a frozen directory: from here on it has a name."""
-        self._db.make()
         transaction = self._metadata.start_deferred()
         try:
             self._db.start(mount.name, parent, transaction)
@@ -172,6 +172,15 @@ class Snapshots:
             raise LayerDoesNotExistError(f"{LayerDoesNotExistError.text}: there is no snapshot {id!r}", chain_id=id)
         self._promotion.finish(id)
         return id
+
+    def is_recorded(self, id: str) -> bool:
+        """Return True if a snapshot was not released."""
+        return self._db.has(id)
+
+    def finish_all(self) -> None:
+        """Finish commits that were interrupted. What cannot be finished is logged."""
+        for id in self._db.names():
+            self._promotion.finish(id)
 
     def is_committed(self, id: str) -> bool:
         """Return True if a snapshot is a layer, too."""

@@ -251,5 +251,5 @@ class Stacks:
         if get:
             why = f"{LayerDoesNotExistError.text}: the snapshot {parent} was not committed"
             raise LayerDoesNotExistError(why, chain_id=parent)
-        raise NotSupportedError(f"the snapshot {parent} is no layer yet: commit() it", chain_id=parent)
+        raise NotSupportedError(f"snapshot {parent}: it is no layer yet: commit() it", chain_id=parent)
 

@@ -18,7 +18,7 @@ from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground, said
 from layerstore.engine.loose import Loose
-from layerstore.engine.record import Mount, MountReference
+from layerstore.engine.record import Mount, MountReference, Record
 from layerstore.engine.references import References
 from layerstore.engine.stacks import Place, Stacks, Target
 from layerstore.errors import (
@@ -199,10 +199,14 @@ class WritableLayers:
     # ---- finding ----
 
     def names(self, on: str | None = None) -> list[str]:
-        """Name the writable layers; on: those that stand right on this layer."""
+        """Name the writable layers; on: those that stand right on this layer, or this snapshot."""
         self._ground.check_open()
         with self._lock:
             self._records.load_mounts()
+            if on is not None and self._snapshots.any():
+                mounts = list(self._records.mounts.values())
+                bases = {mount.name: self.place(mount) for mount in mounts}
+                return sorted(name for name, place in bases.items() if on == (place.base or _chain_of(place.layer)))
             return sorted(
                 mount.name for mount in self._records.mounts.values()
                 if on is None or (mount.parent.chain_id if mount.parent else "") == on
@@ -484,6 +488,18 @@ class WritableLayers:
                 self.end_rollback(mount)
                 self._writables.discard(to.fresh)
 
+    def finish_all(self) -> None:
+        """Finish rollbacks that were interrupted. What cannot be finished is logged, and left."""
+        for name in self._metadata.list_mounts() if self._snapshots.any() else ():
+            try:
+                mount = self.find(name) if self._snapshots.rollback(name) else None
+                if mount:
+                    with self.entered(mount):
+                        pass              # finished on the way in
+            except (OSError, LayerStoreError, ValueError) as err:
+                about = {"mount": name, "error": err}
+                log.error("The rollback of %s could not be finished: %s", name, err, extra=about)
+
     def go_on(self, mount: Mount, to: Rollback, *, durable: bool | None = None) -> None:
         """Let a box go on as a note of its rollback says, from where the disk is. Called while the box is held."""
         stack = self._writables.named_in(to.lower)
@@ -498,3 +514,7 @@ class WritableLayers:
         """Forget the note: what it said is done."""
         with self._lock, self._metadata.exclusive(), self._loose.changing(mount.key):
             self._snapshots.forget_rollback(mount.name)
+
+
+def _chain_of(layer: Record | None) -> str:
+    return layer.chain_id if layer else ""

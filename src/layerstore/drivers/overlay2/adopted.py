@@ -54,4 +54,4 @@ def record(root_fd: int, record_fd: int, *, userxattr: bool, limits: Limits) -> 
             while not apply.pump_source(source):
                 pass
             done = apply.finish()
-        return Received(diff_id_of(done.diff_id), done.tar_size, source.files_size())
+        return Received(diff_id_of(done.diff_id), done.tar_size, source.files_size(), source.left_out())

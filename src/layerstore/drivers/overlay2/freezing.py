@@ -92,7 +92,7 @@ class Freezing:
         with at.held(id):
             only_read = self._switching.require_switchable(id)
             text = at.lower_text(id)
-            upper = self.make_fresh(id, into, id, lower=text)
+            upper = self.make_fresh(id, into, id, lower=at.lower_for(stack))
             undo: list[Callable[[], object]] = [lambda: self._ground.remove(into)]
             made = mounts.Switch()
             try:
