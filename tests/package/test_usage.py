@@ -155,6 +155,98 @@ def test_what_remove_frees_is_what_was_said(store_at):
         assert store.usage() == Usage(said.layers - said.reclaimable, 0, 0, 0, 0)
 
 
+def write(box, *names, size=BIG):
+    with box.mounted() as path:
+        for name in names:
+            Path(path, name).write_bytes(os.urandom(size))
+
+
+def test_snapshots_count_for_themselves(store_at):
+    store = store_at()
+    base = store.register(tree("a"))
+    box = store.create_rw_layer("box", base)
+    write(box, "one")
+    first = box.snapshot()
+    write(box, "two")
+    second = box.snapshot()
+    write(box, "three")
+    fork = second.fork("fork")
+    write(fork, "four")
+    layers, snapshots = taken(set(), upper(base)), taken(set(), upper(first), upper(second))
+    boxes = taken(set(), upper(box), upper(fork))
+    assert store.usage() == Usage(layers, boxes, snapshots, 0, 0)
+    loose = upper(first)
+    assert first.release() == []                                # it stays, as the second stands on it
+    assert store.usage() == Usage(layers, boxes, snapshots, 0, 0)
+    kept = taken(set(), upper(box))
+    box.rollback(base)
+    fork.release()
+    found = store.usage()
+    assert found.reclaimable == found.snapshots == snapshots
+    second.release()
+    assert not os.path.exists(loose)
+    assert store.usage()._replace(writable=0) == Usage(layers, 0, 0, 0, 0)
+    assert kept > 0
+
+
+def test_init_layers_of_snapshots_are_writable(store):
+    base = store.register(tree("a"))
+    box = store.create_rw_layer("box", base, CreateRWLayerOpts(init_func=lambda path: Path(path, "etc").write_bytes(bytes(BIG))))
+    before = store.usage()
+    snapshot = box.snapshot()
+    after = store.usage()
+    assert after.writable < before.writable + BIG               # the snapshot's is a copy by hard links
+    assert after.snapshots == taken(set(), upper(snapshot))
+
+
+def test_a_committed_snapshot_is_a_layer(store):
+    base = store.register(tree("a"))
+    box = store.create_rw_layer("box", base)
+    write(box, "b")
+    snapshot = box.snapshot()
+    before = store.usage()
+    layer = snapshot.commit()
+    after = store.usage()
+    assert (after.layers, after.snapshots) == (before.layers + before.snapshots, 0)
+    assert upper(layer) == upper(snapshot)
+    assert after.reclaimable == 0
+
+
+def test_what_remove_frees_of_snapshots_is_what_was_said(store_at):
+    """A tree of snapshots: those that a box stands on stay, and what is below them."""
+    store = store_at()
+    base = store.register(tree("a"))
+    box = store.create_rw_layer("box", base)
+    other = store.create_rw_layer("other", base)
+    made = []
+    for i in range(6):
+        write(box, f"f{i}", size=50_000 * (i + 1))
+        made.append(box.snapshot())
+        if i == 2:
+            fork = made[-1].fork("fork")
+        write(other, f"o{i}")
+        made.append(other.snapshot())
+    box.rollback(base)
+    other.rollback(made[1])
+    said = store.usage()
+    assert 0 < said.reclaimable < said.snapshots
+    fork_base = fork.base.id
+    left = store.snapshots()
+    while left:
+        before = len(left)
+        for snapshot in list(left):
+            try:
+                store.remove(snapshot)
+            except layerstore.StoreInUseError:
+                continue
+            left.remove(snapshot)
+        if len(left) == before:
+            break
+    assert fork_base in [snapshot.id for snapshot in left]
+    found = store.usage()
+    assert (found.snapshots, found.reclaimable) == (said.snapshots - said.reclaimable, 0)
+
+
 def test_a_read_only_store_says_the_same(open_store):
     store = open_store()
     store.register(tree("a"))

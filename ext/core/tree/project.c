@@ -73,6 +73,8 @@ lay_code lay_tree_set_project(int root_fd, unsigned project, lay_error *err)
 {
     moving m = { .sweep = { .trail = LAY_TRAIL_NONE, .one = move_one }, .project = project };
     lay_error_clear(err);
-    int e = move_open(root_fd, project);
-    return e ? lay_fail_fd(err, e, root_fd, "cannot set its project") : lay_sweep_over(&m.sweep, root_fd, err);
+    if (lay_sweep_over(&m.sweep, root_fd, err))
+        return err->code;
+    int e = move_open(root_fd, project);              /* last: it tells that all is done */
+    return e ? lay_fail_fd(err, e, root_fd, "cannot set its project") : LAY_OK;
 }

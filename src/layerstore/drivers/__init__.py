@@ -187,9 +187,6 @@ class Layers(Protocol):
                    LimitExceededError, OSError
         """
 
-    def leave_quota(self, id: str) -> None:
-        """Let the files of an adopted layer count to the limit of no writable layer. It may be repeated."""
-
     def exists(self, id: str) -> bool:
         """Return True if the files of a layer, or of a draft, are there."""
 
@@ -377,7 +374,10 @@ class Writables(Protocol):
         """Remove what an unmounted id holds, and let it stand on a stack."""
 
     def disown(self, id: str) -> None:
-        """Note that the files of a frozen id are a layer's now: no limit of a writable layer counts them."""
+        """Note that the files of a frozen id are a layer's now: no limit of a writable layer counts them.
+
+        It may be repeated.
+        """
 
 
 # ---- what ids show -----------------------------------------------------------------------------

@@ -165,8 +165,8 @@ class Promotion:
                 for entry in entries:
                     self._lead_entry(entry, id, record)
         if is_its:
+            w.disown(id)                  # before what finish() looks at
             w.restand(id, record.parent.directories if record.parent else [])
-            w.disown(id)
 
     def _lead_entry(self, entry: str, id: str, record: Record) -> None:
         """Note the layer as the parent of a box or a snapshot, if none is nearer."""

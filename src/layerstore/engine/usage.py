@@ -1,7 +1,7 @@
 """Usage: what the store takes of the disk, by who has it, and what could be freed.
 
-Enters: the records, what each writable layer stands on, and the driver's directories. Leaves: a Usage. All is read
-without a lock, as of no one moment. Each inode counts once, for the first that has it.
+Enters: the records, what each writable layer and snapshot stands on, and the driver's directories. Leaves: a Usage. All
+is read without a lock, as of no one moment. Each inode counts once, for the first that has it.
 Source: sandbox.md 12.7
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from layerstore._core import _changes
@@ -18,19 +18,24 @@ from layerstore.engine.ground import Ground, said
 from layerstore.engine.reclaim import Reclaim
 from layerstore.engine.record import Record
 from layerstore.engine.references import References
+from layerstore.engine.stacks import is_init
 from layerstore.errors import StoreInUseError
 from layerstore.values import Usage
 
 
 class _Standing(NamedTuple):
-    """A writable layer, and what it needs."""
+    """A writable layer or a snapshot, and what it needs."""
 
+    snapshot: str
+    """The id; "": it is a writable layer."""
     own: list[str]
     """Its directories: the driver's ids."""
     directories: frozenset[str]
     """All that it stands on, by the driver's ids."""
     layers: frozenset[str]
     """ChainIDs."""
+    committed: bool = False
+    """Its directory is a layer's, or of the same contents: what stands on it stands on the layer."""
 
 
 class Weighing:
@@ -48,27 +53,38 @@ class Weighing:
             records.load_all()
             layers = list(records.layers.values())
             boxes = [(mount.mount_id, mount.init_id, mount.parent) for mount in records.mounts.values()]
-        standing = [self._box(*box) for box in boxes]
+        standing = [*(self._box(*box) for box in boxes), *map(self._snapshot, self._ground.snapshots_db.names())]
+        of_layers = {layer.cache_id for layer in layers}
+        of_boxes = {id for each in standing if not each.snapshot for id in each.own}
+        below = {id for each in standing for id in each.directories} - of_layers - of_boxes       # loose ones, too
+        inits = set(filter(is_init, below))
+        of_snapshots = {id for each in standing if each.snapshot for id in each.own} - of_layers | below - inits
         orphans = self._orphans()
         seen = _changes.Blocks()
-        of_layers = self._blocks((layer.cache_id for layer in layers), seen)
-        of_boxes = self._blocks((id for box in standing for id in box.own), seen)
+        sizes = [self._blocks(ids, seen) for ids in (of_layers, of_snapshots, of_boxes | inits)]
         of_orphans = sum(_blocks_of(path, seen) for path in orphans)
         freed = _changes.Blocks(freed=True)
         reclaimable = sum(_blocks_of(path, freed) for path in orphans)
-        reclaimable += self._blocks((layer.cache_id for layer in self._unneeded(layers, standing)), freed)
-        return Usage(of_layers, of_boxes, 0, of_orphans, reclaimable)
+        reclaimable += self._blocks(_unneeded(layers, standing, self._references.is_kept), freed)
+        return Usage(sizes[0], sizes[2], sizes[1], of_orphans, reclaimable)
 
     def _blocks(self, ids: Iterable[str], seen: _changes.Blocks) -> int:
-        return sum(self._host.blocks(id, seen) for id in dict.fromkeys(ids))
+        return sum(self._host.blocks(id, seen) for id in sorted(ids))
 
     # ---- what stands on what ----
 
     def _box(self, mount_id: str, init_id: str, parent: Record | None) -> _Standing:
         stack = said(self._writables.stack_of, mount_id, list[str]())
         own = [mount_id, *([init_id] if init_id else [])]
-        layers = frozenset([parent.chain_id] if parent else [])
-        return _Standing(own, frozenset(stack) - set(own), layers)
+        return _Standing("", own, frozenset(stack) - set(own), frozenset([parent.chain_id] if parent else []))
+
+    def _snapshot(self, id: str) -> _Standing:
+        db = self._ground.snapshots_db
+        stack, lower = said(self._writables.stack_of, id, list[str]()), said(db.lower, id, None)
+        named = said(self._writables.named_in, lower, list[str]()) if lower else []
+        layer = said(db.layer, id, "")
+        layers = frozenset([said(db.parent, id, ""), layer]) - {""}
+        return _Standing(id, [id], frozenset([*stack, *named]), layers, bool(layer))
 
     def _orphans(self) -> list[str]:
         """Return the paths of what is unowned; none while a dockerd runs, whose unfinished layers look like orphans."""
@@ -76,21 +92,39 @@ class Weighing:
             return [os.path.join(self._ground.root, orphan.path) for orphan in self._reclaim.find()]
         return []
 
-    # ---- what could go ----
 
-    def _unneeded(self, layers: list[Record], standing: list[_Standing]) -> list[Record]:
-        """Return the layers that remove() would remove, over and over, until none is left that could go."""
-        directories = Counter(id for each in standing for id in each.directories)
-        needed = Counter(chain for each in standing for chain in each.layers)
-        needed.update(layer.parent.chain_id for layer in layers if layer.parent)
-        gone = []
-        for layer in sorted(layers, key=lambda layer: -layer.depth):      # what stands on a layer comes before it
-            if needed[layer.chain_id] or directories[layer.cache_id] or self._references.is_kept(layer):
+def _unneeded(layers: list[Record], standing: list[_Standing], is_kept: Callable[[Record], bool]) -> list[str]:
+    """Return the directories that go if each layer and snapshot is removed that can be, over and over.
+
+    is_kept   Return True if a reference, a call or an image keeps a layer
+    """
+    directories = Counter(id for each in standing for id in each.directories)
+    needed = Counter(chain for each in standing for chain in each.layers)
+    needed.update(layer.parent.chain_id for layer in layers if layer.parent)
+    # What stands on something comes before it.
+    left = sorted((each for each in standing if each.snapshot), key=lambda each: -len(each.directories))
+    layers = sorted(layers, key=lambda layer: -layer.depth)
+    cache_ids = {layer.cache_id for layer in layers}
+    gone = set[str]()
+    while True:                           # a snapshot may stand on a layer, and a layer on a committed snapshot
+        before = len(gone), len(left)
+        kept = []
+        for each in left:
+            if directories[each.snapshot] and not each.committed:
+                kept.append(each)
                 continue
-            gone.append(layer)
+            directories.subtract(each.directories)
+            needed.subtract(each.layers)
+            gone |= {*each.own, *(id for id in each.directories if not directories[id])} - cache_ids
+        left = kept
+        for layer in layers:
+            if needed[layer.chain_id] or directories[layer.cache_id] or layer.cache_id in gone or is_kept(layer):
+                continue
+            gone.add(layer.cache_id)
             if layer.parent:
                 needed[layer.parent.chain_id] -= 1
-        return gone
+        if before == (len(gone), len(left)):
+            return sorted(id for id in gone if not directories[id])
 
 
 def _blocks_of(path: str, seen: _changes.Blocks) -> int:

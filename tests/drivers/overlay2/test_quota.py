@@ -247,7 +247,7 @@ def test_what_leaves_the_quota_counts_no_longer(on_xfs, quota):
     (box / "diff").mkdir()
     with rw.mounted() as path:
         assert fill(path, 8)[1] in HOLDS
-    on_xfs._engine.driver.layers.leave_quota(apart.name)
+    on_xfs._engine.driver.writables.disown(apart.name)
     with rw.mounted() as path:
         assert fill(path, 9)[1] == 0
 

@@ -45,10 +45,6 @@ class Layers:
         adopted.note(home)
         return received
 
-    def leave_quota(self, id: str) -> None:
-        if self._ground.quota:
-            self._ground.quota.leave(self._ground.at.path(id))
-
 
 class OverlayDraft:
     """The drivers.Draft of overlay2: a directory, and a record beside it."""

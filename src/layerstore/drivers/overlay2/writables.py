@@ -135,7 +135,4 @@ class Writables:
 
     def disown(self, id: str) -> None:
         if self._ground.quota:
-            home = mounts.project_of(self._at.home)
-            with self._at.opened_diff(id) as root:
-                _changes.set_project(root, home)
-            mounts.set_project(self._at.path(id), home)
+            self._ground.quota.leave(self._at.path(id))
