@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+import types
 
 import another
 import pytest
@@ -15,6 +16,7 @@ import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, MaxDepthExceededError
 from layerstore.disk import mounts
 from layerstore.drivers import checks
+from layerstore.drivers.overlay2 import directories
 
 SHORT = re.compile(r"[A-Z2-7]{26}")
 
@@ -332,3 +334,16 @@ def test_every_mount_gives_these_options(room, root, open_store, monkeypatch, ap
 
 
 real = mounts.mount_overlay
+
+
+def test_a_short_link_that_goes_while_links_are_listed(store, home, monkeypatch):
+    """A thread of the store removes what a rollback dropped, while orphans() looks."""
+    store.register(tarkit.T1)
+    (home / "l/GOING").symlink_to("../gone/diff")
+
+    def readlink(path, *, real=directories._files.readlink):
+        (home / "l/GOING").unlink(missing_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(directories, "_files", types.SimpleNamespace(**{**vars(directories._files), "readlink": readlink}))
+    assert store.orphans() == []

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from layerstore._core import _files
 from layerstore.disk import mounts
@@ -330,11 +330,16 @@ class Directories:
 
     def _link_to(self, id: str) -> str:
         """Return the short link that leads to id, or ""."""
+        return next((link for link, other in self._links() if other == id), "")
+
+    def _links(self) -> Iterator[tuple[str, str]]:
+        """Yield each short link, and the id that it leads to. One that goes meanwhile is left out."""
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
-                if entry.is_symlink() and _files.readlink(entry.path) == f"../{id}/diff":
-                    return entry.name
-        return ""
+                with contextlib.suppress(FileNotFoundError):
+                    target = _LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
+                    if target:
+                        yield entry.name, target[1]
 
     # ---- what it stands on ----
 
@@ -443,13 +448,8 @@ class Directories:
 
     def dangling(self) -> list[str]:
         """Return the short links whose directory is gone. A directory in the making comes before its link."""
-        found = []
-        with os.scandir(os.path.join(self.home, LINKS)) as entries:
-            for entry in entries:
-                target = _LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
-                if target and not is_there(os.path.join(self.home, target[1])):
-                    found.append(f"{LINKS}/{entry.name}")
-        return sorted(found)
+        links = self._links()
+        return sorted(f"{LINKS}/{link}" for link, id in links if not is_there(os.path.join(self.home, id)))
 
     # ---- ending ----
 
