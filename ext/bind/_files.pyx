@@ -88,10 +88,26 @@ cdef extern from *:
         errno = failed;
         return failed ? -1 : empty;
     }
+
+    static int lay_real_directory(int fd, const char *path)
+    {
+        struct stat s;
+        return fstatat(fd, path, &s, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(s.st_mode);
+    }
+
+    /* 1: the link says just "../<directory>/<name>", and that and the directory are directories, not links to any. */
+    static int lay_link_leads(int fd, const char *link, const char *directory, const char *name)
+    {
+        char to[512], wanted[512];
+        int n = snprintf(wanted, sizeof wanted, "../%s/%s", directory, name);
+        return n > 0 && (size_t)n < sizeof wanted && readlinkat(fd, link, to, sizeof to) == n
+            && memcmp(to, wanted, (size_t)n) == 0 && lay_real_directory(fd, directory) && lay_real_directory(fd, wanted + 3);
+    }
     """
     int lay_stat_at(int dir_fd, const char *path, int flags, unsigned *mode, unsigned long long *dev,
                     unsigned long long *ino) nogil
     int lay_directory_is_empty(int fd) nogil
+    int lay_link_leads(int fd, const char *link, const char *directory, const char *name)
     int lay_punch(int fd, long long at, long long n) nogil
     int lay_exchange(int a_fd, const char *a, int b_fd, const char *b)
     int lay_byte_lock(int fd, int type, long long at)
@@ -265,6 +281,15 @@ def is_empty(int fd):
     if empty < 0:
         failed_at(fd)
     return empty == 1
+
+
+def links_lead(int fd, links, directories, name):
+    """Return True if each link below fd is "../<directory>/<name>" with its directory, and all of that is there."""
+    cdef bytes to = encoded(name)
+    for link, directory in zip(links, directories, strict=True):
+        if not lay_link_leads(fd, encoded(link), encoded(directory), to):
+            return False
+    return True
 
 
 def read(int fd, size_t n, long long offset=-1):

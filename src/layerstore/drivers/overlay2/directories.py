@@ -322,11 +322,19 @@ class Directories:
         """Return True if `lower` leads to these, looked at anew."""
         try:
             items = self.lower_items(id)
-            for item in items:
-                self._sound.pop(item, None)
-            return self.lower_ids(items) == list(below)
+            if len(items) != len(below) or not all(map(_ITEM.fullmatch, items)):
+                return False
+            with opened(self.home) as fd:
+                sound = _files.links_lead(fd, items, below, "diff")
         except (OSError, LayerStoreError):
             return False
+        known = zip(items, below, strict=True)
+        if sound:
+            self._sound.update(known)
+        else:
+            for item, _ in known:
+                self._sound.pop(item, None)
+        return sound
 
     def _link_to(self, id: str) -> str:
         """Return the short link that leads to id, or ""."""
