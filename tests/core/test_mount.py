@@ -269,3 +269,119 @@ def test_mounts_are_counted_here_and_elsewhere(mounted: Box) -> None:
     child.kill()
     child.wait()
     child.stdout.close()
+
+
+# ---- another mount in its place -------------------------------------------------------------------------
+@pytest.fixture
+def switchable(mounted: Box) -> Box:
+    if not door.lib.lay_can_switch():
+        pytest.skip("NOT TESTED: this kernel cannot mount beneath (6.8 can)")
+    for name in ("upper2", "work2"):
+        (mounted.home / name).mkdir()
+    return mounted
+
+
+def is_used(box: Box) -> bool:
+    return bool(ask("int *", "lay_mount_is_used", os.fsencode(box.merged)))
+
+
+def another(box: Box) -> int:
+    """A detached overlay with the second upper."""
+    made = door.ffi.new("lay_overlay *")
+    paths = [door.ffi.new("char[]", f"{box.home}/{name}".encode()) for name in ("upper", "near", "upper2", "work2")]
+    lowers = door.ffi.new("char *[]", paths[:2])
+    made.lowers, made.n_lowers, made.upper, made.work, made.target = lowers, 2, paths[2], paths[3], paths[0]
+    return ask("int *", "lay_make_overlay", made)
+
+
+def switch(box: Box, *, lazy: bool = False) -> tuple[int, int]:
+    old, busy, new = door.out("int *"), door.out("int *"), another(box)
+    try:
+        door.call("lay_switch_mount", os.fsencode(box.merged), new, int(lazy), old, busy)
+    finally:
+        os.close(new)
+    return int(old[0]), int(busy[0])
+
+
+@pytest.mark.parametrize("use", ["nothing", "cwd", "file", "map", "below"])
+def test_the_kernel_tells_whether_a_mount_is_used_and_it_stays(switchable: Box, use: str) -> None:
+    merged = switchable.merged
+    (merged / "dir").mkdir()
+    child = subprocess.Popen(["sleep", "60"], cwd=merged) if use == "cwd" else None
+    fd = os.open(merged / "deep", os.O_PATH) if use == "file" else -1
+    with open(merged / "deep", "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if use == "map" else None
+    if use == "below":
+        disk.mount("tmpfs", merged / "dir", "tmpfs")
+    for _ in range(5):
+        assert is_used(switchable) == (use != "nothing")
+        assert disk.mount_line(merged)
+    if child:
+        child.kill()
+        child.wait()
+    if fd >= 0:
+        os.close(fd)
+    if mapped:
+        mapped.close()
+    if use == "below":
+        disk.unmount(merged / "dir")
+    assert not is_used(switchable)
+    switchable.unmount()
+    with door.fails("LAY_E_OS"):
+        is_used(switchable)
+    switchable.mount()
+
+
+def test_a_switch_shows_the_new_mount_and_keeps_the_old_file_system(switchable: Box) -> None:
+    merged = switchable.merged
+    (merged / "new").write_text("new")
+    before = os.stat(merged).st_dev
+    old, busy = switch(switchable)
+    assert old >= 0 and not busy
+    assert os.stat(merged).st_dev != before
+    assert (merged / "new").read_text() == "new"           # its upper is a lower now
+    (merged / "newer").write_text("newer")
+    assert (switchable.home / "upper2/newer").exists() and not (switchable.home / "upper/newer").exists()
+    assert ask("int *", "lay_upper_in_use", os.fsencode(switchable.home / "upper"))
+    os.close(old)
+    assert not ask("int *", "lay_upper_in_use", os.fsencode(switchable.home / "upper"))
+    assert len(disk.mounts_below(switchable.home)) == 1
+
+
+def test_a_used_mount_is_not_switched_but_lazily(switchable: Box) -> None:
+    merged = switchable.merged
+    before = os.stat(merged).st_dev
+    with open(merged / "deep", "rb") as file:
+        assert switch(switchable) == (-1, 1)
+        assert os.stat(merged).st_dev == before
+        assert len(disk.mounts_below(switchable.home)) == 2     # the new one beneath
+        switchable.unmount(MNT_DETACH)
+        switchable.unmount()
+        switchable.mount()
+        (switchable.home / "work2/work").rmdir()
+        with open(merged / "deep", "rb") as too:
+            old, busy = switch(switchable, lazy=True)
+            assert old >= 0 and not busy
+            assert too.read() == b"far"
+            assert not ask("int *", "lay_stop_writes", old)
+            with pytest.raises(OSError) as caught:
+                os.open(f"/proc/self/fd/{too.fileno()}", os.O_RDWR)
+            assert caught.value.errno == errno.EROFS
+            os.close(old)
+        assert file.read() == b"far"
+
+
+def test_writes_go_on_while_a_file_is_open_for_writing(switchable: Box) -> None:
+    with open(switchable.merged / "new", "w"):
+        old, _ = switch(switchable, lazy=True)
+        assert ask("int *", "lay_stop_writes", old)
+    assert not ask("int *", "lay_stop_writes", old)
+    os.close(old)
+
+
+def test_volatile_is_a_flag(box: Box) -> None:
+    box.mount(is_volatile=1)
+    assert "volatile" in options(box)
+    box.unmount()
+    with door.fails("LAY_E_OS"):
+        box.mount(is_volatile=1)                           # a work directory that was volatile

@@ -65,6 +65,7 @@ class Background:
         with self._own():
             if threading.current_thread() is self._thread:
                 return                    # a store that the garbage collector closes there
+        with self._turn, self._lock:      # the job that the thread is at may have to be asked again
             self._jobs.extend(job for _, job in self._later)
             self._later.clear()
         while self._do_next():

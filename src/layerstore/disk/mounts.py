@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import logging
 import os
 import re
@@ -195,14 +194,14 @@ def mount_overlay(overlay: Overlay, target: str, *, api: str | None = None) -> N
 # ---- another mount under a mounted path ----------------------------------------------------------
 
 
-@functools.cache
-def _kernel_switches() -> bool:
-    return bool(lib.lay_can_switch())
+_kernel_can: list[bool] = []
 
 
 def can_switch() -> bool:
-    """Return True if this kernel can put another mount under a mounted path (6.8, or 6.5 with that part)."""
-    return _api() != "old" and _kernel_switches()
+    """Return True if this kernel can put another mount under a mounted path, and makes any overlay detached (6.8)."""
+    if not _kernel_can:
+        _kernel_can.append(bool(lib.lay_can_switch()))
+    return _api() != "old" and _kernel_can[0]
 
 
 def make_overlay(overlay: Overlay, target: str) -> int:

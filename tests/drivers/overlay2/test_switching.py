@@ -757,3 +757,49 @@ def test_freezing_is_logged_nowhere(box, caplog):
         box.freeze()
         box.w.unmount(box.id)
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+# ---- in a user namespace -----------------------------------------------------------------------------
+
+IN_A_NAMESPACE = r"""
+import os, pathlib, sys
+sys.path[:0] = sys.argv[2:]
+from test_switching import ActiveMountError, Box, tree
+box = Box(pathlib.Path(sys.argv[1]))
+path = box.w.mount(box.id)
+base = tree(path)
+with open(path + "/new", "w") as file:
+    file.write("new")
+os.unlink(path + "/top")
+before = tree(path)
+for _ in range(3):
+    box.freeze()
+    assert tree(path) == before
+os.chdir(path)
+for act in (box.freeze, box.turn):
+    try:
+        act()
+    except ActiveMountError as error:
+        assert [holder.pid for holder in error.holders] == [os.getpid()]
+    else:
+        raise AssertionError(act)
+dropped = box.turn([box.base], force=True)
+box.driver.host.ground.background.drain()
+assert tree(".") == before and tree(path) == base and (box.home / dropped).exists()
+os.chdir("/")
+box.driver.host.ground.background.drain()
+assert not (box.home / dropped).exists() and tree(path) == base
+box.w.unmount(box.id)
+box.freeze()
+box.close()
+"""
+
+
+def test_in_a_user_namespace(room):
+    (room / "own").mkdir()
+    (room / "own").chmod(0o777)
+    here = os.path.dirname(__file__)
+    paths = [os.path.join(here, "..", ".."), here]
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", IN_A_NAMESPACE, room / "own", *paths]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

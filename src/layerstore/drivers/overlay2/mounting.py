@@ -70,6 +70,7 @@ class Mounting:
         self._counter = MountCounter(mounts.is_mounted)
         # Descriptors of this store in mounted boxes, for the length of a call.
         self._ours: set[int] = set()
+        self._left: set[int] = set()
         self._boxes = boxes
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
@@ -409,7 +410,19 @@ class Mounting:
         if not is_there(self._at.path(id, "diff")):
             return False
         used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
-        return self.device_elsewhere(id) is not None if used is None else used
+        return self.device_elsewhere(id) is not None or self._is_left_used(id) if used is None else used
+
+    def leave(self, device: int) -> None:
+        """Note that an overlay of this device was switched away from while it was used."""
+        self._left.add(device)
+
+    def _is_left_used(self, id: str) -> bool:
+        """Return True if a process uses one of the overlays left: this kernel does not tell which upper is used."""
+        for device in list(self._left):
+            if not self._is_anothers(device) and holders(device, self._at.path(id, "merged"), self.ours):
+                return True
+            self._left.discard(device)
+        return False
 
     def end(self, id: str) -> None:
         """Forget id, whose last file is gone. Called under its lock."""

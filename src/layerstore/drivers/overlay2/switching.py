@@ -126,6 +126,7 @@ class Switching:
         if not mounts.is_mounted_surely(merged):
             self._mounting.clear_mark(id)
             return
+        device = os.stat(merged).st_dev
         writable = not os.statvfs(merged).f_flag & os.ST_RDONLY
         overlay = self._mounting.overlay(id, self._at.lower_items(id), _label_of(merged), writable=writable)
         try:
@@ -137,10 +138,12 @@ class Switching:
             finally:
                 os.close(new)
             if not done:
-                found = holders(os.stat(merged).st_dev, merged, self._mounting.ours)
+                found = holders(device, merged, self._mounting.ours)
                 raise in_use(self._mounting.name(id), found)
         finally:
             if made.is_done:
+                if lazy:
+                    self._mounting.leave(device)
                 self._end(made.old, id, stops=stops and lazy)
 
     def _end(self, old: int, id: str, *, stops: bool) -> None:
