@@ -7,7 +7,6 @@ something is compiled, not before: making a source distribution needs no compile
 import functools
 import importlib.util
 import os
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -35,7 +34,6 @@ MOUNT_BUILD = f"{BIND}/mount_build.py"
 # Of all that is linked in, libcrypto too, a module shows its PyInit_ alone.
 EXPORTS = f"{BIND}/exports.map"
 # The first process of a sandbox: a program of its own, without a C library, or with a static one.
-ENTER = "ext/enter/enter.c"
 ENTER_BUILT = "layerstore/running/enter.elf"
 
 
@@ -113,14 +111,11 @@ class BuildBindings(build_ext):
     def build_enter(self, target):
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         said = []
-        for flags in probe.enter_flags():
-            done = subprocess.run(
-                [*probe.compiler(), *flags, ENTER, "-o", target], capture_output=True, check=False, text=True
-            )
-            if done.returncode == 0:
+        for compiling, linking in probe.enter_flags():
+            said.append(probe.build_enter(target, compiling, linking))
+            if not said[-1]:
                 return
-            said.append(done.stderr)
-        raise CompileError(f"{ENTER} cannot be compiled:\n" + "\n".join(said))
+        raise CompileError("ext/enter cannot be compiled:\n" + "\n".join(said))
 
     def get_outputs(self):
         return [*super().get_outputs(), f"{self.build_lib}/{ENTER_BUILT}"]

@@ -91,12 +91,27 @@ def compiler() -> list[str]:
     return shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
 
 
-def enter_flags() -> list[list[str]]:
-    """Flags to compile and link ext/enter with: without a C library; else, on other processors, with a static one."""
+def enter_flags() -> list[tuple[list[str], list[str]]]:
+    """Flags to compile ext/enter with, and to link it with: without a C library; else with a static one."""
     own = [flag for flag in CORE_FLAGS if flag not in ("-O2", "-fvisibility=hidden")]
-    own += ["-Os", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-static", "-s"]
+    own += ["-Os", "-ffreestanding", "-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-pie"]
     own += ["-Werror"] if switched_on("LAYERSTORE_WERROR") else []
-    return [[*own, "-fno-pie", "-no-pie", "-nostdlib", "-Wl,-z,noexecstack"], [*own, "-DENTER_LIBC"]]
+    plain = ["-static", "-s", "-no-pie", "-Wl,-z,noexecstack"]
+    return [(own, [*plain, "-nostdlib"]), ([*own, "-DENTER_LIBC"], plain)]
+
+
+def build_enter(target: str, compiling: list[str], linking: list[str]) -> str:
+    """Build ext/enter with a pair of enter_flags(). Return what the compiler said if it failed, else ""."""
+    with tempfile.TemporaryDirectory(prefix="layerstore-enter-") as place:
+        steps = [
+            [*compiling, "-c", str(ROOT / "ext/enter/enter.c"), "-o", f"{place}/enter.o"],
+            [*linking, f"{place}/enter.o", "-o", target],       # zig has headers only where a C library may be linked
+        ]
+        for step in steps:
+            done = subprocess.run([*compiler(), *step], capture_output=True, check=False, text=True)
+            if done.returncode != 0:
+                return done.stderr or f"{compiler()[0]} ended with {done.returncode}"
+    return ""
 
 
 def _from_environment(*names: str) -> list[str]:

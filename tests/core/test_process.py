@@ -6,7 +6,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -181,8 +180,8 @@ def test_no_descriptor_left_is_an_error_and_not_a_loss():
 @pytest.fixture(scope="module", params=range(len(probe.enter_flags())), ids=["without a library", "with a static one"])
 def enter(request, tmp_path_factory):
     program = tmp_path_factory.mktemp("enter") / "enter.elf"
-    done = subprocess.run([*probe.compiler(), *probe.enter_flags()[request.param], "-Werror", door.ROOT / "ext/enter/enter.c", "-o", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    compiling, linking = probe.enter_flags()[request.param]
+    assert probe.build_enter(str(program), [*compiling, "-Werror"], linking) == ""
     return program
 
 
