@@ -87,6 +87,48 @@ def test_one_box_runs_many_commands_at_a_time(box, root):
     assert disk.mounts_below(root) == []
 
 
+KEEPS = "cat /proc/self/comm >/tmp/{0} && sleep 0.{0} && cat /proc/self/comm </dev/null && ls /dev/null && ls /mnt/x"
+
+
+def test_the_mount_points_of_one_run_outlive_another_that_made_them(box, room):
+    """Removing a mount point takes away what is mounted there in every namespace: the last run alone may."""
+    from stored import at_once
+
+    shared = {"/mnt/x": str(room), "/etc/one": "/etc/hostname"}
+    for _ in range(3):
+        jobs = [lambda i=i: shell(box, KEEPS.format(i), binds=shared | {f"/own/{i}": str(room)}) for i in (1, 5, 3, 2, 4)]
+        assert set(at_once(*jobs)) == {"cat\n/dev/null\ndocker\n"}
+    assert changes(box) == ["C /tmp", *(f"A /tmp/{i}" for i in range(1, 6))]
+
+
+def test_mount_points_outlive_those_of_another_process(box, root, room):
+    code = "import sys, layerstore\nwith layerstore.Store(sys.argv[1]) as store: print(store.get_rw_layer('box').run(['sh', '-c', sys.argv[2]], binds={'/mnt/x': sys.argv[3]}).stdout)"
+    with box.mounted():
+        others = [sandboxes.caller(code, root, KEEPS.format(i), room) for i in (2, 9, 5)]
+        outs = [shell(box, KEEPS.format(i), binds={"/mnt/x": str(room)}) for i in (1, 3, 1, 3)]
+        said = [other.communicate()[0] for other in others]
+    assert set(outs) == {"cat\n/dev/null\ndocker\n"}
+    assert {text.strip() for text in said} == {repr(outs[0].encode()).encode()}
+    assert [each for each in changes(box) if "/tmp" not in each] == []
+
+
+def test_mount_points_that_a_killed_caller_left_are_removed_by_the_next_run(box, room):
+    child = os.fork()
+    if child == 0:
+        box.run(["sleep", "60"], binds={"/mnt/deep/x": str(room), "/etc/file": "/etc/hostname"})
+        os._exit(1)
+    with box.mounted() as path:
+        until = time.monotonic() + 20
+        while not os.path.exists(f"{path}/etc/file") and time.monotonic() < until:
+            time.sleep(0.01)
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        assert os.path.exists(f"{path}/mnt/deep/x")
+        box.run(["true"], binds={"/mnt/deep/x": str(room), "/etc/file": "/etc/hostname"})
+        assert not os.path.exists(f"{path}/proc") and not os.path.exists(f"{path}/mnt")
+    assert changes(box) == []
+
+
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 255", 255), ("kill -9 $$", 137), ("kill -15 $$", 143), ("kill -6 $$", 134)])
 def test_return_codes_are_a_shells(box, script, code):
     assert box.run(["sh", "-c", script]).returncode == code

@@ -281,9 +281,11 @@ def test_it_runs_in_any_thread_and_beside_forks(box, clean, mark):
         time.sleep(0.1)
         child = os.fork()
         if child == 0:
+            time.sleep(60)
             os._exit(0)
+        thread.join()                     # the child holds nothing of the box
+        os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        thread.join()
         assert results[0].stdout == b"done\n"
 
 

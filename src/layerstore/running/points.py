@@ -1,39 +1,56 @@
-"""Mount points of a sandbox: what is missing is made in the tree, and removed afterwards if it is still empty.
+"""Mount points of a sandbox: what is missing is made in the tree, and removed, if empty, by the last run that needs it.
 
-What a mount point is made in gets its times back, so that the tree shows no trace of a run.
+Removing a mount point takes away what is mounted there in every mount namespace. So each run locks the points that it
+needs, and only what can be locked for itself alone is removed. A point that was made has a mark, an extended attribute:
+another run knows by it what it may remove, also after the one that made it was killed. What a point was made in gets
+its times back, so that the tree shows no trace of a run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import stat
+import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from layerstore.disk.locks import OpenDirectory
 from layerstore.running import inside
 from layerstore.running.command import Bind
 
+# The second is for a user namespace, which may not set the first.
+_MARKS: Final = ("trusted.layerstore.point", "user.layerstore.point")
+# Seconds that the tree's lock is waited for: a process inside may hold it, too.
+_PATIENCE: Final = 1.0
 
-class _Made(NamedTuple):
-    """A mount point that was made.
+
+class _Point(NamedTuple):
+    """A mount point that was made, by this run or another.
 
     top            of the tree that it is in
     names          of the directory above it, and its own
     is_directory   True: a directory, else an empty file
-    before, after  the modification time of the directory above it, in nanoseconds
-    access         its access time
     """
 
     top: str
     names: list[str]
     is_directory: bool
-    before: int
-    after: int
-    access: int
+
+
+# Those of this process: a forked child closes its copies of their descriptors.
+_LIVE: set[Points] = set()
+
+
+def _leave_to_parent() -> None:
+    for points in list(_LIVE):
+        points.let_go()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class Points:
@@ -42,7 +59,9 @@ class Points:
     def __init__(self, path: str) -> None:
         """path   the tree's root"""
         self.path = path
-        self._made: list[_Made] = []
+        self._made: list[_Point] = []
+        self._held: list[int] = []        # descriptors of the same, locked
+        _LIVE.add(self)
 
     def need(self, point: str, is_directory: bool, binds: Iterable[Bind] = (), mounted: Iterable[str] = ()) -> str:
         """Make a mount point, if it is missing; return its path without links.
@@ -61,74 +80,134 @@ class Points:
         for bind in binds:
             if real == bind.inside or real.startswith(bind.inside + "/"):
                 top, below, read_only = bind.outside, real[len(bind.inside) :], bind.read_only
-        if top != self.path:
-            if not below.strip("/"):
-                return real                # the same point once more: the later one covers the earlier
-            with OpenDirectory(top) as fd:
-                place = inside.find(fd, below)
+        if top != self.path and not below.strip("/"):
+            return real                    # the same point once more: the later one covers the earlier
+        with OpenDirectory(top) as fd:
+            _lock(fd)
+            place = inside.find(fd, below)
             if place.missing and read_only:
                 raise FileNotFoundError(errno.ENOENT, "the mount point is missing in a read-only bind", point)
-        self._make(top, place, is_directory, point)
+            self._take(fd, top, place, is_directory, point)
         return real
 
-    def _make(self, top: str, place: inside.Place, is_directory: bool, point: str) -> None:
-        if not place.missing:
-            if is_directory != stat.S_ISDIR(place.mode):
-                kind = NotADirectoryError if is_directory else IsADirectoryError
-                number = errno.ENOTDIR if is_directory else errno.EISDIR
-                raise kind(number, os.strerror(number), point)
-            return
-        names = list(place.names)
-        for i, name in enumerate(place.missing):
-            self._make_one(top, [*names, name], is_directory or i < len(place.missing) - 1)
-            names.append(name)
+    def _take(self, fd: int, top: str, place: inside.Place, is_directory: bool, point: str) -> None:
+        """Make what is missing, and hold what was made, also by others; fd is the tree's root, locked."""
+        if not place.missing and is_directory != stat.S_ISDIR(place.mode):
+            kind = NotADirectoryError if is_directory else IsADirectoryError
+            number = errno.ENOTDIR if is_directory else errno.EISDIR
+            raise kind(number, os.strerror(number), point)
+        names = [*place.names, *place.missing]
+        for i in range(1, len(names) + 1):
+            made = _Point(top, names[:i], is_directory or i < len(names))
+            act = self._make_in if i > len(place.names) else self._share_in
+            inside.within(fd, names[: i - 1], functools.partial(act, made))
 
-    def _make_one(self, top: str, names: list[str], is_directory: bool) -> None:
-        make = functools.partial(self._make_in, top, names, is_directory)
-        with OpenDirectory(top) as fd:
-            inside.within(fd, names[:-1], make)
+    def _make_in(self, made: _Point, fd: int) -> None:
+        name, above = made.names[-1], os.stat(".", dir_fd=fd)
+        self._made.append(made)            # named before it is made: however this ends, it is removed
+        if made.is_directory:
+            os.mkdir(name, 0o755, dir_fd=fd)
+        else:
+            os.mknod(name, stat.S_IFREG | 0o644, dir_fd=fd)
+        self._held.append(os.open(name, _flags(made), dir_fd=fd))
+        point_fd = self._held[-1]
+        os.fchmod(point_fd, 0o755 if made.is_directory else 0o644)         # whatever the caller's umask is
+        after = os.stat(".", dir_fd=fd)
+        _set_mark(point_fd, b"%d %d %d" % (above.st_atime_ns, above.st_mtime_ns, after.st_mtime_ns))
+        fcntl.flock(point_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
-    def _make_in(self, top: str, names: list[str], is_directory: bool, fd: int) -> None:
-        above = os.stat(".", dir_fd=fd)
-        # Named before it is made: however this ends, it is removed.
-        self._made.append(_Made(top, names, is_directory, above.st_mtime_ns, 0, above.st_atime_ns))
-        flags = os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            if is_directory:
-                os.mkdir(names[-1], 0o755, dir_fd=fd)
-                flags |= os.O_RDONLY | os.O_DIRECTORY
-            else:
-                flags |= os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            made_fd = os.open(names[-1], flags, 0o644, dir_fd=fd)
-        except FileExistsError:             # another process was quicker: then it is its own
-            self._made.pop()
-            return
-        os.fchmod(made_fd, 0o755 if is_directory else 0o644)       # whatever the caller's umask is
-        os.close(made_fd)
-        self._made[-1] = self._made[-1]._replace(after=os.stat(".", dir_fd=fd).st_mtime_ns)
+    def _share_in(self, made: _Point, fd: int) -> None:
+        with contextlib.suppress(OSError):          # a file that may not be read was not made by a run
+            self._held.append(os.open(made.names[-1], _flags(made), dir_fd=fd))
+            if not _mark(self._held[-1]):
+                os.close(self._held.pop())
+                return
+            fcntl.flock(self._held[-1], fcntl.LOCK_SH | fcntl.LOCK_NB)
+            self._made.append(made)
+
+    def let_go(self) -> None:
+        """Close all descriptors: an open one would keep the tree mounted, and its point from being locked."""
+        while self._held:
+            os.close(self._held.pop())
 
     def remove(self) -> None:
-        """Remove what was made and is still empty. Can be begun again."""
+        """Remove what was made, is still empty, and is needed by no other run. Can be begun again."""
+        self.let_go()
         while self._made:
-            with contextlib.suppress(OSError):          # it is not empty, or gone: what is there was put there
+            with contextlib.suppress(OSError):          # it is gone
                 self._remove(self._made[-1])
             self._made.pop()
+        _LIVE.discard(self)
 
     @staticmethod
-    def _remove(made: _Made) -> None:
+    def _remove(made: _Point) -> None:
         with OpenDirectory(made.top) as fd:
+            _lock(fd)
             inside.within(fd, made.names[:-1], functools.partial(_remove_in, made))
 
 
-def _remove_in(made: _Made, fd: int) -> None:
-    name = made.names[-1]
-    untouched = os.stat(".", dir_fd=fd).st_mtime_ns == made.after
-    if made.is_directory:
-        os.rmdir(name, dir_fd=fd)
-    else:
-        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode) or found.st_size:
+def _flags(made: _Point) -> int:
+    """Return how a point is opened: neither a link nor a fifo is waited for."""
+    kind = os.O_DIRECTORY if made.is_directory else os.O_NONBLOCK
+    return os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | kind
+
+
+def _lock(fd: int) -> None:
+    """Lock a tree's root while points are made or removed; go on without the lock if another one keeps it."""
+    until = time.monotonic() + _PATIENCE
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
-        os.unlink(name, dir_fd=fd)
-    if untouched:
-        os.utime(".", ns=(made.access, made.before), dir_fd=fd)
+        time.sleep(0.001)
+
+
+def _set_mark(point_fd: int, value: bytes) -> None:
+    for name in _MARKS:
+        with contextlib.suppress(OSError):
+            os.setxattr(point_fd, name, value)
+            return
+
+
+def _mark(point_fd: int) -> tuple[str, bytes] | None:
+    """Return the mark of a point that a run made, and its value."""
+    for name in _MARKS:
+        with contextlib.suppress(OSError):
+            return name, os.getxattr(point_fd, name)
+    return None
+
+
+def _remove_in(made: _Point, fd: int) -> None:
+    name = made.names[-1]
+    point_fd = os.open(name, _flags(made), dir_fd=fd)
+    try:
+        fcntl.flock(point_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)         # BlockingIOError: the last run removes it
+        mark = _mark(point_fd)
+        above = os.stat(".", dir_fd=fd)
+        if not _unlink(made, point_fd, fd):
+            if mark:
+                os.removexattr(point_fd, mark[0])                    # it is the layer's from now on
+            return
+        if mark:
+            access, before, after = map(int, mark[1].split())
+            if above.st_mtime_ns == after:
+                os.utime(".", ns=(access, before), dir_fd=fd)
+    finally:
+        os.close(point_fd)
+
+
+def _unlink(made: _Point, point_fd: int, fd: int) -> bool:
+    """Remove a point. Return False if it is not empty."""
+    name = made.names[-1]
+    if made.is_directory:
+        try:
+            os.rmdir(name, dir_fd=fd)
+        except OSError as err:
+            if err.errno != errno.ENOTEMPTY:
+                raise
+            return False
+        return True
+    if os.stat(point_fd).st_size:
+        return False
+    os.unlink(name, dir_fd=fd)
+    return True
