@@ -111,11 +111,11 @@ static long set_rights(uint64_t kept)
     return call2(__NR_capset, (long)&head, (long)data);
 }
 
-static void close_from(unsigned first)
+static void close_between(unsigned first, unsigned last)
 {
-    if (call3(__NR_close_range, first, ~0u, 0) == 0)
+    if (call3(__NR_close_range, first, last, 0) == 0)
         return;
-    for (unsigned fd = first; fd < 65536; fd++)       /* before Linux 5.9 */
+    for (unsigned fd = first; fd <= last && fd < 65536; fd++)       /* before Linux 5.9 */
         call1(__NR_close, fd);
 }
 
@@ -222,7 +222,7 @@ __attribute__((noreturn)) static void begin(const struct enter_plan *plan, const
     stand_in(1, OUTPUT);
     stand_in(2, ERRORS);
     call3(__NR_fcntl, CONTROL, F_SETFD, FD_CLOEXEC);
-    close_from(CONTROL + 1);
+    close_between(CONTROL + 1, ~0u);
     call1(__NR_umask, 022);
     reset_signals();
     become(plan);
@@ -249,6 +249,7 @@ static char **take(char **text, size_t count)
 __attribute__((noreturn)) void enter(void)
 {
     call5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
+    call5(__NR_prctl, PR_SET_NAME, (long)"enter", 0, 0, 0);
     long size = call3(__NR_lseek, PLAN, 0, SEEK_END);
     if (size < 0)
         fail(ENTER_SETUP, size);
@@ -274,7 +275,7 @@ __attribute__((noreturn)) void enter(void)
         fail(ENTER_SETUP, pid);
     if (pid == 0)
         begin(plan, directories[1], argv, env);
-    close_from(CONTROL + 1);
+    close_between(CONTROL + 1, PROGRAM);
     drop_bounds(0);
     set_rights(0);
     wait_for(pid);

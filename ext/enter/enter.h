@@ -4,7 +4,8 @@
 
 #include <stdint.h>
 
-/* The descriptors it is started with, beside 0 to 2, which are bubblewrap's own. */
+/* The descriptors it is started with, beside 0 to 2, which are bubblewrap's own. Those behind PROGRAM hold locks: it keeps
+ * them until it ends, and the command does not get them. */
 enum { CONTROL = 3, PLAN = 4, INPUT = 5, OUTPUT = 6, ERRORS = 7, PROGRAM = 8 };
 
 /* PLAN is a file: this, then strings that end with NUL: the directory of the devices, the working directory, arg_count

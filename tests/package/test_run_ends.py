@@ -311,6 +311,25 @@ def test_a_process_that_has_the_pipe_outside_does_not_delay_it(box, mark):
     assert done.stdout == b"quick\n"
 
 
+def test_holders_are_the_commands_and_not_this_process(box, mark):
+    def run_for_a_while():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            box.run(["sh", "-c", f"cd /tmp; sleep {mark}; :"], binds={"/mnt/x": "/usr"}, timeout=2)
+
+    with box.mounted():
+        thread = threading.Thread(target=run_for_a_while)
+        thread.start()
+        until = time.monotonic() + 20
+        while not [each for each in box.holders() if each.command == "sleep"] and time.monotonic() < until:
+            time.sleep(0.01)
+        holders = box.holders()
+        assert {each.command for each in holders} == {"enter", "sh", "sleep"}
+        assert os.getpid() not in [each.pid for each in holders]
+        assert next(each for each in holders if each.command == "sleep").uses == ("root", "cwd", "map")
+        thread.join()
+        assert box.holders() == []
+
+
 def test_a_box_that_others_entered_stays_mounted_and_says_so(box, root):
     with contextlib.ExitStack() as stack:
         def enter():

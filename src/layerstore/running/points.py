@@ -125,6 +125,10 @@ class Points:
             fcntl.flock(self._held[-1], fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._made.append(made)
 
+    def held(self) -> list[int]:
+        """Return the descriptors that hold the locks; a copy of them holds them, too."""
+        return list(self._held)
+
     def let_go(self) -> None:
         """Close all descriptors: an open one would keep the tree mounted, and its point from being locked."""
         while self._held:

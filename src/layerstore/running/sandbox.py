@@ -79,9 +79,10 @@ def run_in(path: str, told: Command, program: str) -> CompletedProcess[bytes]:
         with Ending(files.close):
             files.open()
             words = [os.fsencode(word) for word in [*argv, _PROGRAM, told.argv[0]]]      # its name is for ps(1)
-            begin = functools.partial(Process, os.fsencode(program), words, files.given)
+            begin = functools.partial(Process, os.fsencode(program), words, [*files.given, *points.held()])
             with Scope(begin, Process.end) as process:
                 files.forget_given()
+                points.let_go()          # the first process of the sandbox has them now
                 seen = _Course(process, files)
                 seen.follow(deadline)
                 process.end()
