@@ -177,7 +177,7 @@ def test_any_edits_through_such_a_mount_are_told_and_committed(open_store, room)
             assert not lost, "\n".join(map(str, [lost, *stack, *story]))
 
     held()
-    assert renamed > 3
+    assert renamed > 0
 
 
 def test_a_mark_that_leads_nowhere_is_refused_with_its_path(box, room):

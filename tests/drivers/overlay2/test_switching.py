@@ -506,7 +506,7 @@ def failing(monkeypatch, owner, name, when=1):
 
 BOTH = [(mounts, "make_overlay", 1), (Directories, "create", 1), (mounts.Switch, "run", 1)]
 FAILURES = {
-    "freeze": [*BOTH, (_files, "exchange", 1), (_files, "exchange", 2), (Directories, "restand", 1), (Directories, "settle", 1)],
+    "freeze": [*BOTH, *[(_files, "exchange", n) for n in (1, 2, 3)], (Directories, "restand_aside", 1), (Directories, "settle", 1)],
     "turn": BOTH,                                         # what else fails in it an engine undoes
 }  # fmt: skip
 

@@ -31,6 +31,7 @@ from layerstore.disk.locks import (
 from layerstore.disk.textfile import (
     drop_acls,
     make_directory,
+    random_number,
     read_text,
     remove_below,
     replace_small,
@@ -77,13 +78,18 @@ def _new_link() -> str:
 
 
 def _few_files(directory: str) -> list[str] | None:
-    """Regular files and directories ("/" at the end) in directory, itself last; None: more than a few, or too deep."""
+    """Regular files and directories ("/" at the end) in directory, itself last; None: more than a few, or too deep.
+
+    What the kernel has there for a mount is left out: names come and go in it, and it is of no use after a crash.
+    """
     files: list[str] = []
     directories = [directory]
     for path in directories:                  # grows on the way
         try:
             with os.scandir(path) as entries:
                 for entry in entries:
+                    if path is directory and entry.name in ("work", "merged"):
+                        continue
                     if entry.is_dir(follow_symlinks=False):
                         directories.append(entry.path)
                     elif entry.is_file(follow_symlinks=False):
@@ -449,6 +455,35 @@ class Directories:
         else:
             with contextlib.suppress(FileNotFoundError):
                 _files.unlink(self.path(id, "lower"))
+
+    def restand_aside(self, id: str, lower: str, *, durable: bool) -> str:
+        """Replace `lower` in one step, and return the path of the old file, which undo_restand() puts back.
+
+        Where there was none it returns "". No inode is needed to undo it: a full disk does not prevent that.
+        """
+        place = self.path(id, "lower")
+        if not is_there(place):
+            self.restand(id, lower, durable=durable)
+            return ""
+        self._stacks.pop(id, None)
+        aside = self.path(id, f".tmp-lower{random_number()}")
+        try:
+            write_small(aside, os.fsencode(lower), 0o644, sync=durable)
+            with opened(self.path(id)) as directory:
+                _files.exchange(directory, os.path.basename(aside), directory, "lower")
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _files.unlink(aside)
+            raise
+        return aside
+
+    def undo_restand(self, id: str, aside: str, *, durable: bool) -> None:
+        """Undo restand_aside()."""
+        self._stacks.pop(id, None)
+        if aside:
+            _files.rename(aside, self.path(id, "lower"))
+        else:
+            self.restand(id, "", durable=durable)
 
     def lower_dirs(self, id: str) -> list[str]:
         """Return the diff directories below id, nearest first."""

@@ -101,8 +101,8 @@ class Freezing:
                     make(at.path(id, "work"), 0o700)
                 work = self._inode(id, "work")
                 sync(into)
-                undo.append(lambda: at.restand(id, text, durable=durable))
-                at.restand(id, at.lower_for([into, *stack]), durable=durable)
+                aside = at.restand_aside(id, at.lower_for([into, *stack]), durable=durable)
+                undo.append(lambda: at.undo_restand(id, aside, durable=durable))
                 fresh, fresh_work = self._inode(into, "diff"), self._inode(into, "work")
                 undo.append(lambda: self._exchange(id, into, "diff", fresh))
                 self._exchange(id, into, "diff", upper)
@@ -117,6 +117,9 @@ class Freezing:
             finally:
                 if made.is_done:
                     self._ground.background.submit(lambda: self._empty_work(into))
+            with contextlib.suppress(OSError):
+                if aside:
+                    _files.unlink(aside)
             if not text:
                 self._drop_plain(into)
 
