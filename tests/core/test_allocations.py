@@ -233,6 +233,89 @@ def union_of_two(room: Path) -> Job:
     return Job(run)
 
 
+def run_to_the_end(name: str, handle: Any) -> None:
+    stop = door.ffi.new("int *")
+    while not stop[0]:
+        door.call(name, handle, 1000, stop)
+
+
+def new_target(room: Path) -> None:
+    if (room / "target").exists():
+        disk.remove_tree(room / "target")
+    (room / "target").mkdir()
+
+
+def cloned(workers: int) -> Callable[[Path], Job]:
+    def job(room: Path) -> Job:
+        apply(room, KINDS)
+        for i in range(5):
+            os.link(room / "root/d/f", room / f"root/many/twin{i}")
+
+        def run() -> Any:
+            clone = door.ffi.new("lay_clone **")
+            with sinks.directory(room / "root") as source, sinks.directory(room / "target") as target:
+                try:
+                    door.call("lay_clone_open", clone, source, target, 0, workers)
+                    run_to_the_end("lay_clone_run", clone[0])
+                finally:
+                    door.lib.lay_clone_free(clone[0])
+            return disk.disk_state(room / "target", times=True)
+
+        return Job(run, lambda: new_target(room))
+
+    return job
+
+
+def merged(room: Path) -> Job:
+    """By links, and to another file system, where all is copied."""
+    two_trees(room)
+
+    def run() -> Any:
+        found = []
+        for place in (room / "target", Path("/dev/shm", room.name)):
+            place.mkdir(exist_ok=True)
+            merge = door.ffi.new("lay_merge **")
+            with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower, sinks.directory(place) as target:
+                fds = door.ffi.new("int[]", [upper, lower, lower])
+                try:
+                    door.call("lay_merge_open", merge, fds, 2, fds + 2, 1, target, 0)
+                    run_to_the_end("lay_merge_run", merge[0])
+                    found.append(sorted(disk.inventory(place)))
+                finally:
+                    door.lib.lay_merge_free(merge[0])
+                    if place.parent != room:
+                        disk.remove_tree(place)
+        return found
+
+    return Job(run, lambda: new_target(room))
+
+
+def told_as_a_stack(room: Path) -> Job:
+    """Its tar, its list, its size and one of its files."""
+    two_trees(room)
+
+    def run() -> Any:
+        ffi = door.ffi
+        with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
+            fds = ffi.new("int[]", [upper, lower, lower])
+            tar = read("lay_export_stack_open", fds, 2, fds + 2, 1, 0)
+            listing, count, stop, seen = ffi.new("lay_listing **"), ffi.new("size_t *"), ffi.new("int *"), 0
+            try:
+                door.call("lay_listing_stack_open", listing, fds, 2, fds + 2, 1, 0)
+                while not stop[0]:
+                    door.call("lay_listing_next", listing[0], 50, 1000, count, stop)
+                    seen += count[0]
+            finally:
+                door.lib.lay_listing_free(listing[0])
+            size, fd = ffi.new("int64_t *"), ffi.new("int *")
+            door.call("lay_stack_size", fds, 2, 0, size)
+            door.call("lay_stack_open", fds, 2, 0, b"d/x", fd)
+            os.close(fd[0])
+            return hashlib.sha256(tar).digest(), seen, size[0]
+
+    return Job(run)
+
+
 def exported(room: Path) -> Job:
     two_trees(room)
 
@@ -320,7 +403,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,
-    "union": union_of_two,
+    "union": union_of_two, "clone": cloned(0), "clone in threads": cloned(2), "merge": merged, "stack": told_as_a_stack,
     "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "size and remove": tree,
 }
 
