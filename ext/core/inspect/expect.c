@@ -381,11 +381,12 @@ static lay_code set_xattrs(lay_expect *x, lay_made *t, const lay_tar_entry *e, l
     return LAY_OK;
 }
 
+bool lay_made_keeps(lay_time t) { return t.sec >= 0 && (t.sec < 9223372036 || (t.sec == 9223372036 && t.nsec <= 854775807)); }
+
 /* What an entry says of owner, mode, times and xattrs; a hard link says it of the thing it names. */
 static lay_code set_meta(lay_expect *x, lay_made *t, const lay_tar_entry *e, lay_error *err)
 {
-    bool no_time = x->scope != LAY_XATTRS_FRESH
-        && (e->mtime.sec < 0 || e->mtime.sec > 9223372036 || (e->mtime.sec == 9223372036 && e->mtime.nsec > 854775807));
+    bool no_time = x->scope != LAY_XATTRS_FRESH && !lay_made_keeps(e->mtime);
     bool link = e->type == '1', other = t->uid != (uint32_t)e->uid || t->gid != (uint32_t)e->gid;
     lay_xattr_part none = { x->capability, 0 };
     if ((link && other && t->parts != NO_PART && set_part(x, t, &none, err)) || set_xattrs(x, t, e, err))

@@ -51,6 +51,9 @@ typedef struct lay_expect lay_expect;
 lay_code lay_expect_new(lay_expect **out, lay_xattr_scope scope, lay_error *err);
 void lay_expect_free(lay_expect *x);
 
+/* Unpacking sets this time, which is within moby's bounds; else 0. */
+bool lay_made_keeps(lay_time t);
+
 /* The next entry of the tar. *want: its name; LAY_NO_WANT: it makes nothing that has a name. LAY_E_SPLIT: no such entry
  * can have been unpacked, and the tree is as before. */
 lay_code lay_expect_entry(lay_expect *x, const lay_tar_entry *e, uint32_t *want, lay_error *err);

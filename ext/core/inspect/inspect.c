@@ -183,6 +183,8 @@ static bool same_time(const lay_inspect *i, const lay_made *t, const struct stat
     int64_t sec = st->st_mtim.tv_sec;
     if (sec == t->mtime_sec)
         return st->st_mtim.tv_nsec == t->mtime_nsec || st->st_mtim.tv_nsec == 0 || i->o.scope == LAY_XATTRS_FRESH;
+    if (sec == 0 && i->o.scope == LAY_XATTRS_FRESH && !lay_made_keeps((lay_time){ t->mtime_sec, t->mtime_nsec }))
+        return true;                          /* it was repaired from the tar */
     return sec == INT32_MAX && t->mtime_sec > sec;
 }
 

@@ -87,7 +87,7 @@ class Promotion:
 
             with Scope(begin, end) as transaction:
                 received = self._driver.layers.adopt(id, w.stack_of(id), transaction.open_sidecar)
-                warn_left_out(f"snapshot {id}", received.left_out)
+                warn_left_out(f"snapshot {id}", received.left_out, stays=True)
                 return self._make_visible(id, recorded, received, transaction, above, level)
 
     def _make_visible(

@@ -244,7 +244,7 @@ DAMAGES = {
     "bytes": ("d/kept", lambda p: keep_times(p, lambda p: p.write_bytes(b"OTHER")), "content"),
     "bytes of another length": ("d/kept", lambda p: p.write_bytes(b"x"), "content"),
     "a second more": ("new", lambda p: os.utime(p, ns=(0, 1_700_000_001_000_000_000)), "metadata"),
-    "a time before 1970": ("empty", lambda p: os.utime(p, ns=(0, 0)), "metadata"),
+    "a time before 1970": ("empty", lambda p: os.utime(p, ns=(0, 10**9)), "metadata"),
     "a mode": ("d/kept", lambda p: p.chmod(0o644), "metadata"),
     "a mode beneath an ACL": ("shared", lambda p: acl(p, 7), "metadata"),
     "an owner": ("link", lambda p: os.chown(p, 0, 0, follow_symlinks=False), "metadata"),
