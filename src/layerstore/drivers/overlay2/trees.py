@@ -7,6 +7,7 @@ Source: moby, daemon/graphdriver/overlay2 (Diff, Changes)
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -52,6 +53,9 @@ class Trees:
         """Compare by the directories. None: nothing stands above. Raises NotSupportedError."""
         above = len(new) - len(old)
         with contextlib.ExitStack() as stack:
+            if not old and len(new) == 1 and not os.path.exists(self._at.path(new[0], "committed")):
+                # a box on nothing is no overlay, but a directory, and shows what lies in it as it is
+                return _changes.compare_trees(stack.enter_context(self._at.opened_diff(new[0])))
             if above > 0 and new[above:] == old:
                 uppers = [stack.enter_context(self._at.opened_diff(id)) for id in new[:above]]
                 uppers = [fd for fd in uppers if not _files.is_empty(fd)]
