@@ -89,6 +89,7 @@ class RWLayer:
         """
         self._engine.check_open()
         self._engine.driver.writables.unmount(self._reference.mount.mount_id, lazy=lazy)
+        self._engine.squash.unmounted(self._reference.mount)
 
     def holders(self) -> list[Holder]:
         """List the processes that use it, by pid, while it is mounted, or detached and still in use."""

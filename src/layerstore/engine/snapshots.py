@@ -89,8 +89,10 @@ class Snapshots:
                     self._remove([id, *inits] if how else inits)
                 raise
             self._publish([*inits, id] if record else inits)
-            if merged and (how == "frozen" or not self._writables.is_mounted(mount.mount_id)):
+            if how == "frozen" or not self._writables.is_mounted(mount.mount_id):
                 self._loose.drop(merged)      # no mount uses them now
+            else:
+                self._squash.leave(mount, merged)
             return id
 
     def _note(self, mount: Mount) -> None:

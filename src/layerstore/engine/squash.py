@@ -38,6 +38,7 @@ class Squash:
         self._ground, self._metadata, self._lock = ground, ground.metadata, ground.records.lock
         self._writables, self._snapshots = ground.driver.writables, stacks.snapshots
         self._stacks, self._loose, self._syncing, self._writable = stacks, loose, syncing, writable
+        self._left: dict[str, list[str]] = {}             # by mount id: merged while its mount stood on them
 
     def squash(self, mount: Mount) -> None:
         """Merge all that may be merged below a box, and what it wrote if it is mounted and idle."""
@@ -52,6 +53,8 @@ class Squash:
             # Once more, so that the mount lets go of what was merged.
             if not mounted or (idle and self._freezes(mount, place, level)):
                 self._loose.drop(merged)
+            else:
+                self.leave(mount, merged)
 
     def grown(self, mount: Mount, place: Place, level: Durability) -> tuple[Place, list[str]]:
         """Merge below a held box if its stack has grown long.
@@ -66,6 +69,16 @@ class Squash:
             text = "The snapshots below %s could not be merged: %s"
             log.warning(text, mount.name, err, extra={"mount": mount.name, "error": err})
             return self._stacks.of_box(mount), []
+
+    def leave(self, mount: Mount, merged: Sequence[str]) -> None:
+        """Leave merged directories to the end of the mount that stands on them."""
+        if merged:
+            self._left.setdefault(mount.mount_id, []).extend(merged)
+
+    def unmounted(self, mount: Mount) -> None:
+        """Remove what was left to the end of a mount, if it has ended."""
+        if mount.mount_id in self._left and not self._writables.is_mounted(mount.mount_id):
+            self._loose.drop(self._left.pop(mount.mount_id, []))
 
     def _freezes(self, mount: Mount, place: Place, level: Durability) -> bool:
         """Freeze what a mounted box wrote, without a record. False: it is not idle, or stands on too much already."""

@@ -436,6 +436,13 @@ class Directories:
         except (OSError, LayerStoreError):
             return ""
 
+    def led_to(self, link: str) -> str:
+        """Return the id that a short link leads to; "" if it leads nowhere."""
+        with contextlib.suppress(OSError):
+            target = _LINK.fullmatch(_files.readlink(os.path.join(self.home, LINKS, link)))
+            return target[1] if target else ""
+        return ""
+
     def _known_link(self, id: str) -> str:
         """Return the item of `lower` that leads to id."""
         item = self._items.get(id)

@@ -86,6 +86,8 @@ class Host:
             try:
                 # Asked again: what was being made at the first look is recorded by now, or still claimed.
                 left = set(self._directories(owned()))
+                # A squash below a box in use leaves directories that its mount alone stands on.
+                left -= self.ground.mounting.stood_on() if left else set()
                 yield from (id for id, claim in claims.items() if claim and id in left and not self._is_used(id))
             finally:
                 for claim in claims.values():

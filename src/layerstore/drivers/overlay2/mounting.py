@@ -12,6 +12,7 @@ import errno
 import functools
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -33,6 +34,11 @@ log = logging.getLogger("layerstore")
 _ATTEMPTS, _PAUSE = 5, 0.0005
 # How long an overlay may take to end that no process is seen to use.
 _ENDING = 1.0
+
+
+# How the options of a mount name a directory below it.
+_SHORT = re.compile(r"\bl/([A-Z0-9]{26})\b")
+_DIFF = re.compile(r"\b([0-9a-f]{64}(?:-init)?)/diff\b")
 
 
 def _use(id: str) -> str:
@@ -96,6 +102,16 @@ class Mounting:
                 self._holds.release(_use(id))
                 raise
             return merged
+
+    def stood_on(self) -> set[str]:
+        """Name the ids that overlays stand on which are mounted anywhere, whatever the disk says."""
+        found: set[str] = set()
+        for mount in _mounted_anywhere():
+            for option in mount.options.split(","):
+                if option.startswith("lowerdir"):
+                    found.update(_DIFF.findall(option))
+                    found.update(id for link in _SHORT.findall(option) if (id := self._at.led_to(link)))
+        return found
 
     def is_counted(self, id: str) -> bool:
         """Return True if this store or another one uses id, as their counts say."""
