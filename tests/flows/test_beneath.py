@@ -33,6 +33,9 @@ ROOMS = {
     "drivers/overlay2/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
     "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "disk/textfile.py": "what the rooms above use",
+    "layerdb/snapshots.py": THE_STORES, "engine/snapshots.py": THE_STORES, "drivers/overlay2/adopted.py": THE_STORES,
+    "drivers/overlay2/writables.py": THE_STORES, "drivers/overlay2/freezing.py": THE_STORES + ", and the root of a box, through no link",
+    "drivers/overlay2/switching.py": "mount points, /proc and /sys", "disk/cgroup.py": "a cgroup that the caller names, and /proc",
     "running/bubblewrap.py": "the caller's own PATH, and /proc", "running/command.py": "the caller's own paths, outside of the layer",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",
     "cli/host.py": "looks at the root", "cli/main.py": "/proc: what standard output is",
@@ -100,7 +103,7 @@ C_CALL = re.compile(
 # Of a link in /proc/self/fd, which means an open file whatever has its name now.
 C_ROOMS = {("place.c", "chmod"), ("error.c", "readlink")} | {
     # Mount points, /proc, block devices, and the driver's own directories: nothing in a layer.
-    ("mount.c", "open"), ("mount.c", "opendir"), ("mount.c", "chdir"), ("inside.c", "open"), ("quota.c", "open"),
+    ("mount.c", "open"), ("switch.c", "open"), ("mount.c", "opendir"), ("mount.c", "chdir"), ("inside.c", "open"), ("quota.c", "open"),
 }  # fmt: skip
 
 

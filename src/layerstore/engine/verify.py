@@ -36,6 +36,7 @@ class Verifier:
     def __init__(self, ground: Ground, *, attributes: bool = True) -> None:
         """Look at this ground. attributes: compare more of a layer's files than presence and bytes."""
         self._ground, self._metadata, self._attributes = ground, ground.metadata, attributes
+        self._seen: set[str] = set()      # directories of snapshots
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._done = self._total = 0
@@ -126,6 +127,9 @@ class Verifier:
         if stacks.snapshots.layer(id):
             return []                     # looked at as a layer
         for each in [id, *place.loosenable]:
+            if each in self._seen:
+                continue
+            self._seen.add(each)
             try:
                 told = w.check(each, w.stack_of(each))
             except (OSError, LayerStoreError) as err:

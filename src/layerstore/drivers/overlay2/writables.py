@@ -59,7 +59,9 @@ class Writables:
             if quota and size:
                 quota.limit(path, size)
 
-        self._at.create(id, parent, prepare, lower=self._at.lower_on(stack), most=most)
+        # On layers `lower` follows from the nearest one's, as Docker has it.
+        lower = self._at.lower_on(stack) if most > MAX_LOWERS else ""
+        self._at.create(id, parent, prepare, lower=lower, most=most)
         if like:
             self._freezing.follow(id, like)
 
