@@ -115,7 +115,7 @@ class Trees:
     # ---- what is in it ----
 
     def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
-        flags = _tarstream.EXPORT_USERXATTR if self._view(above) else 0
+        flags = _tarstream.EXPORT_KEEP | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
             fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
             lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below] if len(fds) > 1 else None
