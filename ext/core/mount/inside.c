@@ -396,8 +396,9 @@ void lay_uses_free(char *out)
 
 /* ---- where else it is mounted ---- */
 
-/* What is looked for: mounts of a device that an unmount at one place leaves, as nothing propagates it there. */
-typedef struct { unsigned major, minor; uint64_t id, group; } copies;
+/* What is looked for: mounts of a device that an unmount at one place leaves, as nothing propagates it there.
+ * Ids of mounts grow, so that copies of one are behind it in any list: those up to `before` are not looked at. */
+typedef struct { unsigned major, minor; uint64_t id, group, before; } copies;
 
 static bool ask_mount(uint64_t ns, uint64_t id, uint64_t what, struct mount_answer *a)
 {
@@ -416,7 +417,7 @@ static bool is_propagated(uint64_t ns, const struct mount_answer *mount, uint64_
 static int count_in(uint64_t ns, const copies *c)
 {
     uint64_t ids[MOUNTS_AT_ONCE];
-    struct mount_question q = { .size = sizeof q, .id = WHOLE_TREE, .ns = ns };
+    struct mount_question q = { .size = sizeof q, .id = WHOLE_TREE, .param = c->before, .ns = ns };
     for (int found = 0;;) {
         long n = syscall(SYS_listmount, &q, ids, MOUNTS_AT_ONCE, 0);
         if (n < 0)
@@ -452,26 +453,31 @@ static int count_towards(unsigned long end, int from, const copies *c)
     return found;
 }
 
-/* The mount at path, and the group that gets what is mounted and unmounted there. */
-static void find_place(const char *path, uint64_t ns, copies *c)
+uint64_t lay_mount_id(const char *path)
 {
     struct statx x;
+    int r = (int)syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, UNIQUE_ID, &x);
+    return r < 0 || !(x.stx_mask & UNIQUE_ID) ? 0 : x.stx_mnt_id;
+}
+
+/* The mount at path, and the group that gets what is mounted and unmounted there. */
+static void find_place(const char *path, uint64_t first, uint64_t ns, copies *c)
+{
     struct mount_answer a, above;
-    if (syscall(SYS_statx, AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, UNIQUE_ID, &x) < 0 || !(x.stx_mask & UNIQUE_ID))
-        return;
-    c->id = x.stx_mnt_id;
+    c->id = lay_mount_id(path);
+    c->before = c->id && c->id == first ? first - 1 : 0;
     if (ask_mount(ns, c->id, ASK_PLACE, &a) && ask_mount(ns, a.parent, ASK_PLACE, &above))
         c->group = above.group;
 }
 
-void lay_count_mounts(const char *path, unsigned major, unsigned minor, int *here, int *elsewhere)
+void lay_count_mounts(const char *path, uint64_t first, unsigned major, unsigned minor, int *here, int *elsewhere)
 {
     struct ns_info info = { .size = sizeof info };
     copies c = { .major = major, .minor = minor };
     LAY_AUTO_FD int ours = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
     bool asked = ours >= 0 && ioctl(ours, NS_INFO, &info) == 0;
     if (asked)
-        find_place(path, info.id, &c);
+        find_place(path, first, info.id, &c);
     *here = *elsewhere = asked ? count_in(info.id, &c) : -errno;
     if (*here >= 0)
         *elsewhere = count_towards(NS_NEXT, ours, &c);

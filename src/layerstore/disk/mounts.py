@@ -369,13 +369,19 @@ def upper_in_use(upper: str, *, userxattr: bool) -> bool | None:
         return None
 
 
-def count_mounts(path: str, device: int) -> tuple[int, bool]:
+def mount_id(path: str) -> int:
+    """Return the id of the mount at path, which no other mount ever has; 0: the kernel does not tell."""
+    return int(lib.lay_mount_id(os.fsencode(path)))
+
+
+def count_mounts(path: str, device: int, first: int = 0) -> tuple[int, bool]:
     """Count how often a file system is mounted here, and say whether it is mounted in another mount namespace, too.
 
     path    where one of its mounts is; others that propagation made of that one are left out, if the kernel tells
+    first   the id of its first mount, 0 if that is not known: of many mounts, only those made later are looked at then
     """
     here, elsewhere = ffi.new("int *"), ffi.new("int *")
-    lib.lay_count_mounts(os.fsencode(path), os.major(device), os.minor(device), here, elsewhere)
+    lib.lay_count_mounts(os.fsencode(path), first, os.major(device), os.minor(device), here, elsewhere)
     numbers = (os.major(device), os.minor(device))
     count = int(here[0])
     if count < 0:                         # before Linux 6.11

@@ -39,20 +39,12 @@ def read_small(path: str, limit: int = _LIMIT) -> bytes:
     Raises  OSError                with filename
             InvalidMetadataError   it is no regular file, or larger than any such file is
     """
-    fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
-    try:
-        if not stat.S_ISREG(_files.mode_of(fd)):
-            raise InvalidMetadataError(f"{readable(path)} is not a regular file", path=path)
-        pieces, left = [], limit + 1
-        while left > 0 and (piece := _files.read(fd, min(left, 1 << 14))):
-            pieces.append(piece)
-            left -= len(piece)
-    finally:
-        with contextlib.suppress(OSError):      # nothing was written that could be lost
-            _files.close(fd, path)
-    if left <= 0:
+    data = _files.read_regular(path, limit + 1)
+    if data is None:
+        raise InvalidMetadataError(f"{readable(path)} is not a regular file", path=path)
+    if len(data) > limit:
         raise InvalidMetadataError(f"{readable(path)} is larger than {limit} bytes", path=path)
-    return b"".join(pieces)
+    return data
 
 
 def read_text(path: str) -> str:

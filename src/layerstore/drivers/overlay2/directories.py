@@ -126,7 +126,7 @@ class Directories:
         """Return the path of id's directory, or of something in it. Raises LayerStoreError: id is no plain name."""
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
             raise LayerStoreError(f"{id!r} is not an id of a layer's directory", name=id)
-        return os.path.join(self.home, id, *parts)
+        return "/".join((self.home, id, *parts))
 
     def opened_diff(self, id: str) -> OpenDirectory:
         """Open the diff directory of id, through no link."""

@@ -67,7 +67,7 @@ class Freezing:
             raise
 
     def _inode(self, id: str, name: str) -> int:
-        return os.stat(self._at.path(id, name), follow_symlinks=False).st_ino
+        return _files.status(self._at.path(id, name))[2]
 
     def _exchange(self, id: str, other: str, name: str, was: int) -> None:
         """Exchange a directory of two ids, if id's has that inode. Both keep their times, which XFS would change."""

@@ -77,6 +77,7 @@ class Mounting:
         # Descriptors of this store in mounted boxes, for the length of a call.
         self._ours: set[int] = set()
         self._left: set[int] = set()
+        self._first: dict[str, int] = {}  # of ids: the mount that this store made
         self._boxes = boxes
 
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
@@ -140,6 +141,7 @@ class Mounting:
             mounts.mount_overlay(overlay, f"{id}/merged")
             if writable:
                 self.require_writable(merged, merged)
+                self.note_first(id, merged)
         except ActiveMountError:
             raise
         except BaseException:
@@ -305,7 +307,7 @@ class Mounting:
         device = os.stat(merged).st_dev
         # What only reads does no harm: its next mount is another overlay on the same layers.
         reads_only = bool(os.statvfs(merged).f_flag & os.ST_RDONLY)
-        copied = self.is_copied(merged, device)
+        copied = self.is_copied(id, merged, device)
         found = self._try(merged, device, copied=copied)
         if found is not None:
             if not lazy and not reads_only:
@@ -330,10 +332,13 @@ class Mounting:
             while mounts.is_mounted(merged):
                 mounts.unmount(merged)
 
-    @staticmethod
-    def is_copied(merged: str, device: int) -> bool:
+    def note_first(self, id: str, merged: str) -> None:
+        """Note that this store made what is mounted at merged: any other mount of its file system is a later copy."""
+        self._first[id] = mounts.mount_id(merged)
+
+    def is_copied(self, id: str, merged: str, device: int) -> bool:
         """Return True if it is mounted once more, here or in another mount namespace, which umount(2) does not see."""
-        here, elsewhere = mounts.count_mounts(merged, device)
+        here, elsewhere = mounts.count_mounts(merged, device, self._first.get(id, 0))
         return here > 1 or elsewhere
 
     def _try(self, merged: str, device: int, *, copied: bool) -> list[Holder] | None:
@@ -442,6 +447,7 @@ class Mounting:
 
     def end(self, id: str) -> None:
         """Forget id, whose last file is gone. Called under its lock."""
+        self._first.pop(id, None)
         self._counter.forget(self._at.path(id, "diff"))
         self._counter.forget(self._at.path(id, "merged"))
         self._holds.drop(_use(id))

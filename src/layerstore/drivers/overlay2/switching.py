@@ -59,7 +59,7 @@ class Switching:
             )
         if force:
             return True
-        found, only_read = self._inside(merged)
+        found, only_read = self._inside(id, merged)
         if found is not None:
             raise in_use(self._mounting.name(id), found)
         return only_read
@@ -85,12 +85,12 @@ class Switching:
         if found is not None:
             raise in_use(self._mounting.name(id), found)
 
-    def _inside(self, merged: str) -> tuple[list[Holder] | None, bool]:
+    def _inside(self, id: str, merged: str) -> tuple[list[Holder] | None, bool]:
         """Return who is inside (None: nobody), and whether somebody only reads."""
         device = os.stat(merged).st_dev
         until = 0.0
         while True:
-            copied = self._mounting.is_copied(merged, device)
+            copied = self._mounting.is_copied(id, merged, device)
             if not copied and not self._is_used(merged):
                 return None, False
             found, only_read = look(device, merged, self._mounting.ours)
@@ -142,6 +142,7 @@ class Switching:
                 raise in_use(self._mounting.name(id), found)
         finally:
             if made.is_done:
+                self._mounting.note_first(id, merged)
                 if lazy:
                     self._mounting.leave(device)
                 self._end(made.old, id, stops=stops and lazy)
