@@ -77,6 +77,8 @@ class Snapshots:
             try:
                 stack = self._own_init(mount, id, place.stack, inits)
                 how = self._freeze(mount, id, stack, busy, group, level)
+                if how == "frozen":
+                    mount.sound = ([id, *stack], mount.parent_state)
                 if record:
                     self._record(id, mount, place.layer.chain_id if place.layer else "", level)
                 else:

@@ -509,6 +509,7 @@ class WritableLayers:
         self._metadata.replace_mount_parent(mount.name, to.parent)
         with self._lock:
             self._records.refresh_mount(mount)
+        mount.sound = (stack, mount.parent_state)
 
     def end_rollback(self, mount: Mount) -> None:
         """Forget the note: what it said is done."""
