@@ -304,10 +304,11 @@ class Writables(Protocol):
         like     as create() has it
         """
 
-    def require_idle(self, id: str, *, force: bool) -> None:
+    def require_idle(self, id: str, *, force: bool) -> bool:
         """Raise if id cannot be switched.
 
         force    processes inside do not matter
+        Returns  True if there are processes that keep what they see: they only read, or force says so
         Raises   ActiveMountError    a process is inside, or it is mounted where this process does not see it
                  NotSupportedError   it is mounted, and this kernel cannot switch
         """
@@ -320,10 +321,11 @@ class Writables(Protocol):
         durable   as restand() has it
         """
 
-    def switch(self, id: str, *, force: bool) -> None:
+    def switch(self, id: str, *, force: bool, is_read: bool | None = None) -> None:
         """Let the mounted path of id show what turn() made of it. Do nothing where it is not mounted.
 
         force    who is inside keeps what it sees
+        is_read  what require_idle() has just returned; None: it is asked now
         Raises   ActiveMountError, OSError: nothing has changed
         """
 

@@ -44,7 +44,7 @@ class Rollbacks:
         self._ground.check_writable()
         with self._stacks.using(to) as target, self._writable.entered(mount) as place:
             mount_id, w = mount.mount_id, self._writables
-            w.require_idle(mount_id, force=force)
+            is_read = w.require_idle(mount_id, force=force)
             if not to and w.is_mounted(mount_id):
                 why = f"{mount.name} is mounted: a mounted box cannot go on from nothing; unmount it first"
                 raise ActiveMountError(why, holders=(), name=mount.name)
@@ -56,7 +56,7 @@ class Rollbacks:
                 w.make_fresh(mount_id, fresh, like=target.root)
                 if place.stack:
                     w.restand(fresh, place.stack)         # what it will hold stands on that: a process may be inside
-                self._go(mount, place, target, fresh, stack, level, force=force)
+                self._go(mount, place, target, fresh, stack, level, force=force, is_read=is_read)
             except BaseException:
                 if self._is_pending(mount):               # begun, and neither ended nor undone: the next look does that
                     w.publish(fresh)
@@ -85,7 +85,7 @@ class Rollbacks:
 
     def _go(
         self, mount: Mount, place: Place, target: Target, fresh: str, stack: list[str], level: Durability, *,
-        force: bool,
+        force: bool, is_read: bool,
     ) -> None:  # fmt: skip
         name, w = mount.name, self._writables
         layer = target.place.layer
@@ -100,7 +100,7 @@ class Rollbacks:
                 self._db.set_rollback(name, then, sync=sync)
         try:
             self._writable.go_on(mount, then, durable=sync)
-            w.switch(mount.mount_id, force=force)
+            w.switch(mount.mount_id, force=force, is_read=is_read)
             if sync:
                 self._ground.driver.host.sync([mount.mount_id, fresh], level)
         except BaseException:

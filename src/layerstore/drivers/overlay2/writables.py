@@ -102,17 +102,17 @@ class Writables:
     def make_fresh(self, id: str, fresh: str, *, like: str = "") -> int:
         return self._freezing.make_fresh(id, fresh, like)
 
-    def require_idle(self, id: str, *, force: bool) -> None:
+    def require_idle(self, id: str, *, force: bool) -> bool:
         with self._at.held(id):
-            self._ground.switching.require_idle(id, force=force)
+            return self._ground.switching.require_idle(id, force=force)
 
     def turn(self, id: str, fresh: str, upper: int, stack: Stack, *, durable: bool | None = None) -> None:
         self._freezing.turn(id, fresh, upper, self._at.lower_for(stack), durable=self._durable(durable))
 
-    def switch(self, id: str, *, force: bool) -> None:
+    def switch(self, id: str, *, force: bool, is_read: bool | None = None) -> None:
         switching = self._ground.switching
         with self._at.held(id):
-            lazy = switching.require_idle(id, force=force)
+            lazy = switching.require_idle(id, force=force) if is_read is None else is_read
             switching.switch(id, Switch(), lazy=lazy, stops=not force)
 
     # ---- what is on disk ----
