@@ -59,6 +59,8 @@ lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
 /* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
  * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
 lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
+/* What was told of x->name holds no longer: of a layer that is damage; elsewhere another process writes. */
+lay_code lay_export_changed(const lay_export *x, lay_error *err, const char *what);
 /* The same thing is no change but for what has no place in the tar: that is noted. */
 lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err);
 
