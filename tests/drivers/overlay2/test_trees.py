@@ -185,6 +185,9 @@ def test_where_the_kernel_does_not_say_it_by_directories_mounts_do(opened, stack
     assert stacks.changes(["two"], ["one"]) == ["A /g", "D /f"]
     assert stacks.changes(["two"], []) == ["A /g"]
     assert len(asked) == 3
+    monkeypatch.setattr(opened.driver.host.ground, "read_only", True)
+    assert stacks.changes(["two"], ["one"]) == ["A /g", "D /f"]
+    assert len(asked) == 3              # a look by mounts, which there are none of there
 
 
 def test_marks_of_two_classes_in_one_tree_are_refused(stacks):

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator
 from layerstore._core import _apply, _listing, _tarstream
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Draft, Finding, Received, Sidecar, Stack, checks, record
-from layerstore.drivers.overlay2 import adopted
-from layerstore.drivers.overlay2.differences import Differences
+from layerstore.drivers.overlay2 import adopted, differences
 from layerstore.drivers.overlay2.directories import opened
 from layerstore.drivers.overlay2.graft import Graft
 from layerstore.drivers.overlay2.ground import Ground, pump
+from layerstore.drivers.overlay2.trees import Trees
 from layerstore.errors import LayerStoreError, NotSupportedError
 from layerstore.ids import ChainID, DiffID, diff_id_of
 from layerstore.streams.sources import TarInput
@@ -119,7 +119,9 @@ class OverlayLayer:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id.raw), seekable=True)
 
     def tar_from(self, ancestor: str) -> TarStream:
-        return Differences(self._ground).tar(self.id, ancestor, read_only=True)
+        if ancestor == (self._stack[0] if self._stack else ""):
+            return Trees(self._ground).diff([self.id], self._stack)
+        return differences.tar_from(self._ground, self.id, ancestor)
 
     def entries(self, chain_id: ChainID) -> Iterator[FileEntry]:
         with record.opened(self._sidecar) as record_fd:

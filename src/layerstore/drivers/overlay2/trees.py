@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from layerstore._core import _changes, _files, _listing, _tarstream
@@ -39,8 +39,7 @@ class Trees:
         if new == old:
             return []
         try:
-            if not self._ground.native_works():
-                raise NotSupportedError(self._not_native, path=self._at.home)
+            self._require_native()
             compared = self._compared(new, old, contents=contents)
         except NotSupportedError as why:
             with contextlib.ExitStack() as stack:
@@ -76,19 +75,18 @@ class Trees:
 
     def diff(self, above: Stack, below: Stack, flags: int = 0) -> TarStream:
         try:
-            if not self._ground.native_works():
-                raise NotSupportedError(self._not_native, path=self._at.home)
+            self._require_native()
             return self._exported(above, below, flags)
         except NotSupportedError as why:
-            if not below and self._ground.native_works():
+            if not below and self._is_native():
                 raise                     # nothing below that a mark could lead to
             with contextlib.ExitStack() as stack:
                 shown = stack.enter_context(self._shown([*above, *below], why))
                 if not below:
-                    return _looked_over(_tarstream.export_tree(shown, flags))
+                    return looked_over(_tarstream.export_tree(shown, flags))
                 before = stack.enter_context(self._shown(below, why))
                 changes = _changes.compare_trees(shown, before, attributes=True, touched=True)
-                return _looked_over(_tarstream.export_changes(shown, changes, flags))
+                return looked_over(_tarstream.export_changes(shown, changes, flags))
 
     def _exported(self, above: Stack, below: Stack, flags: int) -> TarStream:
         """Make the tar of the directory that merging these makes; of one, its own."""
@@ -96,9 +94,9 @@ class Trees:
         with contextlib.ExitStack() as stack:
             fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
             if len(fds) == 1:
-                return _looked_over(_tarstream.export_tree(fds[0], flags))
+                return looked_over(_tarstream.export_tree(fds[0], flags))
             lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below]
-            return _looked_over(_tarstream.export_stack(fds, flags, lowers))
+            return looked_over(_tarstream.export_stack(fds, flags, lowers))
 
     # ---- how much it is ----
 
@@ -128,7 +126,14 @@ class Trees:
 
     # ---- what a mount shows ----
 
-    _not_native = "this kernel's overlays do not say by their directories what they show"
+    def _is_native(self) -> bool:
+        """Return True if directories say what overlays show; of a read-only store they must, as nothing is mounted."""
+        return self._ground.read_only or self._ground.native_works()
+
+    def _require_native(self) -> None:
+        if not self._is_native():
+            text = "this kernel's overlays do not say by their directories what they show"
+            raise NotSupportedError(text, path=self._at.home)
 
     def _item(self, id: str) -> str:
         """Name a directory for a mount: by its short link, as mount(2) takes little text."""
@@ -151,10 +156,11 @@ class Trees:
         return checks.shown(self._at.home, [self._item(id) for id in ids], why)
 
 
-def _looked_over(source: _tarstream.Source) -> TarStream:
+def looked_over(source: _tarstream.Source, on_close: Callable[[], None] | None = None) -> TarStream:
+    """Make a stream of a fresh tar, after a look at all that will go into it."""
     try:
         source.size()                     # what cannot be told, or must not go out, is met before the first byte
     except BaseException:
         source.close()
         raise
-    return TarStream(source, seekable=False)
+    return TarStream(source, seekable=False, on_close=on_close)
