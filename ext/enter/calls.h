@@ -5,8 +5,6 @@
 #include <asm/unistd.h>
 #include <stdbool.h>
 
-__attribute__((noreturn)) void enter(void);
-
 #if defined(__x86_64__) && !defined(ENTER_LIBC)
 
 static inline long call6(long number, long a, long b, long c, long d, long e, long f)
@@ -19,7 +17,7 @@ static inline long call6(long number, long a, long b, long c, long d, long e, lo
     return result;
 }
 
-__asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  and $-16, %rsp\n  call enter\n");
+#define START_WITH(function) __asm__(".globl _start\n_start:\n  xor %ebp, %ebp\n  and $-16, %rsp\n  call " #function "\n");
 
 #elif defined(__aarch64__) && !defined(ENTER_LIBC)
 
@@ -36,7 +34,7 @@ static inline long call6(long number, long a, long b, long c, long d, long e, lo
     return x0;
 }
 
-__asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x30, xzr\n  bl enter\n");
+#define START_WITH(function) __asm__(".globl _start\n_start:\n  mov x29, xzr\n  mov x30, xzr\n  bl " #function "\n");
 
 #else
 
@@ -49,7 +47,7 @@ static inline long call6(long number, long a, long b, long c, long d, long e, lo
     return result < 0 ? -errno : result;
 }
 
-int main(void) { enter(); }
+#define START_WITH(function) int main(void) { function(); }
 
 #endif
 

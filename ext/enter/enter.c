@@ -29,7 +29,9 @@ struct setting { uint64_t set, clear, propagation, userns; };
 
 /* What bubblewrap binds of the host: a chmod inside would change the host's own device. */
 static const char *const devices[] = { "null", "zero", "full", "random", "urandom", "tty" };
-#define N_DEVICES (sizeof devices / sizeof *devices)
+/* What uid 0 may write below /proc, beside what bubblewrap is told to make read-only. */
+static const char *const settings[] = { "fs", "acpi", "scsi", "driver", "mtrr" };
+#define COUNT(list) (sizeof list / sizeof *list)
 
 static void tell(int what, long value)
 {
@@ -75,23 +77,38 @@ static void *room(size_t size, int fd)
 
 /* ---- pid 1 ---- */
 
-/* Which of the devices are there depends on bubblewrap. An open device stays as it was for reading and writing. */
-static long protect_devices(const char *dev)
+static void join(char *out, const char *directory, const char *name)
 {
-    for (size_t i = 0; i < N_DEVICES; i++) {
-        char path[PATH_SIZE + 1];
-        size_t n = put(path, 0, dev, length(dev));
-        n = put(path, n, "/", 1);
-        n = put(path, n, devices[i], length(devices[i]));
-        path[n] = 0;
-        struct setting read_only = { .set = SET_READ_ONLY };
-        long r = call5(__NR_mount_setattr, AT_FDCWD, (long)path, 0, (long)&read_only, sizeof read_only);
-        if (r == -ENOSYS)
-            r = call5(__NR_mount, 0, (long)path, 0, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID, 0);
-        if (r < 0 && r != -ENOENT)
-            return r;
+    size_t n = put(out, 0, directory, length(directory));
+    n = put(out, n, "/", 1);
+    out[put(out, n, name, length(name))] = 0;
+}
+
+static long make_read_only(const char *path, long flags)
+{
+    struct setting read_only = { .set = SET_READ_ONLY };
+    long r = call5(__NR_mount_setattr, AT_FDCWD, (long)path, 0, (long)&read_only, sizeof read_only);
+    if (r == -ENOSYS)
+        r = call5(__NR_mount, 0, (long)path, 0, MS_REMOUNT | MS_BIND | MS_RDONLY | flags, 0);
+    return r;
+}
+
+/* Which of the names are there depends on the kernel. An open device stays as it was for reading and writing. */
+static long protect(const char *proc, const char *dev)
+{
+    char path[PATH_SIZE + 1];
+    long r = 0;
+    for (size_t i = 0; i < COUNT(devices) && (r == 0 || r == -ENOENT); i++) {
+        join(path, dev, devices[i]);
+        r = make_read_only(path, MS_NOSUID);
     }
-    return 0;
+    for (size_t i = 0; i < COUNT(settings) && (r == 0 || r == -ENOENT); i++) {
+        join(path, proc, settings[i]);
+        r = call5(__NR_mount, (long)path, (long)path, 0, MS_BIND, 0);
+        if (r == 0)
+            r = make_read_only(path, MS_NOSUID | MS_NODEV | MS_NOEXEC);
+    }
+    return r == -ENOENT ? 0 : r;
 }
 
 static void drop_bounds(uint64_t kept)
@@ -246,7 +263,7 @@ static char **take(char **text, size_t count)
     return list;
 }
 
-__attribute__((noreturn)) void enter(void)
+__attribute__((noreturn, used)) void enter(void)
 {
     call5(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0);
     call5(__NR_prctl, PR_SET_NAME, (long)"enter", 0, 0, 0);
@@ -257,10 +274,10 @@ __attribute__((noreturn)) void enter(void)
         fail(ENTER_SETUP, -EINVAL);
     const struct enter_plan *plan = room((size_t)size, PLAN);
     char *text = (char *)(plan + 1);
-    char **directories = take(&text, 2);
+    char **directories = take(&text, 3);
     char **argv = take(&text, plan->arg_count);
     char **env = take(&text, plan->env_count);
-    long r = protect_devices(directories[0]);
+    long r = protect(directories[0], directories[1]);
     if (r < 0)
         fail(ENTER_SETUP, r);
     tell(ENTER_READY, 0);
@@ -274,9 +291,11 @@ __attribute__((noreturn)) void enter(void)
     if (pid < 0)
         fail(ENTER_SETUP, pid);
     if (pid == 0)
-        begin(plan, directories[1], argv, env);
+        begin(plan, directories[2], argv, env);
     close_between(CONTROL + 1, PROGRAM);
     drop_bounds(0);
     set_rights(0);
     wait_for(pid);
 }
+
+START_WITH(enter)

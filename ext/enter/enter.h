@@ -8,8 +8,8 @@
  * them until it ends, and the command does not get them. */
 enum { CONTROL = 3, PLAN = 4, INPUT = 5, OUTPUT = 6, ERRORS = 7, PROGRAM = 8 };
 
-/* PLAN is a file: this, then strings that end with NUL: the directory of the devices, the working directory, arg_count
- * of the command, env_count of its environment. */
+/* PLAN is a file: this, then strings that end with NUL: where proc and the devices are, the working directory,
+ * arg_count of the command, env_count of its environment. */
 struct enter_plan {
     uint64_t rights;      /* capabilities that root keeps, a bit each; another user keeps none */
     uint32_t uid, gid;

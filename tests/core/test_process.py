@@ -189,7 +189,7 @@ class Entered:
     """ext/enter with a plan, as bubblewrap would start it."""
 
     def __init__(self, program, argv, *, env=("PATH=/usr/bin:/bin",), uid=0, gid=0, rights=0, flags=1, cwd="/", plan=None):
-        texts = ["/none", cwd, *argv, *env]
+        texts = ["/none", "/none", cwd, *argv, *env]
         plan = plan if plan is not None else struct.pack("=QIIIIII", rights, uid, gid, flags, len(argv), len(env), 0) + b"".join(os.fsencode(t) + b"\0" for t in texts)
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.read, write = os.pipe()

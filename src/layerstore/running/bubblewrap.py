@@ -21,10 +21,10 @@ RIGHTS: Final = {
     "CAP_CHOWN": 0, "CAP_DAC_OVERRIDE": 1, "CAP_FOWNER": 3, "CAP_FSETID": 4, "CAP_KILL": 5, "CAP_SETGID": 6,
     "CAP_SETUID": 7, "CAP_SETPCAP": 8, "CAP_NET_BIND_SERVICE": 10, "CAP_SYS_CHROOT": 18,
 }  # fmt: skip
-# What only the first process has, until the command starts: it makes the devices of the host read-only.
+# What only the first process has, until the command starts: it makes more read-only, see ext/enter.
 _FIRST: Final = {"CAP_SYS_ADMIN": 21}
 # Below /proc: what the kernel lets uid 0 change of the machine, whatever capabilities it has.
-_HOSTS: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "driver", "mtrr")
+_HOSTS: Final = ("sys", "sysrq-trigger", "irq", "bus")
 
 _versions: dict[tuple[str, int, int, int], tuple[int, ...]] = {}
 

@@ -75,7 +75,7 @@ def run_in(path: str, told: Command, program: str) -> CompletedProcess[bytes]:
             real = points.need(bind.inside, bind.is_directory, placed, (proc, dev))
             placed.append(bind._replace(inside=real))
         argv = bubblewrap.arguments(program, path, proc, dev, placed, network=told.network)
-        files = _Files(told, who, dev)
+        files = _Files(told, who, (proc, dev))
         with Ending(files.close):
             files.open()
             words = [os.fsencode(word) for word in [*argv, _PROGRAM, told.argv[0]]]      # its name is for ps(1)
@@ -111,8 +111,8 @@ class _Files:
     out      the blocks of each output, by its descriptor
     """
 
-    def __init__(self, told: Command, who: User, dev: str) -> None:
-        self._told, self._who, self._dev = told, who, dev
+    def __init__(self, told: Command, who: User, places: tuple[str, str]) -> None:
+        self._told, self._who, self._places = told, who, places
         # Each file is in a list as soon as it is open: however this ends, it is closed.
         self._given: list[FileIO] = []
         self._kept: list[FileIO] = []
@@ -123,7 +123,7 @@ class _Files:
         """Open all."""
         told, given = self._told, self._given
         given.append(FileIO(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), "r+"))
-        given.append(_memory("plan", _plan(told, self._who, self._dev)))
+        given.append(_memory("plan", _plan(told, self._who, self._places)))
         given.append(_memory("enter", _enter(), executable=True))
         null, plan, enter = (file.fileno() for file in given)
         self._kept.append(_memory("bwrap"))
@@ -224,11 +224,11 @@ def _enter() -> bytes:
         return file.read()
 
 
-def _plan(told: Command, who: User, dev: str) -> bytes:
-    """Return the plan for ext/enter."""
+def _plan(told: Command, who: User, places: tuple[str, str]) -> bytes:
+    """Return the plan for ext/enter; places: where proc and the devices are."""
     variables = {"PATH": PATH, "HOME": who.home, "TERM": TERM, **told.env}
     flags = (_NO_INPUT if told.input is None else 0) | (_KEEP_GROUPS if _groups_are_fixed() else 0)
-    texts = [dev, told.cwd, *told.argv, *(f"{name}={value}" for name, value in variables.items())]
+    texts = [*places, told.cwd, *told.argv, *(f"{name}={value}" for name, value in variables.items())]
     head = _PLAN.pack(bubblewrap.rights(), who.uid, who.gid, flags, len(told.argv), len(variables), 0)
     return head + b"".join(os.fsencode(text) + b"\0" for text in texts)
 
