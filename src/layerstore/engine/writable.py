@@ -504,8 +504,11 @@ class WritableLayers:
         """Let a box go on as a note of its rollback says, from where the disk is. Called while the box is held."""
         stack = self._writables.named_in(to.lower)
         self._writables.turn(mount.mount_id, to.fresh, to.upper, stack, durable=durable)
-        if mount.init_id and mount.init_id in stack:
-            self._writables.restand(mount.init_id, stack[stack.index(mount.init_id) + 1 :])
+        if mount.init_id:
+            layer = self.stacks.layer(to.parent)          # beside the stack only dockerd looks at it, as at a fork's
+            beside = layer.directories if layer else []
+            below = stack[stack.index(mount.init_id) + 1 :] if mount.init_id in stack else beside
+            self._writables.restand(mount.init_id, below, durable=durable)
         self._metadata.replace_mount_parent(mount.name, to.parent)
         with self._lock:
             self._records.refresh_mount(mount)
