@@ -366,7 +366,7 @@ typedef struct lay_clone lay_clone;
  * where the file system can; else their data is copied, holes stay holes. Kept: kinds, modes, owners, times, extended
  * attributes (marks of overlays too, but origin, upper, index, nlink and uuid of this class), devices, names that share
  * an inode. Sockets are left out. Another process may change the tree meanwhile: a name that vanishes is left out.
- * workers: threads that copy; 0: all in line; -1: as many as there are processors, 2 to 4. */
+ * workers: threads that copy; 0: all in line; -1: one more than there are processors, 2 to 5. */
 lay_code lay_clone_open(lay_clone **out, int from_fd, int to_fd, unsigned flags, int workers, lay_error *err);
 /* Works for about max_ms. *end 1: all is there. */
 lay_code lay_clone_run(lay_clone *c, int max_ms, int *end, lay_error *err);

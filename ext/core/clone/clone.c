@@ -409,11 +409,12 @@ const char *lay_clone_unsteady(const lay_clone *c, size_t i)
 
 /* ---- opening ---- */
 
-static int processors(void)
+/* One more than processors, as a thread may wait for the disk. */
+static int default_threads(void)
 {
     cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 2;
-    return n < 2 ? 2 : n > 4 ? 4 : n;
+    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) + 1 : 3;
+    return n > 5 ? 5 : n;
 }
 
 static lay_code start(lay_clone *c, int from_fd, int to_fd, int workers, lay_error *err)
@@ -425,7 +426,7 @@ static lay_code start(lay_clone *c, int from_fd, int to_fd, int workers, lay_err
     c->twins.root_fd = c->to.root_fd;
     if (lay_copy_prepare(lay_trail_fd(&c->to), err) || lay_copier_init(&c->own.copier, &c->rules, false, err) || enter(c, err))
         return err->code;
-    for (int i = workers < 0 ? processors() : workers; i > 0 && c->threads < THREADS_MAX; i--) {
+    for (int i = workers < 0 ? default_threads() : workers; i > 0 && c->threads < THREADS_MAX; i--) {
         if (pthread_create(&c->thread[c->threads], NULL, worker, c) != 0)
             break;              /* fewer are as right as many */
         c->threads++;

@@ -57,6 +57,24 @@ with Store(sys.argv[1]) as store:
                     os.mkdir(path + "/d")
                     open(path + "/d/new", "w").close()
                 said.append(None)
+            elif what == "clone":
+                box = store.get_rw_layer(given[0])
+                with box.mounted() as path:
+                    inside = os.open(path, os.O_RDONLY)
+                    snapshot = box.snapshot()
+                    os.close(inside)
+                assert box.base.chain_id, "it was in use, so it was cloned"
+                with snapshot.fork(given[1]).mounted() as path:
+                    said.append(shown(path))
+            elif what == "squash":
+                box = store.get_rw_layer(given[0])
+                for i in range(3):
+                    with box.mounted() as path:
+                        open(f"{path}/d/{i}", "w").close()
+                    box.snapshot().release()
+                box.squash()
+                with box.mounted() as path:
+                    said.append(shown(path))
             elif what == "changes":
                 said.append([str(change) for change in store.get_rw_layer(given[0]).changes()])
             elif what == "tar":
@@ -275,3 +293,11 @@ def test_a_box_in_use_is_known_in_a_user_namespace_too(place):
     """There the kernel does not say whether an upper is in use: the processes are looked at."""
     done = subprocess.run([*OTHER, sys.executable, "-c", INSIDE, place / "s", tar(place, "base")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_box_of_a_user_namespace_is_cloned_and_squashed_with_its_marks(place):
+    root = str(place / "root")
+    base = other(root, ["register", str(place / "base.tar"), ""])[0][0]
+    after = [[*TREE], *[[*TREE[:1], *(f"d/{i}" for i in range(3)), *TREE[1:]]]]
+    said, _ = other(root, ["create", "box", base], ["anew", "box"], ["clone", "box", "fork"], ["squash", "fork"], ["squash", "box"], ["show", "box"])
+    assert said[2:] == [after[0], after[1], after[1], after[1]]
