@@ -243,7 +243,8 @@ class RWLayer:
     def files(self) -> Iterator[FileEntry]:
         """Return an iterator over all files that it shows, as Layer.merged() has them; it need not be mounted.
 
-        crc and offset are None for what is in no layer. While it is mounted, files may be of different moments.
+        crc and offset are None for what is in no layer. Sockets and names that begin with ".wh." are left out. While it
+        is mounted, files may be of different moments.
         """
         return self._engine.looking.merged(self._shown()).files()
 
@@ -253,7 +254,7 @@ class RWLayer:
         path    from its root, with or without "/" in front; links are followed, below that root
         Raises  FileNotFoundError, IsADirectoryError, NotADirectoryError, OSError
         """
-        return self._engine.looking.merged(self._shown()).open(path)
+        return self._engine.looking.open(self._shown(), path)
 
     def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
         """Return a tar of what differs from its nearest layer.

@@ -106,5 +106,5 @@ class ToyTrees:
         with self.recorded(above, below) as (_, fd):
             yield from (entry._replace(crc=None, offset=None) for entry in record.entries(fd, ""))
 
-    def open_file(self, above, entry):
-        return os.open(self.home / above[0] / "box" / entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+    def open_file(self, above, path):
+        return os.open(self.home / above[0] / "box" / path, os.O_RDONLY | os.O_NOFOLLOW)

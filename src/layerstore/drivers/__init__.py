@@ -408,8 +408,12 @@ class Trees(Protocol):
     def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
         """Return the entries of diff(), in its order; they are of no layer, and have no CRC and no offset."""
 
-    def open_file(self, above: Stack, entry: FileEntry) -> int:
-        """Open a regular file among entries() for reading, and return the descriptor. No link is followed."""
+    def open_file(self, above: Stack, path: str) -> int:
+        """Open a regular file among entries() for reading, and return the descriptor. No link is followed.
+
+        path    as FileEntry.path has it
+        Raises  OSError   these do not show a regular file there
+        """
 
 
 # ---- the home ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Source: sandbox.md 12
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from layerstore.errors import LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, is_driver_id
 from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Descriptor, Durability, FileEntry, Progress
+from layerstore.values import Change, Descriptor, Durability, FileEntry, Progress, StrPath
 
 
 class Shown(NamedTuple):
@@ -161,7 +162,7 @@ class Looking:
         def opener(entry: FileEntry) -> BinaryIO:
             if entry.chain_id:
                 return open_bytes(functools.partial(stored[entry.chain_id].open_file, entry), entry)
-            return os.fdopen(self._trees.open_file(above, entry), "rb")
+            return os.fdopen(self._trees.open_file(above, entry.path), "rb")
 
         def layers() -> Iterator[tuple[ChainID, Iterator[FileEntry]]]:
             for chain_id, each in stored.items():
@@ -169,6 +170,15 @@ class Looking:
             yield cast(ChainID, ""), self._trees.entries(above, below)
 
         return MergedTree(layers(), opener)
+
+
+    def open(self, shown: Shown, path: StrPath) -> BinaryIO:
+        """Open a regular file that a box or a snapshot shows. Raises as MergedTree.open() does."""
+        name = os.fsdecode(path).lstrip("/")
+        if not {"", ".", ".."}.intersection(name.split("/")):
+            with contextlib.suppress(OSError, LayerStoreError):       # it is a layer's, or behind a link, or none
+                return os.fdopen(self._trees.open_file(shown.above, name), "rb")
+        return self.merged(shown).open(path)
 
 
 class _Difference(NamedTuple):

@@ -221,11 +221,11 @@ def test_the_files_of_a_stack_are_listed_and_opened_without_a_mount(small: Home)
     }
     assert {(entry.crc, entry.offset, entry.chain_id) for entry in found.values()} == {(None, None, "")}
     for name in ("etc/hosts", "etc/twin", "new"):
-        with open(trees.open_file(above, found[name]), "rb") as file:
+        with open(trees.open_file(above, name), "rb") as file:
             assert file.read() == (path / name).read_bytes()
     (path / "new").unlink()
     with pytest.raises(FileNotFoundError):
-        trees.open_file(above, found["new"])
+        trees.open_file(above, "new")
     small.w.unmount(top)
 
 

@@ -119,10 +119,10 @@ class Trees:
             lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below] if len(fds) > 1 else None
             return listed(_listing.list_stack(fds, lowers, flags), cast(ChainID, ""))
 
-    def open_file(self, above: Stack, entry: FileEntry) -> int:
+    def open_file(self, above: Stack, path: str) -> int:
         with contextlib.ExitStack() as stack:
             fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
-            return _listing.open_stacked(fds, entry.path, self._view(above))
+            return _listing.open_stacked(fds, path, self._view(above))
 
     # ---- what a mount shows ----
 
