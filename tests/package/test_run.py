@@ -13,6 +13,7 @@ import machine
 import pytest
 import sandboxes
 import tarkit
+from another import ENVIRONMENT, command
 
 import layerstore
 from layerstore import NotSupportedError
@@ -533,3 +534,24 @@ def test_a_program_needs_a_library_of_the_box_and_gets_it(store):
     box = store.create_rw_layer("dynamic", store.register(tar))
     assert box.run(["cat"], input=b"through\n", check=True).stdout == b"through\n"
     assert box.run(["cat", "/proc/self/comm"], user=1000, check=True).stdout == b"cat\n"
+
+
+ROOTLESS = """
+import sys, layerstore, sandboxes
+with layerstore.Store(sys.argv[1]) as store:
+    box = store.create_rw_layer("box", store.register(sandboxes.layer_tar()))
+    print(box.run(["sh", "-c", "id -u; touch /tmp/x; chmod 600 /dev/null; echo x >/proc/sys/kernel/hostname; grep CapEff /proc/self/status"]))
+    try:
+        box.run(["true"], user=1000)
+    except OSError as error:
+        print(error.errno, error)
+    print([str(change) for change in box.changes()])
+"""
+
+
+def test_a_user_namespace_runs_commands_too(root):
+    machine.needs("unshare")
+    done = subprocess.run(command(ROOTLESS, root, front=("unshare", "-Urm")), capture_output=True, check=True, text=True, env=ENVIRONMENT).stdout
+    assert "stdout=b'0\\nCapEff:\\t00000000000405fb\\n'" in done and done.count("Read-only file system") == 2
+    assert f"{errno.EINVAL} " in done and "cannot become uid 1000" in done
+    assert done.endswith("['C /tmp', 'A /tmp/x']\n")

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import itertools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -243,6 +245,26 @@ def test_a_part_of_it_that_is_killed_from_outside_ends_it(box, clean, root, mark
         done = box.run(["sh", "-c", f"echo out; exec sleep {mark}"])
         thread.join()
         assert (done.returncode, done.stdout) == (137, b"out\n")
+
+
+def test_too_few_descriptors_are_an_error_and_leave_nothing(box, clean):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with box.mounted() as path:
+        told, program = command.checked(["true"], binds={"/mnt/x": "/usr"}, input=b"x"), bubblewrap.find()
+        done = 0
+        for more in range(100):
+            with clean():
+                resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1 + more, hard))
+                try:
+                    done += run_in(path, told, program).returncode == 0
+                except OSError as error:
+                    assert error.errno in (errno.EMFILE, errno.EINVAL, errno.EBADF), more
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                assert not os.path.exists(f"{path}/mnt") and not os.path.exists(f"{path}/proc"), more
+            if done == 3:
+                break
+        assert done == 3
 
 
 def test_others_that_wait_for_children_do_not_disturb_it(box, clean):

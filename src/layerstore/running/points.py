@@ -104,6 +104,7 @@ class Points:
 
     def _make_in(self, made: _Point, fd: int) -> None:
         name, above = made.names[-1], os.stat(".", dir_fd=fd)
+        os.close(os.dup(fd))               # raises while nothing is made yet: the point itself needs a descriptor
         self._made.append(made)            # named before it is made: however this ends, it is removed
         if made.is_directory:
             os.mkdir(name, 0o755, dir_fd=fd)
