@@ -1,4 +1,4 @@
-"""The store of a command, and the layers in it by their names.
+"""The store of a command, and the layers, snapshots and writable layers in it by their names.
 
 Enters: --root, LAYERSTORE_ROOT, and names as typed. Leaves: an open store and references to layers. Every named layer
 is held until the process ends and never released, so no failure and no removal of a layer on top deletes it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Store
@@ -17,6 +17,7 @@ from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
 from layerstore.disk import dockerd
 from layerstore.drivers import checks, registry
+from layerstore.layerdb.transaction import check_mount_name
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
@@ -57,6 +58,27 @@ def is_store(root: str) -> bool:
     return True
 
 
+def _one(name: str, known: Iterable[str], what: str) -> str | None:
+    """Return the ID that begins with a name, or None. Raises Failure if several do."""
+    digits = _HEX.fullmatch(name)
+    if not digits:
+        return None
+    found = [one for one in known if one.rpartition(":")[2].startswith(digits[1])]
+    if len(found) > 1:
+        shown = ", ".join(short_id(one) for one in sorted(found)[:3])
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise Failure(f"{name} is the beginning of several {what}: {shown}{more}", Exit.USAGE)
+    return found[0] if found else None
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a writable layer. Raises Failure if it cannot be one."""
+    try:
+        return check_mount_name(name)
+    except ValueError as err:
+        raise Failure(str(err), Exit.USAGE) from None
+
+
 class Opened:
     """An open store, and how layers in it are named."""
 
@@ -69,15 +91,9 @@ class Opened:
 
         Raises  Failure   it means none, or several
         """
-        digits = _HEX.fullmatch(name)
-        if digits:
-            found = [chain for chain in self.store.names()[0] if chain.encoded.startswith(digits[1])]
-            if len(found) > 1:
-                shown = ", ".join(short_id(chain) for chain in sorted(found)[:3])
-                more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-                raise Failure(f"{name} is the beginning of several layers: {shown}{more}", Exit.USAGE)
-            if found:
-                return found[0]
+        found = _one(name, self.store.names()[0], "layers")
+        if found:
+            return ChainID(found)
         try:
             top = self.images.get(name).top
         except LookupError:
@@ -95,6 +111,13 @@ class Opened:
     def kept(self, name: str) -> contextlib.AbstractContextManager[Layer]:
         """Keep the layer that a name means for the length of a `with` block. Whether it was released stays as it is."""
         return self.store.using(self.find(name))
+
+    def rw_layer(self, name: str) -> RWLayer:
+        """Return the writable layer of a name. Raises Failure if there is none."""
+        try:
+            return self.store.get_rw_layer(checked_name(name))
+        except MountDoesNotExistError:
+            raise Failure(f"there is no writable layer {name} in {self.store.root}", Exit.NOT_THERE) from None
 
     def rw_layers(self) -> Iterator[RWLayer]:
         """Return all writable layers, by name; one that another process removes meanwhile is left out."""

@@ -15,18 +15,16 @@ from layerstore import (
     LayerDoesNotExistError,
     LayerStoreError,
     Metadata,
-    MountDoesNotExistError,
     ReadOnlyStoreError,
     RWLayer,
     StoreInUseError,
 )
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, add_null, below_of, tell_gone, tell_layer
-from layerstore.cli.opening import Opened, reading, writing
+from layerstore.cli.opening import checked_name, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
-from layerstore.layerdb.transaction import check_mount_name
 
 
 def add(commands: Commands) -> None:
@@ -78,20 +76,6 @@ def add(commands: Commands) -> None:
     remove.add_argument("--layers", action="store_true", help="also the layers below, unless something else needs them")
 
 
-def _checked(name: str) -> str:
-    try:
-        return check_mount_name(name)
-    except ValueError as err:
-        raise Failure(str(err), Exit.USAGE) from None
-
-
-def _rw(opened: Opened, name: str) -> RWLayer:
-    try:
-        return opened.store.get_rw_layer(_checked(name))
-    except MountDoesNotExistError:
-        raise Failure(f"there is no writable layer {name} in {opened.store.root}", Exit.NOT_THERE) from None
-
-
 def _mounted_at(rw: RWLayer) -> str | None:
     """Return where it is mounted, or None. A box without a parent needs no mount."""
     try:
@@ -105,7 +89,7 @@ def run_create(args: Any, screen: Screen) -> None:
     options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
     with writing(args) as opened:
         parent = opened.find(args.layer) if args.layer is not None else ""
-        rw = opened.store.create_rw_layer(_checked(args.name), parent, options, durability=args.durability)
+        rw = opened.store.create_rw_layer(checked_name(args.name), parent, options, durability=args.durability)
         mount_id = opened.store.get_mount_id(rw.name)
     screen.result({"name": rw.name, "parent": parent or None, "mount_id": mount_id}, [rw.name])
 
@@ -129,13 +113,13 @@ def run_ls(args: Any, screen: Screen) -> None:
 
 def run_mount(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
-        path = _rw(opened, args.name).mount(args.label)
+        path = opened.rw_layer(args.name).mount(args.label)
     screen.result({"name": args.name, "path": path}, [path])
 
 
 def run_unmount(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
-        rw = _rw(opened, args.name)
+        rw = opened.rw_layer(args.name)
         before = _mounted_at(rw)
         rw.unmount(lazy=args.lazy)
         if _mounted_at(rw):
@@ -146,7 +130,7 @@ def run_unmount(args: Any, screen: Screen) -> None:
 
 def run_holders(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
-        found = _rw(opened, args.name).holders()
+        found = opened.rw_layer(args.name).holders()
     facts = [holder._asdict() for holder in found]
     rows: list[list[Cell]] = [[str(one.pid), one.command, ",".join(one.uses), " ".join(one.paths)] for one in found]
     screen.table((">PID", "COMMAND", "USES", "PATHS"), rows, facts=facts, none=f"no process uses {args.name}")
@@ -155,23 +139,23 @@ def run_holders(args: Any, screen: Screen) -> None:
 def run_changes(args: Any, screen: Screen) -> None:
     try:
         with reading(args) as opened:
-            changes = _rw(opened, args.name).changes()
+            changes = opened.rw_layer(args.name).changes()
     except ReadOnlyStoreError:                            # both trees must be compared, and mounted for it
         with writing(args) as opened:
-            changes = _rw(opened, args.name).changes()
+            changes = opened.rw_layer(args.name).changes()
     facts = [{"kind": str(change.kind), "path": change.path} for change in changes]
     screen.result(facts, map(str, changes), null=args.null)
 
 
 def run_size(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
-        size = _rw(opened, args.name).size()
+        size = opened.rw_layer(args.name).size()
     screen.result({"name": args.name, "size": size}, [screen.size(size)])
 
 
 def run_commit(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
-        rw = _rw(opened, args.name)
+        rw = opened.rw_layer(args.name)
         with screen.progress("commit") as progress:
             layer = rw.commit(keep=args.keep, marks=args.marks, durability=args.durability, progress=progress)
     tell_layer(layer, screen)
@@ -181,7 +165,7 @@ def run_rm(args: Any, screen: Screen) -> int:
     removed: list[Metadata] = []
     with writing(args) as opened:
         names = list(dict.fromkeys(args.names))
-        held = [_rw(opened, name) for name in names]
+        held = [opened.rw_layer(name) for name in names]
         mounted = [rw.name for rw in held if _mounted_at(rw)]
         if mounted and not args.force:
             raise Failure(f"{mounted[0]} is mounted; unmount it, or use --force", Exit.IN_USE)
