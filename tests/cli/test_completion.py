@@ -36,7 +36,8 @@ COMMANDS = {path: parser for path, parser in every_command() if not parser.comma
 # ---- words --------------------------------------------------------------------------------------
 def test_commands(base):
     assert words("r") == ["register", "release", "rw", "repair"]
-    assert words("rw", "") == ["create", "ls", "mount", "unmount", "holders", "changes", "size", "commit", "rm"]
+    assert words("rw", "") == ["create", "ls", "mount", "unmount", "run", "holders", "changes", "size", "commit",
+                               "snapshot", "rollback", "fork", "squash", "rm"]  # fmt: skip
     assert words("--root", "/x", "--json", "im") == ["image"]
     assert words("nonsense", "") == [] and words("ls", "") == []
 
@@ -66,6 +67,15 @@ def test_layers_and_names(base, cli):
     assert words("rw", "mount", "") == ["bag:1", "box"] and words("rw", "rm", "box", "ba") == ["bag:1"]
     assert words("rw", "create", "new", "") == [ID[7:19]] and words("rw", "create", "") == []
     assert words("register", "") == ["-", ":files"] and words("verify", "", "") == [ID[7:19]]
+
+
+def test_snapshots(base):
+    taken = base("rw", "snapshot", "bag:1")[0]
+    assert words("snapshot", "rm", taken[:2]) == words("rw", "rollback", "box", taken[:2]) == [taken[:12]]
+    assert words("snapshot", "commit", taken[:30]) == [taken] and words("snapshot", "rm", "sha256:") == []
+    assert words("rw", "fork", "") == ["bag:1", "box", taken[:12]] and words("rw", "fork", "box", "") == []
+    assert words("rw", "run", "b") == ["bag:1", "box"] and words("rw", "run", "box", "--", "") == []
+    assert sorted(words("rw", "create", "new", "")) == sorted([taken[:12], ID[7:19]])
 
 
 def test_paths_in_a_layer(base):

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 
 from layerstore import __version__
-from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, pack, writable
+from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, pack, snapshots, writable
 from layerstore.cli.exits import MEANINGS
 from layerstore.cli.mistakes import check_words
 from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options, help_of
 
 _EPILOG = """\
 a LAYER is named by its ChainID, by a unique beginning of it (with or without "sha256:"), or by an image: debian:12
+a SNAPSHOT is named by its id, or by a unique beginning of it; a BASE is a LAYER or a SNAPSHOT
 
 environment:
   LAYERSTORE_ROOT     the store, if --root is not given
@@ -35,7 +36,7 @@ def build() -> Parser:
     parser.set_defaults(run=help_of(parser), parser=parser)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = Commands(parser, "commands", common)
-    for family in (host, layers, pack, contents, writable, images, health, doctor, bench, completion):
+    for family in (host, layers, pack, contents, writable, snapshots, images, health, doctor, bench, completion):
         family.add(commands)
     return parser
 
@@ -43,8 +44,7 @@ def build() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. Raises Failure for a wrong one, SystemExit behind --help and --version."""
     parser = build()
-    check_words(parser, argv)
-    args, unknown = parser.parse_known_args(argv)
+    args, unknown = parser.parse_known_args(check_words(parser, argv))
     if unknown:
         args.parser.error(f"too many arguments: {' '.join(unknown)}")
     for name, value in DEFAULTS.items():

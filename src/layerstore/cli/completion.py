@@ -134,7 +134,8 @@ def _values(at: _Line, action: argparse.Action, current: str) -> list[Word]:
         return [FILES]
     if kind == "DIR":
         return [DIRECTORIES]
-    look = {"LAYER": _layers, "NAME": _mounts, "IMAGE": _images, "PATH": _paths}.get(kind)
+    look = {"LAYER": _layers, "NAME": _mounts, "IMAGE": _images, "PATH": _paths,
+            "SNAPSHOT": _snapshots, "BASE": _bases, "ORIGIN": _origins}.get(kind)  # fmt: skip
     if look is None:
         return []
     with reading(argparse.Namespace(root=at.root)) as opened:
@@ -160,6 +161,23 @@ def _mounts(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
     for name in opened.store.names()[1]:
         if name.startswith(current):
             yield Word(name)
+
+
+def _snapshots(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:
+    for snapshot in opened.store.snapshots():
+        if snapshot.id.startswith(current):
+            shown = short_id(snapshot.id) if len(current) <= len(short_id(snapshot.id)) else snapshot.id
+            yield Word(shown, f"of {snapshot.box}")
+
+
+def _bases(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
+    yield from _snapshots(opened, at, current)
+    yield from _layers(opened, at, current)
+
+
+def _origins(opened: Opened, at: _Line, current: str) -> Iterator[Word]:
+    yield from _mounts(opened, at, current)
+    yield from _snapshots(opened, at, current)
 
 
 def _images(opened: Opened, _at: _Line, current: str) -> Iterator[Word]:

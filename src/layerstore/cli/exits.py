@@ -29,6 +29,7 @@ class Exit(IntEnum):
     NOT_THERE = 3
     IN_USE = 4
     NOT_SUPPORTED = 5
+    TIMED_OUT = 124
     HUNG_UP = 129
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -42,6 +43,7 @@ MEANINGS = {
     Exit.NOT_THERE: "no such store, layer, writable layer, image or file",
     Exit.IN_USE: "in use by something else, or the store is read-only (a dockerd runs on it)",
     Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
+    Exit.TIMED_OUT: "rw run: the command did not end within --timeout",
     Exit.HUNG_UP: "SIGHUP: the terminal was closed",
     Exit.INTERRUPTED: "Ctrl-C",
     Exit.BROKEN_PIPE: "the reader of the output has gone",

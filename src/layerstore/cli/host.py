@@ -1,4 +1,4 @@
-"""The store itself: init, info."""
+"""The store itself: init, info, usage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ def add(commands: Commands) -> None:
     commands.command("init", run_init, "make a store; harmless where there is one",
                      examples=["init", "--root /srv/layers init"])  # fmt: skip
     commands.command("info", run_info, "say what a store holds and what it stands on", examples=["info", "info --json"])
+    commands.command("usage", run_usage, "say how much disk a store uses, and for what",
+                     more="Bytes of blocks on the disk. What is shared counts once.",
+                     examples=["usage", "usage --json"])  # fmt: skip
 
 
 def run_init(args: Any, screen: Screen) -> None:
@@ -57,3 +60,14 @@ def run_info(args: Any, screen: Screen) -> None:
     pairs += [(name, value) for name, value in facts["libraries"].items()]
     pairs.append(("layerstore", facts["version"]))
     screen.pairs(pairs)
+
+
+def run_usage(args: Any, screen: Screen) -> None:
+    with reading(args) as opened:
+        usage = opened.store.usage()
+    if screen.as_json:
+        screen.json(usage._asdict())
+        return
+    told = {"layers": "layers", "writable": "writable layers", "snapshots": "snapshots", "orphans": "unowned",
+            "reclaimable": "reclaimable"}  # fmt: skip
+    screen.pairs((told.get(name, name), screen.size(size)) for name, size in usage._asdict().items())

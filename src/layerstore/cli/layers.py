@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,12 @@ from layerstore import (
     LayerStoreError,
     Metadata,
     RWLayer,
+    Snapshot,
     StoreInUseError,
     TarStream,
 )
 from layerstore.cli.exits import Exit, Failure
-from layerstore.cli.opening import Opened, reading, writing
+from layerstore.cli.opening import Opened, id_of, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
@@ -34,8 +36,8 @@ DURABILITIES = ("full", "ordered", "none")
 def add(commands: Commands) -> None:
     ls = commands.command(
         "ls", run_ls, "list the layers as a tree",
-        more="Each layer is listed below its parent, indented if several stand on one. Writable layers and images are\n"
-             "listed at their layers.",
+        more="Each layer is listed below its parent, indented if several stand on one. Writable layers, snapshots and\n"
+             "images are listed at their layers.",
         examples=["ls", "ls --no-trunc", "ls --json"])  # fmt: skip
     ls.add_argument("--no-trunc", action="store_true", help="whole ChainIDs")
 
@@ -68,10 +70,13 @@ def add(commands: Commands) -> None:
     release.add_argument("--only", action="store_true", help="keep the layers below, also those released before")
 
     diff = commands.command(
-        "diff", run_diff, "compare the file systems of two layers, by their records", "old:LAYER new:LAYER",
-        more="Lines begin with A (added), D (deleted) or C (changed: content, kind, rights, owner, attributes).",
-        examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7c4f1a --json"])  # fmt: skip
-    diff.add_argument("--times", action="store_true", help="compare times too")
+        "diff", run_diff, "compare the file systems of two layers or snapshots", "old:BASE new:BASE",
+        more="Lines begin with A (added), D (deleted) or C (changed: content, kind, rights, owner, attributes).\n"
+             "Layers are compared by their records. A snapshot has no record: its files are compared.",
+        examples=["diff debian:11 debian:12", "diff 4e596c87bd09 7d1f --json"])  # fmt: skip
+    counted = diff.add_mutually_exclusive_group()
+    counted.add_argument("--times", action="store_true", help="compare times too")
+    counted.add_argument("--contents", action="store_true", help="compare kind, rights, owner and content alone")
     add_null(diff)
 
 
@@ -91,10 +96,10 @@ _Standing = dict[str, list[RWLayer]]
 
 
 def _standing(opened: Opened) -> _Standing:
-    """Return the writable layers on each layer."""
+    """Return the writable layers on each layer, with snapshots between them or not."""
     standing: _Standing = {}
     for rw in opened.rw_layers():
-        standing.setdefault(rw.parent.chain_id if rw.parent else "", []).append(rw)
+        standing.setdefault(id_of(rw.parent) or "", []).append(rw)
     return standing
 
 
@@ -122,9 +127,11 @@ def run_ls(args: Any, screen: Screen) -> None:
             found = [_facts(layer, images, standing.get(layer.chain_id, [])) for layer in layers.values()]
             pairs = [(rw.name, parent) for parent, held in standing.items() for rw in held]
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
-            screen.json({"layers": found, "writable": writable})
+            taken = [{"id": one.id, "box": one.box, "parent": id_of(one.parent)} for one in opened.store.snapshots()]
+            screen.json({"layers": found, "writable": writable, "snapshots": taken})
             return
-        rows = list(_Tree(screen, layers, images, standing, whole=args.no_trunc).rows())
+        above = [*opened.store.snapshots(), *itertools.chain.from_iterable(standing.values())]
+        rows = list(_Tree(screen, layers, images, above, whole=args.no_trunc).rows())
         titles = ("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES")
         screen.table(titles, rows, none=f"no layers in {opened.store.root}")
 
@@ -144,60 +151,63 @@ def _facts(layer: Layer, images: _Names, standing: list[RWLayer]) -> dict[str, A
     }
 
 
+_Node = Layer | Snapshot | RWLayer
+
+
 class _Tree:
-    """The rows of `ls`: each layer below its parent, the oldest first."""
+    """The rows of `ls`: each layer and snapshot below what it stands on, the oldest first."""
 
     def __init__(
-        self, screen: Screen, layers: dict[ChainID, Layer], images: _Names, standing: _Standing, *, whole: bool
-    ) -> None:
-        self._screen, self._images, self._standing, self._whole = screen, images, standing, whole
+        self, screen: Screen, layers: dict[ChainID, Layer], images: _Names, above: Sequence[Snapshot | RWLayer], *,
+        whole: bool,
+    ) -> None:  # fmt: skip
+        self._screen, self._images, self._whole = screen, images, whole
         self._made = {chain: layer.created_at for chain, layer in layers.items()}
-        self._children: dict[str, list[Layer]] = {}
+        self._standing: dict[str, list[_Node]] = {}
+        for one in above:
+            below = one.base if isinstance(one, RWLayer) else one.parent
+            self._standing.setdefault(id_of(below) or "", []).append(one)
         for chain in sorted(layers, key=lambda chain: (self._made[chain], chain)):
-            layer = layers[chain]
-            self._children.setdefault(layer.parent.chain_id if layer.parent else "", []).append(layer)
+            self._standing.setdefault(id_of(layers[chain].parent) or "", []).append(layers[chain])
         self._branch, self._last, self._on, self._none = screen.branches()
 
     def rows(self) -> Iterator[list[Cell]]:
         """Return the rows, from the base layers up."""
-        for layer in self._children.get("", []):
-            yield self._row("", layer)
-            yield from self._above(layer.chain_id, "")
-        for rw in self._standing.get("", []):
-            yield self._writable("", rw)
+        grounded = self._standing.get("", [])
+        for node in sorted(grounded, key=lambda node: not isinstance(node, Layer)):
+            yield self._row("", node)
+            yield from self._above(node, "")
 
-    def _above(self, top: str, before: str) -> Iterator[list[Cell]]:
-        # With a stack of its own: layers stand up to 125 high.
-        todo: list[tuple[str, bool, Layer | RWLayer]] = self._on_top(top, before)
+    def _above(self, top: _Node, before: str) -> Iterator[list[Cell]]:
+        # With a stack of its own: layers stand up to 125 high, snapshots higher.
+        todo = self._on_top(top, before)
         while todo:
-            before, last, what = todo.pop()
-            drawn = before + (self._last if last else self._branch)
-            if isinstance(what, RWLayer):
-                yield self._writable(drawn, what)
-                continue
-            yield self._row(drawn, what)
+            before, last, node = todo.pop()
+            yield self._row(before + (self._last if last else self._branch), node)
             above = before + (self._none if last else self._on)
-            on_top = self._on_top(what.chain_id, above)
+            on_top = self._on_top(node, above)
             # A line of descent goes straight on: what stands alone on the last one is drawn below it.
-            todo += self._on_top(what.chain_id, before) if last and len(on_top) == 1 else on_top
+            todo += self._on_top(node, before) if last and len(on_top) == 1 else on_top
 
-    def _on_top(self, chain: str, before: str) -> list[tuple[str, bool, Layer | RWLayer]]:
-        """Return what stands on a layer, the last first."""
-        found: list[Layer | RWLayer] = [*self._standing.get(chain, []), *self._children.get(chain, [])]
+    def _on_top(self, node: _Node, before: str) -> list[tuple[str, bool, _Node]]:
+        """Return what stands on a layer or snapshot, the last first."""
+        found = [] if isinstance(node, RWLayer) else self._standing.get(id_of(node) or "", [])
         return [(before, at == 0, what) for at, what in enumerate(reversed(found))]
 
-    def _row(self, drawn: str, layer: Layer) -> list[Cell]:
-        screen, made = self._screen, self._made[layer.chain_id]
-        name = layer.chain_id if self._whole else short_id(layer.chain_id)
-        images = ", ".join(self._images.get(layer.chain_id, []))
+    def _row(self, drawn: str, node: _Node) -> list[Cell]:
+        screen = self._screen
+        if isinstance(node, Snapshot):
+            name, made = node.id if self._whole else short_id(node.id), node.created.timestamp()
+            return [(f"{drawn}{name} (snapshot of {node.box})", "green"), "", "", screen.age(made), ""]
+        if isinstance(node, RWLayer):
+            name, made = node.name, node.created_at
+            if not self._whole and is_driver_id(name):        # what dockerd calls a container
+                name = short_id(name)
+            return [(f"{drawn}{name} (writable)", "green"), "", "", screen.age(made) if made else "", ""]
+        name, made = node.chain_id if self._whole else short_id(node.chain_id), self._made[node.chain_id]
+        images = ", ".join(self._images.get(node.chain_id, []))
         age = screen.age(made) if made else ""
-        return [drawn + name, screen.size(layer.diff_size), screen.size(layer.size), age, (images, "cyan")]
-
-    def _writable(self, drawn: str, rw: RWLayer) -> list[Cell]:
-        made, name = rw.created_at, rw.name
-        if not self._whole and is_driver_id(name):        # what dockerd calls a container
-            name = short_id(name)
-        return [(f"{drawn}{name} (writable)", "green"), "", "", self._screen.age(made) if made else "", ""]
+        return [drawn + name, screen.size(node.diff_size), screen.size(node.size), age, (images, "cyan")]
 
 
 # ---- show ---------------------------------------------------------------------------------------
@@ -335,17 +345,27 @@ def _why_kept(opened: Opened, chain: str) -> str:
 # ---- diff ---------------------------------------------------------------------------------------
 def run_diff(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
-        old, new = opened.layer(args.old), opened.layer(args.new)
-        was = {entry.path: entry for entry in old.merged().files()}
-        found: list[dict[str, Any]] = []
-        for entry in new.merged().files():
-            before = was.pop(entry.path, None)
-            what = _differences(before, entry, times=args.times) if before else []
-            if before is None or what:
-                found.append({"kind": "C" if before else "A", "path": f"/{entry.path}", "what": what})
-        found += [{"kind": "D", "path": f"/{path}", "what": []} for path in was]
-    found.sort(key=lambda change: os.fsencode(change["path"]).split(b"/"))
+        old, new = opened.parent(args.old), opened.parent(args.new)
+        chains = opened.store.names()[0]
+        if old in chains and new in chains and not args.contents:
+            found = _by_records(opened.store.get(old), opened.store.get(new), times=args.times)
+        else:
+            changes = opened.store.diff(old, new, contents=not args.times)
+            found = [{"kind": str(change.kind), "path": change.path} for change in changes]
     screen.result(found, (f"{change['kind']} {change['path']}" for change in found), null=args.null)
+
+
+def _by_records(old: Layer, new: Layer, *, times: bool) -> list[dict[str, Any]]:
+    was = {entry.path: entry for entry in old.merged().files()}
+    found: list[dict[str, Any]] = []
+    for entry in new.merged().files():
+        before = was.pop(entry.path, None)
+        what = _differences(before, entry, times=times) if before else []
+        if before is None or what:
+            found.append({"kind": "C" if before else "A", "path": f"/{entry.path}", "what": what})
+    found += [{"kind": "D", "path": f"/{path}", "what": []} for path in was]
+    found.sort(key=lambda change: os.fsencode(change["path"]).split(b"/"))
+    return found
 
 
 def _differences(old: FileEntry, new: FileEntry, *, times: bool) -> list[str]:

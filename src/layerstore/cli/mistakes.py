@@ -1,6 +1,6 @@
 """Mistakes: unknown words of a command line, and what was probably meant.
 
-Enters: the parser of all commands and the words. Leaves: nothing, or a Failure that names the word, similar ones, and
+Enters: the parser of all commands and the words. Leaves: the words, or a Failure that names the word, similar ones, and
 the help of the command. argparse finds the rest.
 """
 
@@ -17,33 +17,41 @@ _MOST = 3
 _ENDS = ("-h", "--help", "--version")
 # Names that other tools, mainly docker, have for these commands.
 _OTHER_WORDS = {
-    "containers": "rw ls", "delete": "rm", "del": "rm", "df": "info", "extract": "unpack", "images": "image ls",
-    "import": "register", "list": "ls", "ps": "rw ls", "remove": "rm", "rmi": "image rm", "run": "rw create",
-    "tree": "ls", "umount": "unmount", "files": "ls-files", "fsck": "verify",
+    "checkpoint": "rw snapshot", "clone": "rw fork", "containers": "rw ls", "delete": "rm", "del": "rm", "df": "usage",
+    "du": "usage", "exec": "rw run", "extract": "unpack", "images": "image ls", "import": "register", "list": "ls",
+    "ps": "rw ls", "remove": "rm", "reset": "rw rollback", "restore": "rw rollback", "rmi": "image rm",
+    "snapshots": "snapshot ls", "tree": "ls", "umount": "unmount", "files": "ls-files", "fsck": "verify",
 }  # fmt: skip
 
 
-def check_words(parser: Parser, words: Sequence[str]) -> None:
-    """Look for unknown commands and options. Raises Failure for the first one."""
-    rest = iter(words)
+def check_words(parser: Parser, words: Sequence[str]) -> list[str]:
+    """Look for unknown commands and options. Raises Failure for the first one.
+
+    Returns the words. A "--" stands in front of another program's command line, so that its options are its own.
+    """
+    rest, plain = iter(enumerate(words)), 0
     options_over = False
-    for word in rest:
+    for at, word in rest:
         if word == "--":
             options_over = True
         elif word in _ENDS and not options_over:
-            return
+            break
         elif word.startswith("-") and word != "-" and not options_over:
             _check_option(parser, word, rest)
         else:
             below = parser.commands
             if not below:
+                if plain == parser.command_behind and not options_over:
+                    return [*words[:at], "--", *words[at:]]
+                plain += 1
                 continue
             if word not in below:
                 raise _unknown(parser, f"there is no command {word!r}", _commands_like(parser, word))
             parser = below[word]
+    return list(words)
 
 
-def _check_option(parser: Parser, word: str, rest: Iterator[str]) -> None:
+def _check_option(parser: Parser, word: str, rest: Iterator[tuple[int, str]]) -> None:
     """Check one word that begins with "-", and take its value from the rest. Raises Failure if it is unknown."""
     options = {name: action for action in parser.arguments() for name in action.option_strings}
     name, equals, _ = word.partition("=")

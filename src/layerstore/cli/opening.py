@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Store
+from layerstore import ChainID, ImageError, Images, Layer, MountDoesNotExistError, RWLayer, Snapshot, Store
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
 from layerstore.disk import dockerd
@@ -79,6 +79,13 @@ def checked_name(name: str) -> str:
         raise Failure(str(err), Exit.USAGE) from None
 
 
+def id_of(base: Snapshot | Layer | None) -> str | None:
+    """Return the ID of a snapshot, or the ChainID of a layer; None for nothing."""
+    if base is None:
+        return None
+    return base.id if isinstance(base, Snapshot) else base.chain_id
+
+
 class Opened:
     """An open store, and how layers in it are named."""
 
@@ -92,12 +99,14 @@ class Opened:
         Raises  Failure   it means none, or several
         """
         found = _one(name, self.store.names()[0], "layers")
-        if found:
-            return ChainID(found)
+        return ChainID(found) if found else self._top_of_image(name, "layer")
+
+    def _top_of_image(self, name: str, or_no: str) -> ChainID:
         try:
             top = self.images.get(name).top
         except LookupError:
-            raise Failure(f"there is no layer and no image {name} in {self.store.root}", Exit.NOT_THERE) from None
+            why = f"there is no {or_no} and no image {name} in {self.store.root}"
+            raise Failure(why, Exit.NOT_THERE) from None
         except ImageError as err:                 # no name at all, or the beginning of several
             raise Failure(str(err), Exit.USAGE) from None
         if not top:
@@ -118,6 +127,34 @@ class Opened:
             return self.store.get_rw_layer(checked_name(name))
         except MountDoesNotExistError:
             raise Failure(f"there is no writable layer {name} in {self.store.root}", Exit.NOT_THERE) from None
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Return the snapshot that an ID, or the unique beginning of one, means. Raises Failure if none or several."""
+        found = self._snapshot_id(name)
+        if not found:
+            raise Failure(f"there is no snapshot {name} in {self.store.root}", Exit.NOT_THERE)
+        return self.store.get_snapshot(found)
+
+    def _snapshot_id(self, name: str) -> str | None:
+        return _one(name, (each.id for each in self.store.snapshots()), "snapshots")
+
+    def parent(self, name: str) -> str:
+        """Return the ID of what a writable layer can stand on: a snapshot, a layer, or an image's top.
+
+        Raises  Failure   the name means none of them, or several
+        """
+        known = [*self.store.names()[0], *(each.id for each in self.store.snapshots())]
+        return _one(name, known, "layers and snapshots") or self._top_of_image(name, "layer, no snapshot")
+
+    def origin(self, name: str) -> RWLayer | Snapshot:
+        """Return the writable layer of a name, or else the snapshot that it means. Raises Failure if there is none."""
+        if name in self.store.mounts():
+            return self.rw_layer(name)
+        found = self._snapshot_id(name)
+        if not found:
+            why = f"there is no writable layer and no snapshot {name} in {self.store.root}"
+            raise Failure(why, Exit.NOT_THERE)
+        return self.store.get_snapshot(found)
 
     def rw_layers(self) -> Iterator[RWLayer]:
         """Return all writable layers, by name; one that another process removes meanwhile is left out."""

@@ -15,17 +15,20 @@ from layerstore.cli.screen import Run, Screen
 
 PROGRAM = "layerstore"
 
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line.
 
-    commands   the parsers of its commands, by name
-    short      what its command does
+    commands         the parsers of its commands, by name
+    short            what its command does
+    command_behind   what follows this many plain words is another program's command line; -1: nothing is
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.commands: dict[str, Parser] = {}
         self.short = ""
+        self.command_behind = -1
 
     def arguments(self) -> list[argparse.Action]:
         """Return its options and arguments, without its commands and hidden ones."""

@@ -1,4 +1,4 @@
-"""Writable layers: rw create, ls, mount, unmount, holders, changes, size, commit, rm.
+"""Writable layers: rw create, ls, mount, unmount, holders, changes, size, commit, rm. Others add their own to `rw`.
 
 A mount outlives the process that made it, and the next one finds it: it ends with `rw unmount`, `rw rm` or a reboot.
 """
@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from layerstore import (
+    Change,
     CreateRWLayerOpts,
     LayerDoesNotExistError,
     LayerStoreError,
@@ -19,9 +20,10 @@ from layerstore import (
     RWLayer,
     StoreInUseError,
 )
+from layerstore.cli import running, snapshots
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, add_null, below_of, tell_gone, tell_layer
-from layerstore.cli.opening import checked_name, reading, writing
+from layerstore.cli.opening import Opened, checked_name, id_of, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import iso_time, short_id
@@ -31,10 +33,10 @@ def add(commands: Commands) -> None:
     rw = commands.family("rw", "writable layers: create, mount, compare, commit, remove",
                          examples=["rw create box debian:12", "rw mount box", "rw changes box",
                                    "rw commit box", "rw rm --force box"])  # fmt: skip
-    create = rw.command("create", run_create, "create a writable layer on a layer, or on an empty tree",
+    create = rw.command("create", run_create, "create a writable layer on a layer or snapshot, or on an empty tree",
                         examples=["rw create box debian:12", "rw create box 4e596c87bd09 --size 10G"])  # fmt: skip
     create.add_argument("name", metavar="NEW_NAME", help="its name")
-    create.add_argument("layer", metavar="LAYER", nargs="?", help="the layer below")
+    create.add_argument("base", metavar="BASE", nargs="?", help="the layer, image or snapshot below")
     create.add_argument("--size", metavar="SIZE", help="what may be written, for example 10G; only on xfs with pquota")
     add_durability(create)
 
@@ -50,13 +52,17 @@ def add(commands: Commands) -> None:
     unmount.add_argument("--lazy", action="store_true",
                          help="detach it although processes are inside; until they end it cannot be mounted again")
 
+    running.add_to_writable(rw)
+
     rw.command("holders", run_holders, "list the processes that use a mounted one", "NAME",
                more="A PID of 0 is the kernel itself, or a mount that no process uses.",
                examples=["rw holders box", "rw holders box --json"])  # fmt: skip
 
     changes = rw.command(
         "changes", run_changes, "list what differs from the layer below", "NAME",
-        more="Lines begin with A (added), C (changed) or D (deleted).", examples=["rw changes box"])  # fmt: skip
+        more="Lines begin with A (added), C (changed) or D (deleted).",
+        examples=["rw changes box", "rw changes box --since 7d1f"])  # fmt: skip
+    changes.add_argument("--since", metavar="BASE", help="since this snapshot or layer, of those below")
     add_null(changes)
 
     rw.command("size", run_size, "print how many bytes its own files have", "NAME", examples=["rw size box --bytes"])
@@ -70,10 +76,13 @@ def add(commands: Commands) -> None:
                         help="names that begin with .wh. (they delete in a tar): refuse them, or leave them out")
     add_durability(commit)
 
+    snapshots.add_to_writable(rw)
+
     remove = rw.command("rm", run_rm, "delete writable layers with everything that was written", "NAME+",
                         examples=["rw rm box", "rw rm --force box other"])  # fmt: skip
     remove.add_argument("-f", "--force", action="store_true", help="delete it even if it is mounted")
     remove.add_argument("--layers", action="store_true", help="also the layers below, unless something else needs them")
+    remove.add_argument("--snapshots", action="store_true", help="also the snapshots that were taken of them")
 
 
 def _mounted_at(rw: RWLayer) -> str | None:
@@ -88,7 +97,7 @@ def _mounted_at(rw: RWLayer) -> str | None:
 def run_create(args: Any, screen: Screen) -> None:
     options = CreateRWLayerOpts(storage_opt={"size": args.size}) if args.size is not None else None
     with writing(args) as opened:
-        parent = opened.find(args.layer) if args.layer is not None else ""
+        parent = opened.parent(args.base) if args.base is not None else ""
         rw = opened.store.create_rw_layer(checked_name(args.name), parent, options, durability=args.durability)
         mount_id = opened.store.get_mount_id(rw.name)
     screen.result({"name": rw.name, "parent": parent or None, "mount_id": mount_id}, [rw.name])
@@ -99,16 +108,16 @@ def run_ls(args: Any, screen: Screen) -> None:
     rows: list[list[Cell]] = []
     with reading(args) as opened:
         for rw in opened.rw_layers():
-            made, parent = rw.created_at, rw.parent.chain_id if rw.parent else None
+            made, parent, base = rw.created_at, rw.parent.chain_id if rw.parent else None, id_of(rw.base)
             size: int | None = None
             mounted: str | None = None
             with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
                 size, mounted = rw.size(), _mounted_at(rw)
-            facts.append({"name": rw.name, "parent": parent, "size": size, "mounted": mounted,
+            facts.append({"name": rw.name, "parent": parent, "base": base, "size": size, "mounted": mounted,
                           "created": iso_time(made) if made else None})  # fmt: skip
-            rows.append([(rw.name, "green"), short_id(parent) if parent else "-",
+            rows.append([(rw.name, "green"), short_id(base) if base else "-",
                          "?" if size is None else screen.size(size), screen.age(made) if made else "", mounted or "-"])
-    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
+    screen.table(("NAME", "ON", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
 
 
 def run_mount(args: Any, screen: Screen) -> None:
@@ -136,13 +145,18 @@ def run_holders(args: Any, screen: Screen) -> None:
     screen.table((">PID", "COMMAND", "USES", "PATHS"), rows, facts=facts, none=f"no process uses {args.name}")
 
 
+def _changes(opened: Opened, args: Any) -> list[Change]:
+    since = None if args.since is None else opened.parent(args.since)
+    return opened.rw_layer(args.name).changes(since)
+
+
 def run_changes(args: Any, screen: Screen) -> None:
     try:
         with reading(args) as opened:
-            changes = opened.rw_layer(args.name).changes()
+            changes = _changes(opened, args)
     except ReadOnlyStoreError:                            # both trees must be compared, and mounted for it
         with writing(args) as opened:
-            changes = opened.rw_layer(args.name).changes()
+            changes = _changes(opened, args)
     facts = [{"kind": str(change.kind), "path": change.path} for change in changes]
     screen.result(facts, map(str, changes), null=args.null)
 
@@ -170,12 +184,15 @@ def run_rm(args: Any, screen: Screen) -> int:
         if mounted and not args.force:
             raise Failure(f"{mounted[0]} is mounted; unmount it, or use --force", Exit.IN_USE)
         stacks = [list(below_of(rw)) if args.layers else [] for rw in held]
+        taken = [one for one in opened.store.snapshots() if one.box in names] if args.snapshots else []
         for rw in held:
             removed += rw.release()
+        left = set(opened.store.mounts()).intersection(names)
+        for snapshot in taken:
+            removed += [] if snapshot.box in left else snapshot.release()
         for chain in itertools.chain.from_iterable(stacks):
             with contextlib.suppress(LayerDoesNotExistError, StoreInUseError):
                 removed += opened.store.remove(chain)
-        left = set(opened.store.mounts()).intersection(names)
     gone = [name for name in names if name not in left]
     facts = {"removed": gone, "layers": [item.chain_id for item in removed], "kept": sorted(left)}
     tell_gone(removed, screen, facts)
