@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -115,9 +116,7 @@ def bare(ground: Ground) -> Seconds:
         (place / name).mkdir()
     options = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work,index=off,volatile"
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            (place / "work/work/incompat/volatile").rmdir()
-            (place / "work/work/incompat").rmdir()
+        shutil.rmtree(place / "work/work/incompat", ignore_errors=True)
         began = time.perf_counter()
         disk.mount("overlay", place / "merged", "overlay", 0, options)
         disk.unmount(place / "merged", 0)

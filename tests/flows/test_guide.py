@@ -149,6 +149,21 @@ def test_the_sandbox_example_runs_to_its_end_and_leaves_nothing(room):
     assert disk.mounts_below(room) == []
 
 
+def test_the_repair_example_keeps_what_passes_and_leaves_nothing(room):
+    needs("bwrap")
+    command = [sys.executable, str(PROJECT / "examples" / "repair.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**ENVIRONMENT, "TMPDIR": str(room)}, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = [(line[:12].strip(), line[12:].strip()) for line in done.stdout.splitlines()]
+    assert told[0] == ("before", "4 of 8 pass")
+    assert [text for what, text in told if what == "kept"] == ["not the centuries: 7 of 8 pass", "but every 400 years: 8 of 8 pass"]
+    assert [text for what, text in told if what == "tried"].count("wait for one: 0") == 2
+    assert ("changed", "C /project  C /project/leap") in told
+    assert told[-1] == ("left", "0 layers, 0 boxes, 0 snapshots")
+    assert list(room.iterdir()) == []
+    assert disk.mounts_below(room) == []
+
+
 @pytest.fixture
 def served(root, open_store):
     """examples/serve.py on a store with two layers: the address, and the tars by DiffID."""
