@@ -1,9 +1,9 @@
 """An agent repairs a failing program by trying: as root `python examples/repair.py`. Needs bubblewrap.
 
-Out: what was tried, how far each try came, and what was kept, line by line. The agent has no model: its ideas are a list
-of patches. From the best state so far each patch is tried in a fork of its own; the tests run in the fork; the best fork
-becomes the next state, and the others are dropped. The store lies in a temporary directory (below TMPDIR), which is
-gone afterwards.
+Out: what was tried, how far each try came, and what was kept, line by line. The agent has no model: its ideas are a
+list of patches. From the best state so far each patch is tried in a fork of its own; the tests run in the fork; the
+best fork becomes the next state, and the others are dropped. The store lies in a temporary directory (below TMPDIR),
+which is gone afterwards.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ def main() -> None:
                 snapshot.release()
             for chain in (layer, base):
                 chain.release()
-            print(f"left        {len(store.map())} layers, {len(store.mounts())} boxes, {len(store.snapshots())} snapshots")
+            counts = (len(store.map()), len(store.mounts()), len(store.snapshots()))
+            print("left        {} layers, {} boxes, {} snapshots".format(*counts))
 
 
 if __name__ == "__main__":
