@@ -4,7 +4,8 @@
 
 Never absolute times: the baselines run on the same machine in the same minute, in turn with ours. Machines are noisy
 all the same, so the whole is measured a second time before it fails. In: the small layer of benchmarks/layers.py,
-made if it is not there; for sandboxes what bench_sandbox.py writes. Out: a line a ratio; exit status 1 when one is beyond its bound both times. Needs root.
+made if it is not there; for sandboxes what bench_sandbox.py writes. Out: a line a ratio; exit status 1 when one is
+beyond its bound both times. Needs root.
 """
 
 from __future__ import annotations
