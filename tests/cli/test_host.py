@@ -10,6 +10,7 @@ from pathlib import Path
 import disk
 import pytest
 import tarkit
+from machine import needs
 
 import layerstore
 from layerstore.cli import doctor, opening
@@ -85,10 +86,10 @@ def test_doctor_here(made, cli, root):
     found = answers(done)
     assert done.code == 0, done.out
     names = ["kernel", "rights", "store", "dockerd", "space", "file system", "overlay mounts", "d_type", "xattrs", "whiteouts", "changes",
-             "mount API", "openat2", "locks", "quota", "libraries", "libarchive", "rich"]  # fmt: skip
+             "mount API", "openat2", "locks", "quota", "snapshots", "reflinks", "libraries", "libarchive", "bubblewrap", "rich"]  # fmt: skip
     assert list(found) == names
     assert found["file system"]["found"] == "tmpfs" and found["quota"]["state"] == "note"
-    for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks"):
+    for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks", "snapshots"):
         assert found[name]["state"] == "ok", found[name]
     assert cli("doctor").out.count("->") == sum(1 for check in found.values() if check["todo"])
     assert os.listdir(root) == ["image", "overlay2"] or sorted(os.listdir(root)) == ["image", "overlay2"]
@@ -110,6 +111,19 @@ def test_doctor_on_an_overlay(cli, room, mounted):
     assert found["file system"]["state"] == "bad" and "volume" in found["file system"]["todo"]
     assert found["overlay mounts"]["state"] == "bad"
     assert [name for name in os.listdir(room / "up") if name.startswith("layerstore")] == []
+
+
+def test_doctor_knows_where_files_are_cloned(cli, room):
+    needs("mkfs.xfs")
+    assert answers(cli("doctor", "--json"))["reflinks"]["state"] == "note"
+    with disk.sized_file_system(room, "xfs", size=400 << 20) as place:
+        assert answers(cli("--root", place / "root", "doctor", "--json"))["reflinks"]["state"] == "ok"
+
+
+def test_doctor_without_bubblewrap(cli, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = answers(cli("doctor", "--json"))["bubblewrap"]
+    assert found["state"] == "note" and "apt-get install bubblewrap" in found["todo"]
 
 
 def test_doctor_where_nothing_may_be_written(cli, mounted):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import importlib.util
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from layerstore import NotSupportedError, build_info
+from layerstore import LayerStoreError, NotSupportedError, Store, build_info
 from layerstore._core import _files
 from layerstore.cli.exits import Exit, sentence
 from layerstore.cli.opening import is_store, nearest, root_of
@@ -31,6 +33,7 @@ OK, NOTE, BAD = "ok", "note", "bad"
 _STYLES = {OK: "green", NOTE: "yellow", BAD: "red"}
 _NAMESPACE = "unshare --user --map-root-user --mount"
 _OPENAT2 = 437
+_FICLONE = 0x40049409
 _LITTLE_SPACE, _FEW_INODES = 1 << 30, 10_000
 
 
@@ -77,7 +80,7 @@ def examine(root: str) -> list[Check]:
             found += [look(room) for look in _TRIES]
     except OSError as err:
         found.append(Check("writing", BAD, sentence(err), "name a directory that you may write to with --root"))
-    return [*found, _libraries(), _libarchive(), _rich()]
+    return [*found, _libraries(), _libarchive(), _bubblewrap(), _rich()]
 
 
 @contextlib.contextmanager
@@ -254,8 +257,32 @@ def _quota(room: str) -> Check:
     return Check("quota", OK, "project quotas")
 
 
+def _snapshots(room: str) -> Check:
+    try:
+        with Store(os.path.join(room, "snapshots"), options={"durability": "none"}) as store:
+            with store.register(bytes(1024)) as layer, store.create_rw_layer("box", layer) as box, box.mounted():
+                box.snapshot(busy="error").release()
+    except (LayerStoreError, OSError) as err:
+        return Check("snapshots", NOTE, f"a mounted box is copied: {sentence(err)}",
+                     "kernel 6.5 switches a mounted box in place; see also: overlay mounts")  # fmt: skip
+    return Check("snapshots", OK, "a mounted box is switched in place")
+
+
+def _reflinks(room: str) -> Check:
+    try:
+        with open(os.path.join(room, "one"), "wb") as one, open(os.path.join(room, "other"), "wb") as other:
+            one.write(b"x" * 4096)
+            one.flush()
+            fcntl.ioctl(other, _FICLONE, one.fileno())
+    except OSError as err:
+        return Check("reflinks", NOTE, os.strerror(err.errno or 0),
+                     "a snapshot of a box with processes inside copies files: xfs and btrfs share them")  # fmt: skip
+    return Check("reflinks", OK, "files are cloned without a copy")
+
+
 _TRIES: tuple[Callable[[str], Check], ...] = (
-    _file_system, _overlay, _d_type, _xattrs, _whiteouts, _native, _mount_api, _openat2, _locks, _quota,
+    _file_system, _overlay, _d_type, _xattrs, _whiteouts, _native, _mount_api, _openat2, _locks, _quota, _snapshots,
+    _reflinks,
 )  # fmt: skip
 
 
@@ -276,6 +303,13 @@ def _libarchive() -> Check:
     except (ImportError, OSError, TypeError, AttributeError) as err:
         return Check("libarchive", NOTE, sentence(err), "for layers in bzip2, xz or lz4: apt-get install libarchive13")
     return Check("libarchive", OK, "bzip2, xz and lz4 layers")
+
+
+def _bubblewrap() -> Check:
+    found = shutil.which("bwrap")
+    if found is None:
+        return Check("bubblewrap", NOTE, "not installed", "for run() and `rw run`: apt-get install bubblewrap")
+    return Check("bubblewrap", OK, found)
 
 
 def _rich() -> Check:
