@@ -46,7 +46,7 @@ def run_run(args: Any, screen: Screen) -> int:
     with writing(args) as opened:
         box = opened.rw_layer(args.name)
         try:
-            done = box.run(args.argv, capture=screen.as_json, **how)
+            done = box.run(args.argv, input=0, capture=screen.as_json, **how)
         except subprocess.TimeoutExpired:
             raise Failure(f"{args.argv[0]} was ended after {args.timeout}", Exit.TIMED_OUT) from None
     if screen.as_json:
