@@ -65,7 +65,7 @@ def test_the_commands_own_options_need_no_mark(box, program):
 @pytest.mark.parametrize(
     ("words", "argv"),
     [(["box", "ls", "--help"], ["ls", "--help"]), (["box", "--", "ls", "--json"], ["ls", "--json"]), (["--", "box", "ls", "-l"], ["ls", "-l"]),
-     (["--cwd", "/x", "box", "ls", "--", "-x"], ["ls", "--", "-x"]), (["box", "--network", "ls", "-q"], ["ls", "-q"])],
+     (["--cwd", "/x", "box", "ls", "--", "-x"], ["ls", "--", "-x"]), (["box", "--", "ls", "--", "-x"], ["ls", "--", "-x"]), (["box", "--network", "ls", "-q"], ["ls", "-q"])],
     ids=lambda value: " ".join(value),
 )  # fmt: skip
 def test_where_the_command_begins(environment, words, argv):

@@ -44,7 +44,11 @@ def build() -> Parser:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line. Raises Failure for a wrong one, SystemExit behind --help and --version."""
     parser = build()
-    args, unknown = parser.parse_known_args(check_words(parser, argv))
+    words, command = check_words(parser, argv)
+    # argparse would drop a "--" of the command: one word stands for it.
+    args, unknown = parser.parse_known_args([*words, "command"] if command else words)
+    if command:
+        args.argv = list(command)
     if unknown:
         args.parser.error(f"too many arguments: {' '.join(unknown)}")
     for name, value in DEFAULTS.items():

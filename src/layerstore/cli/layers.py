@@ -127,8 +127,7 @@ def run_ls(args: Any, screen: Screen) -> None:
             found = [_facts(layer, images, standing.get(layer.chain_id, [])) for layer in layers.values()]
             pairs = [(rw.name, parent) for parent, held in standing.items() for rw in held]
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
-            taken = [{"id": one.id, "box": one.box, "parent": id_of(one.parent)} for one in opened.store.snapshots()]
-            screen.json({"layers": found, "writable": writable, "snapshots": taken})
+            screen.json({"layers": found, "writable": writable})
             return
         above = [*opened.store.snapshots(), *itertools.chain.from_iterable(standing.values())]
         rows = list(_Tree(screen, layers, images, above, whole=args.no_trunc).rows())

@@ -1,6 +1,6 @@
 """Mistakes: unknown words of a command line, and what was probably meant.
 
-Enters: the parser of all commands and the words. Leaves: the words, or a Failure that names the word, similar ones, and
+Enters: the parser of all commands and the words. Leaves: the words, divided, or a Failure that names the word, similar ones, and
 the help of the command. argparse finds the rest.
 """
 
@@ -24,15 +24,17 @@ _OTHER_WORDS = {
 }  # fmt: skip
 
 
-def check_words(parser: Parser, words: Sequence[str]) -> list[str]:
+def check_words(parser: Parser, words: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """Look for unknown commands and options. Raises Failure for the first one.
 
-    Returns the words. A "--" stands in front of another program's command line, so that its options are its own.
+    Returns the words of this command line, and those of another program's that begins in it, whose options are its own.
     """
     rest, plain = iter(enumerate(words)), 0
     options_over = False
     for at, word in rest:
-        if word == "--":
+        if word == "--" and not options_over:
+            if plain == parser.command_behind:
+                return words[:at], words[at + 1 :]
             options_over = True
         elif word in _ENDS and not options_over:
             break
@@ -41,14 +43,14 @@ def check_words(parser: Parser, words: Sequence[str]) -> list[str]:
         else:
             below = parser.commands
             if not below:
-                if plain == parser.command_behind and not options_over:
-                    return [*words[:at], "--", *words[at:]]
+                if plain == parser.command_behind:
+                    return words[:at], words[at:]
                 plain += 1
                 continue
             if word not in below:
                 raise _unknown(parser, f"there is no command {word!r}", _commands_like(parser, word))
             parser = below[word]
-    return list(words)
+    return words, ()
 
 
 def _check_option(parser: Parser, word: str, rest: Iterator[tuple[int, str]]) -> None:
