@@ -1,7 +1,7 @@
 """Mistakes: unknown words of a command line, and what was probably meant.
 
-Enters: the parser of all commands and the words. Leaves: the words, divided, or a Failure that names the word, similar ones, and
-the help of the command. argparse finds the rest.
+Enters: the parser of all commands and the words. Leaves: the words, divided, or a Failure that names the word, similar
+ones, and the help of the command. argparse finds the rest.
 """
 
 from __future__ import annotations
