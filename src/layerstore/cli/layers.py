@@ -129,7 +129,7 @@ def run_ls(args: Any, screen: Screen) -> None:
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
             screen.json({"layers": found, "writable": writable})
             return
-        above = [*opened.store.snapshots(), *itertools.chain.from_iterable(standing.values())]
+        above: list[Snapshot | RWLayer] = [*opened.store.snapshots(), *itertools.chain.from_iterable(standing.values())]
         rows = list(_Tree(screen, layers, images, above, whole=args.no_trunc).rows())
         titles = ("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES")
         screen.table(titles, rows, none=f"no layers in {opened.store.root}")

@@ -6,7 +6,7 @@ in rw create, rw rollback, rw changes, diff.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from layerstore import Metadata, Snapshot
 from layerstore.cli.layers import add_durability, tell_gone, tell_layer
@@ -103,7 +103,7 @@ def run_commit(args: Any, screen: Screen) -> None:
 
 def run_snapshot(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
-        busy = "error" if args.error_if_busy else "clone"
+        busy: Literal["clone", "error"] = "error" if args.error_if_busy else "clone"
         box = opened.rw_layer(args.name)
         snapshot = box.snapshot(busy=busy, freeze=args.freeze, durability=args.durability)
         facts = _facts(snapshot)
