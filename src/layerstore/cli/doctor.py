@@ -270,7 +270,7 @@ def _snapshots(room: str) -> Check:
 
 def _reflinks(room: str) -> Check:
     try:
-        with open(os.path.join(room, "one"), "wb") as one, open(os.path.join(room, "other"), "wb") as other:
+        with open(os.path.join(room, "one"), "w+b") as one, open(os.path.join(room, "other"), "wb") as other:
             one.write(b"x" * 4096)
             one.flush()
             fcntl.ioctl(other, _FICLONE, one.fileno())
