@@ -84,7 +84,7 @@ def test_every_public_name_has_an_example_beside_its_entry(name):
 @pytest.mark.parametrize("name", layerstore.aio.__all__)
 def test_every_name_of_aio_has_an_example(name):
     page = next(page for page in API if page.name == "aio.md")
-    if name in ("Layer", "RWLayer", "TarStream", "File"):       # a Store gives them
-        assert any(each in examples(page) for each in ("register(", "create_rw_layer(", "tar_stream(", "open("))
+    if name in ("Layer", "RWLayer", "Snapshot", "TarStream", "File"):       # a Store gives them
+        assert any(each in examples(page) for each in ("register(", "create_rw_layer(", "snapshot(", "tar_stream(", "open("))
     else:
         assert f"aio.{name}(" in examples(page) or f"aio.{name}." in examples(page)
