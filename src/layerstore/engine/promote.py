@@ -58,15 +58,20 @@ class Promotion:
             try:
                 for each in reversed(todo):
                     made = self._commit(each, above, level)
-                    if below:
-                        self._references.release(below, below.record.chain_id)
+                    self._give_back(below)
                     below, above = made, made.record
             except BaseException:
-                if below:
-                    self._references.let_go(below)
+                self._give_back(below)
                 raise
             assert below
             return below
+
+    def _give_back(self, below: Reference | None) -> None:
+        """End a reference that the caller does not get: what was made on the way goes with what stands on it."""
+        if below and below.is_new:
+            self._references.release(below, below.record.chain_id)
+        elif below:
+            self._references.let_go(below)
 
     def _commit(self, id: str, above: Record | None, level: Durability) -> Reference:
         w = self._driver.writables
