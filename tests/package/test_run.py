@@ -397,6 +397,19 @@ def test_proc_and_dev_lie_in_the_box_wherever_its_links_lead(store, target):
     assert not os.path.exists("/oldroot") and not os.path.exists("/newroot")
 
 
+def test_nothing_is_mounted_over_the_root_of_the_box(box, store, room):
+    with box.mounted() as path:
+        Path(path, "top").symlink_to("home/..")
+    for point in ("/top", "/top/."):
+        with pytest.raises(OSError, match="root of the layer") as error:
+            box.run(["true"], binds={point: str(room)})
+        assert (error.value.errno, error.value.filename) == (errno.EBUSY, "/top")
+    linked = store.create_rw_layer("linked", store.register(sandboxes.layer_tar(tarkit.symlink("proc", "/"))))
+    with pytest.raises(OSError, match="root of the layer"):
+        linked.run(["true"])
+    assert (changes(box), changes(linked)) == (["A /top"], [])
+
+
 @pytest.mark.parametrize(("binds", "error"), [
     ({"/x": "/none/such"}, FileNotFoundError), ({"/x": "ro:/none/such"}, FileNotFoundError), ({"relative": "/usr"}, ValueError), ({"/": "/usr"}, ValueError), ({"/../.": "/usr"}, ValueError),
     ({"/x": ""}, ValueError), ({"/x": "ro:"}, ValueError), ({"/x\0": "/usr"}, ValueError), ({"/x": "/usr\0"}, ValueError), ({"/x": 3}, TypeError), ({3: "/usr"}, TypeError),

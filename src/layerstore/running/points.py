@@ -75,6 +75,8 @@ class Points:
         with OpenDirectory(top) as fd:
             place = inside.find(fd, point)
         real = place.path
+        if real == "/":
+            raise OSError(errno.EBUSY, "the mount point is a link to the root of the layer", point)
         if real.startswith(tuple(f"{each}/" for each in mounted)):
             return real
         for bind in binds:
