@@ -751,6 +751,53 @@ def test_a_kill_at_any_moment_leaves_a_whole_box(box, step, mounted):
     assert count > 100
 
 
+@pytest.mark.time_limit(300)
+@pytest.mark.parametrize("mounted", [True, False])
+def test_an_interrupt_at_any_moment_leaves_a_whole_box(box, mounted):
+    """It comes behind a call of C, as a signal does. What was done by then stands, or is undone."""
+    count, done = 1, False
+    while not done:
+        box.w.mount(box.id)
+        with open(box.path + f"/{count}", "w") as file:
+            file.write("new")
+        whole = tree(box.path)
+        if not mounted:
+            box.w.unmount(box.id)
+        left = [count]
+
+        def interrupt(frame, event, arg, left=left):
+            if event == "c_return":
+                left[0] -= 1
+                if not left[0]:
+                    raise KeyboardInterrupt
+
+        before = box.w.stack_of(box.id)
+        into = random_id()
+        try:
+            sys.setprofile(interrupt)
+            box.w.freeze(box.id, into, before, lambda id: None)
+            done = left[0] > 0
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert box.w.stack_of(box.id) in (before, [into, *before]), count
+        assert box.alone() == whole, count
+        box.w.publish(into)
+        if mounted:
+            assert tree(box.path) == whole, count
+            assert mounts_below(box.home) == [box.path], count
+            box.w.unmount(box.id)
+        assert not [id for id in box.leftover() if id != into], count
+        box.driver.host.reclaim(lambda: [box.base, box.id])
+        assert box.alone() == whole, count
+        if len(before) > 20:
+            box.turn([box.base])
+            box.driver.host.reclaim(lambda: [box.base, box.id])
+        count += 1 + count // 50
+    assert count > 100
+
+
 def test_freezing_is_logged_nowhere(box, caplog):
     with caplog.at_level(logging.DEBUG, "layerstore"):
         box.w.mount(box.id)

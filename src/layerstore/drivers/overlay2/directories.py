@@ -31,7 +31,6 @@ from layerstore.disk.locks import (
 from layerstore.disk.textfile import (
     drop_acls,
     make_directory,
-    random_number,
     read_text,
     remove_below,
     replace_small,
@@ -166,6 +165,8 @@ class Directories:
             link = _new_link()
             _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
             write_small(self.path(id, "link"), link.encode(), 0o644, sync=False)
+            self._items[id] = f"{LINKS}/{link}"
+            self._sound[self._items[id]] = id
             if parent or lower:
                 self.put_on(id, parent, lower, most)
         except BaseException:
@@ -423,11 +424,11 @@ class Directories:
         """Return what `lower` must say on just this stack. Raises InvalidMetadataError: something of it has no link."""
         if not stack:
             return ""
-        first = self._known_link(stack[0])
+        first = self.item_of(stack[0])
         with contextlib.suppress(OSError, LayerStoreError):       # what is damaged may have whole links
             if self.stack_of(stack[0]) == list(stack[1:]):
                 return ":".join([first, *self.lower_items(stack[0])])
-        return ":".join([first, *map(self._known_link, stack[1:])])
+        return ":".join([first, *map(self.item_of, stack[1:])])
 
     def lower_on(self, stack: Sequence[str]) -> str:
         """Return what `lower` says of something new on this stack; "": damaged, the first one's must say it."""
@@ -443,7 +444,7 @@ class Directories:
             return target[1] if target else ""
         return ""
 
-    def _known_link(self, id: str) -> str:
+    def item_of(self, id: str) -> str:
         """Return the item of `lower` that leads to id."""
         item = self._items.get(id)
         if item is None or self._sound.get(item) != id:
@@ -463,34 +464,33 @@ class Directories:
             with contextlib.suppress(FileNotFoundError):
                 _files.unlink(self.path(id, "lower"))
 
-    def restand_aside(self, id: str, lower: str, *, durable: bool) -> str:
-        """Replace `lower` in one step, and return the path of the old file, which undo_restand() puts back.
+    def restand_aside(self, id: str, aside: str, lower: str, *, durable: bool) -> None:
+        """Replace `lower` in one step; the old file is aside then, the name of a file beside it, for undo_restand().
 
-        Where there was none it returns "". No inode is needed to undo it: a full disk does not prevent that.
+        No inode is needed to undo it: a full disk does not prevent that.
         """
-        place = self.path(id, "lower")
-        if not is_there(place):
+        if not is_there(self.path(id, "lower")):
             self.restand(id, lower, durable=durable)
-            return ""
+            return
         self._stacks.pop(id, None)
-        aside = self.path(id, f".tmp-lower{random_number()}")
-        try:
-            write_small(aside, os.fsencode(lower), 0o644, sync=durable)
-            with opened(self.path(id)) as directory:
-                _files.exchange(directory, os.path.basename(aside), directory, "lower")
-        except BaseException:
-            with contextlib.suppress(OSError):
-                _files.unlink(aside)
-            raise
-        return aside
+        write_small(self.path(id, aside), os.fsencode(lower), 0o644, sync=durable)
+        with opened(self.path(id)) as directory:
+            _files.exchange(directory, aside, directory, "lower")
 
-    def undo_restand(self, id: str, aside: str, *, durable: bool) -> None:
-        """Undo restand_aside()."""
+    def undo_restand(self, id: str, aside: str, text: str, *, durable: bool) -> None:
+        """Let `lower` be text again, as it was before restand_aside(), which may have been stopped anywhere."""
         self._stacks.pop(id, None)
-        if aside:
-            _files.rename(aside, self.path(id, "lower"))
-        else:
-            self.restand(id, "", durable=durable)
+        if self.lower_text(id) != text:
+            if text:
+                _files.rename(self.path(id, aside), self.path(id, "lower"))
+            else:
+                self.restand(id, "", durable=durable)
+        self.forget_aside(id, aside)
+
+    def forget_aside(self, id: str, aside: str) -> None:
+        """Remove the old file of restand_aside(), if it is there."""
+        with contextlib.suppress(OSError):
+            _files.unlink(self.path(id, aside))
 
     def lower_dirs(self, id: str) -> list[str]:
         """Return the diff directories below id, nearest first."""

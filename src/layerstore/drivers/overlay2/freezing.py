@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import surely
+from layerstore.disk.textfile import random_number
 from layerstore.drivers.overlay2.directories import is_there, make, opened
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
@@ -91,8 +92,9 @@ class Freezing:
         at = self._at
         with at.held(id):
             only_read = self._switching.require_switchable(id)
-            text = at.lower_text(id)
-            upper = self.make_fresh(id, into, id, lower=at.lower_for(stack))
+            text, aside = at.lower_text(id), f".tmp-lower{random_number()}"
+            below = text if at.stack_of(id) == list(stack) else at.lower_for(stack)
+            upper = self.make_fresh(id, into, id, lower=below)
             undo: list[Callable[[], object]] = [lambda: self._ground.remove(into)]
             made = mounts.Switch()
             try:
@@ -101,8 +103,9 @@ class Freezing:
                     make(at.path(id, "work"), 0o700)
                 work = self._inode(id, "work")
                 sync(into)
-                aside = at.restand_aside(id, at.lower_for([into, *stack]), durable=durable)
-                undo.append(lambda: at.undo_restand(id, aside, durable=durable))
+                undo.append(lambda: at.undo_restand(id, aside, text, durable=durable))
+                lower = ":".join(filter(None, (at.item_of(into), below)))
+                at.restand_aside(id, aside, lower, durable=durable)
                 fresh, fresh_work = self._inode(into, "diff"), self._inode(into, "work")
                 undo.append(lambda: self._exchange(id, into, "diff", fresh))
                 self._exchange(id, into, "diff", upper)
@@ -117,9 +120,7 @@ class Freezing:
             finally:
                 if made.is_done:
                     self._ground.background.submit(lambda: self._empty_work(into))
-            with contextlib.suppress(OSError):
-                if aside:
-                    _files.unlink(aside)
+            at.forget_aside(id, aside)
             if not text:
                 self._drop_plain(into)
 
