@@ -300,11 +300,12 @@ def another(box: Box) -> int:
 
 
 def switch(box: Box, *, lazy: bool = False) -> tuple[int, int]:
-    old, busy, new = door.out("int *"), door.out("int *"), another(box)
+    old, done, busy, new = door.out("int *"), door.out("int *"), door.out("int *"), another(box)
     try:
-        door.call("lay_switch_mount", os.fsencode(box.merged), new, int(lazy), old, busy)
+        door.call("lay_switch_mount", os.fsencode(box.merged), new, int(lazy), old, done, busy)
     finally:
         os.close(new)
+    assert done[0] == (old[0] >= 0) == (not busy[0])
     return int(old[0]), int(busy[0])
 
 

@@ -55,9 +55,9 @@ lay_code lay_mount_is_used(const char *path, int *inside, lay_error *err)
     }
 }
 
-lay_code lay_switch_mount(const char *path, int mount, int lazy, int *old, int *busy, lay_error *err)
+lay_code lay_switch_mount(const char *path, int mount, int lazy, int *old, int *done, int *busy, lay_error *err)
 {
-    *busy = 0;
+    *busy = *done = 0;
     *old = -1;
     LAY_AUTO_FD int clone = (int)syscall(
         SYS_open_tree, AT_FDCWD, path, CLONE_OF_A_MOUNT | CLOSES_ON_EXEC | AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT);
@@ -66,6 +66,7 @@ lay_code lay_switch_mount(const char *path, int mount, int lazy, int *old, int *
     for (int64_t until = now_ns() + PATIENCE_NS;; pause_a_little()) {
         if (umount2(path, UMOUNT_NOFOLLOW | (lazy ? MNT_DETACH : 0)) == 0) {
             *old = lay_steal_fd(&clone);
+            *done = 1;
             return LAY_OK;
         }
         if (errno != EBUSY)

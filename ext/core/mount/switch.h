@@ -18,9 +18,10 @@ lay_code lay_mount_is_used(const char *path, int *inside, lay_error *err);
 /* Put a detached mount in the place of the one at path; no look-up sees anything between. The mount's descriptor stays
  * the caller's.
  * lazy     replace it also while it is used: who uses it keeps it
- * old      a clone of the old mount, as a descriptor: closing it ends its file system, if nothing else uses that; -1: see busy
+ * old      a clone of the old mount, as a descriptor: closing it ends its file system, if nothing else uses that; else -1
+ * done     1: path shows the new mount
  * busy     1: it is used, and path shows it still. The new mount lies beneath, unseen, until the old one is unmounted */
-lay_code lay_switch_mount(const char *path, int mount, int lazy, int *old, int *busy, lay_error *err);
+lay_code lay_switch_mount(const char *path, int mount, int lazy, int *old, int *done, int *busy, lay_error *err);
 
 /* Make the file system of a mount, a descriptor, read-only. busy: a file has been open for writing for a millisecond. */
 lay_code lay_stop_writes(int mount, int *busy, lay_error *err);

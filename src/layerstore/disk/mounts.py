@@ -204,8 +204,34 @@ def can_switch() -> bool:
     return _api() != "old" and _kernel_can[0]
 
 
-def make_overlay(overlay: Overlay, target: str) -> int:
-    """Make an overlay that is mounted nowhere, and return its descriptor. Raises OSError as mount_overlay() does.
+class Detached:
+    """A mount that is attached nowhere, as a descriptor. Without further references it is closed."""
+
+    def __init__(self) -> None:
+        self.fd = ffi.new("int *", -1)
+
+    @property
+    def is_open(self) -> bool:
+        return int(self.fd[0]) >= 0
+
+    def fileno(self) -> int:
+        """Return the descriptor, or less than 0."""
+        return int(self.fd[0])
+
+    def close(self) -> None:
+        """Close it: what nothing else uses of it ends, which may take long. Twice is harmless."""
+        fd = self.fileno()
+        if fd >= 0:
+            self.fd[0] = -1
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def make_overlay(overlay: Overlay, target: str) -> Detached:
+    """Make an overlay that is mounted nowhere. Raises OSError as mount_overlay() does.
 
     target   names it in errors, relative to the overlay's home
     """
@@ -214,12 +240,12 @@ def make_overlay(overlay: Overlay, target: str) -> int:
     shown = os.path.join(overlay.home, target)
     alive: list[Any] = []
     made = _overlay(alive, home=overlay.home if relative else None, target=shown, **overlay.fields(relative=relative))
-    detached = ffi.new("int *", -1)
+    detached = Detached()
     try:
-        _call(lib.lay_make_overlay, made, detached)
+        _call(lib.lay_make_overlay, made, detached.fd)
     except OSError as err:
         raise _refused(err, _reason(err), shown) from None
-    return int(detached[0])
+    return detached
 
 
 def is_used(path: str) -> bool:
@@ -234,30 +260,28 @@ class Switch:
     """Another mount in the place of the one at a path: what became of it, also where an interrupt comes into it."""
 
     def __init__(self) -> None:
-        self._old, self._busy = ffi.new("int *", -1), ffi.new("int *")
+        self.old = Detached()
+        """Keeps the file system of the old mount, once it is switched away from."""
+        self._done, self._busy = ffi.new("int *"), ffi.new("int *")
 
-    def run(self, path: str, mount: int, *, lazy: bool) -> bool:
+    def run(self, path: str, mount: Detached, *, lazy: bool) -> bool:
         """Switch to a detached mount. Return False if the old one is used, and still there. Raises OSError.
 
         lazy   switch also while it is used
         """
-        _call(lib.lay_switch_mount, os.fsencode(path), mount, lazy, self._old, self._busy)
+        place = os.fsencode(path)
+        _call(lib.lay_switch_mount, place, mount.fileno(), lazy, self.old.fd, self._done, self._busy)
         return not self._busy[0]
 
     @property
     def is_done(self) -> bool:
         """True: path shows the new mount."""
-        return int(self._old[0]) >= 0
-
-    @property
-    def old(self) -> int:
-        """A descriptor that keeps the file system of the old mount."""
-        return int(self._old[0])
+        return bool(self._done[0])
 
 
-def stop_writes(mount: int) -> bool:
+def stop_writes(mount: Detached) -> bool:
     """Make the file system of a mount read-only. Return False if a file in it is open for writing. Raises OSError."""
-    return not _ask("int *", lib.lay_stop_writes, mount)
+    return not _ask("int *", lib.lay_stop_writes, mount.fileno())
 
 
 def _reason(err: OSError) -> str:

@@ -7,7 +7,6 @@ is in use.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -133,10 +132,10 @@ class Switching:
             new = mounts.make_overlay(overlay, f"{id}/merged")
             try:
                 if writable:
-                    self._mounting.require_writable(new, merged)
+                    self._mounting.require_writable(new.fileno(), merged)
                 done = made.run(merged, new, lazy=lazy)
             finally:
-                os.close(new)
+                new.close()
             if not done:
                 found = holders(device, merged, self._mounting.ours)
                 raise in_use(self._mounting.name(id), found)
@@ -147,7 +146,7 @@ class Switching:
                     self._mounting.leave(device)
                 self._end(made.old, id, stops=stops and lazy)
 
-    def _end(self, old: int, id: str, *, stops: bool) -> None:
+    def _end(self, old: mounts.Detached, id: str, *, stops: bool) -> None:
         """Let the old file system end, by the thread: closing it may take long."""
         if stops:
             try:
@@ -160,9 +159,8 @@ class Switching:
         self._background.submit(lambda: _close(old))
 
 
-def _close(fd: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.close(fd)
+def _close(old: mounts.Detached) -> bool:
+    old.close()
     return True
 
 
