@@ -11,10 +11,8 @@ import base64
 import contextlib
 import errno
 import os
-import re
-import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from layerstore._core import _files
 from layerstore.disk import mounts
@@ -30,7 +28,6 @@ from layerstore.disk.locks import (
 )
 from layerstore.disk.textfile import (
     drop_acls,
-    make_directory,
     read_text,
     remove_below,
     replace_small,
@@ -38,38 +35,17 @@ from layerstore.disk.textfile import (
     sync_file,
     write_small,
 )
-from layerstore.errors import InvalidMetadataError, LayerStoreError, MaxDepthExceededError, readable
+from layerstore.drivers.overlay2.lowers import LINK, Lowers, is_link
+from layerstore.drivers.overlay2.lowers import LINKS as LINKS
+from layerstore.drivers.overlay2.lowers import is_there as is_there
+from layerstore.drivers.overlay2.lowers import make as make
+from layerstore.drivers.overlay2.lowers import opened as opened
+from layerstore.errors import LayerStoreError, MaxDepthExceededError
 from layerstore.values import Durability
 
 MAX_LOWERS = 128
-LINKS = "l"
-_ITEM = re.compile(rf"{LINKS}/[^/]+")
-_LINK = re.compile(r"\.\./([^/]+)/diff")
 # Files of a layer that are synced one by one, in twice as many directories.
 _FEW = 8
-
-
-opened = OpenDirectory
-
-
-def make(path: str, mode: int) -> None:
-    """Make a directory with just this mode, also where it exists; NotADirectoryError for a link or a file."""
-    make_directory(path, mode)
-    if _files.mode_of(path) & 0o7777 != mode:
-        _files.chmod(path, mode)
-
-
-def is_there(path: str) -> bool:
-    """Return True if something is there; what cannot be looked at (OSError) is not taken for gone."""
-    try:
-        _files.mode_of(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_link(text: str) -> bool:
-    return _ITEM.fullmatch(f"{LINKS}/{text}") is not None and text not in (".", "..")
 
 
 def _new_link() -> str:
@@ -102,41 +78,26 @@ def _few_files(directory: str) -> list[str] | None:
     return files + [path + "/" for path in reversed(directories)]
 
 
-class Directories:
+class Directories(Lowers):
     """What lies below one home."""
 
     def __init__(self, home: str, lock_timeout: float = LOCK_TIMEOUT) -> None:
         """home   the driver's directory; it need not be there yet.  lock_timeout: seconds; 0: for ever"""
-        self.home = home
+        super().__init__(home)
         self._lock_timeout = lock_timeout
         self.locks = NamedLocks()          # of an id, for the length of a mount, an unmount or a removal
         self._claims: dict[str, Claim | None] = {}
         self._held: dict[str, Claim] = {}  # claims of held(): of ids whose lock a thread has
-        self._stacks: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
-        self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
-        self._items: dict[str, str] = {}  # of ids: their items
 
     def prepare(self) -> None:
         """Make home."""
         make(self.home, 0o710)
         make(os.path.join(self.home, LINKS), 0o700)
 
-    def path(self, id: str, *parts: str) -> str:
-        """Return the path of id's directory, or of something in it. Raises LayerStoreError: id is no plain name."""
-        if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
-            raise LayerStoreError(f"{id!r} is not an id of a layer's directory", name=id)
-        return "/".join((self.home, id, *parts))
-
     def opened_diff(self, id: str) -> OpenDirectory:
         """Open the diff directory of id, through no link."""
         with opened(self.path(id)) as directory:
             return opened("diff", dir_fd=directory)
-
-    def require(self, id: str, *names: str) -> None:
-        """Make sure that id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
-        for path in (self.path(id), *(self.path(id, name) for name in names)):
-            if not stat.S_ISDIR(_files.mode_of(path)):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
 
     def exists(self, id: str) -> bool:
         """Return True if the directory is there."""
@@ -298,7 +259,7 @@ class Directories:
         place = os.path.join(self.home, LINKS, link)
         target = None
         with contextlib.suppress(OSError):
-            target = _LINK.fullmatch(_files.readlink(place))
+            target = LINK.fullmatch(_files.readlink(place))
         if target and target[1] == id:
             return True
         if target and self._own_link(target[1]) == link:
@@ -306,200 +267,6 @@ class Directories:
         with contextlib.suppress(FileNotFoundError):
             _files.unlink(place)
         return True
-
-    def _own_link(self, id: str) -> str:
-        """Return the short link that id's directory names; "" if that cannot be read, or is none."""
-        with contextlib.suppress(OSError, LayerStoreError):
-            link = read_text(self.path(id, "link"))
-            return link if _is_link(link) else ""
-        return ""
-
-    def _link_of(self, id: str) -> str:
-        """Return the short link of id. Raises InvalidMetadataError: none leads to it."""
-        link = self._own_link(id)
-        with contextlib.suppress(OSError):
-            if link and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
-                return link
-        link = self._link_to(id)
-        if not link:
-            raise InvalidMetadataError(f"no short link leads to {id}: the layer is to be repaired first", path=id)
-        return link
-
-    def _stands_on(self, id: str, below: Sequence[str]) -> bool:
-        """Return True if `lower` leads to these, looked at anew."""
-        try:
-            items = self.lower_items(id)
-            if len(items) != len(below) or not all(map(_ITEM.fullmatch, items)):
-                return False
-            with opened(self.home) as fd:
-                sound = _files.links_lead(fd, items, below, "diff")
-        except (OSError, LayerStoreError):
-            return False
-        known = zip(items, below, strict=True)
-        if sound:
-            self._sound.update(known)
-        else:
-            for item, _ in known:
-                self._sound.pop(item, None)
-        return sound
-
-    def _link_to(self, id: str) -> str:
-        """Return the short link that leads to id, or ""."""
-        return next((link for link, other in self._links() if other == id), "")
-
-    def _links(self) -> Iterator[tuple[str, str]]:
-        """Yield each short link, and the id that it leads to. One that goes meanwhile is left out."""
-        with os.scandir(os.path.join(self.home, LINKS)) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):
-                    target = _LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
-                    if target:
-                        yield entry.name, target[1]
-
-    # ---- what it stands on ----
-
-    def _lower_for(self, parent: str) -> str:
-        """Return what `lower` must say in a child of parent."""
-        lower = f"{LINKS}/{self._own_link(parent) or self._link_of(parent)}"
-        with contextlib.suppress(FileNotFoundError, InvalidMetadataError):    # what is damaged is mended at a mount
-            lower += ":" + read_text(self.path(parent, "lower"))
-        return lower
-
-    def is_plain(self, id: str) -> bool:
-        """Return True if id stands on nothing: it is a plain directory, and no overlay."""
-        return not is_there(self.path(id, "lower"))
-
-    def lower_items(self, id: str) -> list[str]:
-        """Return the items of `lower`, nearest first; [] if id stands on nothing."""
-        try:
-            return read_text(self.path(id, "lower")).split(":")
-        except FileNotFoundError:
-            return []
-
-    def lower_ids(self, items: Iterable[str]) -> list[str]:
-        """Return the ids that items of a `lower` lead to. Each is a directory of this home, whatever the file says.
-
-        Raises  OSError                the short link or the directory is gone
-                InvalidMetadataError   it leads elsewhere
-        """
-        ids = []
-        for item in items:
-            id = self._sound.get(item)
-            if id is None:
-                sound = _ITEM.fullmatch(item) is not None
-                target = _LINK.fullmatch(_files.readlink(os.path.join(self.home, item))) if sound else None
-                if target is None or target[1] in (".", "..", LINKS):
-                    raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer", path=item)
-                id = target[1]
-                self.require(id, "diff")
-                self._sound[item] = id
-            ids.append(id)
-        return ids
-
-    def stack_of(self, id: str) -> list[str]:
-        """Return the ids below id, nearest first; kept in memory until its `lower` is another file, or was changed."""
-        try:
-            found = os.stat(self.path(id, "lower"), follow_symlinks=False)
-        except FileNotFoundError:
-            return []
-        mark = (found.st_ino, found.st_mtime_ns, found.st_size)
-        known = self._stacks.get(id)
-        if known is None or known[0] != mark:
-            known = self._stacks[id] = mark, self.lower_ids(self.lower_items(id))
-        return list(known[1])
-
-    def lower_text(self, id: str) -> str:
-        """Return what `lower` says; "" without one. Raises OSError, InvalidMetadataError."""
-        return ":".join(self.lower_items(id))
-
-    def named_in(self, text: str) -> list[str]:
-        """Return the ids that the text of a `lower` names. What leads to no directory of this home is left out."""
-        found = []
-        for item in text.split(":") if text else []:
-            with contextlib.suppress(OSError, LayerStoreError):
-                found += self.lower_ids([item])
-        return found
-
-    def lower_for(self, stack: Sequence[str]) -> str:
-        """Return what `lower` must say on just this stack. Raises InvalidMetadataError: something of it has no link."""
-        if not stack:
-            return ""
-        first = self.item_of(stack[0])
-        with contextlib.suppress(OSError, LayerStoreError):       # what is damaged may have whole links
-            if self.stack_of(stack[0]) == list(stack[1:]):
-                return ":".join([first, *self.lower_items(stack[0])])
-        return ":".join([first, *map(self.item_of, stack[1:])])
-
-    def lower_on(self, stack: Sequence[str]) -> str:
-        """Return what `lower` says of something new on this stack; "": damaged, the first one's must say it."""
-        try:
-            return self.lower_for(stack)
-        except (OSError, LayerStoreError):
-            return ""
-
-    def led_to(self, link: str) -> str:
-        """Return the id that a short link leads to; "" if it leads nowhere."""
-        with contextlib.suppress(OSError):
-            target = _LINK.fullmatch(_files.readlink(os.path.join(self.home, LINKS, link)))
-            return target[1] if target else ""
-        return ""
-
-    def item_of(self, id: str) -> str:
-        """Return the item of `lower` that leads to id."""
-        item = self._items.get(id)
-        if item is None or self._sound.get(item) != id:
-            item = self._items[id] = f"{LINKS}/{self._link_of(id)}"
-            self._sound[item] = id
-        return item
-
-    def restand(self, id: str, lower: str, *, durable: bool) -> None:
-        """Replace `lower` in one step; "": remove it.
-
-        durable   the bytes are on the disk before they are seen
-        """
-        self._stacks.pop(id, None)
-        if lower:
-            replace_small(self.path(id, "lower"), os.fsencode(lower), 0o644, sync=durable)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                _files.unlink(self.path(id, "lower"))
-
-    def restand_aside(self, id: str, aside: str, lower: str, *, durable: bool) -> None:
-        """Replace `lower` in one step; the old file is aside then, the name of a file beside it, for undo_restand().
-
-        No inode is needed to undo it: a full disk does not prevent that.
-        """
-        if not is_there(self.path(id, "lower")):
-            self.restand(id, lower, durable=durable)
-            return
-        self._stacks.pop(id, None)
-        write_small(self.path(id, aside), os.fsencode(lower), 0o644, sync=durable)
-        with opened(self.path(id)) as directory:
-            _files.exchange(directory, aside, directory, "lower")
-
-    def undo_restand(self, id: str, aside: str, text: str, *, durable: bool) -> None:
-        """Let `lower` be text again, as it was before restand_aside(), which may have been stopped anywhere."""
-        self._stacks.pop(id, None)
-        if self.lower_text(id) != text:
-            if text:
-                _files.rename(self.path(id, aside), self.path(id, "lower"))
-            else:
-                self.restand(id, "", durable=durable)
-        self.forget_aside(id, aside)
-
-    def forget_aside(self, id: str, aside: str) -> None:
-        """Remove the old file of restand_aside(), if it is there."""
-        with contextlib.suppress(OSError):
-            _files.unlink(self.path(id, aside))
-
-    def lower_dirs(self, id: str) -> list[str]:
-        """Return the diff directories below id, nearest first."""
-        return [self.path(lower, "diff") for lower in self.lower_ids(self.lower_items(id))]
-
-    def dangling(self) -> list[str]:
-        """Return the short links whose directory is gone. A directory in the making comes before its link."""
-        links = self._links()
-        return sorted(f"{LINKS}/{link}" for link, id in links if not is_there(os.path.join(self.home, id)))
 
     # ---- ending ----
 
@@ -556,7 +323,7 @@ class Directories:
         found = []
         try:
             link = read_text(self.path(id, "link"))
-            if not _is_link(link):
+            if not is_link(link):
                 found.append(("metadata", f"the file {id}/link holds no short link"))
             elif _files.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
                 found.append(("metadata", f"the short link {link} leads elsewhere"))
