@@ -80,6 +80,20 @@ def box(store):
         yield made
 
 
+def put_on_snapshots(box, count):
+    """Names that the work takes, in every kind, under the box."""
+    for i in range(count):
+        with box.mounted() as path:
+            for name in ("a", "o", f"deep/n/{i}"):
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(f"{path}/{name}")
+            for name in ("a/in", "c", "o/x", "o/y", f"d/e/{i}"):
+                with open(f"{path}/{name}", "wb") as out:
+                    out.write(b"s" * (100 + i))
+            os.unlink(f"{path}/d/f") if i == 0 else os.rename(f"{path}/c", f"{path}/d/f")
+        box.snapshot().release()
+
+
 def looks(store, box, path, lowers):
     """Every way to look at a box."""
     def committed(keep):
@@ -95,12 +109,14 @@ def looks(store, box, path, lowers):
 
 
 @pytest.mark.filterwarnings("ignore::layerstore.LeftOutWarning")
+@pytest.mark.parametrize("snapshots", [0, 3])
 @pytest.mark.parametrize(
     "way", ["changes", "size", "tar_stream", "tar_stream, all", "commit", "commit, all", "changes_between"]
 )
-def test_a_box_in_use_is_looked_at_and_what_goes_meanwhile_is_passed_over(store, box, way):
+def test_a_box_in_use_is_looked_at_and_what_goes_meanwhile_is_passed_over(store, box, way, snapshots):
+    put_on_snapshots(box, snapshots)
     with box.mounted() as path, at_work(WORK, path, 0), at_work(WORK, path, 1):
-        look = looks(store, box, path, box.metadata()["LowerDir"])[way]
+        look = looks(store, box, path, box.metadata()["LowerDir"].split(":")[-1])[way]
         done, ends = 0, time.monotonic() + SECONDS
         while time.monotonic() < ends:
             with contextlib.suppress(CorruptLayerError) if "tar" in way or "commit" in way else contextlib.nullcontext():
