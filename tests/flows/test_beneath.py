@@ -27,7 +27,7 @@ THE_STORES = "below the root, in directories that only the store writes to: imag
 ROOMS = {
     "disk/dockerd.py": THE_STORES, "disk/locks.py": THE_STORES, "layerdb/imagedb.py": THE_STORES, "layerdb/keeping.py": THE_STORES, "layerdb/store.py": THE_STORES,
     "layerdb/transaction.py": THE_STORES, "engine/references.py": THE_STORES, "engine/writable.py": THE_STORES, "layerdb/detached.py": THE_STORES, "engine/ground.py": THE_STORES, "layerdb/leftovers.py": THE_STORES,
-    "drivers/registry.py": THE_STORES, "drivers/overlay2/host.py": THE_STORES, "drivers/overlay2/directories.py": THE_STORES, "drivers/overlay2/ground.py": THE_STORES,
+    "drivers/registry.py": THE_STORES, "drivers/overlay2/host.py": THE_STORES, "drivers/overlay2/directories.py": THE_STORES, "drivers/overlay2/lowers.py": THE_STORES, "drivers/overlay2/ground.py": THE_STORES,
     "drivers/quota.py": THE_STORES, "drivers/overlay2/mounting.py": THE_STORES + "; and mount points",
     "drivers/checks.py": "probes, each in a directory of its own that only this user may enter",
     "drivers/overlay2/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",

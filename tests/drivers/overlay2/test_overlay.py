@@ -16,7 +16,7 @@ import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, MaxDepthExceededError
 from layerstore.disk import mounts
 from layerstore.drivers import checks
-from layerstore.drivers.overlay2 import directories
+from layerstore.drivers.overlay2 import lowers
 
 SHORT = re.compile(r"[A-Z2-7]{26}")
 
@@ -341,9 +341,9 @@ def test_a_short_link_that_goes_while_links_are_listed(store, home, monkeypatch)
     store.register(tarkit.T1)
     (home / "l/GOING").symlink_to("../gone/diff")
 
-    def readlink(path, *, real=directories._files.readlink):
+    def readlink(path, *, real=lowers._files.readlink):
         (home / "l/GOING").unlink(missing_ok=True)
         return real(path)
 
-    monkeypatch.setattr(directories, "_files", types.SimpleNamespace(**{**vars(directories._files), "readlink": readlink}))
+    monkeypatch.setattr(lowers, "_files", types.SimpleNamespace(**{**vars(lowers._files), "readlink": readlink}))
     assert store.orphans() == []
