@@ -6,6 +6,7 @@ One plan is one act. It is done once in peace: how the root was before and after
 n: the same start, a child does the act and is killed on entry of its n-th system call (tests/trust/killwalk.c); the root is
 opened anew. What a box or a snapshot shows is what it showed before or shows after; what the act returned is there;
 cleanup() leaves nothing that nobody owns, and takes nothing from anybody; the act succeeds now; released, all is gone.
+With "kind": "ext4" or "xfs" the power is cut there too, at durability "full": only what had reached the disk is left.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ import disk  # noqa: E402
 import faultkit  # noqa: E402
 import ownspace  # noqa: E402
 import tarkit  # noqa: E402
+from cutdisk import CutDisk  # noqa: E402
 from killwalk import Walk  # noqa: E402
 from plain import make_init  # noqa: E402
 from trees import Tree, difference, lines, read_tree, said  # noqa: E402
@@ -35,7 +37,6 @@ from layerstore import CreateRWLayerOpts, Layer, Store  # noqa: E402
 
 TAR = tarkit.dir("etc/") + tarkit.file("etc/hosts", b"h" * 5000) + tarkit.file("top", b"top") + tarkit.dir("old/") + tarkit.file("old/one", b"1") + tarkit.end()
 FILES = 3
-OPTIONS = {"durability": "none"}
 
 
 def write(box, **files: str) -> None:
@@ -179,7 +180,9 @@ class Walker:
     def __init__(self, plan: dict[str, Any], place: Path):
         self.plan, self.place, self.act = plan, place, ACTS[plan["act"]]
         self.lib = ctypes.CDLL(faultkit.compiled("killwalk"))
-        self.root, self.start = place / "docker", place / "start"
+        self.disk = CutDisk(place, plan["kind"]) if plan.get("kind") else None
+        self.options = {"durability": "full" if self.disk else "none"}
+        self.root, self.start = (self.disk.point if self.disk else place) / "docker", place / "start"
         self.problems: list[str] = []
 
     def lay(self) -> None:
@@ -187,10 +190,12 @@ class Walker:
             disk.unmount_below(self.root)
             disk.remove_tree(self.root)
         subprocess.run(["cp", "-a", str(self.start), str(self.root)], check=True)
+        if self.disk:
+            disk._libc.syncfs(self.disk.fd)
 
     def child(self, at: int) -> Walk:
         def work() -> None:
-            store = Store(self.root, options=OPTIONS)
+            store = Store(self.root, options=self.options)
             ready = self.act.ready(store)
             assert self.lib.killwalk_be_traced() == 0
             os.kill(os.getpid(), signal.SIGSTOP)
@@ -206,14 +211,14 @@ class Walker:
         return walk
 
     def prepare(self) -> None:
-        with Store(self.start, options=OPTIONS) as store:
+        with Store(self.start, options=self.options) as store:
             self.act.before(store)
-        with Store(self.start, options=OPTIONS) as store:
+        with Store(self.start, options=self.options) as store:
             self.before, wrong = state_of(store)
         assert wrong == [], wrong
         self.lay()
         self.total = self.child(0).counted
-        with Store(self.root, options=OPTIONS) as store:
+        with Store(self.root, options=self.options) as store:
             self.after, wrong = state_of(store)
         assert wrong == [], wrong
 
@@ -248,7 +253,7 @@ class Walker:
     def judge(self, finished: bool) -> list[str]:
         path = self.root / "overlay2"
         alive = [Path(point) for point in disk.mounts_below(path)]
-        with Store(self.root, options=OPTIONS) as store:
+        with Store(self.root, options=self.options) as store:
             lost = []
             if alive and "box" in store.mounts() and len(alive) == 1 and store.get_mount_id("box") in str(alive[0]):
                 # The mount that survived goes on, and what is written there is the box's.
@@ -265,7 +270,7 @@ class Walker:
             now, wrong = state_of(store)
             wrong += lost + self.held_beside(now, finished)
         disk.unmount_below(self.root)
-        with Store(self.root, options=OPTIONS) as store:
+        with Store(self.root, options=self.options) as store:
             store.cleanup()
             wrong += [f"after cleanup() {one}" for one in [*store.orphans(), *store.verify()]]
             again, told = state_of(store)
@@ -282,7 +287,7 @@ class Walker:
         return wrong or self.all_gone()
 
     def all_gone(self) -> list[str]:
-        with Store(self.root, options=OPTIONS) as store:
+        with Store(self.root, options=self.options) as store:
             wrong = [str(one) for one in store.verify()]
             for name in store.mounts():
                 store.get_rw_layer(name).release()
@@ -308,6 +313,10 @@ class Walker:
         while True:
             self.lay()
             walk = self.child(n)
+            if self.disk:
+                disk.unmount_below(self.disk.point)
+                self.disk.cut()
+                self.disk.again()
             kills += walk.killed
             try:
                 wrong = self.judge(not walk.killed)

@@ -27,3 +27,11 @@ def test_killed_at_system_calls(act):
     result = ownspace.call(str(HERE / "crashwalk.py"), plan, budget(80, 1700))
     assert result["problems"] == [], "\n".join(result["problems"])
     assert result["kills"] >= min(KILLS - 1, result["of"])
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+@pytest.mark.parametrize("act", budget(["snapshot, mounted", "rollback, mounted", "commit", "fork of a box"], list(crashwalk.ACTS)))
+def test_the_power_cut_at_system_calls(act, kind):
+    plan = {"act": act, "kind": kind, **budget({"kills": 4, "first": 1 + soak.SEED % 7}, {"step": 1})}
+    result = ownspace.call(str(HERE / "crashwalk.py"), plan, budget(80, 1700))
+    assert result["problems"] == [], "\n".join(result["problems"])

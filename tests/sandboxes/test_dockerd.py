@@ -70,16 +70,16 @@ def grown(store, name: str, base, opts=None):
 def test_each_box_is_to_dockerd_what_it_is_to_us(root, room):
     with Store(root) as store:
         base = store.register(tarkit.dir("etc/") + tarkit.file("etc/hosts", b"h") + tarkit.file("top", b"top") + tarkit.dir("old/") + tarkit.file("old/one", b"1") + tarkit.end())
-        plain, first, third = grown(store, "plain", base)
+        plain, first, _ = grown(store, "plain", base)
         with_init, _, last = grown(store, "init", base, CreateRWLayerOpts(init_func=init))
-        committed, low, high = grown(store, "committed", base)
+        committed, _, high = grown(store, "committed", base)
         high.commit()
         forks = [first.fork(container("fork")), last.fork(container("init fork")), plain.fork(container("box fork"))]
         for fork in forks:
             write(fork, "of the fork")
         back, start, _ = grown(store, "back", base)
         back.rollback(start)
-        squashed, _, kept = grown(store, "squashed", base)
+        squashed, _, _ = grown(store, "squashed", base)
         squashed.squash()
         boxes = [plain, with_init, committed, back, squashed, *forks]
         changes = {box.name: sorted(map(str, box.changes())) for box in boxes}
@@ -114,7 +114,7 @@ def test_each_box_is_to_dockerd_what_it_is_to_us(root, room):
         for snap in store.snapshots():
             with snap.fork("again") as again:
                 assert "etc/hosts" in shown(again)
-                if snap.id in (last.id,):
+                if snap.id == last.id:
                     assert "dev/console" in shown(again), "the init layer of a snapshot is its own"
         layer = store.get(tarkit.chain_id(*(promised for promised, _ in saved)))
         with store.create_rw_layer("look", layer) as look:
