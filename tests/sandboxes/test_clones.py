@@ -7,6 +7,7 @@ import shutil
 import signal
 import stat
 import time
+from pathlib import Path
 
 import disk
 import pytest
@@ -77,9 +78,9 @@ def test_a_clone_has_all_that_the_upper_has(ground):
             snap = box.snapshot()
             place = snap.metadata()["UpperDir"]
             assert snap.id != getattr(box.base, "id", None) and place != upper
+            assert {name: os.lstat(f"{place}/{name}").st_atime_ns for name in atimes} == atimes
             wanted, found = disk.disk_state(upper, times=True), disk.disk_state(place, times=True)
             assert disk.changed(without_origins(wanted), without_origins(found)) == []
-            assert {name: os.lstat(f"{place}/{name}").st_atime_ns for name in atimes} == atimes
             assert os.stat(f"{place}/plain").st_ino == os.stat(f"{place}/d/linked").st_ino != os.stat(f"{upper}/plain").st_ino
             assert os.stat(f"{place}/sparse").st_blocks <= os.stat(f"{upper}/sparse").st_blocks < 2000
             assert not os.path.exists(f"{place}/socket")
@@ -147,7 +148,7 @@ def test_a_box_in_which_names_come_and_go_is_cloned_without_an_error(box, store)
 
 def test_a_file_that_never_rests_is_taken_as_it_was_read(box, caplog):
     path = box.mount()
-    work = "import sys\nwith open(sys.argv[1] + '/big', 'wb', 0) as out:\n    print('ready', flush=True)\n    while True:\n        out.seek(0); out.write(bytes(30 << 20))\n"
+    work = "import sys\nwith open(sys.argv[1] + '/big', 'wb', 0) as out:\n    print('ready', flush=True)\n    while True:\n        out.seek(0)\n        for _ in range(480): out.write(bytes(1 << 16))\n"
     with at_work(work, path):
         while os.path.getsize(f"{path}/big") < 30 << 20:
             time.sleep(0.01)
@@ -160,7 +161,8 @@ def test_a_file_that_never_rests_is_taken_as_it_was_read(box, caplog):
 # ---- freeze --------------------------------------------------------------------------------------
 @pytest.fixture
 def group():
-    top = next((line.split()[1] for line in open("/proc/self/mounts") if line.split()[2] == "cgroup2"), None)  # noqa: SIM115
+    with open("/proc/self/mounts") as table:
+        top = next((line.split()[1] for line in table if line.split()[2] == "cgroup2"), None)
     if not top or not os.access(top, os.W_OK):
         pytest.skip("NOT TESTED: no cgroup v2 that can be written")
     place = f"{top}/layerstore-test-{os.getpid()}"
@@ -206,7 +208,7 @@ def test_a_frozen_group_is_of_one_moment(box, group):
             snap = box.snapshot(freeze=group)
             assert said_by(group, "cgroup.freeze") == "0"
             place = snap.metadata()["UpperDir"]
-            first, second = (int(open(f"{place}/{name}").read() or 0) for name in ("z-first", "a-second"))  # noqa: SIM115
+            first, second = (int(Path(place, name).read_text() or 0) for name in ("z-first", "a-second"))
             assert second in (first, first - 1)
             snap.release()
         before = os.stat(f"{path}/z-first").st_mtime_ns

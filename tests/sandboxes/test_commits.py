@@ -178,6 +178,7 @@ def test_an_init_layer_is_shared_by_its_snapshots_and_in_no_difference(store, ba
     write(with_init, "one", "1")
     first = with_init.snapshot()
     assert lowers(root, id) == [first.id, f"{first.id}-init", base.cache_id]
+    assert lowers(root, first.id) == [f"{first.id}-init", base.cache_id], "its own, not the box's, which dockerd removes with the box"
     write(with_init, "two", "2")
     second = with_init.snapshot()
     assert lowers(root, id) == [second.id, first.id, f"{first.id}-init", base.cache_id]
