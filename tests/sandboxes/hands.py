@@ -4,7 +4,6 @@ What the kernel alone decides of a path that was touched (its time, its mode and
 read back there and then; that it stays so is what tests look at. What the kernel refuses is no edit.
 """
 
-import copy
 import errno
 import os
 import random
@@ -67,8 +66,8 @@ class Hands:
         """The node of a path that is about to change: copied up by its name if it lies in another directory."""
         node = self.tree[path]
         if node.home is not self.home:
-            node = copy.copy(node)
-            node.xattrs, node.home = dict(node.xattrs), self.home
+            node = node.copied()
+            node.home = self.home
             self.tree[path] = node
         if path:
             self.own(parent_of(path))

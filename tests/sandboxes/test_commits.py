@@ -82,6 +82,23 @@ def test_a_layer_that_is_there_already_wins(store, base, box, home, directories)
     assert store.verify() == [] and store.orphans() == []
 
 
+def test_a_layer_below_that_was_there_and_that_nobody_released_stays(store, open_store, root, base, box):
+    known = store.register(tarkit.end(), base).chain_id        # what the first snapshot's tar makes
+    store.close()
+    store = open_store(root)
+    box = store.get_rw_layer("box")
+    first = box.snapshot()
+    write(box, "one")
+    second = box.snapshot()
+    layer = second.commit()
+    assert layer.parent.chain_id == known
+    box.release()
+    for snap in (second, first):
+        snap.release()
+    assert chains(layer.release()) == [layer.chain_id]
+    assert set(store.map()) == {known, base.chain_id}
+
+
 def test_squash_makes_one_new_layer_and_leaves_the_snapshots(store, base, box, unchanged, home, root):
     write(box, "one")
     first = box.snapshot()

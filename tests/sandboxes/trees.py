@@ -28,6 +28,11 @@ class Node:
     def size(self) -> int:
         return len(self.data) if self.kind == "file" else len(self.target) if self.kind == "link" else 0
 
+    def copied(self) -> "Node":
+        twin = copy.copy(self)
+        twin.xattrs = dict(self.xattrs)
+        return twin
+
     def facts(self) -> dict[str, object]:
         found = {"kind": self.kind, "mode": oct(self.mode), "owner": (self.uid, self.gid), "mtime": self.mtime}
         if self.kind == "file":
@@ -62,8 +67,7 @@ def twin(tree: Tree, which=lambda node: True) -> Tree:
     for path, node in tree.items():
         if which(node):
             if id(node) not in memo:
-                memo[id(node)] = copy.copy(node)
-                memo[id(node)].xattrs = dict(node.xattrs)
+                memo[id(node)] = node.copied()
             made[path] = memo[id(node)]
         else:
             made[path] = node

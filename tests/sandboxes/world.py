@@ -5,11 +5,11 @@ are those of the documents: who keeps what, what a snapshot freezes, what change
 """
 
 import contextlib
-import copy
 import os
 import random
 import time
 
+import disk
 import pytest
 import tarkit
 from hands import Hands
@@ -150,14 +150,19 @@ class World(Looks, Keeping):
         self.root_of(box)
 
     def root_of(self, box: Box) -> None:
-        """A new box's root directory is what it is; from now on it must stay so."""
+        """The root directory of a new box is that of its snapshot; of one on a layer it is what it is, and must stay so."""
+        if isinstance(box.base, Frozen):
+            box.tree[b""] = box.tree[b""].copied()
+            box.tree[b""].home = box.home
+            return self.look(box)
+        root = box.tree[b""].copied()
         with self.at(box) as path:
             status = os.stat(path)
-        root = copy.copy(box.tree[b""])
+            root.xattrs = disk.xattrs_of(path)
         root.mode, root.uid, root.gid, root.mtime = status.st_mode & 0o7777, status.st_uid, status.st_gid, status.st_mtime_ns
-        root.xattrs, root.home = {}, box.home
+        root.home = box.home
         box.tree = box.tree | {b"": root}
-        self.look(box)
+        return self.look(box)
 
     @contextlib.contextmanager
     def at(self, box: Box):
@@ -191,7 +196,7 @@ class World(Looks, Keeping):
         """The upper goes beneath; the box goes on, on top of it."""
         made = Frozen(dict(box.tree), box.home, box.base, box.name, id)
         box.base, box.home = made, object()
-        box.tree = box.tree | {b"": copy.copy(box.tree[b""])}
+        box.tree = box.tree | {b"": box.tree[b""].copied()}
         box.tree[b""].home = box.home
         return made
 
@@ -323,6 +328,7 @@ class World(Looks, Keeping):
 
     def forked(self, name: str, frozen: Frozen, made, which: int | None = None) -> None:
         self.boxes[name] = box = Box(name, dict(frozen.tree), frozen)
+        box.init = any(isinstance(one, Init) for one in stack(box))
         if which is not None:
             box.handles[which] = made
         else:
@@ -370,9 +376,8 @@ class World(Looks, Keeping):
         assert made.diff_id == tarkit.diff_id(tar), "DiffID is the digest of tar_stream()"
         below_it = uncommitted(frozen)
         self.adopt(frozen, made.chain_id, known, upper, files, made)
-        for one in below_it:
-            if one.layer is None:
-                self.learn_layer(one, known)
+        for one in reversed(below_it):
+            self.learn_layer(one, [frozen, *below_it], known)
         self.referenced(frozen.layer, made, which)
         self.unmoved_all({name: facts for name, facts in before.items() if not set(below_it) & set(stack(self.boxes[name]))})
 
@@ -410,38 +415,31 @@ class World(Looks, Keeping):
         frozen.in_place = True
         assert made.metadata()["UpperDir"] == upper
         assert {name: os.lstat(f"{upper}/{name}").st_ino for name in os.listdir(upper)} == files
-        has_init = any(isinstance(each, Init) for each in stack(frozen))
-        self.seen_new(self.layers[chain], None if has_init else frozen.tree, None, loose=False)
+        # On a layer that was there already it shows what that one shows.
+        self.seen_new(self.layers[chain], frozen.tree, None, loose=len(chains) < len(todo))
         for new in chains[1:]:
+            self.layers[new].marked = True      # whoever committed what stands on it gave it back at once
             self.seen_new(self.layers[new], None, None, loose=False)
 
-    def learn_layer(self, frozen: Frozen, known: set[str]) -> None:
-        """The layer of one below: its record says it; of a loose one the boxes that stand on it do."""
+    def learn_layer(self, frozen: Frozen, below_it: list[Frozen], known: set[str]) -> None:
+        """The layer of one below: its record says it; of a loose one that is a layer now, what stands on it does."""
         chain = None
         if frozen.recorded:
             with open(f"{self.root}/image/overlay2/layerdb/snapshots/{frozen.id}/layer") as text:
                 chain = text.read()
         else:
-            for box in self.boxes.values():
-                if box.base is frozen and (parent := self.handle(box).parent):
-                    chain = parent.chain_id
-            for one in self.frozen:
-                if one.base is frozen and one.layer is None and (parent := self.stores[0].get_snapshot(one.id).layer):
-                    chain = parent.chain_id
-        if chain is not None and chain in self.layers:
-            frozen.layer = self.layers[chain]
-            if chain not in known and not any(isinstance(each, Init) for each in stack(frozen)):
-                self.same(f"layer of {frozen.id}", frozen.tree, frozen.layer.tree, root=False)
-        else:
-            # merged with others, and nothing else stands on it
-            frozen.layer = self.layers.get(chain or "") or next(
-                (one.layer for one in self.every() if isinstance(one, Frozen) and one.layer and frozen in stack(one)), None)
-
-    def every(self) -> list:
-        found = []
-        for thing in [*self.boxes.values(), *self.frozen]:
-            found += [thing, *stack(thing)]
-        return found
+            for thing in [*self.boxes.values(), *(one for one in self.frozen if one.layer is None)]:
+                first = next((one for one in stack(thing) if one in below_it), None)
+                if first is frozen:
+                    layer = self.handle(thing).parent if isinstance(thing, Box) else self.stores[0].get_snapshot(thing.id).layer
+                    chain = layer.chain_id if layer else None
+            under = nearest(frozen)
+            if chain in (None, under.chain if under else None):
+                return      # merged into others; or there was such a layer, and it is a loose directory as before
+        frozen.layer = self.layers[chain]
+        frozen.in_place = chain not in known
+        if frozen.in_place:
+            self.same(f"layer of {frozen.id}", frozen.tree, frozen.layer.tree, root=False, loose=any(one.layer and not one.in_place for one in below_it))
 
     def commit_box(self) -> None:
         if box := self.some(self.boxes.values()):
