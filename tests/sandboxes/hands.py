@@ -74,7 +74,8 @@ class Hands:
         return node
 
     def put(self, path: bytes, node: Node) -> None:
-        node.home = self.home
+        status = os.lstat(self.at(path))        # whose group may be the directory's
+        node.home, node.uid, node.gid = self.home, status.st_uid, status.st_gid
         self.tree[path] = node
         self.own(parent_of(path))
 

@@ -94,7 +94,8 @@ def read_tree(place) -> Tree:
             node.target = os.readlink(base, dir_fd=fd)
         elif kind in ("char", "block"):
             node.rdev = status.st_rdev
-        node.xattrs = disk.xattrs_of(b"/proc/self/fd/%d/" % fd + base)
+        found = disk.xattrs_of(b"/proc/self/fd/%d/" % fd + base)
+        node.xattrs = {name: value for name, value in found.items() if not name.startswith("trusted.SGI_ACL")}     # XFS's own of an ACL
         tree[path] = names[inode] = node
     return tree
 

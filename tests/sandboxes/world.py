@@ -416,7 +416,8 @@ class World(Looks, Keeping):
         assert made.metadata()["UpperDir"] == upper
         assert {name: os.lstat(f"{upper}/{name}").st_ino for name in os.listdir(upper)} == files
         # On a layer that was there already it shows what that one shows.
-        self.seen_new(self.layers[chain], frozen.tree, None, loose=len(chains) < len(todo))
+        doubled = any(isinstance(one, Frozen) and one.layer and not one.in_place for one in stack(frozen))
+        self.seen_new(self.layers[chain], frozen.tree, None, loose=doubled or len(chains) < len(todo))
         for new in chains[1:]:
             self.layers[new].marked = True      # whoever committed what stands on it gave it back at once
             self.seen_new(self.layers[new], None, None, loose=False)
