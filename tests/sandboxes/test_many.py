@@ -151,8 +151,9 @@ def test_deeper_than_the_kernel_takes(store, box, root, unchanged):
 
 
 CROWD = """
-import random, sys, threading, time
+import faulthandler, random, sys, threading, time
 import layerstore
+faulthandler.dump_traceback_later(40, exit=True)
 root, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 store = layerstore.Store(root, options={"durability": "none"})
 box = store.get_rw_layer("box")
@@ -177,8 +178,15 @@ def work(n):
             elif what == 4:
                 box.squash()
             elif what == 5:
-                with box.mounted() as path:
-                    open(f"{path}/by {seed} {n}", "a").write("x")
+                path = box.mount()
+                with open(f"{path}/by {seed} {n}", "a") as out:
+                    out.write("x")
+                while True:
+                    try:
+                        box.unmount()
+                        break
+                    except layerstore.ActiveMountError:
+                        time.sleep(0.001)       # somebody else is at work there
             else:
                 box.changes(), box.size(), [one.id for one in store.snapshots()]
             done[0] += 1
@@ -194,6 +202,7 @@ def work(n):
 threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
+store.close()
 print(done[0])
 print("\\n".join(errors), file=sys.stderr)
 sys.exit(bool(errors))
