@@ -219,10 +219,13 @@ def test_processes_and_threads_on_one_box(store, root, box):
     said = [process.communicate() for process in crowd]
     assert [process.returncode for process in crowd] == [0, 0, 0], "\n".join(error for _, error in said)
     assert sum(int(out) for out, _ in said) > 30
+    for _ in range(4):      # a store that meets a mounted box takes that for a use, of which it does not know the end
+        box.unmount()
     tree = shown(box)
     assert {name for name in tree if name.startswith("by ")} and all(set(tree[name]) == {"x"} for name in tree if name.startswith("by "))
     assert store.mounts() == ["box"]
     with layerstore.Store(root) as again:
+        again.cleanup()
         assert again.verify() == [] and again.orphans() == []
     for snap in store.snapshots():
         with snap.fork("look") as fork:
