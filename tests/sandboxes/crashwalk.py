@@ -158,7 +158,7 @@ def state_of(store: Store) -> tuple[State, list[str]]:
             boxes[name] = read_tree(path)
         del boxes[name][b""]
         under = view(store, box.parent) if box.parent else {}
-        if name == "box" and b"init.d" in boxes[name] and b"init.d" not in under:
+        if b"init.d" in boxes[name] and b"init.d" not in under:
             under |= {path: node for path, node in boxes[name].items() if path.startswith(b"init.d")}
         if said(box.changes()) != difference(boxes[name], under):
             wrong.append(f"changes() of {name}: {said(box.changes())}, not {difference(boxes[name], under)}")
@@ -255,7 +255,8 @@ class Walker:
         alive = [Path(point) for point in disk.mounts_below(path)]
         with Store(self.root, options=self.options) as store:
             lost = []
-            if alive and "box" in store.mounts() and len(alive) == 1 and store.get_mount_id("box") in str(alive[0]):
+            # What is written at the path of a box that is going to be rolled back goes with the rest.
+            if not self.plan["act"].startswith("rollback") and alive and "box" in store.mounts() and len(alive) == 1 and store.get_mount_id("box") in str(alive[0]):
                 # The mount that survived goes on, and what is written there is the box's.
                 (alive[0] / "late").write_text("late")
                 box = the(store)
@@ -310,6 +311,8 @@ class Walker:
         self.prepare()
         step = max(1, self.total // self.plan["kills"]) if "kills" in self.plan else self.plan.get("step", 1)
         kills, n = 0, self.plan.get("first", 1)
+        if "kills" in self.plan:
+            n = 1 + n % step
         while True:
             self.lay()
             walk = self.child(n)

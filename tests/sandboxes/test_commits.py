@@ -236,6 +236,10 @@ def test_commit_takes_the_init_layer_out_of_the_layer_alone(store, base, with_in
     assert lowers(root, snap.id) == [base.cache_id]
     assert shown(with_init) == shown(fork) == before and "dev/console" in before
     assert with_init.changes() == fork.changes() == []
+    for one in (with_init, fork):
+        assert sorted(entry.path for entry in one.files() if entry.path != ".") == sorted(before)
+        with one.open("dev/console") as content:
+            assert content.read() == b"console"
     with store.create_rw_layer("on it", layer) as made:
         assert "dev/console" not in shown(made) and shown(made)["one"] == "1"
     with store.create_rw_layer("by id", snap.id) as made:

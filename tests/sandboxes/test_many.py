@@ -147,7 +147,7 @@ def test_deeper_than_the_kernel_takes(store, box, root, unchanged):
     assert len([name for name in shown(box) if name.startswith("n")]) == 10
     began = time.monotonic()
     assert store.verify() == [] and store.orphans() == []
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 10
 
 
 CROWD = """
