@@ -108,7 +108,7 @@ def is_real_dir(path: Path) -> bool:
 
 
 def below_has(below: Sequence[Path], path: str, *, marks: bool) -> bool:
-    """Is there something at path in what these show; with marks, also where that is a whiteout?"""
+    """Return True if these show something at path; with marks, also if that is a whiteout."""
     *dirs, name = path.split("/")
     for place in below:
         at, last = place, False

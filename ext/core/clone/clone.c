@@ -1,7 +1,7 @@
 /* clone.c - a directory enters, the same tree in another directory leaves.
  *
  * One thread walks: it lists a directory, makes the directories in it at once and hands out the other names in batches.
- * A directory's own owner, mode and times are set when its last name is made, by whoever made that; the root's at the
+ * A directory's own owner, mode and times are set when its last name is made, by the thread that made it; the root's at the
  * very end. So at no depth more than a few descriptors are open, and what is set last is not changed by what is made.
  */
 #include "clone/twins.h"

@@ -6,7 +6,7 @@
  *                 whiteout or another thing of that name: then it is opaque
  *   a whiteout    if anything below the run has its name, and nothing in the run cuts that off
  * A mark of a renamed directory, and whiteouts that are attributes, need what only a mount can do: LAY_E_UNSUPPORTED.
- * A file without its data (metacopy) is shown as it lies there: who reads files looks for the mark.
+ * A file without its data (metacopy) is shown as it lies there: a caller that reads files looks for the mark.
  *
  * It is used as a layer (lay_union_lower: the upper of lay_changes_over; on nothing, a whole tree), by directories
  * (union_state.h), or as a walk:

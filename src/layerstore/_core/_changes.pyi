@@ -48,7 +48,7 @@ class Blocks:
 
     freed   what removing all of them frees: a file that has names elsewhere stays
     """
-    def __init__(self, freed: bool = False) -> None: ...
+    def __new__(cls, freed: bool = False) -> Blocks: ...
     def add(self, root_fd: int) -> int:
         """Bytes that root and what is below it add to those of the trees before, by blocks."""
 

@@ -330,7 +330,7 @@ class Writables(Protocol):
         """
 
     def discard(self, id: str, then: Callable[[], object] = lambda: None) -> None:
-        """Remove an unowned id, by a thread, once no process uses its files; no cleanup() does so till then.
+        """Remove an unowned id, by a thread, once no process uses its files; no cleanup() does so before.
 
         then     called when it is gone
 

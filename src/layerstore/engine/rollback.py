@@ -1,7 +1,7 @@
 """Rollback: a box drops what it holds and goes on from something else, in place.
 
 Enters: a box, and what it goes on from. A note beside the box's record says what is going to happen, before anything
-does: whoever looks at the box next goes on from there. What was dropped is removed by a thread of the driver.
+does: the next look at the box goes on from there. What was dropped is removed by a thread of the driver.
 Source: sandbox.md 8
 """
 

@@ -362,7 +362,7 @@ def test_a_slave_namespace_receives_the_switch(box):
             with subprocess.Popen(["nsenter", "-t", str(child.pid), "-m", "sh", "-c", f"cd {path}; echo; exec sleep 100"], stdout=subprocess.PIPE) as inside:
                 inside.stdout.readline()
                 before = tree(path)
-                with pytest.raises(ActiveMountError) as error:    # MNT_EXPIRE sees nobody, umount does
+                with pytest.raises(ActiveMountError) as error:    # MNT_EXPIRE sees no use, umount does
                     box.freeze()
                 assert inside.pid in {holder.pid for holder in error.value.holders}
                 assert tree(path) == before and box.w.stack_of(box.id)[0] == into

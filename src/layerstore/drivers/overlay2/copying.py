@@ -1,6 +1,6 @@
 """Copying: new directories of what others hold, by the file system's own sharing, by hard links, or byte for byte.
 
-Each is made claimed and settled: nobody writes in it, and no cleanup() removes it until it is published.
+Each is made claimed and settled: nothing writes in it, and no cleanup() removes it until it is published.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class Freezing:
             raise
 
     def follow(self, id: str, like: str) -> None:
-        """Give a box in the making the root directory's owner, mode, times and attributes of another id."""
+        """Set the root directory's owner, mode, times and attributes of a box in the making to those of another id."""
         try:
             copy_root(self._at.path(like, "diff"), self._at.path(id, "diff"))
         except BaseException:
@@ -182,7 +182,7 @@ class Freezing:
 
 
 def copy_root(source: str, target: str) -> None:
-    """Give a directory the owner, mode, times and attributes of another one."""
+    """Set the owner, mode, times and attributes of a directory to those of another one."""
     found = os.stat(source, follow_symlinks=False)
     made = os.stat(target, follow_symlinks=False)
     if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid):
@@ -196,7 +196,7 @@ def copy_root(source: str, target: str) -> None:
 
 
 def follow_root(source: str, target: str) -> None:
-    """Give a directory the times that another one has got since copy_root()."""
+    """Set the times of a directory to those that another one has got since copy_root()."""
     found, made = os.stat(source, follow_symlinks=False), os.stat(target, follow_symlinks=False)
     if (found.st_mtime_ns, found.st_mode, found.st_uid, found.st_gid) != (
         made.st_mtime_ns, made.st_mode, made.st_uid, made.st_gid,

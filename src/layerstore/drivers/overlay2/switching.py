@@ -35,11 +35,11 @@ class Switching:
     # ---- may it be done ----
 
     def require_idle(self, id: str, *, force: bool = False) -> bool:
-        """Make sure that nobody is inside a box whom a switch would leave behind.
+        """Make sure that no process is inside a box which a switch would leave behind.
 
-        force    whoever is inside may be left behind
+        force    processes inside may be left behind
         Returns  True: there are processes that only read, and keep what they have open
-        Raises   ActiveMountError    somebody is inside, or it is mounted where this process does not see it
+        Raises   ActiveMountError    a process is inside, or it is mounted where this process does not see it
                  NotSupportedError   it is mounted, and this kernel cannot switch
         """
         merged = self._at.path(id, "merged")
@@ -85,7 +85,7 @@ class Switching:
             raise in_use(self._mounting.name(id), found)
 
     def _inside(self, id: str, merged: str) -> tuple[list[Holder] | None, bool]:
-        """Return who is inside (None: nobody), and whether somebody only reads."""
+        """Return who is inside (None: no process), and whether all of them only read."""
         device = os.stat(merged).st_dev
         until = 0.0
         while True:
@@ -117,8 +117,8 @@ class Switching:
 
         made     tells whether that was done, also where an interrupt came into it
         lazy     switch also while it is used: who uses it keeps the old one
-        stops    what was written to is not written to any more: the old one becomes read-only
-        Raises   ActiveMountError    somebody came in: nothing has changed
+        stops    what was written to is written to no longer: the old one becomes read-only
+        Raises   ActiveMountError    a process came in: nothing has changed
                  OSError             nothing has changed
         """
         merged = self._at.path(id, "merged")
