@@ -5,15 +5,15 @@ The two make each other, so they stand in one file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from subprocess import CompletedProcess
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from layerstore.disk.locks import Scope
 from layerstore.engine.engine import Engine
-from layerstore.engine.looking import Shown
+from layerstore.engine.looking import Looking, Shown
 from layerstore.engine.record import Mount, MountReference
 from layerstore.engine.stacks import Place
 from layerstore.errors import ActiveMountError, Holder
@@ -24,6 +24,8 @@ from layerstore.running.sandbox import run_in
 from layerstore.streams.leftout import Keep, Marks, export_flags
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, CreateRWLayerOpts, FileEntry, Metadata, Progress, StrPath
+
+_T = TypeVar("_T")
 
 
 class RWLayer:
@@ -55,6 +57,9 @@ class RWLayer:
     @property
     def base(self) -> Snapshot | Layer | None:
         """What it stands on now: a snapshot, a layer, or None. A snapshot that was released is named all the same."""
+        for _ in range(3):
+            with suppress(FileNotFoundError):             # another store merged it, or committed it, meanwhile
+                return _base_of(self._engine, self._place())
         return _base_of(self._engine, self._place())
 
     def _place(self) -> Place:
@@ -224,10 +229,11 @@ class RWLayer:
 
     def size(self) -> int:
         """Return the bytes of the files that it holds above its nearest layer, each counted once."""
-        return self._engine.looking.size(self._shown())
+        return self._look(Looking.size)
 
-    def _shown(self) -> Shown:
-        return self._engine.looking.box(self._held())
+    def _look(self, at: Callable[[Looking, Shown], _T]) -> _T:
+        looking = self._engine.looking
+        return looking.look(self._held(), lambda shown: at(looking, shown))
 
     def changes(self, since: Parent | None = None) -> list[Change]:
         """List what differs; only directories that were written to are read.
@@ -238,7 +244,8 @@ class RWLayer:
         Raises  LayerDoesNotExistError
                 LayerStoreError          since is not below it
         """
-        return self._engine.looking.changes(self._shown(), None if since is None else parent_id(since))
+        told = None if since is None else parent_id(since)
+        return self._look(lambda looking, shown: looking.changes(shown, told))
 
     def files(self) -> Iterator[FileEntry]:
         """Return an iterator over all files that it shows, as Layer.merged() has them; it need not be mounted.
@@ -246,7 +253,7 @@ class RWLayer:
         crc and offset are None for what is in no layer. Sockets and names that begin with ".wh." are left out. While it
         is mounted, files may be of different moments.
         """
-        return self._engine.looking.merged(self._shown()).files()
+        return self._look(Looking.merged).files()
 
     def open(self, path: StrPath) -> BinaryIO:
         """Open a regular file that it shows for reading; it need not be mounted.
@@ -254,7 +261,7 @@ class RWLayer:
         path    from its root, with or without "/" in front; links are followed, below that root
         Raises  FileNotFoundError, IsADirectoryError, NotADirectoryError, OSError
         """
-        return self._engine.looking.open(self._shown(), path)
+        return self._look(lambda looking, shown: looking.open(shown, path))
 
     def tar_stream(self, *, keep: Keep = "docker", marks: Marks = "refuse") -> TarStream:
         """Return a tar of what differs from its nearest layer.
@@ -268,7 +275,8 @@ class RWLayer:
         Raises   BreakoutError (.path), OSError
                  NotSupportedError   another mount wrote marks into it that this host's mounts cannot follow
         """
-        return self._engine.looking.tar(self._shown(), export_flags(keep, marks))
+        flags = export_flags(keep, marks)
+        return self._look(lambda looking, shown: looking.tar(shown, flags))
 
     def apply_diff(self, source: Any, *, progress: Progress | None = None) -> int:
         """Unpack a tar over it, and return the bytes of all its own files afterwards.
@@ -295,7 +303,8 @@ class RWLayer:
         """
         self._engine.check_writable()
         level = self._engine.syncing.level(durability)
-        made = self._engine.looking.commit(self._shown(), export_flags(keep, marks), level, progress)
+        flags = export_flags(keep, marks)
+        made = self._look(lambda looking, shown: looking.commit(shown, flags, level, progress))
         return Layer(self._engine, made.record, made)
 
     def release(self) -> list[Metadata]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from layerstore.engine.engine import Engine
 from layerstore.engine.intake import Unpacked as Unpacked
-from layerstore.errors import NotSupportedError
+from layerstore.errors import LayerDoesNotExistError, NotSupportedError
 from layerstore.ids import OS, ChainID, is_driver_id
 from layerstore.layer import Layer, parent_id
 from layerstore.layer import Parent as Parent
@@ -312,11 +312,18 @@ class Store:
 
     def snapshots(self) -> list[Snapshot]:
         """Return all snapshots, in the order in which they were taken."""
-        return [Snapshot(self._engine, id) for id in self._engine.snapshots.all()]
+        found = []
+        for id in self._engine.snapshots.all():
+            with contextlib.suppress(FileNotFoundError):  # released meanwhile
+                found.append(Snapshot(self._engine, id))
+        return found
 
     def get_snapshot(self, id: str) -> Snapshot:
         """Return a snapshot by its whole id. Raises LayerDoesNotExistError: it is unknown, or was released."""
-        return Snapshot(self._engine, self._engine.snapshots.check(id))
+        try:
+            return Snapshot(self._engine, self._engine.snapshots.check(id))
+        except FileNotFoundError as err:
+            raise LayerDoesNotExistError(chain_id=id) from err
 
     def diff(self, a: Parent, b: Parent, *, contents: bool = False) -> list[Change]:
         """List what differs between the trees of two layers, snapshots or images: what makes b of a.

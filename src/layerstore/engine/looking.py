@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from layerstore._core._apply import Apply
 from layerstore.contents.files import open_bytes
@@ -19,17 +19,22 @@ from layerstore.contents.merged import MergedTree
 from layerstore.drivers import Trees
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
-from layerstore.engine.ground import Ground
+from layerstore.engine.ground import Ground, said
 from layerstore.engine.intake import Registration
 from layerstore.engine.record import Mount, Record, Reference
 from layerstore.engine.references import References
 from layerstore.engine.stacks import Place, Stacks, is_init
 from layerstore.engine.writable import WritableLayers
-from layerstore.errors import LayerDoesNotExistError, LayerStoreError
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
 from layerstore.ids import ChainID, is_driver_id
 from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import Change, Descriptor, Durability, FileEntry, Progress, StrPath
+
+_T = TypeVar("_T")
+
+_LOOKS = 3
+"""How often a box is looked at without keeping other stores from changing what it stands on."""
 
 
 class Shown(NamedTuple):
@@ -62,6 +67,7 @@ class Looking:
     ) -> None:  # fmt: skip
         self._ground, self._lock, self._db = ground, ground.records.lock, stacks.snapshots
         self._trees: Trees = ground.driver.trees
+        self._writables = ground.driver.writables
         self._references, self._contents, self._stacks = references, contents, stacks
         self._syncing, self._registration, self._writable = syncing, registration, writable
 
@@ -69,6 +75,18 @@ class Looking:
         """Look at a box. Raises CorruptLayerError."""
         place = self._writable.ready(mount)
         return Shown(f"writable layer {mount.name}", mount.mount_id, place, mount.name)
+
+    def look(self, mount: Mount, at: Callable[[Shown], _T]) -> _T:
+        """Look at a box, again if another store has changed what it stands on meanwhile."""
+        for _ in range(_LOOKS):
+            shown = self.box(mount)
+            try:
+                return at(shown)
+            except (FileNotFoundError, CorruptLayerError):
+                if said(self._writables.stack_of, mount.mount_id, None) == shown.place.stack:
+                    raise
+        with self._writable.entered(mount):
+            return at(self.box(mount))
 
     def snapshot(self, id: str) -> Shown:
         """Look at a snapshot, recorded or loose. Raises LayerDoesNotExistError: it is gone."""
@@ -153,10 +171,13 @@ class Looking:
     def merged(self, shown: Shown) -> MergedTree:
         """Return the tree of a box or a snapshot with all it stands on. Raises CorruptLayerError, OSError."""
         stack, layer = shown.whole, shown.place.layer
-        at = len(stack) - (len(shown.place.stack) - shown.place.at)
-        while at < len(stack) and is_init(stack[at]):
-            at += 1
-        above, below = stack[:at], stack[at:]
+        below: list[str] = []
+        while layer:                      # what is not a layer's as it was registered is told by the directories
+            below = self._contents.directories_of(layer)
+            if stack[-len(below) :] == below:
+                break
+            layer, below = layer.parent, []
+        above = stack[: len(stack) - len(below)]
         stored = self._contents.chain(layer) if layer else {}
 
         def opener(entry: FileEntry) -> BinaryIO:

@@ -348,10 +348,10 @@ class WritableLayers:
             return None
         return self.stacks.place(known[0], mount.parent) if self._writables.is_mounted(mount.mount_id) else None
 
-    def stand_right(self, mount: Mount) -> Place:
+    def stand_right(self, mount: Mount, *, mends: bool = True) -> Place:
         """Make sure that a writable layer stands on what its record says, or it would show another tree.
 
-        What follows from what it stands on is put right, if the store may write.
+        mends    what follows from what it stands on is put right, if the store may write
         Returns  where it stands
         Raises   CorruptLayerError   it does not, and cannot be mended so
         """
@@ -360,7 +360,8 @@ class WritableLayers:
         for id, below in self.stacks_of(mount):
             problems = self._writables.standing(id, below)
             # One that says what it stands on, while its record says that there is nothing, has lost its record.
-            if problems and not self._ground.read_only and (below or not said(self._writables.stack_of, id, [id])):
+            mendable = mends and not self._ground.read_only
+            if problems and mendable and (below or not said(self._writables.stack_of, id, [id])):
                 with contextlib.suppress(OSError, LayerStoreError):
                     self._writables.mend(id, below)
                     about = {"mount": mount.name, "problem": problems[0].text}
@@ -465,10 +466,13 @@ class WritableLayers:
 
     def ready(self, mount: Mount) -> Place:
         """Do what stand_right() does, after a rollback that was interrupted was finished."""
-        if self._snapshots.any() and self._snapshots.rollback(mount.name):
-            with self.entered(mount) as place:
-                return place
-        return self.stand_right(mount)
+        if not self._snapshots.any():
+            return self.stand_right(mount)
+        with contextlib.suppress(OSError, CorruptLayerError):
+            if not self._snapshots.rollback(mount.name):
+                return self.stand_right(mount, mends=False)
+        with self.entered(mount) as place:                # another store was at work on it, perhaps
+            return place
 
     def apply_diff(self, mount: Mount, source: Any, progress: Progress | None) -> int:
         """Unpack a tar over one; return its size as moby counts it."""

@@ -201,7 +201,7 @@ class Lowers:
             return ""
 
     def led_to(self, link: str) -> str:
-        """Return the id that a short link leads to; "" if it leads nowhere."""
+        """Return the id that a short link leads to; "" if it does not lead to one."""
         with contextlib.suppress(OSError):
             target = LINK.fullmatch(_files.readlink(os.path.join(self.home, LINKS, link)))
             return target[1] if target else ""
