@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -209,10 +210,7 @@ class Detached:
 
     def __init__(self) -> None:
         self.fd = ffi.new("int *", -1)
-
-    @property
-    def is_open(self) -> bool:
-        return int(self.fd[0]) >= 0
+        _detached.add(self)
 
     def fileno(self) -> int:
         """Return the descriptor, or less than 0."""
@@ -228,6 +226,18 @@ class Detached:
 
     def __del__(self) -> None:
         self.close()
+
+
+_detached: weakref.WeakSet[Detached] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """Close in a forked child what its parent is at: a box would be in use by it."""
+    for mount in list(_detached):
+        mount.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def make_overlay(overlay: Overlay, target: str) -> Detached:

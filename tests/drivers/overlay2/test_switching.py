@@ -850,3 +850,37 @@ def test_in_a_user_namespace(room):
     command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", IN_A_NAMESPACE, room / "own", *paths]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_forked_child_keeps_no_mount_and_has_no_thread(box):
+    path = box.w.mount(box.id)
+    (box.home / box.id / "merged/new").write_bytes(b"new")
+    real, ready, child = mounts.Switch.run, os.pipe(), []
+
+    def fork_then_run(self, *args, **more):
+        pid = os.fork()
+        if not pid:
+            assert threading.active_count() == 1
+            os.write(ready[1], b"x")
+            time.sleep(30)
+            os._exit(0)
+        child.append(pid)
+        os.read(ready[0], 1)
+        return real(self, *args, **more)
+
+    mounts.Switch.run = fork_then_run
+    try:
+        box.freeze()
+        mounts.Switch.run = real
+        box.freeze()                                      # the child is not inside
+        dropped = box.turn()
+        box.driver.host.close()
+        assert not (box.home / dropped).exists()
+    finally:
+        mounts.Switch.run = real
+        os.kill(child[0], 9)
+        os.waitpid(child[0], 0)
+        for fd in ready:
+            os.close(fd)
+    assert tree(path)["./new"] == b"new"
+    box.w.unmount(box.id)

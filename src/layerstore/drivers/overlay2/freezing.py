@@ -121,6 +121,8 @@ class Freezing:
                 if made.is_done:
                     self._ground.background.submit(lambda: self._empty_work(into))
             at.forget_aside(id, aside)
+            if not made.is_done:
+                at.remove_in(into, "work", "work")    # a kill left it there
             if not text:
                 self._drop_plain(into)
 
