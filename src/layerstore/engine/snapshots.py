@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from typing import Literal
 
 from layerstore.disk import cgroup
+from layerstore.disk.locks import surely
 from layerstore.disk.textfile import remove_directory
 from layerstore.engine.durability import Syncing
-from layerstore.engine.ground import Ground
+from layerstore.engine.ground import Ground, said
 from layerstore.engine.loose import Loose
 from layerstore.engine.promote import Promotion
 from layerstore.engine.record import Mount
@@ -84,11 +85,7 @@ class Snapshots:
                 else:
                     self._note(mount)
             except BaseException:
-                if how == "frozen":               # the box stands on it: it goes on with one more directory below
-                    self._note(mount)
-                    self._publish([*inits, id])
-                else:
-                    self._remove([id, *inits] if how else inits)
+                surely(self._end_failed, mount, id, inits)
                 raise
             self._publish([*inits, id] if record else inits)
             if how == "frozen" or not self._writables.is_mounted(mount.mount_id):
@@ -96,6 +93,17 @@ class Snapshots:
             else:
                 self._squash.leave(mount, merged)
             return id
+
+    def _end_failed(self, mount: Mount, id: str, inits: list[str]) -> None:
+        """Leave a box whole whose snapshot failed: the disk tells how far that came, also after an interrupt."""
+        below = said(self._writables.stack_of, mount.mount_id, None)
+        if below is not None and id not in below:
+            self._remove([id, *inits])
+            return
+        try:                              # the box stands on it: it goes on with one more directory below
+            self._note(mount)
+        finally:
+            self._publish([*inits, id])
 
     def _note(self, mount: Mount) -> None:
         with self._lock, self._metadata.exclusive(), self._loose.changing(mount.key):
