@@ -82,6 +82,20 @@ def test_two_stacks_differ_as_their_mounts_do(room: Path, seed: int) -> None:
     assert kinds == {"A", "C", "D"} and differ > 3
 
 
+@pytest.mark.parametrize("size", [1, 32767, 32768, 32769, 100_000])
+def test_contents_are_compared_to_the_last_byte_and_times_are_not(room: Path, size: int) -> None:
+    new, old = room / "new", room / "old"
+    for place, last in ((new, b"1"), (old, b"2")):
+        place.mkdir()
+        (place / "same").write_bytes(b"x" * size)
+        (place / "other").write_bytes(b"x" * (size - 1) + last)
+        os.utime(place / "other", (5, 5))
+        os.utime(place / "same", (5, int(last)))
+    for found in (between([new], [old], CONTENTS), changes([new, room / "new"], [old], CONTENTS)):
+        assert found == ["C /other"]
+    assert between([new], [old]) == ["C /same"]
+
+
 def test_stacks_of_hundreds_take_few_descriptors(room: Path) -> None:
     layers = [room / f"l{i}" for i in range(400)]
     for i, layer in enumerate(layers):
