@@ -19,7 +19,7 @@ from test_changes import grown, whiteout
 
 OPAQUE = "trusted.overlay.opaque"
 DT_DIR, DT_WHT = 4, 14
-USERXATTR, OVER_MARKS, KEEP = 1, 2, 4
+USERXATTR, OVER_MARKS, KEEP, WHOLE = 1, 2, 4, 16
 
 
 class Found(NamedTuple):
@@ -405,3 +405,19 @@ def test_what_only_a_mount_can_tell_is_refused(room: Path, where: int) -> None:
     with fails("LAY_E_UNSUPPORTED") as errors:
         walked(layers)
     assert errors[0].path == b"a"
+
+
+def test_a_file_without_its_data_is_refused_where_its_data_is_needed(room: Path) -> None:
+    """Also under another name than it had where its data are."""
+    for name in ("l0", "l1"):
+        (room / name / "d").mkdir(parents=True)
+    (room / "l1/d/was").write_text("data")
+    (room / "l0/d/now").touch()
+    os.truncate(room / "l0/d/now", 4)
+    layers = [room / "l0", room / "l1"]
+    assert walked(layers, (), WHOLE) == walked(layers)
+    os.setxattr(room / "l0/d/now", "trusted.overlay.metacopy", b"")
+    assert [one.path for one in walked(layers)] == ["d", "d/now", "d/was"]
+    with fails("LAY_E_UNSUPPORTED") as errors:
+        walked(layers, (), WHOLE)
+    assert (errors[0].path, errors[0].text[:38]) == (b"d/now", "a file without its data (metacopy): on")

@@ -133,7 +133,7 @@ lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err)
 static lay_code start(lay_merge *m, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err)
 {
     level root = { 0 };
-    unsigned how = (flags & LAY_MERGE_USERXATTR ? LAY_UNION_USERXATTR : 0) | (flags & LAY_MERGE_OVER_MARKS ? LAY_UNION_OVER_MARKS : 0);
+    unsigned how = LAY_UNION_WHOLE | (flags & LAY_MERGE_USERXATTR ? LAY_UNION_USERXATTR : 0) | (flags & LAY_MERGE_OVER_MARKS ? LAY_UNION_OVER_MARKS : 0);
     if (n == 0)
         return lay_fail(err, LAY_E_STATE, "nothing to merge");
     if (fstat(fds[0], &root.st) != 0)

@@ -40,6 +40,7 @@ static lay_union *union_new(const lay_lower *layers, size_t n, const lay_lowers 
     u->below = below;
     u->userxattr = (flags & LAY_UNION_USERXATTR) != 0;
     u->over_marks = (flags & LAY_UNION_OVER_MARKS) != 0;
+    u->whole = (flags & LAY_UNION_WHOLE) != 0;
     return u;
 }
 

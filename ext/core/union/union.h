@@ -27,6 +27,7 @@
                                      * run's place while what it stands on may be merged into it later */
 #define LAY_UNION_KEEP 4u           /* open_at: opens the descriptors once more, for a handle that outlives them */
 #define LAY_UNION_UNREAD 8u         /* open_at: the roots' names are not read yet; then one thread alone may use the union */
+#define LAY_UNION_WHOLE 16u         /* the walk refuses a file without its data, which may lie in a layer that does not show it */
 
 typedef struct lay_union lay_union;
 

@@ -45,7 +45,7 @@ struct lay_union_dir {
 struct lay_union {
     const lay_lower *layers; size_t count;
     const lay_lowers *below;
-    bool userxattr, over_marks;
+    bool userxattr, over_marks, whole;
     lay_union_dir *root;
     lay_lower *own; int *kept;                    /* of open_at */
     lay_lowers own_below;

@@ -1,6 +1,7 @@
 /* union_walk.c - all that a union shows, entry for entry, in the order of a tar; no recursion, a bounded number of descriptors. */
 #include "base/grow.h"
 #include "base/text.h"
+#include "tree/whiteout.h"
 #include "union/union.h"
 #include "union/union_state.h"
 
@@ -45,6 +46,19 @@ lay_code lay_union_walk_open(lay_union_walk **out, const lay_union *u, lay_error
 
 static lay_code fail(lay_union_walk *w, const char *what, lay_error *err) { return lay_fail_os(err, errno, w->path.p, what); }
 
+static lay_code require_data(lay_union_walk *w, const lay_union_dir *d, const lay_union_found *found, lay_error *err)
+{
+    const lay_lower *l = lay_union_layer(d->of, found->layer);
+    char value[64];
+    ssize_t n = l->ops->xattr(l, found->in, found->name, d->of->userxattr ? LAY_METACOPY_USER : LAY_METACOPY_TRUSTED, value, sizeof value);
+    if (n < 0 && errno != ERANGE)
+        return lay_tree_gone(errno) ? LAY_OK : fail(w, "cannot read the metacopy mark", err);
+    if (n == 0 && errno != 0)
+        return LAY_OK;
+    lay_fail(err, LAY_E_UNSUPPORTED, "a file without its data (metacopy): only a mount can tell what is there");
+    return lay_error_path(err, w->path.p, w->path.len);
+}
+
 /* The next name of the directory it stands in; nothing is found where that is gone meanwhile. */
 static lay_code look_at(lay_union_walk *w, level *here, lay_union_found *found, lay_error *err)
 {
@@ -65,7 +79,7 @@ static lay_code look_at(lay_union_walk *w, level *here, lay_union_found *found, 
     };
     w->down = child;
     if (found->in >= 0)
-        return LAY_OK;
+        return d->of->whole && e->type == DT_REG ? require_data(w, d, found, err) : LAY_OK;
     found->path = NULL;
     lay_union_walk_pass(w);
     return lay_tree_gone(errno) ? LAY_OK : fail(w, "cannot open its directory", err);
