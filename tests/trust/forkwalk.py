@@ -19,8 +19,8 @@ import interruptwalk
 import ownspace
 import seeded
 import tarkit
+from acts import BASE, NEW, TOP
 from interruptwalk import ACTS, SECONDS, imaged
-from killwalk import BASE, NEW, TOP
 from seeded import chain
 
 from layerstore import Images, Store

@@ -25,10 +25,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import acts
 import killwalk
 import ownspace
 import seeded
-from killwalk import ARCHIVE, BASE, DIFF, INIT, NEW, TOP
+from acts import ARCHIVE, BASE, DIFF, INIT, NEW, TOP
 from seeded import chain
 
 from layerstore import Images, LayerStoreError, Store
@@ -38,7 +39,7 @@ SECONDS = 5
 
 
 def imaged(store: Store) -> None:
-    killwalk.with_box(store)
+    acts.with_box(store)
     Images(store).create(store.get(chain(BASE, TOP)), {"created": "2020-01-01T00:00:00Z"}, tags=["keep:1", "keep:2"])
 
 
@@ -73,21 +74,21 @@ class Act(NamedTuple):
 
 
 ACTS = {
-    "open": Act(killwalk.nothing, lambda store, _: Store(store.root).close()),
-    "register": Act(killwalk.nothing, lambda store, _: store.register(seeded.layer(NEW).tar, chain(BASE, TOP)).release()),
-    "register known": Act(killwalk.nothing, lambda store, _: store.register(seeded.layer(BASE).tar)),
-    "get": Act(killwalk.nothing, lambda store, _: (store.get(chain(BASE, TOP)), store.map())),
-    "create": Act(killwalk.nothing, make_and_release),
+    "open": Act(acts.nothing, lambda store, _: Store(store.root).close()),
+    "register": Act(acts.nothing, lambda store, _: store.register(seeded.layer(NEW).tar, chain(BASE, TOP)).release()),
+    "register known": Act(acts.nothing, lambda store, _: store.register(seeded.layer(BASE).tar)),
+    "get": Act(acts.nothing, lambda store, _: (store.get(chain(BASE, TOP)), store.map())),
+    "create": Act(acts.nothing, make_and_release),
     "mount": Act(box_of, mount_twice),
     "commit": Act(box_of, lambda store, box: box.commit().release()),
     "apply_diff": Act(box_of, lambda store, box: box.apply_diff(DIFF)),
     "changes": Act(box_of, lambda store, box: (box.changes(), box.size())),
     "tar_stream": Act(lambda store: store.get(chain(BASE, TOP)), lambda store, layer: layer.tar_stream().read()),
-    "load": Act(killwalk.nothing, load_and_remove),
-    "save": Act(killwalk.nothing, lambda store, _: Images(store).save("keep:1", f"{store.root}.tar")),
-    "tag": Act(killwalk.nothing, lambda store, _: (Images(store).tag("keep:1", "t:1"), Images(store).remove("t:1"))),
-    "verify": Act(killwalk.nothing, lambda store, _: store.verify()),
-    "reclaim": Act(killwalk.nothing, lambda store, _: store.orphans()),
+    "load": Act(acts.nothing, load_and_remove),
+    "save": Act(acts.nothing, lambda store, _: Images(store).save("keep:1", f"{store.root}.tar")),
+    "tag": Act(acts.nothing, lambda store, _: (Images(store).tag("keep:1", "t:1"), Images(store).remove("t:1"))),
+    "verify": Act(acts.nothing, lambda store, _: store.verify()),
+    "reclaim": Act(acts.nothing, lambda store, _: store.orphans()),
 }
 # Another process does this: it changes all that a lock may keep it from.
 OTHERS = ("register", "create", "tag", "load")
