@@ -19,6 +19,8 @@ from layerstore.errors import InvalidMetadataError, readable
 
 # More than any small file of a store holds (`lower` of 128 layers has under 4 KiB).
 _LIMIT = 1 << 20
+BESIDE = ".tmp-"
+"""How the name of a file begins that is written beside the one in whose place it comes."""
 
 # Go's unicode.IsSpace, which is what moby trims; str.strip() alone would take \x1c-\x1f too.
 _GO_SPACE = (
@@ -82,7 +84,7 @@ def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> No
     Source   moby, sys/atomicwriter
     """
     directory, name = os.path.split(path)
-    beside = os.path.join(directory, f".tmp-{name}{random_number()}")
+    beside = os.path.join(directory, f"{BESIDE}{name}{random_number()}")
     try:
         write_small(beside, data, mode, sync=sync)
         _files.rename(beside, path)
@@ -90,6 +92,15 @@ def replace_small(path: str, data: bytes, mode: int, *, sync: bool = True) -> No
         with contextlib.suppress(OSError):
             _files.unlink(beside)
         raise
+
+
+def left_beside(directory: str) -> list[str]:
+    """Return the paths of files in a directory that replace_small() was stopped at, or has not renamed yet."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [os.path.join(directory, name) for name in names if name.startswith(BESIDE)]
 
 
 @contextlib.contextmanager

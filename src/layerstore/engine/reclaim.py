@@ -6,11 +6,13 @@ second time while what was found is claimed, so that nothing is taken from a pro
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 
+from layerstore._core import _files
 from layerstore.disk.holds import STORE
-from layerstore.disk.textfile import tree_bytes
+from layerstore.disk.textfile import left_beside, tree_bytes
 from layerstore.engine.ground import Ground
 from layerstore.engine.references import References
 from layerstore.errors import LayerStoreError, StoreInUseError
@@ -82,9 +84,24 @@ class Reclaim:
         self._leftovers.finish_removals(delete)
         self._leftovers.remove_nameless_mounts()
         self._leftovers.transactions(remove=True)
+        self._remove_left_beside()
         try:
             self._driver.host.reclaim(owned)
         except (OSError, LayerStoreError) as err:
             # Better to leave too much than to take what an unreadable file may name.
             log.error("Not everything was reclaimed: %s", err, extra={"error": err})
         return self._references.sweep_all()
+
+    def _remove_left_beside(self) -> None:
+        """Remove what a process that was killed wrote beside files of writable layers and snapshots."""
+        m, w = self._metadata, self._driver.writables
+        for kind in ("mounts", "snapshots"):
+            for name in m.names(kind):
+                directory = os.path.join(m.root, kind, name)
+                if not left_beside(directory):
+                    continue
+                with contextlib.suppress(OSError, LayerStoreError):
+                    id = m.get_mount_id(name) if kind == "mounts" else name
+                    with w.hold(id), self._records.lock, m.exclusive():
+                        for path in left_beside(directory):
+                            _files.unlink(path)

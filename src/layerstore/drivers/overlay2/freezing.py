@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import surely
-from layerstore.disk.textfile import random_number
+from layerstore.disk.textfile import BESIDE, random_number
 from layerstore.drivers.overlay2.directories import is_there, make, opened
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
@@ -92,7 +92,7 @@ class Freezing:
         at = self._at
         with at.held(id):
             only_read = self._switching.require_switchable(id)
-            text, aside = at.lower_text(id), f".tmp-lower{random_number()}"
+            text, aside = at.lower_text(id), f"{BESIDE}lower{random_number()}"
             below = text if at.stack_of(id) == list(stack) else at.lower_for(stack)
             upper = self.make_fresh(id, into, id, lower=below)
             undo: list[Callable[[], object]] = [lambda: self._ground.remove(into)]

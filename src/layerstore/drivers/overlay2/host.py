@@ -13,6 +13,7 @@ from layerstore.disk.locks import claim_directory
 from layerstore.drivers import Owned, checks
 from layerstore.drivers.overlay2.directories import LINKS, is_there, opened
 from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.overlay2.tidying import tidy
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
 
@@ -48,6 +49,7 @@ class Host:
     def cleanup(self) -> None:
         self.ground.mounting.cleanup()
         self.ground.background.drain()
+        tidy(self.ground)
 
     # ---- what no layer owns ----
 

@@ -169,7 +169,7 @@ class Mounting:
         if is_there(self._at.path(id, "work", "work", "incompat")):
             self._at.remove_in(id, "work", "work", "incompat")
 
-    def _end_work(self, id: str) -> None:
+    def end_work(self, id: str) -> None:
         """Remove what a mount that is gone leaves in its work directory: the next mount need not ask about it then."""
         with contextlib.suppress(OSError):            # mount() asks, and tries again
             if self._syncs_all and is_there(self._at.path(id, "work", "work", "incompat")):
@@ -323,7 +323,7 @@ class Mounting:
         if copied and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
             self._boxes.mark(id, device)        # a process came in since
         elif not reads_only:
-            self._end_work(id)
+            self.end_work(id)
 
     @staticmethod
     def _end_unseen(merged: str) -> None:
@@ -432,6 +432,10 @@ class Mounting:
             return False
         used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
         return self.device_elsewhere(id) is not None or self._is_left_used(id) if used is None else used
+
+    def is_over(self, id: str) -> bool:
+        """Return True if no mount of id lives, here or elsewhere, and nobody counts one."""
+        return not (self.is_counted(id) or mounts.is_mounted(self._at.path(id, "merged")) or self.is_upper_used(id))
 
     def leave(self, device: int) -> None:
         """Note that an overlay of this device was switched away from while it was used."""
