@@ -112,10 +112,12 @@ class Engine(Ground):
             self.images.sweep()
         self.writable.finish_all()
         self.snapshots.finish_all()
-        self.reclaim.finish()
-        with self.records.lock:
-            self.records.forget_bad()
-        self.driver.host.cleanup()
+        try:
+            self.driver.host.cleanup()    # first, as a mount that is left may stand on what a squash has merged
+        finally:
+            self.reclaim.finish()
+            with self.records.lock:
+                self.records.forget_bad()
 
     def close(self) -> None:
         """Release everything. Twice is harmless."""
