@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
 from layerstore.disk import dockerd
@@ -141,10 +141,11 @@ class Ground:
             why = f"{ReadOnlyStoreError.text}: a dockerd was started on {self.root} meanwhile, {database} is locked"
             raise ReadOnlyStoreError(why, path=self.root)
 
-    def stored(self, record: Record) -> StoredLayer:
-        """Return the layer of a record, as the driver has it."""
+    def stored(self, record: Record, below: Sequence[str] | None = None) -> StoredLayer:
+        """Return the layer of a record, as the driver has it; below: what it stands on, if not its parent's."""
         sidecar = functools.partial(self.metadata.open_sidecar, record.chain_id)
-        return self.driver.layers.open(record.cache_id, record.directories[1:], sidecar)
+        stack = record.directories[1:] if below is None else below
+        return self.driver.layers.open(record.cache_id, stack, sidecar)
 
     def check_no_dockerd(self) -> None:
         """Raise StoreInUseError if a dockerd uses the root."""

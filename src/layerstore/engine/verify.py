@@ -95,8 +95,29 @@ class Verifier:
         ])  # fmt: skip
         if chain_on(parent, record.diff_id) != record.chain_id:
             found.append(Problem("metadata", subject, "", "the ChainID does not follow from the parent and the DiffID"))
-        told = self._ground.stored(record).check(record.diff_id, self._report, metadata=self._attributes)
+        told = self._check(record)
         return found + [Problem(kind, subject, path, text) for kind, path, text in told]
+
+    def _check(self, record: Record) -> list[Finding]:
+        ground = self._ground
+
+        def check(below: Sequence[str]) -> list[Finding]:
+            return ground.stored(record, below).check(record.diff_id, self._report, metadata=self._attributes)
+
+        below, before = record.directories[1:], self._before_commit(record)
+        told = check(below if before is None else before)
+        if told and self._before_commit(record) != before:
+            told = check(below)           # its commit was finished meanwhile
+        return told
+
+    def _before_commit(self, record: Record) -> list[str] | None:
+        """Return what a snapshot stands on whose commit as this layer was not finished; None: it was, or is none."""
+        db, w = self._ground.snapshots_db, self._ground.driver.writables
+        with contextlib.suppress(OSError, LayerStoreError):
+            lower = db.lower(record.cache_id) if db.layer(record.cache_id) == record.chain_id else None
+            if lower is not None and w.lower_text(record.cache_id) == lower:
+                return w.named_in(lower)
+        return None
 
     def mount(self, mount: Mount, stacks_of: Callable[[Mount], list[tuple[str, list[str]]]]) -> list[Problem]:
         """Compare the record and the driver's files of a writable layer; what is in it is its user's."""
