@@ -196,5 +196,5 @@ class Promotion:
                 w.empty(mount.init_id, place.stack[place.stack.index(id) :])
         except (OSError, LayerStoreError) as err:
             text = "%s does not name the layer %s as its parent yet: %s"
-            about = {"name": name, "chain_id": record.chain_id, "error": err}
+            about = {"entry": entry, "chain_id": record.chain_id, "error": err}
             log.warning(text, name, record.chain_id, err, extra=about)

@@ -214,7 +214,8 @@ class SnapshotDB:
 
     def set_parent(self, id: str, parent: str) -> None:
         """Note the nearest layer. Raises OSError."""
-        textfile.replace_small(self._file(id, "parent"), os.fsencode(parent), 0o644, sync=False)
+        path = self._file(id, "parent")           # where there was a good one: it must not be empty after a power cut
+        textfile.replace_small(path, os.fsencode(parent), 0o644, sync=self._metadata.is_durable)
 
     # ---- boxes that are being rolled back ----
 

@@ -133,6 +133,11 @@ class FileMetadataStore:
         self._durability = durability
         textfile.make_directories(self.root, 0o700)
 
+    @property
+    def is_durable(self) -> bool:
+        """True if what comes in the place of a file is on the disk before."""
+        return self._durability != "none"
+
     def exclusive(self) -> contextlib.AbstractContextManager[None]:
         """Keep other processes (and threads) on this layerdb from making a layer visible or taking one away.
 
@@ -324,7 +329,7 @@ class FileMetadataStore:
         """Write the ChainID that a writable layer stands on, in one step; "": nothing."""
         path = self._mount_file(mount, "parent")
         if parent:
-            textfile.replace_small(path, os.fsencode(parent), 0o644, sync=self._durability != "none")
+            textfile.replace_small(path, os.fsencode(parent), 0o644, sync=self.is_durable)
             return
         with contextlib.suppress(FileNotFoundError):
             _files.unlink(path)
