@@ -125,6 +125,7 @@ class Act(NamedTuple):
     again: Callable[[Store], None]              # in whatever is left: the act succeeds now
     kept: Callable[[Store], bool] = lambda store: True     # once the act has returned, whatever comes
     leaves: tuple[str, ...] = ()                # acts that are killed half-way on the start, for cleanup() to find
+    shows: bool = False                         # each box and snapshot shows its tree of before or after, at every moment
 
 
 ACTS = {

@@ -19,16 +19,21 @@ import traceback
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import acts
 import disk
 import faultkit
+import frozenacts
 import ownspace
 import powercut
 import seeded
-from acts import ACTS, BASE, NEW, TOP, Act, images_of, nothing, two_layers, with_box
+import stackview
+from acts import BASE, NEW, TOP, Act, images_of, nothing, two_layers, with_box
 from cutdisk import CutDisk
 from seeded import chain
 
 from layerstore import Store
+
+ACTS = acts.ACTS | frozenacts.ACTS
 
 
 class Walk(ctypes.Structure):
@@ -53,6 +58,8 @@ def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
         owners[store.get_mount_id(name)] = f"box {name}"
         if (init := layerdb / "mounts" / name / "init-id").exists():
             owners[init.read_text().strip()] = f"init of {name}"
+    # Of snapshots, and of what they left below, only the kinds of their files are held against each other: their ids are random.
+    owners = dict.fromkeys(stackview.owned(root), "what is frozen") | owners
     layers = {id.split(":")[1]: id for id in store.map()}
     found: dict[str, set[str]] = {}
     for path in disk.inventory(root):
@@ -63,10 +70,12 @@ def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
                 owner, parts = owners.get(os.readlink(root / path).split("/")[1], "nobody"), ["l"]
             elif parts[1] in owners:
                 owner, parts = owners[parts[1]], parts[2:]
-                if owner in layers.values() and parts[:1] == ["diff"]:
+                if (owner in layers.values() or owner == "what is frozen") and parts[:1] == ["diff"]:
                     parts = ["diff"]
         elif parts[:4] == ["image", "overlay2", "layerdb", "sha256"] and parts[4:5] and parts[4] in layers:
             owner, parts = layers[parts[4]], ["layerdb", *parts[5:]]
+        elif parts[:4] == ["image", "overlay2", "layerdb", "snapshots"]:
+            owner, parts = "what is frozen", ["layerdb", *parts[5:]]
         elif parts[:4] == ["image", "overlay2", "layerdb", "mounts"] and parts[4:5] and parts[4] in store.mounts():
             owner, parts = f"box {parts[4]}", ["layerdb", *parts[5:]]
         found.setdefault(owner, set()).add("/".join(parts))
@@ -89,6 +98,7 @@ class State(NamedTuple):
     boxes: frozenset[str]
     images: frozenset[str]
     shape: dict[str, frozenset[str]]
+    views: stackview.Views
 
 
 class Walker:
@@ -129,7 +139,7 @@ class Walker:
 
     def state(self, root: Path) -> State:
         with Store(root) as store:
-            return State(frozenset(store.map()), frozenset(store.mounts()), images_of(store), shape(root, store))
+            return State(frozenset(store.map()), frozenset(store.mounts()), images_of(store), shape(root, store), stackview.views(root))
 
     def prepare(self) -> None:
         with Store(self.start) as store:
@@ -157,8 +167,15 @@ class Walker:
             self.before = self.after
 
     # ---- after each kill -------------------------------------------------------------------------
+    def judge_the_views(self, finished: bool) -> list[str]:
+        """What boxes and snapshots show, by their directories alone, and boxes at their paths where a mount survived."""
+        if not self.act.shows:
+            return []
+        views = self.before.views, self.after.views
+        return stackview.compared(stackview.views(self.root), *views, finished=finished, written=frozenacts.LATE, exact=not self.disk)
+
     def judge_what_is_left(self, finished: bool) -> list[str]:
-        wrong = []
+        wrong = self.judge_the_views(finished)
         with Store(self.root, options={"durability": "full"}) as store:
             layers, boxes = store.map(), set(store.mounts())
             for what, now, before, after in (("images", images_of(store), self.before.images, self.after.images),
@@ -176,11 +193,16 @@ class Walker:
                 if faults := self.judge.faults(layer, self.known.get(id)):
                     wrong.append(f"layer {id}: {faults}")
             wrong += powercut.cleaned(self.root, store)
+            wrong += [f"after cleanup() {problem}" for problem in self.judge_the_views(finished)]
             for owner, paths in shape(self.root, store).items():
                 one, other = self.before.shape.get(owner), self.after.shape.get(owner)
                 least = (one or other or frozenset()) & (other or one or frozenset())
-                least -= {"committed", "layerdb/released"}       # marks that come when the layer is there
                 most = (one or frozenset()) | (other or frozenset())
+                if self.act.shows:          # what boxes hold is looked at by itself
+                    paths, least, most = (frozenset(path for path in some if not path.startswith("diff/")) for some in (paths, least, most))
+                if owner == "what is frozen":
+                    least, most = frozenset(), frozenacts.FILES
+                least -= {"committed", "layerdb/released"}       # marks that come when the layer is there
                 if not least <= paths <= most:
                     wrong.append(f"after cleanup() {owner or 'the root'}: {sorted(least - paths)} missing, {sorted(paths - most)} too many")
             if mounts := [point for point in disk.mounts_below(self.root) if point != str(self.root)]:

@@ -32,6 +32,7 @@ from typing import Any
 import disk
 import ownspace
 import seeded
+import stackview
 import workload
 from cutdisk import CutDisk
 
@@ -156,6 +157,7 @@ def owned_by_nobody(root: Path, store: Store) -> list[str]:
         ids.add(store.get_mount_id(name))
         with suppress(FileNotFoundError):
             ids.add((layerdb / "mounts" / name / "init-id").read_text().strip())
+    ids |= stackview.owned(root)
 
     def names(path: Path) -> set[str]:
         return set(os.listdir(path)) if path.exists() else set()
