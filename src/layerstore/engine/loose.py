@@ -150,11 +150,13 @@ class Loose:
     # ---- what goes ----
 
     def unneeded(self, candidates: Iterable[str]) -> list[str]:
-        """Return those that no record, layer or stack needs any longer, under both locks."""
+        """Return those of a stack, nearest first, that no record, layer or stack needs any longer, under both locks."""
         found = []
         try:
             for id in candidates:
-                if not (self._snapshots.has(id) or self.named(id) or self._is_layer(id)):
+                if self._snapshots.has(id):               # what is below it in the stack stays with it
+                    break
+                if not (self.named(id) or self._is_layer(id)):
                     found.append(id)
         except (OSError, LayerStoreError) as err:
             log.warning("Directories of snapshots stay, as they may be needed: %s", err, extra={"error": err})

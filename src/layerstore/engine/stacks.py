@@ -108,11 +108,15 @@ class Stacks:
         if at is None:
             about = layer.chain_id if layer else ""
             raise CorruptLayerError(f"the directories below do not show the layer {about}", chain_id=about)
-        # A snapshot of the stack may have been committed since the record was written.
-        for index in range(at):
-            found = None if is_init(stack[index]) else self._committed(stack[index])
-            if found and self._boundary(stack, found.depth) == self._with_init(stack, index):
-                return Place(list(stack), found, self._with_init(stack, index))
+        # Snapshots of the stack may have been committed since the record was written, those below first.
+        for index in range(at - 1, -1, -1):
+            if is_init(stack[index]) or not self.snapshots.has(stack[index]):
+                continue
+            found = self._committed(stack[index])
+            if found is None:
+                break
+            if self._boundary(stack, found.depth) == self._with_init(stack, index):
+                layer, at = found, self._with_init(stack, index)
         return Place(list(stack), layer, at)
 
     def shows(self, stack: Sequence[str], layer: Record) -> Place:
