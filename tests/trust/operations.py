@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import disk
 import faultkit
 import tarkit
 from faultkit import EVERY_KIND, LARGE, Ground
@@ -17,6 +18,7 @@ from tarkit import end, file
 import layerstore
 from layerstore import CreateRWLayerOpts
 from layerstore.disk.textfile import naming
+from layerstore.ids import random_id
 
 
 class Operation(NamedTuple):
@@ -147,6 +149,38 @@ def disassemble(g: Ground) -> Any:
     return layerstore.disassemble(io.BytesIO(LARGE), record), record.getvalue()
 
 
+# ---- copies of what a writable layer holds, by the driver ----
+def copied(how: str) -> Operation:
+    """Of a box: a clone, a copy by links, and a merge with what stands on it."""
+
+    def prepare(g: Ground) -> None:
+        g.upper = g.store.create_rw_layer("upper", g.above.chain_id)
+        g.upper.apply_diff(EVERY_KIND)
+
+    def run(g: Ground) -> str:
+        writables, ids = g.store._engine.driver.writables, [g.store.get_mount_id(name) for name in ("upper", "rw")]
+        into, stack = random_id(), writables.stack_of(ids[0])
+        if how == "merge":
+            writables.merge(ids, into, stack)
+        else:
+            getattr(writables, how)(ids[0], into, stack)
+        return into
+
+    def right(g: Ground, into: str) -> bool:
+        """Directories, kinds and sizes are those of the box."""
+        diff = g.root / "overlay2"
+        found = disk.shape(diff / into / "diff")
+        wanted = disk.shape(diff / g.store.get_mount_id("upper") / "diff")
+        if how == "merge":                # rw has no a: what upper has there hides what is below, and needs no whiteout
+            return found.keys() == wanted.keys() - {"a/f"} | {"new", "c", "sub", "sub/x"}
+        return found == wanted
+
+    def undo(g: Ground, into: str) -> None:
+        g.store._engine.driver.writables.remove(into)
+
+    return Operation(run, right, undo, prepare)
+
+
 # ---- what deletes ----
 EXTRA = file("x", b"x" * 9000) + file("y/z") + end()
 
@@ -199,6 +233,9 @@ OPERATIONS = {
     "SizeOfRWLayer": Operation(lambda g: g.rw.size(), lambda g, value: value == 9002),
     "ReadRWLayer": Operation(lambda g: read(g.rw.tar_stream()), lambda g, value: names_in(value) == COMMITTED),
     "ChangesBetween": Operation(changes_between, lambda g, value: value == ["A /c", "A /e", "A /e/1", "C /b", "D /a"]),
+    "Clone": copied("clone"),
+    "CopyByLinks": copied("copy"),
+    "Merge": copied("merge"),
     "Disassemble": Operation(disassemble, lambda g, value: value[0] == tarkit.diff_id(LARGE) and value[1].startswith(b'{"type"')),
     "Release": Operation(lambda g: g.extra.release(), lambda g, value: [item.chain_id for item in value] == [g.extra.chain_id],
                          prepare=extra_layer, leaves="litter", deletes=True),
