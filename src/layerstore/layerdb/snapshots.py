@@ -166,7 +166,8 @@ class SnapshotDB:
         """
         with contextlib.suppress(FileNotFoundError):
             when = max(when, self._next_time())
-            os.utime(self.root, ns=(when, when))
+            with textfile.naming(self.root):
+                os.utime(self.root, ns=(when, when))
 
     def state(self) -> tuple[int, int]:
         """Return what is another one after each change of a snapshot or writable layer, under the layerdb's lock."""
@@ -189,7 +190,8 @@ class SnapshotDB:
         """Note that a snapshot's directory is a layer's now, under the layerdb's lock."""
         path = os.path.join(self._metadata.root, "sha256")
         when = max(time.time_ns(), os.stat(path).st_mtime_ns + 1)
-        os.utime(path, ns=(when, when))
+        with textfile.naming(path):
+            os.utime(path, ns=(when, when))
 
     def set_aside(self, id: str) -> str | None:
         """Make a snapshot invisible, by one rename, and return where its record is now; None: it is gone."""

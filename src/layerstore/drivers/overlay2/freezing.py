@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import surely
-from layerstore.disk.textfile import BESIDE, random_number
+from layerstore.disk.textfile import BESIDE, naming, random_number
 from layerstore.drivers.overlay2.directories import is_there, make, opened
 from layerstore.drivers.overlay2.ground import Ground
 from layerstore.errors import LayerStoreError
@@ -79,7 +79,8 @@ class Freezing:
             _files.exchange(mine, name, its, name)
             for fd, before in (mine, new), (its, old):
                 if os.stat(name, dir_fd=fd).st_mtime_ns != before.st_mtime_ns:
-                    os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=fd)
+                    with naming(name):
+                        os.utime(name, ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=fd)
 
     # ---- freezing ----
 
@@ -194,7 +195,8 @@ def copy_root(source: str, target: str) -> None:
             os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
     if stat.S_IMODE(found.st_mode) != stat.S_IMODE(os.stat(target, follow_symlinks=False).st_mode):
         _files.chmod(target, stat.S_IMODE(found.st_mode))
-    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
+    with naming(target):
+        os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns), follow_symlinks=False)
 
 
 def follow_root(source: str, target: str) -> None:
