@@ -109,13 +109,21 @@ class Host:
     def orphans(self, owned: Owned) -> list[str]:
         return [*self._abandoned(owned), *self._at.dangling()]
 
-    def reclaim(self, owned: Owned) -> None:
+    def _remove_abandoned(self, owned: Owned) -> tuple[list[OSError], int]:
         failed: list[OSError] = []
+        removed = 0
         for id in self._abandoned(owned):
             try:
                 self.ground.remove(id)
+                removed += 1
             except OSError as err:
                 failed.append(err)
+        return failed, removed
+
+    def reclaim(self, owned: Owned) -> None:
+        failed, removed = self._remove_abandoned(owned)
+        while removed:                    # what a mount of these stood on is abandoned only now
+            failed, removed = self._remove_abandoned(owned)
         for link in self._at.dangling():
             with contextlib.suppress(FileNotFoundError):
                 _files.unlink(os.path.join(self._at.home, link))
