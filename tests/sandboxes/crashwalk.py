@@ -5,7 +5,7 @@
 One plan is one act. It is done once in peace: how the root was before and after it is all that may be there. Then for each
 n: the same start, a child does the act and is killed on entry of its n-th system call (tests/trust/killwalk.c); the root is
 opened anew. What a box or a snapshot shows is what it showed before or shows after; what the act returned is there;
-cleanup() leaves nothing that nobody owns, and takes nothing from anybody; the act succeeds now; released, all is gone.
+cleanup() leaves nothing unowned, and takes nothing that is owned; the act succeeds now; released, all is gone.
 With "kind": "ext4" or "xfs" the power is cut there too, at durability "full": only what had reached the disk is left.
 """
 

@@ -166,7 +166,7 @@ def test_a_record_without_its_directory(store, open_store, root, box, stacked, h
         again.create_rw_layer("fork", third.id)
     assert again.mounts() == ["box"]
     assert again.get_snapshot(third.id).release() == []
-    again.cleanup()         # the link that leads nowhere
+    again.cleanup()         # the link without a directory
     assert again.verify() == []
 
 

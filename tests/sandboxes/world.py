@@ -225,7 +225,7 @@ class World(Looks, Keeping):
         return made
 
     def busy(self) -> None:
-        """Somebody has a directory of it open: it is cloned, not rolled back, and not unmounted."""
+        """This process has a directory of it open: it is cloned, not rolled back, and not unmounted."""
         box = self.some(box for box in self.boxes.values() if box.base is not None)
         if not box:
             return
@@ -270,7 +270,7 @@ class World(Looks, Keeping):
             self.squashed(box)
 
     def squashed(self, box: Box) -> None:
-        """Whether the upper itself was merged shows in nothing but where the next write goes; its names stay together."""
+        """If the upper itself was merged, only the next write shows it; its names stay together."""
         if os.listdir(self.handle(box).metadata()["UpperDir"]) == [] and any(node.home is box.home for path, node in box.tree.items() if path):
             made = self.frozen_of(box, None)
             made.recorded = False
@@ -336,7 +336,7 @@ class World(Looks, Keeping):
         self.root_of(box)
 
     def keep(self, handle) -> None:
-        """A handle whose store the plain side does not know: it is given back, once the box has another."""
+        """Release a handle whose store the plain side does not know, once the box has another."""
         box = self.boxes[handle.name]
         box.handles[0] = self.stores[0].get_rw_layer(box.name)
         assert handle.release() == []
@@ -419,7 +419,7 @@ class World(Looks, Keeping):
         doubled = any(isinstance(one, Frozen) and one.layer and not one.in_place for one in stack(frozen))
         self.seen_new(self.layers[chain], frozen.tree, None, loose=doubled or len(chains) < len(todo))
         for new in chains[1:]:
-            self.layers[new].marked = True      # whoever committed what stands on it gave it back at once
+            self.layers[new].marked = True      # the commit of what stands on it released it at once
             self.seen_new(self.layers[new], None, None, loose=False)
 
     def learn_layer(self, frozen: Frozen, below_it: list[Frozen], known: set[str]) -> None:
@@ -491,7 +491,7 @@ class World(Looks, Keeping):
         self.end()
 
     def end(self) -> None:
-        """Released everything: nothing of it is left."""
+        """Release everything: nothing is left behind."""
         store = self.stores[0]
         assert store.verify() == []
         while self.boxes:
