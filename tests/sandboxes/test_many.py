@@ -250,3 +250,121 @@ def test_thousands_of_snapshots(store, open_store, root, base):
         assert len(again.snapshots()) == count
         assert time.monotonic() - began < 10
     assert store.orphans() == []
+
+
+SWAP = """
+import faulthandler, os, random, sys, threading, time, traceback
+from pathlib import Path
+import layerstore
+faulthandler.dump_traceback_later(60, exit=True)
+root, told, seed, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+store = layerstore.Store(root, options={"durability": "none"})
+base = next(iter(store.map()))
+until, errors, done = time.monotonic() + seconds, [], {}
+
+def read(box):
+    with box.mounted() as path:
+        return Path(path, "state").read_text()
+
+def leave(box):
+    while True:
+        try:
+            return box.unmount()
+        except layerstore.ActiveMountError:
+            time.sleep(0.001)
+
+def work(n):
+    draw = random.Random(seed * 10 + n)
+    box = store.create_rw_layer(f"box {seed} {n}", base)
+    count = 0
+    while time.monotonic() < until:
+        act = draw.choice(["take", "take", "fork", "fork", "release", "commit", "back", "create", "squash", "remove"])
+        try:
+            known = [one for one in store.snapshots() if (told / one.id).exists()]
+            some = draw.choice(known) if known else None
+            if act == "take" and len(known) < 12:
+                count += 1
+                token = f"{seed} {n} {count}"
+                path = box.mount()
+                Path(path, "state").write_text(token)
+                if draw.random() < 0.5:
+                    leave(box)
+                    path = None
+                id = box.snapshot().id
+                (told / ".new").with_suffix(f".{seed}.{n}").write_text(token)
+                os.rename((told / ".new").with_suffix(f".{seed}.{n}"), told / id)
+                if path:
+                    leave(box)
+            elif some and act in ("fork", "create"):
+                name = f"{act} {seed} {n} {done.get(act, 0)}"
+                fork = some.fork(name) if act == "fork" else store.create_rw_layer(name, some.id)
+                got, want = read(fork), (told / some.id).read_text()
+                assert got == want, f"{act} of {some.id} shows {got}, not {want}"
+                if draw.random() < 0.3:
+                    fork.snapshot().release()
+                    assert read(fork) == want
+                fork.release()
+            elif some and act == "release" and len(known) > 3:
+                some.release()
+            elif some and act == "remove" and len(known) > 3:
+                store.remove(some)
+            elif some and act == "commit":
+                want = (told / some.id).read_text()
+                layer = some.commit(squash=draw.random() < 0.3)
+                with store.create_rw_layer(f"look {seed} {n} {done.get(act, 0)}", layer) as look:
+                    got = read(look)
+                assert got == want, f"the layer of {some.id} shows {got}, not {want}"
+                layer.release()
+            elif some and act == "back":
+                box.rollback(some)
+                got, want = read(box), (told / some.id).read_text()
+                assert got == want, f"rolled back to {some.id} it shows {got}, not {want}"
+            elif act == "squash":
+                box.squash()
+            done[act] = done.get(act, 0) + 1
+        except (layerstore.LayerDoesNotExistError, layerstore.StoreInUseError, layerstore.ActiveMountError, layerstore.MaxDepthExceededError):
+            pass
+        except BaseException:
+            errors.append(act + ": " + traceback.format_exc())
+            break
+    while True:
+        try:
+            box.release()
+            break
+        except layerstore.ActiveMountError:
+            time.sleep(0.001)
+
+threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+store.close()
+print(sum(done.values()))
+print("\\n".join(errors), file=sys.stderr)
+sys.exit(bool(errors))
+"""
+
+
+@pytest.mark.soak(90, 300)
+def test_what_a_snapshot_shows_whatever_others_do_with_it(store, root, room, base):
+    """Forks, releases, removals, commits and rollbacks of the same snapshots by several processes at once."""
+    (room / "told").mkdir()
+    seconds = budget(5, 120)
+    crowd = [
+        subprocess.Popen(command(SWAP, root, room / "told", SEED * 3 + n, seconds), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        for n in range(3)
+    ]
+    said = [process.communicate() for process in crowd]
+    assert [process.returncode for process in crowd] == [0, 0, 0], "\n".join(error for _, error in said)
+    assert sum(int(out) for out, _ in said) > 30
+    with layerstore.Store(root) as again:
+        again.cleanup()
+        assert again.verify() == [] and again.orphans() == []
+        for name in again.mounts():
+            again.get_rw_layer(name).release()
+        for snap in again.snapshots():
+            token = room / "told" / snap.id
+            with snap.fork("look") as fork:
+                assert not token.exists() or shown(fork)["state"] == token.read_text()
+            snap.release()
+        again.cleanup()
+        assert again.orphans() == [] and again.verify() == []
