@@ -57,7 +57,7 @@ class Promotion:
             below: Reference | None = None
             try:
                 for each in reversed(todo):
-                    made = self._commit(each, above, level)
+                    made = self._commit(each, above, level, must=each == id)
                     self._give_back(below)
                     below, above = made, made.record
             except BaseException:
@@ -73,9 +73,16 @@ class Promotion:
         elif below:
             self._references.let_go(below)
 
-    def _commit(self, id: str, above: Record | None, level: Durability) -> Reference:
+    def _commit(self, id: str, above: Record | None, level: Durability, *, must: bool) -> Reference:
+        """Make a layer of one frozen directory. must: it has a record, or was released meanwhile."""
         w = self._driver.writables
-        with w.hold(id):
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(w.hold(id))
+            except FileNotFoundError as err:
+                gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
+                raise LayerDoesNotExistError(gone, chain_id=id) from err
+            self._require(id, must)
             if self._db.layer(id) and (found := self._stacks.layer(self._db.layer(id))):
                 return self._references.get(found.chain_id)
             recorded = self._db.has(id)
@@ -166,12 +173,25 @@ class Promotion:
         is_its = record.cache_id == id
         with self._lock, self._metadata.exclusive():
             entries = self._loose.standing_on(id)
-            with self._loose.changing(id, *entries):
-                for entry in entries:
-                    self._lead_entry(entry, id, record)
+        for entry in entries:
+            self._lead_held(entry, id, record)
         if is_its:
             w.disown(id)                  # before what finish() looks at
             w.restand(id, record.parent.directories if record.parent else [])
+
+    def _lead_held(self, entry: str, id: str, record: Record) -> None:
+        """Do what _lead_entry() does while no other store changes what a box stands on."""
+        with contextlib.ExitStack() as held:
+            if entry.startswith("rw "):
+                try:
+                    mount_id = self._metadata.get_mount_id(entry.removeprefix("rw "))
+                    held.enter_context(self._driver.writables.hold(mount_id))
+                except (FileNotFoundError, LayerStoreError):
+                    return                # it was released meanwhile
+            held.enter_context(self._lock)
+            held.enter_context(self._metadata.exclusive())
+            held.enter_context(self._loose.changing(id, entry))
+            self._lead_entry(entry, id, record)
 
     def _lead_entry(self, entry: str, id: str, record: Record) -> None:
         """Note the layer as the parent of a box or a snapshot, if none is nearer."""

@@ -231,7 +231,13 @@ class Snapshots:
     def release(self, id: str) -> list[Metadata]:
         """Release a snapshot. Returns the layers that went with it, top first; [] if it was released before."""
         self._ground.check_writable()
-        with self._lock, self._metadata.exclusive():
+        aside: str | None = None
+        with contextlib.ExitStack() as held:
+            if is_driver_id(id) and self._db.has(id):
+                with contextlib.suppress(FileNotFoundError):         # a record that lost its directory goes, too
+                    held.enter_context(self._writables.hold(id))
+            held.enter_context(self._lock)
+            held.enter_context(self._metadata.exclusive())
             if not (is_driver_id(id) and self._db.has(id)):
                 return []
             candidates, layer = self._keeps(id)
@@ -259,8 +265,8 @@ class Snapshots:
                 StoreInUseError   something stands on it; nothing was done
         """
         self._ground.check_writable()
+        self.check(id)
         with self._lock, self._metadata.exclusive():
-            self.check(id)
             standing = [] if self._db.layer(id) else self._loose.standing_on(id)
         for entry in standing:
             is_box = entry.startswith("rw ")
