@@ -206,6 +206,33 @@ def litter(g: Ground) -> None:
     g.above, g.base = g.store.get(g.above.chain_id), g.store.get(g.base.chain_id)
 
 
+# ---- directories and snapshots ----
+def tree_to_pack(g: Ground) -> Path:
+    place = g.root.parent / "to pack"
+    if not place.exists():
+        (place / "d").mkdir(parents=True)
+        (place / "d/f").write_bytes(b"f" * 3_000_000)
+        os.link(place / "d/f", place / "again")
+        os.setxattr(place / "d", "user.note", b"n")
+        (place / "left out").touch()
+    return place
+
+
+def pack(g: Ground) -> Any:
+    with layerstore.pack_directory(tree_to_pack(g), prefix="p", mtime=5, exclude=["left*"]) as stream:
+        return g.store.register(stream, g.base.chain_id)
+
+
+def packed_right(g: Ground, layer: Any) -> bool:
+    return [(entry.path, entry.type, entry.mtime_ns) for entry in layer.files()] == [
+        ("p/again", "file", 5 * 10**9), ("p/d", "directory", 5 * 10**9), ("p/d/f", "link", 5 * 10**9),
+    ]  # fmt: skip
+
+
+def weigh(g: Ground) -> None:
+    g.extra = g.store.usage()
+
+
 CREATE = Operation(lambda g: g.store.create_rw_layer("new", g.above.chain_id, INIT), shows("a", "c", "e", "etc"), release)
 OPERATIONS = {
     "Register": registers(LARGE),
@@ -237,6 +264,8 @@ OPERATIONS = {
     "CopyByLinks": copied("copy"),
     "Merge": copied("merge"),
     "Disassemble": Operation(disassemble, lambda g, value: value[0] == tarkit.diff_id(LARGE) and value[1].startswith(b'{"type"')),
+    "PackDirectory": Operation(pack, packed_right, release, tree_to_pack),
+    "Usage": Operation(lambda g: g.store.usage(), lambda g, value: value == g.extra, prepare=weigh),
     "Release": Operation(lambda g: g.extra.release(), lambda g, value: [item.chain_id for item in value] == [g.extra.chain_id],
                          prepare=extra_layer, leaves="litter", deletes=True),
     "ReleaseRWLayer": Operation(lambda g: g.extra.release(), lambda g, value: value == [], prepare=extra_box, leaves="litter", deletes=True),

@@ -11,16 +11,20 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from layerstore._core import _changes
-from layerstore.engine.ground import Ground, said
+from layerstore.disk.locks import OpenDirectory
+from layerstore.engine.ground import Ground
 from layerstore.engine.reclaim import Reclaim
 from layerstore.engine.record import Record
 from layerstore.engine.references import References
 from layerstore.engine.stacks import is_init
 from layerstore.errors import StoreInUseError
 from layerstore.values import Usage
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 class _Standing(NamedTuple):
@@ -48,13 +52,16 @@ class Weighing:
     def usage(self) -> Usage:
         """Weigh everything. Raises as Store.usage() does."""
         self._ground.check_open()
-        records = self._ground.records
+        records, metadata = self._ground.records, self._ground.metadata
         with records.lock:
             records.load_all()
+            for err in records.bad.values():
+                if isinstance(err.__cause__, OSError) and not isinstance(err.__cause__, FileNotFoundError):
+                    raise err             # it may be whole
             layers = list(records.layers.values())
             boxes = [(mount.mount_id, mount.init_id, mount.parent) for mount in records.mounts.values()]
         standing = [*(self._box(*box) for box in boxes), *map(self._snapshot, self._ground.snapshots_db.names())]
-        of_layers = {layer.cache_id for layer in layers}
+        of_layers = {_there(metadata.get_cache_id, chain, "") for chain in metadata.list()[0]} - {""}
         of_boxes = {id for each in standing if not each.snapshot for id in each.own}
         below = {id for each in standing for id in each.directories} - of_layers - of_boxes       # loose ones, too
         inits = set(filter(is_init, below))
@@ -74,16 +81,16 @@ class Weighing:
     # ---- what stands on what ----
 
     def _box(self, mount_id: str, init_id: str, parent: Record | None) -> _Standing:
-        stack = said(self._writables.stack_of, mount_id, list[str]())
+        stack = _there(self._writables.stack_of, mount_id, list[str]())
         own = [mount_id, *([init_id] if init_id else [])]
         return _Standing("", own, frozenset(stack) - set(own), frozenset([parent.chain_id] if parent else []))
 
     def _snapshot(self, id: str) -> _Standing:
         db = self._ground.snapshots_db
-        stack, lower = said(self._writables.stack_of, id, list[str]()), said(db.lower, id, None)
-        named = said(self._writables.named_in, lower, list[str]()) if lower else []
-        layer = said(db.layer, id, "")
-        layers = frozenset([said(db.parent, id, ""), layer]) - {""}
+        stack, lower = _there(self._writables.stack_of, id, list[str]()), _there(db.lower, id, None)
+        named = _there(self._writables.named_in, lower, list[str]()) if lower else []
+        layer = _there(db.layer, id, "")
+        layers = frozenset([_there(db.parent, id, ""), layer]) - {""}
         return _Standing(id, [id], frozenset([*stack, *named]), layers, bool(layer))
 
     def _orphans(self) -> list[str]:
@@ -127,12 +134,18 @@ def _unneeded(layers: list[Record], standing: list[_Standing], is_kept: Callable
             return sorted(id for id in gone if not directories[id])
 
 
+def _there(read: Callable[[_T], _U], name: _T, otherwise: _U) -> _U:
+    """Return what is read of a name; `otherwise` if that has gone meanwhile."""
+    try:
+        return read(name)
+    except FileNotFoundError:
+        return otherwise
+
+
 def _blocks_of(path: str, seen: _changes.Blocks) -> int:
     """Count what a path takes of the disk; a link, or what has gone, nothing."""
-    with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            return seen.add(fd)
-        finally:
-            os.close(fd)
+    if os.path.islink(path):
+        return 0
+    with contextlib.suppress(FileNotFoundError), OpenDirectory(path) as fd:
+        return seen.add(fd)
     return 0

@@ -5,6 +5,7 @@ Enters: a path, and what all entries are to have. Leaves: a TarStream, which Sto
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 from collections.abc import Iterable
@@ -55,7 +56,8 @@ def pack_directory(
             err.filename = os.path.join(directory, err.filename)
         raise
     finally:
-        os.close(root)
+        with contextlib.suppress(OSError):    # it was only read
+            os.close(root)
     return TarStream(source, seekable=False, directory=directory)
 
 
