@@ -21,7 +21,7 @@ Job = Callable[[], bool]
 """Returns False to be asked again later."""
 
 # Seconds that the thread waits for another job before it ends, and after which a job is asked again.
-_IDLE, _AGAIN = 0.05, 0.25
+_IDLE, _AGAIN = 1.0, 0.25
 
 
 class Background:
@@ -37,6 +37,7 @@ class Background:
         self._later: list[tuple[float, Job]] = []
         self._thread: threading.Thread | None = None
         self._turn = threading.Lock()
+        self._ends = False
 
     def _own(self) -> threading.Condition:
         """Return the lock; in a forked child nothing is to be done, as all of it is the parent's."""
@@ -72,11 +73,17 @@ class Background:
             pass
 
     def close(self) -> None:
-        """Drain, and forget the jobs that cannot be done yet. Twice is harmless."""
+        """Drain, forget the jobs that cannot be done yet, and end the thread. Twice is harmless."""
         self.drain()
         with self._own():
+            thread = self._thread
+            if thread is None or thread is threading.current_thread() or sys.is_finalizing():
+                return
             self._later.clear()
+            self._ends = True
             self._lock.notify_all()
+        thread.join()
+        self._ends = False
 
     # ---- in a thread ----
 
@@ -116,7 +123,7 @@ class Background:
             now = time.monotonic()
             if self._later and self._later[0][0] <= now:
                 self._jobs.append(self._later.pop(0)[1])
-            elif not self._later and now >= idle_until:
+            elif self._ends or (not self._later and now >= idle_until):
                 return False
             else:
                 self._lock.wait((self._later[0][0] if self._later else idle_until) - now)
