@@ -430,6 +430,7 @@ def main() -> None:
     args = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("stores and overlay mounts need root")
+    disk.leave_mount_namespace()
     rows = [row for row in ROWS if not args.only or any(word in row.name for word in args.only)]
     about = "".join(f"- {name}: {text}\n" for name, text in measure.machine().items())
     lines = [about]

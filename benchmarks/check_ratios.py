@@ -19,6 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import disk
+
 import layerstore
 from benchmarks import ROOT, baselines, bench_sandbox, layers, measure, peers
 from benchmarks.compare import register, stored
@@ -89,6 +91,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     if os.geteuid() != 0:
         parser.error("stores and overlay mounts need root")
+    disk.leave_mount_namespace()
     bounds = tomllib.loads(BOUNDS.read_text())
     (layer,) = layers.make(layers.SETS["small"])
     layers.warm([layer])
