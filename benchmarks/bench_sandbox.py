@@ -3,8 +3,8 @@
     python -m benchmarks.bench_sandbox [--runs N] [--only WORD ...] [--save]
 
 Each row runs on a tmpfs, or on an ext4 or xfs made for that row in an image on a tmpfs; durability "none". Out: a table
-of medians in milliseconds; --save writes benchmarks/results/sandbox.md. Needs root. check_ratios.py takes its ratios
-from here.
+of medians in milliseconds; --save writes it into README.md beside this file. Needs root. check_ratios.py takes its
+ratios from here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,8 @@ from benchmarks import ROOT, baselines, measure
 from layerstore import RWLayer, Snapshot, Store
 
 RUNS = 20
-SAVED = ROOT / "benchmarks" / "results" / "sandbox.md"
+README = ROOT / "benchmarks" / "README.md"
+BEGIN, END = "<!-- sandboxes: begin -->", "<!-- sandboxes: end -->"
 SIZE = 3 << 30
 MEGABYTE = os.urandom(1 << 20)
 FILES_IN_DIRECTORY = 100
@@ -426,21 +426,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of which the medians are taken ({RUNS})")
     parser.add_argument("--only", nargs="*", default=[], metavar="WORD", help="rows whose names contain one of these")
-    parser.add_argument("--save", action="store_true", help=f"write {SAVED.relative_to(ROOT)}")
+    parser.add_argument("--save", action="store_true", help="write the table into benchmarks/README.md")
     args = parser.parse_args()
     if os.geteuid() != 0:
         parser.error("stores and overlay mounts need root")
     disk.leave_mount_namespace()
     rows = [row for row in ROWS if not args.only or any(word in row.name for word in args.only)]
     about = "".join(f"- {name}: {text}\n" for name, text in measure.machine().items())
-    lines = [about]
+    lines = [about + "\n"]
     print(about, flush=True)
     for line in table(rows, args.runs):
         lines.append(line + "\n")
         print(line, flush=True)
     if args.save:
-        SAVED.write_text(f"{''.join(lines[:1])}\n{''.join(lines[1:])}")
-        print(f"written: {SAVED}", file=sys.stderr)
+        head, rest = README.read_text().split(BEGIN, 1)
+        README.write_text(f"{head}{BEGIN}\n\n{''.join(lines)}\n{END}{rest.split(END, 1)[1]}")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ def verbs(chain, evil):
         ["register", "x", "--parent", evil], ["release", evil], ["repair", evil], ["repair", "a" * 64], [evil], ["image", evil], ["ls", f"--{evil}"],
         ["ls", evil], ["--root", evil, "ls"], ["--color", evil, "ls"], ["bench", "--mb", evil], ["completion", evil], ["doctor", "--root", evil],
         ["image", "prune", "--dry-run", "--all"], ["image", "create", evil], ["image", "create", chain, "--config", evil],
+        ["rw", "snapshot", "no" + evil], ["rw", "rollback", evil, "no" + evil], ["rw", "fork", "no" + evil, evil], ["rw", "fork", evil, evil],
+        ["snapshot", "ls"], ["snapshot", "rm", evil], ["rw", "run", evil, "--bind", evil, "--", evil], ["rw", "changes", evil, "--since", evil],
         ["__words", "rw", "size", ""], ["__words", "image", "rm", ""], ["__words", "cat", chain, ""],
     ]  # fmt: skip
 
