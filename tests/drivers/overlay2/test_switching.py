@@ -672,6 +672,25 @@ def test_without_durability_the_mount_is_volatile(box, durability, room):
         one.close()
 
 
+def test_a_box_of_a_project_of_its_own_is_frozen_and_turned(room):
+    """XFS answers EXDEV to a rename between projects, also where it counts none."""
+    with sized_file_system(room, "xfs", size=320 << 20) as place:
+        box = Box(place)
+        directory = str(box.home / box.id)
+        for path in directory, directory + "/diff", directory + "/work":
+            mounts.set_project(path, 7)
+        path = box.w.mount(box.id)
+        with open(path + "/new", "w") as file:
+            file.write("new")
+        into = box.freeze()
+        assert tree(path)["./new"] == b"new"
+        assert [mounts.project_of(str(box.home / id)) for id in (box.id, into, box.base)] == [7, 7, 0]
+        box.turn()
+        assert tree(path)["./new"] == b"new"
+        box.w.unmount(box.id)
+        box.close()
+
+
 # ---- a kill at any moment ---------------------------------------------------------------------------
 
 STEPS = {

@@ -59,7 +59,7 @@ class Copying:
         """Make a directory on a stack, of the class and the project of another id, and open its diff; remove it if the
         block raises."""
         ground, at = self._ground, self._at
-        user, project = self._is_user(like), mounts.project_of(at.path(like)) if ground.quota else 0
+        user, project = self._is_user(like), mounts.project_of(at.path(like)) if ground.has_projects else 0
 
         def prepare(path: str) -> None:
             ground.classes.write(path, user)

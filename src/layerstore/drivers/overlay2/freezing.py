@@ -7,6 +7,7 @@ was stopped in between is a whole box, and what fails is undone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import stat
@@ -42,7 +43,8 @@ class Freezing:
         """
         ground, at = self._ground, self._at
         user = ground.classes.is_user(id)
-        project = mounts.project_of(at.path(id)) if ground.quota else 0
+        # XFS renames between projects by no means, whether or not their quotas are counted.
+        project = mounts.project_of(at.path(id)) if ground.has_projects else 0
 
         def prepare(path: str) -> None:
             ground.classes.write(path, user)
@@ -191,8 +193,13 @@ def copy_root(source: str, target: str) -> None:
     if (found.st_uid, found.st_gid) != (made.st_uid, made.st_gid):
         os.chown(target, found.st_uid, found.st_gid, follow_symlinks=False)
     for name in os.listxattr(source, follow_symlinks=False):
-        if not name.startswith(_OVERLAYS):
+        if name.startswith(_OVERLAYS):
+            continue
+        try:
             os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
+        except OSError as err:
+            if err.errno != errno.EPERM or not name.startswith("security."):      # as in a user namespace
+                raise
     if stat.S_IMODE(found.st_mode) != stat.S_IMODE(os.stat(target, follow_symlinks=False).st_mode):
         _files.chmod(target, stat.S_IMODE(found.st_mode))
     with naming(target):

@@ -44,8 +44,9 @@ class Ground:
             self._prepare()
         self.userxattr = checks.needs_userxattr(home)
         self.classes = Classes(self.at, view.layer_in, userxattr=self.userxattr)
-        in_memory = checks.fs_name(home) in ("tmpfs", "ramfs") if os.path.isdir(home) else False
-        self.durable = view.durability != "none" and not in_memory
+        file_system = checks.fs_name(home) if os.path.isdir(home) else ""
+        self.has_projects = file_system == "xfs"
+        self.durable = view.durability != "none" and file_system not in ("tmpfs", "ramfs")
         self.mounting = Mounting(
             self.at, view.holds, self.classes, view.boxes, read_only=self.read_only, userxattr=self.userxattr,
             syncs="never" if not self.durable else "all" if view.durability == "full" else "own",
