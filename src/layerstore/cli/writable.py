@@ -117,7 +117,7 @@ def run_ls(args: Any, screen: Screen) -> None:
                           "created": iso_time(made) if made else None})  # fmt: skip
             rows.append([(rw.name, "green"), short_id(base) if base else "-",
                          "?" if size is None else screen.size(size), screen.age(made) if made else "", mounted or "-"])
-    screen.table(("NAME", "ON", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
+    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
 
 
 def run_mount(args: Any, screen: Screen) -> None:
