@@ -395,6 +395,30 @@ def tree(room: Path) -> Job:
     return Job(run, again)
 
 
+def weighed(room: Path) -> Job:
+    two_trees(room)
+    for i in range(70):
+        os.link(room / f"root/many/{i}", room / f"old/many/shared{i}")
+
+    def run() -> Any:
+        ffi = door.ffi
+        blocks, size, found = ffi.new("lay_blocks **"), ffi.new("int64_t *"), []
+        try:
+            for freed in (0, 1):
+                door.call("lay_blocks_open", blocks, freed)
+                for name in ("root", "old"):
+                    with sinks.directory(room / name) as fd:
+                        door.call("lay_blocks_add", blocks[0], fd, size)
+                    found.append(size[0])
+                door.lib.lay_blocks_free(blocks[0])
+                blocks[0] = ffi.NULL
+        finally:
+            door.lib.lay_blocks_free(blocks[0])
+        return found
+
+    return Job(run)
+
+
 JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in line": applied(KINDS),
     "apply in threads": applied(THREADED, workers=2),
@@ -404,7 +428,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,
     "union": union_of_two, "clone": cloned(0), "clone in threads": cloned(2), "merge": merged, "stack": told_as_a_stack,
-    "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "size and remove": tree,
+    "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "blocks": weighed, "size and remove": tree,
 }
 
 
