@@ -1,5 +1,6 @@
 """The thread of a store: jobs in order, asked again where they cannot be done yet, and gone at the end."""
 
+import _thread
 import itertools
 import os
 import threading
@@ -8,6 +9,18 @@ import time
 import pytest
 
 from layerstore.disk.background import Background
+
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+
+def settled(most):
+    """How many threads there are, once those that end have left /proc."""
+    until = time.monotonic() + 10
+    while tasks() > most and time.monotonic() < until:
+        time.sleep(0.01)
+    return tasks()
 
 
 @pytest.fixture
@@ -36,7 +49,7 @@ def test_a_job_that_cannot_be_done_is_asked_again(background):
 
 
 def test_draining_asks_once_more_and_closing_forgets(background):
-    asked = []
+    asked, threads = [], tasks()
     background.submit(lambda: asked.append(1) is not None)
     background.drain()
     first = len(asked)
@@ -47,7 +60,7 @@ def test_draining_asks_once_more_and_closing_forgets(background):
     left = len(asked)
     time.sleep(0.4)
     assert len(asked) == left
-    assert not [thread for thread in threading.enumerate() if thread.name == "layerstore"]
+    assert settled(threads) <= threads
 
 
 def test_what_a_job_raises_is_logged_and_the_next_is_done(background, caplog):
@@ -59,11 +72,32 @@ def test_what_a_job_raises_is_logged_and_the_next_is_done(background, caplog):
 
 
 def test_the_thread_ends_with_its_jobs(background):
+    threads = tasks()
     background.submit(lambda: True)
+    assert settled(threads) <= threads
+
+
+@pytest.mark.parametrize("fault", ["refused", "no memory", "gone at once"])
+def test_a_job_without_a_thread_is_done_with_the_next_or_when_drained(background, monkeypatch, fault):
+    """A thread that finds no memory as it begins tells that to whoever waits for it, or to no one."""
+    begin, done = _thread.start_new_thread, []
+
+    def start(function, arguments):
+        if fault == "gone at once":
+            return begin(int, ())
+        raise RuntimeError("can't start new thread") if fault == "refused" else MemoryError
+
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    background.submit(lambda: done.append(1) is None)
+    background.drain()
+    assert done == [1]
+    background.submit(lambda: done.append(2) is None)
+    monkeypatch.undo()
+    background.submit(lambda: done.append(3) is None)
     until = time.monotonic() + 10
-    while threading.active_count() > 1 and time.monotonic() < until:
-        time.sleep(0.05)
-    assert threading.active_count() == 1
+    while len(done) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert done == [1, 2, 3]
 
 
 def test_a_job_may_drain_and_submit(background):

@@ -7,7 +7,9 @@ are not done: what they leave is unowned on disk, or goes with the process.
 
 from __future__ import annotations
 
+import _thread
 import collections
+import contextlib
 import logging
 import os
 import sys
@@ -35,7 +37,7 @@ class Background:
         self._lock = threading.Condition()
         self._jobs: collections.deque[Job] = collections.deque()
         self._later: list[tuple[float, Job]] = []
-        self._thread: threading.Thread | None = None
+        self._is_running, self._ident = False, 0
         self._turn = threading.Lock()
         self._ends = False
 
@@ -47,24 +49,21 @@ class Background:
         return self._lock
 
     def submit(self, job: Job) -> None:
-        """Do job soon. What it raises is logged."""
+        """Do job soon; where there can be no thread, with the next job, or at drain(). What it raises is logged."""
         with self._own():
             self._jobs.append(job)
-            self._start()
+            if not self._is_running:
+                # Thread.start() would wait for ever for a thread that finds no memory as it begins.
+                with contextlib.suppress(RuntimeError, MemoryError):
+                    _thread.start_new_thread(self._run, ())
             self._lock.notify_all()
-
-    def _start(self) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="layerstore", daemon=True)
-            thread.start()
-            self._thread = thread
 
     def drain(self) -> None:
         """Do what is left to do, and ask jobs that could not be done once more."""
         if sys.is_finalizing():
             return                        # no thread goes on by now, nor begins
         with self._own():
-            if threading.current_thread() is self._thread:
+            if self._is_running and threading.get_ident() == self._ident:
                 return                    # a store that the garbage collector closes there
         with self._turn, self._lock:      # the job that the thread is at may have to be asked again
             self._jobs.extend(job for _, job in self._later)
@@ -76,14 +75,13 @@ class Background:
         """Drain, forget the jobs that cannot be done yet, and end the thread. Twice is harmless."""
         self.drain()
         with self._own():
-            thread = self._thread
-            if thread is None or thread is threading.current_thread() or sys.is_finalizing():
-                return
             self._later.clear()
+            if not self._is_running or threading.get_ident() == self._ident or sys.is_finalizing():
+                return                    # one that only begins finds nothing to do
             self._ends = True
             self._lock.notify_all()
-        thread.join()
-        self._ends = False
+            self._lock.wait_for(lambda: not self._is_running)
+            self._ends = False
 
     # ---- in a thread ----
 
@@ -109,12 +107,28 @@ class Background:
                     self._later.append((time.monotonic() + _AGAIN, job))
 
     def _run(self) -> None:
-        while True:
+        with self._lock:
+            if self._is_running:
+                return                    # another one began with the same jobs
+            self._is_running, self._ident = True, threading.get_ident()
+        try:
+            while self._goes_on():
+                self._do_next()
+        except BaseException:
             with self._lock:
-                if not self._wait():
-                    self._thread = None
-                    return
-            self._do_next()
+                self._end()
+            raise
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            if self._wait():
+                return True
+            self._end()
+            return False
+
+    def _end(self) -> None:
+        self._is_running = False
+        self._lock.notify_all()
 
     def _wait(self) -> bool:
         """Wait for a job. False: there is none, and none to be asked again."""
