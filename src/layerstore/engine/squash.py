@@ -8,11 +8,11 @@ Source: sandbox.md 11
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
 
+from layerstore.disk.locks import surely
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
 from layerstore.engine.loose import Loose
@@ -85,15 +85,17 @@ class Squash:
         if len(place.stack) >= MAX_LOWERS:
             return False
         id = random_id()
-        with contextlib.suppress(ActiveMountError, MaxDepthExceededError):
+        try:
             self._writables.freeze(
                 mount.mount_id, id, place.stack,
                 lambda into: self._sync([mount.mount_id, into], level), durable=level != "none",
             )  # fmt: skip
             self._note([mount.key])
-            self._writables.publish(id)
-            return True
-        return False
+        except (ActiveMountError, MaxDepthExceededError):
+            return False
+        finally:
+            self._writables.publish(id)   # of one that was undone there is no claim any more
+        return True
 
     def _sync(self, ids: Sequence[str], level: Durability) -> None:
         self._ground.driver.host.sync(ids, level)
@@ -123,9 +125,8 @@ class Squash:
             for is_free, group in itertools.groupby(stack, may.__contains__):
                 run = list(group)
                 if is_free and len(run) > 1:
-                    into = random_id()
+                    made.append(into := random_id())
                     self._writables.merge(list(reversed(run)), into, done)
-                    made.append(into)
                     merged += reversed(run)
                     done = [into, *done]
                     continue
@@ -142,13 +143,14 @@ class Squash:
             self._writables.restand(mount.mount_id, done)
         except BaseException:
             # Those that are named by a `lower` already stay, the others are cleanup()'s.
-            self._note(entries)
-            self._publish(made)
+            surely(self._end_merge, entries, made)
             raise
-        self._note(entries)
-        self._publish(made)
+        self._end_merge(entries, made)
         return self._stacks.place(done, place.layer), merged
 
-    def _publish(self, made: Sequence[str]) -> None:
-        for id in made:
-            self._writables.publish(id)
+    def _end_merge(self, entries: Sequence[str], made: Sequence[str]) -> None:
+        try:
+            self._note(entries)
+        finally:
+            for id in made:
+                self._writables.publish(id)

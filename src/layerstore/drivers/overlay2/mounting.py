@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.locks import OpenDirectory, Scope, surely
+from layerstore.disk.textfile import naming
 from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
@@ -178,7 +179,9 @@ class Mounting:
 
     def require_writable(self, mount: str | int, merged: str) -> None:
         """Raise if the mount is read-only: the kernel could not make its work directory, on a full disk for example."""
-        if not os.statvfs(mount).f_flag & os.ST_RDONLY:
+        with naming(merged):
+            flags = os.statvfs(mount).f_flag
+        if not flags & os.ST_RDONLY:
             return
         below = os.statvfs(self._at.home)
         full = not below.f_bavail or (below.f_files and not below.f_favail)
