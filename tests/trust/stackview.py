@@ -71,6 +71,11 @@ def shown(place: Any) -> Tree:
     }
 
 
+def timeless(tree: Tree) -> Tree:
+    """What is shown, whenever it was made."""
+    return {name: (*facts[:-2], facts[-1]) if facts[0] == "file" else facts[:-1] for name, facts in tree.items()}
+
+
 def tree(root: Path, id: str, stack: list[str]) -> Tree:
     """What an id shows on a stack."""
     home = root / "overlay2"

@@ -16,22 +16,25 @@ import gc
 import io
 import os
 import traceback
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import disk
 import faultkit
+import frozenoperations
+import operations
 import pytest
 import soak
 from faultkit import ERRNOS, KINDS, PASSING, Faults, Ground, Held, contents, state
-from operations import OPERATIONS, Operation
 
 import layerstore
 from layerstore import LayerStoreError
 
+OPERATIONS = operations.OPERATIONS | frozenoperations.OPERATIONS
 NAMELESS = ("descriptor", "thread", "memory", "random")      # what fails there is no file
-SPREAD = 2                # places of a kind, where not all are walked
+SPREAD, THIN = 2, 1       # places of a kind, where not all are walked; of an operation on snapshots
 EVERY, EVERY_ERRNO = soak.LEVEL > 0, soak.LEVEL > 1
 MEMORY_LIMIT = 256 << 10  # what a second walk may add to what malloc has given out: less than any buffer of the core
 COUNTED = ("Register", "RegisterZstd", "CopyTo", "Changes")
@@ -41,28 +44,33 @@ COUNTED = ("Register", "RegisterZstd", "CopyTo", "Changes")
 class Walk:
     """An operation, walked over in this process, which is under supervision."""
 
-    def __init__(self, operation: Operation, place: Path, say: Callable[[str], None]) -> None:
-        self.operation, self.place, self.say = operation, place, say
+    def __init__(self, name: str, place: Path, say: Callable[[str], None]) -> None:
+        self.name, self.operation, self.place, self.say = name, OPERATIONS[name], place, say
+        operation = self.operation
         self.faults = Faults()
         self.grounds = 0
         self.wrong: list[str] = []
         self.raised = self.succeeded = 0
         self.ground: Ground | None = None
-        self.deletes = operation.deletes
+        self.deletes, self.threads = operation.deletes, faultkit.threads()
 
     def fresh(self) -> Ground:
         """A ground that is prepared; the last one, if it is as it was."""
-        if self.ground is not None and not self.deletes and state(self.ground.root) == self.before:
+        if self.ground is not None and not (self.deletes or self.operation.leaves == "a tree") and state(self.ground.root) == self.before:
             return self.ground
         self.drop()
         self.grounds += 1
         self.ground = Ground(self.place / f"root{self.grounds}", self.operation.durability)
-        self.layers = contents(self.ground.again())
+        is_tree = self.operation.leaves == "a tree"
+        self.layers = {} if is_tree else contents(self.ground.again())
         self.unprepared = state(self.ground.root)
         self.operation.prepare(self.ground)
-        if not self.deletes:
+        frozenoperations.settle(self.ground, self.threads)
+        if not (self.deletes or is_tree):
             self.layers = contents(self.ground.again())
         self.before = state(self.ground.root)
+        if is_tree:
+            self.there = frozenoperations.There.now(self.ground)
         return self.ground
 
     def drop(self) -> None:
@@ -73,7 +81,8 @@ class Walk:
     def counts(self) -> dict[str, int]:
         """How many calls of each kind the operation makes, nothing failing; it must be right then."""
         found = {}
-        for kind in ["open", *KINDS]:      # once to be warm
+        kinds = KINDS if self.operation.leaves == "a tree" else ["open", *KINDS]      # once to be warm
+        for kind in kinds:
             g = self.fresh()
             value, raised, met = self.faults.run(lambda g=g: self.operation.run(g), kind, errno.EIO, 1 << 40)
             if raised:
@@ -81,6 +90,8 @@ class Walk:
             assert self.operation.right(g, value), value
             self.operation.undo(g, value)
             found[kind] = met.met
+        if self.operation.leaves == "a tree":
+            self.after = frozenoperations.There.now(g)
         return found
 
     def step(self, kind: str, sys_errno: int, first: int, last: int | None) -> bool:
@@ -99,7 +110,8 @@ class Walk:
             return False
         label += f" ({met.first_failed})"
         try:
-            self.look(g, label, kind, sys_errno, last is not None, held, raised, value)
+            look = self.look_at_trees if self.operation.leaves == "a tree" else self.look
+            look(g, label, kind, sys_errno, last is not None, held, raised, value)
         except Exception as error:
             lines = [f"{os.path.basename(at.filename)}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__)]
             self.wrong.append(f"{label}: afterwards {error!r} [{' '.join(lines)}] (first: {raised!r})")
@@ -119,18 +131,7 @@ class Walk:
                     op.undo(g, value)
                 value = None
         else:
-            self.raised += 1
-            expected = (OSError, LayerStoreError, *((MemoryError,) if sys_errno == errno.ENOMEM else ()))
-            if not isinstance(raised, expected):
-                self.wrong.append(f"{label}: raised {said}")
-            elif isinstance(raised, OSError) and raised.errno != sys_errno and not many and not (
-                kind == "stat" and (raised.errno == errno.EEXIST or isinstance(raised, io.UnsupportedOperation))
-            ):  # fmt: skip
-                # (os.makedirs() says EEXIST of what it cannot look at, open() that what it cannot seek is not seekable.)
-                self.wrong.append(f"{label}: said {said}")
-            elif isinstance(raised, OSError) and kind not in NAMELESS and not (raised.filename and isinstance(raised.filename, str)):
-                self.wrong.append(f"{label}: {said} names no file")
-            raised.__traceback__ = raised.__context__ = raised.__cause__ = None
+            self.judge_error(raised, label, kind, sys_errno, many)
             raised = None
         gc.collect()
         now = state(g.root)
@@ -188,6 +189,43 @@ class Walk:
             self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")
         op.undo(g, value)
 
+    def judge_error(self, raised: BaseException, label: str, kind: str, sys_errno: int, many: bool) -> None:
+        """Say whether an error is an honest one, and let go of what its frames hold."""
+        said = repr(raised)
+        self.raised += 1
+        expected = (OSError, LayerStoreError, *((MemoryError,) if sys_errno == errno.ENOMEM else ()))
+        if not isinstance(raised, expected):
+            self.wrong.append(f"{label}: raised {said}")
+        elif isinstance(raised, OSError) and raised.errno != sys_errno and not many and not (
+            kind == "stat" and (raised.errno == errno.EEXIST or isinstance(raised, io.UnsupportedOperation))
+        ):  # fmt: skip
+            # (os.makedirs() says EEXIST of what it cannot look at, open() that what it cannot seek is not seekable.)
+            self.wrong.append(f"{label}: said {said}")
+        elif isinstance(raised, OSError) and kind not in NAMELESS and not (raised.filename and isinstance(raised.filename, str)):
+            self.wrong.append(f"{label}: {said} names no file")
+        raised.__traceback__ = raised.__context__ = raised.__cause__ = None
+
+    def look_at_trees(self, g: Ground, label: str, kind: str, sys_errno: int, many: bool, held: Held, raised: BaseException | None, value: Any) -> None:
+        """Check what shows trees, whose names on disk are random: never what was, always what must be."""
+        op, said = self.operation, repr(raised)
+        if raised is None:
+            self.succeeded += 1
+            if not op.right(g, value) and not many:
+                self.wrong.append(f"{label}: a wrong result, {value!r:.200}")
+        else:
+            self.judge_error(raised, label, kind, sys_errno, many)
+            raised = None
+        frozenoperations.settle(g, self.threads)
+        for line in held.differences(mounts=not many and "umount2" not in label):
+            self.wrong.append(f"{label}: {said}; left {line}")
+        for line in frozenoperations.wrong_of(g, self.there, self.after, finished=said == "None"):
+            self.wrong.append(f"{label}: {said}; {line}")
+        if said != "None":
+            value = op.run(g)
+            if not op.right(g, value):
+                self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")
+        self.drop()
+
     def release_visible(self, again: Any) -> None:
         """Release what was not there before. When a file system dies behind the rename, which the fstat of an fsync tells,
         nothing can be made invisible again: it is whole, as verify() has said, and the call said that it failed."""
@@ -217,6 +255,10 @@ class Walk:
 
     def all(self, counts: dict[str, int]) -> None:
         for kind, count in counts.items():
+            if self.operation.leaves == "a tree" and not EVERY:      # each on a ground of its own: one of each kind
+                for place in places(count, zlib.crc32(f"{kind} {soak.SEED} {self.name}".encode()), THIN):
+                    self.step(kind, ERRNOS[kind][0], place, None)
+                continue
             for sys_errno in ERRNOS[kind] if EVERY_ERRNO else ERRNOS[kind][:1]:
                 for place in places(count, sys_errno):
                     self.step(kind, sys_errno, place, None)
@@ -225,11 +267,11 @@ class Walk:
                     self.step(kind, sys_errno, place, 1 << 40)
 
 
-def places(count: int, seed: int) -> list[int]:
+def places(count: int, seed: int, spread: int = SPREAD) -> list[int]:
     """Which of so many places are walked."""
-    if EVERY or count <= SPREAD:
+    if EVERY or count <= spread:
         return list(range(1, count + 1))
-    return sorted({1 + (k * count + seed * 7) // SPREAD % count for k in range(SPREAD)})
+    return sorted({1 + (k * count + seed * 7) // spread % count for k in range(spread)})
 
 
 @pytest.mark.soak(60, 3600)
@@ -241,7 +283,7 @@ def test_a_system_call_that_fails_is_an_error_or_overcome_and_leaves_nothing(roo
 
         def work(say: Callable[[str], None]) -> tuple[list[str], int, int]:
             gc.freeze()
-            walk = Walk(OPERATIONS[name], place, say)
+            walk = Walk(name, place, say)
             counts = walk.counts()
             walk.all(counts)
             if EVERY or name in COUNTED:
