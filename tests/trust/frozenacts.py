@@ -87,7 +87,7 @@ def busy(store: Store) -> Any:
 
 
 def write_late(box: Any) -> Any:
-    """Write into what is mounted already; nothing of it is synced."""
+    """Write into what is mounted already, and sync nothing."""
     path = os.path.join(box.metadata()["MergedDir"], os.fsdecode(LATE))
     with open(path, "w") as out:
         out.write("late" * 5000)

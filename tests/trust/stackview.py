@@ -33,7 +33,7 @@ def _names(path: Path) -> list[str]:
 
 
 def ids_in(root: Path, lower: str) -> list[str]:
-    """The ids that the text of a `lower` names; a link that leads nowhere is an error."""
+    """The ids that the text of a `lower` names; a link without a target is an error."""
     return [os.readlink(root / "overlay2" / item).split("/")[1] for item in lower.split(":") if item]
 
 

@@ -437,7 +437,7 @@ class Mounting:
         return self.device_elsewhere(id) is not None or self._is_left_used(id) if used is None else used
 
     def is_over(self, id: str) -> bool:
-        """Return True if no mount of id lives, here or elsewhere, and nobody counts one."""
+        """Return True if no mount of id lives, here or elsewhere, and no store counts one."""
         return not (self.is_counted(id) or mounts.is_mounted(self._at.path(id, "merged")) or self.is_upper_used(id))
 
     def leave(self, device: int) -> None:
