@@ -40,6 +40,8 @@ def errors(lines: list[str]) -> list[str]:
     for line in lines:
         found = ERRORS.match(line) or MORE_ERRORS.match(line)
         if found:
+            if out and not out[-1].startswith("    "):        # a sentence stands before it
+                out.append("")
             out += [named(found.group(1)), f"    {plain(found.group(2) or '')}"]
         elif line.startswith("\t") and out:
             out[-1] = f"{out[-1]} {plain(line.strip())}"
