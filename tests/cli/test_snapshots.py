@@ -66,7 +66,8 @@ def test_snapshots_are_in_the_tree_of_ls_and_in_rw_ls(box, cli):
     assert lines[2].startswith(f"└─ {taken[:12]} (snapshot of box)") and lines[3].startswith("└─ box (writable)")
     listed, = cli("rw", "ls", "--json").json
     assert (listed["base"], listed["parent"]) == (taken, BASE_ID)
-    assert ok("rw", "ls")[1].split()[1] == taken[:12]
+    title, row = ok("rw", "ls")
+    assert title.split()[:4] == ["NAME", "ON", "LAYER", "SNAPSHOT"] and row.split()[:3] == ["box", BASE_ID[7:19], taken[:12]]
 
 
 def test_fork_of_a_box_and_of_a_snapshot(box, cli):

@@ -99,8 +99,9 @@ def run_create(args: Any, screen: Screen) -> None:
     with writing(args) as opened:
         parent = opened.parent(args.base) if args.base is not None else ""
         rw = opened.store.create_rw_layer(checked_name(args.name), parent, options, durability=args.durability)
-        mount_id = opened.store.get_mount_id(rw.name)
-    screen.result({"name": rw.name, "parent": parent or None, "mount_id": mount_id}, [rw.name])
+        facts = {"name": rw.name, "parent": id_of(rw.parent), "base": id_of(rw.base),
+                 "mount_id": opened.store.get_mount_id(rw.name)}  # fmt: skip
+    screen.result(facts, [rw.name])
 
 
 def run_ls(args: Any, screen: Screen) -> None:
@@ -108,16 +109,19 @@ def run_ls(args: Any, screen: Screen) -> None:
     rows: list[list[Cell]] = []
     with reading(args) as opened:
         for rw in opened.rw_layers():
-            made, parent, base = rw.created_at, rw.parent.chain_id if rw.parent else None, id_of(rw.base)
-            size: int | None = None
-            mounted: str | None = None
+            made, parent = rw.created_at, id_of(rw.parent)
+            base, size, mounted = parent, None, None
             with contextlib.suppress(OSError, LayerStoreError):       # `verify` says what is wrong with it
-                size, mounted = rw.size(), _mounted_at(rw)
+                base, size, mounted = id_of(rw.base), rw.size(), _mounted_at(rw)
             facts.append({"name": rw.name, "parent": parent, "base": base, "size": size, "mounted": mounted,
                           "created": iso_time(made) if made else None})  # fmt: skip
-            rows.append([(rw.name, "green"), short_id(base) if base else "-",
-                         "?" if size is None else screen.size(size), screen.age(made) if made else "", mounted or "-"])
-    screen.table(("NAME", "ON LAYER", ">SIZE", "AGE", "MOUNTED AT"), rows, facts=facts, none="no writable layers")
+            rows.append([(rw.name, "green"), short_id(parent) if parent else "-",
+                         short_id(base) if base and base != parent else "-", "?" if size is None else screen.size(size),
+                         screen.age(made) if made else "", mounted or "-"])  # fmt: skip
+    titles = ["NAME", "ON LAYER", "SNAPSHOT", ">SIZE", "AGE", "MOUNTED AT"]
+    if all(row[2] == "-" for row in rows):                # that column is there for boxes on snapshots
+        titles, rows = titles[:2] + titles[3:], [row[:2] + row[3:] for row in rows]
+    screen.table(titles, rows, facts=facts, none="no writable layers")
 
 
 def run_mount(args: Any, screen: Screen) -> None:
