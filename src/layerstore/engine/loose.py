@@ -52,13 +52,12 @@ class Loose:
             self._state = None            # part of it may have been done
             self._snapshots.note()
             raise
+        self._state = None                # an interrupt in between leaves half a count
         self._snapshots.note()
         if fresh:
             for entry in entries:
                 self._read(entry)
             self._state = self._snapshots.state()
-        else:
-            self._state = None
 
     def _read(self, entry: str) -> None:
         """Count one entry anew."""
@@ -88,17 +87,14 @@ class Loose:
         return {*self._writables.stack_of(entry), *(self._writables.named_in(lower) if lower else ())}
 
     def _look(self) -> None:
-        """Count what changed since the last look."""
+        """Count all anew, if something changed since the last look."""
         state = self._snapshots.state()
         if state == self._state:
             return
-        entries = {*(f"rw {name}" for name in self._metadata.list_mounts()), *self._snapshots.names()}
-        for entry in (self._named.keys() | self._doubtful.keys()) - entries:
-            self._count.subtract(self._named.pop(entry, ()))
-            self._doubtful.pop(entry, None)
-        for entry in entries:
+        # Nothing of a count that was stopped half-way is taken over.
+        self._state, self._named, self._count, self._doubtful = None, {}, Counter(), {}
+        for entry in (*(f"rw {name}" for name in self._metadata.list_mounts()), *self._snapshots.names()):
             self._read(entry)             # the driver remembers each `lower` as long as it is the same file
-        self._count = +self._count
         self._state = state
 
     def named(self, id: str, *, but: Iterable[str] = ()) -> bool:
@@ -116,6 +112,11 @@ class Loose:
         """Name the writable layers ("rw <name>") and the snapshots that stand on a directory."""
         self._look()
         return sorted(entry for entry, named in self._named.items() if id in named) if self._count[id] > 0 else []
+
+    def is_there(self, entry: str) -> bool:
+        """Return True if a writable layer or a snapshot has a record."""
+        is_id = is_driver_id(entry)
+        return self._snapshots.has(entry) if is_id else self._metadata.has_mount(entry.removeprefix("rw "))
 
     def relead(self, old: str, new: str) -> None:
         """Lead what stands on a directory to another one of the same contents, under both locks."""

@@ -76,31 +76,36 @@ class Promotion:
     def _commit(self, id: str, above: Record | None, level: Durability, *, must: bool) -> Reference:
         """Make a layer of one frozen directory. must: it has a record, or was released meanwhile."""
         w = self._driver.writables
-        with contextlib.ExitStack() as held:
-            try:
-                held.enter_context(w.hold(id))
-            except FileNotFoundError as err:
-                gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
-                raise LayerDoesNotExistError(gone, chain_id=id) from err
-            self._require(id, must)
-            if self._db.layer(id) and (found := self._stacks.layer(self._db.layer(id))):
-                return self._references.get(found.chain_id)
-            recorded = self._db.has(id)
+        try:
+            with w.hold(id):
+                return self._commit_held(id, above, level, must=must)
+        except FileNotFoundError as err:
+            if w.exists(id):
+                raise
+            gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
+            raise LayerDoesNotExistError(gone, chain_id=id) from err
 
-            def begin() -> FileMetadataTransaction:
-                return self._metadata.start_deferred()
+    def _commit_held(self, id: str, above: Record | None, level: Durability, *, must: bool) -> Reference:
+        w = self._driver.writables
+        self._require(id, must)
+        if self._db.layer(id) and (found := self._stacks.layer(self._db.layer(id))):
+            return self._references.get(found.chain_id)
+        recorded = self._db.has(id)
 
-            def end(transaction: FileMetadataTransaction) -> None:
-                if transaction.kept:
-                    transaction.release()
-                elif transaction.is_ours():
-                    with contextlib.suppress(OSError):
-                        transaction.cancel()
+        def begin() -> FileMetadataTransaction:
+            return self._metadata.start_deferred()
 
-            with Scope(begin, end) as transaction:
-                received = self._driver.layers.adopt(id, w.stack_of(id), transaction.open_sidecar)
-                warn_left_out(f"snapshot {id}", received.left_out, stays=True)
-                return self._make_visible(id, recorded, received, transaction, above, level)
+        def end(transaction: FileMetadataTransaction) -> None:
+            if transaction.kept:
+                transaction.release()
+            elif transaction.is_ours():
+                with contextlib.suppress(OSError):
+                    transaction.cancel()
+
+        with Scope(begin, end) as transaction:
+            received = self._driver.layers.adopt(id, w.stack_of(id), transaction.open_sidecar)
+            warn_left_out(f"snapshot {id}", received.left_out, stays=True)
+            return self._make_visible(id, recorded, received, transaction, above, level)
 
     def _make_visible(
         self, id: str, recorded: bool, received: Received, transaction: FileMetadataTransaction, above: Record | None,
@@ -181,17 +186,17 @@ class Promotion:
 
     def _lead_held(self, entry: str, id: str, record: Record) -> None:
         """Do what _lead_entry() does while no other store changes what a box stands on."""
-        with contextlib.ExitStack() as held:
+        w, mount_id = self._driver.writables, ""
+        try:
             if entry.startswith("rw "):
-                try:
-                    mount_id = self._metadata.get_mount_id(entry.removeprefix("rw "))
-                    held.enter_context(self._driver.writables.hold(mount_id))
-                except (FileNotFoundError, LayerStoreError):
-                    return                # it was released meanwhile
-            held.enter_context(self._lock)
-            held.enter_context(self._metadata.exclusive())
-            held.enter_context(self._loose.changing(id, entry))
-            self._lead_entry(entry, id, record)
+                mount_id = self._metadata.get_mount_id(entry.removeprefix("rw "))
+            # No ExitStack: an interrupt as it notes a lock would leave that held.
+            with w.hold(mount_id) if mount_id else contextlib.nullcontext():
+                with self._lock, self._metadata.exclusive(), self._loose.changing(id, entry):
+                    self._lead_entry(entry, id, record)
+        except (FileNotFoundError, LayerStoreError):
+            if self._loose.is_there(entry):
+                raise                     # else it was released meanwhile
 
     def _lead_entry(self, entry: str, id: str, record: Record) -> None:
         """Note the layer as the parent of a box or a snapshot, if none is nearer."""

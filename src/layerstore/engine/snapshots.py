@@ -34,7 +34,7 @@ from layerstore.errors import (
     MountDoesNotExistError,
     StoreInUseError,
 )
-from layerstore.ids import is_driver_id, random_id
+from layerstore.ids import random_id
 from layerstore.layerdb.snapshots import Saved
 from layerstore.values import Durability, Metadata, StrPath
 
@@ -231,22 +231,30 @@ class Snapshots:
     def release(self, id: str) -> list[Metadata]:
         """Release a snapshot. Returns the layers that went with it, top first; [] if it was released before."""
         self._ground.check_writable()
-        aside: str | None = None
-        with contextlib.ExitStack() as held:
-            if is_driver_id(id) and self._db.has(id):
-                with contextlib.suppress(FileNotFoundError):         # a record that lost its directory goes, too
-                    held.enter_context(self._writables.hold(id))
-            held.enter_context(self._lock)
-            held.enter_context(self._metadata.exclusive())
-            if not (is_driver_id(id) and self._db.has(id)):
-                return []
-            candidates, layer = self._keeps(id)
-            with self._loose.changing(id):
-                aside = self._db.set_aside(id)
+        if not self._db.has(id):
+            return []
+        w = self._writables
+        try:                              # a record that lost its directory goes, too
+            with w.hold(id) if w.exists(id) else contextlib.nullcontext():
+                candidates, layer, aside = self._take_record(id)
+        except FileNotFoundError:
+            if self._db.has(id):
+                raise
+            return []                     # it was released meanwhile
         if aside:
             remove_directory(aside)
         self._loose.drop(candidates)
         return self._references.sweep(layer) if layer else []
+
+    def _take_record(self, id: str) -> tuple[list[str], str, str | None]:
+        """Set the record of a held snapshot aside. Returns what it kept, and where the record is now."""
+        self._promotion.finish(id)        # without a record nothing tells that a commit was interrupted
+        with self._lock, self._metadata.exclusive():
+            if not self._db.has(id):
+                return [], "", None
+            candidates, layer = self._keeps(id)
+            with self._loose.changing(id):
+                return candidates, layer, self._db.set_aside(id)
 
     def _keeps(self, id: str) -> tuple[list[str], str]:
         """Name the directories, nearest first, and the layer that a snapshot keeps."""
