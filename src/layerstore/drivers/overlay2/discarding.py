@@ -6,6 +6,7 @@ killed it is one.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from layerstore.disk import mounts
@@ -29,19 +30,25 @@ class Discarding:
         """Remove an unowned id by the thread, then call `then`. One with a limit is removed at once if it is unused."""
         if id in self._waiting or not self._at.keep(id):
             return
-        limited = self.quota is not None and mounts.project_of(self._at.path(id)) != mounts.project_of(self._at.home)
+        limited = False
+        with contextlib.suppress(OSError):
+            at = self._at
+            limited = self.quota is not None and mounts.project_of(at.path(id)) != mounts.project_of(at.home)
         self._waiting.add(id)
         self._background.submit(lambda: self._end(id, then))
         if limited:
             self._background.drain()
 
     def _end(self, id: str, then: Callable[[], object]) -> bool:
-        if self._mounting.is_upper_used(id):
-            return False
         try:
+            if self._mounting.is_upper_used(id):
+                return False
             self._remove(id)
-        finally:
+        except BaseException:
+            self._at.recorded(id)         # it is left to cleanup()
             self._waiting.discard(id)
+            raise
+        self._waiting.discard(id)
         then()
         return True
 
