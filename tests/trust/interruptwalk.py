@@ -68,6 +68,32 @@ def load_and_remove(store: Store, _: Any) -> None:
     images.remove("app:1")
 
 
+def snapshot(store: Store, box: Any) -> None:
+    with box.mounted():
+        box.snapshot().release()
+
+
+def roll_back(store: Store, box: Any) -> None:
+    with box.snapshot() as frozen, box.mounted():
+        box.rollback(frozen)
+
+
+def fork(store: Store, box: Any) -> None:
+    with box.fork(f"fork-{next(_count)}") as made, made.mounted():
+        pass
+
+
+def commit_snapshot(store: Store, box: Any) -> None:
+    with box.snapshot() as frozen:
+        frozen.commit().release()
+
+
+def squash(store: Store, box: Any) -> None:
+    for _ in range(2):
+        box.snapshot().release()
+    box.squash()
+
+
 class Act(NamedTuple):
     ready: Callable[[Store], Any]
     do: Callable[[Store, Any], object]
@@ -87,6 +113,11 @@ ACTS = {
     "load": Act(acts.nothing, load_and_remove),
     "save": Act(acts.nothing, lambda store, _: Images(store).save("keep:1", f"{store.root}.tar")),
     "tag": Act(acts.nothing, lambda store, _: (Images(store).tag("keep:1", "t:1"), Images(store).remove("t:1"))),
+    "snapshot": Act(box_of, snapshot),
+    "rollback": Act(box_of, roll_back),
+    "fork": Act(box_of, fork),
+    "commit snapshot": Act(box_of, commit_snapshot),
+    "squash": Act(box_of, squash),
     "verify": Act(acts.nothing, lambda store, _: store.verify()),
     "reclaim": Act(acts.nothing, lambda store, _: store.orphans()),
 }
@@ -152,11 +183,15 @@ def chosen(plan: dict[str, Any], numbers: Sequence[int]) -> Sequence[int]:
 class Walker:
     def __init__(self, plan: dict[str, Any], place: Path) -> None:
         self.plan, self.place, self.act = plan, place, ACTS[plan["act"]]
-        self.start, self.root = place / "start", place / "docker"
+        self.start, self.root, self.told = place / "start", place / "docker", place / "told"
         self.problems: list[str] = []
         seeded.layer(NEW)       # drawn once
         with Store(self.start) as store:
             imaged(store)
+            with box_of(store).mounted() as path:
+                self.shown = sorted(os.listdir(path))
+                if plan["act"] == "apply_diff":
+                    self.shown = sorted([*self.shown, "by-diff"])
 
     # ---- the one that is interrupted -----------------------------------------------------------
     def child(self, number: int, out: int) -> None:
@@ -179,6 +214,7 @@ class Walker:
             kept = error            # with its frames, as an interactive interpreter keeps it
         finally:
             sys.setprofile(None)
+        store._engine.driver.host.ground.background.drain()     # what it removes is claimed until it is gone
         text = "-"
         if directories := flocks(os.getpid()):
             text += f"it keeps locks on {directories}; "
@@ -187,6 +223,9 @@ class Walker:
         thread.start()
         thread.join(SECONDS)
         text += ended[0] if ended else "another thread waits; "
+        if text[1:] and kept:
+            frames = traceback.extract_tb(kept.__traceback__)[1:]
+            text += "interrupted in " + " ".join(f"{Path(at.filename).stem}.{at.name}:{at.lineno}" for at in frames)
         os.write(out, text.encode())
         time.sleep(60)
         assert kept is None or store
@@ -209,17 +248,24 @@ class Walker:
             return traceback.format_exc() + "; "
         return ""
 
+    def tell(self, what: str) -> None:
+        self.told.write_text(what)
+
     # ---- the others ----------------------------------------------------------------------------
     def others(self) -> None:
         self.quiet()
         with Store(self.root, options={"lock_timeout": str(SECONDS)}) as store:
             for name in dict.fromkeys((self.plan["act"], *self.draw.sample(OTHERS, 2))):
                 if said := self.attempt(store, ACTS[name].ready, ACTS[name].do):
-                    print(f"{name}: {said}", file=sys.stderr)
+                    self.tell(f"{name}: {said}")
                     os._exit(2)
+            with box_of(store).mounted() as path:
+                if sorted(os.listdir(path)) != self.shown:
+                    self.tell(f"the box shows {sorted(os.listdir(path))}")
+                    os._exit(4)
             found = [str(problem) for problem in store.verify() if problem.kind != "orphan"]
             if found:
-                print(found, file=sys.stderr)
+                self.tell(f"{found}")
                 os._exit(3)
 
     def begin(self, number: int) -> tuple[int, int]:
@@ -249,7 +295,8 @@ class Walker:
             if said[1:]:
                 self.problems.append(f"interrupted at function {number}: {said[1:]}")
             if said and (code := ownspace.ended(ownspace.forked(self.others), 3 * SECONDS)):
-                self.problems.append(f"interrupted at function {number}: another process ends with {code}")
+                told = self.told.read_text() if self.told.exists() else ""
+                self.problems.append(f"interrupted at function {number}: another process ends with {code} {told} {said[1:]}")
         finally:
             os.close(read)
             os.kill(pid, signal.SIGKILL)

@@ -10,7 +10,7 @@ import pytest
 from soak import budget
 
 pytestmark = [pytest.mark.usefixtures("tmpfs"), pytest.mark.soak(90, 2400)]
-FORKED = ("register", "create", "mount", "commit", "apply_diff", "tag", "load", "changes")
+FORKED = ("register", "create", "mount", "commit", "apply_diff", "tag", "load", "changes", "snapshot", "rollback", "fork", "commit snapshot", "squash")
 
 
 def walked(script, act, sample, seed, figures):
