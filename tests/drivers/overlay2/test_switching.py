@@ -770,6 +770,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_box(box, step, mounted):
     assert count > 100
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")      # it may come into a __del__, too
 @pytest.mark.time_limit(300)
 @pytest.mark.parametrize("mounted", [True, False])
 def test_an_interrupt_at_any_moment_leaves_a_whole_box(box, mounted):
