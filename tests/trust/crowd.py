@@ -4,7 +4,8 @@
 
 "steps" and "kills" in the plan say how much has to be done at least: on a busy machine it takes longer than "seconds".
 
-Each process registers, gets, reads, releases, mounts and commits layers of one small family of chains. A table in
+Each process registers, gets, reads, releases, mounts and commits layers of one small family of chains, and freezes, forks
+and rolls back boxes on them: its own, and one that all of them have. A table in
 shared memory says what each holds: a slot is set after a reference was given and cleared before its release, so a
 set slot is a reference for certain. A process that is to be killed is stopped first, and its slots are cleared.
 
@@ -38,6 +39,7 @@ for base in (101, 102, 1103):
         FAMILY.append((base, child))
         FAMILY += [(base, child, child + leaf) for leaf in (100, 200)]
 
+SHARED, SHARED_SEED = "shared", 7       # a box that all of them have, and its layer
 BETWEEN_KILLS = 4       # calls of all of them together, at least
 
 
@@ -142,13 +144,44 @@ class Member:
                 stream.read()
         box.release()
 
+    def sandbox(self, index: int) -> None:
+        """A box of its own with a snapshot, a fork, a way back and a layer; each shows what it must."""
+        box = self.store.create_rw_layer(f"box-{secrets.token_hex(8)}", seeded.chain(*FAMILY[index]))
+        with box.mounted() as path:
+            Path(path, "mine").write_text("one")
+            frozen = box.snapshot()
+            Path(path, "mine").write_text("two")
+            fork = (box if self.draw.random() < 0.5 else frozen).fork(f"box-{secrets.token_hex(8)}")
+            shown = {"two", "one"}
+            if self.draw.random() < 0.5:
+                box.rollback(frozen)
+                shown = {"one"}
+            if Path(path, "mine").read_text() not in shown:
+                self.say("broken", "a box does not show what it went back to")
+        with fork.mounted() as path:
+            if Path(path, "mine").read_text() not in ("one", "two") or os.readlink(f"{path}/c/link") == "":
+                self.say("broken", "a fork shows something else")
+        if self.draw.random() < 0.4:
+            frozen.commit().release()
+        for each in self.draw.sample((box, frozen, fork), 3):
+            each.release()
+
+    def shared(self, index: int) -> None:
+        """A box that all of them freeze, fork and merge at once."""
+        with self.store.get_rw_layer(SHARED).snapshot() as frozen, frozen.fork(f"box-{secrets.token_hex(8)}") as fork:
+            box = self.store.get_rw_layer(SHARED)
+            if self.draw.random() < 0.3:
+                box.squash()
+            if [str(change) for change in self.store.diff(frozen, fork.base)]:
+                self.say("broken", "a fork is not what it is of")
+
     def step(self) -> None:
-        act = self.draw.choice(("register", "register", "get", "get", "get", "read", "read", "box", "release", "release"))
+        act = self.draw.choice(("register", "register", "get", "get", "get", "read", "read", "box", "sandbox", "shared", "release", "release"))
         index = self.draw.choice(sorted(self.held)) if self.held else None
         try:
             if act in ("register", "get") and len(self.held) < 8:
                 getattr(self, act)()
-            elif index is not None and act in ("read", "box"):
+            elif index is not None and act in ("read", "box", "sandbox", "shared"):
                 getattr(self, act)(index)
             elif index is not None:
                 act = "release"
@@ -173,7 +206,10 @@ def crowd(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     root, log = place / "docker", place / "log"
     table = Table(place / "table", count)
     log.touch()
-    Store(root).close()     # makes the root
+    with Store(root) as store:          # makes the root
+        base = store.register(seeded.layer(SHARED_SEED).tar)
+        with store.create_rw_layer(SHARED, base).mounted() as path:
+            Path(path, "first").write_text("first")
     for seeds in FAMILY:
         seeded.layer(seeds[-1])     # drawn once, for all that are forked
 
@@ -220,9 +256,21 @@ def at_the_end(root: Path, place: Path) -> list[str]:
              for seeds in FAMILY}
     with Store(root) as store:
         wrong += powercut.cleaned(root, store)
+        if SHARED not in store.mounts():
+            wrong.append("the box that all had is gone")
+        with store.get_rw_layer(SHARED).mounted() as path:
+            if Path(path, "first").read_text() != "first":
+                wrong.append("the box that all had shows something else")
         for id, layer in store.map().items():
             wrong += [f"layer {id}: {fault}" for fault in judge.faults(layer, known.get(id))]
         wrong += [f"mounted: {point}" for point in disk.mounts_below(root)]
+        for snapshot in store.snapshots():      # of those that were killed
+            with snapshot.tar_stream() as stream:
+                stream.read()
+            snapshot.release()
+        for name in store.mounts():
+            store.get_rw_layer(name).release()
+        wrong += [f"all boxes released, {problem}" for problem in [*store.verify(), *store.orphans()]]
     return wrong
 
 
