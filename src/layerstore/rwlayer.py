@@ -232,8 +232,8 @@ class RWLayer:
         return self._look(Looking.size)
 
     def _look(self, at: Callable[[Looking, Shown], _T]) -> _T:
-        looking = self._engine.looking
-        return looking.look(self._held(), lambda shown: at(looking, shown))
+        looking, mount = self._engine.looking, self._held()
+        return looking.look(lambda: looking.box(mount), lambda shown: at(looking, shown))
 
     def changes(self, since: Parent | None = None) -> list[Change]:
         """List what differs; only directories that were written to are read.
@@ -373,6 +373,9 @@ class Snapshot(Top):
         self._engine.check_open()
         return self._engine.looking.snapshot(self.id)
 
+    def _look(self, at: Callable[[Looking, Shown], _T]) -> _T:
+        return self._engine.looking.look(self._shown, lambda shown: at(self._engine.looking, shown))
+
     def fork(self, name: str, opts: CreateRWLayerOpts | None = None, *, durability: str | None = None) -> RWLayer:
         """Create a writable layer on it and return a reference. Nothing is copied.
 
@@ -390,16 +393,17 @@ class Snapshot(Top):
         Raises  LayerDoesNotExistError
                 LayerStoreError          since is not below it
         """
-        return self._engine.looking.changes(self._shown(), None if since is None else parent_id(since))
+        told = None if since is None else parent_id(since)
+        return self._look(lambda looking, shown: looking.changes(shown, told))
 
     def size(self) -> int:
         """Return the bytes of the files in its own directory."""
-        return self._engine.looking.size(self._shown())
+        return self._look(Looking.size)
 
     def tar_stream(self) -> TarStream:
         """Return the tar that commit() registers. Raises LayerDoesNotExistError, BreakoutError (.path), OSError."""
         self._engine.snapshots.check(self.id)
-        return self._engine.looking.tar(self._shown(), whole=False)
+        return self._look(lambda looking, shown: looking.tar(shown, whole=False))
 
     def commit(self, *, squash: bool = False, durability: str | None = None) -> Layer:
         """Make a read-only layer of it, and return a reference.
@@ -417,7 +421,7 @@ class Snapshot(Top):
         level = self._engine.syncing.level(durability)
         self._engine.snapshots.check(self.id)
         made = (
-            self._engine.looking.commit(self._shown(), 0, level, None)
+            self._look(lambda looking, shown: looking.commit(shown, 0, level, None))
             if squash and not self._engine.snapshots.is_committed(self.id)
             else self._engine.promotion.commit(self.id, level)
         )

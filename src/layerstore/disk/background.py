@@ -74,6 +74,8 @@ class Background:
 
     def close(self) -> None:
         """Drain, forget the jobs that cannot be done yet, and end the thread. Twice is harmless."""
+        if sys.is_finalizing():
+            return                        # the thread has ended where it was, perhaps with the lock
         self.drain()
         if sys.is_finalizing() or (self._is_running and threading.get_ident() == self._ident):
             return

@@ -19,6 +19,13 @@ from layerstore._core import _files
 from layerstore._core._locks import Mutex, OpenDirectory
 
 STORE = "store"
+
+
+def read_key(id: str) -> str:
+    """Return the key under which a driver's directory is held that is being read."""
+    return f"read {id}"
+
+
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -120,6 +127,10 @@ class Holds:
     def holds(self, key: str) -> bool:
         """Return True if this store holds key."""
         return key in self._counts and key not in self._inherited
+
+    def held_anywhere(self, key: str) -> bool:
+        """Return True if a store holds key, this one too."""
+        return self.holds(key) or self.held_elsewhere(key)
 
     def held_elsewhere(self, key: str) -> bool:
         """Return True if another store, of this or of another process, holds key."""

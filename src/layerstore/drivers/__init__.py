@@ -329,10 +329,11 @@ class Writables(Protocol):
         Raises   ActiveMountError, OSError: nothing has changed
         """
 
-    def discard(self, id: str, then: Callable[[], object] = lambda: None) -> None:
-        """Remove an unowned id, by a thread, once no process uses its files; no cleanup() does so before.
+    def discard(self, id: str, then: Callable[[], object] = lambda: None, was: str = "") -> None:
+        """Remove an unowned id, by a thread, once no process uses or reads its files; no cleanup() does so before.
 
         then     called when it is gone
+        was      the id that had its files before turn()
 
         Host.close() and Host.cleanup() end what can end. With a limit of its own it is removed before the call ends.
         """

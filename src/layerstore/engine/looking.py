@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar, cast
 
 from layerstore._core._apply import Apply
 from layerstore.contents.files import open_bytes
 from layerstore.contents.merged import MergedTree
+from layerstore.disk.holds import read_key
 from layerstore.drivers import Trees
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
@@ -25,7 +27,7 @@ from layerstore.engine.record import Mount, Record, Reference
 from layerstore.engine.references import References
 from layerstore.engine.stacks import Place, Stacks, is_init
 from layerstore.engine.writable import WritableLayers
-from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError
+from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, StoreInUseError
 from layerstore.ids import ChainID, is_driver_id
 from layerstore.streams.leftout import told_left_out, warn_left_out
 from layerstore.streams.tarstream import TarStream
@@ -33,8 +35,8 @@ from layerstore.values import Change, Descriptor, Durability, FileEntry, Progres
 
 _T = TypeVar("_T")
 
-_LOOKS = 3
-"""How often a box is looked at without keeping other stores from changing what it stands on."""
+_LOOKS = 20
+"""How often a box is looked at again that other stores change meanwhile."""
 
 
 class Shown(NamedTuple):
@@ -58,6 +60,10 @@ class Shown(NamedTuple):
         return [self.id, *self.place.frozen]
 
 
+class _ChangedError(Exception):
+    """What a box stands on was changed before it was opened."""
+
+
 class Looking:
     """Looks into the boxes and snapshots of one store."""
 
@@ -76,17 +82,47 @@ class Looking:
         place = self._writable.ready(mount)
         return Shown(f"writable layer {mount.name}", mount.mount_id, place, mount.name)
 
-    def look(self, mount: Mount, at: Callable[[Shown], _T]) -> _T:
-        """Look at a box, again if another store has changed what it stands on meanwhile."""
-        for _ in range(_LOOKS):
-            shown = self.box(mount)
-            try:
-                return at(shown)
-            except (FileNotFoundError, CorruptLayerError):
-                if said(self._writables.stack_of, mount.mount_id, None) == shown.place.stack:
-                    raise
-        with self._writable.entered(mount):
-            return at(self.box(mount))
+    def look(self, look: Callable[[], Shown], at: Callable[[Shown], _T]) -> _T:
+        """Look at a box or a snapshot, and again if what it stands on has changed meanwhile.
+
+        look   returns it as it is now
+        at     what is done with it. A TarStream that it returns is whole: what it reads is not removed before its end
+        """
+        for attempt in range(_LOOKS, -1, -1):
+            shown = look()
+            with contextlib.ExitStack() as held:
+                self._keep(shown, held)
+                result: _T | None = None
+                try:
+                    if self.is_as(shown):
+                        result = at(shown)
+                    if result is not None and self.is_as(shown):
+                        if isinstance(result, TarStream):
+                            result.then(held.pop_all().close)
+                        return result
+                except (FileNotFoundError, CorruptLayerError, _ChangedError):
+                    if self.is_as(shown) or not attempt:
+                        raise
+                if isinstance(result, TarStream):
+                    result.close()
+            time.sleep(0.001 * (_LOOKS - attempt))
+        raise StoreInUseError(f"{shown.name} is changed by another process each time that it is looked at")
+
+    def _keep(self, shown: Shown, held: contextlib.ExitStack) -> None:
+        """Keep what shows a box or a snapshot from being removed while it is read, also by other processes."""
+        holds = self._ground.holds
+        for id in (shown.id, *shown.place.loosenable):
+            holds.retain(read_key(id))
+            held.callback(holds.release, read_key(id))
+        layer = shown.place.layer
+        if layer:
+            with self._lock:
+                self._references.use_too(layer)
+            held.callback(self._references.end_use, layer)
+
+    def is_as(self, shown: Shown) -> bool:
+        """Return True if a box or a snapshot stands on what it stood on when it was looked at."""
+        return said(self._writables.stack_of, shown.id, None) == shown.place.stack and self._writables.exists(shown.id)
 
     def snapshot(self, id: str) -> Shown:
         """Look at a snapshot, recorded or loose. Raises LayerDoesNotExistError: it is gone."""
@@ -143,8 +179,20 @@ class Looking:
     def diff(self, a: str, b: str, *, contents: bool) -> list[Change]:
         """List what makes b of a."""
         self._ground.check_open()
-        with self._stacks.using(a) as old, self._stacks.using(b) as new:
-            return self._trees.changes(new.place.stack, old.place.stack, contents=contents)
+        for attempt in range(_LOOKS, -1, -1):
+            with self._stacks.using(a) as old, self._stacks.using(b) as new, contextlib.ExitStack() as held:
+                stacks = new.place.stack, old.place.stack
+                for id in {*new.place.loosenable, *old.place.loosenable}:
+                    self._ground.holds.retain(read_key(id))
+                    held.callback(self._ground.holds.release, read_key(id))
+                try:
+                    found = self._trees.changes(*stacks, contents=contents)
+                    if (self._stacks.find(b).place.stack, self._stacks.find(a).place.stack) == stacks:
+                        return found
+                except (FileNotFoundError, CorruptLayerError):
+                    if not attempt or (self._stacks.find(b).place.stack, self._stacks.find(a).place.stack) == stacks:
+                        raise
+        raise StoreInUseError("what is compared is changed by another process each time that it is looked at")
 
     def size(self, shown: Shown) -> int:
         """Count the bytes of what a box holds above the nearest layer; of a snapshot, in its own directory."""
@@ -159,7 +207,7 @@ class Looking:
 
     def commit(self, shown: Shown, flags: int, level: Durability, progress: Progress | None) -> Reference:
         """Register what differs from the nearest layer, as a new layer on that one."""
-        given = _Difference(self._trees, shown, flags, progress)
+        given = _Difference(self, self._trees, shown, flags, progress)
         above = shown.place.layer
         if above:
             with self._lock:
@@ -205,6 +253,7 @@ class Looking:
 class _Difference(NamedTuple):
     """What a box holds, as a tar on its way in."""
 
+    looking: Looking
     trees: Trees
     shown: Shown
     flags: int
@@ -212,5 +261,7 @@ class _Difference(NamedTuple):
 
     def pump_into(self, apply: Apply) -> None:
         with self.trees.diff(self.shown.above, self.shown.place.below, self.flags) as stream:
+            if not self.looking.is_as(self.shown):
+                raise _ChangedError
             stream.pump_into(apply, self.progress)
             warn_left_out(self.shown.name, stream.left_out())

@@ -13,6 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from layerstore.disk.holds import read_key
 from layerstore.engine.ground import Ground
 from layerstore.engine.references import References
 from layerstore.engine.stacks import Stacks
@@ -29,7 +30,7 @@ class Loose:
     def __init__(self, ground: Ground, references: References, stacks: Stacks) -> None:
         self._ground, self._metadata, self._records = ground, ground.metadata, ground.records
         self._references, self._snapshots = references, stacks.snapshots
-        self._writables, self._lock = ground.driver.writables, ground.records.lock
+        self._writables, self._lock, self._holds = ground.driver.writables, ground.records.lock, ground.holds
         self._state: tuple[int, int] | None = None
         self._named: dict[str, tuple[str, ...]] = {}       # by "rw <name>" or the id of a snapshot
         self._count: Counter[str] = Counter()
@@ -186,7 +187,10 @@ class Loose:
             going = self.unneeded(candidates)
         for id in going:
             try:
-                self._writables.remove(id)
+                if self._holds.held_anywhere(read_key(id)):
+                    self._writables.discard(id)           # it goes when it is read no longer
+                else:
+                    self._writables.remove(id)
             except (OSError, LayerStoreError) as err:
                 text = "Cannot remove the directory %s, which cleanup() will: %s"
                 log.warning(text, id, err, extra={"id": id, "error": err})

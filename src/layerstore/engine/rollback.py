@@ -66,7 +66,7 @@ class Rollbacks:
                 raise
             dropped = [id for id in place.loosenable if id not in (mount_id, mount.init_id, *stack)]
             parent = place.layer.chain_id if place.layer else ""
-            w.discard(fresh, functools.partial(self._drop, dropped, parent))
+            w.discard(fresh, functools.partial(self._drop, dropped, parent), was=mount_id)
             if not w.is_mounted(mount_id):                # else its next snapshot merges what has grown long
                 self._loose.drop(self._squash.grown(mount, self._stacks.of_box(mount), level)[1])
 

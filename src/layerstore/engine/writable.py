@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from layerstore.disk.holds import read_key
 from layerstore.disk.locks import NamedLocks, Scope
 from layerstore.disk.textfile import remove_directory
 from layerstore.engine.contents import Contents
@@ -280,7 +281,7 @@ class WritableLayers:
                     if not self._set_aside(mount):
                         return []
                     begun = True
-                    self._writables.remove(mount.mount_id)
+                    self._remove(mount.mount_id)
                     if mount.init_id:
                         self._writables.remove(mount.init_id)
             except BaseException as err:
@@ -298,6 +299,14 @@ class WritableLayers:
                 self._records.forget_mount(name)
             self._loose.drop(candidates)
             return self._references.sweep(mount.parent.chain_id) if mount.parent else []
+
+    def _remove(self, mount_id: str) -> None:
+        """Remove the directory of a box, or let it go when it is read no longer: a reader has its error, or all."""
+        if self._holds.held_anywhere(read_key(mount_id)):
+            self._writables.unmount(mount_id, lazy=True)
+            self._writables.discard(mount_id)
+        else:
+            self._writables.remove(mount_id)
 
     def _loosenable(self, mount: Mount) -> list[str]:
         """Name the directories, nearest first, that a box may be the last to stand on."""

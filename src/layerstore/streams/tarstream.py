@@ -67,6 +67,20 @@ class TarStream(_BinaryFile):
         self._seekable = seekable
         self._on_close = on_close
 
+    def then(self, on_close: Callable[[], None]) -> TarStream:
+        """Call on_close too when the stream is closed; return the stream."""
+        before = self._on_close
+
+        def both() -> None:
+            try:
+                if before:
+                    before()
+            finally:
+                on_close()
+
+        self._on_close = both
+        return self
+
     def about(self, chain_id: str) -> TarStream:
         """Name the layer that errors are about; return the stream."""
         self._named.chain_id = chain_id

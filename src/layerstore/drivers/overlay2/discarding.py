@@ -26,7 +26,7 @@ class Discarding:
         self._waiting: set[str] = set()
         self.quota: ProjectQuota | None = None
 
-    def discard(self, id: str, then: Callable[[], object] = lambda: None) -> None:
+    def discard(self, id: str, then: Callable[[], object] = lambda: None, was: str = "") -> None:
         """Remove an unowned id by the thread, then call `then`. One with a limit is removed at once if it is unused."""
         if id in self._waiting or not self._at.keep(id):
             return
@@ -35,13 +35,13 @@ class Discarding:
             at = self._at
             limited = self.quota is not None and mounts.project_of(at.path(id)) != mounts.project_of(at.home)
         self._waiting.add(id)
-        self._background.submit(lambda: self._end(id, then))
+        self._background.submit(lambda: self._end(id, then, was))
         if limited:
             self._background.drain()
 
-    def _end(self, id: str, then: Callable[[], object]) -> bool:
+    def _end(self, id: str, then: Callable[[], object], was: str) -> bool:
         try:
-            if self._mounting.is_upper_used(id):
+            if self._mounting.is_upper_used(id) or any(map(self._mounting.is_read, (id, was))):
                 return False
             self._remove(id)
         except BaseException:

@@ -78,7 +78,8 @@ class Host:
 
     def _is_used(self, id: str) -> bool:
         """Return True if a process keeps what a rollback dropped. A mount at its own place does not count."""
-        return not is_there(self._at.path(id, "merged")) and self.ground.mounting.is_upper_used(id)
+        mounting = self.ground.mounting
+        return mounting.is_read(id) or (not is_there(self._at.path(id, "merged")) and mounting.is_upper_used(id))
 
     def _abandoned(self, owned: Owned) -> Iterator[str]:
         """Yield unowned ids, each while it is claimed so that no process can be making it."""

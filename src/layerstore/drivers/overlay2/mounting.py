@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from layerstore.disk import mounts
-from layerstore.disk.holds import Holds
+from layerstore.disk.holds import Holds, read_key
 from layerstore.disk.locks import OpenDirectory, Scope, surely
 from layerstore.disk.textfile import naming
 from layerstore.drivers import checks
@@ -104,6 +104,10 @@ class Mounting:
                 self._holds.release(_use(id))
                 raise
             return merged
+
+    def is_read(self, id: str) -> bool:
+        """Return True if a store reads the files of id; of "" it is False."""
+        return bool(id) and self._holds.held_anywhere(read_key(id))
 
     def stood_on(self) -> set[str]:
         """Name the ids that overlays stand on which are mounted anywhere, whatever the disk says."""
