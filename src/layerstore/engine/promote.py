@@ -43,7 +43,7 @@ class Promotion:
     def commit(self, id: str, level: Durability) -> Reference:
         """Make a layer of a snapshot, and of each below it that is none. Raises as Snapshot.commit() does."""
         self._ground.check_writable()
-        with self._stacks.using(id) as target:
+        with self._stacks.using(id) as target, self._stacks.releasing(id):
             place = target.place
             if place.at == 0 and place.layer:             # committed before
                 self.finish(id)

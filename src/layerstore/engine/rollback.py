@@ -42,7 +42,9 @@ class Rollbacks:
     def rollback(self, mount: Mount, to: str, level: Durability, *, force: bool) -> None:
         """Let a box go on from a snapshot, a layer or nothing. Raises as RWLayer.rollback() does."""
         self._ground.check_writable()
-        with self._stacks.using(to) as target, self._writable.entered(mount) as place:
+        with self._stacks.using(to) as target, self._writable.entered(mount) as place, self._stacks.releasing(
+            target.snapshot
+        ):
             mount_id, w = mount.mount_id, self._writables
             is_read = w.require_idle(mount_id, force=force)
             if not to and w.is_mounted(mount_id):

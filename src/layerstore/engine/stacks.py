@@ -9,7 +9,8 @@ Source: sandbox.md 1, 4, 10
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from layerstore.disk.locks import Scope
@@ -26,6 +27,9 @@ MAX_LAYERS = 128
 """Lowers that a writable layer on a layer may have."""
 MAX_LOWERS = 500
 """Lowers that one on a snapshot may have: more are none that the kernel mounts."""
+
+
+_LOOKS = 3
 
 
 def is_init(id: str) -> bool:
@@ -220,8 +224,27 @@ class Stacks:
 
         return Scope(begin, end)
 
+    @contextlib.contextmanager
+    def releasing(self, snapshot: str) -> Iterator[None]:
+        """Around a use of a snapshot: what fails because it was released meanwhile raises LayerDoesNotExistError."""
+        try:
+            yield
+        except (OSError, CorruptLayerError) as err:
+            if not snapshot or self.snapshots.has(snapshot):
+                raise
+            gone = f"{LayerDoesNotExistError.text}: the snapshot {snapshot} was released meanwhile"
+            raise LayerDoesNotExistError(gone, chain_id=snapshot) from err
+
     def find(self, parent: str) -> Target:
         """Find what a `parent` argument means. Raises LayerDoesNotExistError."""
+        for _ in range(_LOOKS):
+            with contextlib.suppress(CorruptLayerError, FileNotFoundError):
+                return self._find(parent)
+            time.sleep(0.001)             # another process commits or releases it
+        with self.releasing(parent if is_driver_id(parent) else ""):
+            return self._find(parent)
+
+    def _find(self, parent: str) -> Target:
         if not parent:
             return Target(Place([], None, 0), "")
         if is_driver_id(parent):

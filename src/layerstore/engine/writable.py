@@ -69,7 +69,8 @@ class WritableLayers:
         """Make one on what the caller keeps."""
         with self._names.hold(name):
             self.check_free(name)
-            made = self._reference(self._create(name, target, opts, level))
+            with self.stacks.releasing(target.snapshot):
+                made = self._reference(self._create(name, target, opts, level))
             made.is_new = True
             return made
 
