@@ -221,6 +221,9 @@ class Walk:
         for line in frozenoperations.wrong_of(g, self.there, self.after, finished=said == "None"):
             self.wrong.append(f"{label}: {said}; {line}")
         if said != "None":
+            if many:          # a box whose name could not be taken back (release_visible)
+                for name in set(g.store.mounts()) - self.there.views.boxes.keys():
+                    g.store.get_rw_layer(name).release()
             value = op.run(g)
             if not op.right(g, value):
                 self.wrong.append(f"{label}: {said}; then a wrong result, {value!r:.200}")

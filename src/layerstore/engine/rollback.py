@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 
+from layerstore.disk.locks import surely
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
 from layerstore.engine.loose import Loose
@@ -53,30 +54,33 @@ class Rollbacks:
             stack = self._stack_on(mount, place, target)
             if len(stack) > target.most:
                 raise MaxDepthExceededError(name=mount.name, chain_id=to)
-            fresh = random_id()
+            fresh, upper = random_id(), w.upper(mount_id)
+            dropped = [id for id in place.loosenable if id not in (mount_id, mount.init_id, *stack)]
+            drop = functools.partial(self._drop, dropped, place.layer.chain_id if place.layer else "")
             try:
                 w.make_fresh(mount_id, fresh, like=target.root)
                 if place.stack:
                     w.restand(fresh, place.stack)         # what it will hold stands on that: a process may be inside
                 self._go(mount, place, target, fresh, stack, level, force=force, is_read=is_read)
+                w.discard(fresh, drop, was=mount_id)
             except BaseException:
-                if self._is_pending(mount):               # begun, and neither ended nor undone: the next look does that
-                    w.publish(fresh)
-                else:
-                    with contextlib.suppress(OSError):
-                        w.remove(fresh)
+                surely(self._end_failed, mount, fresh, upper)
                 raise
-            dropped = [id for id in place.loosenable if id not in (mount_id, mount.init_id, *stack)]
-            parent = place.layer.chain_id if place.layer else ""
-            w.discard(fresh, functools.partial(self._drop, dropped, parent), was=mount_id)
             if not w.is_mounted(mount_id):                # else its next snapshot merges what has grown long
                 self._loose.drop(self._squash.grown(mount, self._stacks.of_box(mount), level)[1])
 
-    def _is_pending(self, mount: Mount) -> bool:
+    def _end_failed(self, mount: Mount, fresh: str, upper: int) -> None:
+        """Remove the fresh directory, unless it has what the box held: the next look, or cleanup(), goes on then."""
+        w = self._writables
         try:
-            return self._db.rollback(mount.name) is not None
+            begun = self._db.rollback(mount.name) is not None or w.upper(mount.mount_id) != upper
         except (OSError, LayerStoreError):
-            return True
+            begun = True
+        if begun:
+            w.publish(fresh)
+        else:
+            with contextlib.suppress(OSError):
+                w.remove(fresh)
 
     def _stack_on(self, mount: Mount, place: Place, target: Target) -> list[str]:
         """Return what the box will stand on; on a layer its own init layer stands in between, as at its creation."""

@@ -84,10 +84,10 @@ class Snapshots:
                     self._record(id, mount, place.layer.chain_id if place.layer else "", level)
                 else:
                     self._note(mount)
+                self._publish([*inits, id] if record else inits)
             except BaseException:
                 surely(self._end_failed, mount, id, inits)
                 raise
-            self._publish([*inits, id] if record else inits)
             if how == "frozen" or not self._writables.is_mounted(mount.mount_id):
                 self._loose.drop(merged)      # no mount uses them now
             else:
@@ -96,6 +96,9 @@ class Snapshots:
 
     def _end_failed(self, mount: Mount, id: str, inits: list[str]) -> None:
         """Leave a box whole whose snapshot failed: the disk tells how far that came, also after an interrupt."""
+        if self._db.has(id):              # it is one, whatever came into it then
+            self._publish([*inits, id])
+            return
         below = said(self._writables.stack_of, mount.mount_id, None)
         if below is not None and id not in below:
             self._remove([id, *inits])
@@ -171,7 +174,7 @@ class Snapshots:
                         remove_directory(aside)
                 transaction.cancel()
             raise
-        transaction.release()
+        surely(transaction.release)
 
     # ---- finding ----
 
