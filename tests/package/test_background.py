@@ -79,7 +79,7 @@ def test_the_thread_ends_with_its_jobs(background):
 
 @pytest.mark.parametrize("fault", ["refused", "no memory", "gone at once"])
 def test_a_job_without_a_thread_is_done_with_the_next_or_when_drained(background, monkeypatch, fault):
-    """A thread that finds no memory as it begins tells that to whoever waits for it, or to no one."""
+    """A thread that finds no memory as it begins tells that to the thread that waits for it, if one does."""
     begin, done = _thread.start_new_thread, []
 
     def start(function, arguments):

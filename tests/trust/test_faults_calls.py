@@ -190,7 +190,7 @@ class Walk:
         op.undo(g, value)
 
     def judge_error(self, raised: BaseException, label: str, kind: str, sys_errno: int, many: bool) -> None:
-        """Say whether an error is an honest one, and let go of what its frames hold."""
+        """Return True if an error is an honest one; let go of what its frames hold."""
         said = repr(raised)
         self.raised += 1
         expected = (OSError, LayerStoreError, *((MemoryError,) if sys_errno == errno.ENOMEM else ()))

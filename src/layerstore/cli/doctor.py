@@ -10,7 +10,6 @@ import errno
 import fcntl
 import importlib.util
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from layerstore.disk.locks import OpenDirectory
 from layerstore.disk.textfile import remove_directory
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
+from layerstore.running import bubblewrap
 from layerstore.sizes import format_size
 
 OK, NOTE, BAD = "ok", "note", "bad"
@@ -306,8 +306,9 @@ def _libarchive() -> Check:
 
 
 def _bubblewrap() -> Check:
-    found = shutil.which("bwrap")
-    if found is None:
+    try:
+        found = bubblewrap.find()
+    except NotSupportedError:
         return Check("bubblewrap", NOTE, "not installed", "for run() and `rw run`: apt-get install bubblewrap")
     return Check("bubblewrap", OK, found)
 

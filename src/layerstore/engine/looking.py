@@ -98,7 +98,7 @@ class Looking:
                         result = at(shown)
                     if result is not None and self.is_as(shown):
                         if isinstance(result, TarStream):
-                            result.then(held.pop_all().close)
+                            result._then(held.pop_all().close)
                         return result
                 except (FileNotFoundError, CorruptLayerError, _ChangedError):
                     if self.is_as(shown) or not attempt:
@@ -106,7 +106,8 @@ class Looking:
                 if isinstance(result, TarStream):
                     result.close()
             time.sleep(0.001 * (_LOOKS - attempt))
-        raise StoreInUseError(f"{shown.name} is changed by another process each time that it is looked at")
+        why = f"{shown.name} is changed by another process each time that it is looked at"
+        raise StoreInUseError(why, path=self._ground.root)
 
     def _keep(self, shown: Shown, held: contextlib.ExitStack) -> None:
         """Keep what shows a box or a snapshot from being removed while it is read, also by other processes."""
@@ -192,7 +193,8 @@ class Looking:
                 except (FileNotFoundError, CorruptLayerError):
                     if not attempt or (self._stacks.find(b).place.stack, self._stacks.find(a).place.stack) == stacks:
                         raise
-        raise StoreInUseError("what is compared is changed by another process each time that it is looked at")
+        why = "what is compared is changed by another process each time that it is looked at"
+        raise StoreInUseError(why, path=self._ground.root)
 
     def size(self, shown: Shown) -> int:
         """Count the bytes of what a box holds above the nearest layer; of a snapshot, in its own directory."""

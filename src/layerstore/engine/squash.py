@@ -94,7 +94,7 @@ class Squash:
         except (ActiveMountError, MaxDepthExceededError):
             return False
         finally:
-            self._writables.publish(id)   # of one that was undone there is no claim any more
+            self._writables.publish(id)   # of one that was undone there is no longer a claim
         return True
 
     def _sync(self, ids: Sequence[str], level: Durability) -> None:

@@ -67,7 +67,7 @@ class TarStream(_BinaryFile):
         self._seekable = seekable
         self._on_close = on_close
 
-    def then(self, on_close: Callable[[], None]) -> TarStream:
+    def _then(self, on_close: Callable[[], None]) -> TarStream:
         """Call on_close too when the stream is closed; return the stream."""
         before = self._on_close
 
