@@ -62,7 +62,8 @@ class Looks:
         if isinstance(base, Frozen) and not base.layer:
             if not base.recorded:
                 base.id = handle.base.id        # what is loose may have been merged into another
-            assert handle.base.id == base.id, f"base of {box.name}"
+            found = getattr(handle.base, "id", handle.base)
+            assert found == base.id, f"base of {box.name}: {found}, not {base.id}"
             assert handle.base.box == (base.box if base.recorded else ""), f"box of the base of {box.name}"
         else:
             assert getattr(handle.base, "chain_id", None) == (layer.chain if layer else None), f"base of {box.name}"

@@ -61,7 +61,8 @@ class World(Looks, Keeping):
         self.stores = [Store(self.root, options=self.options) for _ in range(2)]
         for box in self.boxes.values():
             box.handles = {0: self.stores[0].get_rw_layer(box.name)}
-            box.mounts, box.mounted_by = min(box.mounts, 1), 0      # a mount that survives counts as one
+            # A mount that survives counts as one; of a plain directory nothing survives.
+            box.mounts, box.mounted_by = min(box.mounts, 1) if box.base else 0, 0
         for layer in self.layers.values():
             layer.handles = []
 
@@ -271,7 +272,13 @@ class World(Looks, Keeping):
 
     def squashed(self, box: Box) -> None:
         """If the upper itself was merged, only the next write shows it; its names stay together."""
-        if os.listdir(self.handle(box).metadata()["UpperDir"]) == [] and any(node.home is box.home for path, node in box.tree.items() if path):
+        handle = self.handle(box)
+        under = box.base.base if isinstance(box.base, Init) else box.base
+        if isinstance(under, Frozen) and under.recorded and not under.layer:
+            merged = handle.base.id != under.id
+        else:
+            merged = os.listdir(handle.metadata()["UpperDir"]) == [] and any(node.home is box.home for path, node in box.tree.items() if path)
+        if merged:
             made = self.frozen_of(box, None)
             made.recorded = False
 
