@@ -18,6 +18,7 @@ from layerstore.engine.record import Mount, MountReference
 from layerstore.engine.stacks import Place
 from layerstore.errors import ActiveMountError, Holder
 from layerstore.layer import Layer, Parent, Top, parent_id
+from layerstore.layerdb.snapshots import Saved
 from layerstore.running import bubblewrap
 from layerstore.running.command import checked
 from layerstore.running.sandbox import run_in
@@ -191,7 +192,7 @@ class RWLayer:
         if busy not in ("clone", "error"):
             raise ValueError(f'busy is "clone" or "error", not {busy!r}')
         level = self._engine.syncing.level(durability)
-        return Snapshot(self._engine, self._engine.snapshots.take(self._held(), busy, freeze, level))
+        return Snapshot(self._engine, *self._engine.snapshots.take(self._held(), busy, freeze, level))
 
     def rollback(self, to: Parent, *, force: bool = False, durability: str | None = None) -> None:
         """Discard what the layer holds and continue from a snapshot or a layer, in place: a mounted path stays valid.
@@ -332,10 +333,10 @@ class Snapshot(Top):
     id: str
     created: datetime
 
-    def __init__(self, engine: Engine, id: str) -> None:
-        """Show a snapshot of an engine, recorded or loose."""
+    def __init__(self, engine: Engine, id: str, saved: Saved | None = None) -> None:
+        """Show a snapshot of an engine, recorded or loose; saved: what its record says, if that is known."""
         self._engine, self.id = engine, id
-        saved = engine.snapshots.read(id)
+        saved = saved or engine.snapshots.read(id)
         self._box = saved.box
         self.created = _EPOCH + timedelta(microseconds=saved.created // 1000)
 

@@ -29,6 +29,8 @@ Job = Callable[[], bool]
 # Seconds that the thread waits for another job before it ends, and after which a job is asked again.
 _IDLE, _AGAIN = 1.0, 0.25
 _MOMENT = 0.0002
+# Seconds after which a job is begun: the call that left it behind is over by then, and need not share the interpreter.
+_AFTER = 0.003
 
 
 class Background:
@@ -113,6 +115,7 @@ class Background:
             if self._is_running:
                 return                    # another one began with the same jobs
             self._is_running, self._ident = True, threading.get_ident()
+        time.sleep(_AFTER)
         try:
             while self._goes_on():
                 pass
@@ -138,4 +141,5 @@ class Background:
             self._wake.get(timeout=until - now)
         except queue.Empty:
             return bool(self._later)
+        time.sleep(_AFTER)
         return True

@@ -36,7 +36,7 @@ class Forks:
         self._ground.check_writable()
         check_mount_name(name)
         self._writable.check_free(name)
-        id = self._snapshots.take(mount, "clone", None, level, record=False)
+        id, _ = self._snapshots.take(mount, "clone", None, level, record=False)
         try:
             place = self._stacks.place(self._writables.stack_of(id), mount.parent)
             target = Target(Place([id, *place.stack], place.layer, place.at + 1), "")

@@ -55,8 +55,10 @@ class Snapshots:
 
     # ---- taking ----
 
-    def take(self, mount: Mount, busy: str, freeze: StrPath | None, level: Durability, *, record: bool = True) -> str:
-        """Freeze what a box holds, and return the id of the snapshot.
+    def take(
+        self, mount: Mount, busy: str, freeze: StrPath | None, level: Durability, *, record: bool = True
+    ) -> tuple[str, Saved | None]:
+        """Freeze what a box holds, and return the id of the snapshot, and its record.
 
         record   False: it gets no record, and is loose; the caller publishes it
         Raises   as RWLayer.snapshot() does
@@ -74,14 +76,14 @@ class Snapshots:
             self._db.make()               # so that others look for what has no record, too
             id = random_id()
             inits: list[str] = []
-            how = ""
+            how, saved = "", None
             try:
                 stack = self._own_init(mount, id, place.stack, inits)
                 how = self._freeze(mount, id, stack, busy, group, level)
                 if how == "frozen":
                     mount.sound = ([id, *stack], mount.parent_state)
                 if record:
-                    self._record(id, mount, place.layer.chain_id if place.layer else "", level)
+                    saved = self._record(id, mount, place.layer.chain_id if place.layer else "", level)
                 else:
                     self._note(mount)
                 self._publish([*inits, id] if record else inits)
@@ -92,7 +94,7 @@ class Snapshots:
                 self._loose.drop(merged)      # no mount uses them now
             else:
                 self._squash.leave(mount, merged)
-            return id
+            return id, saved
 
     def _end_failed(self, mount: Mount, id: str, inits: list[str]) -> None:
         """Leave a box whole whose snapshot failed: the disk tells how far that came, also after an interrupt."""
@@ -153,7 +155,7 @@ class Snapshots:
     def _sync(self, ids: list[str], level: Durability) -> None:
         self._ground.driver.host.sync(ids, level)
 
-    def _record(self, id: str, mount: Mount, parent: str, level: Durability) -> None:
+    def _record(self, id: str, mount: Mount, parent: str, level: Durability) -> Saved:
         """Make a snapshot of a frozen directory: from here on it has a name."""
         transaction = self._metadata.start_deferred()
         try:
@@ -165,7 +167,7 @@ class Snapshots:
                 if not self._records.names_mount(mount):
                     raise MountDoesNotExistError(name=mount.name)
                 with self._loose.changing(id, mount.key):
-                    self._db.publish(id, transaction, sync=level != "none")
+                    created = self._db.publish(id, transaction, sync=level != "none")
         except BaseException:
             with contextlib.suppress(OSError):
                 if transaction.published and self._db.has(id):
@@ -175,6 +177,7 @@ class Snapshots:
                 transaction.cancel()
             raise
         surely(transaction.release)
+        return Saved(mount.name, created, parent)
 
     # ---- finding ----
 

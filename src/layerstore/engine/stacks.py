@@ -98,6 +98,7 @@ class Stacks:
     def __init__(self, ground: Ground, references: References, contents: Contents) -> None:
         self._ground, self._records, self._lock = ground, ground.records, ground.records.lock
         self._references, self._contents = references, contents
+        self._loose: set[str] = set()     # ids that have no record, and get none
         self.snapshots: SnapshotDB = ground.snapshots_db
         self._writables: Writables = ground.driver.writables
 
@@ -114,7 +115,11 @@ class Stacks:
             raise CorruptLayerError(f"the directories below do not show the layer {about}", chain_id=about)
         # Snapshots of the stack may have been committed since the record was written, those below first.
         for index in range(at - 1, -1, -1):
-            if is_init(stack[index]) or not self.snapshots.has(stack[index]):
+            if stack[index] in self._loose or is_init(stack[index]):
+                continue
+            if not self.snapshots.has(stack[index]):
+                if index:                 # it gets no record, as what lies on it was frozen later
+                    self._loose.add(stack[index])
                 continue
             found = self._committed(stack[index])
             if found is None:

@@ -149,8 +149,8 @@ class SnapshotDB:
             now = max(now, os.stat(self.root).st_mtime_ns + 1)
         return now
 
-    def publish(self, id: str, transaction: FileMetadataTransaction, *, sync: bool) -> None:
-        """Make a snapshot of a write set: one rename, under the layerdb's lock. Raises OSError."""
+    def publish(self, id: str, transaction: FileMetadataTransaction, *, sync: bool) -> int:
+        """Make a snapshot of a write set: one rename, under the layerdb's lock. Return `created`. Raises OSError."""
         self.make()
         created = parse_time(textfile.read_text(os.path.join(str(transaction), "created")))
         if created <= os.stat(self.root).st_mtime_ns:     # another one was quicker
@@ -158,6 +158,7 @@ class SnapshotDB:
             transaction.write_text("created", time_text(created), sync=sync)
         transaction.publish_as(self.root, id)
         self.note(created)
+        return created
 
     def note(self, when: int = 0) -> None:
         """Note that what stands on what has changed, under the layerdb's lock. Does nothing without any snapshots.
