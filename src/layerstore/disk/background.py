@@ -30,7 +30,7 @@ Job = Callable[[], bool]
 _IDLE, _AGAIN = 1.0, 0.25
 _MOMENT = 0.0002
 # Seconds after which a job is begun: the call that left it behind is over by then, and need not share the interpreter.
-_AFTER = 0.003
+_AFTER = 0.001
 
 
 class Background:

@@ -442,6 +442,7 @@ def test_what_is_mounted_elsewhere_alone_is_in_use(box):
 def test_by_force_who_is_inside_keeps_all_of_it(box):
     path = box.w.mount(box.id)
     (box.home / box.id / "merged/new").write_bytes(b"new")
+    was = os.getcwd()
     os.chdir(path)
     try:
         dropped = box.turn(force=True)
@@ -458,7 +459,7 @@ def test_by_force_who_is_inside_keeps_all_of_it(box):
         other.host.reclaim(lambda: [box.base, box.id])
         assert tree(".")["./newer"] == b"written"
     finally:
-        os.chdir("/")
+        os.chdir(was)
     other.host.reclaim(lambda: [box.base, box.id])
     assert not (box.home / dropped).exists()
 
@@ -551,6 +552,8 @@ def test_what_came_too_late_lies_beneath_and_goes_with_the_box(box, monkeypatch)
     before = tree(path)
     real = mounts.make_overlay
 
+    was = os.getcwd()
+
     def come_in(*args):
         os.chdir(path)
         return real(*args)
@@ -561,7 +564,7 @@ def test_what_came_too_late_lies_beneath_and_goes_with_the_box(box, monkeypatch)
             with pytest.raises(ActiveMountError) as error:
                 act()
             assert [(holder.pid, holder.uses) for holder in error.value.holders] == [(os.getpid(), ("cwd",))]
-            os.chdir("/")
+            os.chdir(was)
     assert mounts_below(box.home).count(path) == 3
     assert tree(path) == before == box.alone() and box.leftover() == []
     box.freeze()
