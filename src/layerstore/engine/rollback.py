@@ -43,9 +43,10 @@ class Rollbacks:
     def rollback(self, mount: Mount, to: str, level: Durability, *, force: bool) -> None:
         """Let a box go on from a snapshot, a layer or nothing. Raises as RWLayer.rollback() does."""
         self._ground.check_writable()
-        with self._stacks.using(to) as target, self._writable.entered(mount) as place, self._stacks.releasing(
-            target.snapshot
-        ):
+        self._stacks.again(to, lambda target: self._rollback(mount, to, target, level, force=force))
+
+    def _rollback(self, mount: Mount, to: str, target: Target, level: Durability, *, force: bool) -> None:
+        with self._writable.entered(mount) as place:
             mount_id, w = mount.mount_id, self._writables
             is_read = w.require_idle(mount_id, force=force)
             if not to and w.is_mounted(mount_id):
@@ -119,9 +120,7 @@ class Rollbacks:
     def _require(self, target: Target) -> None:
         """Make sure that the target is still there, under both locks: from now on the box keeps it."""
         place, id = target.place, target.snapshot
-        if id and not self._db.has(id):
-            gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
-            raise LayerDoesNotExistError(gone, chain_id=id)
+        self._stacks.require(target)
         if not id and place.layer and not self._records.names_layer(place.layer.chain_id, place.stack[0]):
             gone = f"{LayerDoesNotExistError.text}: {place.layer.chain_id} was removed meanwhile"
             raise LayerDoesNotExistError(gone, chain_id=place.layer.chain_id)

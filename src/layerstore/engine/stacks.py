@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from layerstore.disk.locks import Scope
 from layerstore.drivers import Writables
@@ -19,7 +19,13 @@ from layerstore.engine.contents import Contents
 from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
 from layerstore.engine.references import References
-from layerstore.errors import CorruptLayerError, LayerDoesNotExistError, LayerStoreError, NotSupportedError
+from layerstore.errors import (
+    CorruptLayerError,
+    InvalidMetadataError,
+    LayerDoesNotExistError,
+    LayerStoreError,
+    NotSupportedError,
+)
 from layerstore.ids import is_driver_id
 from layerstore.layerdb.snapshots import SnapshotDB
 
@@ -30,6 +36,8 @@ MAX_LOWERS = 500
 
 
 _LOOKS = 3
+_TRIES = 20
+_T = TypeVar("_T")
 
 
 def is_init(id: str) -> bool:
@@ -234,11 +242,38 @@ class Stacks:
         """Around a use of a snapshot: what fails because it was released meanwhile raises LayerDoesNotExistError."""
         try:
             yield
-        except (OSError, CorruptLayerError) as err:
+        except (OSError, CorruptLayerError, InvalidMetadataError) as err:
             if not snapshot or self.snapshots.has(snapshot):
                 raise
             gone = f"{LayerDoesNotExistError.text}: the snapshot {snapshot} was released meanwhile"
             raise LayerDoesNotExistError(gone, chain_id=snapshot) from err
+
+    def require(self, target: Target) -> None:
+        """Make sure that a snapshot stands on what it stood on when it was found; under both locks.
+
+        Raises  LayerDoesNotExistError   it was released
+                InvalidMetadataError     directories below it were merged: find it again
+        """
+        id = target.snapshot
+        if not id:
+            return
+        if not self.snapshots.has(id):
+            gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
+            raise LayerDoesNotExistError(gone, chain_id=id)
+        if self._find(id).place.stack != target.place.stack:
+            raise InvalidMetadataError(f"the snapshot {id} was led to other directories meanwhile", path=id)
+
+    def again(self, parent: str, act: Callable[[Target], _T]) -> _T:
+        """Find what a `parent` argument means and use it; again if what is below it was merged meanwhile."""
+        for attempt in range(_TRIES, -1, -1):
+            with self.using(parent) as target:
+                try:
+                    with self.releasing(target.snapshot):
+                        return act(target)
+                except (OSError, InvalidMetadataError, CorruptLayerError):
+                    if not attempt or not target.snapshot or self.find(parent).place.stack == target.place.stack:
+                        raise
+        raise AssertionError
 
     def find(self, parent: str) -> Target:
         """Find what a `parent` argument means. Raises LayerDoesNotExistError."""

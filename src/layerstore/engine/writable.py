@@ -57,8 +57,7 @@ class WritableLayers:
     def create(self, name: str, parent: str, opts: CreateRWLayerOpts, level: Durability) -> MountReference:
         """Make one. Raises as Store.create_rw_layer() does."""
         self.check_free(name)
-        with self.stacks.using(parent) as target:        # the writable layer keeps it then
-            return self.create_on(name, target, opts, level)
+        return self.stacks.again(parent, lambda target: self.create_on(name, target, opts, level))
 
     def check_free(self, name: str) -> None:
         """Raise MountNameConflictError if there is one of this name; ValueError, TypeError: it can be none's."""
@@ -69,8 +68,7 @@ class WritableLayers:
         """Make one on what the caller keeps."""
         with self._names.hold(name):
             self.check_free(name)
-            with self.stacks.releasing(target.snapshot):
-                made = self._reference(self._create(name, target, opts, level))
+            made = self._reference(self._create(name, target, opts, level))
             made.is_new = True
             return made
 
@@ -168,9 +166,7 @@ class WritableLayers:
         name, place = mount.name, target.place
         with self._lock, self._metadata.exclusive():
             self._ground.check_writable()
-            if target.snapshot and not self._snapshots.has(target.snapshot):
-                gone = f"{LayerDoesNotExistError.text}: the snapshot {target.snapshot} was released meanwhile"
-                raise LayerDoesNotExistError(gone, chain_id=target.snapshot)
+            self.stacks.require(target)
             on_layer = mount.parent if not place.at and not target.snapshot else None
             if on_layer and not self._records.names_layer(on_layer.chain_id, place.stack[0]):
                 gone = f"{LayerDoesNotExistError.text}: {on_layer.chain_id} was removed meanwhile"
