@@ -23,7 +23,8 @@ def locked_database(root: str) -> str | None:
     """Name a database below root that a running dockerd holds locked; None when there is none."""
     for path in _databases(root):
         try:
-            fd = _files.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            # Not by _files: mostly there is none, and Cython swallows a signal that comes while it makes the traceback.
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             continue
         try:
