@@ -116,7 +116,7 @@ def bare(ground: Ground) -> Seconds:
         (place / name).mkdir()
     options = f"lowerdir={lower},upperdir={place}/upper,workdir={place}/work,index=off,volatile"
     while True:
-        shutil.rmtree(place / "work/work/incompat", ignore_errors=True)
+        shutil.rmtree(place / "work" / "work" / "incompat", ignore_errors=True)
         began = time.perf_counter()
         disk.mount("overlay", place / "merged", "overlay", 0, options)
         disk.unmount(place / "merged", 0)

@@ -70,7 +70,7 @@ def test_a_work_directory_that_a_kill_left_is_mounted_again(room, kind):
         write(box, "one", "1")
         store.close()
         disk.unmount(path, 0)       # as a restart of the machine does, and nothing of ours sees it
-        work = next(Path(place, "docker/overlay2").glob("*/work/work"))
+        work = next(Path(place, "docker/overlay2").glob("*/work")) / "work"
         assert (work / "incompat/volatile").exists(), "it was volatile"
         for durability in ("full", "none"):
             with Store(place / "docker", options={"durability": durability}) as again:

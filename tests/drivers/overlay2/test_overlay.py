@@ -120,7 +120,7 @@ def test_a_mount_is_an_overlay_as_docker_mounts_it(store, home):
     assert "metacopy" not in options.replace("metacopy=off", "")
     assert "redirect_dir=on" not in options
     assert ("volatile" in options) == (checks.kernel_version() >= (5, 10))      # as the home is on tmpfs
-    assert mode(place / "work/work") == 0
+    assert mode(place / "work" / "work") == 0
     assert (os.stat(merged).st_mode & 0o7777) == 0o755
     rw.unmount()
     assert mount_line(merged) is None

@@ -657,7 +657,7 @@ def test_without_durability_the_mount_is_volatile(box, durability, room):
         driver, w = one.open(durability)
         path = w.mount(one.id)
         assert ("volatile" in mount_line(path)[3]) == (durability == "none")
-        incompat = one.home / one.id / "work/work/incompat"
+        incompat = one.home / one.id / "work" / "work" / "incompat"
         assert incompat.exists() == (durability == "none")
         w.unmount(one.id)
         assert not incompat.exists()
