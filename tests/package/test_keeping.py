@@ -349,6 +349,43 @@ def test_a_box_whose_other_files_are_damaged_keeps_its_layer(store, open_store, 
         again.remove(base)
 
 
+def empty(directory):
+    for path in directory.iterdir():
+        path.write_text("")
+
+
+def test_damaged_layers_that_do_not_say_what_they_stand_on_can_be_removed_one_by_one(store, open_store, root):
+    base = store.register(A)
+    torn = [store.register(B, base).chain_id, store.register(C, base).chain_id]
+    for chain in torn:
+        empty(root / "image/overlay2/layerdb/sha256" / chain.partition(":")[2])
+    store.close()
+    again = open_store()
+    with pytest.raises(StoreInUseError, match="does not say what it stands on"):
+        again.remove(base.chain_id)
+    for chain in torn:
+        assert chains(again.remove(chain)) == [chain]
+    assert chains(again.remove(base.chain_id)) == [base.chain_id]
+    again.cleanup()
+    assert again.orphans() == [] == again.verify()
+
+
+def test_a_box_of_whose_record_the_names_alone_are_left_goes_with_cleanup(store, open_store, root):
+    base = store.register(A)
+    store.create_rw_layer("box", base)
+    store.create_rw_layer("whole", base)
+    empty(root / "image/overlay2/layerdb/mounts/box")
+    store.close()
+    again = open_store()
+    assert "box" in {problem.subject for problem in again.verify()}
+    with pytest.raises(StoreInUseError, match="box does not say what it stands on"):
+        again.remove(base.chain_id)
+    again.cleanup()
+    assert again.mounts() == ["whole"] and again.orphans() == [] == again.verify()
+    again.get_rw_layer("whole").release()
+    assert chains(again.remove(base.chain_id)) == [base.chain_id]
+
+
 def test_a_box_made_anew_on_another_layer_keeps_that_one(two, root, open_store):
     one, other = two
     first, second = one.register(A).chain_id, one.register(B).chain_id

@@ -376,6 +376,8 @@ class Cutter:
                 self.again(store, known)
         for name in store.mounts():
             store.release_rw_layer(store.get_rw_layer(name))
+        for subject in {problem.subject for problem in store.verify() if problem.kind == "metadata"} - store.map().keys():
+            store.remove(subject)       # nothing but its names was written, and it may have stood on any other one
         for layer in [store.get(chain) for chain in store.map()]:
             store.release(layer)
         if store.map() or store.mounts():

@@ -138,7 +138,7 @@ class Records:
     def load_all(self) -> None:
         """Read every layer and mount there is, as the disk has them now."""
         chains, mounts = self._metadata.list()
-        self._unread.update(c for c in chains if c not in self.layers)
+        self._unread = {c for c in chains if c not in self.layers}
         for name in [name for name in self.bad if name not in self._unread]:
             del self.bad[name]
         there = set(chains)
@@ -158,7 +158,7 @@ class Records:
         for mount in list(self.mounts.values()):
             if (mount.name not in there or not (mount.aside or self.names_mount(mount))) and not mount.held:
                 self.forget_mount(mount.name)
-        self._unread_mounts.update(m for m in mounts if m not in self.mounts)
+        self._unread_mounts = {m for m in mounts if m not in self.mounts}
         for name in [name for name in self.bad_mounts if name not in self._unread_mounts]:
             del self.bad_mounts[name]
         while self._unread_mounts:

@@ -297,8 +297,10 @@ class References:
             return Need("reference", "this store has a reference to it")
         if self._holds.held_elsewhere(chain_id):
             return Need("reference", "another process, or another store of this one, has a reference to it")
+        # Two damaged layers that do not say what they stand on would keep each other for ever.
+        told = None if record else self._tell_doubtful
         try:
-            for child in self._keeping.layers_on(chain_id):
+            for child in self._keeping.layers_on(chain_id, told=told):
                 if child in above:
                     continue
                 return Need("layer", f"the layer {child} stands on it")
@@ -323,6 +325,10 @@ class References:
         if self._holds.held_elsewhere(_in_call(chain_id)):
             return Need("call", "another process, or another store of this one, is working on it")
         return None
+
+    @staticmethod
+    def _tell_doubtful(err: Exception) -> None:
+        log.debug("A damaged layer does not keep another damaged one: %s", err, extra={"error": err})
 
     def _take_away(self, chain_id: str, record: Record | None) -> _Going:
         """Make an unneeded layer invisible, under both locks."""

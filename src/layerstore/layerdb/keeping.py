@@ -50,8 +50,9 @@ class Keeping:
 
     def layers_on(self, chain_id: str, *, told: Callable[[Exception], None] | None = None) -> list[ChainID]:
         """Name the layers right on one. Raises OSError, UnreadableError: of one layer only if there is no `told`."""
-        doubtful = self._look()
-        sure = self._children.get(ChainID(chain_id).encoded, set())
+        own = ChainID(chain_id).encoded
+        doubtful = self._look() - {own}       # a layer does not stand on itself, even if it does not say on what
+        sure = self._children.get(own, set())
         found = sure.union(_fitting(doubtful - sure, lambda name: self._is_on(name, chain_id), told))
         return sorted(ChainID(f"sha256:{name}") for name in found)
 

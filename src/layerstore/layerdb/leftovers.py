@@ -2,7 +2,8 @@
 
     sha256/<hex>-<random>-removing   a layer that is invisible, and whose files may still be there
     tmp/write-set-<number>           a write set; of a process that works on it if it is locked
-    mounts/<name> without mount-id   a writable layer that was stopped before its first file
+    mounts/<name> without mount-id   a writable layer that was stopped before its first file; or all its files are
+                                     empty: the power was cut
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable
 
 from layerstore._core import _files
@@ -63,23 +65,28 @@ class Leftovers:
                 log.error("Failed to remove orphaned layer %s: %s", chain_id, err, extra=about)
 
     def remove_nameless_mounts(self) -> None:
-        """Remove the records of writable layers that were stopped before their first file, the mount-id."""
+        """Remove the records of writable layers that say nothing: no mount-id, or files that are all empty.
+
+        With a mount-id that alone is empty the others still say something, and such a record stays.
+        """
         m = self._metadata
         if not is_directory(os.path.join(m.root, "mounts")):
             return                            # a link leads to what is not ours
         with m.exclusive():
             for name in m.names("mounts"):
                 try:
-                    _files.mode_of(os.path.join(m.mount_directory(name), "mount-id"))
-                except FileNotFoundError:
-                    try:
-                        m.remove_mount(name)
-                    except OSError as err:
-                        text = "Cannot remove the record of mount %s: %s"
-                        log.error(text, readable(name), err, extra={"mount": name, "error": err})
+                    nameless = _says_nothing(m.mount_directory(name))
                 except OSError as err:
                     about = {"mount": name, "error": err}
                     log.error("Cannot read the mount-id of %s: %s", readable(name), err, extra=about)
+                    continue
+                if not nameless:
+                    continue
+                try:
+                    m.remove_mount(name)
+                except OSError as err:
+                    text = "Cannot remove the record of mount %s: %s"
+                    log.error(text, readable(name), err, extra={"mount": name, "error": err})
 
     def transactions(self, *, remove: bool) -> list[str]:
         """Return the paths of write sets that no process works on; remove: and remove them."""
@@ -100,3 +107,14 @@ class Leftovers:
                 about = {"directory": path, "error": err}
                 log.error("Cannot remove abandoned %s: %s", readable(path), err, extra=about)
         return found
+
+
+def _says_nothing(directory: str) -> bool:
+    """Return whether the record of a writable layer has no mount-id, or only empty files. Raises OSError."""
+    try:
+        _files.mode_of(os.path.join(directory, "mount-id"))
+    except FileNotFoundError:
+        return True
+    with os.scandir(directory) as entries:
+        facts = [entry.stat(follow_symlinks=False) for entry in entries]
+    return all(stat.S_ISREG(fact.st_mode) and fact.st_size == 0 for fact in facts)
