@@ -21,7 +21,7 @@ C_FLOORS = ["base", "locks", "process", "mount", "tar", "codec", "tree", "union"
 # src/layerstore, likewise: the names and values that all use, then folders, the faces, and who uses them.
 PY_FLOORS = [
     "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "running", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
-    "store", "images", "__init__", "cli", "aio", "__main__",
+    "store", "documents", "images", "__init__", "cli", "aio", "__main__",
 ]
 
 

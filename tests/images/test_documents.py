@@ -12,8 +12,8 @@ from another import growth
 from imagekit import BASE, MIDDLE, TOP, Once, encode, tar_of
 
 from layerstore import ImageError, LimitExceededError
-from layerstore.images.configs import parse_config
-from layerstore.images.platforms import parse_platform
+from layerstore.documents.configs import parse_config
+from layerstore.documents.platforms import parse_platform
 
 # ---- configs -------------------------------------------------------------------------------------
 VALUES = {

@@ -16,7 +16,7 @@ from stored import at_once
 
 import layerstore
 from layerstore import Image, ImageDoesNotExistError, ImageError, Images, Removed
-from layerstore.images import references
+from layerstore.documents import references
 
 LAYERS = [BASE, MIDDLE, TOP]
 

@@ -16,7 +16,7 @@ from layerstore.cli.opening import Opened, reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, parse_age, short_id
-from layerstore.images import platforms, references
+from layerstore.documents import platforms, references
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT, parse_document
 
 FORMATS = ("docker", "oci", "oci-dir")

@@ -17,10 +17,10 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from layerstore._core import _files
 from layerstore._core._apply import guess_format
 from layerstore._core._walk import begins
+from layerstore.documents.configs import Config
 from layerstore.errors import ImageError, LayerDoesNotExistError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images import v1
-from layerstore.images.configs import Config
 from layerstore.images.planned import Planned, PlannedLayer
 from layerstore.images.shelf import OpenShelf, hash_section, missing
 from layerstore.layer import Layer

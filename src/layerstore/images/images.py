@@ -14,6 +14,10 @@ from typing import Any
 
 from layerstore.disk.locks import Ending, surely
 from layerstore.disk.textfile import new_file
+from layerstore.documents import references
+from layerstore.documents.configs import parse_config
+from layerstore.documents.gojson import encode
+from layerstore.documents.platforms import host_platform
 from layerstore.errors import (
     ImageDoesNotExistError,
     ImageError,
@@ -22,16 +26,13 @@ from layerstore.errors import (
     LayerStoreError,
 )
 from layerstore.ids import ChainID, Digest, is_digest, sha256_of
-from layerstore.images import load, references
-from layerstore.images.configs import parse_config
+from layerstore.images import load
 from layerstore.images.gather import Gatherer
-from layerstore.images.gojson import encode
 from layerstore.images.history import history
 from layerstore.images.image import ArchivedImage, Image, Removed, text_in
 from layerstore.images.load import archived
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
-from layerstore.images.platforms import host_platform
 from layerstore.images.removing import Gone, Removing, names_of
 from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from layerstore.documents import manifests, references
+from layerstore.documents.configs import NoImageError, parse_config
+from layerstore.documents.platforms import Platform, normalized, rank
 from layerstore.errors import ImageError, readable
 from layerstore.ids import Digest
-from layerstore.images import documents, references
-from layerstore.images.configs import NoImageError, parse_config
 from layerstore.images.planned import Documents, Planned, PlannedLayer
-from layerstore.images.platforms import Platform, normalized, rank
-from layerstore.images.shelf import MissingError
+from layerstore.images.shelf import MissingError, needed
 
 # Indexes within indexes, and manifests altogether.
 _DEPTH_LIMIT = 8
@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 class _Leaf(NamedTuple):
     """A manifest that an index leads to, and the platform that it is said to be for."""
 
-    blob: documents.Blob
+    blob: manifests.Blob
     platform: Platform | None
 
 
@@ -55,7 +55,7 @@ def place_in_layout(digest: Digest, *, manifest: bool = False) -> str:
     return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
-def is_attestation(blob: documents.Blob) -> bool:
+def is_attestation(blob: manifests.Blob) -> bool:
     """Return True if an entry is a builder's statement about an image, and no image."""
     kind = blob.annotations.get("vnd.docker.reference.type")
     return kind == "attestation-manifest" or (blob.platform is not None and blob.platform.os == "unknown")
@@ -73,9 +73,9 @@ class Layout:
         self._lacking: list[ImageError] = []
         self._unfit: list[ImageError] = []
 
-    def images(self, index: Sequence[documents.Blob]) -> list[Planned]:
+    def images(self, index: Sequence[manifests.Blob]) -> list[Planned]:
         """Return them. Raises MissingError, ImageError."""
-        groups: dict[tuple[str, ...], list[documents.Blob]] = {}
+        groups: dict[tuple[str, ...], list[manifests.Blob]] = {}
         for blob in index:
             if not is_attestation(blob):
                 groups.setdefault(_group(blob), []).append(blob)
@@ -99,14 +99,14 @@ class Layout:
 
     # ---- names ----
 
-    def _names(self, blob: documents.Blob, images: Sequence[Planned]) -> list[str]:
+    def _names(self, blob: manifests.Blob, images: Sequence[Planned]) -> list[str]:
         if self._wanted.named:
             return []
         if self._wanted.stem and _bare_tag(blob) and _clash(images):
-            tag = readable(blob.annotations[documents.REF_NAME][:200])
+            tag = readable(blob.annotations[manifests.REF_NAME][:200])
             self.notes.append(f"images keep no name: several for one platform have the tag {tag!r}, and no repository")
             return []
-        keys = (documents.REF_NAME, documents.CONTAINERD_NAME)
+        keys = (manifests.REF_NAME, manifests.CONTAINERD_NAME)
         said = [blob.annotations[key] for key in keys if blob.annotations.get(key)]
         found = [str(each) for each in _references(blob, self._wanted.stem)]
         if said and not found:
@@ -116,18 +116,18 @@ class Layout:
 
     # ---- from an entry to the manifests below ----
 
-    def _read(self, blob: documents.Blob, *, manifest: bool) -> bytes | None:
+    def _read(self, blob: manifests.Blob, *, manifest: bool) -> bytes | None:
         try:
-            return documents.read_blob(self._documents, self._place(blob.digest, manifest=manifest), blob)
+            return manifests.checked(blob, needed(self._documents, self._place(blob.digest, manifest=manifest)))
         except MissingError as err:
             if not self._wanted.complete:
                 raise
             self._lacking.append(err)
             return None
 
-    def _parsed(self, blob: documents.Blob) -> documents.Manifest | list[documents.Blob] | None:
+    def _parsed(self, blob: manifests.Blob) -> manifests.Manifest | list[manifests.Blob] | None:
         """Read a manifest or an index; None: it is not there, or no image's."""
-        if blob.media_type not in (*documents.INDEXES, *documents.MANIFESTS, *_VAGUE):
+        if blob.media_type not in (*manifests.INDEXES, *manifests.MANIFESTS, *_VAGUE):
             kind = readable(blob.media_type[:100])
             self._no_images.append(NoImageError(f"the blob {blob.digest} is not an image but {kind!r}"))
             return None
@@ -135,12 +135,12 @@ class Layout:
         if data is None:
             return None
         try:
-            return documents.parse_manifest_or_index(data, blob.media_type, f"the manifest {blob.digest}")
+            return manifests.parse_manifest_or_index(data, blob.media_type, f"the manifest {blob.digest}")
         except NoImageError as err:
             self._no_images.append(err)
             return None
 
-    def _leaves(self, blob: documents.Blob, depth: int = 0) -> Iterator[_Leaf]:
+    def _leaves(self, blob: manifests.Blob, depth: int = 0) -> Iterator[_Leaf]:
         if depth > _DEPTH_LIMIT:
             raise ImageError(f"indexes lie more than {_DEPTH_LIMIT} deep in each other, or in a circle")
         self._manifests += 1
@@ -148,7 +148,7 @@ class Layout:
             raise ImageError(f"the layout has more than {MANIFESTS_LIMIT} manifests")
         if is_attestation(blob):
             return
-        if blob.media_type not in documents.MANIFESTS:
+        if blob.media_type not in manifests.MANIFESTS:
             parsed = self._parsed(blob)
             if parsed is None:
                 return
@@ -163,7 +163,7 @@ class Layout:
     def _image(self, leaf: _Leaf) -> Planned | None:
         """Return the image of a manifest; None: it has none, or its config is not there."""
         manifest = self._parsed(leaf.blob)
-        if not isinstance(manifest, documents.Manifest):
+        if not isinstance(manifest, manifests.Manifest):
             return None
         what = f"the manifest {leaf.blob.digest}"
         data = self._read(manifest.config, manifest=False)
@@ -187,7 +187,7 @@ class Layout:
 
     # ---- which of them ----
 
-    def _chosen(self, blobs: Sequence[documents.Blob], *, flat: bool) -> list[Planned]:
+    def _chosen(self, blobs: Sequence[manifests.Blob], *, flat: bool) -> list[Planned]:
         """Return the images of entries of one name: those that serve best.
 
         flat   they have no name: one image for several platforms, or several images
@@ -244,7 +244,7 @@ class Layout:
 
     # ---- what else reads an index ----
 
-    def configs(self, index: Sequence[documents.Blob]) -> tuple[dict[str, set[str]], bool]:
+    def configs(self, index: Sequence[manifests.Blob]) -> tuple[dict[str, set[str]], bool]:
         """Return the configs that an index leads to, by name ("": all), and True if that is all of them.
 
         Nothing here is an error: another document says what is loaded.
@@ -259,7 +259,7 @@ class Layout:
             try:
                 for leaf in self._leaves(blob):
                     manifest = self._parsed(leaf.blob)
-                    if isinstance(manifest, documents.Manifest):
+                    if isinstance(manifest, manifests.Manifest):
                         ids.add(manifest.config.digest)
             except MissingError:
                 raise
@@ -271,18 +271,18 @@ class Layout:
         return found, whole
 
 
-def _group(blob: documents.Blob) -> tuple[str, ...]:
+def _group(blob: manifests.Blob) -> tuple[str, ...]:
     """Return what entries have in common that are one image for several platforms."""
-    named = (blob.annotations.get(documents.CONTAINERD_NAME) or "", blob.annotations.get(documents.REF_NAME) or "")
+    named = (blob.annotations.get(manifests.CONTAINERD_NAME) or "", blob.annotations.get(manifests.REF_NAME) or "")
     if any(named):
         return named
-    own = blob.annotations.get(documents.OWN_IMAGE) or (blob.digest if blob.media_type in documents.INDEXES else "")
+    own = blob.annotations.get(manifests.OWN_IMAGE) or (blob.digest if blob.media_type in manifests.INDEXES else "")
     return ("own", own, "") if own else ("",)
 
 
-def _bare_tag(blob: documents.Blob) -> bool:
+def _bare_tag(blob: manifests.Blob) -> bool:
     """Return True if the name of an entry is a tag without a repository: the archive's own name must serve."""
-    name = blob.annotations.get(documents.REF_NAME) or ""
+    name = blob.annotations.get(manifests.REF_NAME) or ""
     return bool(name) and not set("/:") & set(name) and not _references(blob, "")
 
 
@@ -292,10 +292,10 @@ def _clash(images: Sequence[Planned]) -> bool:
     return len({normalized(*config.platform) for config in configs.values()}) < len(configs)
 
 
-def _references(blob: documents.Blob, stem: str) -> list[references.Reference]:
+def _references(blob: manifests.Blob, stem: str) -> list[references.Reference]:
     """Return the names of an entry that Docker accepts."""
-    full = references.parse_all(blob.annotations.get(documents.CONTAINERD_NAME), blob.digest)
-    name = blob.annotations.get(documents.REF_NAME)
+    full = references.parse_all(blob.annotations.get(manifests.CONTAINERD_NAME), blob.digest)
+    name = blob.annotations.get(manifests.REF_NAME)
     if not name:
         return full
     if "/" in name or ":" in name:

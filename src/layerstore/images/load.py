@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from layerstore._core._apply import guess_format
 from layerstore.disk.locks import Scope
+from layerstore.documents import references
+from layerstore.documents.configs import Config
 from layerstore.errors import ImageError
-from layerstore.images import references
-from layerstore.images.configs import Config
 from layerstore.images.gather import Crew, Gatherer
 from layerstore.images.image import ArchivedImage
 from layerstore.images.plan import plan

@@ -14,12 +14,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from layerstore.errors import ImageError, readable
-from layerstore.ids import ChainID, Digest, chain_on, sha256_of
-from layerstore.images import references, v1
-from layerstore.images.archive import plain_path
-from layerstore.images.configs import LAYERS_LIMIT, NoImageError, parse_config
-from layerstore.images.documents import (
+from layerstore.documents import references
+from layerstore.documents.configs import LAYERS_LIMIT, NoImageError, parse_config
+from layerstore.documents.gojson import parse_object, top_keys
+from layerstore.documents.manifests import (
     Blob,
     Saved,
     check_digest,
@@ -27,10 +25,13 @@ from layerstore.images.documents import (
     parse_index,
     parse_saved,
 )
-from layerstore.images.gojson import parse_object, top_keys
+from layerstore.documents.platforms import Platform, host_platform, normalized, parse_platform, rank
+from layerstore.errors import ImageError, readable
+from layerstore.ids import ChainID, Digest, chain_on, sha256_of
+from layerstore.images import v1
+from layerstore.images.archive import plain_path
 from layerstore.images.layouts import MANIFESTS_LIMIT, Layout, Wanted
 from layerstore.images.planned import Documents, Planned, PlannedLayer, digest_in
-from layerstore.images.platforms import Platform, host_platform, normalized, parse_platform, rank
 from layerstore.images.shelf import MissingError, Shelf, needed
 
 log = logging.getLogger("layerstore")

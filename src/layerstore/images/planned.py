@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from layerstore.documents.configs import Config
+from layerstore.documents.gojson import VALUES_LIMIT, count_values, top_keys
 from layerstore.errors import ImageError, InvalidDigestError, readable
 from layerstore.ids import DiffID, Digest
-from layerstore.images.configs import Config
-from layerstore.images.gojson import VALUES_LIMIT, count_values, top_keys
 from layerstore.images.shelf import DOCUMENTS_LIMIT, Shelf
 
 _BLOB = re.compile(r"blobs/(sha256|sha512)/([a-f0-9]+)")

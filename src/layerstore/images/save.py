@@ -18,8 +18,8 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from layerstore.documents import manifests, references
 from layerstore.ids import ChainID, DiffID, Digest, sha256_of
-from layerstore.images import documents, references
 from layerstore.images.packing import Below, Blob, Layers, OpenLayer, Outgoing, Spool, own_file
 from layerstore.images.targets import DirectoryTarget, Target, TarTarget
 from layerstore.streams.progress import Teller
@@ -45,8 +45,8 @@ def encode(document: Any) -> bytes:
 def _manifest(out: Outgoing, layers: Layers, media_type: str) -> bytes:
     return encode({
         "schemaVersion": 2,
-        "mediaType": documents.OCI_MANIFEST,
-        "config": {"mediaType": documents.OCI_CONFIG, "digest": out.image.id, "size": len(out.content)},
+        "mediaType": manifests.OCI_MANIFEST,
+        "config": {"mediaType": manifests.OCI_CONFIG, "digest": out.image.id, "size": len(out.content)},
         "layers": [
             {"mediaType": media_type, "digest": layers.blobs[d].digest, "size": layers.blobs[d].size}
             for d in out.image.diff_ids
@@ -58,22 +58,22 @@ def write_documents(
     images: Sequence[Outgoing], layers: Layers, target: Target, *, compression: str | None, with_docker: bool
 ) -> None:
     """Write all of an OCI layout but its layers; with_docker: also the documents that docker load reads."""
-    media_type = documents.OCI_LAYER + (f"+{compression}" if compression else "")
+    media_type = manifests.OCI_LAYER + (f"+{compression}" if compression else "")
     written: dict[Digest, bytes] = {}
     index = []
     for out in images:
         manifest = _manifest(out, layers, media_type)
         written[out.image.id] = out.content
         written[sha256_of(manifest)] = manifest
-        entry: dict[str, Any] = {"mediaType": documents.OCI_MANIFEST, "digest": sha256_of(manifest)}
+        entry: dict[str, Any] = {"mediaType": manifests.OCI_MANIFEST, "digest": sha256_of(manifest)}
         entry["size"] = len(manifest)
         if out.image.architecture:
             platform = {"architecture": out.image.architecture, "os": out.image.os, "variant": out.image.variant}
             entry["platform"] = {key: value for key, value in platform.items() if value}
         for name in out.references or ("",):
-            index.append(entry | {"annotations": _annotations(name) if name else {documents.OWN_IMAGE: out.image.id}})
+            index.append(entry | {"annotations": _annotations(name) if name else {manifests.OWN_IMAGE: out.image.id}})
     target.file("oci-layout", encode({"imageLayoutVersion": "1.0.0"}))
-    target.file("index.json", encode({"schemaVersion": 2, "mediaType": documents.OCI_INDEX, "manifests": index}))
+    target.file("index.json", encode({"schemaVersion": 2, "mediaType": manifests.OCI_INDEX, "manifests": index}))
     if with_docker:
         entries = []
         for out in images:
@@ -103,7 +103,7 @@ def _blob_path(digest: Digest) -> str:
 
 def _annotations(name: str) -> dict[str, str]:
     reference = references.parse(name)
-    return {documents.CONTAINERD_NAME: f"{reference.full_name}:{reference.tag}", documents.REF_NAME: reference.tag}
+    return {manifests.CONTAINERD_NAME: f"{reference.full_name}:{reference.tag}", manifests.REF_NAME: reference.tag}
 
 
 def _docker_entry(out: Outgoing, config: str, paths: list[str], images: Sequence[Outgoing]) -> dict[str, Any]:

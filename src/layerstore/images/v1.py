@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from layerstore.images.configs import V1, Config, parse_config
-from layerstore.images.gojson import encode, parse_object, struct
+from layerstore.documents.configs import V1, Config, parse_config
+from layerstore.documents.gojson import encode, parse_object, struct
 from layerstore.layerdb.descriptor import go_escaped
 
 _DROPPED = ("id", "parent", "Size", "parent_id", "layer_id", "throwaway")

@@ -11,12 +11,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from layerstore.documents.configs import NoImageError
+from layerstore.documents.gojson import Table, anything, int64, list_of, map_of, parse, parse_struct, struct, text
+from layerstore.documents.platforms import Platform
 from layerstore.errors import ImageError, InvalidDigestError, readable
 from layerstore.ids import Digest
-from layerstore.images.configs import NoImageError
-from layerstore.images.gojson import Table, anything, int64, list_of, map_of, parse, parse_struct, struct, text
-from layerstore.images.platforms import Platform
-from layerstore.images.shelf import Shelf, needed
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -106,9 +105,8 @@ def check_digest(digest: Digest, data: bytes) -> None:
         raise ImageError(f"the blob {digest} is damaged: its digest is {digest.algorithm}:{got}")
 
 
-def read_blob(shelf: Shelf, name: str, blob: Blob) -> bytes:
-    """Read a document by its descriptor. Raises MissingError, ImageError: its bytes are others."""
-    data = needed(shelf, name)
+def checked(blob: Blob, data: bytes) -> bytes:
+    """Return data, if it is what a descriptor says. Raises ImageError."""
     if len(data) != blob.size:
         raise ImageError(f"the blob {blob.digest} has {len(data)} bytes, not the {blob.size} its manifest says")
     check_digest(blob.digest, data)

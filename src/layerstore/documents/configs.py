@@ -8,9 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-from layerstore.errors import ImageError, InvalidDigestError, readable
-from layerstore.ids import DiffID, Digest, sha256_of
-from layerstore.images.gojson import (
+from layerstore.documents.gojson import (
     Table,
     anything,
     flag,
@@ -23,7 +21,9 @@ from layerstore.images.gojson import (
     time,
     words,
 )
-from layerstore.images.platforms import Platform
+from layerstore.documents.platforms import Platform
+from layerstore.errors import ImageError, InvalidDigestError, readable
+from layerstore.ids import DiffID, Digest, sha256_of
 
 # As many layers as a store puts on each other; one more would have to fail there.
 LAYERS_LIMIT = 125

@@ -1,0 +1,1 @@
+"""The JSON documents and the names of images: manifests, indexes, configs, platforms, references."""
