@@ -10,6 +10,7 @@ from layerstore.contents.compare import changes_between, overlay_changes
 from layerstore.contents.merged import MergedTree
 from layerstore.errors import (
     ActiveMountError,
+    AuthenticationError,
     BreakoutError,
     CorruptLayerError,
     Holder,
@@ -25,9 +26,11 @@ from layerstore.errors import (
     MaxDepthExceededError,
     MountDoesNotExistError,
     MountNameConflictError,
+    NotInRegistryError,
     NotMountedError,
     NotSupportedError,
     ReadOnlyStoreError,
+    RegistryError,
     StoreClosedError,
     StoreInUseError,
     TarFormatError,
@@ -61,17 +64,17 @@ __version__ = "0.2.0"
 logs.prepare()
 
 __all__ = [
-    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "ArchivedImage", "BreakoutError", "ChainID",
-    "Change", "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor", "DiffID", "Digest", "Done",
-    "FileEntry", "FileMetadataStore", "FileType", "Holder", "Image", "ImageDoesNotExistError", "ImageError", "Images",
-    "InvalidDigestError", "InvalidMetadataError", "InvalidOptionError", "Layer", "LayerDoesNotExistError",
-    "LayerNotRetainedError", "LayerStoreError", "LeftOutWarning", "LimitExceededError", "MaxDepthExceededError",
-    "MergedTree",
-    "Metadata", "MetadataStore", "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError",
-    "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Removed",
-    "Snapshot", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage", "assemble",
-    "build_info", "changes_between", "create_chain_id", "disassemble", "log_release_metadata", "overlay_changes",
-    "pack_directory", "release_and_log",
+    "EMPTY_LAYER", "EMPTY_LAYER_DIFF_ID", "OS", "ActiveMountError", "ArchivedImage", "AuthenticationError",
+    "BreakoutError", "ChainID", "Change", "ChangeKind", "CorruptLayerError", "CreateRWLayerOpts", "Descriptor",
+    "DiffID", "Digest", "Done", "FileEntry", "FileMetadataStore", "FileType", "Holder", "Image",
+    "ImageDoesNotExistError", "ImageError", "Images", "InvalidDigestError", "InvalidMetadataError",
+    "InvalidOptionError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError",
+    "LeftOutWarning", "LimitExceededError", "MaxDepthExceededError", "MergedTree", "Metadata", "MetadataStore",
+    "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotInRegistryError",
+    "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "RegistryError",
+    "Removed", "Snapshot", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage",
+    "assemble", "build_info", "changes_between", "create_chain_id", "disassemble", "log_release_metadata",
+    "overlay_changes", "pack_directory", "release_and_log",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:                     # else a type checker takes every name for a public one

@@ -222,6 +222,38 @@ class ImageDoesNotExistError(ImageError, LookupError):
     text = "No such image"
 
 
+class RegistryError(LayerStoreError):
+    """A registry could not be asked, or did not do what it was asked for.
+
+    status   the HTTP status of its answer; 0: none came
+    code     the registry's own word for it, for example "MANIFEST_UNKNOWN"; ""
+    host     who answered, or did not: "name:port"; ""
+    """
+
+    text = "the registry failed"
+
+    def __init__(self, *args: object, status: int = 0, code: str = "", host: str = "", **subjects: str) -> None:
+        super().__init__(*args, **subjects)
+        self.status: int = status
+        self.code: str = code
+        self.host: str = host
+
+
+class NotInRegistryError(RegistryError, LookupError):
+    """The registry has no such manifest, tag, repository or blob: it answered 404."""
+
+    text = "not in the registry"
+
+
+class AuthenticationError(RegistryError):
+    """A registry, or its token server, does not know the user, or does not let the user do this.
+
+    Also: a credential helper failed, or a file with credentials cannot be read.
+    """
+
+    text = "the registry denied access"
+
+
 # ---- from the core ----------------------------------------------------------------------------
 
 # lay_code of ext/core/lay.h, in order; LAY_OK (0) is no error.

@@ -87,6 +87,7 @@ class Descriptor(NamedTuple):
     size          compressed bytes
     urls          where else the blob is available
     annotations   texts by name, or None
+    artifact_type  what it is, of a manifest that Registry.referrers() lists; "". It is not stored
     """
 
     media_type: str = ""
@@ -94,6 +95,7 @@ class Descriptor(NamedTuple):
     size: int = 0
     urls: tuple[str, ...] = ()
     annotations: Mapping[str, str] | None = None
+    artifact_type: str = ""
 
 
 class CreateRWLayerOpts(NamedTuple):

@@ -22,7 +22,7 @@ SIGNATURES = {
     "overlay_changes": "(upper, lowers)",
     "Metadata": "(chain_id, diff_id, size, diff_size)",
     "Change": "(path, kind)",
-    "Descriptor": "(media_type='', digest='', size=0, urls=(), annotations=None)",
+    "Descriptor": "(media_type='', digest='', size=0, urls=(), annotations=None, artifact_type='')",
     "CreateRWLayerOpts": "(mount_label='', init_func=None, storage_opt=None)",
     "Problem": "(kind, subject, path, detail)", "FileMetadataStore": "(root)",
     "Store": "(root, *, driver=None, options=None)",

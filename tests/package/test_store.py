@@ -235,7 +235,7 @@ def test_values_are_named_tuples_and_print_as_docker_does():
     assert [int(kind) for kind in kinds] == [0, 1, 2]
     assert str(layerstore.Change("/etc/hosts", kinds.ADD)) == "A /etc/hosts"
     assert layerstore.CreateRWLayerOpts() == ("", None, None)
-    assert layerstore.Descriptor() == ("", "", 0, (), None)
+    assert layerstore.Descriptor() == ("", "", 0, (), None, "")
 
 
 # ---- what is there already -------------------------------------------------------------------------------
