@@ -29,7 +29,9 @@ from tarkit import dir, end, file
 
 import layerstore
 from layerstore import CreateRWLayerOpts, StoreInUseError, aio
+from layerstore.aio.calls import in_thread
 from layerstore.aio.mirror import public
+from layerstore.streams.stopping import STOP
 
 BIG = b"".join(file(f"f{i}", random.Random(i).randbytes(40_000)) for i in range(140)) + end()
 MANY = imagekit.docker([([BIG, imagekit.TOP], ["big:1", "big:2"]), ([imagekit.BASE], ["base:latest"])])
@@ -683,3 +685,55 @@ except KeyboardInterrupt:
     with layerstore.Store(root) as store:
         assert store.map() == {}
         assert store.verify() == []
+
+
+# ---- what waits where it cannot ask ---------------------------------------------------------------
+@asynchronous
+async def test_what_is_blocked_in_a_read_is_woken_by_a_cancellation():
+    """As a client of a server does: the wake shuts the socket, so that recv() returns."""
+    ours, theirs = socket.socketpair()
+    woken = []
+
+    def blocked(_):
+        stop = STOP.get()
+
+        def wake(why):
+            woken.append(why)
+            ours.shutdown(socket.SHUT_RDWR)
+            raise OSError("the next one is woken, too")
+
+        with stop.when_stopped(lambda _: 1 / 0), stop.when_stopped(wake):
+            got = ours.recv(1)
+        with stop.when_stopped(woken.append):        # stopped before: at once
+            pass
+        stop.check()
+        return got
+
+    task = asyncio.create_task(in_thread(blocked, None))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert time.monotonic() - began < 1
+    assert len(woken) == 2 and woken[0] is woken[1]
+    ours.close()
+    theirs.close()
+
+
+@asynchronous
+async def test_a_wake_is_for_its_block_alone():
+    woken = []
+
+    def works(_):
+        with STOP.get().when_stopped(woken.append):
+            pass
+        time.sleep(0.1)
+
+    task = asyncio.create_task(in_thread(works, None))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert woken == []
+    assert STOP.get() is None

@@ -7,10 +7,10 @@ import contextlib
 import contextvars
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
-from layerstore.running.sandbox import CHECK_STOPPED
+from layerstore.streams.stopping import STOP
 from layerstore.values import Done, Progress
 
 T = TypeVar("T")
@@ -28,18 +28,42 @@ class Call:
         self.loop = asyncio.get_running_loop()
         self.why: BaseException | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._lock = threading.Lock()
+        self._wakes: dict[object, Callable[[BaseException], object]] = {}
 
     def stop(self, why: BaseException) -> None:
-        """End the work at its next check(); called in the loop. The first reason counts."""
-        if self.why is None:
-            self.why = why
-            for task in self._tasks:
-                task.cancel()
+        """End the work at its next check(), and wake what cannot ask; called in the loop. The first reason counts."""
+        with self._lock:
+            if self.why is not None:
+                return
+            self.why, wakes = why, [*self._wakes.values()]
+        for task in self._tasks:
+            task.cancel()
+        for wake in wakes:
+            with contextlib.suppress(Exception):
+                wake(why)
 
     def check(self) -> None:
         """Raise what stopped the work; called in the thread."""
         if self.why is not None:
             raise self.why
+
+    @contextlib.contextmanager
+    def when_stopped(self, wake: Callable[[BaseException], object]) -> Iterator[None]:
+        """Have wake(why) called once if stop() is called during a `with` block, or was; called in the thread."""
+        key = object()
+        with self._lock:
+            why = self.why
+            if why is None:
+                self._wakes[key] = wake
+        if why is not None:
+            with contextlib.suppress(Exception):
+                wake(why)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._wakes.pop(key, None)
 
     def hook(self, progress: Progress | None) -> Progress:
         """Return a progress argument for the blocking call; it stops the call, too."""
@@ -96,7 +120,7 @@ async def _carried_through(work: Callable[[Call], T], undo: Callable[[T], object
     result: list[T] = []
     failed: list[BaseException] = []
     context = contextvars.copy_context()
-    context.run(CHECK_STOPPED.set, call.check)
+    context.run(STOP.set, call)
 
     def body() -> None:
         try:

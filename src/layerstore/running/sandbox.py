@@ -17,8 +17,6 @@ import select
 import struct
 import termios
 import time
-from collections.abc import Callable
-from contextvars import ContextVar
 from io import FileIO
 from subprocess import CompletedProcess, TimeoutExpired
 from typing import Final
@@ -30,6 +28,7 @@ from layerstore.running import bubblewrap, inside, user
 from layerstore.running.command import Bind, Command, resolver
 from layerstore.running.points import Points
 from layerstore.running.user import User
+from layerstore.streams.stopping import STOP
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TERM: Final = "xterm"
@@ -44,12 +43,8 @@ _MFD_EXEC: Final = 0x10           # of kernels from 6.3 on
 _PIPE_SIZE: Final = 1 << 20
 _BLOCK: Final = 1 << 18
 _LONGEST: Final = 1 << 20         # seconds of one wait
-_LOOK: Final = 0.1                # seconds between two calls of CHECK_STOPPED
+_LOOK: Final = 0.1                # seconds between two looks whether the caller has given up
 _KILLED: Final = 128 + 9
-
-
-# Called ten times a second while a command runs; what it raises ends the command.
-CHECK_STOPPED: ContextVar[Callable[[], object] | None] = ContextVar("CHECK_STOPPED", default=None)
 
 
 def run_in(path: str, told: Command, program: str) -> CompletedProcess[bytes]:
@@ -254,7 +249,7 @@ class _Course:
 
     def follow(self, deadline: float | None) -> None:
         """Read its output until the command has ended, or the time is up."""
-        process, poll, check_stopped = self._process, select.poll(), CHECK_STOPPED.get()
+        process, poll, stop = self._process, select.poll(), STOP.get()
         for fd in (process.control, process.ended, *self._files.out):
             poll.register(fd, select.POLLIN)
         while True:
@@ -262,7 +257,7 @@ class _Course:
             if left <= 0:
                 self._late = True
                 return
-            left = min(left, _LOOK if check_stopped else _LONGEST)
+            left = min(left, _LOOK if stop else _LONGEST)
             for fd, _ in poll.poll(math.ceil(left * 1000)):
                 if fd == process.ended:
                     self._hear_rest()
@@ -272,8 +267,8 @@ class _Course:
                         return
                 elif not self._files.read(fd):
                     poll.unregister(fd)
-            if check_stopped:
-                check_stopped()
+            if stop:
+                stop.check()
 
     def _hear(self) -> bool:
         """Take a message. Return True if it is the last."""
