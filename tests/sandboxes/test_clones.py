@@ -14,6 +14,7 @@ import pytest
 import tarkit
 from another import at_work
 from boxes import shown, write
+from machine import needs
 from soak import budget
 
 import layerstore
@@ -163,8 +164,7 @@ def test_a_file_that_never_rests_is_taken_as_it_was_read(box, caplog):
 def group():
     with open("/proc/self/mounts") as table:
         top = next((line.split()[1] for line in table if line.split()[2] == "cgroup2"), None)
-    if not top or not os.access(top, os.W_OK):
-        pytest.skip("NOT TESTED: no cgroup v2 that can be written")
+    needs("cgroup v2 that can be written", there=top and os.access(top, os.W_OK))
     place = f"{top}/layerstore-test-{os.getpid()}"
     os.mkdir(place)
     yield place
