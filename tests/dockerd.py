@@ -2,8 +2,8 @@
 
 Enters: Debian's docker.io (dockerd, containerd, the docker client) and a directory that can carry
 overlay uppers. Leaves: nothing running, nothing mounted. Its socket, exec root and process ID file lie in a
-run directory of its own, it lives in a network namespace without any network, and no container is
-ever started: what is wanted is its image store, its layer store and its `diff`.
+run directory of its own, and it lives in a network namespace without any network. What is wanted is its image store, its
+layer store and its `diff`. With network=True it reaches the registries of the loopback, and may run a container.
 
 adopt(root) gives a bare layer store what dockerd needs beside it to see images and containers.
 """
@@ -47,8 +47,9 @@ def programs() -> tuple[str, str] | None:
 class Dockerd:
     """One run of dockerd on `root`, a context manager; docker(...) talks to it."""
 
-    def __init__(self, root: Path, *, run: Path | None = None):
+    def __init__(self, root: Path, *, run: Path | None = None, network: bool = False):
         self.root = Path(root)
+        self.network = network
         # A socket's path is limited to 107 bytes, so it stays away from deep test directories.
         self.run = run or Path(tempfile.mkdtemp(prefix="dockerd-run-"))
         self.log = self.run / "dockerd.log"
@@ -62,7 +63,7 @@ class Dockerd:
         self.root.mkdir(parents=True, exist_ok=True)
         self.mounted_before = disk.mounts_below(self.root)
         command = [
-            "unshare", "--net", "--", "setpriv", "--pdeathsig", "TERM", "--", self.daemon,
+            *["unshare", "--net", "--"] * (not self.network), "setpriv", "--pdeathsig", "TERM", "--", self.daemon,
             "--data-root", str(self.root), "--exec-root", str(self.run / "exec"),
             "--host", self.address, "--pidfile", str(self.run / "pid"), "--config-file", str(self.run / "none.json"),
             "--storage-driver", "overlay2", "--bridge", "none",
