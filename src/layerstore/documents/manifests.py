@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from layerstore.documents.configs import NoImageError
@@ -23,6 +23,8 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 INDEXES = (OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = (OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+# What says nothing about what it is.
+VAGUE = ("", "application/json", "application/octet-stream", "text/plain")
 # The last four are what old registries and tools wrote for a config, and what dockerd takes for one.
 _CONFIGS = (
     OCI_CONFIG, "application/vnd.docker.container.image.v1+json", "application/octet-stream", "application/json",
@@ -54,6 +56,8 @@ _DOCUMENT: Table = {
     "manifests": _BLOBS, "fsLayers": anything, "history": anything, "subject": struct(_BLOB),
     "annotations": map_of(text),
 }  # fmt: skip
+# What of a document tells its kind.
+_HEAD: Table = {"mediaType": text, "manifests": anything, "config": anything}
 _LAYOUT: Table = {"imageLayoutVersion": text}
 _SAVED: Table = {
     "Config": text, "RepoTags": list_of(text), "Layers": list_of(text), "Parent": text,
@@ -69,6 +73,7 @@ class Blob(NamedTuple):
     media_type: str
     platform: Platform | None
     annotations: Mapping[str, str]
+    urls: Sequence[str] = ()
 
 
 class Manifest(NamedTuple):
@@ -95,7 +100,8 @@ def _blob(found: dict[str, Any] | None, what: str) -> Blob:
     platform = None
     if named and named.get("os") and named.get("architecture"):        # else the config says it
         platform = Platform(named.get("os", ""), named.get("architecture", ""), named.get("variant", ""))
-    return Blob(digest, found["size"], found.get("mediaType", ""), platform, found.get("annotations", {}))
+    urls = [url for url in found.get("urls", []) if url]
+    return Blob(digest, found["size"], found.get("mediaType", ""), platform, found.get("annotations", {}), urls)
 
 
 def check_digest(digest: Digest, data: bytes) -> None:
@@ -137,7 +143,7 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
         raise ImageError(f"{what} is of the first schema, which tools no longer write")
     if own and own not in MANIFESTS:
-        raise NoImageError(f"{what} is not an image but {own[:100]!r}")
+        raise NoImageError(f"{what} is not an image but {(found.get('artifactType') or own)[:100]!r}")
     if "config" not in found:
         raise ImageError(f"{what} has no config")
     config = _blob(found["config"], what)
@@ -150,6 +156,25 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
         if not _LAYER.fullmatch(layer.media_type):
             raise NoImageError(f"{what}: a layer of the kind {layer.media_type[:100]!r} cannot be unpacked")
     return Manifest(config, layers)
+
+
+def kind_of(data: bytes, said: str, what: str) -> str:
+    """Return the media type of a manifest or an index: what it says, else what was said of it, else what it looks like.
+
+    said     the media type that it was sent with; ""
+    Raises   ImageError   it is no JSON object, or both are known and differ
+    """
+    found = parse_struct(data, _HEAD, what)
+    own, known = found.get("mediaType", ""), (*INDEXES, *MANIFESTS)
+    if own in known and said in known and own != said:
+        raise ImageError(f"{what} calls itself {own!r}, and was sent as {said!r}")
+    for kind in (own, said):
+        if kind in known:
+            return str(kind)
+    for kind in (said, own):
+        if kind not in VAGUE:
+            return str(kind)
+    return OCI_INDEX if "manifests" in found else OCI_MANIFEST if "config" in found else ""
 
 
 def parse_index(data: bytes, what: str) -> list[Blob]:

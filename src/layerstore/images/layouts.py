@@ -9,21 +9,19 @@ Source: OCI image-layout.md, image-index.md and annotations.md; containerd, imag
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from layerstore.documents import manifests, references
 from layerstore.documents.configs import NoImageError, parse_config
 from layerstore.documents.platforms import Platform, normalized, rank
 from layerstore.errors import ImageError, readable
 from layerstore.ids import Digest
-from layerstore.images.planned import Documents, Planned, PlannedLayer
-from layerstore.images.shelf import MissingError, needed
+from layerstore.images.planned import ARCHIVE, Planned, PlannedLayer
+from layerstore.images.shelf import MissingError
 
 # Indexes within indexes, and manifests altogether.
 _DEPTH_LIMIT = 8
 MANIFESTS_LIMIT = 4096
-# What says nothing about what it is.
-_VAGUE = ("", "application/json", "application/octet-stream", "text/plain")
 
 
 class Wanted(NamedTuple):
@@ -34,6 +32,7 @@ class Wanted(NamedTuple):
     complete  the whole archive is read; else MissingError tells that a document has not come yet
     stem      the name of the archive itself, for names that are only tags; ""
     named     names were given: those in the archive do not matter
+    where     what has the images, in words; "": an archive
     """
 
     platform: Platform | None
@@ -41,6 +40,15 @@ class Wanted(NamedTuple):
     complete: bool
     stem: str
     named: bool
+    where: str = ""
+
+
+class Readable(Protocol):
+    """What an index and what it leads to are read from."""
+
+    def read(self, name: str, blob: manifests.Blob) -> bytes:
+        """Read a document by its descriptor. Raises MissingError, ImageError: its bytes are others."""
+        ...
 
 
 class _Leaf(NamedTuple):
@@ -64,9 +72,10 @@ def is_attestation(blob: manifests.Blob) -> bool:
 class Layout:
     """The images that an index leads to."""
 
-    def __init__(self, documents: Documents, wanted: Wanted, place: Callable[..., str] = place_in_layout) -> None:
+    def __init__(self, documents: Readable, wanted: Wanted, place: Callable[..., str] = place_in_layout) -> None:
         """place   returns the path of a digest; manifest=True: of a manifest or an index"""
         self._documents, self._wanted, self._place = documents, wanted, place
+        self._where, self._layout = wanted.where or ARCHIVE, wanted.where or "the layout"
         self._manifests = 0
         self.notes: list[str] = []
         self._no_images: list[ImageError] = []
@@ -95,7 +104,7 @@ class Layout:
                 others = (other for other in (self._lacking, self._no_images) if other is not errors)
                 also = next((other[0] for other in others if other), None)
                 return type(errors[0])(f"{errors[0]}; {also}") if also else errors[0]
-        return ImageError("there is no image in the layout")
+        return ImageError(f"there is no image in {self._layout}")
 
     # ---- names ----
 
@@ -118,7 +127,7 @@ class Layout:
 
     def _read(self, blob: manifests.Blob, *, manifest: bool) -> bytes | None:
         try:
-            return manifests.checked(blob, needed(self._documents, self._place(blob.digest, manifest=manifest)))
+            return self._documents.read(self._place(blob.digest, manifest=manifest), blob)
         except MissingError as err:
             if not self._wanted.complete:
                 raise
@@ -127,7 +136,7 @@ class Layout:
 
     def _parsed(self, blob: manifests.Blob) -> manifests.Manifest | list[manifests.Blob] | None:
         """Read a manifest or an index; None: it is not there, or no image's."""
-        if blob.media_type not in (*manifests.INDEXES, *manifests.MANIFESTS, *_VAGUE):
+        if blob.media_type not in (*manifests.INDEXES, *manifests.MANIFESTS, *manifests.VAGUE):
             kind = readable(blob.media_type[:100])
             self._no_images.append(NoImageError(f"the blob {blob.digest} is not an image but {kind!r}"))
             return None
@@ -145,7 +154,7 @@ class Layout:
             raise ImageError(f"indexes lie more than {_DEPTH_LIMIT} deep in each other, or in a circle")
         self._manifests += 1
         if self._manifests > MANIFESTS_LIMIT:
-            raise ImageError(f"the layout has more than {MANIFESTS_LIMIT} manifests")
+            raise ImageError(f"{self._layout} has more than {MANIFESTS_LIMIT} manifests")
         if is_attestation(blob):
             return
         if blob.media_type not in manifests.MANIFESTS:
@@ -183,7 +192,7 @@ class Layout:
             PlannedLayer(self._place(blob.digest), diff_id, blob.digest, blob.size)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         ]
-        return Planned(config, layers, [])
+        return Planned(config, layers, [], manifest=leaf.blob.digest)
 
     # ---- which of them ----
 
@@ -233,12 +242,12 @@ class Layout:
             if len({platforms.get(number) for number in others}) == 1:
                 return list(others.values())
         if ranks:
-            self._unfit.append(ImageError(f"the image for {wanted} in the archive cannot be had here"))
+            self._unfit.append(ImageError(f"the image for {wanted} in {self._where} cannot be had here"))
         elif platforms:
             has = ", ".join(sorted({str(platform) for platform in platforms.values()}))[:500]
             self._unfit.append(ImageError(
-                f"no image for {wanted} in the archive, which has {has}" if len(platforms) > 1 else
-                f"no image for {wanted} in the archive: what it has is for {has}, not for {wanted}"
+                f"no image for {wanted} in {self._where}, which has {has}" if len(platforms) > 1 else
+                f"no image for {wanted} in {self._where}: what it has is for {has}, not for {wanted}"
             ))  # fmt: skip
         return []
 
