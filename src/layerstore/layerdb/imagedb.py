@@ -1,7 +1,7 @@
 """The image database on disk, as dockerd keeps it: configs, what is noted beside them, and the names of images.
 
     image/<driver>/imagedb/content/sha256/<hex>             an image's config; the name is its SHA-256
-    image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated]
+    image/<driver>/imagedb/metadata/sha256/<hex>/           [parent] [lastUpdated] [manifest]
     image/<driver>/.layerstore-making                       [ids that are being made, and have no name yet]
     image/<driver>/repositories.json                        {"Repositories": {name: {"name:tag" or "name@digest": id}}}
 
@@ -13,6 +13,7 @@ Source: moby, image/fs.go and reference/store.go
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -33,6 +34,8 @@ log = logging.getLogger("layerstore")
 # No larger document is read, of disk or of an archive.
 DOCUMENT_LIMIT = 8 << 20
 _REPOSITORIES_LIMIT = 256 << 20
+# The largest manifest that is taken, and kept.
+MANIFEST_LIMIT = 4 << 20
 
 Repositories = dict[str, dict[str, str]]
 
@@ -225,6 +228,38 @@ class ImageDB:
             return textfile.read_text(os.path.join(self._metadata, Digest(id).encoded, name))
         except FileNotFoundError:
             return ""
+
+    # ---- the manifest that an image came by ----
+
+    def keep_manifest(self, id: str, data: bytes | None) -> None:
+        """Write the manifest of an image beside its config, so that a push can send it again; None: remove it."""
+        path = self._manifest(id)
+        if data is not None:
+            self._write(path, data)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            _files.unlink(path)
+
+    def kept_manifest(self, id: str) -> bytes | None:
+        """Read what keep_manifest() wrote; None: there is none, or a power cut left something else."""
+        try:
+            return textfile.read_small(self._manifest(id), MANIFEST_LIMIT)
+        except (FileNotFoundError, NotADirectoryError, InvalidMetadataError):
+            return None
+
+    def find_manifest(self, digest: Digest, size: int) -> bytes | None:
+        """Return the kept manifest of any image that has this digest; None: there is none."""
+        for id in self._all_ids():
+            with contextlib.suppress(OSError):
+                if os.stat(self._manifest(id), follow_symlinks=False).st_size != size:
+                    continue
+                data = self.kept_manifest(id)
+                if data is not None and hashlib.new(digest.algorithm, data).hexdigest() == digest.encoded:
+                    return data
+        return None
+
+    def _manifest(self, id: str) -> str:
+        return os.path.join(self._metadata, Digest(id).encoded, "manifest")
 
     # ---- who stands on a layer ----
 
