@@ -27,7 +27,7 @@ from layerstore.layer import Layer
 from layerstore.store import Store, Unpacked
 from layerstore.streams.progress import Teller
 from layerstore.streams.sources import HEAD
-from layerstore.values import Done, Durability, Progress
+from layerstore.values import Descriptor, Done, Durability, Progress
 
 # Layers that are unpacked side by side; each has a few threads of its own in the core.
 _WORKERS_LIMIT = 8
@@ -161,14 +161,14 @@ class Gatherer:
                     job = job_of(layer.name)
                     job.check(layer)
                     diff_id = job.diff_id
-                    parent = self._put(job, parent)
+                    parent = self._put(job, parent, layer.descriptor)
                 diff_ids.append(diff_id)
             if parent:
                 self.store.sync(self._held[ChainID(parent)], durability=self._level)
             configs.append(image.config or v1.make_config(image.v1, diff_ids))
         return configs
 
-    def _put(self, job: Job, parent: ChainID | str) -> ChainID:
+    def _put(self, job: Job, parent: ChainID | str, descriptor: Descriptor | None) -> ChainID:
         chain = chain_on(parent, job.diff_id)
         if self.has(chain):
             return chain
@@ -178,7 +178,7 @@ class Gatherer:
             with job.layer.tar_stream() as stream:
                 job.unpacked = self.store.unpack_ahead(stream)
         unpacked = job.unpacked
-        handle = self.store.register_unpacked(unpacked, parent, durability=self._level)
+        handle = self.store.register_unpacked(unpacked, parent, descriptor, durability=self._level)
         if handle.is_new:
             self._new.append(handle)
         else:
@@ -204,15 +204,18 @@ class Gatherer:
         self._held.clear()
 
 
-# ---- files that can be read at any place -------------------------------------------------------
+# ---- files that can be had in any order ----------------------------------------------------------
 
 
 class Crew:
-    """Threads that unpack the files of a shelf, side by side."""
+    """Threads that unpack the files of layers, side by side."""
 
-    def __init__(self, gatherer: Gatherer, shelf: OpenShelf, progress: Progress | None) -> None:
+    every = 0.1
+    """Seconds between two looks at how far they are."""
+
+    def __init__(self, gatherer: Gatherer, progress: Progress | None) -> None:
         """progress   told of the bytes of files taken"""
-        self._gatherer, self._shelf = gatherer, shelf
+        self._gatherer = gatherer
         self._stopped = threading.Event()
         self._futures: dict[str, Future[None]] = {}
         self._progress = progress
@@ -224,6 +227,63 @@ class Crew:
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def start(
+        self, wanted: dict[str, PlannedLayer], total: int, workers: int, run: Callable[[PlannedLayer, Job], None]
+    ) -> None:
+        """Start on these, in their order.
+
+        total   bytes of their files
+        run     unpacks one
+        """
+        self._teller = Teller(self._progress, total)
+        if not wanted:
+            return
+        self._pool = ThreadPoolExecutor(min(workers, len(wanted)), thread_name_prefix="layerstore-load")
+        for name, layer in wanted.items():
+            job = self._gatherer.jobs[name] = Job()
+            self._futures[name] = self._pool.submit(self._work, run, layer, job)
+
+    def _work(self, run: Callable[[PlannedLayer, Job], None], layer: PlannedLayer, job: Job) -> None:
+        self.check_stopped()
+        run(layer, job)
+
+    def check_stopped(self) -> None:
+        """Raise if the crew was closed."""
+        if self._stopped.is_set():
+            raise Stopped
+
+    def job_of(self, name: str) -> Job:
+        """Wait for a file. Raises what unpacking it raised."""
+        future = self._futures.get(name)
+        if future is None:
+            raise missing(name)
+        while not future.done():
+            wait([future], self.every)
+            self._tell()
+        self._tell()
+        with self.named(name):
+            future.result()
+        return self._gatherer.jobs[name]
+
+    def named(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Name the file in an error."""
+        return named(name)
+
+    def _tell(self, *, end: bool = False) -> None:
+        self._teller.tell(sum(job.taken for job in self._gatherer.jobs.values()), end=end)
+
+    def end(self) -> None:
+        """Report the end to progress."""
+        self._tell(end=True)
+
+
+class ShelfCrew(Crew):
+    """Threads that unpack the files of a shelf."""
+
+    def __init__(self, gatherer: Gatherer, shelf: OpenShelf, progress: Progress | None) -> None:
+        super().__init__(gatherer, progress)
+        self._shelf = shelf
+
     def begin(self, wanted: dict[str, PlannedLayer]) -> None:
         """Start on these. Raises MissingError, ImageError: one is not there, or of another size."""
         total = 0
@@ -231,21 +291,9 @@ class Crew:
             with self._shelf.opened(layer.name) as section:
                 total += section.size
                 check_size(layer, section.size)
-        self._teller = Teller(self._progress, total)
-        if not wanted:
-            return
-        workers = min(len(os.sched_getaffinity(0)), _WORKERS_LIMIT, len(wanted))
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="layerstore-load")
-        for name, layer in wanted.items():
-            job = self._gatherer.jobs[name] = Job()
-            self._futures[name] = self._pool.submit(self._run, layer, job)
-
-    def _check_stopped(self, _done: object = None) -> None:
-        if self._stopped.is_set():
-            raise Stopped
+        self.start(wanted, total, min(len(os.sched_getaffinity(0)), _WORKERS_LIMIT), self._run)
 
     def _run(self, layer: PlannedLayer, job: Job) -> None:
-        self._check_stopped()
         with self._shelf.opened(layer.name) as section:
             job.size = section.size
             head = _files.read(section.fd, min(HEAD, section.size), section.offset)
@@ -258,36 +306,16 @@ class Crew:
             # A plain tar's digest is its DiffID.
             is_plain = guess_format(head) == "plain"
             if layer.digest and not (is_plain and layer.digest.algorithm == "sha256"):
-                job.digest = hash_section(section, layer.digest.algorithm, self._check_stopped)
+                job.digest = hash_section(section, layer.digest.algorithm, self.check_stopped)
                 if job.digest != layer.digest:
                     return                     # check() says so
             def tell(done: Done) -> None:
                 job.taken = int(done)
-                self._check_stopped()
+                self.check_stopped()
 
             job.unpacked = self._gatherer.store.unpack_ahead(section, progress=tell)
             if layer.digest and job.digest is None:
                 job.digest = Digest(job.diff_id)
-
-    def job_of(self, name: str) -> Job:
-        """Wait for a file. Raises what unpacking it raised."""
-        future = self._futures.get(name)
-        if future is None:
-            raise missing(name)
-        while not future.done():
-            wait([future], 0.1)
-            self._tell()
-        self._tell()
-        with named(name):
-            future.result()
-        return self._gatherer.jobs[name]
-
-    def _tell(self, *, end: bool = False) -> None:
-        self._teller.tell(sum(job.taken for job in self._gatherer.jobs.values()), end=end)
-
-    def end(self) -> None:
-        """Report the end to progress."""
-        self._tell(end=True)
 
 
 @contextlib.contextmanager

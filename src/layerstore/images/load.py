@@ -12,7 +12,7 @@ from layerstore.disk.locks import Scope
 from layerstore.documents import references
 from layerstore.documents.configs import Config
 from layerstore.errors import ImageError
-from layerstore.images.gather import Crew, Gatherer
+from layerstore.images.gather import Gatherer, ShelfCrew
 from layerstore.images.image import ArchivedImage
 from layerstore.images.plan import plan
 from layerstore.images.planned import Planned
@@ -115,7 +115,7 @@ def _from_shelf(
     *, named: bool,
 ) -> _Loaded:  # fmt: skip
     images = plan(shelf, platform, stem, named=named, known=gatherer.has)
-    with Scope(lambda: Crew(gatherer, shelf, progress), Crew.close) as crew:
+    with Scope(lambda: ShelfCrew(gatherer, shelf, progress), ShelfCrew.close) as crew:
         crew.begin(gatherer.missing(images))
         configs = gatherer.put(images, crew.job_of)
         crew.end()
