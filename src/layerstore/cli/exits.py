@@ -11,6 +11,7 @@ from enum import IntEnum
 
 from layerstore.errors import (
     ActiveMountError,
+    AuthenticationError,
     InvalidDigestError,
     InvalidOptionError,
     NotSupportedError,
@@ -29,6 +30,7 @@ class Exit(IntEnum):
     NOT_THERE = 3
     IN_USE = 4
     NOT_SUPPORTED = 5
+    DENIED = 6
     TIMED_OUT = 124
     HUNG_UP = 129
     INTERRUPTED = 130
@@ -40,9 +42,10 @@ MEANINGS = {
     Exit.OK: "done; no problem was found",
     Exit.FAILED: "it failed, or problems were found (verify, doctor)",
     Exit.USAGE: "the command line is wrong, or a name in it is ambiguous",
-    Exit.NOT_THERE: "no such store, layer, writable layer, image or file",
+    Exit.NOT_THERE: "no such store, layer, writable layer, image or file; not in the registry",
     Exit.IN_USE: "in use by something else, or the store is read-only (a dockerd runs on it)",
     Exit.NOT_SUPPORTED: "this host, or this user, cannot do it; `layerstore doctor` says more",
+    Exit.DENIED: "the registry does not know you, or does not let you",
     Exit.TIMED_OUT: "rw run: the command did not end within --timeout",
     Exit.HUNG_UP: "SIGHUP: the terminal was closed",
     Exit.INTERRUPTED: "Ctrl-C",
@@ -70,6 +73,8 @@ def code_of(error: BaseException) -> Exit:
         return error.code
     if isinstance(error, _IN_USE) or (isinstance(error, OSError) and error.errno in _IN_USE_ERRNO):
         return Exit.IN_USE
+    if isinstance(error, AuthenticationError):
+        return Exit.DENIED
     if isinstance(error, _USAGE):
         return Exit.USAGE
     if isinstance(error, (LookupError, FileNotFoundError)) and not isinstance(error, (KeyError, IndexError)):
