@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from layerstore import Image, ImageDoesNotExistError, ImageError, Images, Removed
+from layerstore import Images, Removed
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, source_of, tell_gone, tell_written
-from layerstore.cli.opening import Opened, reading, writing
+from layerstore.cli.naming import Refused, facts_of, meanings, named, new_name, tell_image
+from layerstore.cli.opening import reading, writing
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
 from layerstore.cli.texts import human_age, parse_age, short_id
-from layerstore.documents import platforms, references
+from layerstore.documents import platforms
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT, parse_document
 
 FORMATS = ("docker", "oci", "oci-dir")
@@ -100,14 +101,6 @@ def _age_given(text: str) -> float:
         raise argparse.ArgumentTypeError(str(err)) from None
 
 
-def _facts(image: Image) -> dict[str, Any]:
-    return {
-        "id": image.id, "references": list(image.references), "digests": list(image.digests), "created": image.created,
-        "os": image.os, "architecture": image.architecture, "variant": image.variant, "size": image.size,
-        "layers": list(image.layers), "diff_ids": list(image.diff_ids), "top": image.top,
-    }  # fmt: skip
-
-
 def _age(created: str) -> str:
     try:
         made = datetime.datetime.fromisoformat(created)
@@ -119,59 +112,16 @@ def _age(created: str) -> str:
 
 
 def run_load(args: Any, screen: Screen) -> None:
-    source, tags = source_of(args.archive), [_new_name(name) for name in args.tag]
+    source, tags = source_of(args.archive), [new_name(name) for name in args.tag]
     if args.platform not in (None, "all"):
-        with _Refused(Exit.USAGE):
+        with Refused(Exit.USAGE):
             platforms.parse_platform(args.platform)
     with writing(args) as opened, screen.progress("load") as progress:
-        before = _meanings(opened)
+        before = meanings(opened)
         loaded = opened.images.load(
             source, tags=tags, platform=args.platform, progress=progress, durability=args.durability
         )
-    screen.result([_tell(image, before, screen) for image in loaded])
-
-
-class _Refused:
-    """Turns an ImageError in its `with` block into a Failure with this code, unless the image does not exist."""
-
-    def __init__(self, code: Exit) -> None:
-        self._code = code
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, err: object, _trace: object) -> None:
-        if isinstance(err, ImageError) and not isinstance(err, ImageDoesNotExistError):
-            raise Failure(str(err), self._code) from None
-
-
-def _new_name(name: str) -> str:
-    """Return a name that an image is to get. Raises Failure if it is not a name."""
-    with _Refused(Exit.USAGE):
-        references.parse(name)
-    return name
-
-
-def _named(opened: Opened, name: str) -> Image:
-    """Return the image that a word of the command line means. Raises Failure if it is not a name, or ambiguous."""
-    with _Refused(Exit.USAGE):
-        return opened.images.get(name)
-
-
-def _meanings(opened: Opened) -> dict[str, str]:
-    """Return which image each name means."""
-    return {name: image.id for image in opened.images.list() for name in image.references}
-
-
-def _tell(image: Image, before: dict[str, str], screen: Screen, *, names_only: bool = False) -> dict[str, Any]:
-    """Print an image and which of its names meant another one before; return what --json prints."""
-    moved = {name: before[name] for name in image.references if before.get(name, image.id) != image.id}
-    if not screen.as_json:
-        if not names_only:
-            screen.line("  ".join((image.id, *image.references)))
-        for name, id in moved.items():
-            screen.note(f"{name} was {short_id(id)} before, which is still there under its id: {id}", "yellow")
-    return {**_facts(image), "moved": moved}
+    screen.result([tell_image(image, before, screen) for image in loaded])
 
 
 def run_save(args: Any, screen: Screen) -> None:
@@ -180,7 +130,7 @@ def run_save(args: Any, screen: Screen) -> None:
     if args.output == "-" and args.format == "oci-dir":
         raise Failure("a directory cannot go to standard output: name one with -o", Exit.USAGE)
     with reading(args) as opened:
-        images = [_named(opened, name) and name for name in args.images]         # before anything is written
+        images = [named(opened, name) and name for name in args.images]         # before anything is written
         exclude = [opened.find(name) for name in args.exclude]
         target = screen.binary("an archive") if args.output == "-" else args.output
         with screen.progress("save") as progress:
@@ -212,18 +162,18 @@ def run_ls(args: Any, screen: Screen) -> None:
         [(name, "cyan"), short_id(image.id), str(len(image.layers)), screen.size(image.size), _age(image.created)]
         for image in found for name in image.references or ("-",)
     ]  # fmt: skip
-    facts = [_facts(image) for image in found]
+    facts = [facts_of(image) for image in found]
     screen.table(("IMAGE", "ID", ">LAYERS", ">SIZE", "AGE"), rows, facts=facts, none="no images")
 
 
 def run_rm(args: Any, screen: Screen) -> None:
     removed: list[Removed] = []
     with writing(args) as opened:
-        with _Refused(Exit.USAGE):
+        with Refused(Exit.USAGE):
             for name in args.images:                      # all are there, before anything goes
                 opened.images.resolve(name)
         try:
-            with _Refused(Exit.IN_USE):                   # a conflict: another name, or a writable layer
+            with Refused(Exit.IN_USE):                   # a conflict: another name, or a writable layer
                 for name in args.images:
                     removed.append(opened.images.remove(name, force=args.force))
         finally:
@@ -247,21 +197,21 @@ def _tell_removed(removed: Sequence[Removed], screen: Screen) -> None:
 
 
 def run_tag(args: Any, screen: Screen) -> None:
-    name = _new_name(args.name)
+    name = new_name(args.name)
     with writing(args) as opened:
-        before, id = _meanings(opened), _named(opened, args.image).id
+        before, id = meanings(opened), named(opened, args.image).id
         image = opened.images.tag(id, name)
-    screen.result(_tell(image, before, screen, names_only=True))
+    screen.result(tell_image(image, before, screen, names_only=True))
 
 
 def run_inspect(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
-        screen.json([opened.images.inspect(_named(opened, name)) for name in args.images])
+        screen.json([opened.images.inspect(named(opened, name)) for name in args.images])
 
 
 def run_unpack(args: Any, screen: Screen) -> None:
     with reading(args) as opened, screen.progress("unpack") as progress:
-        opened.images.unpack(_named(opened, args.image), args.directory, progress=progress)
+        opened.images.unpack(named(opened, args.image), args.directory, progress=progress)
     screen.result({"image": args.image, "directory": os.path.abspath(args.directory)})
 
 
@@ -281,11 +231,11 @@ def _config_of(path: str | None) -> dict[str, Any]:
 
 
 def run_create(args: Any, screen: Screen) -> None:
-    tags, config = [_new_name(name) for name in args.tag], _config_of(args.config)
+    tags, config = [new_name(name) for name in args.tag], _config_of(args.config)
     with writing(args) as opened:
-        before = _meanings(opened)
+        before = meanings(opened)
         image = opened.images.create(opened.find(args.layer), config, tags=tags)
-    screen.result(_tell(image, before, screen))
+    screen.result(tell_image(image, before, screen))
 
 
 _COMMAND_WIDTH = 45
@@ -293,7 +243,7 @@ _COMMAND_WIDTH = 45
 
 def run_history(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
-        steps = opened.images.history(_named(opened, args.image))
+        steps = opened.images.history(named(opened, args.image))
     rows: list[list[Cell]] = []
     for step in steps:
         layer, by = step["layer"], " ".join(str(step.get("created_by") or "").split())
