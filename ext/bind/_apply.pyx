@@ -19,7 +19,10 @@ cdef extern from "codec/inflate.h" nogil:
 USERNS = <int>lay.LAY_APPLY_USERNS
 USERXATTR = <int>lay.LAY_APPLY_USERXATTR
 
-Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out", module="layerstore._core._apply")
+Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out source_digest source_size",
+                     module="layerstore._core._apply")
+
+DIGESTS = {None: <int>lay.LAY_DIGEST_NONE, "sha256": <int>lay.LAY_DIGEST_SHA256, "sha384": <int>lay.LAY_DIGEST_SHA384, "sha512": <int>lay.LAY_DIGEST_SHA512}
 
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
@@ -73,6 +76,7 @@ cdef class Apply:
     cdef bint finished, over
     cdef lay.lay_limits bounds
     cdef lay.lay_apply_options options
+    cdef readonly object digest
     cdef int pid          # whose threads work for it: a forked child has none of them, and must not wait for their ends
 
     cdef opened(self, lay.lay_code code):
@@ -169,7 +173,8 @@ cdef class Apply:
         lay.check(self.done_err.code, &self.done_err)
         return Applied((<char *>self.done.diff_id)[:32], self.done.tar_size, self.done.size, self.done.entries,
                        (<const char *>self.done.unsettled)[:self.done.unsettled_len] if self.done.unsettled_len else b"",
-                       self.done.left_out, <bytes>self.done.first_left_out if self.done.first_left_out != NULL else b"")
+                       self.done.left_out, <bytes>self.done.first_left_out if self.done.first_left_out != NULL else b"",
+                       (<char *>self.done.source_digest)[:self.done.source_digest_len], self.done.source_size)
 
     def close(self):
         if self.pid != getpid():
@@ -188,18 +193,22 @@ cdef class Apply:
         lent.clear()
 
 
-cdef Apply not_open(unsigned flags, limits, int workers):
+cdef Apply not_open(unsigned flags, limits, int workers, digest=None):
     cdef Apply made = Apply.__new__(Apply)
     made.lent = []
     made.pid = getpid()
     made.bounds = limits_of(limits)
     made.options.workers, made.options.flags, made.options.limits = workers, flags, &made.bounds
+    made.digest = digest
+    if digest not in DIGESTS:
+        raise ValueError(f"unknown digest: {digest!r}; sha256, sha384 and sha512 are known")
+    made.options.digest = <lay.lay_digest_kind><int>DIGESTS[digest]
     return made
 
 
 # Opening takes microseconds: the GIL is kept.
-def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1):
-    cdef Apply made = not_open(flags, limits, workers)
+def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1, digest=None):
+    cdef Apply made = not_open(flags, limits, workers, digest)
     return made.opened(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &made.done_err))
 
 

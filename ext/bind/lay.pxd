@@ -27,10 +27,13 @@ cdef extern from "lay.h" nogil:
     int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option) noexcept
 
     unsigned LAY_APPLY_USERNS, LAY_APPLY_USERXATTR
+    ctypedef enum lay_digest_kind:
+        LAY_DIGEST_NONE, LAY_DIGEST_SHA256, LAY_DIGEST_SHA384, LAY_DIGEST_SHA512
     ctypedef struct lay_apply_options:
         int workers
         unsigned flags
         const lay_limits *limits
+        lay_digest_kind digest
     ctypedef struct lay_applied:
         uint8_t diff_id[32]
         int64_t tar_size
@@ -40,6 +43,9 @@ cdef extern from "lay.h" nogil:
         const char *first_left_out
         const void *unsettled
         size_t unsettled_len
+        uint8_t source_digest[64]
+        size_t source_digest_len
+        int64_t source_size
     ctypedef struct lay_apply
     ctypedef struct lay_source
     lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int record_fd, const lay_apply_options *o, lay_error *err) noexcept

@@ -93,10 +93,15 @@ int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option);
 #define LAY_APPLY_USERNS 1u      /* in a user namespace: user.overlay marks, devices cannot be made */
 #define LAY_APPLY_USERXATTR 2u   /* user.overlay marks, as the layers below have them */
 
+/* Of the bytes that come in, as they come: compressed, if they are. */
+typedef enum lay_digest_kind { LAY_DIGEST_NONE, LAY_DIGEST_SHA256, LAY_DIGEST_SHA384, LAY_DIGEST_SHA512 } lay_digest_kind;
+#define LAY_DIGEST_MOST 64u      /* bytes of the longest */
+
 typedef struct lay_apply_options {
     int workers;                /* 0: everything in line; -1: one less than there are processors, 1 to 4 */
     unsigned flags;             /* LAY_APPLY_; disassemble: none */
     const lay_limits *limits;   /* copied; NULL: lay_limits_default */
+    lay_digest_kind digest;     /* source_digest is to be of this kind */
 } lay_apply_options;
 
 typedef struct lay_applied {
@@ -108,6 +113,9 @@ typedef struct lay_applied {
     const char *first_left_out;   /* the path of the first; "": all were made */
     const void *unsettled;        /* what lay_stand_on takes */
     size_t unsettled_len;         /* 0: nothing in the tree depends on what is below */
+    uint8_t source_digest[LAY_DIGEST_MOST];   /* of every byte that came, those behind a compressed stream's end too */
+    size_t source_digest_len;     /* of it; 0: none was asked for */
+    int64_t source_size;          /* those bytes */
 } lay_applied;
 
 typedef struct lay_apply lay_apply;

@@ -111,6 +111,11 @@ EMPTY_LAYER_DIFF_ID = DiffID(
 )
 
 
+def digest_of(algorithm: str, raw: bytes) -> Digest:
+    """Make the Digest of digest bytes."""
+    return Digest(f"{algorithm}:{raw.hex()}")
+
+
 def diff_id_of(raw: bytes) -> DiffID:
     """Make the DiffID of 32 digest bytes."""
     return DiffID(f"sha256:{raw.hex()}")

@@ -140,17 +140,18 @@ class Store:
 
     # ---- layers unpacked before it is known what they stand on ----
 
-    def unpack_ahead(self, source: Any, *, progress: Progress | None = None) -> Unpacked:
+    def unpack_ahead(self, source: Any, *, progress: Progress | None = None, digest: str | None = None) -> Unpacked:
         """Unpack a layer tar before its parent is known. Pass the result to register_unpacked() or discard().
 
         source, progress   as for register(); a tar without any bytes is allowed, since the DiffID tells it
+        digest             "sha256", "sha384" or "sha512": take this digest of the source, as it comes, in the same pass
 
-        Returns  what was unpacked (.diff_id). It stays invisible until it is registered; cleanup() removes it only
-                 after its process has ended
+        Returns  what was unpacked (.diff_id, .source_size, .source_digest). It stays invisible until it is registered;
+                 cleanup() removes it only after its process has ended
         Raises   as register() does
         Any number of threads may unpack at the same time.
         """
-        return self._engine.intake.unpack_ahead(source, progress)
+        return self._engine.intake.unpack_ahead(source, progress, digest)
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: Parent = "", descriptor: Descriptor | None = None, *,

@@ -32,6 +32,13 @@ class Applied(NamedTuple):
     entries: int
 
 
+class Source(NamedTuple):
+    """What an apply says of the bytes that came."""
+
+    digest: bytes
+    size: int
+
+
 @contextmanager
 def memory(content: bytes = b"") -> Iterator[int]:
     """A descriptor of a file in memory that holds content."""
@@ -101,14 +108,15 @@ def lines(any_record: bytes) -> list[Line]:
 @contextmanager
 def applying(
     *, root: int = -1, record_fd: int = -1, scratch: int = -1, over: str = "", workers: int = 0, flags: int = 0, again: int = -1,
-    limits: Any = None,
+    limits: Any = None, digest: int = 0,
 ) -> Iterator[Any]:  # fmt: skip
     """An open lay_apply, freed at the end of the block: over a "tree" or a "mount", or register, or (no root) disassemble.
 
     again      an empty file in which disassemble keeps the tar
+    digest     the kind that a Source's is to be of
     """
     lib, handle = door.lib, door.ffi.new("lay_apply **")
-    options = door.ffi.new("lay_apply_options *", [workers, flags, limits or door.ffi.NULL])
+    options = door.ffi.new("lay_apply_options *", [workers, flags, limits or door.ffi.NULL, digest])
     if over:
         door.call(f"lay_apply_over_{over}", handle, root, options)
     elif root >= 0:
@@ -122,9 +130,14 @@ def applying(
 
 
 def finish(a: Any) -> Applied:
+    return finish_both(a)[0]
+
+
+def finish_both(a: Any) -> tuple[Applied, Source]:
     got = door.ffi.new("lay_applied *")
     door.call("lay_apply_finish", a, got)
-    return Applied(bytes(got.diff_id), got.tar_size, got.size, got.entries)
+    source = Source(bytes(got.source_digest)[: got.source_digest_len], got.source_size)
+    return Applied(bytes(got.diff_id), got.tar_size, got.size, got.entries), source
 
 
 def apply(tar: bytes, *, step: int | None = None, **where: Any) -> Applied:

@@ -1,6 +1,8 @@
 """What the protocols of drivers promise, of each driver alone: no store, no engine."""
 
 import contextlib
+import gzip
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,11 +20,11 @@ from layerstore.streams.sources import Input
 CHAIN = ChainID("sha256:" + "7" * 64)
 
 
-def receive(opened, tar, stack=(), **how):
+def receive(opened, tar, stack=(), digest=None, **how):
     """Make a draft of a tar, whole and settled."""
     draft = opened.driver.layers.begin(random_id(), list(stack), **how)
     with contextlib.closing(Input(tar)) as given:
-        received = draft.receive(given, opened.new(draft.id))
+        received = draft.receive(given, opened.new(draft.id), digest)
     draft.settle()
     return draft, received
 
@@ -49,8 +51,16 @@ def test_begin_writes_nothing(opened, unchanged):
 
 def test_receive_says_what_the_tar_was(opened):
     draft, received = receive(opened, T1)
-    assert received == Received(diff_id(T1), len(T1), 5)
+    assert received == Received(diff_id(T1), len(T1), 5, source_size=len(T1))
     assert opened.driver.layers.exists(draft.id)
+
+
+@pytest.mark.parametrize("kind", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("packed", [T1, gzip.compress(T1) + b"behind"], ids=["plain", "gzip"])
+def test_receive_says_what_the_digest_of_the_source_is(opened, kind, packed):
+    _, received = receive(opened, packed, digest=kind)
+    assert received.source_digest == f"{kind}:{hashlib.new(kind, packed).hexdigest()}"
+    assert (received.source_size, received.diff_id) == (len(packed), diff_id(T1))
 
 
 def test_a_discarded_draft_leaves_nothing(opened, unchanged):

@@ -18,7 +18,7 @@ from layerstore.disk import mounts
 from layerstore.disk.locks import OpenDirectory, claim_directory
 from layerstore.drivers import Driver, Finding, Received, record
 from layerstore.errors import LayerStoreError
-from layerstore.ids import diff_id_of, is_driver_id
+from layerstore.ids import is_driver_id
 from layerstore.streams.tarstream import TarStream
 
 
@@ -110,14 +110,14 @@ class ToyLayer:
         with open(self.home / "record", mode) as record, contextlib.ExitStack() as stack:
             yield record.fileno(), *[stack.enter_context(OpenDirectory(tree)) for tree in trees]
 
-    def receive(self, given, sidecar):
+    def receive(self, given, sidecar, digest=None):
         self.toy.make(self.id)
         (self.home / "tree").mkdir()
         with self.opened("w+b") as (record_fd, root, *_), OpenDirectory(self.home) as scratch:
-            done = self.toy.unpack(given, _apply.register, root, scratch, record_fd)
+            done = self.toy.unpack(given, partial(_apply.register, digest=digest), root, scratch, record_fd)
         self.unsettled = done.unsettled
         self.place_on(self.stack)
-        return Received(diff_id_of(done.diff_id), done.tar_size, done.size)
+        return Received.of(done, digest)
 
     def place_on(self, stack):
         self.stack = stack

@@ -1,20 +1,56 @@
-/* fuzz_round_trip.c - any tar that is accepted is returned: from its beginning, from anywhere, and found whole. */
+/* fuzz_round_trip.c - any tar that is accepted is returned: from its beginning, from anywhere, and found whole. It comes
+ * plain or as gzip; the digest of what came is that of its bytes. */
 #include "base/digest.h"
+#include "codec/pack.h"
 #include "room.h"
+
+/* What is pushed: the tar itself, or packed. */
+static fuzz_bytes as_it_comes(const uint8_t *data, size_t size, fuzz_dice *dice)
+{
+    fuzz_bytes came = { 0 };
+    if (fuzz_throw(dice, 3)) {
+        fuzz_put(&came, data, size);
+        return came;
+    }
+    lay_error err = { .code = LAY_OK };
+    size_t room = lay_gzip_bound(size), n;
+    uint8_t *packed = fuzz_memory(room), *plain = fuzz_copy(data, size);
+    PROMISE(!lay_gzip_member(plain, size, NULL, 0, packed, room, &n, &err), "any bytes are packed");
+    fuzz_put(&came, packed, n);
+    free(plain);
+    free(packed);
+    return came;
+}
+
+static void digest_is_of(const lay_applied *applied, lay_digest_kind kind, const fuzz_bytes *came)
+{
+    uint8_t digest[LAY_DIGEST_MOST];
+    lay_digest d;
+    lay_digest_start(&d, kind);
+    lay_digest_add(&d, came->p, came->n);
+    size_t n = lay_digest_end(&d, digest);
+    PROMISE(applied->source_size == (int64_t)came->n && applied->source_digest_len == n, "all that came is counted");
+    PROMISE(memcmp(applied->source_digest, digest, n) == 0, "the source's digest is of what came");
+}
 
 static lay_code take_in(const uint8_t *data, size_t size, const fuzz_room *room, int record, fuzz_dice *dice, lay_applied *applied, lay_error *err)
 {
     lay_apply *a;
-    PROMISE(!lay_apply_register(&a, room->out, room->scratch, record, &(lay_apply_options){ 0 }, err), "an apply opens");
+    lay_apply_options options = { .digest = (lay_digest_kind)fuzz_throw(dice, LAY_DIGEST_SHA512 + 1) };
+    PROMISE(!lay_apply_register(&a, room->out, room->scratch, record, &options, err), "an apply opens");
+    fuzz_bytes came = as_it_comes(data, size, dice);
     lay_code code = LAY_OK;
-    for (size_t at = 0; at < size && !code;) {
-        size_t n = fuzz_piece(dice, size - at);
-        code = lay_apply_push(a, data + at, n, err);
+    for (size_t at = 0; at < came.n && !code;) {
+        size_t n = fuzz_piece(dice, came.n - at);
+        code = lay_apply_push(a, came.p + at, n, err);
         at += n;
     }
     if (!code)
         code = lay_apply_finish(a, applied, err);
+    if (!code)
+        digest_is_of(applied, options.digest, &came);
     lay_apply_free(a);
+    free(came.p);
     return code;
 }
 

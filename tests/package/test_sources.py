@@ -2,7 +2,9 @@
 
 import array
 import asyncio
+import bz2
 import gzip
+import hashlib
 import io
 import itertools
 import mmap
@@ -207,3 +209,32 @@ def test_asyncio_takes_blocks_and_refuses_none_alike(root):
 def test_zeros_are_a_tar(store):
     assert store.register(bytes(1024)).diff_id == layerstore.EMPTY_LAYER_DIFF_ID
     assert store.register([bytes(512)]).diff_id == tarkit.diff_id(bytes(512))
+
+
+# ---- the digest of the source, in the same pass ----
+@pytest.mark.parametrize("kind", ["sha256", "sha384", "sha512"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("give", [bytes, io.BytesIO, lambda data: [data[:700], data[700:]]], ids=["buffer", "read", "blocks"])
+def test_unpacking_ahead_gives_the_digest_of_the_source(store, kind, pack, give):
+    came = pack(TAR)
+    unpacked = store.unpack_ahead(give(came), digest=kind)
+    assert unpacked.source_digest == f"{kind}:{hashlib.new(kind, came).hexdigest()}"
+    assert (unpacked.source_size, unpacked.diff_id) == (len(came), DIFF_ID)
+    store.discard(unpacked)
+
+
+def test_no_digest_is_given_that_was_not_asked_for(store):
+    unpacked = store.unpack_ahead(TAR)
+    assert (unpacked.source_digest, unpacked.source_size) == (None, len(TAR))
+    store.discard(unpacked)
+
+
+def test_an_unknown_digest_is_refused(store):
+    with pytest.raises(ValueError, match="md5"):
+        store.unpack_ahead(TAR, digest="md5")
+    assert store.orphans() == []
+
+
+def test_what_python_decompresses_has_no_digest(store):
+    with pytest.raises(layerstore.NotSupportedError, match="bzip2"):
+        store.unpack_ahead(bz2.compress(TAR), digest="sha256")

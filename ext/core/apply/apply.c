@@ -4,6 +4,9 @@
  *
  * A constructor says which sinks there are. Plain input goes into the pipeline as it lies, or is read right into its
  * block. Where names came more than once, the end makes a second pass over the record (exact.c).
+ *
+ * Before inflate, in the caller's thread, the bytes pass the digest of the source, if one is asked for. A plain tar's
+ * SHA-256 is its DiffID: then the sink's serves for both.
  */
 #include "apply/exact.h"
 #include "apply/pipeline.h"
@@ -24,6 +27,7 @@ struct lay_apply {
     uint8_t head[GUESS]; size_t head_len; bool guessed;
     lay_inflate *z; uint8_t *input;
     int64_t taken;
+    lay_digest_kind source_kind; lay_digest source;   /* what is asked for; what is added to, once the format is known */
     const uint8_t *lent; size_t lent_n; bool lent_whole;
     bool finished;
     lay_error failure;                    /* the first; every later call tells it again */
@@ -31,11 +35,20 @@ struct lay_apply {
 
 /* ---- input ----------------------------------------------------------------------------------------------------- */
 
-/* Every byte of the input passes here as it came (compressed, if it was), in order. */
+/* Every byte of the input, but the head, passes here as it came (compressed, if it was), in order. */
 static void came(lay_apply *a, const uint8_t *p, size_t n)
 {
-    (void)p;
     a->taken += (int64_t)n;
+    lay_digest_add(&a->source, p, n);
+}
+
+/* The format is known. */
+static void know(lay_apply *a)
+{
+    bool shared = !a->z && a->digest.sink.ops && a->source_kind == LAY_DIGEST_SHA256;
+    a->guessed = true;
+    lay_digest_start(&a->source, shared ? LAY_DIGEST_NONE : a->source_kind);
+    lay_digest_add(&a->source, a->head, a->head_len);
 }
 
 static lay_code put_plain(lay_apply *a, const uint8_t *p, size_t n, lay_error *err)
@@ -78,7 +91,6 @@ static lay_code put(lay_apply *a, const uint8_t *p, size_t n, lay_error *err)
 static lay_code guess(lay_apply *a, lay_error *err)
 {
     lay_format format = lay_format_guess(a->head, a->head_len);
-    a->guessed = true;
     if (format == LAY_FORMAT_GZIP || format == LAY_FORMAT_ZSTD) {
         if (lay_inflate_open(&a->z, format, err))
             return err->code;
@@ -87,22 +99,24 @@ static lay_code guess(lay_apply *a, lay_error *err)
         return lay_fail(err, LAY_E_UNSUPPORTED, "the stream is compressed with %s, which the core does not know",
                         format == LAY_FORMAT_BZIP2 ? "bzip2" : format == LAY_FORMAT_XZ ? "xz" : "lz4");
     }
+    know(a);
     return put(a, a->head, a->head_len, err);
 }
 
 /* Collects the first bytes until the format is known; the rest goes straight on. */
 static lay_code take_bytes(lay_apply *a, const uint8_t *p, size_t n, lay_error *err)
 {
-    came(a, p, n);
     if (!a->guessed) {
         size_t part = GUESS - a->head_len < n ? GUESS - a->head_len : n;
         memcpy(a->head + a->head_len, p, part);
         a->head_len += part;
+        a->taken += (int64_t)part;
         p += part;
         n -= part;
         if (a->head_len == GUESS && guess(a, err))
             return err->code;
     }
+    came(a, p, n);
     return n ? put(a, p, n, err) : LAY_OK;
 }
 
@@ -194,7 +208,8 @@ static lay_code pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, i
 static lay_code draw(lay_apply *a, lay_source *s, int64_t max_bytes, int max_ms, int *end, lay_error *err)
 {
     int64_t stop = lay_now_ms() + max_ms, limit = a->taken + max_bytes;
-    a->guessed = a->guessed || !a->head_len;          /* a source gives a plain tar, whatever its first name looks like */
+    if (!a->guessed && !a->head_len)
+        know(a);                                      /* a source gives a plain tar, whatever its first name looks like */
     while (a->taken < limit && lay_now_ms() < stop) {
         uint8_t *to;
         size_t room, got;
@@ -230,6 +245,15 @@ static lay_code second_pass(lay_apply *a, const lay_applied *done, lay_error *er
     return lay_exact_rewrite(&x, err);
 }
 
+static void end_source(lay_apply *a, lay_applied *done)
+{
+    bool shared = a->source_kind && !a->source.kind;
+    done->source_size = a->taken;
+    done->source_digest_len = shared ? sizeof done->diff_id : lay_digest_end(&a->source, done->source_digest);
+    if (shared)
+        memcpy(done->source_digest, done->diff_id, sizeof done->diff_id);
+}
+
 static lay_code finish(lay_apply *a, lay_applied *out, lay_error *err)
 {
     lay_applied done;
@@ -240,6 +264,7 @@ static lay_code finish(lay_apply *a, lay_applied *out, lay_error *err)
         return lay_fail_at(err, LAY_E_TAR, done.tar_size, "gzip: what follows is no member, and the tar has not come to its end");
     if (second_pass(a, &done, err))
         return err->code;
+    end_source(a, &done);
     a->finished = true;
     *out = done;
     return LAY_OK;
@@ -341,6 +366,7 @@ static lay_apply *begin(const lay_apply_options *o, lay_error *err)
         return NULL;
     }
     a->limits = o->limits ? *o->limits : *lay_limits_default();
+    a->source_kind = o->digest;
     if (!lay_pipeline_new(&a->pipeline, threads_for(o->workers) > 0, a->limits.tar_size, err))
         return a;
     free(a);

@@ -1,6 +1,6 @@
-/* digest.c - SHA-256 by libcrypto, CRC-64/ISO by ISA-L or by our own carry-less multiplication.
+/* digest.c - SHA-2 by libcrypto, CRC-64/ISO by ISA-L or by our own carry-less multiplication.
  *
- * Bytes enter as spans, digests leave. The low-level SHA256_ calls are taken on purpose: they allocate
+ * Bytes enter as spans, digests leave. The low-level SHA256_ and SHA512_ calls are taken on purpose: they allocate
  * nothing, cannot fail and pull 38 KB out of libcrypto.a, where EVP would pull the whole of it.
  * Every CRC variant continues from any value, so spans may be cut anywhere.
  */
@@ -51,6 +51,46 @@ void lay_sha256_add(lay_sha256 *s, const void *p, size_t n)
 void lay_sha256_end(lay_sha256 *s, uint8_t out[LAY_SHA256_SIZE])
 {
     SHA256_Final(out, context(s));
+}
+
+/* ---- any of them ---- */
+
+static_assert(sizeof(SHA512_CTX) <= sizeof((lay_digest *)NULL)->state, "lay_digest has no room for a SHA512_CTX");
+static_assert(_Alignof(SHA512_CTX) <= _Alignof(uint64_t), "lay_digest is not aligned for a SHA512_CTX");
+static_assert(sizeof(lay_sha256) <= sizeof((lay_digest *)NULL)->state, "lay_digest has no room for a lay_sha256");
+static_assert(SHA512_DIGEST_LENGTH == LAY_DIGEST_MOST, "SHA-512 has 64 bytes");
+
+void lay_digest_start(lay_digest *d, lay_digest_kind kind)
+{
+    void *state = d->state;
+    d->kind = kind;
+    if (kind == LAY_DIGEST_SHA256)
+        lay_sha256_start(state);
+    else if (kind == LAY_DIGEST_SHA384)
+        SHA384_Init(state);
+    else if (kind == LAY_DIGEST_SHA512)
+        SHA512_Init(state);
+}
+
+void lay_digest_add(lay_digest *d, const void *p, size_t n)
+{
+    void *state = d->state;
+    if (d->kind == LAY_DIGEST_SHA256)
+        lay_sha256_add(state, p, n);
+    else if (d->kind != LAY_DIGEST_NONE && n > 0)
+        SHA512_Update(state, p, n);           /* SHA-384 is it, begun otherwise and cut */
+}
+
+size_t lay_digest_end(lay_digest *d, uint8_t out[LAY_DIGEST_MOST])
+{
+    void *state = d->state;
+    switch (d->kind) {
+    case LAY_DIGEST_SHA256: lay_sha256_end(state, out); return SHA256_DIGEST_LENGTH;
+    case LAY_DIGEST_SHA384: SHA384_Final(out, state); return SHA384_DIGEST_LENGTH;
+    case LAY_DIGEST_SHA512: SHA512_Final(out, state); return SHA512_DIGEST_LENGTH;
+    case LAY_DIGEST_NONE: break;
+    }
+    return 0;
 }
 
 const char *lay_build_sha256(void)

@@ -18,12 +18,17 @@ class Applied(NamedTuple):
     unsettled: bytes # what stand_on() takes; b"": nothing in the tree depends on what is below
     left_out: int    # devices that a user namespace cannot make
     first_left_out: bytes   # the path of the first of them, or b""
+    source_digest: bytes    # of all bytes that came, compressed if they were; b"": not asked for
+    source_size: int        # those bytes
 
 @disjoint_base
 class Apply:
     """Made by the functions below."""
     @property
     def taken(self) -> int: ...
+    @property
+    def digest(self) -> str | None:
+        """What source_digest will be: "sha256", "sha384", "sha512"; None: empty."""
     @property
     def max_window(self) -> int:
         """The limit of that name, for who decompresses before it comes here."""
@@ -40,9 +45,10 @@ class Apply:
         """Stop what still runs and free all. Twice is harmless."""
 
 # flags: USERNS, USERXATTR. limits: a Limits; None: the core's own defaults.
-# workers: 0: everything in the caller's thread; -1: as there are processors.
+# workers: 0: everything in the caller's thread; -1: as there are processors. digest: as Apply.digest.
 def register(
-    root_fd: int, scratch_fd: int, record_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1
+    root_fd: int, scratch_fd: int, record_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1,
+    digest: str | None = None,
 ) -> Apply:
     """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for replaced files."""
 def record(record_fd: int, *, limits: object | None = None, workers: int = -1) -> Apply:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from layerstore._core._apply import Applied
 from layerstore._core._changes import Blocks
 from layerstore.disk.holds import Holds
 from layerstore.errors import Holder
-from layerstore.ids import ChainID, DiffID
+from layerstore.ids import ChainID, DiffID, Digest, diff_id_of, digest_of
 from layerstore.layerdb.detached import Detached
 from layerstore.limits import Limits
 from layerstore.streams.sources import TarInput
@@ -47,6 +48,16 @@ class Received(NamedTuple):
     """Bytes of the layer's files, as moby counts them."""
     left_out: Sequence[tuple[str, int, list[str]]] = ()
     """What the tar leaves out that adopted files have: as the core counts it."""
+    source_digest: Digest | None = None
+    """Of the bytes that came, compressed if they were; None: not asked for."""
+    source_size: int = 0
+    """Bytes that came; of adopted files 0."""
+
+    @classmethod
+    def of(cls, done: Applied, digest: str | None) -> Received:
+        """Return what the core says of a tar that it took in, asked for this digest of its source."""
+        source = digest_of(digest, done.source_digest) if digest else None
+        return cls(diff_id_of(done.diff_id), done.tar_size, done.size, (), source, done.source_size)
 
 
 class Finding(NamedTuple):
@@ -70,11 +81,12 @@ class Draft(Protocol):
     def id(self) -> str:
         """The id that the layer will have."""
 
-    def receive(self, given: TarInput, sidecar: Sidecar) -> Received:
+    def receive(self, given: TarInput, sidecar: Sidecar, digest: str | None = None) -> Received:
         """Store the tar of the layer. Call it once.
 
         given    pumps the tar into the core
         sidecar  makes files beside the layer's record
+        digest   what the source_digest will be: "sha256", "sha384", "sha512"
         Returns  what the tar was; nothing is synced yet
         Raises   TarFormatError, LimitExceededError, BreakoutError, NotSupportedError, MaxDepthExceededError, OSError,
                  and what given raises: then discard() removes what is on disk

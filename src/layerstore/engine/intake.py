@@ -17,7 +17,7 @@ from layerstore.engine.ground import Ground
 from layerstore.engine.record import Record, Reference
 from layerstore.engine.references import References
 from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
-from layerstore.ids import ChainID, DiffID, chain_on, random_id
+from layerstore.ids import ChainID, DiffID, Digest, chain_on, random_id
 from layerstore.layerdb.keeping import Keeping
 from layerstore.layerdb.transaction import FileMetadataTransaction
 from layerstore.streams.sources import SourceInput, TarInput, refuse_nothing
@@ -39,6 +39,16 @@ class Unpacked(NamedTuple):
     def diff_id(self) -> DiffID:
         """The DiffID of the tar."""
         return self.received.diff_id
+
+    @property
+    def source_digest(self) -> Digest | None:
+        """The digest of the source as it came, compressed if it was; None if it was not asked for."""
+        return self.received.source_digest
+
+    @property
+    def source_size(self) -> int:
+        """Bytes of the source as it came."""
+        return self.received.source_size
 
 
 class Registration:
@@ -72,7 +82,7 @@ class Registration:
 
     # ---- layers unpacked before it is known what they stand on: what images.load() is made of ----
 
-    def unpack_ahead(self, source: Any, progress: Progress | None = None) -> Unpacked:
+    def unpack_ahead(self, source: Any, progress: Progress | None = None, digest: str | None = None) -> Unpacked:
         """Unpack a tar, for register_unpacked() or discard(). Raises as Store.unpack_ahead() does.
 
         source   as Store.unpack_ahead() takes it, or a TarInput
@@ -80,7 +90,7 @@ class Registration:
         """
         self._ground.check_writable()
         pumps = progress is None and hasattr(source, "pump_into")
-        return self.unpack(source if pumps else SourceInput(source, progress), [])
+        return self.unpack(source if pumps else SourceInput(source, progress), [], digest=digest)
 
     def register_unpacked(
         self, unpacked: Unpacked, parent: str, descriptor: Descriptor | None, durability: str | None
@@ -128,12 +138,14 @@ class Registration:
 
     # ---- the steps ----
 
-    def unpack(self, given: TarInput, stack: Stack, *, like: str = "", refuse_empty: bool = False) -> Unpacked:
-        """Unpack a tar on a stack, beside all layers; like: as Layers.begin() has it."""
+    def unpack(
+        self, given: TarInput, stack: Stack, *, like: str = "", refuse_empty: bool = False, digest: str | None = None
+    ) -> Unpacked:
+        """Unpack a tar on a stack, beside all layers; like, digest: as Layers.begin() and Draft.receive() have it."""
         draft = self._driver.layers.begin(random_id(), stack, like=like)
         transaction = self._metadata.start_deferred()
         try:
-            received = draft.receive(given, transaction.open_sidecar)
+            received = draft.receive(given, transaction.open_sidecar, digest)
             if refuse_empty:
                 refuse_nothing(received)
             return Unpacked(draft, transaction, received)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from layerstore._core import _files
 from layerstore._core._apply import Apply, guess_format
 from layerstore.disk.textfile import descriptor_of, naming_file
-from layerstore.errors import TarFormatError
+from layerstore.errors import NotSupportedError, TarFormatError
 from layerstore.streams.decompress import decompress
 from layerstore.streams.progress import Teller
 from layerstore.values import Progress
@@ -282,7 +282,9 @@ def _lend(buffer: memoryview, apply: Apply, teller: Teller) -> None:
 
 
 def _feed_foreign(source: Input, apply: Apply, teller: Teller, format: str, head: bytes) -> None:
-    """Push what bzip2, xz or lz4 unpacks to."""
+    """Push what bzip2, xz or lz4 unpacks to. Raises NotSupportedError if the core is to take the source's digest."""
+    if apply.digest:
+        raise NotSupportedError(f"no digest is taken of a source that is compressed with {format}")
     taken, waiting = 0, [head]
 
     def read() -> bytes:

@@ -15,7 +15,7 @@ from layerstore.drivers.overlay2.graft import Graft
 from layerstore.drivers.overlay2.ground import Ground, pump
 from layerstore.drivers.overlay2.trees import Trees
 from layerstore.errors import LayerStoreError, NotSupportedError
-from layerstore.ids import ChainID, DiffID, diff_id_of
+from layerstore.ids import ChainID, DiffID
 from layerstore.streams.sources import TarInput
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import FileEntry
@@ -55,7 +55,7 @@ class OverlayDraft:
         self._unsettled = b""
         self.diff_id: DiffID | None = None
 
-    def receive(self, given: TarInput, sidecar: Sidecar) -> Received:
+    def receive(self, given: TarInput, sidecar: Sidecar, digest: str | None = None) -> Received:
         """Make the directory, unpack the tar into it, and write its record.
 
         Raises  NotSupportedError   this process cannot write marks like those of `like`
@@ -65,12 +65,14 @@ class OverlayDraft:
         with record.opened(sidecar) as record_fd, opened(home) as scratch, opened("diff", dir_fd=scratch) as root:
             with placing(os.path.join(home, "diff")):
                 flags = self._ground.marks(self.id)
-                done = pump(given, _apply.register(root, scratch, record_fd, flags=flags, limits=self._ground.limits))
+                limits = self._ground.limits
+                done = pump(given, _apply.register(root, scratch, record_fd, flags=flags, limits=limits, digest=digest))
                 self._unsettled = done.unsettled
                 if self._stack:
                     self._settle_on(root)
-        self.diff_id = diff_id_of(done.diff_id)
-        return Received(self.diff_id, done.tar_size, done.size)
+        received = Received.of(done, digest)
+        self.diff_id = received.diff_id
+        return received
 
     def _create(self) -> None:
         classes = self._ground.classes
