@@ -58,8 +58,9 @@ from layerstore.values import (
     Problem,
     Usage,
 )
+from layerstore.version import VERSION
 
-__version__ = "0.2.0"
+__version__ = VERSION
 
 logs.prepare()
 

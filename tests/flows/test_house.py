@@ -20,8 +20,8 @@ C_FLOORS = ["base", "locks", "process", "mount", "tar", "codec", "tree", "union"
 
 # src/layerstore, likewise: the names and values that all use, then folders, the faces, and who uses them.
 PY_FLOORS = [
-    "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "running", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
-    "store", "documents", "images", "__init__", "cli", "aio", "__main__",
+    "version", "errors", "_core", "ids", "values", "sizes", "limits", "logs", "disk", "streams", "running", "contents", "layerdb", "drivers", "engine", "layer", "rwlayer",
+    "store", "documents", "registry", "images", "__init__", "cli", "aio", "__main__",
 ]
 
 

@@ -19,7 +19,7 @@ _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}")
 _HEX_ID = re.compile(r"[a-f0-9]{64}")
 
-_HUB, _OFFICIAL = "docker.io", "library/"
+HUB, _OFFICIAL = "docker.io", "library/"
 _NAME_LIMIT = 255
 
 
@@ -52,8 +52,8 @@ def split_domain(name: str) -> tuple[str, str]:
     if slash and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first):
         domain, path = ("docker.io" if first == "index.docker.io" else first), rest
     else:
-        domain, path = _HUB, name
-    if domain == _HUB and "/" not in path:
+        domain, path = HUB, name
+    if domain == HUB and "/" not in path:
         path = _OFFICIAL + path
     return domain, path
 
@@ -85,7 +85,7 @@ def parse(text: str) -> Reference:
             raise ImageError(f"invalid reference format: {text!r}: {err}", name=text) from None
     if len(name) > _NAME_LIMIT:
         raise ImageError(f"repository name must not be more than {_NAME_LIMIT} characters", name=text[:2 * _NAME_LIMIT])
-    if domain == _HUB:
+    if domain == HUB:
         path = path.removeprefix(_OFFICIAL) if "/" not in path.removeprefix(_OFFICIAL) else path
         return Reference(path, "" if at else tag, digest)
     return Reference(f"{domain}/{path}", "" if at else tag, digest)

@@ -1,0 +1,260 @@
+"""Sockets that wait so long and no longer, read what is there, and can be cut by another thread."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from layerstore.registry.calls import Broken, Call
+
+_ENOUGH: Final = 1 << 10            # bytes in `timeout` seconds that a body moves by, or more
+_LOOK: Final = 0.05                 # seconds between two looks whether the call was stopped, where nothing wakes
+_PIECE: Final = 1 << 18             # bytes sent at a time
+_RECORD: Final = 1 << 14            # bytes of plain text in a TLS record
+
+
+class AnsweredError(Exception):
+    """The other side answers, or closes, before all of the request was sent."""
+
+
+class Patience:
+    """How long the other side may keep us waiting. The time that the caller takes between reads does not count.
+
+    refills   True: a body, which has all the time again after each KiB
+    """
+
+    def __init__(self, seconds: float, *, refills: bool) -> None:
+        self.left = seconds
+        self._seconds, self._refills, self._seen = seconds, refills, 0
+
+    def spend(self, seconds: float, count: int) -> None:
+        """Count a wait, and the bytes that it brought."""
+        self.left -= seconds
+        self._seen += count
+        if self._refills and self._seen >= _ENOUGH:
+            self.left, self._seen = self._seconds, 0
+
+
+class Wire(socket.socket):
+    """A socket. Its own time-out is not used: `patience` says how long it waits.
+
+    patience   for what is sent and received from now on
+    allowance  bytes that may come before somebody sets it anew
+    listening  True: what comes while something is sent is the answer already
+    heard      bytes came since it was set to False
+    """
+
+    patience = Patience(0, refills=False)
+    allowance = 0
+    listening = False
+    heard = False
+    _ahead = b""
+    _failed: OSError | None = None
+
+    def cut(self) -> None:
+        """Shut it down, from any thread: what is blocked ends."""
+        try:
+            socket.socket.shutdown(self, socket.SHUT_RDWR)        # SSLSocket's own would go on without TLS
+        except OSError:
+            pass                                                # not connected, or closed
+
+    # ---- receiving ----
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        """Receive what is there, at least a byte; 0 at the end."""
+        view = memoryview(buffer)
+        view = view[:nbytes] if nbytes else view
+        if self._ahead:
+            count = min(len(view), len(self._ahead))
+            view[:count], self._ahead = self._ahead[:count], self._ahead[count:]
+            return count
+        if self._failed is not None:
+            raise self._failed
+        got = self._receive(view)
+        while 0 < got < len(view) and self._has_more():
+            try:
+                more = self._receive(view[got:])
+            except OSError as err:
+                self._failed = err                  # what came before it counts
+                break
+            if not more:
+                break
+            got += more
+        return got
+
+    def _receive(self, view: memoryview) -> int:
+        if self.patience.left <= 0:
+            raise TimeoutError
+        self.settimeout(self.patience.left)
+        begun, got = time.monotonic(), 0
+        try:
+            got = super().recv_into(view)
+        finally:
+            self.patience.spend(time.monotonic() - begun, got)
+        self.heard = self.heard or got > 0
+        self.allowance -= got
+        if self.allowance < 0:
+            raise OSError(errno.EMSGSIZE, "more bytes came around the body than belong to one")
+        return got
+
+    def _has_more(self) -> bool:
+        return self.is_readable()
+
+    def is_readable(self) -> bool:
+        """Return True if bytes are here, or the end."""
+        return bool(self._poll(select.POLLIN, 0))
+
+    # ---- sending ----
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """Send all.
+
+        Raises  AnsweredError   an answer came meanwhile
+        """
+        left = memoryview(data).cast("B")
+        while left:
+            self._wait_to_send()
+            self.settimeout(max(self.patience.left, _LOOK))
+            begun, sent = time.monotonic(), 0
+            try:
+                sent = self.send(left[:_PIECE])
+            finally:
+                self.patience.spend(time.monotonic() - begun, sent)
+            left = left[sent:]
+
+    def _wait_to_send(self) -> None:
+        watched = select.POLLOUT | (select.POLLIN if self.listening else 0)
+        while True:
+            begun = time.monotonic()
+            events = self._poll(watched, max(self.patience.left, 0))
+            self.patience.spend(time.monotonic() - begun, 0)
+            if events & select.POLLIN and self._is_answered():
+                raise AnsweredError
+            if events & ~select.POLLIN:
+                return
+            if self.patience.left <= 0:
+                raise TimeoutError
+
+    def _is_answered(self) -> bool:
+        return True
+
+    def _poll(self, events: int, seconds: float) -> int:
+        poll = select.poll()
+        poll.register(self, events)
+        found = poll.poll(seconds * 1000)
+        return found[0][1] if found else 0
+
+
+class TLSWire(Wire, ssl.SSLSocket):
+    """The same over TLS."""
+
+    def _has_more(self) -> bool:
+        return self.pending() > 0 or self.is_readable()
+
+    def _is_answered(self) -> bool:
+        """Return True if a part of an answer came. A session's ticket is none."""
+        self.settimeout(0)
+        try:
+            self._ahead = self.recv(_RECORD)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        self.heard = True
+        return True
+
+
+# ---- connecting ----
+
+
+def connected(call: Call, host: str, port: int, patience: Patience) -> Wire:
+    """Return a socket that is connected, and held by the call.
+
+    Raises  Broken, or what stopped the call
+    """
+    why = "the host has no address"
+    addresses = _resolved(call, host, port, patience)
+    for n, (family, kind, proto, _, address) in enumerate(addresses):
+        wire = Wire(family, kind, proto)
+        try:
+            call.hold(wire)
+            # An address that does not answer leaves time for those behind it.
+            _connect(call, wire, address, patience, patience.left / (len(addresses) - n))
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as err:
+            why = os.strerror(err.errno).lower() if err.errno else "it did not answer in time"
+        except BaseException:
+            let_go(call, wire)
+            raise
+        else:
+            return wire
+        let_go(call, wire)
+    call.check()
+    raise Broken(f"cannot connect: {why}")
+
+
+def let_go(call: Call, wire: Wire) -> None:
+    """Close a socket of a call."""
+    call.drop(wire)
+    wire.close()
+
+
+def _connect(call: Call, wire: Wire, address: Any, patience: Patience, seconds: float) -> None:
+    wire.settimeout(0)
+    err = wire.connect_ex(address)
+    end = time.monotonic() + seconds
+    while err == errno.EINPROGRESS:
+        begun = time.monotonic()
+        events = wire._poll(select.POLLOUT, min(_LOOK, max(end - begun, 0)))
+        patience.spend(time.monotonic() - begun, 0)
+        call.check()
+        if events:
+            err = wire.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        elif time.monotonic() >= end:
+            raise TimeoutError
+    if err:
+        raise OSError(err, os.strerror(err))
+
+
+def _resolved(call: Call, host: str, port: int, patience: Patience) -> list[Any]:
+    def look_up(flags: int = 0) -> list[Any]:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+
+    try:
+        return look_up(socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError):
+        pass
+    return _in_time(call, look_up, patience)
+
+
+def _in_time(call: Call, look_up: Callable[[], list[Any]], patience: Patience) -> list[Any]:
+    """Look a name up in another thread: nothing interrupts the system's resolver."""
+    found: list[list[Any]] = []
+    failed: list[Exception] = []
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            found.append(look_up())
+        except (OSError, UnicodeError) as err:
+            failed.append(err)
+        ended.set()
+
+    threading.Thread(target=work, name="layerstore-resolve", daemon=True).start()
+    begun = time.monotonic()
+    while not ended.wait(_LOOK):
+        call.check()
+        if time.monotonic() - begun > patience.left:
+            break
+    patience.spend(time.monotonic() - begun, 0)
+    if found:
+        return found[0]
+    why = failed[0] if failed else None
+    if (isinstance(why, socket.gaierror) and why.errno != socket.EAI_AGAIN) or isinstance(why, UnicodeError):
+        raise Broken("the host has no address: its name is unknown", is_final=True)
+    raise Broken("its name was not resolved" if why else "its name was not resolved in time")

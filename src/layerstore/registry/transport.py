@@ -1,0 +1,249 @@
+"""Connections to one place after another, one request at a time on each, and the answers that come over them.
+
+The requests and answers are urllib3's, the sockets below are ours. urllib3 never sees the query of a URL but on its way
+to the server: its records and errors would tell it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Final, Self
+
+import urllib3
+from urllib3.connection import HTTPConnection
+
+from layerstore.registry.calls import Broken, Call
+from layerstore.registry.places import Target
+from layerstore.registry.sockets import AnsweredError, Patience, Wire
+
+# A body as it is sent: bytes; or what makes the blocks, for each request anew.
+Body = bytes | Callable[[], Iterable[bytes]] | None
+
+_HEADER_BYTES: Final = 8 << 20        # of an answer, more than http.client takes
+_AROUND: Final = 1 << 18              # bytes around a block of a body: a chunk's size, its extensions
+_IDLE: Final = 32                     # connections that wait at a time
+_FAILURES: Final = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+
+
+class Headers:
+    """The headers of an answer; names in any case."""
+
+    def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
+        self._pairs = [(name.lower(), value) for name, value in pairs]
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first header of a name."""
+        return next(iter(self.all(name)), default)
+
+    def all(self, name: str) -> list[str]:
+        """Return all headers of a name."""
+        return [value for each, value in self._pairs if each == name.lower()]
+
+
+class Connection(HTTPConnection):
+    """A connection over a socket that is connected already.
+
+    wire      the socket
+    leads_to  what it is kept by in a pool
+    is_used   an answer came over it
+    is_last   it is not used again
+    """
+
+    def __init__(self, wire: Wire, leads_to: object) -> None:
+        super().__init__("", 0, timeout=None)
+        self.wire = wire
+        self.sock = wire
+        self.leads_to = leads_to
+        self.is_used = self.is_last = False
+        self._sent_target = ""
+
+    def connect(self) -> None:
+        """Raise: what broke is not connected again here."""
+        raise http.client.NotConnected
+
+    def putrequest(self, method: str, url: str, skip_host: bool = False, skip_accept_encoding: bool = False) -> None:
+        """Send the request's line, with the query that `url` lacks."""
+        super().putrequest(method, self._sent_target, skip_host, skip_accept_encoding)
+
+    def ask(
+        self, method: str, target: str, headers: Mapping[str, str], body: Body, timeout: float
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request and return its answer, whose body is still to come.
+
+        target   a path with its query, or a URL for a proxy
+
+        Raises  Broken, and what the body raises
+        """
+        wire, self._sent_target = self.wire, target
+        wire.heard, wire.listening, wire.allowance = False, False, _HEADER_BYTES
+        wire.patience = Patience(timeout, refills=True)
+        is_whole = True
+        try:
+            try:
+                self.request(
+                    method, target.partition("?")[0], _listened(wire, body), headers,
+                    preload_content=False, decode_content=False,
+                )  # fmt: skip
+            except (AnsweredError, BrokenPipeError, ConnectionResetError):
+                is_whole = False                # what it says to that may have come
+            wire.listening = False
+            wire.patience = Patience(timeout, refills=False)
+            response = self.getresponse()
+        except _FAILURES as err:
+            why = told_why(err)
+        else:
+            self.is_last = not is_whole
+            return response
+        raise Broken(why)
+
+
+    def end(self) -> None:
+        """Close it, with its socket."""
+        self.close()
+        self.wire.close()
+
+
+def _listened(wire: Wire, body: Body) -> bytes | Iterator[bytes] | None:
+    """Return a body that is sent until the other side answers."""
+    if body is None:
+        return None
+
+    def blocks() -> Iterator[bytes]:
+        wire.listening = True
+        yield from [body] if isinstance(body, bytes) else body()
+
+    return blocks()
+
+
+def told_why(err: BaseException) -> str:
+    """Return what a failed connection says, without what the other side chose."""
+    while isinstance(err, urllib3.exceptions.HTTPError) and (err.__cause__ or err.__context__):
+        err = err.__cause__ or err.__context__ or err
+    if isinstance(err, TimeoutError):
+        return "it did not answer in time"
+    if isinstance(err, ssl.SSLError):
+        return f"TLS failed: {err.reason or 'broken'}"
+    if isinstance(err, (http.client.RemoteDisconnected, http.client.NotConnected)):
+        return "the connection was closed without an answer"
+    if isinstance(err, http.client.IncompleteRead):
+        return "the connection was closed within the body"
+    if isinstance(err, OSError) and err.strerror:
+        return f"the connection broke: {err.strerror.lower()}"
+    return "what came is not HTTP"
+
+
+class Reply:
+    """An answer whose body is read as it comes. Use it as a context manager.
+
+    status   of HTTP
+    headers  of it
+    host     "name:port" of who answered
+    url      scheme, host and path
+    """
+
+    def __init__(
+        self, call: Call, pool: Pool, connection: Connection, response: urllib3.BaseHTTPResponse, target: Target,
+        timeout: float,
+    ) -> None:  # fmt: skip
+        self.status = response.status
+        self.headers = Headers(response.headers.items())
+        self.host, self.url, self.target = target.place.full_name, target.told, target
+        self._call, self._pool, self._connection, self._response = call, pool, connection, response
+        self._wire = connection.wire
+        self._is_open = True
+        self._wire.patience = Patience(timeout, refills=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def limit(self, seconds: float) -> None:
+        """Let all that is still to come take so long together."""
+        self._wire.patience = Patience(seconds, refills=False)
+
+    def read(self, n: int = 1 << 20) -> bytes:
+        """Return the next bytes of the body, as many as are here, at most n; b"" at its end.
+
+        Raises  Broken   it was cut, or stalled; or what stopped the call
+        """
+        if not self._is_open:
+            return b""
+        self._call.check()
+        self._wire.allowance = n + _AROUND
+        try:
+            block = self._response.read1(n)
+        except _FAILURES as err:
+            why = told_why(err)
+        else:
+            if not block:
+                self._call.check()
+                self._end(is_whole=True)
+            elif self._response.length_remaining == 0:
+                self._end(is_whole=True)
+            return block or b""
+        self.close()
+        self._call.check()
+        raise Broken(why)
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else close it. Twice is harmless."""
+        if self._is_open:
+            self._end(is_whole=self._response.length_remaining == 0)
+
+    def _end(self, *, is_whole: bool) -> None:
+        self._is_open = False
+        self._call.drop(self._wire)
+        connection = self._connection
+        is_kept = is_whole and connection.sock is not None and self.status >= 200 and not connection.is_last
+        self._response.close()
+        if is_kept:
+            connection.is_used = True
+            self._pool.give(connection)
+        else:
+            connection.end()
+
+
+class Pool:
+    """Connections that wait for a next request, by what they lead to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._is_closed = False
+
+    def take(self, leads_to: object) -> Connection | None:
+        """Return the connection used last, None if there is none that is still connected."""
+        while True:
+            with self._lock:
+                found = next((each for each in reversed(self._idle) if each.leads_to == leads_to), None)
+                if found is None:
+                    return None
+                self._idle.remove(found)
+            if not found.wire.is_readable():        # a server that hung up, or says what nobody asked for
+                return found
+            found.end()
+
+    def give(self, connection: Connection) -> None:
+        """Take a connection back."""
+        with self._lock:
+            is_kept = not self._is_closed
+            if is_kept:
+                self._idle.append(connection)
+            beyond = self._idle[:-_IDLE]
+            self._idle = self._idle[-_IDLE:]
+        for each in beyond if is_kept else [connection]:
+            each.end()
+
+    def close(self) -> None:
+        """Close all that wait, and each that comes back."""
+        with self._lock:
+            self._is_closed = True
+            idle, self._idle = self._idle, []
+        for each in idle:
+            each.end()
