@@ -22,7 +22,7 @@ USERXATTR = <int>lay.LAY_APPLY_USERXATTR
 Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_out first_left_out source_digest source_size",
                      module="layerstore._core._apply")
 
-DIGESTS = {None: <int>lay.LAY_DIGEST_NONE, "sha256": <int>lay.LAY_DIGEST_SHA256, "sha384": <int>lay.LAY_DIGEST_SHA384, "sha512": <int>lay.LAY_DIGEST_SHA512}
+_DIGESTS = {None: <int>lay.LAY_DIGEST_NONE, "sha256": <int>lay.LAY_DIGEST_SHA256, "sha384": <int>lay.LAY_DIGEST_SHA384, "sha512": <int>lay.LAY_DIGEST_SHA512}
 
 cdef lay.lay_limits limits_of(given):
     """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
@@ -200,9 +200,9 @@ cdef Apply not_open(unsigned flags, limits, int workers, digest=None):
     made.bounds = limits_of(limits)
     made.options.workers, made.options.flags, made.options.limits = workers, flags, &made.bounds
     made.digest = digest
-    if digest not in DIGESTS:
+    if digest not in _DIGESTS:
         raise ValueError(f"unknown digest: {digest!r}; sha256, sha384 and sha512 are known")
-    made.options.digest = <lay.lay_digest_kind><int>DIGESTS[digest]
+    made.options.digest = <lay.lay_digest_kind><int>_DIGESTS[digest]
     return made
 
 
