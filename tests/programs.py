@@ -57,13 +57,11 @@ def layers() -> list[bytes]:
     return [busybox(), imagekit.BASE, imagekit.MIDDLE, imagekit.TOP]
 
 
-def archive(place: Path, name: str = "app:1", *, diverse: str = "") -> Path:
-    """Write an archive of that image. diverse: a text for its config, so that its image id is another."""
+def archive(place: Path, name: str = "app:1", **config) -> Path:
+    """Write a Docker archive of that image. config: fields of its config that are others."""
     files = imagekit.docker([(layers(), [name])])
-    if diverse:
-        old = imagekit.config(layers())
-        new = imagekit.config(layers(), author=diverse)
-        files = {key: new if value == old else value for key, value in files.items()}
+    usual = imagekit.config(layers())
+    files = {key: imagekit.config(layers(), **config) if value == usual else value for key, value in files.items()}
     place.write_bytes(imagekit.tar_of(files))
     return place
 
@@ -73,9 +71,9 @@ class Skopeo:
     """skopeo with a home of its own; it speaks plain HTTP, and takes any certificate."""
 
     def __init__(self, home: Path):
-        self.home = home
         home.mkdir(parents=True, exist_ok=True)
-        self.env = environment(home)
+        # It remembers where it saw which blob, for all of the machine; of a user's it has a file below XDG_DATA_HOME, if it can.
+        self.env = environment(home, _CONTAINERS_ROOTLESS_UID="1", XDG_DATA_HOME="/dev/null/none")
 
     def __call__(self, *words, feed: bytes = b"") -> bytes:
         return run("skopeo", "--insecure-policy", *words, feed=feed, env=self.env)
@@ -95,8 +93,9 @@ class Podman:
     def __init__(self, place: Path):
         self.place = place
         place.mkdir(parents=True, exist_ok=True)
-        self.policy = place / "policy.json"
-        self.policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+        policy = place / ".config/containers/policy.json"
+        policy.parent.mkdir(parents=True, exist_ok=True)
+        policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         self.env = environment(place)
 
     def __enter__(self) -> "Podman":
@@ -110,12 +109,16 @@ class Podman:
         how = ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         return run("podman", *where, *how, *words, feed=feed, env=self.env)
 
+    def load(self, archive: Path) -> str:
+        """The name of the one image of an archive, as podman has it from now on."""
+        return self("load", "-q", "-i", archive).decode().partition(": ")[2].strip()
+
     def pull(self, reference: str) -> str:
         """The id of the image that is pulled."""
-        return "sha256:" + self("pull", "-q", "--tls-verify=false", "--signature-policy", self.policy, reference).decode().strip()
+        return "sha256:" + self("pull", "-q", "--tls-verify=false", reference).decode().strip()
 
     def push(self, image: str, reference: str, *words: str) -> None:
-        self("push", "-q", "--tls-verify=false", "--signature-policy", self.policy, *words, image, reference)
+        self("push", "-q", "--tls-verify=false", *words, image, reference)
 
     def run(self, image: str, *command: str) -> bytes:
         """What a command prints in a container. It may have as many files and processes as we may."""

@@ -154,6 +154,12 @@ class Registry:
         return self.data / "docker/registry/v2/repositories" / repository
 
 
+def split(reference: str) -> tuple[str, str]:
+    """Repository and tag of "host/repository:tag"."""
+    repository, _, tag = reference.partition("/")[2].rpartition(":")
+    return repository, tag
+
+
 def run(*words) -> bytes:
     """Run a program to its end; what it printed. AssertionError with its words if it fails."""
     done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, capture_output=True, check=False)

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from realregistry import split
 
 
 def ask(url: str, context: ssl.SSLContext | None = None, **headers: str) -> int:
@@ -21,7 +22,7 @@ def ask(url: str, context: ssl.SSLContext | None = None, **headers: str) -> int:
 
 def test_it_tells_what_it_was_asked_and_sent(registry, named, skopeo, archive):
     reference = named("app")
-    repository, _, tag = reference.partition("/")[2].partition(":")
+    repository, tag = split(reference)
     before = len(registry.requests())
     assert ask(f"http://{registry.host}/v2/{repository}/manifests/{tag}") == 404
     skopeo.copy(f"docker-archive:{archive}", f"docker://{reference}")
