@@ -40,6 +40,7 @@ from layerstore.images import ArchivedImage, Image, Images, Removed
 from layerstore.layer import EMPTY_LAYER, Layer
 from layerstore.layerdb.store import FileMetadataStore, MetadataStore
 from layerstore.layerdb.transaction import MetadataTransaction
+from layerstore.registry.registry import Registry
 from layerstore.rwlayer import RWLayer, Snapshot
 from layerstore.store import Store, log_release_metadata, release_and_log
 from layerstore.streams.directory import pack_directory
@@ -72,10 +73,10 @@ __all__ = [
     "InvalidOptionError", "Layer", "LayerDoesNotExistError", "LayerNotRetainedError", "LayerStoreError",
     "LeftOutWarning", "LimitExceededError", "MaxDepthExceededError", "MergedTree", "Metadata", "MetadataStore",
     "MetadataTransaction", "MountDoesNotExistError", "MountNameConflictError", "NotInRegistryError",
-    "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "RegistryError",
-    "Removed", "Snapshot", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError", "TarStream", "Usage",
-    "assemble", "build_info", "changes_between", "create_chain_id", "disassemble", "log_release_metadata",
-    "overlay_changes", "pack_directory", "release_and_log",
+    "NotMountedError", "NotSupportedError", "Orphan", "Problem", "RWLayer", "ReadOnlyStoreError", "Registry",
+    "RegistryError", "Removed", "Snapshot", "Store", "StoreClosedError", "StoreInUseError", "TarFormatError",
+    "TarStream", "Usage", "assemble", "build_info", "changes_between", "create_chain_id", "disassemble",
+    "log_release_metadata", "overlay_changes", "pack_directory", "release_and_log",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:                     # else a type checker takes every name for a public one

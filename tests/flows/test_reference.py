@@ -20,7 +20,10 @@ CLASSES = {f"layerstore.{name}": getattr(layerstore, name) for name in layerstor
 CLASSES |= {f"layerstore.aio.{name}": getattr(layerstore.aio, name) for name in layerstore.aio.__all__}
 CLASSES = {name: kind for name, kind in CLASSES.items() if inspect.isclass(kind) and kind.__module__.startswith("layerstore")}
 # What the package's own parts use between them, though without an underscore; no example could call them.
-OWN = {"TarStream": {"about", "copy_some", "left_out", "pump_into", "pump_once"}, "LayerStoreError": {"about"}}
+OWN = {
+    "TarStream": {"about", "copy_some", "left_out", "pump_into", "pump_once"}, "LayerStoreError": {"about"},
+    "Registry": {"chunk", "connections", "mirrors", "name", "place", "session", "slots"},
+}  # fmt: skip
 
 
 def set_in_init(kind: type) -> set[str]:

@@ -40,6 +40,8 @@ SIGNATURES = {
     "RWLayer.run": "(self, argv, *, cwd='/', env=None, user=None, timeout=None, network=False, binds=None, input=None, capture=True, check=False)",
     "RWLayer.apply_diff": "(self, source)", "RWLayer.metadata": "(self)", "RWLayer.commit": "(self)",
     "TarStream.copy_to": "(self, dst)",
+    "Registry": "(host, *, auth=None, insecure=False, ca=None, mirrors=(), timeout=30.0, retries=5, connections=3, chunk=None)",
+    "Registry.close": "(self)",
 }
 METADATA_STORE = {
     "start_transaction": "(self)", "get_size": "(self, chain_id)", "get_parent": "(self, chain_id)",
@@ -214,3 +216,32 @@ def test_aio_is_there_without_an_import_of_its_own():
     assert (done.stdout, done.stderr) == ("Store\n", "")
     with pytest.raises(AttributeError, match="'layerstore' has no attribute 'oia'"):
         getattr(layerstore, "oia")  # noqa: B009
+
+
+def test_registries_cost_nothing_until_one_is_made():
+    """Neither TLS nor the HTTP client is loaded by a program that asks no registry; the names are there all the same."""
+    script = """if True:
+        import sys, layerstore
+        names = [layerstore.Registry, layerstore.RegistryError, layerstore.NotInRegistryError, layerstore.AuthenticationError]
+        print(sorted({"urllib3", "ssl"} & {*sys.modules}))
+        layerstore.aio.Registry
+        print("urllib3" in sys.modules)
+        layerstore.Registry("localhost:5000")
+        print("urllib3" in sys.modules)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["[]", "False", "True"], "")
+
+
+def test_without_urllib3_a_registry_names_the_extra():
+    script = """if True:
+        import sys
+        sys.modules["urllib3"] = None
+        import layerstore
+        try:
+            layerstore.Registry("localhost:5000")
+        except layerstore.NotSupportedError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "pip install 'layerstore[registry]'" in done.stdout

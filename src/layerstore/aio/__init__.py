@@ -10,7 +10,7 @@ blocking one; __init__.pyi spells it out for a type checker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import layerstore
@@ -20,7 +20,7 @@ from layerstore.aio.streams import File
 from layerstore.values import StrPath
 
 __all__ = [
-    "File", "Images", "Layer", "RWLayer", "Snapshot", "Store", "TarStream", "assemble", "changes_between",
+    "File", "Images", "Layer", "RWLayer", "Registry", "Snapshot", "Store", "TarStream", "assemble", "changes_between",
     "disassemble", "overlay_changes", "pack_directory", "release_and_log",
 ]  # fmt: skip
 
@@ -114,6 +114,26 @@ class Images(Mirror[Any]):
             raise TypeError(f"Images() takes a Store of layerstore.aio, not {type(store).__name__}")
         super().__init__(layerstore.Images(store.blocking), store._slots)
         self.store = store
+
+
+@mirrors(layerstore.Registry)
+class Registry(Managed[Any]):
+    """One registry host, with its connections: what layerstore.Registry is. `async with` closes it.
+
+    A cancelled call shuts its connections, and ends within a second of that.
+    """
+
+    def __init__(
+        self, host: str, *, auth: tuple[str, str] | str | None = None, insecure: bool = False,
+        ca: StrPath | None = None, mirrors: Sequence[str] = (), timeout: float = 30.0, retries: int = 5,
+        connections: int = 3, chunk: int | None = None,
+    ) -> None:  # fmt: skip
+        """Take the arguments of layerstore.Registry, and raise as it does."""
+        blocking = layerstore.Registry(
+            host, auth=auth, insecure=insecure, ca=ca, mirrors=mirrors, timeout=timeout, retries=retries,
+            connections=connections, chunk=chunk,
+        )  # fmt: skip
+        super().__init__(blocking, Slots())
 
 
 assemble = awaits(layerstore.assemble)

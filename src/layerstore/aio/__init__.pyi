@@ -30,8 +30,8 @@ from layerstore.values import (
     Usage,
 )
 
-__all__ = ["File", "Images", "Layer", "RWLayer", "Snapshot", "Store", "TarStream", "assemble", "changes_between",
-    "disassemble", "overlay_changes", "pack_directory", "release_and_log"]
+__all__ = ["File", "Images", "Layer", "RWLayer", "Registry", "Snapshot", "Store", "TarStream", "assemble",
+    "changes_between", "disassemble", "overlay_changes", "pack_directory", "release_and_log"]
 
 class Images(Mirror[layerstore.Images]):
     store: Store
@@ -114,6 +114,12 @@ class RWLayer(Managed[layerstore.RWLayer]):
     async def release(self) -> list[Metadata]: ...
     @property
     def name(self) -> str: ...
+
+class Registry(Managed[layerstore.Registry]):
+    def __init__(self, host: str, *, auth: tuple[str, str] | str | None = ..., insecure: bool = ..., ca: StrPath | None
+        = ..., mirrors: Sequence[str] = ..., timeout: float = ..., retries: int = ..., connections: int = ..., chunk:
+        int | None = ...) -> None: ...
+    async def close(self) -> None: ...
 
 class Snapshot(Managed[layerstore.Snapshot]):
     @property

@@ -38,7 +38,9 @@ NAMES: dict[str, Any] = {"AsyncIterator": AsyncIterator}
 """What the names in the annotations of awaited methods mean."""
 
 LONG = frozenset({"cleanup", "orphans", "reclaim", "sync"})
-ENDS = frozenset({"discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount"})
+ENDS = frozenset({
+    "close", "discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount",
+})  # fmt: skip
 """Methods that release something: they take no slot and always run to their end."""
 OTHERS = frozenset({"run"})
 """Methods that take as long as a program of the caller's: they take no slot either, and end when they are cancelled."""
@@ -155,7 +157,7 @@ class _Work:
         given = bound.arguments
         for name, value in given.items():
             kind = _kind_of(value)
-            if kind and self.signature.parameters[name].annotation == kind.__name__:
+            if kind and str(self.signature.parameters[name].annotation).removesuffix(" | None") == kind.__name__:
                 where = f"{self.function.__name__}() takes a {kind.__name__} of layerstore.aio"
                 raise TypeError(f"{where}, not the blocking {value!r}")
         slots = self.slots(args)
