@@ -1,6 +1,7 @@
 """init, info, doctor, bench, and where the store is."""
 
 import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -86,13 +87,39 @@ def test_doctor_here(made, cli, root):
     found = answers(done)
     assert done.code == 0, done.out
     names = ["kernel", "rights", "store", "dockerd", "space", "file system", "overlay mounts", "d_type", "xattrs", "whiteouts", "changes",
-             "mount API", "openat2", "locks", "quota", "snapshots", "reflinks", "libraries", "libarchive", "bubblewrap", "rich"]  # fmt: skip
+             "mount API", "openat2", "locks", "quota", "snapshots", "reflinks", "libraries", "libarchive", "bubblewrap", "rich", "urllib3", "credentials"]  # fmt: skip
     assert list(found) == names
     assert found["file system"]["found"] == "tmpfs" and found["quota"]["state"] == "note"
     for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks", "snapshots"):
         assert found[name]["state"] == "ok", found[name]
     assert cli("doctor").out.count("->") == sum(1 for check in found.values() if check["todo"])
     assert os.listdir(root) == ["image", "overlay2"] or sorted(os.listdir(root)) == ["image", "overlay2"]
+
+
+CREDENTIALS = {
+    "none": ({}, "ok", "none: "),
+    "of docker": ({".docker/config.json": "{}"}, "ok", "{home}/.docker/config.json"),
+    "of both": ({".docker/config.json": "{}", "run/containers/auth.json": "{}"}, "ok",
+                "{home}/run/containers/auth.json, then {home}/.docker/config.json"),
+    "malformed": ({".docker/config.json": "{secret"}, "note", "{home}/.docker/config.json is malformed"),
+    "of a helper that is not there": ({".docker/config.json": '{"credsStore": "none-such"}'}, "note", "names a helper that is not in PATH"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", CREDENTIALS)
+def test_doctor_tells_which_credentials_count(made, cli, room, monkeypatch, which):
+    files, state, told = CREDENTIALS[which]
+    for name in ("DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "DOCKER_CONFIG", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(room / "home"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(room / "home/run"))
+    for name, text in files.items():
+        (room / "home" / name).parent.mkdir(parents=True)
+        (room / "home" / name).write_text(text)
+    found = answers(cli("doctor", "--json"))
+    assert (found["urllib3"]["state"], found["credentials"]["state"]) == ("ok", state)
+    assert told.format(home=room / "home") in found["credentials"]["found"]
+    assert "secret" not in json.dumps(found) and bool(found["credentials"]["todo"]) == (state == "note")
 
 
 def test_doctor_before_there_is_a_store(cli, room, root):

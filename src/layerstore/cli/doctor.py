@@ -10,6 +10,7 @@ import errno
 import fcntl
 import importlib.util
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ from layerstore.cli.screen import Cell, Screen
 from layerstore.disk import dockerd, mounts
 from layerstore.disk.locks import OpenDirectory
 from layerstore.disk.textfile import remove_directory
+from layerstore.documents.references import HUB
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
+from layerstore.registry import credentials
 from layerstore.running import bubblewrap
 from layerstore.sizes import format_size
 
@@ -80,7 +83,7 @@ def examine(root: str) -> list[Check]:
             found += [look(room) for look in _TRIES]
     except OSError as err:
         found.append(Check("writing", BAD, sentence(err), "name a directory that you may write to with --root"))
-    return [*found, _libraries(), _libarchive(), _bubblewrap(), _rich()]
+    return [*found, _libraries(), _libarchive(), _bubblewrap(), _rich(), _urllib3(), _credentials()]
 
 
 @contextlib.contextmanager
@@ -317,3 +320,28 @@ def _rich() -> Check:
     if importlib.util.find_spec("rich") is None:
         return Check("rich", NOTE, "not installed", "for colours and progress bars: pip install 'layerstore[cli]'")
     return Check("rich", OK, "colours and progress bars")
+
+
+# ---- registries ---------------------------------------------------------------------------------
+def _urllib3() -> Check:
+    try:
+        import urllib3
+    except ImportError:
+        return Check("urllib3", NOTE, "not installed", "to pull and push images: pip install 'layerstore[registry]'")
+    return Check("urllib3", OK, f"{urllib3.__version__}, to pull and push images")
+
+
+def _credentials() -> Check:
+    """Say which files with credentials there are, in the order in which they count. No helper is asked."""
+    places = [place for place in credentials.sources(HUB) if place.state != "absent"]
+    if not places:
+        return Check("credentials", OK, "none: registries are asked without a user (docker login, podman login)")
+    found = ", then ".join(place.name for place in places)
+    for place in places:
+        if place.state == "malformed":
+            return Check("credentials", NOTE, f"{found}; {place.name} is malformed",
+                         "no registry can be used that asks for a user: mend it, or remove it")  # fmt: skip
+        if place.helper and not shutil.which(place.helper):
+            return Check("credentials", NOTE, f"{found}; {place.name} names a helper that is not in PATH",
+                         f"install {place.helper}, or remove the helper from the file")  # fmt: skip
+    return Check("credentials", OK, found)
