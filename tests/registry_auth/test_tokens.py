@@ -2,10 +2,13 @@
 
 import base64
 import json
+import os
 import threading
 import time
 import urllib.parse
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -466,3 +469,125 @@ def test_one_who_waits_for_a_token_hears_that_its_call_is_stopped(server: Server
 
     first, stopped, _ = in_threads(3, finish)
     assert first == "Bearer token-1" and isinstance(stopped, KeyboardInterrupt)
+
+
+# ---- credentials of files and helpers ----
+
+
+def test_credentials_are_looked_up_once_per_repository_and_helpers_once_per_host(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "docker-credential-tell"
+    program.write_text(f"#!/bin/sh\ncat >>{tmp_path}/asked; echo '{{\"Username\":\"user\",\"Secret\":\"{PASSWORD}\"}}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"credsStore": "tell"}))
+    server.base = challenge("Basic")
+    authorizer = made(server, auth=None)
+    assert not (tmp_path / "asked").exists()
+    in_threads(4, lambda number: authorizer.challenged(CALL, f"repository-{number}", [], bearer(), None))
+    for _ in range(2):
+        authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
+        authorizer.challenged(CALL, "c", [PUSH], bearer(), None)
+    assert (tmp_path / "asked").read_text() == "registry.example.com"
+    assert {asked.basic for asked in server.asked} == {f"user:{PASSWORD}"}
+
+
+def test_a_helper_that_failed_is_not_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "docker-credential-tell"
+    program.write_text(f"#!/bin/sh\necho x >>{tmp_path}/asked; echo locked; exit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"credsStore": "tell"}))
+    authorizer = made(server, auth=None)
+    for repository in ("a", "a", "b"):
+        with pytest.raises(AuthenticationError, match=r"docker-credential-tell .*: locked$"):
+            authorizer.challenged(CALL, repository, [], bearer(), None)
+    assert (tmp_path / "asked").read_text() == "x\n" and server.asked == []
+
+
+def test_a_call_that_is_stopped_is_no_failure_of_a_helper(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "docker-credential-tell"
+    program.write_text(f"#!/bin/sh\nif ! [ -e {tmp_path}/asked ]; then touch {tmp_path}/asked; exec sleep 1000; fi; echo '{{\"Username\":\"u\",\"Secret\":\"s\"}}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"credsStore": "tell"}))
+    authorizer, call = made(server, auth=None), Call()
+    threading.Timer(0.5, lambda: call.stop(RegistryError("a worker failed"))).start()
+    with pytest.raises(RegistryError, match="a worker failed"):
+        authorizer.challenged(call, "a", [], bearer(), None)
+    assert authorizer.challenged(CALL, "a", [], bearer(), None) == "Bearer token-1"
+
+
+def test_a_malformed_file_is_an_error_only_once_a_challenge_comes(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", "{")
+    authorizer = made(server, auth=None)
+    assert authorizer.header("a/b", [PULL]) is None
+    for _ in range(2):
+        with pytest.raises(AuthenticationError, match="DOCKER_AUTH_CONFIG"):
+            authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
+
+
+def test_each_repository_has_its_own_credentials(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {"registry.example.com/a": {"username": "a"}, "registry.example.com": {"username": "all"}}
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"auths": entries}))
+    authorizer = made(server, auth=None)
+    for repository, user in (("a/b", "a"), ("c", "all")):
+        authorizer.challenged(CALL, repository, [], bearer(""), None)
+        assert server.asked[-1].basic == f"{user}:"
+    sent = authorizer.challenged(CALL, "a/b", [], challenge("Basic"), None)
+    assert sent == authorizer.header("a/b") and base64.b64decode(str(sent)[6:]) == b"a:" and authorizer.header("c") == "Bearer token-2"
+
+
+def test_it_is_told_that_there_are_no_credentials(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"auths": {"registry.example.com/a": {"username": "a"}}}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", "/nonexistent")
+    authorizer = made(server, auth=None)
+    for repository in ("a", "b"):
+        authorizer.challenged(CALL, repository, [], challenge("Basic"), None)
+    assert (authorizer.lacks("a"), authorizer.lacks("b")) == ("", "no credentials for registry.example.com were found")
+    assert made(server).lacks("b") == made(server, auth="token").lacks("b") == ""
+
+
+def test_what_a_server_repeats_of_our_secrets_is_hidden(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    basic = base64.b64encode(f"user:{PASSWORD}".encode()).decode()
+    server.answers = [(200, {"token": "hush-token"}), (403, {"errors": [{"code": "DENIED", "message": f"not {PASSWORD} as {basic}"}]})]
+    authorizer = made(server)
+    assert authorizer.hide(f"no {PASSWORD}, no {basic}, but {basic}x") == "no ***, no ***, but ***x"
+    authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
+    assert authorizer.hide("Bearer hush-token") == "Bearer ***"
+    with pytest.raises(AuthenticationError, match=r"403 DENIED: not \*\*\* as \*\*\*$"):
+        authorizer.challenged(CALL, "c", ["repository:c:pull"], bearer("repository:c:pull"), None)
+    assert made(server, auth="given").hide("my given") == "my ***"
+    with_file(monkeypatch, {"identitytoken": "identity"})
+    authorizer = made(server, auth=None)
+    server.answers = [(200, {"token": "t", "refresh_token": "renewed"})]
+    authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
+    assert authorizer.hide("identity or renewed") == "*** or ***"
+
+
+def test_no_secret_is_in_a_repr(server: Server) -> None:
+    authorizer = made(server)
+    sent = authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
+    assert repr(sent) == "<Authorization>" and PASSWORD not in repr(vars(authorizer)) and "token-1" not in repr(vars(authorizer))
+
+
+def test_a_forked_child_waits_for_no_thread_of_its_parent(server: Server) -> None:
+    authorizer, asking, done = made(server), threading.Event(), threading.Event()
+    server.before = lambda: asking.set() or done.wait(30)
+    thread = threading.Thread(target=lambda: authorizer.challenged(CALL, "a/b", [PULL], bearer(), None))
+    thread.start()
+    assert asking.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)          # of forks with threads, from 3.12 on
+        pid = os.fork()
+    if pid == 0:
+        try:
+            done.set()
+            server._lock = threading.Lock()
+            os._exit(0 if authorizer.challenged(CALL, "a/b", [PULL], bearer(), None) == "Bearer token-1" else 1)
+        finally:
+            os._exit(2)
+    try:
+        assert os.waitpid(pid, 0)[1] == 0
+    finally:
+        done.set()
+        thread.join(10)
