@@ -261,6 +261,14 @@ class Store:
         if layer._reference:
             self._engine.take_back(layer._reference)
 
+    def leave(self, layer: Layer) -> None:
+        """End a reference, and let the layer stay as if the process had ended without release(): nothing is deleted.
+
+        layer   from get(), register() ...
+        """
+        if layer._reference:
+            self._engine.references.let_go(layer._reference)
+
     # ---- writable layers ----
 
     def create_rw_layer(
