@@ -6,13 +6,13 @@ Only this module decides what is asked next. What an answer means for images and
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from layerstore.errors import LayerStoreError, RegistryError
 from layerstore.registry import failures
+from layerstore.registry.attempts import Attempts
 from layerstore.registry.calls import Broken, Call
 from layerstore.registry.failures import Told
 from layerstore.registry.places import Place, Target, check_named
@@ -24,8 +24,7 @@ T = TypeVar("T")
 
 ERROR_LIMIT: Final = 64 << 10
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 30.0
+_ERROR_SECONDS: Final = 30.0            # for the body of an error
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
 
 log = logging.getLogger(__name__)
@@ -58,10 +57,11 @@ class Session:
     """One host that is asked: the registry, or a mirror.
 
     place    where it is
+    retries  more attempts after a failure
     """
 
     def __init__(self, place: Place, manners: Manners, *, prefix: str = "") -> None:
-        self.place = place
+        self.place, self.retries = place, manners.retries
         self._manners = manners
         self._prefix = prefix
         self._pool = Pool()
@@ -100,39 +100,46 @@ class Session:
 
     def open(
         self, call: Call, path: str, *, scopes: Sequence[str] = (), headers: Mapping[str, str] | None = None,
-        expect: Sequence[int] = (200, 206),
+        expect: Sequence[int] = (200, 206), attempts: Attempts | None = None,
     ) -> Reply:  # fmt: skip
         """Ask for a blob, and return the answer with its body still to be read, by the caller.
 
-        Raises  as ask()
+        attempts  counts on; None: from none
+        Raises    as ask()
         """
         request = _Request("GET", path, tuple(scopes), headers or {}, None, tuple(expect), False)
-        return self._done(call, request, lambda reply: reply)
+        return self._done(call, request, lambda reply: reply, attempts)
+
+    def told(self, method: str, path: str) -> Told:
+        """Return a request as errors tell it."""
+        target = self._target(path)
+        return Told(method, target.told, target.place.full_name)
 
     # ---- one request, until it is answered ----
 
-    def _done(self, call: Call, request: _Request, finish: Callable[[Reply], T]) -> T:
-        first = self._target(request.path)
-        told = Told(request.method, first.told, first.place.full_name)
-        attempts = 0
+    def _done(
+        self, call: Call, request: _Request, finish: Callable[[Reply], T], attempts: Attempts | None = None
+    ) -> T:  # fmt: skip
+        first, told = self._target(request.path), self.told(request.method, request.path)
+        attempts = attempts or Attempts(self._manners.retries)
         while True:
             if self._is_closed:
                 raise RegistryError(f"{told}: the registry is closed", host=told.host)
-            attempts += 1
+            attempts.made += 1
             pause = 0.0
             try:
                 reply = self._course(call, request, first)
                 if reply.status in request.expect:
                     return finish(reply)
-                err, pause = _refused(reply, request, attempts)
+                err, pause = _refused(reply, request, attempts.made)
                 is_final = err.status not in _AGAIN
             except Broken as broken:
                 if request.is_once:
                     raise
-                err, is_final = failures.broken(told, broken.why, attempts), broken.is_final
-            if is_final or request.is_once or attempts > self._manners.retries:
+                err, is_final = failures.broken(told, broken.why, attempts.made), broken.is_final
+            if is_final or request.is_once or attempts.are_spent:
                 raise err
-            call.wait(max(pause, _pause(attempts)))
+            attempts.wait(call, pause)
 
     def _course(self, call: Call, request: _Request, target: Target) -> Reply:
         """Ask once, wherever that leads. Return an answer that leads no further."""
@@ -198,16 +205,11 @@ def _end(call: Call, connection: Connection) -> None:
     connection.end()
 
 
-def _pause(attempts: int) -> float:
-    """Return the seconds before the next attempt."""
-    return float(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (attempts - 1)) * random.uniform(0.75, 1.25))
-
-
 def _refused(reply: Reply, request: _Request, attempts: int) -> tuple[RegistryError, float]:
     """Return the error of an answer that was not expected, and the seconds that it asks to wait."""
     told = Told(request.method, reply.url, reply.host)
     with reply:
-        reply.limit(_LONGEST_PAUSE)
+        reply.limit(_ERROR_SECONDS)
         try:
             body = _read(reply, request.method, ERROR_LIMIT, RegistryError)
         except (Broken, RegistryError):

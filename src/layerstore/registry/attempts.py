@@ -1,0 +1,33 @@
+"""How often something was tried in vain, and how long to wait before it is tried again."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+from layerstore.registry.calls import Call
+
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 30.0
+
+
+class Attempts:
+    """The attempts of one request; of one blob, since some of it came.
+
+    made   how many, this one included
+    """
+
+    def __init__(self, retries: int) -> None:
+        """retries   how many may follow the first"""
+        self._retries = retries
+        self.made = 0
+
+    @property
+    def are_spent(self) -> bool:
+        """True if none may follow."""
+        return self.made > self._retries
+
+    def wait(self, call: Call, asked: float = 0.0) -> None:
+        """Sleep until the next one; asked: the seconds that a server asks for. Raises what stopped the call."""
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self.made - 1)) * random.uniform(0.75, 1.25)
+        call.wait(max(asked, pause))
