@@ -39,7 +39,7 @@ NAMES: dict[str, Any] = {"AsyncIterator": AsyncIterator}
 
 LONG = frozenset({"cleanup", "orphans", "reclaim", "sync"})
 ENDS = frozenset({
-    "close", "discard", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount",
+    "close", "discard", "leave", "release", "release_rw_layer", "release_unused", "remove", "take_back", "unmount",
 })  # fmt: skip
 """Methods that release something: they take no slot and always run to their end."""
 OTHERS = frozenset({"run"})

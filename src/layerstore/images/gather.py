@@ -187,6 +187,12 @@ class Gatherer:
         self._held[chain] = handle
         return chain
 
+    def leave(self) -> None:
+        """Let the layers that this load made stay, held by nobody, as those of a killed process do."""
+        for layer in self._new:
+            self.store.leave(layer)
+        self._new = []
+
     def close(self) -> None:
         """Release all references, and discard what was unpacked and not used. Can be called again.
 

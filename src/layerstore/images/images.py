@@ -7,9 +7,10 @@ references first and for images afterwards, so a load that holds its layers unti
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layerstore.disk.locks import Ending, surely
@@ -26,7 +27,7 @@ from layerstore.errors import (
     LayerStoreError,
 )
 from layerstore.ids import ChainID, Digest, is_digest, sha256_of
-from layerstore.images import load
+from layerstore.images import load, pulling, remote
 from layerstore.images.gather import Gatherer
 from layerstore.images.history import history
 from layerstore.images.image import ArchivedImage, Image, Removed, text_in
@@ -38,8 +39,10 @@ from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
+from layerstore.layerdb.distribution import Distribution
 from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.limits import Limits
+from layerstore.registry.registry import Registry
 from layerstore.store import Store
 from layerstore.values import Progress
 
@@ -247,6 +250,49 @@ class Images:
                 self._publish(db, planned, [config.data for config in configs])
                 return [self.get(config.id) for config in configs]
 
+    def pull(
+        self, reference: str, *, platform: str | None = None, registry: Registry | None = None,
+        progress: Progress | None = None, durability: str | None = None, keep: bool = False,
+    ) -> Image:  # fmt: skip
+        """Pull an image from its registry: its layers, its config, its name, and its name by digest.
+
+        reference   "name", "name:tag", "registry.example.com/name@sha256:...", as docker pull takes it
+        platform    for which one: "linux/arm64"; None: this host's, and of a single manifest what it is for
+        registry    a Registry of the reference's host; None: one of its own, with docker's and podman's credentials
+        progress    called with the compressed bytes of layers that came (a Done), at most ten times a second, from the
+                    calling thread
+        durability  as Store.register()'s
+        keep        True: of a pull that fails, layers that came whole stay, held by nobody, and the next pull does not
+                    fetch them
+
+        Raises   RegistryError, NotInRegistryError, AuthenticationError
+                 ImageError          what came is not what its digest, size, kind or name says; a bad reference
+                 NotSupportedError   urllib3 is not there
+                 TarFormatError, LimitExceededError, BreakoutError, ReadOnlyStoreError, OSError
+                 Then nothing is left, but what `keep` keeps.
+        Layers come in side by side, each unpacked while it comes, and no blob is written to a file. What the store has
+        is not fetched. A connection that breaks is made anew, and goes on where it broke.
+        """
+        return self._pulled(reference, platform, registry, progress, durability, keep=keep).image
+
+    def _pulled(
+        self, reference: str, platform: str | None, registry: Registry | None, progress: Progress | None,
+        durability: str | None, *, keep: bool,
+    ) -> pulling.Pulled:  # fmt: skip
+        """Do what pull() does, and say what came."""
+        self.store.check_writable()
+        level = self.store.durability(durability)
+        request = pulling.parse_request(reference, platform)
+        gatherer = Gatherer(self.store, level)
+        db, notes = ImageDB(self._db.root, level), Distribution(self._db.root, level)
+        with remote.opened(request.domain, registry) as source, Ending(gatherer.close):
+            found = pulling.gather(gatherer, source, request, db, progress, keep=keep)
+            with self._changing():
+                beside = functools.partial(pulling.note, db, notes, found, request)
+                self._publish(db, [found.planned], [found.config.data], beside)
+                image = self.get(found.config.id)
+        return pulling.Pulled(image, found.digest, found.fetched_size, found.present)
+
     @staticmethod
     def list_archive(
         source: Any, *, platform: str | None = "all", max_window: int = Limits().max_window
@@ -297,8 +343,11 @@ class Images:
                 self._publish(self._db, [Planned(made, [], names)], [made.data])
                 return self.get(made.id)
 
-    def _publish(self, db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes]) -> None:
-        """Write configs, then names; what was written is taken back if the rest cannot be."""
+    def _publish(
+        self, db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes],
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """Write configs, what beside() writes, then names; images are taken back if the rest cannot be written."""
         names = db.repositories()
         db.sweep()
         made: list[Digest] = []
@@ -309,6 +358,7 @@ class Images:
             db.begin_making(id for id in made if id in named)
             for data in contents:
                 db.add(data)
+            beside()
             for id, image, data in zip(ids, planned, contents, strict=True):     # a parent may come behind its child
                 if image.parent and id in made and self._is_parent(db, image.parent, id, data):
                     db.note(id, "parent", image.parent)
