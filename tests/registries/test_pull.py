@@ -6,7 +6,7 @@ import json
 import programs
 from stored import tar_of
 
-from layerstore.registry.registry import Registry
+from layerstore import Registry
 
 
 def split(reference: str) -> tuple[str, str, str]:
