@@ -4,6 +4,7 @@ Enters: docs/, examples/, the public names. Each page is a program of its own, i
 root runs beside a real dockerd on a root of ours. That Sphinx makes the pages without a warning is a step of .ci/run.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import disk
 import dockerd
 import pages
+import programs
 import pytest
 import realregistry
 import tarkit
@@ -31,7 +33,7 @@ DOCKER_PAGE = DOCS / "guide" / "docker.md"
 PAGES = sorted(DOCS.rglob("*.md"))
 GUIDE = [page for page in PAGES if page.parent.name == "guide"]
 RUN = [page for page in PAGES if pages.blocks(page) and page != DOCKER_PAGE]
-REGISTRY = "localhost:5000"       # as pages call the registry that they ask
+REGISTRY = re.compile(r"localhost:50[0-9]{2}")      # as pages call the registries that they ask
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -47,25 +49,24 @@ def run_page(page: Path, **replaced: str) -> None:
             printed = pages.run(source, line, namespace, page)
             assert printed == pages.promised(source), f"the example at line {line + 1}"
     finally:
-        server, store = namespace.get("server"), namespace.get("store")
-        if server is not None:
+        if (server := namespace.get("server")) is not None:
             server.shutdown()
             server.server_close()
-        if store is not None:
-            store.close()
+        for store in namespace.values():
+            if isinstance(store, layerstore.Store):
+                store.close()
 
 
 @pytest.fixture
 def ours(page, room, monkeypatch):
-    """What stands in place of a page's words: a registry of ours for its registry, asked with no credentials of this machine."""
-    if not any(REGISTRY in source for _, source in pages.blocks(page)):
-        yield {}
-        return
-    for name in ("DOCKER_AUTH_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
+    """What stands in place of a page's words: registries of ours for its registries, asked with no credentials of this machine."""
+    for name in programs.ELSEWHERE:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(room / "home"))
-    with realregistry.Registry(room / "registry") as registry:
-        yield {REGISTRY: registry.host.replace("127.0.0.1", "localhost")}
+    with contextlib.ExitStack() as stack:
+        names = sorted(set(REGISTRY.findall("".join(source for _, source in pages.blocks(page)))))
+        registries = {name: stack.enter_context(realregistry.Registry(room / name)) for name in names}
+        yield {name: f"localhost:{registry.port}" for name, registry in registries.items()}
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)

@@ -1,65 +1,178 @@
-"""A pull from Debian's docker-registry of what skopeo put there: whole, named as docker names it, and the second time with one request."""
+"""What skopeo, podman and docker pushed is pulled: the same image, under the same digest, layer by layer the same tars."""
 
-import hashlib
 import json
 
+import imagekit
 import programs
+import pytest
+from dockerd import Dockerd
+from realregistry import split
 from stored import tar_of
 
-from layerstore import Registry
+import layerstore
+
+LAYERS = programs.layers()
 
 
-def split(reference: str) -> tuple[str, str, str]:
-    host, _, rest = reference.partition("/")
-    return host, *rest.rpartition(":")[::2]
+def loaded_by_docker(docker: Dockerd, archive, reference: str) -> None:
+    docker.docker("load", "-q", "--input", str(archive))
+    docker.docker("tag", "app:1", reference)
 
 
-def test_what_skopeo_put_there(registry, named, skopeo, archive, images, store, root):
+@pytest.fixture
+def plain_layout(room):
+    """An OCI layout whose layers are not compressed."""
+    return imagekit.write_to(room / "layout", imagekit.oci(LAYERS, "plain", "app:1"))
+
+
+@pytest.fixture
+def pushed(skopeo, podman, docker, archive, plain_layout):
+    """Push the image by a program: pushed(who, reference)."""
+
+    def push(who: str, reference: str) -> None:
+        program, _, how = who.partition(", ")
+        if program == "docker":
+            loaded_by_docker(docker, archive, reference)
+            docker.docker("push", reference)
+        elif program == "podman":
+            podman.push(podman.load(archive), reference, *["--format", how] * bool(how))
+        else:
+            source = f"oci:{plain_layout}:1" if how == "plain" else f"docker-archive:{archive}"
+            words = {"zstd": ["--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"], "plain": ["--preserve-digests"]}
+            skopeo.copy(source, f"docker://{reference}", *words.get(how, ["--format", how] if how else []))
+
+    return push
+
+
+KINDS = {
+    "skopeo": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "skopeo, oci": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "skopeo, zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
+    "skopeo, plain": "application/vnd.oci.image.layer.v1.tar",
+    "podman": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "podman, oci": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "docker": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+}
+
+
+@pytest.mark.parametrize("who", KINDS)
+def test_what_a_program_pushed_is_pulled_bit_for_bit(registry, named, pushed, store, images, who):
     reference = named("app")
-    host, repository, tag = split(reference)
-    skopeo.copy(f"docker-archive:{archive}", f"docker://{reference}")
+    pushed(who, reference)
+    sent, digest = registry.manifest(*split(reference)), registry.tag(*split(reference))
+    assert {layer["mediaType"] for layer in sent["layers"]} == {KINDS[who]}
+    image = images.pull(reference)
+    assert image.id == sent["config"]["digest"]
+    assert (image.references, image.digests) == ((reference,), (f"{reference.removesuffix(':1')}@{digest}",))
+    assert [tar_of(store.map()[chain]) for chain in image.layers] == LAYERS
+    assert store.verify() == store.orphans() == []
+
+
+def test_what_is_asked_told_and_noted(registry, named, pushed, images, store, root):
+    reference = named("app")
+    pushed("skopeo", reference)
+    repository, tag = split(reference)
     digest, manifest = registry.tag(repository, tag), registry.manifest(repository, tag)
-    before = len(registry.requests())
-    told = []
-    with Registry(host) as source:
-        image = images.pull(reference, registry=source, progress=told.append)
+    before, told = len(registry.requests()), []
+    image = images.pull(reference, progress=told.append)
     total = sum(layer["size"] for layer in manifest["layers"])
     assert (told[-1], told[-1].total) == (total, total)
-    assert image.id == manifest["config"]["digest"]
-    assert image.references == (reference,)
-    assert image.digests == (f"{host}/{repository}@{digest}",)
-    assert [tar_of(store.map()[chain]) for chain in image.layers] == programs.layers()
-    assert store.verify() == store.orphans() == []
     asked = registry.requests(before)
     blobs = [manifest["config"]["digest"], *(layer["digest"] for layer in manifest["layers"])]
     assert asked[0].uri == f"/v2/{repository}/manifests/{tag}"
     assert sorted(one.uri for one in asked[1:]) == sorted(f"/v2/{repository}/blobs/{blob}" for blob in blobs)
 
-    notes = root / "image" / "overlay2" / "distribution"
+    below = root / "image/overlay2"
     for chain, entry in zip(image.layers, manifest["layers"], strict=True):
         diff_id = store.map()[chain].diff_id
-        layer = root / "image" / "overlay2" / "layerdb" / chain.replace(":", "/")
-        assert json.loads((layer / "descriptor.json").read_bytes()) == entry
-        assert (notes / "diffid-by-digest" / entry["digest"].replace(":", "/")).read_text() == diff_id
-        [noted] = json.loads((notes / "v2metadata-by-diffid" / diff_id.replace(":", "/")).read_bytes())
+        assert json.loads((below / "layerdb" / chain.replace(":", "/") / "descriptor.json").read_bytes()) == entry
+        assert (below / "distribution/diffid-by-digest" / entry["digest"].replace(":", "/")).read_text() == diff_id
+        [noted] = json.loads((below / "distribution/v2metadata-by-diffid" / diff_id.replace(":", "/")).read_bytes())
         assert noted == {
-            "Digest": entry["digest"], "SourceRepository": f"{host}/{repository}", "HMAC": "",
+            "Digest": entry["digest"], "SourceRepository": f"{registry.host}/{repository}", "HMAC": "",
             "MediaType": entry["mediaType"], "Size": entry["size"],
         }  # fmt: skip
-    kept = root / "image" / "overlay2" / "imagedb" / "metadata" / image.id.replace(":", "/") / "manifest"
-    assert f"sha256:{hashlib.sha256(kept.read_bytes()).hexdigest()}" == digest
+    kept = below / "imagedb/metadata" / image.id.replace(":", "/") / "manifest"
+    assert kept.read_bytes() == registry.blob(digest)
 
 
-def test_again_with_one_request(registry, named, skopeo, archive, images):
+def test_a_pulled_image_runs(named, pushed, store, images):
     reference = named("app")
-    host, repository, tag = split(reference)
-    skopeo.copy(f"docker-archive:{archive}", f"docker://{reference}")
-    with Registry(host) as source:
-        image = images.pull(reference, registry=source)
-        before, told = len(registry.requests()), []
-        assert images.pull(reference, registry=source, progress=told.append) == image
-        assert [one.uri for one in registry.requests(before)] == [f"/v2/{repository}/manifests/{tag}"]
-        assert [(int(done), done.total) for done in told[-1:]] == [(0, 0)]
-        images.remove(reference)
-        by_digest = images.pull(image.digests[0], registry=source)
-    assert (by_digest.references, by_digest.digests) == ((), image.digests)
+    pushed("skopeo", reference)
+    with store.create_rw_layer("box", images.pull(reference)) as box:
+        done = box.run(["/bin/cat", "/etc/new"])
+        assert (done.returncode, done.stdout) == (0, b"new")
+
+
+def test_an_image_that_is_here_costs_one_request(registry, named, pushed, images):
+    reference = named("app")
+    pushed("skopeo", reference)
+    first = images.pull(reference)
+    before, told = len(registry.requests()), []
+    assert images.pull(reference, progress=told.append) == first
+    repository, tag = split(reference)
+    assert [(one.method, one.uri, one.status) for one in registry.requests(before)] == [("GET", f"/v2/{repository}/manifests/{tag}", 200)]
+    assert [(int(done), done.total) for done in told[-1:]] == [(0, 0)]
+    images.remove(reference)
+    assert images.pull(first.digests[0]).references == ()
+
+
+def test_a_digest_pulls_what_the_tag_no_longer_names(registry, named, pushed, room, images, skopeo):
+    reference = named("app")
+    pushed("skopeo", reference)
+    repository, tag = split(reference)
+    digest, first = registry.tag(repository, tag), registry.manifest(repository, tag)
+    later = programs.archive(room / "later.tar", author="later")
+    skopeo.copy(f"docker-archive:{later}", f"docker://{reference}")
+    by_digest = f"{reference.removesuffix(':1')}@{digest}"
+    image = images.pull(by_digest)
+    assert (image.id, image.references, image.digests) == (first["config"]["digest"], (), (by_digest,))
+    assert images.pull(reference).id != image.id
+
+
+# ---- images for several platforms ---------------------------------------------------------------
+@pytest.fixture
+def of_two(room):
+    """Archives of one image for two platforms."""
+    return {arch: programs.archive(room / f"{arch}.tar", f"app:{arch}", architecture=arch) for arch in ("amd64", "arm64")}
+
+
+def list_by_docker(docker, skopeo, of_two, reference: str) -> None:
+    """`docker manifest`, which makes Docker's manifest lists."""
+    parts = [f"{reference}-{arch}" for arch in of_two]
+    for (arch, archive), part in zip(of_two.items(), parts, strict=True):
+        docker.docker("load", "-q", "--input", str(archive))
+        docker.docker("tag", f"app:{arch}", part)
+        docker.docker("push", part)
+    docker.docker("manifest", "create", "--insecure", reference, *parts)
+    docker.docker("manifest", "push", "--insecure", reference)
+
+
+def list_by_podman(podman, of_two, reference: str) -> None:
+    """`podman manifest`, which makes OCI's indexes."""
+    name = "localhost/list:" + reference.replace("/", "-").replace(":", "-")
+    podman("manifest", "create", name)
+    for archive in of_two.values():
+        podman("manifest", "add", name, f"docker-archive:{archive}")
+    podman("manifest", "push", "-q", "--all", "--format", "oci", "--tls-verify=false", name, f"docker://{reference}")
+
+
+@pytest.mark.parametrize("who", ["docker", "podman", "skopeo"])
+def test_of_an_index_the_image_for_the_platform_is_pulled(registry, named, docker, podman, skopeo, of_two, images, who):
+    reference = named("list")
+    if who == "docker":
+        list_by_docker(docker, skopeo, of_two, reference)
+    else:
+        list_by_podman(podman, of_two, reference)
+    if who == "skopeo":
+        skopeo.copy(f"docker://{reference}", f"docker://{(reference := named('copied'))}", "--all")
+    digest = registry.tag(*split(reference))
+    entries = registry.manifest(*split(reference))["manifests"]
+    for arch in of_two:
+        [entry] = [entry for entry in entries if entry["platform"]["architecture"] == arch]
+        image = images.pull(reference, platform=f"linux/{arch}")
+        assert image.architecture == arch
+        assert image.id == json.loads(registry.blob(entry["digest"]))["config"]["digest"]
+        assert image.digests == (f"{reference.removesuffix(':1')}@{digest}",)
+    with pytest.raises(layerstore.ImageError, match=r"linux/amd64.*linux/arm64"):
+        images.pull(reference, platform="linux/s390x")
