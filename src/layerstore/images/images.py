@@ -7,13 +7,12 @@ references first and for images afterwards, so a load that holds its layers unti
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from layerstore.disk.locks import Ending, surely
+from layerstore.disk.locks import Ending
 from layerstore.disk.textfile import new_file
 from layerstore.documents import references
 from layerstore.documents.configs import parse_config
@@ -26,20 +25,20 @@ from layerstore.errors import (
     LayerDoesNotExistError,
     LayerStoreError,
 )
-from layerstore.ids import ChainID, Digest, is_digest, sha256_of
-from layerstore.images import load, pulling, remote
+from layerstore.ids import ChainID, Digest, is_digest
+from layerstore.images import load, pulling
 from layerstore.images.gather import Gatherer
 from layerstore.images.history import history
 from layerstore.images.image import ArchivedImage, Image, Removed, text_in
 from layerstore.images.load import archived
 from layerstore.images.packing import Outgoing
 from layerstore.images.planned import Planned
+from layerstore.images.publishing import name_image, publish
 from layerstore.images.removing import Gone, Removing, names_of
 from layerstore.images.save import COMPRESSIONS, FORMATS, save
 from layerstore.images.targets import new_directory
 from layerstore.images.unpack import unpack
 from layerstore.layer import Layer, parent_id
-from layerstore.layerdb.distribution import Distribution
 from layerstore.layerdb.imagedb import ImageDB, Repositories, chains_of, diff_ids_of, now, parse_document
 from layerstore.limits import Limits
 from layerstore.registry.registry import Registry
@@ -247,7 +246,7 @@ class Images:
                     raise ImageError(f"the archive has {len(planned)} images: names can be given to a single one only")
                 planned = [planned[0]._replace(references=given)]
             with self._changing():
-                self._publish(db, planned, [config.data for config in configs])
+                publish(db, planned, [config.data for config in configs])
                 return [self.get(config.id) for config in configs]
 
     def pull(
@@ -273,25 +272,9 @@ class Images:
         Layers come in side by side, each unpacked while it comes, and no blob is written to a file. What the store has
         is not fetched. A connection that breaks is made anew, and goes on where it broke.
         """
-        return self._pulled(reference, platform, registry, progress, durability, keep=keep).image
-
-    def _pulled(
-        self, reference: str, platform: str | None, registry: Registry | None, progress: Progress | None,
-        durability: str | None, *, keep: bool,
-    ) -> pulling.Pulled:  # fmt: skip
-        """Do what pull() does, and say what came."""
-        self.store.check_writable()
-        level = self.store.durability(durability)
-        request = pulling.parse_request(reference, platform)
-        gatherer = Gatherer(self.store, level)
-        db, notes = ImageDB(self._db.root, level), Distribution(self._db.root, level)
-        with remote.opened(request.domain, registry) as source, Ending(gatherer.close):
-            found = pulling.gather(gatherer, source, request, db, progress, keep=keep)
-            with self._changing():
-                beside = functools.partial(pulling.note, db, notes, found, request)
-                self._publish(db, [found.planned], [found.config.data], beside)
-                image = self.get(found.config.id)
-        return pulling.Pulled(image, found.digest, found.fetched_size, found.present)
+        return pulling.pull(
+            self, reference, platform=platform, registry=registry, progress=progress, durability=durability, keep=keep
+        ).image
 
     @staticmethod
     def list_archive(
@@ -340,53 +323,8 @@ class Images:
             found["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
             made = parse_config(encode(found, "the config"), "the config")
             with self._changing():
-                self._publish(self._db, [Planned(made, [], names)], [made.data])
+                publish(self._db, [Planned(made, [], names)], [made.data])
                 return self.get(made.id)
-
-    def _publish(
-        self, db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes],
-        beside: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
-        """Write configs, what beside() writes, then names; images are taken back if the rest cannot be written."""
-        names = db.repositories()
-        db.sweep()
-        made: list[Digest] = []
-        ids = [sha256_of(data) for data in contents]
-        try:
-            made += [id for id in dict.fromkeys(ids) if not db.has(id)]
-            named = {id for id, image in zip(ids, planned, strict=True) if image.references}
-            db.begin_making(id for id in made if id in named)
-            for data in contents:
-                db.add(data)
-            beside()
-            for id, image, data in zip(ids, planned, contents, strict=True):     # a parent may come behind its child
-                if image.parent and id in made and self._is_parent(db, image.parent, id, data):
-                    db.note(id, "parent", image.parent)
-                for name in image.references:
-                    _name(names, name, id)
-                if image.references:
-                    db.note(id, "lastUpdated", now())
-            db.write_repositories(names)
-        except BaseException:
-            surely(db.take_back, made)
-            raise
-        db.end_making()
-
-    @staticmethod
-    def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
-        """Return True if an image can be built on that one. Nothing else is noted, so that none is its own ancestor."""
-        above: set[str] = {id}
-        try:
-            at = parent
-            while at:
-                if at in above:
-                    return False
-                above.add(at)
-                at = db.noted(at, "parent")
-            below = db.diff_ids(parent)
-            return diff_ids_of(parse_document(data, "the image"))[: len(below)] == below
-        except (OSError, LayerStoreError):
-            return False
 
     def save(
         self, images: str | Image | Iterable[str | Image], target: Any, *, format: str = "docker",
@@ -490,7 +428,7 @@ class Images:
         with self._changing():
             image = self.get(reference)
             names = self._db.repositories()
-            _name(names, str(called), image.id)
+            name_image(names, str(called), image.id)
             self._db.write_repositories(names)
             self._db.note(image.id, "lastUpdated", now())
             return self.get(image.id)
@@ -539,10 +477,3 @@ class Images:
         if not self._db.has(id) and not name:
             raise ImageDoesNotExistError(name=str(reference))
         return id, name
-
-
-def _name(names: Repositories, name: str, id: Digest) -> None:
-    called = references.parse(name)
-    if called.name == "sha256":
-        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name", name=name)
-    names.setdefault(called.name, {})[str(called)] = id

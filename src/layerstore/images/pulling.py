@@ -10,9 +10,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from layerstore.disk.locks import Scope
+from layerstore.disk.locks import Ending, Scope
 from layerstore.documents import references
 from layerstore.documents.configs import Config
 from layerstore.documents.manifests import Blob, Manifest, checked, parse_manifest_or_index
@@ -23,16 +23,18 @@ from layerstore.images.gather import Crew, Gatherer, Job, Stopped
 from layerstore.images.image import Image
 from layerstore.images.layouts import Layout, Wanted
 from layerstore.images.planned import Budget, Planned, PlannedLayer
-from layerstore.images.remote import Incoming, Remote
+from layerstore.images.publishing import publish
+from layerstore.images.remote import Incoming, Remote, opened
 from layerstore.layer import Layer
 from layerstore.layerdb.distribution import Distribution
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT, ImageDB
-from layerstore.store import Unpacked
+from layerstore.store import Store, Unpacked
 from layerstore.streams.sources import refuse_nothing
 from layerstore.values import Descriptor, Progress
 
 if TYPE_CHECKING:
     from layerstore.registry.calls import Call
+    from layerstore.registry.registry import Registry
 
 log = logging.getLogger("layerstore")
 
@@ -78,6 +80,38 @@ class Pulled(NamedTuple):
     digest: Digest
     fetched: int
     present: int
+
+
+class Stored(Protocol):
+    """The images of a store, as far as a pull needs them."""
+
+    @property
+    def store(self) -> Store:
+        """The store they are in."""
+        ...
+
+    def get(self, reference: str) -> Image:
+        """Return one."""
+        ...
+
+
+def pull(
+    images: Stored, reference: str, *, platform: str | None = None, registry: Registry | None = None,
+    progress: Progress | None = None, durability: str | None = None, keep: bool = False,
+) -> Pulled:  # fmt: skip
+    """Do what Images.pull() does, and say what came."""
+    store = images.store
+    store.check_writable()
+    level = store.durability(durability)
+    request = parse_request(reference, platform)
+    gatherer = Gatherer(store, level)
+    db, notes = ImageDB(store.images.root, level), Distribution(store.images.root, level)
+    with opened(request.domain, registry) as remote, Ending(gatherer.close):
+        found = gather(gatherer, remote, request, db, progress, keep=keep)
+        with store.images.exclusive(store.check_writable):
+            publish(db, [found.planned], [found.config.data], lambda: note(db, notes, found, request))
+            image = images.get(found.config.id)
+    return Pulled(image, found.digest, found.fetched_size, found.present)
 
 
 class Found(NamedTuple):
