@@ -110,7 +110,12 @@ def mirror_of(text: str) -> tuple[Place, str]:
 
 def asked_at(place: Place) -> Place:
     """Return where the registry of this name is: Docker Hub has another host than its name says."""
-    return place._replace(host=HUB_HOST) if place.host in (HUB, f"index.{HUB}") and not place.port else place
+    return place._replace(host=HUB_HOST) if name_of(place) == HUB else place
+
+
+def name_of(place: Place) -> str:
+    """Return how references and files with credentials name a place."""
+    return HUB if place.host in (HUB, f"index.{HUB}") and not place.port else place.name
 
 
 def check_named(url: str, registry: Place, base: str = "") -> Target:

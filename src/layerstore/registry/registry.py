@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import os
+import re
 import threading
+import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from layerstore.documents.references import HUB
 from layerstore.errors import NotSupportedError
 from layerstore.registry import places
 from layerstore.values import StrPath
 
-if TYPE_CHECKING:
-    from layerstore.registry.session import Session
+_TOKEN = re.compile(r"[!-~]+")
 
 
 class Registry:
@@ -41,19 +44,50 @@ class Registry:
                 NotSupportedError       urllib3 is not installed
         """
         place = places.place_of(host)
-        self.place = places.asked_at(place)
-        self.name = HUB if self.place.host != place.host or place.host == HUB else place.name
-        try:
-            from layerstore.registry.session import Manners, Session
-        except ModuleNotFoundError as err:
-            if err.name != "urllib3":
-                raise
-            raise NotSupportedError("registries need urllib3: pip install 'layerstore[registry]'") from None
-        manners = Manners(insecure=insecure, timeout=timeout, retries=retries)
-        self.connections, self.chunk = connections, chunk
-        self.slots = threading.BoundedSemaphore(connections)
-        self.session: Session = Session(self.place, manners)
-        self.mirrors: list[Session] = []
+        self.place, self.name = places.asked_at(place), places.name_of(place)
+        is_local = places.is_loopback(place.host)
+        if not isinstance(insecure, bool):
+            raise TypeError(f"insecure is a bool, not {type(insecure).__name__}")
+        if place.scheme == "http" and not (insecure or is_local):
+            raise ValueError(f"a registry on another machine is asked without TLS only if insecure=True: {host}")
+        _check_auth(auth)
+        if isinstance(mirrors, (str, bytes)):
+            raise TypeError("mirrors is a sequence of hosts or URLs, not one of them")
+        asked = [places.mirror_of(mirror) for mirror in mirrors]
+        self.connections = _number("connections", connections, least=1)
+        self.chunk = None if chunk is None else _number("chunk", chunk, least=1)
+        _number("retries", retries, least=0)
+        _check_timeout(timeout)
+        path = None if ca is None else os.fsdecode(ca)
+        _check_urllib3()
+        # These load urllib3 and ssl, which `import layerstore` does not.
+        from layerstore.registry import session as sessions
+        from layerstore.registry import tls
+
+        manners = sessions.Manners(
+            insecure=insecure, ca="" if path is None else tls.read_ca(path), timeout=timeout, retries=retries
+        )
+        self.session = sessions.Session(self.place, self.name, manners, auth=auth, may_be_plain=insecure or is_local)
+        # A mirror is tried once more, then passed over.
+        hasty = replace(manners, retries=1)
+        self.mirrors = [
+            sessions.Session(
+                places.asked_at(mirror), places.name_of(mirror), hasty, prefix=prefix,
+                may_be_plain=insecure or places.is_loopback(mirror.host),
+            )
+            for mirror, prefix in asked
+        ]  # fmt: skip
+        self._begin()
+        _LIVING.add(self)
+
+    def _begin(self) -> None:
+        self.slots = threading.BoundedSemaphore(self.connections)
+
+    def _renew(self) -> None:
+        """Begin anew in a forked child, whose parent's connections and threads are not its own."""
+        self._begin()
+        for session in (self.session, *self.mirrors):
+            session.renew()
 
     def __enter__(self) -> Self:
         return self
@@ -68,3 +102,54 @@ class Registry:
         """Close the connections. Later calls raise RegistryError. Closing twice is harmless."""
         for session in (self.session, *self.mirrors):
             session.close()
+
+
+def _check_auth(auth: object) -> None:
+    """Raise TypeError or ValueError if this is no `auth` argument. What it is stays untold: it is a secret."""
+    if auth is None:
+        return
+    if isinstance(auth, str):
+        if not _TOKEN.fullmatch(auth):
+            raise ValueError("a token has visible ASCII characters only, and at least one")
+    elif not (isinstance(auth, tuple) and all(isinstance(each, str) for each in auth)):
+        raise TypeError(f"auth is (user, password), a token, or None, not {type(auth).__name__}")
+    elif len(auth) != 2 or ":" in auth[0]:
+        raise ValueError("auth is (user, password), and a user has no colon in its name")
+
+
+def _check_timeout(timeout: object) -> None:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout is a number of seconds, not {type(timeout).__name__}")
+    if not 0 < timeout < math.inf:
+        raise ValueError(f"timeout is a number of seconds above 0, not {timeout}")
+
+
+def _number(name: str, value: object, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is an int, not {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} is at least {least}, not {value}")
+    return value
+
+
+def _check_urllib3() -> None:
+    needed = "registries need urllib3 2.2 or newer: pip install 'layerstore[registry]'"
+    try:
+        import urllib3
+    except ImportError:
+        raise NotSupportedError(needed) from None
+    version = str(getattr(urllib3, "__version__", ""))
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found and (int(found[1]), int(found[2])) < (2, 2):
+        raise NotSupportedError(f"{needed} (here is {version})")
+
+
+_LIVING: weakref.WeakSet[Registry] = weakref.WeakSet()
+
+
+def _renew_all() -> None:
+    for registry in [*_LIVING]:
+        registry._renew()
+
+
+os.register_at_fork(after_in_child=_renew_all)

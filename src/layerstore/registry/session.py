@@ -1,22 +1,25 @@
 """Requests to one host: tried again, redirected and authenticated as registries want it, and bounded.
 
-Only this module decides what is asked next. What an answer means for images and blobs is the caller's.
+Only this module decides what is asked next. What an answer means for images and blobs is its callers' business.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeVar
 
-from layerstore.errors import LayerStoreError, RegistryError
-from layerstore.registry import failures
+from layerstore.errors import AuthenticationError, LayerStoreError, RegistryError
+from layerstore.registry import failures, headers
 from layerstore.registry.attempts import Attempts
 from layerstore.registry.calls import Broken, Call
+from layerstore.registry.dialing import Dialer
 from layerstore.registry.failures import Told
 from layerstore.registry.places import Place, Target, check_named
-from layerstore.registry.sockets import Patience, connected
+from layerstore.registry.tls import Trust
+from layerstore.registry.tokens import TOKEN_LIMIT, Authorizer
 from layerstore.registry.transport import Body, Connection, Headers, Pool, Reply
 from layerstore.version import VERSION
 
@@ -24,7 +27,10 @@ T = TypeVar("T")
 
 ERROR_LIMIT: Final = 64 << 10
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
-_ERROR_SECONDS: Final = 30.0            # for the body of an error
+_REDIRECTS: Final = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS: Final = 10
+_LONGEST_ASKED: Final = 60.0            # seconds that an answer may ask to wait
+_MOST_WARNINGS: Final = 1000
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
 
 log = logging.getLogger(__name__)
@@ -46,11 +52,17 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Manners:
-    """How a registry is to be asked; the arguments of Registry()."""
+    """How hosts are to be asked: the arguments of Registry().
+
+    ca       PEM texts of certificates to trust beside the system's
+    warned   the warnings that were logged
+    """
 
     insecure: bool = False
+    ca: str = ""
     timeout: float = 30.0
     retries: int = 5
+    warned: set[str] = field(default_factory=set)
 
 
 class Session:
@@ -60,17 +72,44 @@ class Session:
     retries  more attempts after a failure
     """
 
-    def __init__(self, place: Place, manners: Manners, *, prefix: str = "") -> None:
-        self.place, self.retries = place, manners.retries
+    def __init__(
+        self, place: Place, name: str, manners: Manners, *, auth: tuple[str, str] | str | None = None, prefix: str = "",
+        may_be_plain: bool = False,
+    ) -> None:  # fmt: skip
+        """Take a host.
+
+        name          its own, by which files know it
+        prefix        a path in front of /v2
+        may_be_plain  if its scheme is unknown, it may be asked without TLS
+        """
+        self.place = place
+        self.retries = manners.retries
         self._manners = manners
         self._prefix = prefix
         self._pool = Pool()
+        trust = Trust(name, ca=manners.ca, insecure=manners.insecure)
+        self._dialer = Dialer(place, trust, manners.timeout, may_be_plain=may_be_plain)
+        self._authorizer = Authorizer(
+            name, auth=auth, timeout=manners.timeout, plain=lambda: self._dialer.scheme == "http",
+            exchange=self._exchange,
+        )  # fmt: skip
         self._is_closed = False
+
+    def told(self, method: str, path: str) -> Told:
+        """Return a request as errors tell it."""
+        target = self._target(path)
+        return Told(method, target.told, target.place.full_name)
 
     def close(self) -> None:
         """Close the connections. What is asked from now on raises RegistryError."""
         self._is_closed = True
         self._pool.close()
+
+    def renew(self) -> None:
+        """Begin anew in a forked child: what is connected is the parent's."""
+        inherited, self._pool = self._pool, Pool()
+        self._dialer.renew()
+        inherited.forget()
 
     def ask(
         self, call: Call, method: str, path: str, *, scopes: Sequence[str] = (),
@@ -90,13 +129,7 @@ class Session:
         Raises  RegistryError   any other status, or no answer; what stopped the call; what `body` raises
         """
         request = _Request(method, path, tuple(scopes), headers or {}, body, tuple(expect), upload)
-
-        def whole(reply: Reply) -> Answer:
-            with reply:
-                found = _read(reply, request.method, limit, beyond)
-                return Answer(reply.status, reply.headers, found, reply.url, reply.host)
-
-        return self._done(call, request, whole)
+        return self._done(call, request, lambda reply: _whole(reply, method, limit, beyond))
 
     def open(
         self, call: Call, path: str, *, scopes: Sequence[str] = (), headers: Mapping[str, str] | None = None,
@@ -107,84 +140,159 @@ class Session:
         attempts  counts on; None: from none
         Raises    as ask()
         """
-        request = _Request("GET", path, tuple(scopes), headers or {}, None, tuple(expect), False)
+        request = _Request("GET", path, tuple(scopes), headers or {}, None, tuple(expect))
         return self._done(call, request, lambda reply: reply, attempts)
-
-    def told(self, method: str, path: str) -> Told:
-        """Return a request as errors tell it."""
-        target = self._target(path)
-        return Told(method, target.told, target.place.full_name)
 
     # ---- one request, until it is answered ----
 
     def _done(
         self, call: Call, request: _Request, finish: Callable[[Reply], T], attempts: Attempts | None = None
     ) -> T:  # fmt: skip
-        first, told = self._target(request.path), self.told(request.method, request.path)
-        attempts = attempts or Attempts(self._manners.retries)
+        attempts = attempts or Attempts(self.retries)
         while True:
-            if self._is_closed:
-                raise RegistryError(f"{told}: the registry is closed", host=told.host)
             attempts.made += 1
-            pause = 0.0
+            asked = 0.0
             try:
-                reply = self._course(call, request, first)
+                reply = self._course(call, request)
                 if reply.status in request.expect:
                     return finish(reply)
-                err, pause = _refused(reply, request, attempts.made)
-                is_final = err.status not in _AGAIN
+                answer = _refusing(reply, request.method)
+                err, is_final = self._refusal(request, answer, attempts.made), answer.status not in _AGAIN
+                if not is_final:
+                    asked = asked_to_wait(answer, request.method)
             except Broken as broken:
                 if request.is_once:
                     raise
+                told = self.told(request.method, request.path)
                 err, is_final = failures.broken(told, broken.why, attempts.made), broken.is_final
             if is_final or request.is_once or attempts.are_spent:
                 raise err
-            attempts.wait(call, pause)
+            attempts.wait(call, asked)
 
-    def _course(self, call: Call, request: _Request, target: Target) -> Reply:
+    def _course(self, call: Call, request: _Request) -> Reply:
         """Ask once, wherever that leads. Return an answer that leads no further."""
-        return self._exchange(call, request, target, {})
-
-    def _exchange(self, call: Call, request: _Request, target: Target, more: Mapping[str, str]) -> Reply:
-        """Send a request, and return its answer."""
-        headers = {"Host": target.place.name, **_ALWAYS, **request.headers, **more}
-        if isinstance(request.body, bytes):
-            headers["Content-Length"] = str(len(request.body))
+        target = self._target(request.path)
+        is_home = target.place.is_same(self._home())
+        repository = request.repository
+        sent: str | None = None
+        if is_home and not request.is_bare:
+            sent = self._authorizer.header(repository, request.scopes, call)
+        passed: list[str] = []
         while True:
-            connection = self._pool.take(target.place)
-            is_used = connection is not None
-            if connection is None:
-                connection = self._connect(call, target.place)
+            reply = self._asked(call, request, target, {"Authorization": sent} if sent and is_home else {}, is_home)
+            if reply.status == 401 and is_home and not request.is_bare:
+                answer = _refusing(reply, request.method)
+                sent = self._authorizer.challenged(call, repository, request.scopes, answer, sent)
+                if sent is None:
+                    raise self._refusal(request, answer, 1, about=self._authorizer.lacks(repository))
+            elif reply.status in request.follows:
+                passed.append(reply.target.url)
+                target, here = self._next(reply, request, passed), reply.target.place
+                is_home = is_home and target.place.is_same(here)
             else:
-                call.hold(connection.wire)
+                return reply
+
+    def _next(self, reply: Reply, request: _Request, passed: list[str]) -> Target:
+        """Return where a redirect leads. Raises RegistryError if that is not asked."""
+        told = Told(request.method, reply.url, reply.host)
+        location = reply.headers.get("Location")
+        _refusing(reply, request.method)
+        why = ""
+        if not location:
+            why = "it does not say where to"
+        elif len(passed) > _MOST_REDIRECTS:
+            why = f"more than {_MOST_REDIRECTS} redirects"
+        else:
+            # A request by TLS never leads to one without, and one that began on another machine never to this one.
+            registry = self.place._replace(scheme=reply.target.place.scheme)
+            target = check_named(location, registry, reply.target.url)
+            if target.url not in passed:
+                return target
+            why = f"the redirects go round in a circle, at {target.told}"
+        raise RegistryError(f"{told}: {reply.status}: {why}", status=reply.status, host=reply.host)
+
+    def _asked(
+        self, call: Call, request: _Request, target: Target, more: Mapping[str, str], is_home: bool
+    ) -> Reply:
+        """Send a request once. Return its answer."""
+        while True:
+            if self._is_closed:
+                told = Told(request.method, target.told, target.place.full_name)
+                raise RegistryError(f"{told}: the registry is closed", host=told.host)
+            connection = self._dialer.found(call) if is_home else None
+            if is_home:
+                target = target._replace(place=target.place._replace(scheme=self._dialer.scheme or "http"))
+            place = target.place._replace(port=target.place.real_port)
+            connection = connection or self._pool.take((place, is_home))
+            if connection is None:
+                connection = self._dialer.dial(call, place, is_home=is_home)
+            is_used = connection.is_used
             try:
-                response = connection.ask(request.method, target.path, headers, request.body, self._manners.timeout)
-                return Reply(call, self._pool, connection, response, target, self._manners.timeout)
-            except Broken:
-                # It was closed while it waited in the pool: nobody has seen the request.
+                call.hold(connection.wire)
+                reply = self._sent(call, connection, request, target, more)
+            except Broken as err:
+                # What waited in the pool may have been closed meanwhile: the request was not seen.
                 again = is_used and not connection.wire.heard and not request.is_once
                 _end(call, connection)
                 call.check()
+                if is_home:
+                    self._dialer.confirm(is_answered=False)
                 if not again:
-                    raise
+                    raise Broken(err.why, is_final=err.is_final) from None
             except BaseException:
                 _end(call, connection)
+                call.check()
                 raise
+            else:
+                if is_home:
+                    self._dialer.confirm(is_answered=True)
+                self._warn(reply)
+                return reply
 
-    def _connect(self, call: Call, place: Place) -> Connection:
-        patience = Patience(self._manners.timeout, refills=False)
-        wire = connected(call, place.host, place.real_port, patience)
-        return Connection(wire, place)
+    def _sent(
+        self, call: Call, connection: Connection, request: _Request, target: Target, more: Mapping[str, str]
+    ) -> Reply:
+        sent = {"Host": target.place.name, **_ALWAYS, **request.headers, **more}
+        if isinstance(request.body, bytes):
+            sent["Content-Length"] = str(len(request.body))
+        response = connection.ask(request.method, target, sent, request.body, self._manners.timeout)
+        return Reply(call, self._pool, connection, response, target, self._manners.timeout)
+
+    def _exchange(
+        self, call: Any, method: str, url: str, headers: Mapping[str, str], body: bytes | None
+    ) -> Answer:
+        """Ask for the authorizer: without authentication and redirects. Raises RegistryError."""
+        statuses = tuple(status for status in range(200, 600) if status not in _AGAIN)
+        request = _Request(method, url, (), headers, body, statuses, is_bare=True)
+        return self._done(call, request, lambda reply: _whole(reply, method, TOKEN_LIMIT, AuthenticationError))
+
+    # ---- what is said about it ----
+
+    def _refusal(self, request: _Request, answer: Answer, attempts: int, *, about: str = "") -> RegistryError:
+        told = Told(request.method, answer.url, answer.host)
+        return failures.refusal(told, answer.status, answer.body, attempts, about=about, hide=self._authorizer.hide)
+
+    def _warn(self, reply: Reply) -> None:
+        warned = self._manners.warned
+        for text in headers.warnings(reply.headers.all("Warning")):
+            text = self._authorizer.hide(text)
+            if text not in warned and len(warned) < _MOST_WARNINGS:
+                warned.add(text)
+                log.warning("%s warns: %s", reply.host, text)
+
+    def _home(self) -> Place:
+        return self.place._replace(scheme=self._dialer.scheme)
 
     def _target(self, path: str) -> Target:
-        place = self.place._replace(scheme=self.place.scheme or "http")
-        if path.startswith("/"):
-            return Target(place, self._prefix + path)
-        return check_named(path, place)
+        home = self._home()
+        return Target(home, self._prefix + path) if path.startswith("/") else check_named(path, home)
 
 
 class _Request(NamedTuple):
-    """What ask() and open() were given."""
+    """What ask() and open() were given.
+
+    is_bare   True: without authentication and redirects
+    """
 
     method: str
     path: str
@@ -192,12 +300,39 @@ class _Request(NamedTuple):
     headers: Mapping[str, str]
     body: Body
     expect: tuple[int, ...]
-    upload: bool
+    upload: bool = False
+    is_bare: bool = False
 
     @property
     def is_once(self) -> bool:
         """True if the caller decides what follows a failure."""
         return self.upload and self.method in ("PATCH", "PUT")
+
+    @property
+    def repository(self) -> str:
+        """What the first scope is about."""
+        return self.scopes[0].split(":")[1] if self.scopes else ""
+
+    @property
+    def follows(self) -> tuple[int, ...]:
+        """The redirects that are followed."""
+        if self.is_bare:
+            return ()
+        if self.method in ("GET", "HEAD"):
+            return _REDIRECTS
+        return (307, 308) if self.upload else ()
+
+
+def asked_to_wait(answer: Answer, method: str) -> float:
+    """Return the seconds that an answer asks to wait before another attempt; 0: it does not say so.
+
+    Raises  RegistryError   it asks for more than a minute
+    """
+    seconds = headers.retry_after(answer.headers.get("Retry-After"), time.time()) or 0.0
+    if seconds > _LONGEST_ASKED:
+        text = f"{method} {answer.url}: {answer.status}, and it asks to wait {seconds:.0f} seconds"
+        raise RegistryError(text, status=answer.status, host=answer.host)
+    return seconds
 
 
 def _end(call: Call, connection: Connection) -> None:
@@ -205,22 +340,27 @@ def _end(call: Call, connection: Connection) -> None:
     connection.end()
 
 
-def _refused(reply: Reply, request: _Request, attempts: int) -> tuple[RegistryError, float]:
-    """Return the error of an answer that was not expected, and the seconds that it asks to wait."""
-    told = Told(request.method, reply.url, reply.host)
+def _refusing(reply: Reply, method: str) -> Answer:
+    """Return an answer with the body of an error: b"" if it is too long, or breaks."""
     with reply:
-        reply.limit(_ERROR_SECONDS)
+        reply.hurry()
         try:
-            body = _read(reply, request.method, ERROR_LIMIT, RegistryError)
+            body = _read(reply, method, ERROR_LIMIT, RegistryError)
         except (Broken, RegistryError):
             body = b""
-    return failures.refusal(told, reply.status, body, attempts), 0.0
+    return Answer(reply.status, reply.headers, body, reply.url, reply.host)
+
+
+def _whole(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) -> Answer:
+    with reply:
+        body = _read(reply, method, limit, beyond)
+    return Answer(reply.status, reply.headers, body, reply.url, reply.host)
 
 
 def _read(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) -> bytes:
     """Return a body whole, if it is not beyond a limit."""
-    length = reply.headers.get("Content-Length")
-    is_beyond = method != "HEAD" and length.isascii() and length.isdigit() and int(length) > limit
+    length = reply.headers.get("Content-Length").strip()
+    is_beyond = method != "HEAD" and length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit)
     blocks, size = [], 0
     while not is_beyond and (block := reply.read(min(limit + 1 - size, 1 << 16))):
         blocks.append(block)
@@ -228,5 +368,7 @@ def _read(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) 
         is_beyond = size > limit
     if is_beyond:
         text = f"{method} {reply.url}: the answer has more than {limit} bytes"
-        raise beyond(text, **({"host": reply.host} if issubclass(beyond, RegistryError) else {}))
+        if issubclass(beyond, RegistryError):
+            raise beyond(text, status=reply.status, host=reply.host)
+        raise beyond(text)
     return b"".join(blocks)

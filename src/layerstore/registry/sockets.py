@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +15,10 @@ from layerstore.registry.calls import Broken, Call
 
 _ENOUGH: Final = 1 << 10            # bytes in `timeout` seconds that a body moves by, or more
 _LOOK: Final = 0.05                 # seconds between two looks whether the call was stopped, where nothing wakes
+_LONGEST: Final = 1e6               # seconds that poll(2) takes
+_LARGE: Final = 1 << 16             # bytes asked for at once, by who wants large blocks of a body ...
+_BRIEFLY: Final = 0.002             # ... and then waits so many seconds for more
 _PIECE: Final = 1 << 18             # bytes sent at a time
-_RECORD: Final = 1 << 14            # bytes of plain text in a TLS record
 
 
 class AnsweredError(Exception):
@@ -31,8 +32,8 @@ class Patience:
     """
 
     def __init__(self, seconds: float, *, refills: bool) -> None:
-        self.left = seconds
-        self._seconds, self._refills, self._seen = seconds, refills, 0
+        self.left = min(seconds, _LONGEST)
+        self._seconds, self._refills, self._seen = self.left, refills, 0
 
     def spend(self, seconds: float, count: int) -> None:
         """Count a wait, and the bytes that it brought."""
@@ -55,13 +56,12 @@ class Wire(socket.socket):
     allowance = 0
     listening = False
     heard = False
-    _ahead = b""
     _failed: OSError | None = None
 
     def cut(self) -> None:
         """Shut it down, from any thread: what is blocked ends."""
         try:
-            socket.socket.shutdown(self, socket.SHUT_RDWR)        # SSLSocket's own would go on without TLS
+            self.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass                                                # not connected, or closed
 
@@ -71,25 +71,29 @@ class Wire(socket.socket):
         """Receive what is there, at least a byte; 0 at the end."""
         view = memoryview(buffer)
         view = view[:nbytes] if nbytes else view
-        if self._ahead:
-            count = min(len(view), len(self._ahead))
-            view[:count], self._ahead = self._ahead[:count], self._ahead[count:]
-            return count
         if self._failed is not None:
             raise self._failed
-        got = self._receive(view)
-        while 0 < got < len(view) and self._has_more():
+        got = more = self._first(view)
+        briefly = _BRIEFLY if len(view) >= _LARGE else 0.0
+        while more and got < len(view):
             try:
-                more = self._receive(view[got:])
+                more = self._more(view[got:], briefly)
             except OSError as err:
                 self._failed = err                  # what came before it counts
-                break
-            if not more:
                 break
             got += more
         return got
 
-    def _receive(self, view: memoryview) -> int:
+    def _first(self, view: memoryview) -> int:
+        """Receive at least a byte; 0 at the end."""
+        return self._take(view)
+
+    def _more(self, view: memoryview, seconds: float) -> int:
+        """Receive what comes within some seconds."""
+        return self._take(view) if self.wait_for(select.POLLIN, seconds) else 0
+
+    def _take(self, view: memoryview) -> int:
+        """Receive bytes as they come over the network."""
         if self.patience.left <= 0:
             raise TimeoutError
         self.settimeout(self.patience.left)
@@ -104,12 +108,9 @@ class Wire(socket.socket):
             raise OSError(errno.EMSGSIZE, "more bytes came around the body than belong to one")
         return got
 
-    def _has_more(self) -> bool:
-        return self.is_readable()
-
-    def is_readable(self) -> bool:
-        """Return True if bytes are here, or the end."""
-        return bool(self._poll(select.POLLIN, 0))
+    def is_idle(self) -> bool:
+        """Return True if it is connected, and nothing came that nobody asked for."""
+        return not self.wait_for(select.POLLIN, 0)
 
     # ---- sending ----
 
@@ -120,20 +121,24 @@ class Wire(socket.socket):
         """
         left = memoryview(data).cast("B")
         while left:
-            self._wait_to_send()
-            self.settimeout(max(self.patience.left, _LOOK))
-            begun, sent = time.monotonic(), 0
-            try:
-                sent = self.send(left[:_PIECE])
-            finally:
-                self.patience.spend(time.monotonic() - begun, sent)
-            left = left[sent:]
+            left = left[self._put(left[:_PIECE]) :]
+
+    def _put(self, view: memoryview) -> int:
+        """Send bytes as they go over the network; return how many went."""
+        self._wait_to_send()
+        self.settimeout(max(self.patience.left, _LOOK))
+        begun, sent = time.monotonic(), 0
+        try:
+            sent = self.send(view)
+        finally:
+            self.patience.spend(time.monotonic() - begun, sent)
+        return sent
 
     def _wait_to_send(self) -> None:
         watched = select.POLLOUT | (select.POLLIN if self.listening else 0)
         while True:
             begun = time.monotonic()
-            events = self._poll(watched, max(self.patience.left, 0))
+            events = self.wait_for(watched, max(self.patience.left, 0))
             self.patience.spend(time.monotonic() - begun, 0)
             if events & select.POLLIN and self._is_answered():
                 raise AnsweredError
@@ -143,30 +148,15 @@ class Wire(socket.socket):
                 raise TimeoutError
 
     def _is_answered(self) -> bool:
+        """Return True if what came is an answer, or the end."""
         return True
 
-    def _poll(self, events: int, seconds: float) -> int:
+    def wait_for(self, events: int, seconds: float) -> int:
+        """Wait until one of some events of poll(2) happens. Return those that did, 0 if the time is up."""
         poll = select.poll()
         poll.register(self, events)
         found = poll.poll(seconds * 1000)
         return found[0][1] if found else 0
-
-
-class TLSWire(Wire, ssl.SSLSocket):
-    """The same over TLS."""
-
-    def _has_more(self) -> bool:
-        return self.pending() > 0 or self.is_readable()
-
-    def _is_answered(self) -> bool:
-        """Return True if a part of an answer came. A session's ticket is none."""
-        self.settimeout(0)
-        try:
-            self._ahead = self.recv(_RECORD)
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            return False
-        self.heard = True
-        return True
 
 
 # ---- connecting ----
@@ -210,7 +200,7 @@ def _connect(call: Call, wire: Wire, address: Any, patience: Patience, seconds: 
     end = time.monotonic() + seconds
     while err == errno.EINPROGRESS:
         begun = time.monotonic()
-        events = wire._poll(select.POLLOUT, min(_LOOK, max(end - begun, 0)))
+        events = wire.wait_for(select.POLLOUT, min(_LOOK, max(end - begun, 0)))
         patience.spend(time.monotonic() - begun, 0)
         call.check()
         if events:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,7 +18,9 @@ from urllib3.connection import HTTPConnection
 
 from layerstore.registry.calls import Broken, Call
 from layerstore.registry.places import Target
+from layerstore.registry.proxies import Proxy
 from layerstore.registry.sockets import AnsweredError, Patience, Wire
+from layerstore.registry.tls import reason_of
 
 # A body as it is sent: bytes; or what makes the blocks, for each request anew.
 Body = bytes | Callable[[], Iterable[bytes]] | None
@@ -49,13 +51,15 @@ class Connection(HTTPConnection):
 
     wire      the socket
     leads_to  what it is kept by in a pool
+    proxy_told  who is told whole URLs; None: it leads to the host
     is_used   an answer came over it
     is_last   it is not used again
     """
 
-    def __init__(self, wire: Wire, leads_to: object) -> None:
+    def __init__(self, wire: Wire, leads_to: object, proxy: Proxy | None) -> None:
         super().__init__("", 0, timeout=None)
         self.wire = wire
+        self.proxy_told = proxy
         self.sock = wire
         self.leads_to = leads_to
         self.is_used = self.is_last = False
@@ -70,35 +74,44 @@ class Connection(HTTPConnection):
         super().putrequest(method, self._sent_target, skip_host, skip_accept_encoding)
 
     def ask(
-        self, method: str, target: str, headers: Mapping[str, str], body: Body, timeout: float
+        self, method: str, target: Target, headers: Mapping[str, str], body: Body, timeout: float
     ) -> urllib3.BaseHTTPResponse:
         """Send a request and return its answer, whose body is still to come.
 
-        target   a path with its query, or a URL for a proxy
-
         Raises  Broken, and what the body raises
         """
-        wire, self._sent_target = self.wire, target
+        wire, self._sent_target = self.wire, target.path
+        failed: list[BaseException] = []
+        blocks = _listened(wire, body, failed)
+        if self.proxy_told:
+            self._sent_target, headers = target.url, {**headers, **self.proxy_told.headers()}
         wire.heard, wire.listening, wire.allowance = False, False, _HEADER_BYTES
         wire.patience = Patience(timeout, refills=True)
         is_whole = True
         try:
             try:
                 self.request(
-                    method, target.partition("?")[0], _listened(wire, body), headers,
+                    method, target.path.partition("?")[0], blocks, headers,
                     preload_content=False, decode_content=False,
                 )  # fmt: skip
             except (AnsweredError, BrokenPipeError, ConnectionResetError):
+                if failed:
+                    raise
                 is_whole = False                # what it says to that may have come
             wire.listening = False
             wire.patience = Patience(timeout, refills=False)
             response = self.getresponse()
         except _FAILURES as err:
-            why = told_why(err)
+            if failed:
+                raise                           # it is the body's
+            broken = broken_by(err)
         else:
             self.is_last = not is_whole
             return response
-        raise Broken(why)
+        finally:
+            if blocks is not None:
+                blocks.close()
+        raise broken
 
 
     def end(self) -> None:
@@ -107,26 +120,40 @@ class Connection(HTTPConnection):
         self.wire.close()
 
 
-def _listened(wire: Wire, body: Body) -> bytes | Iterator[bytes] | None:
-    """Return a body that is sent until the other side answers."""
+def _listened(wire: Wire, body: Body, failed: list[BaseException]) -> Generator[bytes, None, None] | None:
+    """Return a body that is sent until the other side answers.
+
+    failed   gets what making the body raised
+    """
     if body is None:
         return None
 
-    def blocks() -> Iterator[bytes]:
+    def blocks() -> Generator[bytes, None, None]:
         wire.listening = True
-        yield from [body] if isinstance(body, bytes) else body()
+        try:
+            yield from [body] if isinstance(body, bytes) else body()
+        except GeneratorExit:
+            raise
+        except BaseException as err:
+            failed.append(err)
+            raise
 
     return blocks()
 
 
-def told_why(err: BaseException) -> str:
-    """Return what a failed connection says, without what the other side chose."""
+def broken_by(err: BaseException) -> Broken:
+    """Return what a failure of a connection is, without words that the other side chose."""
     while isinstance(err, urllib3.exceptions.HTTPError) and (err.__cause__ or err.__context__):
         err = err.__cause__ or err.__context__ or err
+    # What the other side alerts of within TLS 1.3 comes after the handshake: it wants a certificate, say.
+    return Broken(_why(err), is_final=isinstance(err, ssl.SSLError) and "ALERT" in (err.reason or ""))
+
+
+def _why(err: BaseException) -> str:
     if isinstance(err, TimeoutError):
         return "it did not answer in time"
     if isinstance(err, ssl.SSLError):
-        return f"TLS failed: {err.reason or 'broken'}"
+        return reason_of(err)
     if isinstance(err, (http.client.RemoteDisconnected, http.client.NotConnected)):
         return "the connection was closed without an answer"
     if isinstance(err, http.client.IncompleteRead):
@@ -155,6 +182,7 @@ class Reply:
         self._call, self._pool, self._connection, self._response = call, pool, connection, response
         self._wire = connection.wire
         self._is_open = True
+        self._timeout = timeout
         self._wire.patience = Patience(timeout, refills=True)
 
     def __enter__(self) -> Self:
@@ -163,9 +191,9 @@ class Reply:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def limit(self, seconds: float) -> None:
-        """Let all that is still to come take so long together."""
-        self._wire.patience = Patience(seconds, refills=False)
+    def hurry(self) -> None:
+        """Let all that is still to come take as long together as a KiB may."""
+        self._wire.patience = Patience(self._timeout, refills=False)
 
     def read(self, n: int = 1 << 20) -> bytes:
         """Return the next bytes of the body, as many as are here, at most n; b"" at its end.
@@ -179,7 +207,7 @@ class Reply:
         try:
             block = self._response.read1(n)
         except _FAILURES as err:
-            why = told_why(err)
+            broken = broken_by(err)
         else:
             if not block:
                 self._call.check()
@@ -189,7 +217,7 @@ class Reply:
             return block or b""
         self.close()
         self._call.check()
-        raise Broken(why)
+        raise broken
 
     def close(self) -> None:
         """Give the connection back if the body was read to its end, else close it. Twice is harmless."""
@@ -225,7 +253,7 @@ class Pool:
                 if found is None:
                     return None
                 self._idle.remove(found)
-            if not found.wire.is_readable():        # a server that hung up, or says what nobody asked for
+            if found.wire.is_idle():
                 return found
             found.end()
 
@@ -247,3 +275,8 @@ class Pool:
             idle, self._idle = self._idle, []
         for each in idle:
             each.end()
+
+    def forget(self) -> None:
+        """Close all that wait, in a child that was forked while a thread may have held the lock."""
+        self._lock = threading.Lock()
+        self.close()
