@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -324,11 +325,9 @@ def _rich() -> Check:
 
 # ---- registries ---------------------------------------------------------------------------------
 def _urllib3() -> Check:
-    try:
-        import urllib3
-    except ImportError:
+    if importlib.util.find_spec("urllib3") is None:
         return Check("urllib3", NOTE, "not installed", "to pull and push images: pip install 'layerstore[registry]'")
-    return Check("urllib3", OK, f"{urllib3.__version__}, to pull and push images")
+    return Check("urllib3", OK, f"{importlib.metadata.version('urllib3')}, to pull and push images")
 
 
 def _credentials() -> Check:

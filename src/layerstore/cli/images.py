@@ -1,4 +1,4 @@
-"""Images: image load, save, ls, rm, tag, inspect, unpack, create, history, prune."""
+"""Images: image load, save, pull, push, ls, rm, tag, inspect, unpack, create, history, prune."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from layerstore import Images, Removed
+from layerstore.cli import registries
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability, source_of, tell_gone, tell_written
 from layerstore.cli.naming import Refused, facts_of, meanings, named, new_name, tell_image
@@ -51,6 +52,8 @@ def add(commands: Commands) -> None:
     packed.add_argument("--gzip", dest="compression", action="store_const", const="gzip", help="compress the layers")
     packed.add_argument("--zstd", dest="compression", action="store_const", const="zstd",
                         help="compress the layers with zstd (oci, oci-dir)")  # fmt: skip
+
+    registries.add_to_images(image)
 
     listed = image.command("ls", run_ls, "list the images, newest first",
                            examples=["image ls", "image ls --json", "image ls --archive debian.tar.gz"])  # fmt: skip

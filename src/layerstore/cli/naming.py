@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from layerstore import Image, ImageDoesNotExistError, ImageError
@@ -53,12 +54,17 @@ def meanings(opened: Opened) -> dict[str, str]:
     return {name: image.id for image in opened.images.list() for name in image.references}
 
 
-def tell_image(image: Image, before: dict[str, str], screen: Screen, *, names_only: bool = False) -> dict[str, Any]:
-    """Print an image and which of its names meant another one before; return what --json prints."""
+def tell_image(
+    image: Image, before: dict[str, str], screen: Screen, *, names_only: bool = False, called: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Print an image and which of its names meant another one before; return what --json prints.
+
+    called   the names to print; else all with a tag
+    """
     moved = {name: before[name] for name in image.references if before.get(name, image.id) != image.id}
     if not screen.as_json:
         if not names_only:
-            screen.line("  ".join((image.id, *image.references)))
+            screen.line("  ".join((image.id, *(called or image.references))))
         for name, id in moved.items():
             screen.note(f"{name} was {short_id(id)} before, which is still there under its id: {id}", "yellow")
     return {**facts_of(image), "moved": moved}
