@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from layerstore.documents import gojson
 from layerstore.documents.configs import NoImageError
 from layerstore.documents.gojson import Table, anything, int64, list_of, map_of, parse, parse_struct, struct, text
 from layerstore.documents.platforms import Platform
@@ -175,6 +176,20 @@ def kind_of(data: bytes, said: str, what: str) -> str:
         if kind not in VAGUE:
             return str(kind)
     return OCI_INDEX if "manifests" in found else OCI_MANIFEST if "config" in found else ""
+
+
+def encode_manifest(config: Digest, size: int, layers: Iterable[tuple[str, Digest, int]]) -> bytes:
+    """Return an image's manifest; the same bytes each time.
+
+    config, size  the digest and the bytes of its config
+    layers        media type, digest and size of each, base first
+    """
+    return gojson.encode({
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": {"mediaType": OCI_CONFIG, "digest": config, "size": size},
+        "layers": [{"mediaType": kind, "digest": digest, "size": length} for kind, digest, length in layers],
+    }, "the manifest")  # fmt: skip
 
 
 def parse_index(data: bytes, what: str) -> list[Blob]:

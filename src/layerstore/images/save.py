@@ -43,15 +43,9 @@ def encode(document: Any) -> bytes:
 
 
 def _manifest(out: Outgoing, layers: Layers, media_type: str) -> bytes:
-    return encode({
-        "schemaVersion": 2,
-        "mediaType": manifests.OCI_MANIFEST,
-        "config": {"mediaType": manifests.OCI_CONFIG, "digest": out.image.id, "size": len(out.content)},
-        "layers": [
-            {"mediaType": media_type, "digest": layers.blobs[d].digest, "size": layers.blobs[d].size}
-            for d in out.image.diff_ids
-        ],
-    })  # fmt: skip
+    blobs = [layers.blobs[diff_id] for diff_id in out.image.diff_ids]
+    entries = [(media_type, blob.digest, blob.size) for blob in blobs]
+    return manifests.encode_manifest(out.image.id, len(out.content), entries)
 
 
 def write_documents(
