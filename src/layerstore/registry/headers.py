@@ -95,6 +95,12 @@ def _value(found: re.Match[str]) -> str:
     return _ESCAPE.sub(r"\1", quoted) if quoted is not None else named.get("plain") or ""
 
 
+def number(text: str) -> int | None:
+    """Return a whole number, as a length is; None: it is none."""
+    text = text.strip(" \t")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
 def content_range(text: str) -> tuple[int, int, int | None] | None:
     """Return first byte, last byte and total of a Content-Range; the total is None if the server does not know it.
 

@@ -14,6 +14,7 @@ from typing import Self
 
 from layerstore.errors import NotSupportedError
 from layerstore.registry import places
+from layerstore.registry.turns import Turns
 from layerstore.values import StrPath
 
 _TOKEN = re.compile(r"[!-~]+")
@@ -82,6 +83,7 @@ class Registry:
 
     def _begin(self) -> None:
         self.slots = threading.BoundedSemaphore(self.connections)
+        self.turns = Turns()
 
     def _renew(self) -> None:
         """Begin anew in a forked child, whose parent's connections and threads are not its own."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from layerstore.registry import manifests
 from layerstore.registry.blobs import Download
 from layerstore.registry.calls import Call, started
+from layerstore.registry.destination import Destination
 from layerstore.values import Descriptor
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ class RegistryRemote:
         """Return a blob of a repository, which is asked for when it is taken."""
         return Download(call, self._registry, path, blob)
 
+    def repository(self, call: Call, path: str) -> Destination:
+        """Return a repository to push to."""
+        return Destination(call, self._registry, path)
+
     def started(self) -> Call:
-        """Return a call, to be left with the end of a pull."""
+        """Return a call, to be left with the end of a pull or a push."""
         return started()
