@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from layerstore.disk.locks import Ending
 from layerstore.disk.textfile import new_file
@@ -26,7 +26,7 @@ from layerstore.errors import (
     LayerStoreError,
 )
 from layerstore.ids import ChainID, Digest, is_digest
-from layerstore.images import load, pulling
+from layerstore.images import load, pulling, pushing
 from layerstore.images.gather import Gatherer
 from layerstore.images.history import history
 from layerstore.images.image import ArchivedImage, Image, Removed, text_in
@@ -275,6 +275,38 @@ class Images:
         return pulling.pull(
             self, reference, platform=platform, registry=registry, progress=progress, durability=durability, keep=keep
         ).image
+
+    def push(
+        self, image: str | Image, reference: str | None = None, *, registry: Registry | None = None,
+        compression: Literal["gzip", "zstd"] | None = "gzip", force_compression: bool = False,
+        progress: Progress | None = None,
+    ) -> Digest:  # fmt: skip
+        """Push an image to a registry: its layers, its config and its manifest, in this order.
+
+        image        a name, an id, an Image
+        reference    the name that it gets there, "registry.example.com/name:tag"; None: the name that `image` is, or
+                     the only one of an Image
+        registry     a Registry of the reference's host; None: one of its own, with docker's and podman's credentials
+        compression  of layers that are sent: "gzip", "zstd" or None
+        force_compression  True: only blobs of this compression are used, and the manifest is made anew
+        progress     called with the bytes of layers compressed (.total: of how many), at most ten times a second, from
+                     the calling thread
+
+        Returns  the manifest's digest; "name@digest" is a name of the image from now on
+        Raises   RegistryError, NotInRegistryError, AuthenticationError
+                 ImageDoesNotExistError
+                 ImageError          a bad reference or compression
+                 CorruptLayerError   a layer is not what was registered; the registry gets no manifest
+                 NotSupportedError   urllib3 is not there
+                 ReadOnlyStoreError, OSError
+        What the registry has is not sent, whatever compressed it, and what it has in another repository is mounted from
+        there. An image that was pulled keeps its manifest, and so its digest, if all its blobs are there.
+        """
+        found = self.get(image)
+        return pushing.push(
+            self.store, found, image, reference, registry=registry, compression=compression,
+            force_compression=force_compression, progress=progress,
+        ).digest  # fmt: skip
 
     @staticmethod
     def list_archive(
