@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from layerstore.ids import ChainID, DiffID, Digest
 from layerstore.layer import Top
 from layerstore.values import Metadata
+
+if TYPE_CHECKING:
+    from layerstore.store import Store
 
 
 class Removed(NamedTuple):
@@ -101,3 +104,16 @@ class Image(Top):
     def top(self) -> ChainID | str:
         """Its top layer, for Store.create_rw_layer(); "" if it has none."""
         return self.layers[-1] if self.layers else ""
+
+
+class Stored(Protocol):
+    """The images of a store, as far as a pull or a push needs them."""
+
+    @property
+    def store(self) -> Store:
+        """The store they are in."""
+        ...
+
+    def get(self, reference: str | Image) -> Image:
+        """Return one."""
+        ...

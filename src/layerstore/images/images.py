@@ -302,10 +302,9 @@ class Images:
         What the registry has is not sent, whatever compressed it, and what it has in another repository is mounted from
         there. An image that was pulled keeps its manifest, and so its digest, if all its blobs are there.
         """
-        found = self.get(image)
         return pushing.push(
-            self.store, found, image, reference, registry=registry, compression=compression,
-            force_compression=force_compression, progress=progress,
+            self, image, reference, registry=registry, compression=compression, force_compression=force_compression,
+            progress=progress,
         ).digest  # fmt: skip
 
     @staticmethod

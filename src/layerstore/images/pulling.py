@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from layerstore.disk.locks import Ending, Scope
 from layerstore.documents import references
@@ -20,7 +20,7 @@ from layerstore.documents.platforms import Platform, host_platform, parse_platfo
 from layerstore.errors import ImageError, LayerStoreError, RegistryError
 from layerstore.ids import ChainID, DiffID, Digest, chain_on
 from layerstore.images.gather import Crew, Gatherer, Job, Stopped
-from layerstore.images.image import Image
+from layerstore.images.image import Image, Stored
 from layerstore.images.layouts import Layout, Wanted
 from layerstore.images.planned import Budget, Planned, PlannedLayer
 from layerstore.images.publishing import publish
@@ -28,7 +28,7 @@ from layerstore.images.remote import Incoming, Remote, opened
 from layerstore.layer import Layer
 from layerstore.layerdb.distribution import Distribution
 from layerstore.layerdb.imagedb import DOCUMENT_LIMIT, ImageDB
-from layerstore.store import Store, Unpacked
+from layerstore.store import Unpacked
 from layerstore.streams.sources import refuse_nothing
 from layerstore.values import Descriptor, Progress
 
@@ -80,19 +80,6 @@ class Pulled(NamedTuple):
     digest: Digest
     fetched: int
     present: int
-
-
-class Stored(Protocol):
-    """The images of a store, as far as a pull needs them."""
-
-    @property
-    def store(self) -> Store:
-        """The store they are in."""
-        ...
-
-    def get(self, reference: str) -> Image:
-        """Return one."""
-        ...
 
 
 def pull(

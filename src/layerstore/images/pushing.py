@@ -18,7 +18,7 @@ from layerstore.documents.manifests import OCI_CONFIG, OCI_MANIFEST, encode_mani
 from layerstore.documents.references import Reference
 from layerstore.errors import ImageError, LayerStoreError, RegistryError
 from layerstore.ids import DiffID, Digest, sha256_of
-from layerstore.images.image import Image
+from layerstore.images.image import Image, Stored
 from layerstore.images.kept import Kept, index_tag, listed_in, read_kept
 from layerstore.images.known import Candidate, candidates, oci_type
 from layerstore.images.placing import Crew, Placed, Placing, Sending
@@ -86,19 +86,17 @@ def target_of(image: Image, called: str | Image, reference: str | None) -> Refer
 
 
 def push(
-    store: Store, image: Image, called: str | Image, reference: str | None, *, registry: Registry | None = None,
+    images: Stored, called: str | Image, reference: str | None = None, *, registry: Registry | None = None,
     compression: str | None = "gzip", force_compression: bool = False, progress: Progress | None = None,
 ) -> Pushed:  # fmt: skip
-    """Push an image of a store. Arguments and errors are those of Images.push().
-
-    image    the image
-    called   what it was called by
-    """
+    """Do what Images.push() does, and say what went."""
+    store = images.store
+    store.check_writable()
     if compression not in COMPRESSIONS:
         raise ImageError(f"the compression of layers is 'gzip', 'zstd' or None, not {compression!r}")
+    image = images.get(called)
     target = target_of(image, called, reference)
     domain, path = references.split_domain(target.name)
-    store.check_writable()
     content = store.images.content(image.id)
     distribution = Distribution(store.images.root, store.durability())
     with contextlib.ExitStack() as stack:
