@@ -44,7 +44,6 @@ class _Source:
         self.etag = ""
         self.asked = False
         self.ranges = True                  # it answers them as it must
-        self.brought = 0
 
 
 class Download:
@@ -60,6 +59,7 @@ class Download:
         self._url = f"/v2/{path}/blobs/{self.digest}"
         self._connections = 0
         self._at = 0
+        self._brought: set[_Source] = set()      # the mirrors whose bytes are among those that came
         self.taken = 0
         """Bytes that came, of those that are needed: it never goes back."""
 
@@ -86,7 +86,7 @@ class Download:
 
         why   what refuted it
         """
-        guilty = [source for source in self._sources if source.is_mirror and source.brought]
+        guilty, self._brought = [*self._brought], set()
         for source in guilty:
             self._pass_over(source, why)
         self._at = 0
@@ -119,13 +119,15 @@ class Download:
                 if not source.is_mirror:
                     raise self._explained(err) from None
                 self._call.check()
-                if isinstance(err, ImageError) and source.brought:
+                if isinstance(err, ImageError) and self._brought:
                     raise                     # what it brought before may be wrong, too
                 self._pass_over(source, err)
 
     def _pass_over(self, source: _Source, why: Exception) -> None:
-        self._sources.remove(source)
-        log.warning("Passing over a mirror for %s: %s", self.digest, why, extra={"digest": self.digest, "error": why})
+        if source in self._sources:
+            self._sources.remove(source)
+            text, host = "Passing over the mirror %s for the blob %s: %s", self._told(source).host
+            log.warning(text, host, self.digest, why, extra={"host": host, "digest": self.digest, "error": why})
 
     def _explained(self, err: LayerStoreError) -> LayerStoreError:
         if self._foreign and isinstance(err, NotInRegistryError):
@@ -184,7 +186,8 @@ class Download:
                         text = f"the blob {self.digest} goes on behind the {self.size} bytes its manifest says"
                         raise ImageError(text)
                     self._at += len(block)
-                    source.brought += len(block)
+                    if source.is_mirror:
+                        self._brought.add(source)
                     self.taken = max(self.taken, self._at)
                     yield block
             except Broken as err:

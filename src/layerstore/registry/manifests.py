@@ -42,7 +42,9 @@ def fetch(call: Call, registry: Registry, path: str, wanted: str, size: int = -1
             return _fetch(call, mirror, path, wanted, size)
         except (RegistryError, ImageError) as err:
             call.check()
-            log.warning("Passing over a mirror for %s: %s", wanted, err, extra={"error": err})
+            host = mirror.told("GET", "/v2/").host
+            text = "Passing over the mirror %s for the manifest %s: %s"
+            log.warning(text, host, wanted, err, extra={"host": host, "error": err})
     return _fetch(call, registry.session, path, wanted, size)
 
 
