@@ -181,6 +181,25 @@ def test_the_repair_example_keeps_what_passes_and_leaves_nothing(room):
     assert disk.mounts_below(room) == []
 
 
+def test_the_fleet_example_fetches_the_base_once_per_machine_and_leaves_nothing(room):
+    with realregistry.Registry(room / "registry") as registry:
+        command = [sys.executable, str(PROJECT / "examples" / "fleet.py"), registry.host]
+        environment = programs.environment(room, TMPDIR=str(room), PYTHONPATH=ENVIRONMENT["PYTHONPATH"])
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        told = {line[:14].strip(): line[14:].strip() for line in done.stdout.splitlines()}
+        base = registry.manifest("fleet/base", "1")["layers"][0]["size"]
+        for number, best in enumerate(["14 with 2", "9 with 3", "7 with 4"], 1):
+            assert told[f"worker {number}"].startswith(f"fetched {base:,} bytes, sent a layer of ")
+            top = registry.manifest(f"fleet/worker-{number}", "1")["layers"][1]["size"]
+            assert told[f"result {number}"] == f"{best}; fetched {top:,} bytes"
+        assert told["best"] == "fleet/worker-1:1, sent 0 bytes"
+        assert told["in the store"] == "4 layers, 4 images"
+        assert registry.tag("fleet/best", "1") == registry.tag("fleet/worker-1", "1")
+    assert [path.name for path in room.iterdir()] == ["registry"]
+    assert disk.mounts_below(room) == []
+
+
 @pytest.fixture
 def served(root, open_store):
     """examples/serve.py on a store with two layers: the address, and the tars by DiffID."""

@@ -1,6 +1,9 @@
 """One data root: dockerd knows the names, digests and blobs of what we pulled and pushed there, and we those of dockerd."""
 
+import json
+
 import programs
+import pytest
 from dockerd import Dockerd
 from realregistry import split
 
@@ -37,3 +40,44 @@ def test_dockerd_knows_what_we_pulled(registry, named, skopeo, archive, root, op
         docker.docker("image", "rm", "--force", image.id)
         assert not kept.exists()
         assert docker.images() == []
+
+
+@pytest.mark.parametrize("compression", ["gzip", None])
+def test_dockerd_sends_nothing_of_what_we_pushed(registry, named, archive, root, open_store, compression):
+    first, second = named("app"), named("second")
+    with open_store() as store:
+        images = Images(store)
+        [image] = images.load(archive)
+        images.tag(image, first)
+        digest = images.push(first, compression=compression)
+    with Dockerd(root, network=True) as docker:
+        assert docker.inspect(first)["RepoDigests"] == [f"{first.rpartition(':')[0]}@{digest}"]
+        docker.docker("tag", first, second)
+        assert pushed_by(docker, second) == ["Mounted from " + split(first)[0]] * len(LAYERS)
+    theirs = registry.manifest(*split(second))["layers"]
+    assert [layer["digest"] for layer in theirs] == [layer["digest"] for layer in registry.manifest(*split(first))["layers"]]
+
+
+def test_we_send_nothing_of_what_dockerd_pushed_or_pulled(registry, named, archive, root, open_store, skopeo):
+    first, second, third = named("app"), named("second"), named("third")
+    pulled = programs.archive(archive.parent / "pulled.tar", "pulled:1", author="somebody else")
+    skopeo.copy(f"docker-archive:{pulled}", f"docker://{second}")
+    with Dockerd(root, network=True) as docker:
+        docker.docker("load", "-q", "--input", str(archive))
+        docker.docker("tag", "app:1", first)
+        docker.docker("push", first)
+        docker.docker("pull", "-q", second)
+        id = docker.inspect(second)["Id"]
+    with open_store() as store:
+        images = Images(store)
+        assert images.get(second).digests == (f"{second.rpartition(':')[0]}@{registry.tag(*split(second))}",)
+        for name in (first, second):
+            before = len(registry.requests())
+            images.push(name, third)
+            asked = registry.requests(before)
+            blobs = [one for one in asked if "/blobs/uploads/" in one.uri and one.method in ("PATCH", "PUT")]
+            assert [one.method for one in blobs] == ["PUT"], "the config alone"
+        assert images.pull(third).id == id
+        notes = root / "image/overlay2/distribution/v2metadata-by-diffid/sha256"
+        assert len(list(notes.iterdir())) == len(LAYERS)
+        assert all(json.loads(note.read_bytes()) for note in notes.iterdir())
