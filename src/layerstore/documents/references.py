@@ -48,9 +48,9 @@ class Reference(NamedTuple):
 
 def split_domain(name: str) -> tuple[str, str]:
     """Split a name into registry and path, both filled in."""
-    first, slash, rest = name.partition("/")
-    if slash and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first):
-        domain, path = ("docker.io" if first == "index.docker.io" else first), rest
+    if has_domain(name):
+        first, _, path = name.partition("/")
+        domain = HUB if first == "index.docker.io" else first
     else:
         domain, path = HUB, name
     if domain == HUB and "/" not in path:
@@ -89,6 +89,32 @@ def parse(text: str) -> Reference:
         path = path.removeprefix(_OFFICIAL) if "/" not in path.removeprefix(_OFFICIAL) else path
         return Reference(path, "" if at else tag, digest)
     return Reference(f"{domain}/{path}", "" if at else tag, digest)
+
+
+def is_tag(text: str) -> bool:
+    """Return True if a text may stand behind the colon of a name."""
+    return _TAG.fullmatch(text) is not None
+
+
+def has_domain(text: str) -> bool:
+    """Return True if a name begins with a registry's, as docker tells it: "host.name/app", "localhost/app"."""
+    first, slash, _ = text.partition("/")
+    return bool(slash) and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first)
+
+
+def parse_within(domain: str, text: str) -> Reference:
+    """Read a name that may leave out its registry.
+
+    domain  the registry that is asked: "host:port" or "docker.io"
+
+    Raises  ImageError   it is none, or names another registry
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"the name of an image is a str, not {type(text).__name__}")
+    named = parse(text if has_domain(text) else f"{domain}/{text}")
+    if (other := split_domain(named.name)[0]) != domain:
+        raise ImageError(f"{text!r} is a name of the registry {other}, and {domain} was to be asked", name=text)
+    return named
 
 
 def parse_tags(tags: str | Iterable[str]) -> list[str]:

@@ -12,10 +12,12 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from layerstore.documents import references
 from layerstore.errors import NotSupportedError
 from layerstore.registry import places
+from layerstore.registry.calls import started
 from layerstore.registry.turns import Turns
-from layerstore.values import StrPath
+from layerstore.values import Descriptor, StrPath
 
 _TOKEN = re.compile(r"[!-~]+")
 
@@ -99,6 +101,37 @@ class Registry:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
+
+    def tags(self, repository: str) -> list[str]:
+        """Return the tags of a repository, in the registry's order.
+
+        repository   its path, or its whole name that begins with the registry's
+
+        Raises  ImageError         it is no name, or that of another registry
+                RegistryError      the registry failed; NotInRegistryError: it has no such repository
+        """
+        from layerstore.registry import listing
+
+        path = references.split_domain(references.parse_within(self.name, repository).name)[1]
+        with started() as call:
+            return listing.tags(call, self.session, path)
+
+    def referrers(self, reference: str, artifact_type: str | None = None) -> list[Descriptor]:
+        """Return the manifests that refer to one: signatures, lists of components and other artifacts.
+
+        reference       the name of a manifest, which may leave out the registry
+        artifact_type   return those of this type only
+
+        Raises  ImageError         the name is none, or that of another registry
+                RegistryError      the registry failed; NotInRegistryError: it has no such tag
+        """
+        if not isinstance(artifact_type, str | None):
+            raise TypeError(f"artifact_type is a str or None, not {type(artifact_type).__name__}")
+        from layerstore.registry import listing
+
+        named = references.parse_within(self.name, reference).tagged()
+        with started() as call:
+            return listing.referrers(call, self.session, named, artifact_type)
 
     def close(self) -> None:
         """Close the connections. Later calls raise RegistryError. Closing twice is harmless."""
