@@ -1,4 +1,4 @@
-"""image pull: images of registries, and how a command line says which registry it is and who asks.
+"""image pull and image push: images of registries, and how a command line says which registry it is and who asks.
 
 A password comes by standard input alone: all users of a host see command lines.
 """
@@ -15,19 +15,19 @@ import layerstore
 from layerstore import Registry
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.layers import add_durability
-from layerstore.cli.naming import Refused, meanings, tell_image
+from layerstore.cli.naming import Refused, meanings, named, tell_image
 from layerstore.cli.opening import writing
 from layerstore.cli.parser import Commands, Parser
 from layerstore.cli.screen import Screen
 from layerstore.cli.texts import parse_age
 from layerstore.documents import platforms, references
-from layerstore.images import pulling
+from layerstore.images import pulling, pushing
 
 _LONGEST_PASSWORD = 64 << 10
 
 
 def add_to_images(image: Commands) -> None:
-    """Add `pull` to the commands of images."""
+    """Add `pull` and `push` to the commands of images."""
     pull = image.command(
         "pull", run_pull, "fetch an image from a registry, without the layers that are here",
         more="REFERENCE without a tag or a digest means latest. If a pull fails, it leaves nothing. Credentials are\n"
@@ -43,6 +43,20 @@ def add_to_images(image: Commands) -> None:
                       help="a registry to ask first; several are asked in their order")  # fmt: skip
     add_durability(pull)
     _add_options(pull)
+
+    push = image.command(
+        "push", run_push, "send an image to a registry, without what is there, and print its digest", "IMAGE",
+        more="Layers are compressed as they were pulled or pushed before, otherwise with gzip. Credentials are\n"
+             "those of `docker login` and `podman login`, unless --user is given.",
+        examples=["image push registry.example.com/app:1", "image push app:1 localhost:5000/app:1 --zstd",
+                  "image push app:1 registry.example.com/app:1 --user ann --password-stdin < password"],
+    )  # fmt: skip
+    push.add_argument("reference", metavar="REFERENCE", nargs="?", help="its name there; default: the name IMAGE")
+    how = push.add_mutually_exclusive_group()
+    for name, told in (("gzip", "compress all layers with gzip"), ("zstd", "compress all layers with zstd"),
+                       ("plain", "send all layers uncompressed")):  # fmt: skip
+        how.add_argument(f"--{name}", dest="compression", action="store_const", const=name, help=told)
+    _add_options(push)
 
 
 def _add_options(parser: Parser) -> None:
@@ -133,3 +147,22 @@ def run_pull(args: Any, screen: Screen) -> None:
             screen.note(f"{pulled.digest} is what {name} means")
         layers = len(pulled.image.layers)
         screen.note(f"fetched {screen.size(pulled.fetched)}, {pulled.present} of {layers} layers were here")
+
+
+_COMPRESSIONS = {None: "gzip", "gzip": "gzip", "zstd": "zstd", "plain": None}
+
+
+def run_push(args: Any, screen: Screen) -> None:
+    if args.reference is not None:
+        _domain(args.reference)
+    with writing(args) as opened:
+        image = named(opened, args.image)
+        with Refused(Exit.USAGE):
+            target = str(pushing.target_of(image, args.image, args.reference))
+        with _registry(args, _domain(target)) as registry, screen.progress("push") as progress:
+            pushed = pushing.push(
+                opened.images, args.image, target, registry=registry, compression=_COMPRESSIONS[args.compression],
+                force_compression=args.compression is not None, progress=progress,
+            )  # fmt: skip
+    sent = f"sent {screen.size(pushed.sent)}; {pushed.mounted} blobs were mounted, {pushed.present} were there"
+    screen.result(pushed._asdict(), [pushed.digest], sent)
