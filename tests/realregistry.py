@@ -40,12 +40,14 @@ class Registry:
     """One run of docker-registry, a context manager. users: names and passwords; without them it asks for none.
 
     tls: with a certificate for localhost and 127.0.0.1, which `ca` verifies. client_tls: it also asks for a certificate of
-    its clients; `client` is one, as (certificate, key). port: 0 is a free one.
+    its clients; `client` is one, as (certificate, key). cache_of: the host of a registry that it fetches from what it lacks.
+    port: 0 is a free one.
     """
 
     def __init__(
-        self, place: Path, *, users: Mapping[str, str] | None = None, tls: bool = False, client_tls: bool = False, port: int = 0
-    ):
+        self, place: Path, *, users: Mapping[str, str] | None = None, tls: bool = False, client_tls: bool = False,
+        cache_of: str = "", port: int = 0,
+    ):  # fmt: skip
         needs("docker-registry", *["htpasswd"] * bool(users), *["openssl"] * (tls or client_tls))
         self.place = Path(place)
         self.data = self.place / "data"
@@ -55,9 +57,9 @@ class Registry:
         self.client: tuple[Path, Path] | None = None
         self.process: subprocess.Popen | None = None
         self.data.mkdir(parents=True, exist_ok=True)
-        self._configure(users, tls or client_tls, client_tls)
+        self._configure(users, tls or client_tls, client_tls, cache_of)
 
-    def _configure(self, users, tls: bool, client_tls: bool) -> None:
+    def _configure(self, users, tls: bool, client_tls: bool, cache_of: str) -> None:
         config = {
             "version": 0.1,
             "log": {"level": "info", "formatter": "json"},
@@ -74,6 +76,8 @@ class Registry:
         if client_tls:
             self.client = self._certificate("client")
             config["http"]["tls"]["clientcas"] = [str(self.client[0])]
+        if cache_of:
+            config["proxy"] = {"remoteurl": f"http://{cache_of}"}
         self.config = config
 
     def _certificate(self, name: str) -> tuple[Path, Path]:
@@ -131,8 +135,12 @@ class Registry:
     # ---- what it holds ----------------------------------------------------------------------------
     def blob(self, digest: str) -> bytes:
         """A blob or a manifest, whatever repository it is in."""
+        return self.path(digest).read_bytes()
+
+    def path(self, digest: str) -> Path:
+        """The file of a blob or a manifest."""
         algorithm, _, encoded = digest.partition(":")
-        return (self.data / "docker/registry/v2/blobs" / algorithm / encoded[:2] / encoded / "data").read_bytes()
+        return self.data / "docker/registry/v2/blobs" / algorithm / encoded[:2] / encoded / "data"
 
     def tag(self, repository: str, tag: str) -> str:
         """The digest that a tag names."""
