@@ -29,5 +29,5 @@ class Attempts:
 
     def wait(self, call: Call, asked: float = 0.0) -> None:
         """Sleep until the next one; asked: the seconds that a server asks for. Raises what stopped the call."""
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self.made - 1)) * random.uniform(0.75, 1.25)
-        call.wait(max(asked, pause))
+        pause = _FIRST_PAUSE * 2 ** min(self.made - 1, 16) * random.uniform(0.75, 1.25)
+        call.wait(max(asked, min(_LONGEST_PAUSE, pause)))

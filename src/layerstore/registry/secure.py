@@ -26,7 +26,7 @@ class NoTLSError(Broken):
     """
 
     def __init__(self, why: str, *, is_sure: bool) -> None:
-        super().__init__(why)
+        super().__init__(why, is_final=is_sure)
         self.is_sure = is_sure
 
 
@@ -162,6 +162,11 @@ def secured(call: Call, wire: Wire, trust: Trust, host: str, patience: Patience,
         raise NoTLSError("it hung up in the TLS handshake", is_sure=False)
     if isinstance(why, ssl.SSLError):
         raise Broken(reason_of(why), is_final=True)
+    if isinstance(why, TimeoutError):
+        if wrapped.heard:
+            raise Broken("the TLS handshake took too long")
+        # It may wait for the end of a line, which TLS does not have.
+        raise NoTLSError("it did not answer in the TLS handshake", is_sure=False)
     if isinstance(why, OSError):
-        raise Broken(f"the TLS handshake broke: {why.strerror or 'it took too long'}")
+        raise Broken(f"the TLS handshake broke: {(why.strerror or 'unknown reason').lower()}")
     raise why

@@ -33,7 +33,7 @@ _LONGEST_ASKED: Final = 60.0            # seconds that an answer may ask to wait
 _MOST_WARNINGS: Final = 1000
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("layerstore")
 
 
 class Answer(NamedTuple):
