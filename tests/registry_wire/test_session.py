@@ -153,12 +153,20 @@ def test_threads_open_no_more_connections_than_they_need():
     assert server.connections <= 4
 
 
-def test_a_connection_that_was_closed_meanwhile_is_no_failure():
-    with Server(in_turn(OK, None)) as server, Registry(f"http://{server.host}", retries=0) as registry, started() as call:
+def test_a_connection_that_is_closed_while_it_waits_is_no_failure():
+    with Server(in_turn(OK, None, OK)) as server, Registry(f"http://{server.host}", retries=0) as registry, started() as call:
         registry.session.ask(call, "GET", "/v2/")
-        server.script = in_turn(None, OK)      # the second request is read, and the connection closed
-        registry.session.ask(call, "GET", "/v2/")
+        time.sleep(1.1)
+        registry.session.ask(call, "GET", "/v2/")      # the server reads it, and hangs up
     assert (server.connections, len(server.requests)) == (2, 3)
+
+
+def test_a_connection_that_is_closed_at_once_is_one():
+    with Server(in_turn(OK, None)) as server, Registry(f"http://{server.host}", retries=2) as registry, started() as call:
+        registry.session.ask(call, "GET", "/v2/")
+        with pytest.raises(RegistryError, match="after 3 attempts"):
+            registry.session.ask(call, "GET", "/v2/")
+    assert (server.connections, len(server.requests)) == (3, 4)
 
 
 def test_what_nobody_asked_for_is_not_read_as_an_answer():

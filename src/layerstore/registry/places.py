@@ -20,6 +20,7 @@ _WRITTEN = re.compile(rf"(?:(https?)://)?(?:({_NAME})|\[([0-9a-fA-F:.]+)\])(?::(
 _PREFIX = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 # A host in a URL may also have underscores and a dot at its end: both are names that resolvers take.
 _ABSOLUTE = re.compile(r"([A-Za-z]+)://([^/?#]*)(.*)")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _AUTHORITY = re.compile(r"(?:([A-Za-z0-9_.-]+)|\[([0-9a-fA-F:.]+)\])(?::([0-9]{1,5}))?")
 _SOUND = re.compile(r"[!-~]+")
 
@@ -128,8 +129,9 @@ def check_named(url: str, registry: Place, base: str = "") -> Target:
     """
     if not _SOUND.fullmatch(url):
         raise _refused("it is empty, or has characters that no URL has", registry)
-    if base:
-        url = urljoin(base, url)
+    if base and not _SCHEME.match(url):
+        # Of "///x", urljoin() would make a URL of this host.
+        url = f"{registry.scheme}:{url}" if url.startswith("//") else urljoin(base, url)
     found = _ABSOLUTE.fullmatch(url.partition("#")[0])
     if not found:
         raise _refused("it has no host", registry)

@@ -16,6 +16,7 @@ from layerstore.registry.tls import Trust, reason_of
 _BLOCK: Final = 1 << 18             # bytes taken from the network at a time
 _PIECE: Final = 1 << 16             # bytes encrypted at a time
 _HANDSHAKE: Final = 1 << 20         # bytes that a handshake may bring
+_UNKNOWN_ISSUER: Final = range(18, 22)       # X509_V_ERR_...: whoever signed it is not among those that are trusted
 _RECORDS: Final = range(20, 24)     # the first byte of what TLS sends: 20 to 23
 
 
@@ -157,7 +158,8 @@ def secured(call: Call, wire: Wire, trust: Trust, host: str, patience: Patience,
         call.check()
         why = err
     if isinstance(why, ssl.SSLCertVerificationError):
-        raise Broken(f"its certificate is not trusted: {why.verify_message}", is_final=True)
+        advice = trust.advice() if why.verify_code in _UNKNOWN_ISSUER else ""
+        raise Broken(f"its certificate is not trusted: {why.verify_message}{advice}", is_final=True)
     if isinstance(why, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError, ConnectionError)):
         raise NoTLSError("it hung up in the TLS handshake", is_sure=False)
     if isinstance(why, ssl.SSLError):

@@ -30,6 +30,7 @@ _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS: Final = 10
 _LONGEST_ASKED: Final = 60.0            # seconds that an answer may ask to wait
+_STALE: Final = 1.0                     # seconds without a request, behind which servers may hang up
 _MOST_WARNINGS: Final = 1000
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
 
@@ -226,13 +227,12 @@ class Session:
             connection = connection or self._pool.take((place, is_home))
             if connection is None:
                 connection = self._dialer.dial(call, place, is_home=is_home)
-            is_used = connection.is_used
             try:
                 call.hold(connection.wire)
                 reply = self._sent(call, connection, request, target, more)
             except Broken as err:
-                # What waited in the pool may have been closed meanwhile: the request was not seen.
-                again = is_used and not connection.wire.heard and not request.is_once
+                # What waited for long may have been closed just now: the request was not seen.
+                again = connection.waited >= _STALE and not connection.wire.heard and not request.is_once
                 _end(call, connection)
                 call.check()
                 if is_home:

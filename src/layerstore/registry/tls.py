@@ -54,6 +54,10 @@ class Trust:
                     context.load_verify_locations(cadata=text)
             self._complete.add(is_home)
 
+    def advice(self) -> str:
+        """Return how a certificate may be trusted, for the end of a sentence."""
+        return f"; to trust who signed it: ca=..., or a .crt file in /etc/docker/certs.d/{self._name}"
+
     def _made(self, is_home: bool) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2

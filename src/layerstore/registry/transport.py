@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import ssl
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Final, Self
@@ -52,7 +53,7 @@ class Connection(HTTPConnection):
     wire      the socket
     leads_to  what it is kept by in a pool
     proxy_told  who is told whole URLs; None: it leads to the host
-    is_used   an answer came over it
+    waited    seconds that it waited in a pool before this request
     is_last   it is not used again
     """
 
@@ -62,7 +63,8 @@ class Connection(HTTPConnection):
         self.proxy_told = proxy
         self.sock = wire
         self.leads_to = leads_to
-        self.is_used = self.is_last = False
+        self.waited = 0.0
+        self.is_last = False
         self._sent_target = ""
 
     def connect(self) -> None:
@@ -231,7 +233,6 @@ class Reply:
         is_kept = is_whole and connection.sock is not None and self.status >= 200 and not connection.is_last
         self._response.close()
         if is_kept:
-            connection.is_used = True
             self._pool.give(connection)
         else:
             connection.end()
@@ -253,12 +254,14 @@ class Pool:
                 if found is None:
                     return None
                 self._idle.remove(found)
+            found.waited = time.monotonic() - found.waited
             if found.wire.is_idle():
                 return found
             found.end()
 
     def give(self, connection: Connection) -> None:
         """Take a connection back."""
+        connection.waited = time.monotonic()
         with self._lock:
             is_kept = not self._is_closed
             if is_kept:
