@@ -591,3 +591,73 @@ def test_a_forked_child_waits_for_no_thread_of_its_parent(server: Server) -> Non
     finally:
         done.set()
         thread.join(10)
+
+
+# ---- redirects of a token server ----
+
+
+def redirect(location: str, status: int = 302) -> tuple[int, Any]:
+    return status, Said(location)
+
+
+class Said(NamedTuple):
+    location: str
+
+
+class Redirecting(Server):
+    """A token server whose answers may have a Location."""
+
+    def __call__(self, call: Any, method: str, url: str, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        if self.answers and isinstance(self.answers[0][1], Said):
+            status, said = self.answers.pop(0)
+            self.answers.insert(0, (status, b""))
+            return super().__call__(call, method, url, headers, body)._replace(headers=Headers(("Location", said.location)))
+        return super().__call__(call, method, url, headers, body)
+
+
+@pytest.mark.parametrize(("location", "asked", "is_known"), [
+    ("/other?x=1", "https://auth.example.com/other?x=1", True), ("https://AUTH.example.com:443/other", "https://auth.example.com/other", True),
+    ("https://elsewhere.example.com/t", "https://elsewhere.example.com/t", False), ("https://auth.example.com:444/t", "https://auth.example.com:444/t", False),
+])  # fmt: skip
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_followed_and_the_password_stays_at_the_origin(location: str, asked: str, is_known: bool, status: int) -> None:
+    server = Redirecting()
+    server.answers = [redirect(location, status)]
+    assert made(server).challenged(CALL, "a/b", [PULL], bearer(), None) == "Bearer token-2"
+    assert server.asked[1].url.replace(":443/", "/") == asked and ("Authorization" in server.asked[1].headers) is is_known
+
+
+def test_a_password_does_not_come_back_to_its_origin() -> None:
+    server = Redirecting()
+    server.answers = [redirect("https://elsewhere.example.com/t"), redirect("https://auth.example.com/back")]
+    made(server).challenged(CALL, "a/b", [PULL], bearer(), None)
+    assert ["Authorization" in asked.headers for asked in server.asked] == [True, False, False]
+
+
+@pytest.mark.parametrize(("location", "said"), [
+    ("http://auth.example.com/t", "TLS"), ("https://169.254.169.254/latest", "169.254.169.254"), ("https://127.0.0.1/t", "127.0.0.1"), ("file:///etc/passwd", "file"),
+    ("https://user:pw@auth.example.com/t", "auth.example.com"), (REALM, "circle"),
+])  # fmt: skip
+def test_redirects_that_are_refused(location: str, said: str) -> None:
+    server = Redirecting()
+    server.answers = [redirect(location)]
+    with pytest.raises(AuthenticationError, match=said) as raised:
+        made(server).challenged(CALL, "a/b", [], challenge(f'Bearer realm="{REALM}"'), None)
+    assert len(server.asked) == 1 and "pw" not in str(raised.value)
+
+
+def test_redirects_have_an_end() -> None:
+    server = Redirecting()
+    server.answers = [redirect(f"/{number}") for number in range(20)]
+    with pytest.raises(AuthenticationError, match="more than 10 times"):
+        made(server).challenged(CALL, "a/b", [], bearer(), None)
+    assert len(server.asked) == 11
+
+
+def test_a_refresh_token_is_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Redirecting()
+    with_file(monkeypatch, {"identitytoken": "secret-id"})
+    server.answers = [redirect("/other", 307)]
+    with pytest.raises(AuthenticationError, match="307"):
+        made(server, auth=None).challenged(CALL, "a/b", [PULL], bearer(), None)
+    assert len(server.asked) == 1

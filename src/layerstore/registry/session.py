@@ -19,7 +19,8 @@ from layerstore.registry.dialing import Dialer
 from layerstore.registry.failures import Told
 from layerstore.registry.places import Place, Target, check_named
 from layerstore.registry.tls import Trust
-from layerstore.registry.tokens import TOKEN_LIMIT, Authorizer
+from layerstore.registry.tokens import Authorizer
+from layerstore.registry.tokenserver import TOKEN_LIMIT
 from layerstore.registry.transport import Body, Connection, Headers, Pool, Reply
 from layerstore.version import VERSION
 

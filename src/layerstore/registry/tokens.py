@@ -6,83 +6,20 @@ a challenge asked for it, but a token that the caller gave. Tokens are shared am
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol
-from urllib.parse import urlencode
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final, NamedTuple
 
-from layerstore.documents import gojson
-from layerstore.errors import AuthenticationError, ImageError, RegistryError
-from layerstore.registry import credentials, headers, helpers, places
+from layerstore.errors import AuthenticationError, RegistryError
+from layerstore.registry import credentials, headers, helpers, places, tokenserver
 from layerstore.registry.credentials import Credentials
 from layerstore.registry.flights import Flights, Once, Turns
+from layerstore.registry.tokenserver import Answered, Caller, Exchange, Realm, Token, TokenServer
 
-CLIENT: Final = "layerstore"
-TOKEN_LIMIT: Final = 1 << 20
-# Seconds that a token lasts whose answer does not say, and the seconds before its end in which it is not used.
-_LASTS, _SPARE = 60.0, 10.0
+# Seconds before the end of a token in which it is not used.
+_SPARE: Final = 10.0
 # Tokens at a time before those at their end are dropped.
-_MANY = 1000
-_VISIBLE = re.compile(r"[!-~]+")
-_ANSWER: gojson.Table = {
-    "token": gojson.text, "access_token": gojson.text, "refresh_token": gojson.text, "expires_in": gojson.anything,
-}  # fmt: skip
-
-
-class Caller(Protocol):
-    """What may be stopped while it waits: a Call."""
-
-    def check(self) -> None:
-        """Raise what stopped it."""
-
-
-class Fields(Protocol):
-    """The headers of an answer."""
-
-    def get(self, name: str, default: str = "", /) -> str:
-        """Return one header."""
-
-    def all(self, name: str, /) -> list[str]:
-        """Return all headers of a name."""
-
-
-class Answered(Protocol):
-    """A whole answer."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-
-    @property
-    def headers(self) -> Fields:
-        """The headers."""
-
-    @property
-    def body(self) -> bytes:
-        """The body."""
-
-    @property
-    def url(self) -> str:
-        """What was asked, as it may be told: scheme, host and path."""
-
-    @property
-    def host(self) -> str:
-        """Who answered: "name:port"."""
-
-
-class Exchange(Protocol):
-    """One request without authentication and without redirects; retried as any.
-
-    url    absolute, or "/v2/" of the registry itself
-    body   of at most TOKEN_LIMIT bytes is returned
-
-    Raises RegistryError
-    """
-
-    def __call__(
-        self, call: Any, method: str, url: str, headers: Mapping[str, str], body: bytes | None, /
-    ) -> Answered: ...
+_MANY: Final = 1000
 
 
 class Sent(str):
@@ -108,39 +45,17 @@ class Sent(str):
 KEPT, FRESH, LAST = range(3)
 
 
-class _Token(NamedTuple):
-    value: str
-    until: float
-
-    def __repr__(self) -> str:
-        return "<token>"
-
-
-class _Realm(NamedTuple):
-    """A token server.
-
-    url    as the challenge has it
-    told   without its query
-    host   "name:port"
-    """
-
-    url: str
-    service: str
-    told: str
-    host: str
-
-
 class _Wanted(NamedTuple):
     """What a token is for, and who asks for it."""
 
-    realm: _Realm
+    realm: Realm
     scopes: tuple[str, ...]
     known: Credentials | None
 
     @property
     def key(self) -> Hashable:
         """By what a token is kept."""
-        return self.realm.url, self.realm.service, frozenset(self.scopes), self.known
+        return self.realm, frozenset(self.scopes), self.known
 
 
 class Authorizer:
@@ -164,11 +79,12 @@ class Authorizer:
         self._timeout = timeout
         self._plain = plain
         self._exchange = exchange
-        self._tokens: dict[Hashable, _Token] = {}
+        self._server = TokenServer(exchange, self.hide)
+        self._tokens: dict[Hashable, Token] = {}
         self._latest: dict[Hashable, _Wanted] = {}         # by repository and scopes, what serves them
         self._fixed: dict[str, str] = {}                   # by repository, what is sent as it is
         self._renewed: dict[str, str] = {}                 # identity tokens that the token server replaced
-        self._flights: Flights[_Token] = Flights()
+        self._flights: Flights[Token] = Flights()
         self._refreshing = Turns()
         self._found: Once[Credentials | None] = Once()
         self._asked: Once[Credentials | None] = Once()
@@ -269,27 +185,25 @@ class Authorizer:
         self._fixed[self._whose(repository)] = value
         return Sent(value, FRESH)
 
-    def _realm(self, challenge: headers.Challenge, answer: Answered) -> _Realm:
+    def _realm(self, challenge: headers.Challenge, answer: Answered) -> Realm:
         registry = places.place_of(self._key)._replace(scheme="http" if self._plain() else "https")
         try:
-            target = places.check_named(challenge.params["realm"], registry)
+            return tokenserver.realm_of(challenge, registry)
         except RegistryError as err:
             why = f"{answer.url}: 401: its token server is refused: {err}"
-        else:
-            return _Realm(target.url, challenge.params.get("service", ""), target.told, target.place.full_name)
         raise AuthenticationError(why, status=401, host=answer.host)
 
     # ---- tokens ----
 
-    def _usable(self, key: Hashable) -> _Token | None:
+    def _usable(self, key: Hashable) -> Token | None:
         token = self._tokens.get(key)
         return token if token and time.monotonic() < token.until - _SPARE else None
 
-    def _token_for(self, call: Caller, wanted: _Wanted, refused: str | None) -> _Token:
+    def _token_for(self, call: Caller, wanted: _Wanted, refused: str | None) -> Token:
         """Return a token; another than the one that was refused, unless the token server gives that again."""
         key = wanted.key
 
-        def make() -> _Token:
+        def make() -> Token:
             token = self._usable(key)
             if token and refused != f"Bearer {token.value}":           # another thread got it meanwhile
                 return token
@@ -302,58 +216,16 @@ class Authorizer:
 
         return self._flights.get(key, call.check, make)
 
-    def _got(self, call: Caller, wanted: _Wanted) -> _Token:
+    def _got(self, call: Caller, wanted: _Wanted) -> Token:
         """Ask the token server."""
-        began, realm, known = time.monotonic(), wanted.realm, wanted.known
-        if known and known.refresh:
-            document = self._refreshed(call, wanted, known.refresh)
-        else:
-            query = [("service", realm.service)] if realm.service else []
-            query += [("scope", scope) for scope in wanted.scopes]
-            text = urlencode(query)
-            url = realm.url + (("&" if "?" in realm.url else "?") + text if text else "")
-            document = self._document(call, realm, "GET", url, {"Authorization": known.basic()} if known else {}, None)
-        value = document.get("token") or document.get("access_token") or ""
-        lasts = document.get("expires_in", _LASTS)
-        if not _VISIBLE.fullmatch(value):
-            raise _failed(realm, "its answer has no token, or one with characters that no header may have")
-        if isinstance(lasts, bool) or not isinstance(lasts, (int, float)):
-            raise _failed(realm, "the expires_in of its answer is not a number")
-        return _Token(value, began + lasts)
-
-    def _refreshed(self, call: Caller, wanted: _Wanted, first: str) -> dict[str, Any]:
-        """Ask by an identity token: one at a time, as each may be good for one request only."""
-        with self._refreshing.taken(call.check):
-            form = {
-                "grant_type": "refresh_token", "service": wanted.realm.service, "client_id": CLIENT,
-                "scope": " ".join(wanted.scopes), "refresh_token": self._renewed.get(first, first),
-            }  # fmt: skip
-            kind = {"Content-Type": "application/x-www-form-urlencoded"}
-            document = self._document(call, wanted.realm, "POST", wanted.realm.url, kind, urlencode(form).encode())
-            if renewed := document.get("refresh_token"):
-                self._renewed[first] = renewed
-        return document
-
-    def _document(
-        self, call: Caller, realm: _Realm, method: str, url: str, sent: dict[str, str], body: bytes | None
-    ) -> dict[str, Any]:
-        try:
-            answer = self._exchange(call, method, url, {"Accept": "application/json", **sent}, body)
-        except RegistryError as err:
-            call.check()                                   # what stopped the call is not the token server's
-            error = AuthenticationError(str(err), status=err.status, code=err.code, host=err.host)
-        else:
-            if answer.status == 200:
-                document = _parsed(answer.body)
-                if document is None:
-                    raise _failed(realm, "its answer is not the JSON document of a token server")
-                return document
-            code, message = headers.errors(answer.body)
-            why = ": ".join(filter(None, [f"{answer.status} {code}".rstrip(), self.hide(message)]))
-            error = AuthenticationError(
-                f"{method} {realm.told}: {why}", status=answer.status, code=code, host=realm.host
-            )
-        raise error
+        realm, scopes, known = wanted
+        if known is None or not known.refresh:
+            return self._server.get(call, realm, scopes, known.basic() if known else None)
+        with self._refreshing.taken(call.check):           # each identity token may be good for one request only
+            token = self._server.refresh(call, realm, scopes, self._renewed.get(known.refresh, known.refresh))
+            if token.refresh:
+                self._renewed[known.refresh] = token.refresh
+        return token
 
 
 def _best(offered: Sequence[headers.Challenge]) -> headers.Challenge | None:
@@ -365,15 +237,3 @@ def _best(offered: Sequence[headers.Challenge]) -> headers.Challenge | None:
 
 def _is_insufficient(offered: Sequence[headers.Challenge]) -> bool:
     return any(each.params.get("error") == "insufficient_scope" for each in offered)
-
-
-def _failed(realm: _Realm, why: str) -> AuthenticationError:
-    return AuthenticationError(f"the token server {realm.told} failed: {why}", status=200, host=realm.host)
-
-
-def _parsed(body: bytes) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = gojson.parse_struct(body, _ANSWER, "the answer")
-        return found
-    except ImageError:
-        return None
