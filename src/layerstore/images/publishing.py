@@ -61,9 +61,14 @@ def _is_parent(db: ImageDB, parent: str, id: str, data: bytes) -> bool:
         return False
 
 
+def check_name(called: references.Reference) -> None:
+    """Raise ImageError for a name that would be taken for a digest."""
+    if called.name == "sha256":
+        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name", name=str(called))
+
+
 def name_image(names: Repositories, name: str, id: Digest) -> None:
     """Give an image a name, "name:tag" or "name@digest", which another one may have. Raises ImageError."""
     called = references.parse(name)
-    if called.name == "sha256":
-        raise ImageError("refusing to create an ambiguous tag using digest algorithm as name", name=name)
+    check_name(called)
     names.setdefault(called.name, {})[str(called)] = id

@@ -23,7 +23,7 @@ from layerstore.images.gather import Crew, Gatherer, Job, Stopped
 from layerstore.images.image import Image, Stored
 from layerstore.images.layouts import Layout, Wanted
 from layerstore.images.planned import Budget, Planned, PlannedLayer
-from layerstore.images.publishing import publish
+from layerstore.images.publishing import check_name, publish
 from layerstore.images.remote import Incoming, Remote, opened
 from layerstore.layer import Layer
 from layerstore.layerdb.distribution import Distribution
@@ -60,6 +60,7 @@ class Request(NamedTuple):
 def parse_request(reference: str, platform: str | None) -> Request:
     """Read the arguments of a pull. Raises ImageError."""
     called = references.parse(reference).tagged()
+    check_name(called)
     if platform == "all":
         raise ImageError("one image is pulled, for one platform: 'all' is none")
     return Request(
@@ -93,10 +94,19 @@ def pull(
     request = parse_request(reference, platform)
     gatherer = Gatherer(store, level)
     db, notes = ImageDB(store.images.root, level), Distribution(store.images.root, level)
-    with opened(request.domain, registry) as remote, Ending(gatherer.close):
-        found = gather(gatherer, remote, request, db, progress, keep=keep)
+
+    def note_kept(found: Found) -> None:
         with store.images.exclusive(store.check_writable):
-            publish(db, [found.planned], [found.config.data], lambda: note(db, notes, found, request))
+            note(notes, found, request)
+
+    def note_all() -> None:
+        if note(notes, found, request):
+            db.keep_manifest(found.config.id, found.manifest)
+
+    with opened(request.domain, registry) as remote, Ending(gatherer.close):
+        found = gather(gatherer, remote, request, db, progress, note_kept if keep else None)
+        with store.images.exclusive(store.check_writable):
+            publish(db, [found.planned], [found.config.data], note_all)
             image = images.get(found.config.id)
     return Pulled(image, found.digest, found.fetched_size, found.present)
 
@@ -129,26 +139,29 @@ class Found(NamedTuple):
 
 
 def gather(
-    gatherer: Gatherer, remote: Remote, request: Request, db: ImageDB, progress: Progress | None, *, keep: bool
+    gatherer: Gatherer, remote: Remote, request: Request, db: ImageDB, progress: Progress | None,
+    keep: Callable[[Found], None] | None = None,
 ) -> Found:  # fmt: skip
     """Bring all layers of an image into the store. Raises as Images.pull() does.
 
-    keep   True: where this fails, layers that came whole stay, with all below them
+    keep   called where this fails, with what came whole: the lowest layers of the image, which stay
     """
     with remote.started() as call:
         source = _Source(remote, call, request, db)
         with Scope(lambda: FetchingCrew(gatherer, source, progress), FetchingCrew.close) as crew:
             digest, planned, data = crew.done(source.find)
             blobs = _blobs_of(data, planned)
+            config = planned.config
+            assert config
             planned = planned._replace(layers=_described(planned, blobs), references=_names(request, digest))
             missing = gatherer.missing([planned])
             crew.begin(missing, blobs)
             try:
-                [config] = gatherer.put([planned], crew.job_of)
+                gatherer.put([planned], crew.job_of)
             except BaseException:
                 if keep:
                     crew.close()
-                    _keep(gatherer, planned)
+                    _leave(gatherer, Found(planned, config, data, digest, blobs, frozenset(crew.fetched)), keep)
                 raise
             crew.end()
     return Found(planned, config, data, digest, blobs, frozenset(crew.fetched))
@@ -161,20 +174,20 @@ def _names(request: Request, digest: Digest) -> list[str]:
     return [by_digest] if called.digest else [str(called), by_digest]
 
 
-def note(db: ImageDB, notes: Distribution, found: Found, request: Request) -> None:
-    """Note which blobs the layers came as, and keep the manifest, as far as blobs and DiffIDs were compared here.
+def note(notes: Distribution, found: Found, request: Request) -> bool:
+    """Note which blobs the layers came as, as far as blobs and DiffIDs were compared here. True: all were.
 
     Under the lock of the images. Raises OSError.
     """
     notes.sweep()
     compared = True
-    for blob, diff_id in zip(found.blobs, found.config.diff_ids, strict=True):
+    for blob, layer in zip(found.blobs, found.planned.layers, strict=False):
+        diff_id = DiffID(layer.diff_id)
         if blob.digest in found.fetched or notes.diff_id_of(blob.digest) == diff_id:
             notes.note(diff_id, blob.digest, request.reference.full_name, blob.media_type, blob.size)
         else:
             compared = False
-    if compared:
-        db.keep_manifest(found.config.id, found.manifest)
+    return compared
 
 
 # ---- which image ---------------------------------------------------------------------------------
@@ -310,7 +323,6 @@ class FetchingCrew(Crew):
         try:
             if not self._copy(layer, job):
                 self._fetch(layer, job)
-            job.size, job.digest = layer.size, layer.digest
         except BaseException as err:
             self._stop(err, layer)
             raise
@@ -340,6 +352,7 @@ class FetchingCrew(Crew):
             log.warning(text, layer.diff_id, err, extra={"diff_id": layer.diff_id, "error": err})
             self._teller.total = (self._teller.total or 0) + layer.size
             return False
+        job.size, job.digest = layer.size, layer.digest
         return True
 
     def _fetch(self, layer: PlannedLayer, job: Job) -> None:
@@ -352,8 +365,11 @@ class FetchingCrew(Crew):
             except RegistryError:
                 raise
             except LayerStoreError as err:
+                self._call.check()
                 if not coming.begin_anew(err):
                     raise
+        job.size, job.digest = layer.size, layer.digest
+        job.check(layer)
         self.fetched.add(layer.digest)
 
     def _unpacked(self, coming: Incoming, digest: Digest) -> Unpacked:
@@ -369,19 +385,25 @@ class FetchingCrew(Crew):
         return unpacked
 
 
-def _keep(gatherer: Gatherer, planned: Planned) -> None:
-    """Leave in the store, held by nobody, the layers that came whole, with all below them. Raise nothing."""
-    whole = []
+def _leave(gatherer: Gatherer, found: Found, keep: Callable[[Found], None]) -> None:
+    """Let the layers that came whole stay, held by nobody, with all below them. Raise no Exception.
+
+    found   the image that did not come
+    keep    called with it, and these layers alone
+    """
+    whole: list[PlannedLayer] = []
     parent: ChainID | str = ""
-    for layer in planned.layers:
+    for layer in found.planned.layers:
         parent = chain_on(parent, layer.diff_id)
         job = gatherer.jobs.get(layer.name)
         came = job is not None and (job.unpacked or job.layer) and job.diff_id == layer.diff_id
         if not came and not gatherer.has(parent):
             break
         whole.append(layer)
+    planned = found.planned._replace(layers=whole)
     try:
-        gatherer.put([planned._replace(layers=whole)], gatherer.jobs.__getitem__)
+        gatherer.put([planned], gatherer.jobs.__getitem__)
+        keep(found._replace(planned=planned))
     except (LayerStoreError, OSError) as err:
         log.warning("Not all layers of %s that came whole are kept: %s", planned.references, err, extra={"error": err})
     gatherer.leave()
