@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from layerstore.documents.manifests import INDEXES, MANIFESTS, check_digest, kind_of
@@ -18,7 +19,6 @@ from layerstore.registry.calls import Call
 from layerstore.values import Descriptor
 
 if TYPE_CHECKING:
-    from layerstore.registry.registry import Registry
     from layerstore.registry.session import Answer, Session
 
 log = logging.getLogger("layerstore")
@@ -27,9 +27,12 @@ MANIFEST_LIMIT = 4 << 20
 ACCEPT = ", ".join((INDEXES[0], MANIFESTS[0], INDEXES[1], MANIFESTS[1]))
 
 
-def fetch(call: Call, registry: Registry, path: str, wanted: str, size: int = -1) -> tuple[Descriptor, bytes]:
+def fetch(
+    call: Call, hosts: Sequence[Session], path: str, wanted: str, size: int = -1
+) -> tuple[Descriptor, bytes]:  # fmt: skip
     """Return a manifest or an index, with its media type, digest and size.
 
+    hosts    mirrors, and then the registry
     path     of the repository
     wanted   a tag or a digest
     size     what it must have, in bytes; -1: that is unknown
@@ -37,7 +40,7 @@ def fetch(call: Call, registry: Registry, path: str, wanted: str, size: int = -1
     """
     if size > MANIFEST_LIMIT:
         raise ImageError(f"the manifest {wanted} has {size} bytes, a manifest has at most {MANIFEST_LIMIT}")
-    for mirror in registry.mirrors:
+    for mirror in hosts[:-1]:
         try:
             return _fetch(call, mirror, path, wanted, size)
         except (RegistryError, ImageError) as err:
@@ -45,7 +48,7 @@ def fetch(call: Call, registry: Registry, path: str, wanted: str, size: int = -1
             host = mirror.told("GET", "/v2/").host
             text = "Passing over the mirror %s for the manifest %s: %s"
             log.warning(text, host, wanted, err, extra={"host": host, "error": err})
-    return _fetch(call, registry.session, path, wanted, size)
+    return _fetch(call, hosts[-1], path, wanted, size)
 
 
 def _fetch(call: Call, session: Session, path: str, wanted: str, size: int) -> tuple[Descriptor, bytes]:

@@ -116,6 +116,21 @@ class Registry:
         with started() as call:
             return listing.tags(call, self.session, path)
 
+    def manifest(self, reference: str) -> tuple[Descriptor, bytes]:
+        """Return a manifest or an index as it is there: what it is, and its bytes.
+
+        reference   its name, which may leave out the registry; without tag and digest: "latest"
+
+        Raises  ImageError         the name is none, or that of another registry; or what came is something else
+                RegistryError      the registry failed; NotInRegistryError: it has no such manifest
+        """
+        from layerstore.registry import manifests
+
+        named = references.parse_within(self.name, reference).tagged()
+        with started() as call:
+            path, hosts = references.split_domain(named.name)[1], [*self.mirrors, self.session]
+            return manifests.fetch(call, hosts, path, named.digest or named.tag)
+
     def referrers(self, reference: str, artifact_type: str | None = None) -> list[Descriptor]:
         """Return the manifests that refer to one: signatures, lists of components and other artifacts.
 

@@ -23,7 +23,7 @@ class RegistryRemote:
 
     def manifest(self, call: Call, path: str, wanted: str, size: int = -1) -> tuple[Descriptor, bytes]:
         """Fetch a manifest or an index by its tag or digest. size: what its index says, or -1."""
-        return manifests.fetch(call, self._registry, path, wanted, size)
+        return manifests.fetch(call, [*self._registry.mirrors, self._registry.session], path, wanted, size)
 
     def blob(self, call: Call, path: str, blob: Descriptor) -> Download:
         """Return a blob of a repository, which is asked for when it is taken."""
