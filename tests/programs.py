@@ -1,4 +1,4 @@
-"""Programs that push and pull beside us, each on directories of its own: skopeo, podman, dockerd. And an image that they run.
+"""Programs that push and pull beside us, each on directories of its own: skopeo, podman, dockerd, containerd. And an image that runs.
 
 Enters: the programs. Leaves: no process, no mount; none of them reads the settings or the credentials of this machine.
 """
@@ -132,3 +132,24 @@ class Podman:
 def docker_run(dockerd: Dockerd, image: str, *command: str) -> bytes:
     """What a command prints in a container of dockerd."""
     return dockerd.docker("run", "--rm", "--network", "none", image, *command)
+
+
+# ---- containerd ----------------------------------------------------------------------------------
+class Containerd:
+    """The containerd that a dockerd of ours has started, in a namespace that dockerd does not look at."""
+
+    def __init__(self, dockerd: Dockerd):
+        self.address = dockerd.run / "exec/containerd/containerd.sock"
+
+    def __call__(self, *words) -> bytes:
+        return run("ctr", "--address", self.address, "--namespace", "tests", *words, env=environment(self.address.parent))
+
+    def pull(self, reference: str) -> str:
+        """The digest of what is pulled."""
+        self("images", "pull", "--plain-http", reference)
+        [line] = [line.split() for line in self("images", "ls", f"name=={reference}").decode().splitlines()[1:]]
+        return line[2]
+
+    def run(self, image: str, *command: str) -> bytes:
+        """What a command prints in a container."""
+        return self("run", "--rm", image, "box-" + os.urandom(4).hex(), *command)

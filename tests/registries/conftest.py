@@ -1,4 +1,4 @@
-"""Debian's docker-registry, and skopeo, podman and dockerd beside it. None of them sees the credentials of this machine."""
+"""Debian's docker-registry, and skopeo, podman, dockerd and containerd beside it. None of them sees the credentials of this machine."""
 
 import contextlib
 import itertools
@@ -15,7 +15,7 @@ _number = itertools.count()
 
 @pytest.fixture(scope="session", autouse=True)
 def machine(tmpfs):
-    needs("docker-registry", "skopeo", "podman", "htpasswd", "openssl", "busybox")
+    needs("docker-registry", "skopeo", "podman", "ctr", "htpasswd", "openssl", "busybox")
     needs("dockerd", there=of_docker())
 
 
@@ -67,6 +67,11 @@ def docker(tmpfs):
     """A dockerd that reaches the registries, on a root that is not ours."""
     with Dockerd(tmpfs / "dockerd", network=True) as dockerd:
         yield dockerd
+
+
+@pytest.fixture(scope="session")
+def containerd(docker):
+    return programs.Containerd(docker)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import traceback
 import programs
 import pytest
 
-from layerstore import AuthenticationError
+from layerstore import AuthenticationError, Registry
 
 PASSWORD = "se:cret pass"
 HELPER = """\
@@ -118,3 +118,13 @@ def test_a_login_that_is_over_is_refused(guarded, docker, images, settings):
     wrong = base64.b64encode(b"ann:wrong one").decode()
     file.write_text(json.dumps({"auths": {guarded.host: {"auth": wrong}}}))
     assert refused(images, f"{guarded.host}/team/app:1").status == 401
+
+
+def test_credentials_that_are_given_count_alone(guarded, docker, images, settings):
+    docker_login(docker, programs.environment(settings), guarded.host)
+    with Registry(guarded.host, auth=("bob", "another")) as registry:
+        assert images.pull(f"{guarded.host}/team/app:1", registry=registry)
+        assert registry.tags("team/app") == ["1"]
+        assert images.push(f"{guarded.host}/team/app:1", f"{guarded.host}/bob/app:1", registry=registry) == guarded.tag("bob/app", "1")
+    with Registry(guarded.host, auth=("ann", "wrong one")) as registry, pytest.raises(AuthenticationError):
+        registry.tags("team/app")

@@ -1,4 +1,4 @@
-"""What we pushed, skopeo, podman and docker pull and run, under the digest that we told; another registry keeps that digest."""
+"""What we pushed, skopeo, podman, docker and containerd pull and run, under the digest that we told; another registry keeps that digest."""
 
 import hashlib
 import json
@@ -56,6 +56,18 @@ def test_docker_pulls_and_runs_it(named, images, image, docker, compression):
     assert f"{without_tag(reference)}@{digest}" in about["RepoDigests"]
     assert programs.docker_run(docker, reference, "/bin/cat", "/etc/new") == b"new"
     docker.docker("image", "rm", "--force", image.id)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd", None])
+def test_containerd_pulls_and_runs_it(registry, named, images, image, containerd, compression):
+    """And pushes it: another registry or repository has the same digest."""
+    reference, again = named("app"), named("again")
+    digest = images.push("app:1", reference, compression=compression)
+    assert containerd.pull(reference) == digest
+    assert containerd.run(reference, "/bin/cat", "/etc/new") == b"new"
+    containerd("images", "push", "--plain-http", again, reference)
+    assert registry.tag(*split(again)) == digest
+    containerd("images", "rm", reference)
 
 
 def test_skopeo_copies_it_with_its_digest(named, start, images, image, skopeo, open_store, room):
