@@ -41,7 +41,10 @@ SIGNATURES = {
     "RWLayer.apply_diff": "(self, source)", "RWLayer.metadata": "(self)", "RWLayer.commit": "(self)",
     "TarStream.copy_to": "(self, dst)",
     "Registry": "(host, *, auth=None, insecure=False, ca=None, mirrors=(), timeout=30.0, retries=5, connections=3, chunk=None)",
-    "Registry.close": "(self)",
+    "Registry.tags": "(self, repository)", "Registry.manifest": "(self, reference)",
+    "Registry.referrers": "(self, reference, artifact_type=None)", "Registry.close": "(self)",
+    "Images.pull": "(self, reference, *, platform=None, registry=None, progress=None, durability=None, keep=False)",
+    "Images.push": "(self, image, reference=None, *, registry=None, compression='gzip', force_compression=False, progress=None)",
 }
 METADATA_STORE = {
     "start_transaction": "(self)", "get_size": "(self, chain_id)", "get_parent": "(self, chain_id)",
