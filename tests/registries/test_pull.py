@@ -1,6 +1,8 @@
 """What skopeo, podman and docker pushed is pulled: the same image, under the same digest, layer by layer the same tars."""
 
+import hashlib
 import json
+from pathlib import Path
 
 import imagekit
 import programs
@@ -10,6 +12,7 @@ from realregistry import split
 from stored import tar_of
 
 import layerstore
+from layerstore import Images, Registry
 
 LAYERS = programs.layers()
 
@@ -176,3 +179,44 @@ def test_of_an_index_the_image_for_the_platform_is_pulled(registry, named, docke
         assert image.digests == (f"{reference.removesuffix(':1')}@{digest}",)
     with pytest.raises(layerstore.ImageError, match=r"linux/amd64.*linux/arm64"):
         images.pull(reference, platform="linux/s390x")
+
+
+def test_registry_tells_what_is_there(registry, named, pushed, podman, of_two):
+    reference = named("app")
+    pushed("skopeo", reference)
+    pushed("podman, oci", reference.removesuffix("1") + "2")
+    list_by_podman(podman, of_two, reference.removesuffix("1") + "list")
+    repository, _ = split(reference)
+    with Registry(registry.host) as asked:
+        assert sorted(asked.tags(repository)) == ["1", "2", "list"]
+        for tag in ("1", "2", "list"):
+            about, data = asked.manifest(f"{repository}:{tag}")
+            assert about.digest == registry.tag(repository, tag) == "sha256:" + hashlib.sha256(data).hexdigest()
+            assert (about.size, about.media_type) == (len(data), json.loads(data)["mediaType"])
+        assert asked.referrers(f"{repository}:1") == []         # it does not know referrers, and has no index in their place
+        for ask in (asked.tags, asked.manifest):
+            with pytest.raises(layerstore.NotInRegistryError):
+                ask(repository + "/none")
+
+
+# ---- between two stores ---------------------------------------------------------------------------
+def test_stores_without_an_image_fetch_only_what_they_lack(registry, named, pushed, open_store, room, images):
+    """The layers that two images share are fetched once."""
+    reference, second = named("app"), named("other")
+    pushed("skopeo", reference)
+    first = images.pull(reference)
+    with open_store(room / "elsewhere") as other:
+        base = Images(other).pull(reference)
+        with other.create_rw_layer("box", base) as box:
+            with box.mounted() as root:
+                Path(root, "more").write_text("more\n")
+            with box.commit() as top:
+                made = Images(other).create(top, {"config": {}}, tags=second)
+                Images(other).push(made)
+        before = len(registry.requests())
+        again = images.pull(second)
+        blobs = [one.uri.rpartition("/")[2] for one in registry.requests(before) if "/blobs/" in one.uri]
+        config = registry.manifest(*split(second))["config"]["digest"]
+        top = registry.manifest(*split(second))["layers"][-1]["digest"]
+        assert sorted(blobs) == sorted([config, top])
+        assert again.layers[:-1] == first.layers
