@@ -33,7 +33,7 @@ log = logging.getLogger("layerstore")
 _CONNECTIONS_LIMIT = 1000
 # A connection that brings less brings nothing, as a retry counts.
 _SOMETHING = 1 << 10
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18                        # a larger one takes memory, and no less time
 
 
 class _Source:
