@@ -503,6 +503,33 @@ def test_after_close():
     assert len(server.requests) == 1
 
 
+def test_close_ends_what_is_under_way():
+    came, released = threading.Event(), threading.Event()
+
+    def script(request):
+        came.set()
+        released.wait(20)
+        return OK
+
+    failed = []
+    with Server(script) as server, Registry(f"http://{server.host}", timeout=30) as registry, started() as call:
+
+        def work():
+            try:
+                registry.session.ask(call, "GET", "/v2/")
+            except RegistryError as err:
+                failed.append(err)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert came.wait(10)
+        registry.close()
+        thread.join(1)
+        assert not thread.is_alive()
+        assert "closed" in str(failed[0])
+        released.set()
+
+
 def test_a_registry_opens_no_connection_by_itself():
     with Server(in_turn(OK)) as server, Registry(server.host):
         time.sleep(0.05)

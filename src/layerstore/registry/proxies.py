@@ -15,7 +15,7 @@ from layerstore.registry.places import Place, is_loopback
 from layerstore.registry.sockets import Wire
 
 _LIMIT = 64 << 10                       # bytes of a proxy's answer
-_WRITTEN = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:([^/]*)@)?(\[[0-9A-Fa-f:.]+\]|[^/@:\[\]]+)(?::([0-9]{1,5}))?/?")
+_WRITTEN = re.compile(r"(?:([A-Za-z][A-Za-z0-9+.-]*)://)?(?:([^/]*)@)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?/?")
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})(?: |\r?\n)")
 _END = re.compile(rb"\r?\n\r?\n")
 
@@ -93,11 +93,6 @@ def _matches(entry: str, place: Place) -> bool:
         host = ipaddress.ip_address(place.host)
     except ValueError:
         host = None
-    if host and "/" in entry:
-        try:
-            return host in ipaddress.ip_network(entry, strict=False)
-        except ValueError:
-            return False
     name, port = entry, ""
     if entry.startswith("["):
         name, _, port = entry[1:].partition("]")
@@ -108,7 +103,7 @@ def _matches(entry: str, place: Place) -> bool:
         return False
     if host:
         try:
-            return host == ipaddress.ip_address(name)
+            return host in ipaddress.ip_network(name, strict=False)
         except ValueError:
             return False
     name = name.removeprefix("*").rstrip(".")

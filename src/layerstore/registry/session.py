@@ -6,7 +6,9 @@ Only this module decides what is asked next. What an answer means for images and
 from __future__ import annotations
 
 import logging
+import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
@@ -96,6 +98,8 @@ class Session:
             exchange=self._exchange,
         )  # fmt: skip
         self._is_closed = False
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()
+        self._lock = threading.Lock()
 
     def told(self, method: str, path: str) -> Told:
         """Return a request as errors tell it."""
@@ -103,13 +107,18 @@ class Session:
         return Told(method, target.told, target.place.full_name)
 
     def close(self) -> None:
-        """Close the connections. What is asked from now on raises RegistryError."""
-        self._is_closed = True
+        """Close the connections. What is under way is stopped, and what is asked from now on raises RegistryError."""
+        with self._lock:
+            self._is_closed = True
+            calls = [*self._calls]
+        for call in calls:
+            call.stop(self._closed())
         self._pool.close()
 
     def renew(self) -> None:
         """Begin anew in a forked child: what is connected is the parent's."""
         inherited, self._pool = self._pool, Pool()
+        self._calls, self._lock = weakref.WeakSet(), threading.Lock()
         self._dialer.renew()
         inherited.forget()
 
@@ -151,7 +160,11 @@ class Session:
         self, call: Call, request: _Request, finish: Callable[[Reply], T], attempts: Attempts | None = None
     ) -> T:  # fmt: skip
         attempts = attempts or Attempts(self.retries)
+        with self._lock:
+            self._calls.add(call)
         while True:
+            if self._is_closed:
+                raise self._closed()
             attempts.made += 1
             asked = 0.0
             try:
@@ -218,9 +231,6 @@ class Session:
     ) -> Reply:
         """Send a request once. Return its answer."""
         while True:
-            if self._is_closed:
-                told = Told(request.method, target.told, target.place.full_name)
-                raise RegistryError(f"{told}: the registry is closed", host=told.host)
             connection = self._dialer.found(call) if is_home else None
             if is_home:
                 target = target._replace(place=target.place._replace(scheme=self._dialer.scheme or "http"))
@@ -268,6 +278,9 @@ class Session:
         return self._done(call, request, lambda reply: _whole(reply, method, TOKEN_LIMIT, AuthenticationError))
 
     # ---- what is said about it ----
+
+    def _closed(self) -> RegistryError:
+        return RegistryError(f"the registry is closed: {self.place.name}", host=self._home().full_name)
 
     def _refusal(self, request: _Request, answer: Answer, attempts: int, *, about: str = "") -> RegistryError:
         told = Told(request.method, answer.url, answer.host)
