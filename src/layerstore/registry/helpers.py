@@ -61,7 +61,12 @@ def ask(
         line = next((line.strip() for line in said.splitlines() if line.strip()), "")
         how = f"exit status {ended.status}" if ended.status > 0 else f"killed by signal {-ended.status}"
         raise _failed(program, server, f"{how}: {line[:_QUOTED]}" if line else how)
-    found = _parsed(ended.output)
+    return read(ended.output, program, server)
+
+
+def read(answer: bytes, program: str, server: str) -> Credentials | None:
+    """Read what a helper answered. None: it has no credentials. Raises AuthenticationError: it is malformed."""
+    found = _parsed(answer)
     if found is None:
         raise _failed(program, server, "its answer is not the JSON document of a credential helper")
     user, secret = found.get("Username", ""), found.get("Secret", "")
