@@ -40,6 +40,14 @@ def test_the_oldest_python_is_one():
     assert PYPROJECT["tool"]["ruff"]["target-version"] == f"py3{oldest}"
 
 
+def test_the_client_of_registries_is_an_extra():
+    """So whoever stores layers alone installs no HTTP client."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    assert extras["registry"] == ["urllib3>=2.2"] and "layerstore[registry]" in extras["test"]
+    assert not any("urllib3" in line for line in PYPROJECT["project"]["dependencies"])
+    assert "registry" in metadata.metadata("layerstore").get_all("Provides-Extra")
+
+
 def test_every_compiled_module_is_there_with_its_stub():
     built = {
         path.name.removesuffix(suffix)
