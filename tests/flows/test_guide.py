@@ -26,6 +26,7 @@ from machine import needs
 
 import layerstore
 import layerstore.aio
+from layerstore.registry import credentials
 
 PROJECT = pages.PROJECT
 DOCS = PROJECT / "docs"
@@ -140,6 +141,17 @@ def test_every_exception_has_its_row_in_the_reference():
         assert row, f"the table of errors lacks {name}"
         builtin = [base.__name__ for base in kind.__mro__ if base in (ValueError, LookupError)]
         assert re.findall(r"`(\w+)`", row[2]) == builtin, name
+
+
+def test_the_page_of_registries_has_every_place_that_is_read():
+    """Files with credentials as they are looked for without any variable, and all that looks like one in the client's sources."""
+    text = (DOCS / "registries.md").read_text(encoding="utf-8")
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(credentials.__file__).parent.glob("*.py"))
+    variables = re.findall(r"""["']([A-Z]+(?:_[A-Z]+)+|[a-z]+_proxy)["']""", source)
+    assert {"DOCKER_AUTH_CONFIG", "XDG_CONFIG_HOME", "no_proxy"} <= set(variables)
+    files = [place.name.replace(f"/{os.getuid()}/", "/<uid>/") for place in credentials.places({"HOME": "~"})]
+    assert len(files) >= 4
+    assert [name for name in [*variables, *files] if f"`{name}`" not in text and f"${name}" not in text] == []
 
 
 def test_figures_are_quoted_not_made_up():
