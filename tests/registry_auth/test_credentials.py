@@ -135,9 +135,10 @@ def test_a_fifo_that_no_one_writes_to_is_empty(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/dev/zero"])
 def test_what_is_no_file_is_named(path: str) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(AuthenticationError, match=f"from {path}: ") as raised:
         credentials.find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": path})
-    assert raised.value.path == path
+    assert raised.value.path == path and sorted(os.listdir("/proc/self/fd")) == before
 
 
 # ---- one file ----

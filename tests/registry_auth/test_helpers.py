@@ -63,7 +63,6 @@ def test_a_helper_may_end_without_reading(tmp_path: Path, write: Write) -> None:
     ('{"Username":"<token>","Secret":""}', None),
     ('{"Username":"user","Secret":""}', Credentials("user", "")),
     ('{"Username":"","Secret":""}', None),
-    ("{}", None),
     ('{"username":"user","secret":"s"}', Credentials("user", "s")),
 ])  # fmt: skip
 def test_answers(tmp_path: Path, write: Write, answer: str, known: Credentials | None) -> None:
@@ -95,7 +94,7 @@ def test_a_helper_that_fails_is_named_with_its_first_line(tmp_path: Path, write:
         ask(tmp_path)
 
 
-@pytest.mark.parametrize("answer", ["", "not json", f'["{SECRET}"]', f'{{"Secret":"{SECRET}"', f'{{"Username":7,"Secret":"{SECRET}"}}', f'"{SECRET}"', f'{{"Secret":"{SECRET}","Secret":"b"}}'])
+@pytest.mark.parametrize("answer", ["", "not json", f'["{SECRET}"]', f'{{"Secret":"{SECRET}"', f'{{"Username":7,"Secret":"{SECRET}"}}', f'"{SECRET}"', f'{{"Secret":"{SECRET}","Secret":"b"}}', f'{{"Secret":"{SECRET}"}}', '{"Username":"u"}', "{}", f'{{"Username":null,"Secret":"{SECRET}"}}'])
 def test_a_malformed_answer_is_not_quoted(tmp_path: Path, write: Write, answer: str) -> None:
     write(f"echo '{answer}'")
     with pytest.raises(AuthenticationError, match="docker-credential-tell") as raised:

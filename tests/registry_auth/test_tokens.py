@@ -1,4 +1,4 @@
-"""What is sent to prove who asks: after which challenge, for which scopes, how often, and shared by all threads."""
+"""What is sent as authorization: after which challenge, for which scopes, how often, and shared by all threads."""
 
 import base64
 import json

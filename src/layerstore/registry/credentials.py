@@ -31,7 +31,7 @@ _ENTRY: gojson.Table = dict.fromkeys(("auth", "username", "password", "identityt
 
 
 class Credentials(NamedTuple):
-    """What proves to a registry or to its token server who asks: a user with a password, or one of two kinds of token.
+    """What a user proves itself with to a registry or its token server: a name and a password, or a token of two kinds.
 
     refresh   an identity token, for which the token server gives tokens
     bearer    a token for the registry itself
@@ -51,7 +51,7 @@ class Credentials(NamedTuple):
         return "Basic " + base64.b64encode(both).decode()
 
     def secrets(self) -> Iterator[str]:
-        """Give the texts that no one may see."""
+        """Return the texts that must not be shown."""
         yield from filter(None, (self.password, self.refresh, self.bearer))
         if self.password:
             yield self.basic().removeprefix("Basic ")
@@ -172,11 +172,13 @@ def _read_file(name: str) -> bytes:
     try:
         # Not blocking: a FIFO that no one writes to is an empty file.
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        with open(fd, "rb", buffering=0) as file:
+        try:
             found = b""
-            while len(found) <= _FILE_LIMIT and (block := file.read(_FILE_LIMIT + 1 - len(found))):
+            while len(found) <= _FILE_LIMIT and (block := os.read(fd, _FILE_LIMIT + 1 - len(found))):
                 found += block
             return found
+        finally:
+            os.close(fd)
     except (FileNotFoundError, NotADirectoryError):
         return b""
     except (OSError, ValueError) as err:
@@ -199,7 +201,7 @@ def _keys(key: str) -> tuple[str, ...]:
 
 
 def _helpers(document: Mapping[str, Any], key: str, name: str) -> Iterator[tuple[str, str]]:
-    """Give the helpers that a document names for a registry, each with what it is to be asked for."""
+    """Return the helpers that a document names for a registry, each with what it is to be asked for."""
     own: Mapping[str, str | None] = document.get("credHelpers", {})
     named = next((helper for each in _keys(key) if (helper := own.get(each))), None)
     for helper in filter(None, (named, document.get("credsStore"))):
@@ -209,7 +211,7 @@ def _helpers(document: Mapping[str, Any], key: str, name: str) -> Iterator[tuple
 
 
 def _entries(document: Mapping[str, Any], key: str, repository: str) -> Iterator[Any]:
-    """Give the entries of "auths" for a repository, the narrowest first."""
+    """Return the entries of "auths" for a repository, the narrowest first."""
     entries: Mapping[str, Any] = document.get("auths", {})
     parts = repository.split("/") if repository else []
     within = ("/".join((key, *parts[:n])) for n in range(len(parts), 0, -1))

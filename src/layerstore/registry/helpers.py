@@ -67,9 +67,9 @@ def ask(
 def read(answer: bytes, program: str, server: str) -> Credentials | None:
     """Read what a helper answered. None: it has no credentials. Raises AuthenticationError: it is malformed."""
     found = _parsed(answer)
-    if found is None:
+    if found is None or not {"Username", "Secret"} <= found.keys():
         raise _failed(program, server, "its answer is not the JSON document of a credential helper")
-    user, secret = found.get("Username", ""), found.get("Secret", "")
+    user, secret = found["Username"], found["Secret"]
     if user == _TOKEN_USER:
         return Credentials(refresh=secret) if secret else None
     return Credentials(user, secret) if user or secret else None

@@ -85,7 +85,7 @@ def _ask(call: Call, session: Session, path: str, where: str, expect: tuple[int,
 
 
 def _pages(call: Call, session: Session, path: str, first: str, expect: tuple[int, ...]) -> Iterator[Answer]:
-    """Give the answers of a list, each as the one before it names it."""
+    """Return the answers of a list, each as the one before it names it."""
     where, seen = first, {first}
     while True:
         answer = _ask(call, session, path, where, expect)

@@ -1,4 +1,4 @@
-"""What proves to a registry who asks: a token that its token server gives, a token that the caller has, or a password.
+"""What a user proves itself with to a registry: a token that its token server gives, the caller's own, or a password.
 
 Enters: the 401 of a registry. Leaves: the value of an Authorization header for the same request. Nothing is sent before
 a challenge asked for it, but a token that the caller gave. Tokens are shared among threads; one of them asks.
@@ -46,7 +46,7 @@ KEPT, FRESH, LAST = range(3)
 
 
 class _Wanted(NamedTuple):
-    """What a token is for, and who asks for it."""
+    """What a token is for, and the credentials that it is asked for with."""
 
     realm: Realm
     scopes: tuple[str, ...]

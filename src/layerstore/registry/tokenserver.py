@@ -1,7 +1,7 @@
 """A token server: what a registry's challenge says of it, and the two ways to ask it for a token.
 
-Enters: a challenge, scopes, and what proves who asks. Leaves: a token, or an AuthenticationError that names the server.
-Its redirects are followed as those of a registry, and what proves who asks goes to its own origin alone.
+Enters: a challenge, scopes, and credentials. Leaves: a token, or an AuthenticationError that names the server. Its
+redirects are followed as those of a registry, and credentials go to its own origin alone.
 """
 
 from __future__ import annotations
