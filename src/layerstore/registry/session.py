@@ -91,6 +91,7 @@ class Session:
         self._manners = manners
         self._prefix = prefix
         self._pool = Pool()
+        weakref.finalize(self, self._pool.close)           # if close() is forgotten
         trust = Trust(name, ca=manners.ca, insecure=manners.insecure)
         self._dialer = Dialer(place, trust, manners.timeout, may_be_plain=may_be_plain)
         self._authorizer = Authorizer(
@@ -117,10 +118,9 @@ class Session:
 
     def renew(self) -> None:
         """Begin anew in a forked child: what is connected is the parent's."""
-        inherited, self._pool = self._pool, Pool()
+        self._pool.renew()
         self._calls, self._lock = weakref.WeakSet(), threading.Lock()
         self._dialer.renew()
-        inherited.forget()
 
     def ask(
         self, call: Call, method: str, path: str, *, scopes: Sequence[str] = (),

@@ -279,7 +279,9 @@ class Pool:
         for each in idle:
             each.end()
 
-    def forget(self) -> None:
-        """Close all that wait, in a child that was forked while a thread may have held the lock."""
-        self._lock = threading.Lock()
-        self.close()
+    def renew(self) -> None:
+        """Begin anew in a forked child, which has copies of its parent's descriptors."""
+        self._lock = threading.Lock()           # a thread of the parent may hold the old one
+        inherited, self._idle = self._idle, []
+        for each in inherited:
+            each.end()
