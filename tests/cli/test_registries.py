@@ -195,7 +195,10 @@ def test_a_bar_over_all_bytes_with_the_rate(made, cli, other, room, name, termin
 # ---- wrong uses ---------------------------------------------------------------------------------
 WRONG = [
     (2, ["pull", "No/Name"], "invalid reference format"),
+    (2, ["pull", "https://ann:unseen@localhost:1/a:1"], "'https://...@localhost:1/a:1': the name of an image begins with the registry's host"),
+    (2, ["push", "app", "ann:unseen@localhost:1/a:1"], "'...@localhost:1/a:1'"),
     (2, ["pull", "localhost:1/a:1", "--platform", "a/b/c/d"], "a/b/c/d"),
+    (2, ["pull", "localhost:1/a:1", "--platform", "all"], "--platform"),
     (2, ["pull", "localhost:1/a:1", "--retries", "-1"], "--retries"),
     (2, ["pull", "localhost:1/a:1", "--connections", "0"], "--connections"),
     (2, ["pull", "localhost:1/a:1", "--timeout", "soon"], "--timeout"),
@@ -216,7 +219,8 @@ WRONG = [
 @pytest.mark.parametrize(("code", "words", "told"), WRONG, ids=[" ".join(words)[:60] for _, words, _ in WRONG])
 def test_wrong_uses(app, refused, root, code, words, told):
     before = disk_state(root)
-    assert told in refused(code, "image", *words)
+    said = refused(code, "image", *words)
+    assert told in said and "unseen" not in said
     assert disk_state(root) == before
 
 

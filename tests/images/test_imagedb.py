@@ -159,6 +159,18 @@ def test_a_name_that_could_be_an_id_is_none(loaded):
         loaded.tag("c:1", "0" * 64)
 
 
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [("https://ann:unseen@host/app:1", "https://...@host/app:1"), ("ann:unseen@host/app", "...@host/app"), ("http://host/app", "http://host/app"),
+     ("https://unseen/@x@host/app?sig=unseen", "https://...@host/app?..."), ("://", "://")],
+)  # fmt: skip
+def test_an_address_is_no_name_and_its_password_is_not_told(loaded, address, shown):
+    with pytest.raises(ImageError) as caught:
+        loaded.get(address)
+    assert repr(shown) in str(caught.value) and caught.value.name == shown
+    assert "unseen" not in f"{caught.value!r} {vars(caught.value)}"
+
+
 def test_what_is_no_text(loaded):
     for wrong in (None, 1, b"c:1"):
         with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""image pull and image push: images of registries, and how a command line says which registry it is and who asks.
+"""image pull and image push: images of registries, and how a command line says which registry it is, and as which user.
 
 A password comes by standard input alone: all users of a host see command lines.
 """
@@ -129,6 +129,8 @@ def _domain(reference: str) -> str:
 
 def run_pull(args: Any, screen: Screen) -> None:
     domain = _domain(args.reference)
+    if args.platform == "all":
+        raise Failure("--platform: one image is pulled, so it is for one platform, not for all", Exit.USAGE)
     if args.platform is not None:
         with Refused(Exit.USAGE):
             platforms.parse_platform(args.platform)

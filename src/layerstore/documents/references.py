@@ -65,6 +65,8 @@ def parse(text: str) -> Reference:
     """
     if not isinstance(text, str):
         raise TypeError(f"the name of an image is a str, not {type(text).__name__}")
+    if "://" in text or "/" in text.partition("@")[2]:
+        raise _no_url(text)
     rest, at, digest = text.partition("@")
     head, slash, last = rest.rpartition("/")
     last, colon, tag = last.partition(":")
@@ -115,6 +117,16 @@ def parse_within(domain: str, text: str) -> Reference:
     if (other := split_domain(named.name)[0]) != domain:
         raise ImageError(f"{text!r} is a name of the registry {other}, and {domain} was to be asked", name=text)
     return named
+
+
+def _no_url(text: str) -> ImageError:
+    """Return the error for an address; its user, password and query are left out."""
+    scheme, separator, rest = text.rpartition("://")
+    user, at, place = rest.rpartition("@")
+    place, query, _ = place.partition("?")
+    shown = "".join((scheme, separator, user and "...", at, place, query and "?..."))
+    why = "the name of an image begins with the registry's host, without a scheme, a user and a password"
+    return ImageError(f"invalid reference format: {shown!r}: {why}", name=shown)
 
 
 def parse_tags(tags: str | Iterable[str]) -> list[str]:
