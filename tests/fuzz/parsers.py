@@ -212,7 +212,7 @@ def encoded(text: str) -> bytes:
     return base64.b64encode(text.encode())
 
 
-JSON = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"1e9", b"-1", b"\\u0000", b"\\ud800", b"NaN", b"1" * 30, b'":"', b'","', SECRET.encode())
+JSON = (b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"1e9", b"-1", b"\\u0000", b"\\ud800", b"NaN", b"1" * 30, b"9" * 400, b"9" * 5000, b'":"', b'","', SECRET.encode())
 HTTP = (b" ", b",", b"=", b'"', b"\\", b";", b"\t", b"\n", b"\0", b"\xff", b"<", b">", b"-", b"/", b"*", b"0", b"9" * 20)
 DIGEST = b"sha256:" + b"a" * 64
 

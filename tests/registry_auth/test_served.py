@@ -192,6 +192,42 @@ def test_a_401_behind_a_redirect_to_another_host_is_an_error(guarded: Guarded, s
     assert guarded.auth.asked == [] and [request.authorization for request in guarded.registry.asked] == [None]
 
 
+def test_a_token_of_the_caller_stays_at_its_host(serve: Serve) -> None:
+    other = serve(lambda request: Said(200, {"tags": ["1"]}))
+    door = serve(lambda request: Said(307, b"", (("Location", f"{other.url}{request.path}"),)))
+    with Registry(door.url, auth="my-own") as registry:
+        assert registry.tags("a") == ["1"]
+    assert [request.authorization for request in door.asked + other.asked] == ["Bearer my-own", None]
+
+
+def test_the_base_says_what_a_401_leaves_out(guarded: Guarded) -> None:
+    answer = guarded.registry.answer
+    guarded.registry.answer = lambda request: answer(request)._replace(headers=()) if request.path != "/v2/" else answer(request._replace(path="/v2/x/tags/list"))
+    with guarded.connect() as registry:
+        assert registry.tags("a") == ["1"]
+    assert [request.path for request in guarded.registry.asked] == ["/v2/a/tags/list", "/v2/", "/v2/a/tags/list"]
+    guarded.registry.answer = lambda request: answer(request)._replace(headers=())
+    with guarded.connect() as registry, pytest.raises(AuthenticationError, match="/v2/b/tags/list: 401"):
+        registry.tags("b")
+    assert [request.path for request in guarded.registry.asked[3:]] == ["/v2/b/tags/list", "/v2/"]
+
+
+def test_a_token_of_a_few_seconds_serves_each_request_it_was_got_for(guarded: Guarded) -> None:
+    guarded.more["expires_in"] = 5
+    with guarded.connect() as registry:
+        for _ in range(3):
+            assert registry.tags("a") == ["1"]
+    assert [request.authorization for request in guarded.registry.asked] == [None, *(f"Bearer given-token-{number}" for number in (1, 2, 3))]
+
+
+def test_a_refused_realm_is_an_authentication_error(guarded: Guarded) -> None:
+    for realm in ("http://169.254.169.254/token", "ftp://x/token", "/token", "http://user:realm-pw@127.0.0.1/token"):
+        guarded.registry.answer = lambda request, realm=realm: Said(401, b"", (("WWW-Authenticate", f'Bearer realm="{realm}"'),))  # type: ignore[misc]
+        with guarded.connect() as registry, pytest.raises(AuthenticationError, match="token server is refused") as raised:
+            registry.tags("a")
+        assert "realm-pw" not in told_of(raised.value) and (raised.value.status, raised.value.host) == (401, guarded.registry.host)
+
+
 # ---- secrets ----
 
 

@@ -23,6 +23,8 @@ CLIENT: Final = "layerstore"
 TOKEN_LIMIT: Final = 1 << 20
 # Seconds that a token lasts whose answer does not say.
 _LASTS: Final = 60.0
+# The longest that one is used: a number that some server made may be larger than any float.
+_LONGEST: Final = 1e9
 _MOST_REDIRECTS: Final = 10
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _VISIBLE = re.compile(r"[!-~]+")
@@ -200,7 +202,7 @@ class TokenServer:
             raise _failed(realm, "its answer has no token, or one with characters that no header may have")
         if isinstance(lasts, bool) or not isinstance(lasts, (int, float)):
             raise _failed(realm, "the expires_in of its answer is not a number")
-        return Token(value, began + lasts, document.get("refresh_token", ""))
+        return Token(value, began + max(0, min(lasts, _LONGEST)), document.get("refresh_token", ""))
 
 
 def _next(target: Target, location: str, passed: Sequence[str]) -> Target:
