@@ -138,7 +138,7 @@ def check_credentials(data: bytes) -> None:
             assert SECRET not in told and base64.b64encode(SECRET.encode()).decode() not in told
             assert err.__context__ is None
             continue
-        assert known is None or (any(known) and re.fullmatch(r"Basic [A-Za-z0-9+/=]+", known.basic()))
+        assert known is None or (any(known.credentials) and re.fullmatch(r"Basic [A-Za-z0-9+/=]+", known.credentials.basic()))
     told = repr(credentials.sources(HOST, "a/b", {"DOCKER_AUTH_CONFIG": text, "REGISTRY_AUTH_FILE": "/nonexistent"}))
     assert SECRET not in told
 

@@ -30,12 +30,18 @@ def of(user: str, host: str = HOST) -> dict[str, Any]:
     return {"auths": {host: {"auth": encoded(f"{user}:of-{user}")}}}
 
 
+def find(*arguments: Any) -> Credentials | None:
+    """What is found, wherever it is."""
+    known = credentials.find(*arguments)
+    return known.credentials if known else None
+
+
 def no_helper(helper: str, server: str) -> Credentials | None:
     raise AssertionError(f"{helper} is asked for {server}")
 
 
 def found(document: Any, key: str = HOST, repository: str = "a/b", ask: Any = no_helper) -> Credentials | None:
-    return credentials.find(key, repository, ask, {"DOCKER_AUTH_CONFIG": document if isinstance(document, str) else json.dumps(document), "HOME": "/nonexistent"})
+    return find(key, repository, ask, {"DOCKER_AUTH_CONFIG": document if isinstance(document, str) else json.dumps(document), "HOME": "/nonexistent"})
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_each_place_counts_before_those_behind_it(tmp_path: Path, write: Callabl
         write(name, of(name))
     write("home/.dockercfg", of("legacy")["auths"])
     users = []
-    while known := credentials.find(HOST, "a/b", no_helper, environ):
+    while known := find(HOST, "a/b", no_helper, environ):
         users.append(known.user)
         if "DOCKER_AUTH_CONFIG" in environ:
             del environ["DOCKER_AUTH_CONFIG"]
@@ -82,22 +88,22 @@ def test_a_place_that_knows_another_registry_only_is_passed_over(tmp_path: Path,
     write(FILES[0], {})
     write(FILES[1], {"auths": {HOST: {}}})
     write(FILES[2], of("docker"))
-    assert credentials.find(HOST, "", no_helper, environ) == Credentials("docker", "of-docker")
+    assert find(HOST, "", no_helper, environ) == Credentials("docker", "of-docker")
 
 
 def test_a_registry_auth_file_counts_alone(tmp_path: Path, write: Callable[[str, Any], str]) -> None:
     environ = environment(tmp_path) | {"REGISTRY_AUTH_FILE": write("own.json", of("other", "other.example.com"))}
     for name in FILES:
         write(name, of(name))
-    assert credentials.find(HOST, "", no_helper, environ) == Credentials("variable", "of-variable")
+    assert find(HOST, "", no_helper, environ) == Credentials("variable", "of-variable")
     del environ["DOCKER_AUTH_CONFIG"]
-    assert credentials.find(HOST, "", no_helper, environ) is None
+    assert find(HOST, "", no_helper, environ) is None
     write("own.json", of("own"))
-    assert credentials.find(HOST, "", no_helper, environ) == Credentials("own", "of-own")
+    assert find(HOST, "", no_helper, environ) == Credentials("own", "of-own")
     os.unlink(environ["REGISTRY_AUTH_FILE"])
-    assert credentials.find(HOST, "", no_helper, environ) is None
+    assert find(HOST, "", no_helper, environ) is None
     environ["REGISTRY_AUTH_FILE"] = ""
-    assert credentials.find(HOST, "", no_helper, environ) == Credentials(FILES[0], f"of-{FILES[0]}")
+    assert find(HOST, "", no_helper, environ) == Credentials(FILES[0], f"of-{FILES[0]}")
 
 
 def test_without_variables_the_places_are_those_of_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +116,7 @@ def test_without_variables_the_places_are_those_of_the_home(monkeypatch: pytest.
 
 def test_the_variables_are_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps(of("process")))
-    assert credentials.find(HOST, "", no_helper) == Credentials("process", "of-process")
+    assert find(HOST, "", no_helper) == Credentials("process", "of-process")
 
 
 @pytest.mark.parametrize("there", ["", " \n", "{}", '{"auths": null}', "null"])
@@ -118,26 +124,26 @@ def test_an_empty_file_knows_nothing(there: str, tmp_path: Path, write: Callable
     environ = {"REGISTRY_AUTH_FILE": write("auth.json", there)}
     if there == "null":
         with pytest.raises(AuthenticationError):
-            credentials.find(HOST, "", no_helper, environ)
+            find(HOST, "", no_helper, environ)
     else:
-        assert credentials.find(HOST, "", no_helper, environ) is None
+        assert find(HOST, "", no_helper, environ) is None
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/nonexistent/auth.json", "/dev/null/auth.json"])
 def test_files_that_are_not_there_are_passed_over(path: str) -> None:
-    assert credentials.find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": path}) is None
+    assert find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": path}) is None
 
 
 def test_a_fifo_that_no_one_writes_to_is_empty(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert credentials.find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": str(tmp_path / "fifo")}) is None
+    assert find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": str(tmp_path / "fifo")}) is None
 
 
 @pytest.mark.parametrize("path", ["/", "/dev/zero"])
 def test_what_is_no_file_is_named(path: str) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(AuthenticationError, match=f"from {path}: ") as raised:
-        credentials.find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": path})
+        find(HOST, "", no_helper, {"REGISTRY_AUTH_FILE": path})
     assert raised.value.path == path and sorted(os.listdir("/proc/self/fd")) == before
 
 
@@ -157,7 +163,7 @@ MALFORMED = [
 def test_a_malformed_file_is_named_and_not_quoted(text: str, write: Callable[[str, Any], str]) -> None:
     path = write("auth.json", text)
     with pytest.raises(AuthenticationError) as raised:
-        credentials.find(HOST, "a/b", no_helper, {"REGISTRY_AUTH_FILE": path})
+        find(HOST, "a/b", no_helper, {"REGISTRY_AUTH_FILE": path})
     err = raised.value
     assert path in str(err) and err.path == path and (err.status, err.code, err.host) == (0, "", "")
     told = "".join(traceback.format_exception(err)) + repr(err.__context__) + repr(err.__cause__) + repr(getattr(err, "__notes__", ""))
@@ -174,9 +180,9 @@ def test_a_malformed_variable_is_named_and_not_quoted() -> None:
 def test_a_file_behind_the_one_that_counts_is_not_read(tmp_path: Path, write: Callable[[str, Any], str]) -> None:
     write(FILES[0], "{")
     environ = environment(tmp_path)
-    assert credentials.find(HOST, "", no_helper, environ) == Credentials("variable", "of-variable")
+    assert find(HOST, "", no_helper, environ) == Credentials("variable", "of-variable")
     with pytest.raises(AuthenticationError, match=FILES[0]):
-        credentials.find("other.example.com", "", no_helper, environ)
+        find("other.example.com", "", no_helper, environ)
 
 
 def test_a_malformed_entry_of_another_registry_is_not_looked_at() -> None:
@@ -247,7 +253,7 @@ def test_the_keys_of_the_hub() -> None:
 
 def test_the_entries_of_dockercfg_have_no_level_above_them(write: Callable[[str, Any], str], tmp_path: Path) -> None:
     write(".dockercfg", {f"https://{HOST}/v1/": {"auth": encoded("user:word"), "email": "x"}, "auths": {HOST: {"username": "no"}}})
-    assert credentials.find(HOST, "", no_helper, {"HOME": str(tmp_path)}) == Credentials("user", "word")
+    assert find(HOST, "", no_helper, {"HOME": str(tmp_path)}) == Credentials("user", "word")
 
 
 # ---- helpers that a file names ----
@@ -273,6 +279,15 @@ def test_the_helper_of_a_host_then_the_store_then_the_entries() -> None:
     assert found(document, ask=ask) == Credentials("store") and ask.asked == [("own", HOST), ("store", HOST)]
     ask = Helpers()
     assert found(document, ask=ask) == Credentials("entry", "of-entry") and len(ask.asked) == 2
+
+
+def test_it_is_known_where_credentials_come_from(write: Callable[[str, Any], str]) -> None:
+    path = write("auth.json", {"credsStore": "store", **of("entry")})
+    told = []
+    for ask in (Helpers(store=Credentials("store")), Helpers(store=Credentials(refresh="x")), Helpers(store=Credentials(bearer="x")), Helpers()):
+        known = credentials.find(HOST, "", ask, {"REGISTRY_AUTH_FILE": path})
+        told.append(str(known))
+    assert told == ["the credentials of docker-credential-store", "the identity token of docker-credential-store", "the token of docker-credential-store", f"the credentials of {path}"]
 
 
 def test_a_helper_without_a_name_is_none() -> None:

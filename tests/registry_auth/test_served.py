@@ -82,7 +82,7 @@ def test_a_token_that_ended_early_is_replaced(guarded: Guarded) -> None:
 
 def test_a_401_that_stays_is_an_error(guarded: Guarded) -> None:
     guarded.accepts = lambda _: False
-    with guarded.connect() as registry, pytest.raises(AuthenticationError, match=r"GET .*/v2/a/tags/list: 401 UNAUTHORIZED: not with Bearer \*\*\*$") as raised:
+    with guarded.connect() as registry, pytest.raises(AuthenticationError, match=r"GET .*/v2/a/tags/list: 401 UNAUTHORIZED: not with Bearer \*\*\*: the user and password given were not accepted$") as raised:
         registry.tags("a")
     err = raised.value
     assert (err.status, err.code, err.host) == (401, "UNAUTHORIZED", guarded.registry.host) and len(guarded.registry.asked) == 2 and len(guarded.auth.asked) == 1
@@ -91,7 +91,7 @@ def test_a_401_that_stays_is_an_error(guarded: Guarded) -> None:
 
 
 def test_a_token_server_that_does_not_know_the_user(guarded: Guarded) -> None:
-    with guarded.connect(auth=(USER, "wrong-password")) as registry, pytest.raises(AuthenticationError, match=r"GET .*/token: 401 UNAUTHORIZED: wrong: Basic \*\*\*$") as raised:
+    with guarded.connect(auth=(USER, "wrong-password")) as registry, pytest.raises(AuthenticationError, match=r"GET .*/token: 401 UNAUTHORIZED: wrong: Basic \*\*\*: the user and password given were not accepted$") as raised:
         registry.tags("a")
     assert (raised.value.status, raised.value.host) == (401, guarded.auth.host)
 
@@ -117,7 +117,7 @@ def test_a_token_of_the_caller(guarded: Guarded) -> None:
     with guarded.connect(auth="my-own") as registry:
         assert registry.tags("a") == ["1"] and len(guarded.registry.asked) == 1
         guarded.given = []
-        with pytest.raises(AuthenticationError, match=r"not with Bearer \*\*\*$"):
+        with pytest.raises(AuthenticationError, match=r"not with Bearer \*\*\*: the token given was not accepted$"):
             registry.tags("a")
     assert len(guarded.registry.asked) == 2 and guarded.auth.asked == []
 

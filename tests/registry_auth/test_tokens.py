@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import threading
 import time
 import urllib.parse
@@ -16,7 +17,7 @@ import pytest
 from layerstore.errors import AuthenticationError, RegistryError
 from layerstore.registry import tokens
 from layerstore.registry.calls import Call
-from layerstore.registry.tokens import Authorizer
+from layerstore.registry.tokens import Authorizer, Stays
 
 PULL = "repository:a/b:pull"
 PUSH = "repository:a/b:pull,push"
@@ -120,7 +121,7 @@ def test_a_token_of_the_caller_is_sent_at_once_and_its_401_stays(server: Server)
     authorizer = made(server, auth="visible")
     sent = authorizer.header("a/b", [PULL])
     assert sent == "Bearer visible"
-    assert authorizer.challenged(CALL, "a/b", [PULL], bearer(), sent) is None and server.asked == []
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], bearer(), sent), Stays) and server.asked == []
 
 
 def test_a_bearer_challenge_gets_a_token(server: Server) -> None:
@@ -172,8 +173,8 @@ def test_basic(server: Server) -> None:
     basic = "Basic " + base64.b64encode("bär:pass:wört".encode()).decode()
     sent = authorizer.challenged(CALL, "a/b", [PULL], challenge("Basic"), None)
     assert sent == basic == authorizer.header("a/b", [PULL]) == authorizer.header("other", [])
-    assert authorizer.challenged(CALL, "a/b", [PULL], challenge("Basic"), sent) is None
-    assert authorizer.challenged(CALL, "a/b", [PULL], challenge("Basic"), authorizer.header("a/b")) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], challenge("Basic"), sent), Stays)
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], challenge("Basic"), authorizer.header("a/b")), Stays)
 
 
 def test_a_registry_that_changes_its_mind_gets_what_it_asks_for(server: Server) -> None:
@@ -198,7 +199,7 @@ def test_without_a_usable_challenge_the_registrys_base_is_asked_once(server: Ser
 @pytest.mark.parametrize("base", [challenge(), challenge("Negotiate"), bearer()._replace(status=200), bearer()._replace(status=404)])
 def test_the_401_stays_if_the_base_says_nothing_either(server: Server, base: Answer) -> None:
     server.base = base
-    assert made(server).challenged(CALL, "a/b", [PULL], challenge(), None) is None
+    assert isinstance(made(server).challenged(CALL, "a/b", [PULL], challenge(), None), Stays)
     assert [asked.url for asked in server.asked] == ["/v2/"]
 
 
@@ -208,7 +209,7 @@ def test_the_401_stays_if_the_base_says_nothing_either(server: Server, base: Ans
 def test_a_fresh_token_that_is_refused_ends_it(server: Server) -> None:
     authorizer = made(server)
     sent = authorizer.challenged(CALL, "a/b", [PULL], bearer(), None)
-    assert authorizer.challenged(CALL, "a/b", [PULL], bearer(error="invalid_token"), sent) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], bearer(error="invalid_token"), sent), Stays)
     assert len(server.asked) == 1
 
 
@@ -219,7 +220,7 @@ def test_a_token_that_served_before_and_is_refused_is_replaced_once(server: Serv
     sent = authorizer.header("a/b", [PULL])
     new = authorizer.challenged(CALL, "a/b", [PULL], bearer(error=error), sent)
     assert (sent, new) == ("Bearer token-1", "Bearer token-2") and authorizer.header("a/b", [PULL]) == new
-    assert authorizer.challenged(CALL, "a/b", [PULL], bearer(), new) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], bearer(), new), Stays)
 
 
 def test_insufficient_scope_asks_once_more_with_the_challenges_scope(server: Server) -> None:
@@ -227,7 +228,7 @@ def test_insufficient_scope_asks_once_more_with_the_challenges_scope(server: Ser
     sent = authorizer.challenged(CALL, "a/b", [PULL], bearer(""), None)
     more = authorizer.challenged(CALL, "a/b", [PULL], bearer(PUSH, "insufficient_scope"), sent)
     assert more == "Bearer token-2" and server.asked[1].query["scope"] == [PUSH, PULL]
-    assert authorizer.challenged(CALL, "a/b", [PULL], bearer(PUSH, "insufficient_scope"), more) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], bearer(PUSH, "insufficient_scope"), more), Stays)
     assert authorizer.header("a/b", [PULL]) == "Bearer token-2"
 
 
@@ -286,7 +287,7 @@ def test_a_call_replaces_a_token_at_its_end_before_it_asks(server: Server, clock
     clock[0] += 291
     sent = authorizer.header("a/b", [PULL], CALL)
     assert sent == "Bearer token-2" == authorizer.header("a/b", [PULL])
-    assert authorizer.challenged(CALL, "a/b", [PULL], bearer(), sent) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], bearer(), sent), Stays)
 
 
 # ---- answers of token servers ----
@@ -379,7 +380,7 @@ def test_there_is_no_password_to_fall_back_to(server: Server, monkeypatch: pytes
 
 def test_an_identity_token_answers_no_basic_challenge(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with_file(monkeypatch, {"identitytoken": "secret-id"})
-    assert made(server, auth=None).challenged(CALL, "a/b", [PULL], challenge("Basic"), None) is None
+    assert isinstance(made(server, auth=None).challenged(CALL, "a/b", [PULL], challenge("Basic"), None), Stays)
 
 
 @pytest.mark.parametrize("offered", [bearer(), challenge("Basic")])
@@ -389,7 +390,7 @@ def test_a_registry_token_is_sent_as_it_is(server: Server, monkeypatch: pytest.M
     assert authorizer.header("a/b", [PULL]) is None
     sent = authorizer.challenged(CALL, "a/b", [PULL], offered, None)
     assert sent == "Bearer for-the-registry" == authorizer.header("a/b", [PULL]) and server.asked == []
-    assert authorizer.challenged(CALL, "a/b", [PULL], offered, sent) is None
+    assert isinstance(authorizer.challenged(CALL, "a/b", [PULL], offered, sent), Stays)
 
 
 # ---- threads ----
@@ -537,14 +538,39 @@ def test_each_repository_has_its_own_credentials(server: Server, monkeypatch: py
     assert sent == authorizer.header("a/b") and base64.b64decode(str(sent)[6:]) == b"a:" and authorizer.header("c") == "Bearer token-2"
 
 
-def test_it_is_told_that_there_are_no_credentials(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_AUTH_CONFIG", json.dumps({"auths": {"registry.example.com/a": {"username": "a"}}}))
-    monkeypatch.setenv("REGISTRY_AUTH_FILE", "/nonexistent")
-    authorizer = made(server, auth=None)
-    for repository in ("a", "b"):
-        authorizer.challenged(CALL, repository, [], challenge("Basic"), None)
-    assert (authorizer.lacks("a"), authorizer.lacks("b")) == ("", "no credentials for registry.example.com were found")
-    assert made(server).lacks("b") == made(server, auth="token").lacks("b") == ""
+NONE = "no credentials for registry.example.com were found (docker login, podman login, or auth=)"
+
+
+@pytest.mark.parametrize(("auth", "entry", "offered", "why"), [
+    (None, {}, bearer(), NONE), (None, {}, challenge("Basic"), NONE), (None, {}, challenge("Negotiate"), "it offers no way to authenticate that is known here"),
+    (("user", PASSWORD), {}, bearer(), "the user and password given were not accepted"), (("user", PASSWORD), {}, challenge("Basic"), "the user and password given were not accepted"),
+    ("my-own", {}, bearer(), "the token given was not accepted"),
+    (None, {"username": "user", "password": PASSWORD}, bearer(), "the credentials of DOCKER_AUTH_CONFIG were not accepted"),
+    (None, {"username": "user", "password": PASSWORD}, challenge("Basic"), "the credentials of DOCKER_AUTH_CONFIG were not accepted"),
+    (None, {"registrytoken": "for-the-registry"}, bearer(), "the token of DOCKER_AUTH_CONFIG was not accepted"),
+    (None, {"identitytoken": "identity"}, bearer(), "the identity token of DOCKER_AUTH_CONFIG was not accepted"),
+    (None, {"identitytoken": "identity"}, challenge("Basic"), "it asks for a password, and there is only the identity token of DOCKER_AUTH_CONFIG"),
+])  # fmt: skip
+def test_a_401_that_stays_says_whose_credentials_were_not_accepted(server: Server, monkeypatch: pytest.MonkeyPatch, auth: Any, entry: dict[str, str], offered: Answer, why: str) -> None:
+    with_file(monkeypatch, entry)
+    server.base = challenge()
+    authorizer = made(server, auth=auth)
+    sent: Any = authorizer.header("a/b", [PULL])
+    for _ in range(3):
+        sent = authorizer.challenged(CALL, "a/b", [PULL], offered, sent)
+        if isinstance(sent, Stays):
+            break
+    assert sent == Stays(why)
+
+
+@pytest.mark.parametrize(("entry", "why"), [
+    ({}, NONE), ({"username": "user", "password": PASSWORD}, "the credentials of DOCKER_AUTH_CONFIG were not accepted"), ({"identitytoken": "identity"}, "the identity token of DOCKER_AUTH_CONFIG was not accepted"),
+])  # fmt: skip
+def test_a_401_of_a_token_server_says_it_too(server: Server, monkeypatch: pytest.MonkeyPatch, entry: dict[str, str], why: str) -> None:
+    with_file(monkeypatch, entry)
+    server.answers = [(401, {"errors": [{"code": "DENIED", "message": "no"}]})]
+    with pytest.raises(AuthenticationError, match=re.escape(f"{REALM}: 401 DENIED: no: {why}") + "$"):
+        made(server, auth=None).challenged(CALL, "a/b", [PULL], bearer(), None)
 
 
 def test_what_a_server_repeats_of_our_secrets_is_hidden(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

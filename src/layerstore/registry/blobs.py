@@ -213,5 +213,4 @@ class Download:
 
 def _length(reply: Reply) -> int | None:
     """Return what an answer says of its length; None: it does not."""
-    text = reply.headers.get("Content-Length").strip()
-    return int(text) if text.isascii() and text.isdigit() else None
+    return headers.number(reply.headers.get("Content-Length"))

@@ -57,6 +57,21 @@ class Credentials(NamedTuple):
             yield self.basic().removeprefix("Basic ")
 
 
+class Found(NamedTuple):
+    """Credentials, and where they come from.
+
+    origin   the path of a file, the name of a program or of a variable; "" for those that the caller gave
+    """
+
+    credentials: Credentials
+    origin: str = ""
+
+    def __str__(self) -> str:
+        if self.credentials.refresh or self.credentials.bearer:
+            return f"the {'identity ' if self.credentials.refresh else ''}token of {self.origin}"
+        return f"the credentials of {self.origin}" if self.origin else "the user and password given"
+
+
 class Place(NamedTuple):
     """Where credentials may be.
 
@@ -88,7 +103,7 @@ def places(environ: Mapping[str, str] = os.environ) -> list[Place]:
     return [*found, *map(Place, files), Place(f"{home}/.dockercfg", legacy=True)]
 
 
-def find(key: str, repository: str, ask: AskHelper, environ: Mapping[str, str] = os.environ) -> Credentials | None:
+def find(key: str, repository: str, ask: AskHelper, environ: Mapping[str, str] = os.environ) -> Found | None:
     """Return the credentials for a repository of a registry, of the first place that has some; None: there are none.
 
     key          the registry: "name:port", or "docker.io"
@@ -102,10 +117,10 @@ def find(key: str, repository: str, ask: AskHelper, environ: Mapping[str, str] =
             continue
         for helper, server in _helpers(document, key, place.name):
             if known := ask(helper, server):
-                return known
+                return Found(known, f"docker-credential-{helper}")
         for entry in _entries(document, key, repository):
             if known := _credentials(entry, place.name):
-                return known
+                return Found(known, place.name)
     return None
 
 

@@ -21,7 +21,7 @@ from layerstore.registry.dialing import Dialer
 from layerstore.registry.failures import Told
 from layerstore.registry.places import Place, Target, check_named
 from layerstore.registry.tls import Trust
-from layerstore.registry.tokens import Authorizer
+from layerstore.registry.tokens import Authorizer, Stays
 from layerstore.registry.tokenserver import TOKEN_LIMIT
 from layerstore.registry.transport import Body, Connection, Headers, Pool, Reply
 from layerstore.version import VERSION
@@ -197,9 +197,10 @@ class Session:
             reply = self._asked(call, request, target, {"Authorization": sent} if sent and is_home else {}, is_home)
             if reply.status == 401 and is_home and not request.is_bare:
                 answer = _refusing(reply, request.method)
-                sent = self._authorizer.challenged(call, repository, request.scopes, answer, sent)
-                if sent is None:
-                    raise self._refusal(request, answer, 1, about=self._authorizer.lacks(repository))
+                outcome = self._authorizer.challenged(call, repository, request.scopes, answer, sent)
+                if isinstance(outcome, Stays):
+                    raise self._refusal(request, answer, 1, about=outcome.why)
+                sent = outcome
             elif reply.status in request.follows:
                 passed.append(reply.target.url)
                 target, here = self._next(reply, request, passed), reply.target.place

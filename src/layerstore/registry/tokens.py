@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from layerstore.errors import AuthenticationError, RegistryError
 from layerstore.registry import credentials, headers, helpers, places, tokenserver
-from layerstore.registry.credentials import Credentials
+from layerstore.registry.credentials import Credentials, Found
 from layerstore.registry.flights import Flights, Once, Turns
 from layerstore.registry.tokenserver import Answered, Caller, Exchange, Realm, Token, TokenServer
 
@@ -45,12 +45,18 @@ class Sent(str):
 KEPT, FRESH, LAST = range(3)
 
 
+class Stays(NamedTuple):
+    """A 401 that no other attempt would change; why, for the error."""
+
+    why: str
+
+
 class _Wanted(NamedTuple):
     """What a token is for, and the credentials that it is asked for with."""
 
     realm: Realm
     scopes: tuple[str, ...]
-    known: Credentials | None
+    known: Found | None
 
     @property
     def key(self) -> Hashable:
@@ -75,7 +81,7 @@ class Authorizer:
         """
         self._key = key
         self._token = auth if isinstance(auth, str) else None
-        self._given = Credentials(*auth) if isinstance(auth, tuple) else None
+        self._given = Found(Credentials(*auth)) if isinstance(auth, tuple) else None
         self._timeout = timeout
         self._plain = plain
         self._exchange = exchange
@@ -86,7 +92,7 @@ class Authorizer:
         self._renewed: dict[str, str] = {}                 # identity tokens that the token server replaced
         self._flights: Flights[Token] = Flights()
         self._refreshing = Turns()
-        self._found: Once[Credentials | None] = Once()
+        self._found: Once[Found | None] = Once()
         self._asked: Once[Credentials | None] = Once()
 
     def header(self, repository: str, scopes: Iterable[str] = (), call: Caller | None = None) -> str | None:
@@ -108,23 +114,25 @@ class Authorizer:
 
     def challenged(
         self, call: Caller, repository: str, scopes: Iterable[str], answer: Answered, sent: str | None
-    ) -> str | None:
-        """Return the Authorization for one more attempt of a request that got a 401; None: its 401 stays.
+    ) -> Sent | Stays:
+        """Return the Authorization for one more attempt of a request that got a 401, or that its 401 stays.
 
         sent   what the request had, as header() or this method returned it
 
         Raises  AuthenticationError   of the token server, a helper, a file, or a token server that may not be asked
         """
+        if self._token is not None:
+            return Stays("the token given was not accepted")
         step = sent.step if isinstance(sent, Sent) else None if sent is None else FRESH
         offered = headers.challenges(answer.headers.all("WWW-Authenticate"))
-        if step == LAST or self._token is not None or (step == FRESH and not _is_insufficient(offered)):
-            return None
+        if step == LAST or (step == FRESH and not _is_insufficient(offered)):
+            return Stays(self._refused(self._given or self._found.peek(repository)))
         usable = self._usable_of(call, offered)
         if usable is None:
-            return None
+            return Stays("it offers no way to authenticate that is known here")
         known = self._known(call, repository)
         asked_for = repository, frozenset(scopes)
-        if (known and known.bearer) or usable.scheme == "basic":
+        if (known and known.credentials.bearer) or usable.scheme == "basic":
             self._latest.pop(asked_for, None)
             return self._sent_as_it_is(repository, known, sent)
         every = dict.fromkeys([*usable.params.get("scope", "").split(), *scopes])
@@ -136,17 +144,13 @@ class Authorizer:
         value = f"Bearer {self._token_for(call, wanted, sent).value}"
         return Sent(value, LAST if step == FRESH else FRESH)
 
-    def lacks(self, repository: str) -> str:
-        """Return a sentence for the error of a 401 that stays, if it stays as there are no credentials; else ""."""
-        known = self._found.peek(repository) if self._given is None and self._token is None else True
-        return "" if known else f"no credentials for {self._key} were found"
-
     def hide(self, text: str) -> str:
         """Return a text that a server chose without the secrets that it may have repeated."""
         found = [*self._fixed.values(), *(token.value for token in [*self._tokens.values()]), *self._renewed.values()]
         found = [value.removeprefix("Basic ").removeprefix("Bearer ") for value in found]
         found += [self._token or ""]
-        for known in (self._given, *self._found.values(), *self._asked.values()):
+        looked_up = (each.credentials for each in (self._given, *self._found.values()) if each)
+        for known in (*looked_up, *self._asked.values()):
             found += known.secrets() if known else ()
         for secret in sorted(filter(None, found), key=len, reverse=True):
             text = text.replace(secret, "***")
@@ -161,7 +165,7 @@ class Authorizer:
         again = self._exchange(call, "GET", "/v2/", {}, None)
         return _best(headers.challenges(again.headers.all("WWW-Authenticate"))) if again.status == 401 else None
 
-    def _known(self, call: Caller, repository: str) -> Credentials | None:
+    def _known(self, call: Caller, repository: str) -> Found | None:
         def ask(helper: str, server: str) -> Credentials | None:
             return self._asked.get(
                 (helper, server), call.check, lambda: helpers.ask(helper, server, self._timeout, call.check)
@@ -175,15 +179,24 @@ class Authorizer:
         """Return by what is kept what a repository is asked with: files may have others for each."""
         return "" if self._given is not None else repository
 
-    def _sent_as_it_is(self, repository: str, known: Credentials | None, sent: str | None) -> str | None:
-        """Return a password or a token of the caller's; None: there is none, or just that was refused."""
-        if known is None or known.refresh:
-            return None
-        value = f"Bearer {known.bearer}" if known.bearer else known.basic()
+    def _sent_as_it_is(self, repository: str, known: Found | None, sent: str | None) -> Sent | Stays:
+        """Return a password, or a token for the registry itself."""
+        if known is None:
+            return Stays(self._refused(None))
+        if known.credentials.refresh:
+            return Stays(f"it asks for a password, and there is only {known}")
+        bearer = known.credentials.bearer
+        value = f"Bearer {bearer}" if bearer else known.credentials.basic()
         if sent == value:
-            return None
+            return Stays(self._refused(known))
         self._fixed[self._whose(repository)] = value
         return Sent(value, FRESH)
+
+    def _refused(self, known: Found | None) -> str:
+        """Return what to say of a 401 that came in spite of what was sent."""
+        if known is None:
+            return f"no credentials for {self._key} were found (docker login, podman login, or auth=)"
+        return f"{known} {'was' if known.credentials.refresh or known.credentials.bearer else 'were'} not accepted"
 
     def _realm(self, challenge: headers.Challenge, answer: Answered) -> Realm:
         registry = places.place_of(self._key)._replace(scheme="http" if self._plain() else "https")
@@ -218,11 +231,13 @@ class Authorizer:
 
     def _got(self, call: Caller, wanted: _Wanted) -> Token:
         """Ask the token server."""
-        realm, scopes, known = wanted
+        realm, scopes, found = wanted
+        known, refused = found.credentials if found else None, self._refused(found)
         if known is None or not known.refresh:
-            return self._server.get(call, realm, scopes, known.basic() if known else None)
+            return self._server.get(call, realm, scopes, known.basic() if known else None, refused)
         with self._refreshing.taken(call.check):           # each identity token may be good for one request only
-            token = self._server.refresh(call, realm, scopes, self._renewed.get(known.refresh, known.refresh))
+            identity = self._renewed.get(known.refresh, known.refresh)
+            token = self._server.refresh(call, realm, scopes, identity, refused)
             if token.refresh:
                 self._renewed[known.refresh] = token.refresh
         return token

@@ -140,18 +140,27 @@ class TokenServer:
         self._exchange = exchange
         self._hide = hide
 
-    def get(self, call: Caller, realm: Realm, scopes: Iterable[str], authorization: str | None) -> Token:
-        """Ask for a token, by a Basic authorization or without one."""
+    def get(
+        self, call: Caller, realm: Realm, scopes: Iterable[str], authorization: str | None, refused: str = ""
+    ) -> Token:
+        """Ask for a token, by a Basic authorization or without one.
+
+        refused   what the error says besides if the answer is 401
+
+        Raises    AuthenticationError
+        """
         query = [("service", realm.service)] if realm.service else []
         query += [("scope", scope) for scope in scopes]
         path, text = realm.target.path, urlencode(query)
         target = realm.target._replace(path=path + (("&" if "?" in path else "?") + text if text else ""))
         began = time.monotonic()
         answer = self._followed(call, target, {"Authorization": authorization} if authorization else {})
-        return self._token(realm, "GET", answer, began)
+        return self._token(realm, "GET", answer, began, refused)
 
-    def refresh(self, call: Caller, realm: Realm, scopes: Iterable[str], identity: str) -> Token:
-        """Ask for a token, by an identity token."""
+    def refresh(
+        self, call: Caller, realm: Realm, scopes: Iterable[str], identity: str, refused: str = ""
+    ) -> Token:
+        """Ask for a token, by an identity token. As get()."""
         form = {
             "grant_type": "refresh_token", "service": realm.service, "client_id": CLIENT, "scope": " ".join(scopes),
             "refresh_token": identity,
@@ -159,7 +168,7 @@ class TokenServer:
         sent = {"Content-Type": "application/x-www-form-urlencoded"}
         began = time.monotonic()
         answer = self._asked(call, "POST", realm.target, sent, urlencode(form).encode())
-        return self._token(realm, "POST", answer, began)
+        return self._token(realm, "POST", answer, began, refused)
 
     def _asked(
         self, call: Caller, method: str, target: Target, sent: Mapping[str, str], body: bytes | None = None
@@ -185,11 +194,12 @@ class TokenServer:
                 sent = {}
             target = following
 
-    def _token(self, realm: Realm, method: str, answer: Answered, began: float) -> Token:
+    def _token(self, realm: Realm, method: str, answer: Answered, began: float, refused: str) -> Token:
         """Read a token server's answer."""
         if answer.status != 200:
             code, message = headers.errors(answer.body)
-            why = ": ".join(filter(None, [f"{answer.status} {code}".rstrip(), self._hide(message)]))
+            said = [f"{answer.status} {code}".rstrip(), self._hide(message), refused if answer.status == 401 else ""]
+            why = ": ".join(filter(None, said))
             raise AuthenticationError(
                 f"{method} {realm.told}: {why}", status=answer.status, code=code, host=realm.host
             )
