@@ -100,6 +100,9 @@ def test_images(base, cli, room):
     (room / "image.tar").write_bytes(image_archive([BASE], "debian"))
     assert cli("image", "load", room / "image.tar").code == 0
     assert words("image", "rm", "d") == ["debian:latest"] and words("show", "deb") == ["debian:latest"]
+    assert words("image", "pull", "d") == words("image", "push", "d") == words("image", "push", "x", "d") == ["debian:latest"]
+    assert words("image", "pull", "--c") == ["--color", "--ca", "--connections"] and words("image", "push", "--ca", "") == [":files"]
+    assert words("image", "pull", "--user", "") == words("image", "pull", "--mirror", "") == words("image", "pull", "debian", "") == []
 
 
 # ---- shells -------------------------------------------------------------------------------------

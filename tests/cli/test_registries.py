@@ -145,6 +145,7 @@ def test_pull_by_digest(pushed, other):
     assert "means" not in done.err
     [found] = other("image", "ls", "--json").json
     assert (found["references"], found["digests"]) == ([], [by_digest])
+    assert other("image", "ls").out.splitlines()[1].split()[0] == by_digest
     [found] = other("image", "inspect", facts["image"]).json
     assert (found["RepoTags"], found["RepoDigests"]) == ([], [by_digest])
 

@@ -134,7 +134,7 @@ def _values(at: _Line, action: argparse.Action, current: str) -> list[Word]:
         return [FILES]
     if kind == "DIR":
         return [DIRECTORIES]
-    look = {"LAYER": _layers, "NAME": _mounts, "IMAGE": _images, "PATH": _paths,
+    look = {"LAYER": _layers, "NAME": _mounts, "IMAGE": _images, "REFERENCE": _images, "PATH": _paths,
             "SNAPSHOT": _snapshots, "BASE": _bases, "ORIGIN": _origins}.get(kind)  # fmt: skip
     if look is None:
         return []

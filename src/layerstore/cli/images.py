@@ -163,7 +163,7 @@ def run_ls(args: Any, screen: Screen) -> None:
         found = opened.images.list()
     rows: list[list[Cell]] = [
         [(name, "cyan"), short_id(image.id), str(len(image.layers)), screen.size(image.size), _age(image.created)]
-        for image in found for name in image.references or ("-",)
+        for image in found for name in image.references or image.digests or ("-",)
     ]  # fmt: skip
     facts = [facts_of(image) for image in found]
     screen.table(("IMAGE", "ID", ">LAYERS", ">SIZE", "AGE"), rows, facts=facts, none="no images")
