@@ -41,12 +41,12 @@ class Registry:
 
     tls: with a certificate for localhost and 127.0.0.1, which `ca` verifies. client_tls: it also asks for a certificate of
     its clients; `client` is one, as (certificate, key). cache_of: the host of a registry that it fetches from what it lacks.
-    port: 0 is a free one.
+    auth: another way to ask its clients who they are, as its configuration has it. port: 0 is a free one.
     """
 
     def __init__(
         self, place: Path, *, users: Mapping[str, str] | None = None, tls: bool = False, client_tls: bool = False,
-        cache_of: str = "", port: int = 0,
+        cache_of: str = "", auth: Mapping | None = None, port: int = 0,
     ):  # fmt: skip
         needs("docker-registry", *["htpasswd"] * bool(users), *["openssl"] * (tls or client_tls))
         self.place = Path(place)
@@ -57,9 +57,9 @@ class Registry:
         self.client: tuple[Path, Path] | None = None
         self.process: subprocess.Popen | None = None
         self.data.mkdir(parents=True, exist_ok=True)
-        self._configure(users, tls or client_tls, client_tls, cache_of)
+        self._configure(users, tls or client_tls, client_tls, cache_of, auth)
 
-    def _configure(self, users, tls: bool, client_tls: bool, cache_of: str) -> None:
+    def _configure(self, users, tls: bool, client_tls: bool, cache_of: str, auth) -> None:
         config = {
             "version": 0.1,
             "log": {"level": "info", "formatter": "json"},
@@ -76,6 +76,8 @@ class Registry:
         if client_tls:
             self.client = self._certificate("client")
             config["http"]["tls"]["clientcas"] = [str(self.client[0])]
+        if auth:
+            config["auth"] = auth
         if cache_of:
             config["proxy"] = {"remoteurl": f"http://{cache_of}"}
         self.config = config
