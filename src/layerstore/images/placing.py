@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import contextlib
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -11,7 +12,7 @@ from layerstore.errors import LayerStoreError
 from layerstore.ids import Digest
 from layerstore.images.known import Candidate, layer_type, type_of
 from layerstore.layer import Layer
-from layerstore.streams.tarstream import COPY_BLOCK
+from layerstore.streams.ahead import Blocks, ahead
 
 if TYPE_CHECKING:
     from layerstore.images.remote import Begun, Repository, Turn
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _EVERY = 0.05
+_BLOCK = 1 << 20
+# For a smaller layer no threads are started.
+_SMALL = 4 << 20
 
 
 class Placed(NamedTuple):
@@ -128,17 +132,33 @@ class Placing:
             self._to.end([layer.offer])
             layer.offer = None
 
-    def _blocks(self, layer: Sending) -> Generator[bytes, None, None]:
-        """Return the bytes that are sent: the same each time."""
-        packer, at = Packer(self._compression) if self._compression else None, 0
+    def _blocks(self, layer: Sending) -> Blocks:
+        """Return the bytes that are sent: the same each time. They are read, compressed and sent at the same time."""
+        beside = ahead if layer.size > _SMALL else _same
+        blocks = beside(self._plain(layer))
+        return beside(_packed(self._compression, blocks)) if self._compression else blocks
+
+    def _plain(self, layer: Sending) -> Blocks:
+        at = 0
         with layer.layer.tar_stream() as stream:
-            while block := stream.read(COPY_BLOCK):
+            while block := stream.read(_BLOCK):
                 self._call.check()
-                yield packer.compress(block) if packer else block
+                yield block
                 at += len(block)
                 layer.done = max(layer.done, at)
-        if packer:
-            yield packer.flush()
+
+
+def _same(blocks: Blocks) -> Blocks:
+    return blocks
+
+
+def _packed(compression: str, plain: Blocks) -> Blocks:
+    packer = Packer(compression)
+    with contextlib.closing(plain):
+        for block in plain:
+            if packed := packer.compress(block):
+                yield packed
+    yield packer.flush()
 
 
 class _StoppedError(LayerStoreError):

@@ -172,7 +172,7 @@ class Session:
                 if reply.status in request.expect:
                     return finish(reply)
                 answer = _refusing(reply, request.method)
-                err, is_final = self._refusal(request, answer, attempts.made), answer.status not in _AGAIN
+                err, is_final = self.refusal(request.method, answer, attempts.made), answer.status not in _AGAIN
                 if not is_final:
                     asked = asked_to_wait(answer, request.method)
             except Broken as broken:
@@ -199,7 +199,7 @@ class Session:
                 answer = _refusing(reply, request.method)
                 outcome = self._authorizer.challenged(call, repository, request.scopes, answer, sent)
                 if isinstance(outcome, Stays):
-                    raise self._refusal(request, answer, 1, about=outcome.why)
+                    raise self.refusal(request.method, answer, 1, about=outcome.why)
                 sent = outcome
             elif reply.status in request.follows:
                 passed.append(reply.target.url)
@@ -283,8 +283,9 @@ class Session:
     def _closed(self) -> RegistryError:
         return RegistryError(f"the registry is closed: {self.place.name}", host=self._home().full_name)
 
-    def _refusal(self, request: _Request, answer: Answer, attempts: int, *, about: str = "") -> RegistryError:
-        told = Told(request.method, answer.url, answer.host)
+    def refusal(self, method: str, answer: Answer, attempts: int, *, about: str = "") -> RegistryError:
+        """Return the exception for an answer that was not expected. about: more to say of it."""
+        told = Told(method, answer.url, answer.host)
         return failures.refusal(told, answer.status, answer.body, attempts, about=about, hide=self._authorizer.hide)
 
     def _warn(self, reply: Reply) -> None:

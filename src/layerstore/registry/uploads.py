@@ -8,9 +8,9 @@ to its end is ended, so that the registry keeps no half blob.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,8 +19,9 @@ from layerstore.ids import Digest
 from layerstore.registry import headers
 from layerstore.registry.attempts import Attempts
 from layerstore.registry.calls import Broken, Call
-from layerstore.registry.failures import Told, broken, refusal
+from layerstore.registry.failures import Told, broken
 from layerstore.registry.places import check_named
+from layerstore.registry.session import asked_to_wait
 
 if TYPE_CHECKING:
     from layerstore.registry.registry import Registry
@@ -36,10 +37,8 @@ STATUSES = tuple(status for status in range(200, 600) if status not in (401, 403
 _CHUNK = 64 << 20
 # Chunks are held in memory. Where a registry takes larger ones only, it gets the layer in one.
 _CHUNK_LIMIT = 1 << 30
-# Seconds: of a Retry-After that is too long to wait.
-PAUSE_LIMIT = 60.0
 # Seconds that ending a session may take; of a call that was stopped.
-_ENDING, _ENDING_STOPPED = 5.0, 0.6
+_ENDING, _ENDING_STOPPED = 5.0, 0.4
 _BYTES = {"Content-Type": "application/octet-stream"}
 
 Blocks = Generator[bytes, None, None]
@@ -63,19 +62,21 @@ class Begun(NamedTuple):
 class _TroubleError(Exception):
     """A request of an upload failed; the upload may go on, or begin anew."""
 
-    def __init__(self, told: Told, why: str | Answer, *, lost: bool = False) -> None:
-        """why   an answer, or what happened.  lost: the session is of no use any more"""
+    def __init__(self, error: Callable[[int], RegistryError], *, lost: bool = False, pause: float = 0.0) -> None:
+        """error   makes what is raised, once there were so many attempts
+        lost    the session is of no use any more
+        pause   seconds that the registry asks to wait
+        """
         super().__init__()
-        self._told, self._why = told, why
-        self.answer = None if isinstance(why, str) else why
-        self.lost = lost or (self.answer is not None and self.answer.status in _LOST)
-        self.too_large = self.answer is not None and self.answer.status == _TOO_LARGE
+        self.error, self.lost, self.pause = error, lost, pause
 
-    def error(self, attempts: int, about: str = "") -> RegistryError:
-        """Return what is raised, once there were too many attempts."""
-        if isinstance(self._why, str):
-            return broken(self._told, self._why, attempts)
-        return refusal(self._told, self._why.status, self._why.body, attempts, about=about)
+
+class _TooLargeError(Exception):
+    """The registry takes no body that is so large. error: what is raised if it cannot be smaller."""
+
+    def __init__(self, error: RegistryError) -> None:
+        super().__init__()
+        self.error = error
 
 
 class _Source:
@@ -146,12 +147,11 @@ class Upload:
             try:
                 return self._once(send)
             except _TroubleError as trouble:
-                if not trouble.too_large:
-                    self._count(trouble)
-                elif self._chunk:
-                    raise trouble.error(1) from None
-                else:
-                    self._chunk = _CHUNK
+                self._count(trouble)
+            except _TooLargeError as err:
+                if self._chunk:
+                    raise err.error from None
+                self._chunk = _CHUNK
 
     def _chunk_size(self) -> int:
         """Return the bytes of a chunk; 0: all of the blob goes in one."""
@@ -256,7 +256,7 @@ class Upload:
 
         start   before which byte it can know of none
         """
-        if trouble.lost or trouble.too_large or not self._begun:
+        if trouble.lost or not self._begun:
             return -1
         answer = self._session.ask(self._call, "GET", self._begun.location, scopes=self._scopes, expect=STATUSES)
         last = headers.upload_range(answer.headers.get("Range"))
@@ -276,20 +276,28 @@ class Upload:
         """
         assert self._begun
         answer = self._send("PATCH", self._begun.location, body, _BYTES | dict(more), source)
+        self._begun = Begun(self._located("PATCH", answer), self._begun.least)
         told = answer.headers.get("Range")
         has = source.size if source else end
         if (source and not source.whole) or (told and has and headers.upload_range(told) != has - 1):
             # docker-registry 2.8.2 takes bytes of a wrong place, and loses the session.
-            text = f"the registry has other bytes ({told or 'not all'}) than the {has} that were sent"
-            raise _TroubleError(Told("PATCH", answer.url, answer.host), text, lost=True)
-        self._begun = Begun(self._located("PATCH", answer), self._begun.least)
+            text = f"the registry says that it has other bytes than the {has} that were sent"
+            told_of = Told("PATCH", answer.url, answer.host)
+            raise _TroubleError(functools.partial(broken, told_of, text), lost=True)
 
     def _close(self, digest: Digest, size: int, data: bytes = b"") -> Sent:
         """End the session: the blob is there."""
         assert self._begun
         location = self._begun.location
         url = f"{location}{'&' if '?' in location else '?'}digest={digest}"
-        answer = self._send("PUT", url, data, _BYTES)
+        try:
+            answer = self._send("PUT", url, data, _BYTES)
+        except RegistryError as err:
+            raise _of_blob(err, digest) from None
+        except _TroubleError as trouble:
+            of_request = trouble.error
+            trouble.error = lambda attempts: _of_blob(of_request(attempts), digest)
+            raise
         check_told_digest(answer, digest)
         return Sent(digest, size)
 
@@ -309,9 +317,13 @@ class Upload:
             told = Told(method, url.partition("?")[0], self._session.place.full_name)
             if err.is_final:
                 raise broken(told, err.why) from None
-            raise _TroubleError(told, err.why) from None
+            raise _TroubleError(functools.partial(broken, told, err.why)) from None
+        if answer.status == _TOO_LARGE:
+            raise _TooLargeError(self._session.refusal(method, answer, 1))
         if answer.status not in _TAKEN:
-            raise _TroubleError(Told(method, answer.url, answer.host), answer)
+            pause = asked_to_wait(answer, method) if answer.status in _LATER else 0.0
+            error = functools.partial(self._session.refusal, method, answer)
+            raise _TroubleError(error, lost=answer.status in _LOST, pause=pause)
         return answer
 
     # ---- how often ----
@@ -329,16 +341,13 @@ class Upload:
         if self._attempts.are_spent:
             raise trouble.error(self._attempts.made) from None
         if not trouble.lost:
-            self._attempts.wait(self._call, self._pause(trouble))
+            self._attempts.wait(self._call, trouble.pause)
 
-    def _pause(self, trouble: _TroubleError) -> float:
-        """Return the seconds that the registry asks to wait."""
-        if trouble.answer is None:
-            return 0.0
-        seconds = headers.retry_after(trouble.answer.headers.get("Retry-After"), time.time()) or 0.0
-        if seconds > PAUSE_LIMIT:
-            raise trouble.error(self._attempts.made, f"it asks to wait {seconds:.0f} seconds")
-        return seconds
+
+def _of_blob(err: RegistryError, digest: Digest) -> RegistryError:
+    """Return an error that names the blob that it is about, too."""
+    err.args = (f"{err}, of the blob {digest}",)
+    return err
 
 
 def check_told_digest(answer: Answer, digest: Digest) -> None:

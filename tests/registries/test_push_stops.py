@@ -1,0 +1,94 @@
+"""A push that is stopped: at once, whatever the network does; then nothing is named, and no thread and no socket stays."""
+
+import itertools
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import imagekit
+import pytest
+import tarkit
+from cutting import Cutter
+from imagekit import tar_of
+from realregistry import split
+
+from layerstore import CorruptLayerError, Registry
+
+LAYERS = [tarkit.file(f"noise{n}", random.Random(n).randbytes(6_000_000)) + tarkit.end() for n in range(3)]
+
+
+@pytest.fixture
+def image(images):
+    [image] = images.load(tar_of(imagekit.docker([(LAYERS, ["app:1"])])))
+    return image
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays():
+    before = {each.name for each in threading.enumerate()}
+    yield
+    assert {each.name for each in threading.enumerate()} <= before
+
+
+def test_ctrl_c_while_the_registry_takes_nothing(registry, named, images, image, root):
+    with Cutter(registry.port, stall_after=100_000) as stalling, Registry(stalling.host) as target:
+        reference = f"{stalling.host}/{split(named('app'))[0]}:1"
+        began = []
+
+        def interrupt() -> None:
+            while not stalling.stalls:
+                time.sleep(0.01)
+            began.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+        other = threading.Thread(target=interrupt)
+        other.start()
+        with pytest.raises(KeyboardInterrupt):
+            images.push(image, reference, registry=target)
+        assert time.monotonic() - began[0] < 1
+        other.join()
+    assert images.get(image).digests == ()
+
+
+@pytest.mark.parametrize("error", [ValueError("enough"), KeyboardInterrupt()])
+def test_what_progress_raises_ends_it(registry, named, images, image, error):
+    reference = named("app")
+
+    def tell(done) -> None:
+        if done:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        images.push(image, reference, progress=tell)
+    assert caught.value is error
+    repository, _ = split(reference)
+    assert not (registry.data / "docker/registry/v2/repositories" / repository / "_manifests").exists()
+    assert images.get(image).digests == ()
+
+
+def test_progress_never_goes_back_and_ends_with_the_total(named, images, image):
+    told = []
+    images.push(image, named("app"), progress=lambda done: told.append((time.monotonic(), int(done), done.total, threading.get_ident())))
+    total = sum(map(len, LAYERS))
+    assert [done for _, done, _, _ in told] == sorted(done for _, done, _, _ in told)
+    assert told[-1][1] == total
+    assert {(total, thread) for _, _, total, thread in told} == {(total, threading.get_ident())}
+    # The last one comes at the end, whenever that is.
+    assert all(b[0] - a[0] > 0.09 for a, b in itertools.pairwise(told[:-1]))
+
+
+def test_a_damaged_layer_ends_it_without_a_manifest(registry, named, images, image, store):
+    reference = named("app")
+    [path] = Path(store.root).rglob("noise1")
+    with path.open("r+b") as file:
+        file.seek(5_000_000)
+        file.write(b"changed")
+    with pytest.raises(CorruptLayerError):
+        images.push(image, reference)
+    repository, _ = split(reference)
+    place = registry.data / "docker/registry/v2/repositories" / repository
+    assert not (place / "_manifests").exists()
+    assert images.get(image).digests == ()
