@@ -204,6 +204,7 @@ class Upload:
                     self._session.ask(brief, "DELETE", begun.location, scopes=self._scopes, expect=STATUSES)
             finally:
                 timer.cancel()
+                timer.join()
 
     def _located(self, method: str, answer: Answer) -> str:
         location = answer.headers.get("Location")
