@@ -34,6 +34,8 @@ ROOMS = {
     "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "disk/textfile.py": "what the rooms above use",
     "drivers/overlay2/tidying.py": THE_STORES, "engine/reclaim.py": THE_STORES,
+    "layerdb/distribution.py": THE_STORES, "registry/helpers.py": "the caller's own PATH",
+    "registry/tls.py": "certificates: the caller's own paths, and those of docker and podman; nothing is written",
     "layerdb/snapshots.py": THE_STORES, "engine/snapshots.py": THE_STORES, "drivers/overlay2/adopted.py": THE_STORES,
     "drivers/overlay2/writables.py": THE_STORES, "drivers/overlay2/freezing.py": THE_STORES + ", and the root of a box, through no link",
     "drivers/overlay2/switching.py": "mount points, /proc and /sys", "disk/cgroup.py": "a cgroup that the caller names, and /proc",

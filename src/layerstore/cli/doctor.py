@@ -11,7 +11,6 @@ import fcntl
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from layerstore.disk.textfile import remove_directory
 from layerstore.documents.references import HUB
 from layerstore.drivers import checks
 from layerstore.drivers.quota import ProjectQuota
-from layerstore.registry import credentials
+from layerstore.registry import credentials, helpers
 from layerstore.running import bubblewrap
 from layerstore.sizes import format_size
 
@@ -340,7 +339,7 @@ def _credentials() -> Check:
         if place.state == "malformed":
             return Check("credentials", NOTE, f"{found}; {place.name} is malformed",
                          "no registry can be used that asks for a user: mend it, or remove it")  # fmt: skip
-        if place.helper and not shutil.which(place.helper):
+        if place.helper and not helpers.located(place.helper, os.environ):
             return Check("credentials", NOTE, f"{found}; {place.name} names a helper that is not in PATH",
                          f"install {place.helper}, or remove the helper from the file")  # fmt: skip
     return Check("credentials", OK, found)

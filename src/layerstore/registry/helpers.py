@@ -50,7 +50,7 @@ def ask(
     Raises    AuthenticationError   it is not there, failed, was killed, or its answer is malformed
     """
     program = f"docker-credential-{helper}"
-    path = _located(program, environ)
+    path = located(program, environ)
     if path is None:
         raise _failed(program, server, "no such program is in PATH")
     ended = _run(path, program, server, timeout, check, environ)
@@ -79,7 +79,7 @@ def _failed(program: str, server: str, why: str) -> AuthenticationError:
     return AuthenticationError(f"the credential helper {program} failed for {server}: {why}")
 
 
-def _located(program: str, environ: Mapping[str, str]) -> str | None:
+def located(program: str, environ: Mapping[str, str]) -> str | None:
     """Return the path of a program in PATH; directories that depend on where the process stands are passed over."""
     for directory in environ.get("PATH", os.defpath).split(os.pathsep):
         path = os.path.join(directory, program)
