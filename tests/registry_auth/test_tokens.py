@@ -157,10 +157,18 @@ def test_without_credentials_the_token_server_is_asked_without(server: Server, m
     (f"{PUSH} repository:base:pull", [PUSH, "repository:base:pull"], [PUSH, "repository:base:pull"]),
     ("", [PUSH, "repository:base:pull"], [PUSH, "repository:base:pull"]),
     (f"{PULL}  {PULL}", [], [PULL]),
+    ("repository:a/b:push,pull", [PUSH], ["repository:a/b:push,pull"]),
+    ("repository:host:5000/a:pull registry:catalog:* odd", [], ["repository:host:5000/a:pull", "registry:catalog:*", "odd"]),
 ])  # fmt: skip
 def test_scopes_are_the_challenges_and_what_we_know(server: Server, scope: str, known: list[str], asked: list[str]) -> None:
     made(server).challenged(CALL, "a/b", known, bearer(scope), None)
     assert server.asked[0].query["scope"] == asked
+
+
+def test_the_order_of_actions_makes_no_other_scope(server: Server) -> None:
+    authorizer = made(server)
+    first = authorizer.challenged(CALL, "a/b", [PUSH], bearer("repository:a/b:push,pull"), None)
+    assert first == authorizer.challenged(CALL, "a/b", [PUSH], bearer(PUSH), None) == authorizer.header("a/b", [PUSH]) and len(server.asked) == 1
 
 
 def test_bearer_comes_before_basic(server: Server) -> None:

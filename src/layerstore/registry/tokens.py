@@ -61,7 +61,7 @@ class _Wanted(NamedTuple):
     @property
     def key(self) -> Hashable:
         """By what a token is kept."""
-        return self.realm, frozenset(self.scopes), self.known
+        return self.realm, frozenset(map(_plain_scope, self.scopes)), self.known
 
 
 class Authorizer:
@@ -135,8 +135,10 @@ class Authorizer:
         if (known and known.credentials.bearer) or usable.scheme == "basic":
             self._latest.pop(asked_for, None)
             return self._sent_as_it_is(repository, known, sent)
-        every = dict.fromkeys([*usable.params.get("scope", "").split(), *scopes])
-        wanted = _Wanted(self._realm(usable, answer), tuple(every), known)
+        every: dict[str, str] = {}
+        for scope in (*usable.params.get("scope", "").split(), *scopes):
+            every.setdefault(_plain_scope(scope), scope)
+        wanted = _Wanted(self._realm(usable, answer), tuple(every.values()), known)
         token = self._usable(wanted.key) if sent is None else None
         self._latest[asked_for] = wanted
         if token:
@@ -248,6 +250,12 @@ def _best(offered: Sequence[headers.Challenge]) -> headers.Challenge | None:
     bearer = (each for each in offered if each.scheme == "bearer" and each.params.get("realm"))
     basic = (each for each in offered if each.scheme == "basic")
     return next(bearer, None) or next(basic, None)
+
+
+def _plain_scope(scope: str) -> str:
+    """Return a scope with its actions in one order: docker-registry writes them in any."""
+    what, colon, actions = scope.rpartition(":")
+    return what + colon + ",".join(sorted({*actions.split(",")}))
 
 
 def _is_insufficient(offered: Sequence[headers.Challenge]) -> bool:
