@@ -2,7 +2,7 @@
 
     with Gate(registry.host, down=1 << 20) as gate:
         ...                      # gate.host is asked in place of the registry
-        gate.shut.wait(20)       # the bytes are through: who reads waits now
+        gate.shut.wait(20)       # the bytes are through: the reader waits now
         gate.left(1)             # True once all clients have gone, within a second
 """
 
@@ -46,7 +46,7 @@ class Gate:
             one.close()
 
     def left(self, seconds: float) -> bool:
-        """True if no client is connected any more, within so many seconds."""
+        """True once no client is connected; False if one still is after so many seconds."""
         until = time.monotonic() + seconds
         while self.clients and time.monotonic() < until:
             time.sleep(0.01)

@@ -41,7 +41,7 @@ def test_the_oldest_python_is_one():
 
 
 def test_the_client_of_registries_is_an_extra():
-    """So whoever stores layers alone installs no HTTP client."""
+    """A program that only stores layers needs no HTTP client."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     assert extras["registry"] == ["urllib3>=2.2"] and "layerstore[registry]" in extras["test"]
     assert not any("urllib3" in line for line in PYPROJECT["project"]["dependencies"])
