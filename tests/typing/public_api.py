@@ -23,12 +23,15 @@ from layerstore import (
     Done,
     FileMetadataStore,
     Image,
+    Images,
     Layer,
     LayerStoreError,
     Metadata,
     MetadataStore,
+    NotInRegistryError,
     Orphan,
     Problem,
+    Registry,
     RWLayer,
     Store,
     TarFormatError,
@@ -104,6 +107,21 @@ def health(store: Store, taken: Done) -> None:
         print(error)
 
 
+def registries(store: Store, ca: Path) -> None:
+    with Registry("localhost:5000", auth=("user", "password"), ca=ca, mirrors=["mirror.example.com"], chunk=1 << 20) as registry:
+        assert_type(registry.tags("app"), list[str])
+        assert_type(registry.manifest("app:1"), tuple[Descriptor, bytes])
+        assert_type(registry.referrers("app:1", "text/plain")[0].artifact_type, str)
+        assert_type(Images(store).pull("localhost:5000/app", platform="linux/arm64", registry=registry, keep=True), Image)
+        digest: str = Images(store).push("app", compression=None, progress=lambda done: print(done.total))
+    try:
+        Images(store).push("app", "localhost:5000/app", compression="xz")  # type: ignore[arg-type]
+    except NotInRegistryError as error:
+        assert_type((error.status, error.code, error.host), tuple[int, str, str])
+    Registry("localhost:5000", auth=digest, timeout="3")  # type: ignore[arg-type]
+    Registry(("localhost", 5000))  # type: ignore[arg-type]
+
+
 async def awaited(store: aio.Store, tar: Path) -> None:
     layer = await store.register(tar, progress=lambda done: print(done.total))
     assert_type(layer, aio.Layer)
@@ -120,6 +138,11 @@ async def awaited(store: aio.Store, tar: Path) -> None:
         assert_type(await box.commit(keep="all"), aio.Layer)
     images = aio.Images(store)
     assert_type((await images.load(tar))[0], Image)
+    async with aio.Registry("localhost:5000") as registry:
+        assert_type(await registry.tags("app"), list[str])
+        assert_type(await images.pull("localhost:5000/app", registry=registry), Image)
+        assert_type(await images.push("app", registry=registry), Digest)
+        await images.pull("localhost:5000/app", registry=registry.blocking)  # type: ignore[arg-type]
     assert_type(await images.save("a", tar, exclude=[layer]), int)
     assert_type(await aio.assemble(3, "/diff"), aio.TarStream)
     await store.register(tar, layer.files())  # type: ignore[arg-type]
