@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from layerstore.documents import gojson
-from layerstore.errors import AuthenticationError, ImageError
+from layerstore.errors import AuthenticationError
 
 HUB = "docker.io"
 # By what the hub is called in files, the usual first.
@@ -177,9 +177,13 @@ def _read(place: Place, environ: Mapping[str, str]) -> dict[str, Any] | None:
         raise _malformed(place.name, f"it has more than {_FILE_LIMIT} bytes")
     if not data.strip():
         return None
-    if (document := _parsed(data, {} if place.legacy else _FILE)) is None:
+    found = gojson.or_none(gojson.parse_object, data, "the file")
+    document: dict[str, Any] | None = gojson.or_none(
+        gojson.struct(_FILE), {"auths": found} if place.legacy and found is not None else found, "the file"
+    )
+    if document is None:
         raise _malformed(place.name, "it is not a JSON document as docker and podman write it")
-    return {"auths": document} if place.legacy else document
+    return document
 
 
 def _read_file(name: str) -> bytes:
@@ -199,16 +203,6 @@ def _read_file(name: str) -> bytes:
     except (OSError, ValueError) as err:
         why = getattr(err, "strerror", None) or "it is no path"
     raise _malformed(name, why)
-
-
-def _parsed(data: bytes, table: gojson.Table) -> dict[str, Any] | None:
-    """Return a JSON object, of a table that is not empty its fields; None: it is none, or has values of other kinds."""
-    try:
-        found = gojson.parse_object(data, "the file")
-        made: dict[str, Any] = gojson.struct(table)(found, "the file") if table else found
-        return made
-    except ImageError:
-        return None
 
 
 def _keys(key: str) -> tuple[str, ...]:
@@ -242,7 +236,7 @@ def _credentials(entry: Any, name: str) -> Credentials | None:
     """Return what an entry of "auths" holds; None: it is empty, as docker writes it for a registry with a helper."""
     if entry is None:
         return None
-    found = _taken(entry)
+    found = gojson.or_none(gojson.struct(_ENTRY), entry, "the entry")
     if found is None:
         raise _malformed(name, 'an entry of "auths" has a value of another kind than docker writes')
     if token := found.get("registrytoken"):
@@ -257,14 +251,6 @@ def _credentials(entry: Any, name: str) -> Credentials | None:
     if found.get("username"):
         return Credentials(found["username"], found.get("password", ""))
     return None
-
-
-def _taken(entry: Any) -> dict[str, str] | None:
-    try:
-        made: dict[str, str] = gojson.struct(_ENTRY)(entry, "the entry")
-        return made
-    except ImageError:
-        return None
 
 
 def _decoded(auth: str) -> tuple[str, str] | None:

@@ -117,7 +117,7 @@ class Once(Generic[T]):
             return copy.copy(err)
 
 
-class Turns:
+class Exclusive:
     """A lock whose waiters hear that they are stopped, and that a forked child does not inherit."""
 
     def __init__(self) -> None:

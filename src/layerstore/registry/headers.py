@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from layerstore.documents import gojson
-from layerstore.errors import ImageError
 
 # Bytes of all WWW-Authenticate headers of one answer, and of one Link.
 CHALLENGE_LIMIT = 16 << 10
@@ -210,10 +209,7 @@ def errors(body: bytes) -> tuple[str, str]:
 
     The code is the first that may be one. The messages of all errors are one line of at most 500 printable characters.
     """
-    try:
-        found = gojson.parse(body, "the error")
-    except ImageError:
-        return "", ""
+    found = gojson.or_none(gojson.parse, body, "the error")
     listed = found.get("errors") if isinstance(found, dict) else None
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     codes = (code for entry in entries if isinstance(code := entry.get("code"), str) and _CODE.fullmatch(code))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from layerstore.documents import gojson
-from layerstore.errors import AuthenticationError, ImageError
+from layerstore.errors import AuthenticationError
 from layerstore.registry.credentials import Credentials
 
 # Bytes of an answer.
@@ -66,7 +66,7 @@ def ask(
 
 def read(answer: bytes, program: str, server: str) -> Credentials | None:
     """Read what a helper answered. None: it has no credentials. Raises AuthenticationError: it is malformed."""
-    found = _parsed(answer)
+    found = gojson.or_none(gojson.parse_struct, answer, _ANSWER, "the answer")
     if found is None or not {"Username", "Secret"} <= found.keys():
         raise _failed(program, server, "its answer is not the JSON document of a credential helper")
     user, secret = found["Username"], found["Secret"]
@@ -161,11 +161,3 @@ def _end(child: subprocess.Popen[bytes]) -> None:
             with contextlib.suppress(OSError):
                 pipe.close()
     child.wait()
-
-
-def _parsed(output: bytes) -> dict[str, str] | None:
-    try:
-        found: dict[str, str] = gojson.parse_struct(output, _ANSWER, "the answer")
-        return found
-    except ImageError:
-        return None

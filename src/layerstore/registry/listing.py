@@ -14,7 +14,7 @@ from urllib.parse import quote
 from layerstore.documents import gojson
 from layerstore.documents.manifests import INDEXES, MANIFESTS
 from layerstore.documents.references import Reference, is_tag, split_domain
-from layerstore.errors import ImageError, InvalidDigestError, RegistryError
+from layerstore.errors import InvalidDigestError, RegistryError
 from layerstore.ids import Digest, sha256_of
 from layerstore.registry import headers, places
 from layerstore.registry.calls import Call
@@ -149,7 +149,7 @@ def _list_of_tags(data: bytes) -> list[str] | None:
 
 def _descriptors_of(answer: Answer) -> list[Descriptor]:
     """Return what an index has; nothing, if it is a document of another kind."""
-    found = _index(answer.body)
+    found = gojson.or_none(gojson.parse_struct, answer.body, _INDEX, "the index")
     if found is None:
         raise _malformed(answer, "the answer is not the JSON document of an index")
     kind = found.get("mediaType") or headers.media_type(answer.headers.get("Content-Type"))
@@ -159,13 +159,6 @@ def _descriptors_of(answer: Answer) -> list[Descriptor]:
     if None in made:
         raise _malformed(answer, "an entry of the index has no digest or no size that there can be")
     return [each for each in made if each is not None]
-
-
-def _index(data: bytes) -> dict[str, Any] | None:
-    try:
-        return gojson.parse_struct(data, _INDEX, "the index")
-    except ImageError:
-        return None
 
 
 def _descriptor(found: dict[str, Any] | None) -> Descriptor | None:

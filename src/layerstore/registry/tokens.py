@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from layerstore.errors import AuthenticationError, RegistryError
 from layerstore.registry import credentials, headers, helpers, places, tokenserver
 from layerstore.registry.credentials import Credentials, Found
-from layerstore.registry.flights import Flights, Once, Turns
+from layerstore.registry.flights import Exclusive, Flights, Once
 from layerstore.registry.tokenserver import Answered, Caller, Exchange, Realm, Token, TokenServer
 
 # Seconds before the end of a token in which it is not used.
@@ -91,7 +91,7 @@ class Authorizer:
         self._fixed: dict[str, str] = {}                   # by repository, what is sent as it is
         self._renewed: dict[str, str] = {}                 # identity tokens that the token server replaced
         self._flights: Flights[Token] = Flights()
-        self._refreshing = Turns()
+        self._refreshing = Exclusive()
         self._found: Once[Found | None] = Once()
         self._asked: Once[Credentials | None] = Once()
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import urlencode
 
 from layerstore.documents import gojson
-from layerstore.errors import AuthenticationError, ImageError, RegistryError
+from layerstore.errors import AuthenticationError, RegistryError
 from layerstore.registry import headers, places
 from layerstore.registry.headers import Challenge
 from layerstore.registry.places import Place, Target
@@ -203,7 +203,7 @@ class TokenServer:
             raise AuthenticationError(
                 f"{method} {realm.told}: {why}", status=answer.status, code=code, host=realm.host
             )
-        document = _parsed(answer.body)
+        document = gojson.or_none(gojson.parse_struct, answer.body, _ANSWER, "the answer")
         if document is None:
             raise _failed(realm, "its answer is not the JSON document of a token server")
         value = document.get("token") or document.get("access_token") or ""
@@ -230,11 +230,3 @@ def _next(target: Target, location: str, passed: Sequence[str]) -> Target:
 
 def _failed(realm: Realm, why: str) -> AuthenticationError:
     return AuthenticationError(f"the token server {realm.told} failed: {why}", status=200, host=realm.host)
-
-
-def _parsed(body: bytes) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = gojson.parse_struct(body, _ANSWER, "the answer")
-        return found
-    except ImageError:
-        return None
