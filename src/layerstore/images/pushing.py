@@ -107,7 +107,7 @@ def push(
         sending = {}
         for diff_id, layer in layers.items():
             known = candidates(layer.descriptor, distribution.known(diff_id), domain, path)
-            sending[diff_id] = Sending(layer, known, stack.enter_context(repository.wanted(diff_id)))
+            sending[diff_id] = Sending(layer, known, stack.enter_context(repository.joined(diff_id)))
         placing = Placing(call, repository, compression, force=force_compression)
         work = _Push(repository, image, content, sending, placing, Teller(progress, 0))
         kept = None if force_compression else read_kept(store.images, image, content)

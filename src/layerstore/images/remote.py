@@ -77,8 +77,8 @@ class Repository(Protocol):
         """Have a blob of another repository here too. Returns False if it cannot be; or an upload that is begun."""
         ...
 
-    def wanted(self, diff_id: DiffID) -> contextlib.AbstractContextManager[Turn]:
-        """Want to send a layer, for the length of a `with` block."""
+    def joined(self, diff_id: DiffID) -> contextlib.AbstractContextManager[Turn]:
+        """Take part in sending a layer, for the length of a `with` block."""
         ...
 
     def turn(self, turn: Any) -> contextlib.AbstractContextManager[None]:
@@ -97,7 +97,7 @@ class Repository(Protocol):
         """End uploads that are not needed."""
 
     def put_manifest(self, wanted: str, media_type: str, digest: Digest, data: bytes) -> bool:
-        """Give a manifest or an index a tag. Returns True if the registry lists it beside its subject."""
+        """Put a manifest or an index at a tag. Returns True if the registry lists it beside its subject."""
         ...
 
     def index(self, tag: str) -> tuple[str, bytes] | None:

@@ -84,9 +84,9 @@ class Destination:
 
     # ---- what is sent ----
 
-    def wanted(self, diff_id: DiffID) -> contextlib.AbstractContextManager[Turn]:
-        """Want to send a layer, for the length of a `with` block."""
-        return self._registry.turns.wanted((self._path, diff_id))
+    def joined(self, diff_id: DiffID) -> contextlib.AbstractContextManager[Turn]:
+        """Take part in sending a layer, for the length of a `with` block."""
+        return self._registry.turns.joined((self._path, diff_id))
 
     @contextlib.contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:
@@ -123,7 +123,7 @@ class Destination:
     # ---- manifests ----
 
     def put_manifest(self, wanted: str, media_type: str, digest: Digest, data: bytes) -> bool:
-        """Give a manifest or an index a tag. Returns True if the registry lists it beside its subject.
+        """Put a manifest or an index at a tag. Returns True if the registry lists it beside its subject.
 
         wanted   the tag.  digest: of data
         Raises   RegistryError, ImageError: the registry says that it is another one

@@ -1,4 +1,4 @@
-"""Who sends a layer: the first that wants to. Others wait for it, and send nothing if it succeeded."""
+"""Which thread sends a layer: the first that comes. Others wait for it, and send nothing if it succeeded."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ class Turn:
     """The work on one thing: at most one thread is at it.
 
     result   what the last one that ended well has set; None
+    joined   how many threads take part
     """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.wanted = 0
+        self.joined = 0
         self.result: Any = None
 
 
 class Turns:
-    """All that is worked on, by what it is. A result is kept as long as somebody wants the same thing."""
+    """All that is worked on, by what it is. A result is kept as long as any thread takes part in the same work."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turns: dict[Hashable, Turn] = {}
 
     @contextlib.contextmanager
-    def wanted(self, what: Hashable) -> Iterator[Turn]:
-        """Want something for the length of a `with` block: a result that comes meanwhile is not lost."""
+    def joined(self, what: Hashable) -> Iterator[Turn]:
+        """Take part in some work for the length of a `with` block: a result that comes meanwhile is not lost."""
         with self._lock:
             turn = self._turns.setdefault(what, Turn())
-            turn.wanted += 1
+            turn.joined += 1
         try:
             yield turn
         finally:
             with self._lock:
-                turn.wanted -= 1
-                if not turn.wanted:
+                turn.joined -= 1
+                if not turn.joined:
                     del self._turns[what]
 
     @contextlib.contextmanager

@@ -64,7 +64,7 @@ class _TroubleError(Exception):
 
     def __init__(self, error: Callable[[int], RegistryError], *, lost: bool = False, pause: float = 0.0) -> None:
         """error   makes what is raised, once there were so many attempts
-        lost    the session is of no use any more
+        lost    the session is useless
         pause   seconds that the registry asks to wait
         """
         super().__init__()
