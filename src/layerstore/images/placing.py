@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from layerstore._core._pack import Packer
-from layerstore.errors import LayerStoreError
+from layerstore.errors import LayerStoreError, RegistryError
 from layerstore.ids import Digest
 from layerstore.images.known import Candidate, layer_type, type_of
 from layerstore.layer import Layer
@@ -126,7 +126,12 @@ class Placing:
                 layer.done = layer.size
             else:
                 offer, layer.offer = layer.offer, None
-                sent = self._to.send(lambda: self._blocks(layer), offer)
+                try:
+                    sent = self._to.send(lambda: self._blocks(layer), offer)
+                except RegistryError as err:
+                    # The digest of the blob is known only once all of it was sent.
+                    err.args = (f"{err}, of the layer {layer.layer.diff_id}",)
+                    raise
                 layer.turn.result = layer.placed = Placed(sent.digest, sent.size, media_type, "sent")
         if layer.offer:
             self._to.end([layer.offer])

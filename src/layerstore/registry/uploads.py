@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from layerstore.registry.transport import Body
 
 # What says that a request was taken; that it may be later; that the session is lost; that the body is too large.
-_TAKEN, _LATER, _LOST, _TOO_LARGE = (200, 201, 202, 204), (408, 429, 500, 502, 503, 504), (404, 416), 413
-_ANSWERS = (*_TAKEN, *_LATER, *_LOST, _TOO_LARGE)
+_TAKEN = {"PATCH": (202, 201, 204), "PUT": (201, 200, 204)}
+_LATER, _LOST, _TOO_LARGE = (408, 429, 500, 502, 503, 504), (404, 416), 413
 # What a registry may answer that is asked how much it has: anything but what must be retried, or is about credentials.
 STATUSES = tuple(status for status in range(200, 600) if status not in (401, 403, 429) and not 300 <= status < 400)
 # Bytes of a chunk for a registry that takes no whole layer.
@@ -305,9 +305,11 @@ class Upload:
     def _send(
         self, method: str, url: str, body: Body, more: Mapping[str, str], source: _Source | None = None
     ) -> Answer:
+        taken = _TAKEN[method]
+        expected = (*taken, *_LATER, *_LOST, _TOO_LARGE)
         try:
             answer = self._session.ask(
-                self._call, method, url, scopes=self._scopes, headers=more, body=body, expect=_ANSWERS, upload=True
+                self._call, method, url, scopes=self._scopes, headers=more, body=body, expect=expected, upload=True
             )
         except BaseException as err:
             if source and source.failure:
@@ -321,7 +323,7 @@ class Upload:
             raise _TroubleError(functools.partial(broken, told, err.why)) from None
         if answer.status == _TOO_LARGE:
             raise _TooLargeError(self._session.refusal(method, answer, 1))
-        if answer.status not in _TAKEN:
+        if answer.status not in taken:
             pause = asked_to_wait(answer, method) if answer.status in _LATER else 0.0
             error = functools.partial(self._session.refusal, method, answer)
             raise _TroubleError(error, lost=answer.status in _LOST, pause=pause)
