@@ -155,6 +155,7 @@ MALFORMED = [
     f'{{"auths": {{"{HOST}": {{"auth": "{SECRET}"}}}}}}', f'{{"auths": {{"{HOST}": {{"auth": "{encoded(SECRET)}"}}}}}}',
     f'{{"auths": {{"{HOST}": {{"password": "{SECRET}", "username": 7}}}}}}', f'{{"credsStore": ["{SECRET}"]}}', f'{{"credHelpers": {{"{HOST}": 5}}, "x": "{SECRET}"}}', f'{{"x": "{SECRET}" ',
     f'{{"auths": {{}}, "auths": {{"{SECRET}": {{}}}}}}', f'{{"{SECRET}": NaN}}', "[" * 100_000, '{"x": "\\ud800"}', '{"x": "' + "y" * (1 << 20) + '"}',
+    *(json.dumps({"auths": {HOST: {"registrytoken": f"{SECRET}{odd}"}}}) for odd in ("\r\nX: y", "€", " ", "\x7f", "\0")),
     '{"credsStore": "../evil"}', '{"credsStore": "a b"}', f'{{"credHelpers": {{"{HOST}": "a;b"}}}}', '{"credsStore": "a/b"}', '{"credsStore": "a\\u0000"}',
 ]  # fmt: skip
 

@@ -112,6 +112,20 @@ def test_basic(serve: Serve) -> None:
     assert len(server.asked) == 6
 
 
+@pytest.mark.parametrize("auth", ["", "a b", "a\r\nX: y", "tokén", ("a:b", "c"), ("a",), ("a", "b", "c"), ("\ud800", "b"), ("a", "hush\udfff")])
+def test_what_no_header_can_have_is_refused_at_once(auth: Any) -> None:
+    with pytest.raises(ValueError) as raised:
+        Registry("localhost:1", auth=auth)
+    assert "hush" not in told_of(raised.value)
+
+
+def test_bytes_that_are_no_text_are_a_password_too(serve: Serve) -> None:
+    server = serve(lambda request: Said(200, {"tags": []}) if request.authorization else Said(401, b"", (("WWW-Authenticate", "Basic"),)))
+    with Registry(server.url, auth=("user", "\udcff")) as registry:
+        registry.tags("a")
+    assert base64.b64decode(str(server.asked[1].authorization)[6:]) == b"user:\xff"
+
+
 def test_a_token_of_the_caller(guarded: Guarded) -> None:
     guarded.given = ["my-own"]
     with guarded.connect(auth="my-own") as registry:

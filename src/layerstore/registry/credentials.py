@@ -22,6 +22,7 @@ _HUB_KEYS = ("https://index.docker.io/v1/", "index.docker.io", "docker.io", "reg
 _FILE_LIMIT = 1 << 20
 _JSON_VARIABLE = "DOCKER_AUTH_CONFIG"
 _HELPER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_VISIBLE = re.compile(r"[!-~]+")
 _URL = re.compile(r"https?://([^/]+)(?:/.*)?", re.S)
 
 _FILE: gojson.Table = {
@@ -240,6 +241,8 @@ def _credentials(entry: Any, name: str) -> Credentials | None:
     if found is None:
         raise _malformed(name, 'an entry of "auths" has a value of another kind than docker writes')
     if token := found.get("registrytoken"):
+        if not _VISIBLE.fullmatch(token):
+            raise _malformed(name, 'a "registrytoken" in it has a character that no header may have')
         return Credentials(bearer=token)
     if token := found.get("identitytoken"):
         return Credentials(refresh=token)

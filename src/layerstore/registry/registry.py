@@ -19,6 +19,8 @@ from layerstore.registry.calls import started
 from layerstore.registry.turns import Turns
 from layerstore.values import Descriptor, StrPath
 
+# Halves of surrogate pairs, but those that stand for bytes: surrogateescape makes bytes of them again.
+_UNWRITABLE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 _TOKEN = re.compile(r"[!-~]+")
 
 
@@ -165,6 +167,8 @@ def _check_auth(auth: object) -> None:
         raise TypeError(f"auth is (user, password), a token, or None, not {type(auth).__name__}")
     elif len(auth) != 2 or ":" in auth[0]:
         raise ValueError("auth is (user, password), and a user has no colon in its name")
+    elif any(map(_UNWRITABLE.search, auth)):
+        raise ValueError("a user and a password are texts that UTF-8 can write")
 
 
 def _check_timeout(timeout: object) -> None:
