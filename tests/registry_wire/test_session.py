@@ -308,6 +308,7 @@ def test_retry_after_of_more_than_a_minute_is_an_error(asking, _no_pauses):
     with Server(in_turn(answer(429, Retry_After="61"))) as server, pytest.raises(RegistryError, match="61") as caught:
         asking(server.host, retries=5)
     assert (len(server.requests), _no_pauses, caught.value.status) == (1, [], 429)
+    assert str(caught.value).endswith(": 429 Too Many Requests: it asks to wait 61 seconds")
 
 
 def test_a_post_begins_anew_and_patch_and_put_of_an_upload_do_not(asking):

@@ -144,6 +144,6 @@ def opened(domain: str, registry: Registry | None) -> Iterator[Remote]:
         return
     if not isinstance(registry, Registry):
         raise TypeError(f"registry is a Registry, not {type(registry).__name__}")
-    if registry.name != domain:
+    if registry.name != domain.lower():
         raise ImageError(f"the reference names the registry {domain}, and the Registry given is {registry.name}")
     yield RegistryRemote(registry)

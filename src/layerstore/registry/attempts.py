@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import random
+import time
 from typing import Final
 
+from layerstore.registry import headers
 from layerstore.registry.calls import Call
 
+_LONGEST_ASKED: Final = 60.0            # seconds
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 30.0
+
+
+def asked_pause(text: str) -> tuple[float, str]:
+    """Return the seconds that a Retry-After asks to wait, and why not to wait, if they are too many; "" """
+    seconds = headers.retry_after(text, time.time()) or 0.0
+    return seconds, f"it asks to wait {seconds:.0f} seconds" if seconds > _LONGEST_ASKED else ""
 
 
 class Attempts:

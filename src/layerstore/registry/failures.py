@@ -27,7 +27,7 @@ class Told(NamedTuple):
 
 
 def refusal(
-    told: Told, status: int, body: bytes, attempts: int = 1, *, about: str = "",
+    told: Told, status: int, body: bytes, attempts: int = 1, *, about: str = "", upload: bool = False,
     hide: Callable[[str], str] = str,
 ) -> RegistryError:  # fmt: skip
     """Return the exception for a status that was not expected.
@@ -35,6 +35,7 @@ def refusal(
     body       of the answer, b"" if it was too long or broken
     attempts   how often it was asked
     about      more to say about the answer
+    upload     True: to a step of an upload, of which 404 says that its session is lost
     hide       takes secrets out of a text
     """
     code, message = headers.errors(body)
@@ -44,7 +45,7 @@ def refusal(
     kind = RegistryError
     if status in (401, 403):
         kind = AuthenticationError
-    elif status == 404 and not (told.method in ("POST", "PATCH") or "/blobs/uploads/" in told.url):
+    elif status == 404 and not upload:
         kind = NotInRegistryError
     return kind(text, status=status, code=code, host=told.host)
 

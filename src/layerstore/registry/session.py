@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from layerstore.errors import AuthenticationError, LayerStoreError, RegistryError
 from layerstore.registry import failures, headers
-from layerstore.registry.attempts import Attempts
+from layerstore.registry.attempts import Attempts, asked_pause
 from layerstore.registry.calls import Broken, Call
 from layerstore.registry.dialing import Dialer
 from layerstore.registry.failures import Told
@@ -32,7 +31,6 @@ ERROR_LIMIT: Final = 64 << 10
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS: Final = 10
-_LONGEST_ASKED: Final = 60.0            # seconds that an answer may ask to wait
 _STALE: Final = 1.0                     # seconds without a request, behind which servers may hang up
 _MOST_WARNINGS: Final = 1000
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
@@ -172,9 +170,9 @@ class Session:
                 if reply.status in request.expect:
                     return finish(reply)
                 answer = _refusing(reply, request.method)
-                err, is_final = self.refusal(request.method, answer, attempts.made), answer.status not in _AGAIN
-                if not is_final:
-                    asked = asked_to_wait(answer, request.method)
+                err, is_final = self.refusal(request.method, answer, attempts.made, upload=request.upload), True
+                if answer.status in _AGAIN:
+                    asked, is_final = self.asked_to_wait(request.method, answer, attempts.made), False
             except Broken as broken:
                 if request.is_once:
                     raise
@@ -283,10 +281,28 @@ class Session:
     def _closed(self) -> RegistryError:
         return RegistryError(f"the registry is closed: {self.place.name}", host=self._home().full_name)
 
-    def refusal(self, method: str, answer: Answer, attempts: int, *, about: str = "") -> RegistryError:
-        """Return the exception for an answer that was not expected. about: more to say of it."""
+    def refusal(
+        self, method: str, answer: Answer, attempts: int, *, about: str = "", upload: bool = False
+    ) -> RegistryError:
+        """Return the exception for an answer that was not expected.
+
+        about    more to say of it
+        upload   True: to a step of an upload
+        """
         told = Told(method, answer.url, answer.host)
-        return failures.refusal(told, answer.status, answer.body, attempts, about=about, hide=self._authorizer.hide)
+        return failures.refusal(
+            told, answer.status, answer.body, attempts, about=about, upload=upload, hide=self._authorizer.hide
+        )
+
+    def asked_to_wait(self, method: str, answer: Answer, attempts: int) -> float:
+        """Return the seconds that an answer asks to wait before another attempt; 0: it does not say so.
+
+        Raises  RegistryError   it asks for more than a minute
+        """
+        seconds, why_not = asked_pause(answer.headers.get("Retry-After"))
+        if why_not:
+            raise self.refusal(method, answer, attempts, about=why_not)
+        return seconds
 
     def _warn(self, reply: Reply) -> None:
         warned = self._manners.warned
@@ -337,18 +353,6 @@ class _Request(NamedTuple):
         if self.method in ("GET", "HEAD"):
             return _REDIRECTS
         return (307, 308) if self.upload else ()
-
-
-def asked_to_wait(answer: Answer, method: str) -> float:
-    """Return the seconds that an answer asks to wait before another attempt; 0: it does not say so.
-
-    Raises  RegistryError   it asks for more than a minute
-    """
-    seconds = headers.retry_after(answer.headers.get("Retry-After"), time.time()) or 0.0
-    if seconds > _LONGEST_ASKED:
-        text = f"{method} {answer.url}: {answer.status}, and it asks to wait {seconds:.0f} seconds"
-        raise RegistryError(text, status=answer.status, host=answer.host)
-    return seconds
 
 
 def _end(call: Call, connection: Connection) -> None:

@@ -21,7 +21,6 @@ from layerstore.registry.attempts import Attempts
 from layerstore.registry.calls import Broken, Call
 from layerstore.registry.failures import Told, broken
 from layerstore.registry.places import check_named
-from layerstore.registry.session import asked_to_wait
 
 if TYPE_CHECKING:
     from layerstore.registry.registry import Registry
@@ -324,8 +323,8 @@ class Upload:
         if answer.status == _TOO_LARGE:
             raise _TooLargeError(self._session.refusal(method, answer, 1))
         if answer.status not in taken:
-            pause = asked_to_wait(answer, method) if answer.status in _LATER else 0.0
-            error = functools.partial(self._session.refusal, method, answer)
+            pause = self._session.asked_to_wait(method, answer, 1) if answer.status in _LATER else 0.0
+            error = functools.partial(self._session.refusal, method, answer, upload=True)
             raise _TroubleError(error, lost=answer.status in _LOST, pause=pause)
         return answer
 
