@@ -6,7 +6,7 @@ from layerstore.registry.registry import Registry
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch, tmp_path):
-    """No proxies, no credentials, no certificates of whoever runs the tests."""
+    """No proxies, no credentials, no certificates of the user who runs the tests."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ssl_cert_file", "ssl_cert_dir"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)

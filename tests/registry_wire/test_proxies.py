@@ -176,3 +176,20 @@ def test_bytes_of_the_proxy_behind_its_answer_are_not_the_registrys(monkeypatch,
     with Server(lambda request: OK, tls=server_tls(pair)) as server, Proxy(server, answers=b"HTTP/1.1 200 ok\r\n\r\nmore") as proxy:
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
         assert asking("registry.example.com", ca=pair[0]).status == 200
+
+
+def test_a_proxy_that_is_not_there_is_named(monkeypatch, asking):
+    monkeypatch.setenv("https_proxy", "http://user:secret@localhost:1")
+    with pytest.raises(RegistryError, match=r"/v2/: the proxy localhost:1: cannot connect: connection refused$") as caught:
+        asking("registry.example.com")
+    assert caught.value.host == "registry.example.com:443"
+
+
+def test_plain_http_through_a_tunnel_says_the_way_out(monkeypatch, asking):
+    with Server(lambda request: OK) as server, Proxy(server) as proxy:
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.port}")
+        with pytest.raises(RegistryError, match="it does not speak TLS; insecure=True allows plain HTTP"):
+            asking("registry.example.com:5000", retries=3)
+        with pytest.raises(RegistryError, match=r"it does not speak TLS$"):
+            asking("https://registry.example.com:5000", retries=3)
+    assert server.hellos == 2

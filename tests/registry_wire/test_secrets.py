@@ -1,4 +1,4 @@
-"""Passwords, tokens and signed queries are told to nobody but the host that they are for."""
+"""Passwords, tokens and signed queries are told only to the host that they are for."""
 
 import base64
 import contextlib

@@ -2,6 +2,7 @@
 
 import email.utils
 import logging
+import re
 import socket
 import threading
 import time
@@ -249,6 +250,13 @@ def test_what_may_pass_is_tried_again(asking, _no_pauses, status):
     assert len(server.requests) == 3
     assert 0.375 <= _no_pauses[0] <= 0.625
     assert 0.75 <= _no_pauses[1] <= 1.25
+
+
+def test_each_wait_is_logged(asking, caplog):
+    with caplog.at_level(logging.WARNING, "layerstore"), Server(in_turn(answer(503), OK)) as server:
+        asking(server.host, retries=2)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert re.fullmatch(rf"GET http://{server.host}/v2/: 503 Service Unavailable; trying again in 0\.[3-6] s", said)
 
 
 def test_attempts_come_to_an_end(asking, _no_pauses):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import Final
 
 from layerstore.registry import headers
 from layerstore.registry.calls import Call
+
+log = logging.getLogger("layerstore")
 
 _LONGEST_ASKED: Final = 60.0            # seconds
 _FIRST_PAUSE: Final = 0.5
@@ -36,7 +39,16 @@ class Attempts:
         """True if none may follow."""
         return self.made > self._retries
 
-    def wait(self, call: Call, asked: float = 0.0) -> None:
-        """Sleep until the next one; asked: the seconds that a server asks for. Raises what stopped the call."""
+    def wait(self, call: Call, asked: float = 0.0, why: Exception | None = None) -> None:
+        """Sleep until the next one.
+
+        asked   the seconds that a server asks for
+        why     what failed, to be logged
+
+        Raises what stopped the call
+        """
         pause = _FIRST_PAUSE * 2 ** min(self.made - 1, 16) * random.uniform(0.75, 1.25)
-        call.wait(max(asked, min(_LONGEST_PAUSE, pause)))
+        pause = max(asked, min(_LONGEST_PAUSE, pause))
+        if why is not None:
+            log.warning("%s; trying again in %.1f s", why, pause, extra={"error": why})
+        call.wait(pause)

@@ -11,8 +11,9 @@ import threading
 from collections.abc import Iterator
 
 from layerstore.registry import proxies
-from layerstore.registry.calls import Call
+from layerstore.registry.calls import Broken, Call
 from layerstore.registry.places import Place
+from layerstore.registry.proxies import Proxy
 from layerstore.registry.secure import NoTLSError, secured
 from layerstore.registry.sockets import Patience, Wire, connected, let_go
 from layerstore.registry.tls import Trust
@@ -73,7 +74,7 @@ class Dialer:
         """
         patience = Patience(self._timeout, refills=False)
         proxy = proxies.proxy_for(place)
-        wire: Wire = connected(call, *((proxy.host, proxy.port) if proxy else (place.host, place.real_port)), patience)
+        wire = self._connected(call, place, proxy, patience)
         try:
             wire.patience = patience
             if proxy and place.scheme == "https":
@@ -82,9 +83,27 @@ class Dialer:
             let_go(call, wire)
             raise
         if place.scheme == "https":
-            wire = secured(call, wire, self._trust, place.host, patience, is_home=is_home)
+            wire = self._secured(call, wire, place, patience, is_home)
             proxy = None
         return Connection(wire, (place, is_home), proxy)
+
+    def _secured(self, call: Call, wire: Wire, place: Place, patience: Patience, is_home: bool) -> Wire:
+        try:
+            return secured(call, wire, self._trust, place.host, patience, is_home=is_home)
+        except NoTLSError as err:
+            if self._may_be_plain or self._home.scheme or not (is_home and err.is_sure):
+                raise
+        raise Broken("it does not speak TLS; insecure=True allows plain HTTP", is_final=True)
+
+    @staticmethod
+    def _connected(call: Call, place: Place, proxy: Proxy | None, patience: Patience) -> Wire:
+        if proxy is None:
+            return connected(call, place.host, place.real_port, patience)
+        try:
+            return connected(call, proxy.host, proxy.port, patience)
+        except Broken as err:
+            why = f"the proxy {proxy.name}: {err.why}"
+        raise Broken(why)
 
     @contextlib.contextmanager
     def _alone(self, call: Call) -> Iterator[None]:

@@ -87,7 +87,9 @@ def place_of(text: str) -> Place:
     if not isinstance(text, str):
         raise TypeError(f"the host of a registry is a str, not {type(text).__name__}")
     found = _WRITTEN.fullmatch(text)
-    wrong = ValueError(f'not a host, host:port, or one after "http://" or "https://": {_without_user(text)!r}')
+    advice = "; user and password go into auth=" if "@" in text else ""
+    written = f"{_without_user(text)!r}{advice}"
+    wrong = ValueError(f'not a host, host:port, or one after "http://" or "https://" (without a path): {written}')
     if not found:
         raise wrong
     scheme, name, address, port = found.groups()

@@ -16,7 +16,7 @@ from layerstore.registry.tls import Trust, reason_of
 _BLOCK: Final = 1 << 18             # bytes taken from the network at a time
 _PIECE: Final = 1 << 16             # bytes encrypted at a time
 _HANDSHAKE: Final = 1 << 20         # bytes that a handshake may bring
-_UNKNOWN_ISSUER: Final = range(18, 22)       # X509_V_ERR_...: whoever signed it is not among those that are trusted
+_UNKNOWN_ISSUER: Final = range(18, 22)       # X509_V_ERR_...: its signer is not trusted
 _RECORDS: Final = range(20, 24)     # the first byte of what TLS sends: 20 to 23
 
 

@@ -1,4 +1,4 @@
-"""Requests to one host: tried again, redirected and authenticated as registries want it, and bounded.
+"""Requests to one host: tried again, redirected, authenticated and bounded.
 
 Only this module decides what is asked next. What an answer means for images and blobs is its callers' business.
 """
@@ -180,7 +180,7 @@ class Session:
                 err, is_final = failures.broken(told, broken.why, attempts.made), broken.is_final
             if is_final or request.is_once or attempts.are_spent:
                 raise err
-            attempts.wait(call, asked)
+            attempts.wait(call, asked, err)
 
     def _course(self, call: Call, request: _Request) -> Reply:
         """Ask once, wherever that leads. Return an answer that leads no further."""

@@ -16,7 +16,7 @@ from layerstore.registry.calls import Broken, Call
 _ENOUGH: Final = 1 << 10            # bytes in `timeout` seconds that a body moves by, or more
 _LOOK: Final = 0.05                 # seconds between two looks whether the call was stopped, where nothing wakes
 _LONGEST: Final = 1e6               # seconds that poll(2) takes
-_LARGE: Final = 1 << 16             # bytes asked for at once, by who wants large blocks of a body ...
+_LARGE: Final = 1 << 16             # bytes asked for at once by a reader of a large body ...
 _BRIEFLY: Final = 0.002             # ... and then waits so many seconds for more
 _PIECE: Final = 1 << 18             # bytes sent at a time
 
@@ -47,7 +47,7 @@ class Wire(socket.socket):
     """A socket. Its own time-out is not used: `patience` says how long it waits.
 
     patience   for what is sent and received from now on
-    allowance  bytes that may come before somebody sets it anew
+    allowance  bytes that may come before it is set anew
     listening  True: what comes while something is sent is the answer already
     heard      bytes came since it was set to False
     """
@@ -109,7 +109,7 @@ class Wire(socket.socket):
         return got
 
     def is_idle(self) -> bool:
-        """Return True if it is connected, and nothing came that nobody asked for."""
+        """Return True if it is connected, and no bytes came that were not asked for."""
         return not self.wait_for(select.POLLIN, 0)
 
     # ---- sending ----

@@ -147,7 +147,7 @@ def broken_by(err: BaseException) -> Broken:
     """Return what a failure of a connection is, without words that the other side chose."""
     while isinstance(err, urllib3.exceptions.HTTPError) and (err.__cause__ or err.__context__):
         err = err.__cause__ or err.__context__ or err
-    # What the other side alerts of within TLS 1.3 comes after the handshake: it wants a certificate, say.
+    # What the other side alerts of within TLS 1.3 comes after the handshake: that a certificate is required, say.
     return Broken(_why(err), is_final=isinstance(err, ssl.SSLError) and "ALERT" in (err.reason or ""))
 
 
@@ -222,7 +222,7 @@ class Reply:
         raise broken
 
     def close(self) -> None:
-        """Give the connection back if the body was read to its end, else close it. Twice is harmless."""
+        """Return the connection to its pool if the body was read to its end, else close it. Twice is harmless."""
         if self._is_open:
             self._end(is_whole=self._response.length_remaining == 0)
 
