@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +104,9 @@ class Registry:
         (self.place / "config.yml").write_text(json.dumps(self.config))
         with open(self.log, "ab") as log:
             begins = log.tell()
-            command = ["setpriv", "--pdeathsig", "TERM", "--", "docker-registry", "serve", str(self.place / "config.yml")]
+            command = ["docker-registry", "serve", str(self.place / "config.yml")]
+            if threading.current_thread() is threading.main_thread():       # it would end with another thread, too
+                command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
             without = {name: value for name, value in os.environ.items() if not name.startswith(("REGISTRY_", "OTEL_"))}
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=without)
         deadline = time.monotonic() + SECONDS_TO_START

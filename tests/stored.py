@@ -1,5 +1,7 @@
 """What a store holds, asked for in one call: a layer's tar, what a mount shows, the driver's directories; and work at once."""
 
+import contextlib
+import glob
 import io
 import os
 import tarfile
@@ -91,3 +93,12 @@ class Trickle(io.BytesIO):
 
     def read(self, n: int = -1) -> bytes:
         return super().read(self.step if n < 0 else min(n, self.step))
+
+
+def size_below(place: Path, pattern: str) -> int:
+    """How many bytes the files of a pattern have, some of which come and go."""
+    total = 0
+    for path in glob.glob(f"{place}/{pattern}"):
+        with contextlib.suppress(FileNotFoundError):
+            total += os.stat(path).st_size
+    return total

@@ -11,7 +11,7 @@ import imagekit
 import programs
 import pytest
 import tarkit
-from stored import tar_of
+from stored import size_below, tar_of
 
 from layerstore import Images
 
@@ -24,17 +24,6 @@ def image(images):
     """An image of some layers that take a moment to carry."""
     [image] = images.load(imagekit.tar_of(imagekit.docker([(PARTS, ["parts:1"])])))
     return image
-
-
-def size_below(place, pattern: str) -> int:
-    """How many bytes the files of a pattern have, some of which come and go."""
-    total = 0
-    for path in place.glob(pattern):
-        try:
-            total += path.stat().st_size
-        except FileNotFoundError:
-            continue
-    return total
 
 
 def stopped(number: int, arrived, size: int, settings, *words: str) -> int:
