@@ -234,7 +234,7 @@ def _coroutine(work: _Work, where: str) -> Any:
     """Make the awaited function for a piece of work."""
     doc = inspect.cleandoc(work.function.__doc__ or "")
     for blocking, ours in WORDS.items():
-        doc = doc.replace(blocking, ours)
+        doc = re.sub(r"\s+".join(map(re.escape, blocking.split())), ours, doc)
     for parameters, note in NOTES.items():
         doc += f"\n\n{note}" if work.takes & parameters else ""
     returned = str(work.signature.return_annotation).replace("BinaryIO", "File")
