@@ -210,6 +210,39 @@ def test_a_name_moves(loaded):
     assert loaded.tag(loaded.get("base"), "docker.io/library/more").references == ("a/b:1", "base:latest", "more:latest")
 
 
+def called(root, *names):
+    """Give the image of a/b:1, a/b:2 and c:1 further names, by digest, as pulls and pushes do."""
+    found = names_on_disk(root)
+    for name in names:
+        found["Repositories"].setdefault(name.partition("@")[0], {})[name] = image_id(LAYERS)
+    (root / "image/overlay2/repositories.json").write_text(json.dumps(found))
+
+
+D1, D2 = (f"@sha256:{n * 32}" for n in ("12", "34"))
+
+
+def test_names_by_digest_go_with_the_last_tag_of_their_repository(loaded, root):
+    """As docker rmi has it; those of other repositories stay, and keep the image."""
+    called(root, f"a/b{D1}", f"c{D1}", f"c{D2}", f"host:5000/x/y{D1}")
+    assert loaded.remove("c:1") == Removed(tuple(sorted(["c:1", f"c{D1}", f"c{D2}"])), (), [])
+    assert loaded.remove("a/b:1") == Removed(("a/b:1",), (), [])
+    assert loaded.get("a/b:2").digests == (f"a/b{D1}", f"host:5000/x/y{D1}")
+    assert loaded.remove("a/b:2") == Removed(("a/b:2", f"a/b{D1}"), (), [])
+    assert loaded.get(image_id(LAYERS)).digests == (f"host:5000/x/y{D1}",)
+    gone = loaded.remove(f"host:5000/x/y{D1}")
+    assert (gone.untagged, gone.deleted) == ((f"host:5000/x/y{D1}",), (image_id(LAYERS),))
+
+
+def test_a_name_by_digest_goes_alone(loaded, root):
+    called(root, f"c{D1}", f"d{D2}", f"e{D1}")
+    assert loaded.remove(f"c{D1}") == Removed((f"c{D1}",), (), [])
+    for name in ("a/b:1", "a/b:2", "c:1"):
+        assert loaded.remove(name) == Removed((name,), (), [])
+    assert loaded.remove(f"d{D2}") == Removed((f"d{D2}",), (), [])
+    assert loaded.get(f"e{D1}").digests == (f"e{D1}",)
+    assert loaded.remove(f"e{D1}").deleted == (image_id(LAYERS),)
+
+
 def test_names_go_one_by_one_and_the_image_with_the_last(loaded, store):
     assert loaded.remove("a/b:1") == Removed(("a/b:1",), (), [])
     assert loaded.remove("a/b:2") == Removed(("a/b:2",), (), [])

@@ -41,10 +41,11 @@ class Removing:
         """Remove a name of an image; with its last name, or by its id (name is ""), the image. Raises ImageError."""
         names = self._db.repositories()
         of_it = names_of(id, names)
-        if name and [each for each in of_it if each != name and "@" not in each]:
-            unname(names, [name])
+        going = _going_with(name, of_it)
+        if name and set(going) != set(of_it):
+            unname(names, going)
             self._db.write_repositories(names)
-            return Gone((name,), (), ())
+            return Gone(tuple(sorted(going)), (), ())
         self._check_removable(id, name, [each for each in of_it if "@" not in each], force)
         deleted, chains = [id], [self._chains_of(id)]
         parent = self._db.noted(id, "parent")
@@ -131,6 +132,20 @@ class Removing:
 
 def _conflict(short: str, may: str, why: str) -> ImageError:
     return ImageError(f"conflict: unable to delete {short} ({may} be forced) - {why}", name=short)
+
+
+def _going_with(name: str, of_it: Sequence[str]) -> list[str]:
+    """Return the names that go with one: with the last tag of a repository, what digests call the image there."""
+    if "@" in name:
+        return [name]
+    there = [each for each in of_it if _repository(each) == _repository(name)]
+    return there if [each for each in there if "@" not in each] == [name] else [name]
+
+
+def _repository(name: str) -> str:
+    """Return the repository of a name with a tag or a digest."""
+    before, at, _ = name.partition("@")
+    return before if at else name.rpartition(":")[0]
 
 
 def names_of(id: str, names: Repositories) -> list[str]:
