@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import threading
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
     from layerstore.registry.session import Answer
     from layerstore.registry.transport import Body
 
+log = logging.getLogger("layerstore")
+
 # What says that a request was taken; that it may be later; that the session is lost; that the body is too large.
 _TAKEN = {"PATCH": (202, 201, 204), "PUT": (201, 200, 204)}
 _LATER, _LOST, _TOO_LARGE = (408, 429, 500, 502, 503, 504), (404, 416), 413
-# What a registry may answer that is asked how much it has: anything but what must be retried, or is about credentials.
+# All that a request may be answered with that is tried once; but redirects, and what is about credentials.
 STATUSES = tuple(status for status in range(200, 600) if status not in (401, 403, 429) and not 300 <= status < 400)
+# What a registry may answer that is asked how much it has.
+_TELLING = tuple(status for status in STATUSES if status not in _LATER)
 # Bytes of a chunk for a registry that takes no whole layer.
 _CHUNK = 64 << 20
 # Chunks are held in memory. Where a registry takes larger ones only, it gets the layer in one.
@@ -86,11 +91,17 @@ class _Source:
         self._hashed = hashlib.sha256()
         self.size, self.whole = 0, False
         self.failure: BaseException | None = None
+        self._running: Blocks | None = None
 
     def blocks(self) -> Blocks:
         """Return all of it, from its first byte."""
+        self.close()
         self._hashed, self.size, self.whole = hashlib.sha256(), 0, False
-        with contextlib.closing(self._make()) as blocks:
+        self._running = self._counted(self._make())
+        return self._running
+
+    def _counted(self, blocks: Blocks) -> Blocks:
+        with contextlib.closing(blocks):
             try:
                 for block in blocks:
                     if block:
@@ -103,6 +114,11 @@ class _Source:
             except BaseException as err:
                 self.failure = err
                 raise
+
+    def close(self) -> None:
+        """Stop what makes the blocks, if it is under way."""
+        if self._running:
+            self._running.close()
 
     @property
     def digest(self) -> Digest:
@@ -258,7 +274,7 @@ class Upload:
         """
         if trouble.lost or not self._begun:
             return -1
-        answer = self._session.ask(self._call, "GET", self._begun.location, scopes=self._scopes, expect=STATUSES)
+        answer = self._session.ask(self._call, "GET", self._begun.location, scopes=self._scopes, expect=_TELLING)
         last = headers.upload_range(answer.headers.get("Range"))
         if answer.status != 204 or last is None:
             return -1
@@ -316,10 +332,13 @@ class Upload:
             self._call.check()
             if not isinstance(err, Broken):
                 raise
-            told = Told(method, url.partition("?")[0], self._session.place.full_name)
+            told = self._session.told(method, url)
             if err.is_final:
                 raise broken(told, err.why) from None
             raise _TroubleError(functools.partial(broken, told, err.why)) from None
+        finally:
+            if source:
+                source.close()
         if answer.status == _TOO_LARGE:
             raise _TooLargeError(self._session.refusal(method, answer, 1))
         if answer.status not in taken:
@@ -340,10 +359,13 @@ class Upload:
     def _count(self, trouble: _TroubleError) -> None:
         """Wait before the next attempt. Raises what the trouble was, if there were too many."""
         self._attempts.made += 1
+        error = trouble.error(self._attempts.made)
         if self._attempts.are_spent:
-            raise trouble.error(self._attempts.made) from None
-        if not trouble.lost:
-            self._attempts.wait(self._call, trouble.pause)
+            raise error from None
+        if trouble.lost:
+            log.warning("%s; beginning the upload anew", error, extra={"error": error})
+        else:
+            self._attempts.wait(self._call, trouble.pause, error)
 
 
 def _of_blob(err: RegistryError, digest: Digest) -> RegistryError:
