@@ -1,5 +1,7 @@
 """Where a request goes on to, and what it takes along."""
 
+import time
+
 import pytest
 from wirekit import Server, answer
 
@@ -112,6 +114,18 @@ def test_a_failure_of_the_other_host_begins_at_the_registry(asking, monkeypatch)
         assert asking(f"http://{server.host}", retries=2).status == 200
     assert [each.path for each in store.requests] == ["/0", "/1", "/2"]
     assert len(server.requests) == 3
+
+
+def test_the_body_of_a_redirect_is_not_waited_for(asking):
+    def script(request):
+        if request.path == "/v2/b":
+            return OK
+        return b"HTTP/1.1 307 X\r\nLocation: /v2/b\r\nContent-Length: 1000\r\n\r\nx"
+
+    with Server(script) as server:
+        began = time.monotonic()
+        assert asking(f"http://{server.host}", "/v2/a", timeout=30).status == 200
+        assert time.monotonic() - began < 5
 
 
 def test_a_location_of_an_upload_may_be_elsewhere(asking):

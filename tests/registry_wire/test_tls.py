@@ -305,3 +305,77 @@ def test_from_tls_to_plain_http_no_redirect_leads(asking, pair):
         with pytest.raises(RegistryError, match=f"it leaves TLS: http://{store.host}"):
             asking(server.host, insecure=True)
     assert store.connections == 0
+
+
+@pytest.mark.parametrize("n", [10, 5000, 1 << 20])
+def test_a_body_by_tls_that_comes_in_pieces(pair, n):
+    body = os.urandom(300_000) * 4
+
+    def in_pieces(client):
+        """Speak TLS, and send what it becomes in pieces that fit no record."""
+        came, goes = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = server_tls(pair).wrap_bio(came, goes, server_side=True)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+        def flush(size):
+            data = goes.read()
+            for at in range(0, len(data), size):
+                client.sendall(data[at : at + size])
+
+        def step(what):
+            while True:
+                try:
+                    return what()
+                except ssl.SSLWantReadError:
+                    flush(1000)
+                    came.write(client.recv(65536))
+
+        step(tls.do_handshake)
+        step(lambda: tls.read(4096))
+        tls.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for at in range(0, len(body), 10_000):
+            tls.write(body[at : at + 10_000])
+        flush(7919)
+        client.recv(1)
+
+    with Server(connection=in_pieces, raw=lambda client: True) as server, Registry(server.host, ca=pair[0], timeout=10) as registry, started() as call:
+        with registry.session.open(call, "/v2/x") as reply:
+            came = b""
+            while len(came) < len(body) and (block := reply.read(n)):
+                assert len(block) <= n
+                came += block
+                if n == 10 and len(came) > 5000:
+                    n = 1 << 18
+        assert came == body
+
+
+def test_a_session_ticket_is_no_answer(pair):
+    """A server sends tickets behind the handshake; a connection with one that waits is used again."""
+    context = server_tls(pair)
+    context.num_tickets = 8
+    with Server(ok, tls=context) as server, Registry(server.host, ca=pair[0]) as registry, started() as call:
+        for _ in range(5):
+            registry.session.ask(call, "GET", "/v2/")
+            registry.session.ask(call, "PATCH", "/v2/", body=lambda: [bytes(100_000)] * 5, upload=True)
+    assert server.connections == 1
+
+
+def test_an_answer_by_tls_before_the_body_is_whole(asking, pair):
+    sent = []
+
+    def early(secure):
+        secure.recv(100)
+        secure.sendall(answer(413, b'{"errors":[{"code":"SIZE_INVALID","message":"too large"}]}'))
+        done.wait(10)
+
+    def body():
+        for _ in range(1000):
+            sent.append(1)
+            yield bytes(1 << 20)
+
+    done = threading.Event()
+    with Server(connection=early, tls=server_tls(pair)) as server:
+        with pytest.raises(RegistryError, match="413 SIZE_INVALID: too large"):
+            asking(server.host, ca=pair[0], method="PATCH", body=body, upload=True)
+        done.set()
+    assert len(sent) < 100

@@ -99,14 +99,13 @@ class TLSWire(Wire):
 
     def is_idle(self) -> bool:
         """Return True if it is connected, and no answer came. A ticket for another session is none."""
+        self.patience, self.allowance = Patience(1, refills=False), _BLOCK
         while True:
             if (self._ahead or self._decrypted(memoryview(bytearray(1)))) is not None:
                 return False
             if not self.wait_for(select.POLLIN, 0):
                 return True
             try:
-                self.patience = Patience(1, refills=False)
-                self.allowance = _BLOCK
                 self._fill()
             except OSError:
                 return False

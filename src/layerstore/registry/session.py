@@ -6,6 +6,7 @@ Only this module decides what is asked next. What an answer means for images and
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ ERROR_LIMIT: Final = 64 << 10
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS: Final = 10
+_ASIDE: Final = 1.0                     # seconds for a body that is read only to use its connection again
 _STALE: Final = 1.0                     # seconds without a request, behind which servers may hang up
 _MOST_WARNINGS: Final = 1000
 _ALWAYS: Final = {"User-Agent": f"layerstore/{VERSION}", "Accept-Encoding": "identity"}
@@ -64,7 +66,7 @@ class Manners:
     ca: str = ""
     timeout: float = 30.0
     retries: int = 5
-    warned: set[str] = field(default_factory=set)
+    warned: dict[str, object] = field(default_factory=dict)
 
 
 class Session:
@@ -210,7 +212,7 @@ class Session:
         """Return where a redirect leads. Raises RegistryError if that is not asked."""
         told = Told(request.method, reply.url, reply.host)
         location = reply.headers.get("Location")
-        _refusing(reply, request.method)
+        _refusing(reply, request.method, _ASIDE)
         why = ""
         if not location:
             why = "it does not say where to"
@@ -308,8 +310,8 @@ class Session:
         warned = self._manners.warned
         for text in headers.warnings(reply.headers.all("Warning")):
             text = self._authorizer.hide(text)
-            if text not in warned and len(warned) < _MOST_WARNINGS:
-                warned.add(text)
+            mine = object()
+            if len(warned) < _MOST_WARNINGS and warned.setdefault(text, mine) is mine:       # of all threads, one
                 log.warning("%s warns: %s", reply.host, text)
 
     def _home(self) -> Place:
@@ -360,10 +362,10 @@ def _end(call: Call, connection: Connection) -> None:
     connection.end()
 
 
-def _refusing(reply: Reply, method: str) -> Answer:
-    """Return an answer with the body of an error: b"" if it is too long, or breaks."""
+def _refusing(reply: Reply, method: str, seconds: float = math.inf) -> Answer:
+    """Return an answer with the body of an error: b"" if it is too long, takes too long, or breaks."""
     with reply:
-        reply.hurry()
+        reply.hurry(seconds)
         try:
             body = _read(reply, method, ERROR_LIMIT, RegistryError)
         except (Broken, RegistryError):

@@ -27,7 +27,7 @@ from layerstore.registry.tls import reason_of
 Body = bytes | Callable[[], Iterable[bytes]] | None
 
 _HEADER_BYTES: Final = 8 << 20        # of an answer, more than http.client takes
-_AROUND: Final = 1 << 18              # bytes around a block of a body: a chunk's size, its extensions
+_AROUND: Final = 1 << 20              # bytes around a block of a body: of chunks, of TLS, and what is read ahead
 _IDLE: Final = 32                     # connections that wait at a time
 _FAILURES: Final = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
@@ -193,9 +193,9 @@ class Reply:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def hurry(self) -> None:
-        """Let all that is still to come take as long together as a KiB may."""
-        self._wire.patience = Patience(self._timeout, refills=False)
+    def hurry(self, seconds: float) -> None:
+        """Let all that is still to come take so long together, or as long as a KiB may, if that is less."""
+        self._wire.patience = Patience(min(seconds, self._timeout), refills=False)
 
     def read(self, n: int = 1 << 20) -> bytes:
         """Return the next bytes of the body, as many as are here, at most n; b"" at its end.
