@@ -181,7 +181,7 @@ def check_tags(data: bytes) -> None:
         return SimpleNamespace(status=200, headers=SimpleNamespace(all=lambda _: [], get=lambda *_: ""), body=data, url="https://registry.example.com/v2/a", host="registry.example.com:443")
 
     session: Any = SimpleNamespace(ask=ask)
-    named = references.Reference(f"{HOST}/a", "", "sha256:" + "a" * 64)
+    named = references.Within("a", "", "sha256:" + "a" * 64)
     works: tuple[Callable[[], list[Any]], ...] = (lambda: listing.tags(SimpleNamespace(), session, "a"), lambda: listing.referrers(SimpleNamespace(), session, named, None))
     for work in works:
         try:
@@ -195,17 +195,20 @@ def check_tags(data: bytes) -> None:
 def check_reference(data: bytes) -> None:
     """A name is one that may stand in a URL, and is written as it is read."""
     text = data.decode("utf-8", "surrogateescape")
-    for read in (references.parse, lambda text: references.parse_within(HOST, text), lambda text: references.parse_within(credentials.HUB, text)):
+    readers: tuple[Callable[[], Any], ...] = (
+        lambda: references.parse(text), lambda: references.parse_within(HOST, text), lambda: references.parse_within(credentials.HUB, text), lambda: references.parse_within("host", text),
+    )  # fmt: skip
+    for read in readers:
         try:
-            found = read(text)
+            found = read()
         except ImageError as err:
             one_line(str(err), 12 * len(text) + 300)
             continue
-        domain, path = references.split_domain(found.name)
-        assert references.parse(str(found)) == found
+        path = found.path if isinstance(found, references.Within) else references.split_domain(found.name)[1]
         assert re.fullmatch(r"[a-z0-9._/-]+", path) and ".." not in path and "//" not in path and not path.startswith("/")
-        assert re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", domain) and re.fullmatch(r"(?:\w[\w.-]{0,127})?", found.tag, re.A)
-        assert re.fullmatch(r"(?:sha(?:256|384|512):[0-9a-f]{64,128})?", found.digest)
+        assert re.fullmatch(r"(?:\w[\w.-]{0,127})?", found.tag, re.A) and re.fullmatch(r"(?:sha(?:256|384|512):[0-9a-f]{64,128})?", found.digest)
+        if isinstance(found, references.Reference):
+            assert references.parse(str(found)) == found and re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", references.split_domain(found.name)[0])
 
 
 def encoded(text: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import layerstore
+from layerstore.documents import references
 from layerstore.errors import ImageError, NotInRegistryError, RegistryError
 from layerstore.registry.registry import Registry
 
@@ -134,6 +135,25 @@ def test_names_that_are_not_asked_for(serve: Serve, name: str) -> None:
     assert server.asked == []
 
 
+@pytest.mark.parametrize(("host", "name", "path"), [
+    ("LOCALHOST:PORT", "LocalHost:PORT/a", "a"), ("localhost:PORT", "library/a", "library/a"), ("127.0.0.1:PORT", "127.0.0.1:PORT/user/a@" + DIGEST, "user/a"),
+])  # fmt: skip
+def test_the_path_of_a_name(serve: Serve, host: str, name: str, path: str) -> None:
+    server = serve(paged({f"/v2/{path}/tags/list": Said(200, {"tags": ["1"]})}))
+    port = server.host.rpartition(":")[2]
+    with Registry(host.replace("PORT", port)) as registry:
+        assert registry.tags(name.replace("PORT", port)) == ["1"]
+
+
+@pytest.mark.parametrize(("domain", "name", "path", "wanted"), [
+    ("docker.io", "app", "library/app", "latest"), ("docker.io", "user/app:1", "user/app", "1"), ("docker.io", "index.docker.io/app", "library/app", "latest"), ("docker.io", f"docker.io/app:1@{DIGEST}", "library/app", DIGEST),
+    ("registry", "app:2", "app", "2"), ("registry", "registry/app", "registry/app", "latest"), ("[::1]:5000", "[::1]:5000/app", "app", "latest"), ("[::1]:5000", "a/b", "a/b", "latest"),
+])  # fmt: skip
+def test_what_a_name_asks_for(domain: str, name: str, path: str, wanted: str) -> None:
+    found = references.parse_within(domain, name)
+    assert (found.path, found.wanted) == (path, wanted)
+
+
 def test_what_is_no_name_is_a_type_error(serve: Serve) -> None:
     with Registry("localhost:1") as registry:
         with pytest.raises(TypeError):
@@ -154,11 +174,11 @@ def index(*entries: dict[str, Any]) -> Said:
 
 
 def test_referrers_of_a_digest(serve: Serve) -> None:
-    server = serve(paged({f"/v2/a/referrers/{DIGEST}": index(entry("b", annotations={"k": "v"}), entry("c", "other/type"), {"mediaType": "m", "digest": DIGEST, "size": 0})}))
+    server = serve(paged({f"/v2/a/referrers/{DIGEST}": index(entry("b", annotations={"k": "v", "n": None}), entry("c", "other/type"), {"mediaType": "m", "digest": DIGEST, "size": 0})}))
     with Registry(server.host) as registry:
         found = registry.referrers(f"a@{DIGEST}")
     assert found == [
-        layerstore.Descriptor("application/vnd.oci.image.manifest.v1+json", "sha256:" + "b" * 64, 7, (), {"k": "v"}, "application/vnd.example.sbom"),
+        layerstore.Descriptor("application/vnd.oci.image.manifest.v1+json", "sha256:" + "b" * 64, 7, (), {"k": "v", "n": ""}, "application/vnd.example.sbom"),
         layerstore.Descriptor("application/vnd.oci.image.manifest.v1+json", "sha256:" + "c" * 64, 7, (), None, "other/type"),
         layerstore.Descriptor("m", DIGEST, 0),
     ]  # fmt: skip

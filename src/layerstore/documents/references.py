@@ -104,8 +104,21 @@ def has_domain(text: str) -> bool:
     return bool(slash) and (any(c in first for c in ".:") or first == "localhost" or first.lower() != first)
 
 
-def parse_within(domain: str, text: str) -> Reference:
-    """Read a name that may leave out its registry.
+class Within(NamedTuple):
+    """A name as one registry knows it: the whole path, and a tag or a digest."""
+
+    path: str
+    tag: str
+    digest: str
+
+    @property
+    def wanted(self) -> str:
+        """What is asked for: the digest, or the tag."""
+        return self.digest or self.tag
+
+
+def parse_within(domain: str, text: str) -> Within:
+    """Read a name that may leave out its registry; without tag and digest, the tag is "latest".
 
     domain  the registry that is asked: "host:port" or "docker.io"
 
@@ -113,10 +126,13 @@ def parse_within(domain: str, text: str) -> Reference:
     """
     if not isinstance(text, str):
         raise TypeError(f"the name of an image is a str, not {type(text).__name__}")
-    named = parse(text if has_domain(text) else f"{domain}/{text}")
-    if (other := split_domain(named.name)[0]) != domain:
+    # A host of one word, which no name can begin with, may be asked for its paths.
+    before = domain if has_domain(f"{domain}/") else "localhost"
+    named = parse(text if has_domain(text) else f"{before}/{text}").tagged()
+    other, path = split_domain(named.name)
+    if has_domain(text) and other.lower() != domain:
         raise ImageError(f"{text!r} is a name of the registry {other}, and {domain} was to be asked", name=text)
-    return named
+    return Within(path, named.tag, named.digest)
 
 
 def _no_url(text: str) -> ImageError:

@@ -107,7 +107,7 @@ class Once(Generic[T]):
 
     def values(self) -> list[T]:
         """Return all that is made."""
-        return [found for found in [*self._kept.values()] if not isinstance(found, RegistryError)]
+        return [found for found in self._kept.copy().values() if not isinstance(found, RegistryError)]
 
     def _tried(self, check: Callable[[], None], make: Callable[[], T]) -> T | RegistryError:
         try:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from layerstore.documents import gojson
 from layerstore.documents.manifests import INDEXES, MANIFESTS
-from layerstore.documents.references import Reference, is_tag, split_domain
+from layerstore.documents.references import Within, is_tag
 from layerstore.errors import InvalidDigestError, RegistryError
 from layerstore.ids import Digest, sha256_of
 from layerstore.registry import headers, places
@@ -47,7 +47,7 @@ def tags(call: Call, session: Session, path: str) -> list[str]:
     return found
 
 
-def referrers(call: Call, session: Session, named: Reference, artifact_type: str | None) -> list[Descriptor]:
+def referrers(call: Call, session: Session, named: Within, artifact_type: str | None) -> list[Descriptor]:
     """Return what refers to a manifest.
 
     named          its name, with a tag or a digest
@@ -55,7 +55,7 @@ def referrers(call: Call, session: Session, named: Reference, artifact_type: str
 
     Raises  RegistryError   NotInRegistryError: there is no such tag
     """
-    path = split_domain(named.name)[1]
+    path = named.path
     digest = Digest(named.digest) if named.digest else _digest_of(call, session, path, named.tag)
     first = f"/v2/{path}/referrers/{digest}"
     if artifact_type is not None:
@@ -169,8 +169,10 @@ def _descriptor(found: dict[str, Any] | None) -> Descriptor | None:
     size = (found or {}).get("size", -1)
     if found is None or size < 0:
         return None
-    kind, artifact = found.get("mediaType", ""), found.get("artifactType", "")
-    return Descriptor(kind, digest, size, (), found.get("annotations"), artifact)
+    annotations = found.get("annotations")
+    if annotations is not None:                            # null is of every kind, and says nothing
+        annotations = {name: text or "" for name, text in annotations.items()}
+    return Descriptor(found.get("mediaType", ""), digest, size, (), annotations, found.get("artifactType", ""))
 
 
 def _is_filtered(answer: Answer) -> bool:

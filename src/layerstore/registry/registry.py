@@ -114,7 +114,7 @@ class Registry:
         """
         from layerstore.registry import listing
 
-        path = references.split_domain(references.parse_within(self.name, repository).name)[1]
+        path = references.parse_within(self.name, repository).path
         with started() as call:
             return listing.tags(call, self.session, path)
 
@@ -128,10 +128,9 @@ class Registry:
         """
         from layerstore.registry import manifests
 
-        named = references.parse_within(self.name, reference).tagged()
+        named = references.parse_within(self.name, reference)
         with started() as call:
-            path, hosts = references.split_domain(named.name)[1], [*self.mirrors, self.session]
-            return manifests.fetch(call, hosts, path, named.digest or named.tag)
+            return manifests.fetch(call, [*self.mirrors, self.session], named.path, named.wanted)
 
     def referrers(self, reference: str, artifact_type: str | None = None) -> list[Descriptor]:
         """Return the manifests that refer to one: signatures, lists of components and other artifacts.
@@ -146,7 +145,7 @@ class Registry:
             raise TypeError(f"artifact_type is a str or None, not {type(artifact_type).__name__}")
         from layerstore.registry import listing
 
-        named = references.parse_within(self.name, reference).tagged()
+        named = references.parse_within(self.name, reference)
         with started() as call:
             return listing.referrers(call, self.session, named, artifact_type)
 

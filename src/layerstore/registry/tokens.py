@@ -148,7 +148,8 @@ class Authorizer:
 
     def hide(self, text: str) -> str:
         """Return a text that a server chose without the secrets that it may have repeated."""
-        found = [*self._fixed.values(), *(token.value for token in [*self._tokens.values()]), *self._renewed.values()]
+        found = [*self._fixed.copy().values(), *self._renewed.copy().values()]
+        found += [token.value for token in self._tokens.copy().values()]
         found = [value.removeprefix("Basic ").removeprefix("Bearer ") for value in found]
         found += [self._token or ""]
         looked_up = (each.credentials for each in (self._given, *self._found.values()) if each)
@@ -225,7 +226,7 @@ class Authorizer:
             self._tokens.pop(key, None)
             made = self._got(call, wanted)
             if len(self._tokens) >= _MANY:
-                self._tokens = {each: token for each, token in [*self._tokens.items()] if self._usable(each)}
+                self._tokens = {each: token for each, token in self._tokens.copy().items() if self._usable(each)}
             self._tokens[key] = made
             return made
 
