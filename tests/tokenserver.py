@@ -41,6 +41,7 @@ class TokenServer:
         place.mkdir(parents=True, exist_ok=True)
         self.renew()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.daemon_threads = False      # server_close() waits for them, and no connection outlives its answer
 
     def renew(self) -> None:
         """Sign with another key from now on; a registry takes it when it is restarted."""
@@ -119,7 +120,7 @@ class TokenServer:
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+            timeout = 20
 
             def do_GET(self):
                 self.tell(urllib.parse.urlsplit(self.path).query, posted=False)

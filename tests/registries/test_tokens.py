@@ -64,7 +64,7 @@ def test_a_push_asks_for_both_and_a_mount_for_its_source_too(server, tokens, ima
     with Registry(server.host, auth=ANN) as registry:
         digest = images.push("app:1", f"{server.host}/first/app:1", registry=registry)
         assert all(wanted(one) == {"first/app": {"pull", "push"}} for one in tokens.asked)
-        assert 1 <= len(tokens.asked) <= 3
+        assert len(tokens.asked) == 1
         tokens.asked.clear()
         before = len(server.requests())
         assert images.push("app:1", f"{server.host}/second/app:1", registry=registry) == digest

@@ -135,10 +135,11 @@ class Authorizer:
         if (known and known.credentials.bearer) or usable.scheme == "basic":
             self._latest.pop(asked_for, None)
             return self._sent_as_it_is(repository, known, sent)
-        every: dict[str, str] = {}
-        for scope in (*usable.params.get("scope", "").split(), *scopes):
-            every.setdefault(_plain_scope(scope), scope)
-        wanted = _Wanted(self._realm(usable, answer), tuple(every.values()), known)
+        challenged = {_plain_scope(scope): scope for scope in usable.params.get("scope", "").split()}
+        ours = {_plain_scope(scope): challenged.pop(_plain_scope(scope), scope) for scope in scopes}
+        # docker-registry names the two repositories of a mount in any order: ours has the target first.
+        every = (*challenged.values(), *ours.values())
+        wanted = _Wanted(self._realm(usable, answer), every, known)
         token = self._usable(wanted.key) if sent is None else None
         self._latest[asked_for] = wanted
         if token:
