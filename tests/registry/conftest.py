@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from certificates import Authority
 from scripted import Server
 from shelf import Shelf
-from storelook import state, threads
+from storelook import left, state, threads
 
 import layerstore
 
@@ -91,7 +91,7 @@ def unstored(store, root):
         before, held, ran = state(root), dict(store._engine.holds._counts), threads()
         with pytest.raises(kinds or layerstore.LayerStoreError, match=match) as caught:
             yield caught
-        assert threads() - ran == set()
+        assert left(ran) == set()
         assert disk.changed(before, state(root)) == []
         assert store._engine.holds._counts == held
         assert store.orphans() == []

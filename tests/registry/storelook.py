@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import disk
@@ -18,3 +19,11 @@ def state(root) -> dict[str, tuple]:
 
 def threads() -> set[str]:
     return {each.name for each in threading.enumerate() if not each.name.startswith("scripted")}
+
+
+def left(before: set[str]) -> set[str]:
+    """Threads that are still there, where there were these; one that ends is waited for."""
+    until = time.monotonic() + 0.5
+    while threads() - before and time.monotonic() < until:
+        time.sleep(0.005)
+    return threads() - before

@@ -197,6 +197,14 @@ def test_a_file_that_is_malformed(guarded, used, connect, config, text):
     assert "bm9jb2xvbg" not in str(caught.value)
 
 
+def test_a_file_that_cannot_be_read(guarded, used, config, home):
+    path = config({})
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(AuthenticationError, match=r"config\.json"):
+        used()
+
+
 def test_docker_auth_config_that_is_malformed(guarded, used, monkeypatch):
     monkeypatch.setenv("DOCKER_AUTH_CONFIG", '{"auths": s3cret')
     with pytest.raises(AuthenticationError, match="DOCKER_AUTH_CONFIG") as caught:
@@ -235,7 +243,7 @@ def test_a_helpers_token_is_a_refresh_token(shelf, serve, connect, config, helpe
 
 BROKEN = {
     "fails": "echo 'it is locked'; echo 'second line'; echo 's3cret' >&2; exit 3", "prints no JSON": "echo s3cret-nonsense", "prints a list": "echo '[\"s3cret\"]'", "prints nothing": "true",
-    "prints much": "head -c 200000 /dev/zero | tr '\\0' ' '; echo '{}'", "has a number": "echo '{\"Username\":\"u\",\"Secret\":5}'", "is killed": "kill -9 $$",
+    "prints much": "head -c 200000 /dev/zero | tr '\\0' ' '; echo '{}'", "has no Secret": "echo '{\"Username\":\"s3cret\"}'", "has a number": "echo '{\"Username\":\"u\",\"Secret\":5}'", "is killed": "kill -9 $$",
 }  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def test_no_proxy_by_names(plain, proxy, monkeypatch, text):
         assert ask(f"http://{plain.outside}", insecure=True) == ["1"]
 
 
-ADDRESSES = {"198.51.100.7": True, "198.51.100.0/24": True, "198.51.100.7:PORT": True, "198.51.100.7:1": False, "198.51.101.0/24": False, "198.51.100.0/33": False, "198.51.100": False, "0.0.0.0/0": True}
+ADDRESSES = {"198.51.100.7": True, "198.51.100.0/24": True, "198.51.100.7:PORT": True, "198.51.100.0/24:PORT": True, "198.51.100.7:1": False, "198.51.101.0/24": False, "198.51.100.0/33": False, "198.51.100": False, "0.0.0.0/0": True}
 
 
 @pytest.mark.parametrize("text", ADDRESSES)

@@ -1,11 +1,14 @@
 """The Registry itself: its arguments, its life, threads and forks; and what the package loads without it."""
 
 import os
+import pickle
 import subprocess
 import sys
+import threading
 
 import pytest
 from imagekit import BASE, TOP
+from scripted import STALL, Answer
 from shelf import Shelf
 from stored import at_once
 
@@ -54,6 +57,14 @@ def test_closed_it_is_an_error(shelf, images):
     assert shelf.requests == [] and shelf.is_quiet()
 
 
+def test_close_ends_what_is_under_way(shelf, within):
+    shelf.always("GET", ".*", Answer(raw=[STALL]))
+    registry = Registry(shelf.url, timeout=20)
+    threading.Timer(0.3, registry.close).start()
+    with within(3), pytest.raises(RegistryError):
+        registry.tags("app")
+
+
 def test_repr_has_the_class_and_the_host():
     for host in ("registry.example.com:5000", "localhost:5"):
         with Registry(host, auth=("s3cret-user", "s3cret")) as registry:
@@ -62,8 +73,6 @@ def test_repr_has_the_class_and_the_host():
 
 
 def test_it_is_no_secret_keeper_in_pickles(shelf):
-    import pickle
-
     with Registry(shelf.url, auth=("u", "s3cret")) as registry:
         try:
             data = pickle.dumps(registry)
