@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -111,6 +112,13 @@ class Shelf(Server):
         listed = [{"mediaType": KINDS[1], "digest": each.digest, "size": len(each.manifest)} | dict(extra) for each, extra in entries]
         return self.add_manifest({"schemaVersion": 2, "mediaType": KINDS[0], "manifests": listed} | more, name, tag)
 
+    def ended_uploads(self, seconds: float = 2.0) -> bool:
+        """Return True if the last session ends in this time."""
+        until = time.monotonic() + seconds
+        while self.uploads and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.uploads
+
     def tags(self, name: str) -> list[str]:
         return [key for key in self.manifests.get(name, {}) if ":" not in key]
 
@@ -185,7 +193,7 @@ class Shelf(Server):
         path = f"/v2/{name}/blobs/uploads/{id}?_state={self.states[id]}%3D%3D&x=a+b"
         place = {"absolute": self.url + path, "relative": path, "bare": path.partition("?")[0]}[self.location]
         headers = {"Location": place, "Docker-Upload-UUID": id}
-        size = len(self.uploads[id][1])
+        size = len(self.uploads[id][1]) if id in self.uploads else 0
         if size:
             headers["Range"] = f"0-{size - 1}"
         return headers
@@ -220,12 +228,15 @@ class Shelf(Server):
         with self.receiving():
             for piece in request.pieces():
                 data += piece
+        if id not in self.uploads:          # its end was asked for meanwhile
+            return error(404, "BLOB_UPLOAD_UNKNOWN")
         if request.method == "PATCH":
             return Answer(202, self._place(name, id))
         digest = request.field("digest")
         if imagekit.digest(bytes(data), digest.partition(":")[0]) != digest:
             return error(400, "DIGEST_INVALID", "provided digest did not match uploaded content")
-        self.blobs.setdefault(name, {})[digest] = bytes(self.uploads.pop(id)[1])
+        self.blobs.setdefault(name, {})[digest] = bytes(data)
+        self.uploads.pop(id, None)
         return Answer(201, {"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
 
     def _tags(self, request: Request, name: str, _: str) -> Answer:

@@ -151,8 +151,8 @@ def test_an_interrupt_while_connecting(unstored, images, where):
         timer.join()
 
 
-# A directory that is read when the interrupt comes is closed by the garbage collector.
-@pytest.mark.filterwarnings("ignore:.*ScandirIterator:pytest.PytestUnraisableExceptionWarning")
+# What is opened at the moment of the interrupt is closed by the garbage collector.
+@pytest.mark.filterwarnings("ignore:.*(ScandirIterator|Wire):pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment(shelf, images, connect, store, put):
     """Many pulls, each interrupted a little later: each is whole or has left nothing."""
     drawn, moved, began = random.Random(4), [], time.monotonic()
