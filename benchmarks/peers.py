@@ -35,6 +35,9 @@ NAME = "peers/bench"
 VERSIONS = {
     "docker": (["dockerd", "--version"], r"version (\S+?),"),
     "containerd": (["containerd", "--version"], r"containerd/containerd (\S+)"),
+    "docker-registry": (["docker-registry", "--version"], r" v?(\d\S*)"),
+    "podman": (["podman", "--version"], r"version (\S+)"),
+    "skopeo": (["skopeo", "--version"], r"version (\S+)"),
     "containers-storage": (["dpkg-query", "-W", "-f", "${Version}", "containers-storage"], r"(\S+)"),
     "umoci": (["umoci", "--version"], r"version (\S+)"),
     "tar-split": (["dpkg-query", "-W", "-f", "${Version}", "tar-split"], r"(\S+)"),
@@ -121,11 +124,11 @@ class Docker:
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, place: Path) -> Iterator[Docker | None]:
+    def started(cls, place: Path, *, network: bool = False) -> Iterator[Docker | None]:
         if dockerd.programs() is None:
             yield None
             return
-        with dockerd.Dockerd(place / "docker") as daemon:
+        with dockerd.Dockerd(place / "docker", network=network) as daemon:
             yield cls(daemon, place)
 
     def pids(self) -> list[int]:
