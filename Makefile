@@ -4,9 +4,10 @@
 #   make test     every test: the core plain and under sanitizers, then all of it, then a real dockerd beside it
 #   make stub     write the stub of layerstore.aio again, after a public name was added
 #   make lint     ruff, mypy, stubtest (do the stubs say what was compiled), and the words of the prose: tests/prose
-#   make bench    benchmarks/, the table of sandboxes, then layerstore beside its peers; see benchmarks/README.md;  BENCH='-k register',
-#                 SANDBOX='--only fork' and COMPARE='--quick --only register' pick some;  make bench-peers installs all peers first
-#   make ratios   a short set: fails when we got slower beside tar, openssl, os.walk, cp and a bare overlay than bounds.toml allows
+#   make bench    benchmarks/, the tables of sandboxes, pull and push, then layerstore beside its peers; see benchmarks/README.md;
+#                 BENCH='-k register', SANDBOX='--only fork', REGISTRY='--only pull' and COMPARE='--quick --only register' pick some;
+#                 make bench-peers installs all peers first
+#   make ratios   a short set: fails when we got slower beside tar, openssl, os.walk, cp, a bare overlay and our own register()
 #   make fuzz     each fuzzer for FUZZ_SECONDS (60)
 #   make soak     what `make test` does briefly, whole: CUTS power cuts (200) on ext4 and XFS, a kill at every system call, a failure
 #                 of every one, many processes on one root for STRESS_SECONDS (180); SEED=... draws the same round again
@@ -24,6 +25,7 @@ TESTS ?=
 BENCH ?=
 COMPARE ?=
 SANDBOX ?=
+REGISTRY ?=
 FUZZ_SECONDS ?= 60
 CUTS ?= 200
 STRESS_SECONDS ?= 180
@@ -57,6 +59,7 @@ bench: system-test build/.built
 	@$(python) -m pytest benchmarks -o python_files='bench_*.py' -p no:cacheprovider -q \
 	    --benchmark-columns=min,median,max,rounds --benchmark-group-by=func $(BENCH)
 	@$(python) -m benchmarks.bench_sandbox $(SANDBOX)
+	@$(python) -m benchmarks.bench_registry $(REGISTRY)
 	@$(python) -m benchmarks.compare $(COMPARE)
 
 ratios: system-test build/.built
