@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 import warnings
 
 import pytest
@@ -133,3 +134,29 @@ def test_one_that_is_forgotten_closes_its_connections():
             registry.session.ask(call, "GET", "/v2/")
         del registry, call
         gc.collect()
+
+
+def test_what_is_closed_ends_though_a_child_has_its_socket():
+    ended = threading.Event()
+
+    def script(client):
+        client.recv(4096)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        while client.recv(4096):
+            pass
+        ended.set()
+
+    with Server(connection=script) as server, Registry(f"http://{server.host}") as registry, started() as call:
+        with registry.session.open(call, "/v2/x"):
+            read, write = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                os.close(write)
+                os.read(read, 1)                       # until the parent is done
+                os._exit(0)
+            os.close(read)
+        try:
+            assert ended.wait(5)
+        finally:
+            os.close(write)
+            os.waitpid(pid, 0)

@@ -189,8 +189,9 @@ def connected(call: Call, host: str, port: int, patience: Patience) -> Wire:
 
 
 def let_go(call: Call, wire: Wire) -> None:
-    """Close a socket of a call."""
+    """End a socket of a call."""
     call.drop(wire)
+    wire.cut()
     wire.close()
 
 

@@ -117,7 +117,12 @@ class Connection(HTTPConnection):
 
 
     def end(self) -> None:
-        """Close it, with its socket."""
+        """End it: for the other side too, though a child that was forked may have the socket."""
+        self.wire.cut()
+        self.forget()
+
+    def forget(self) -> None:
+        """Close it in this process alone."""
         self.close()
         self.wire.close()
 
@@ -284,4 +289,4 @@ class Pool:
         self._lock = threading.Lock()           # a thread of the parent may hold the old one
         inherited, self._idle = self._idle, []
         for each in inherited:
-            each.end()
+            each.forget()
