@@ -103,8 +103,8 @@ def _credentials(args: Any) -> tuple[str, str] | None:
     """Return the user and the password, if they are given. Raises Failure."""
     if args.user is None and not args.password_stdin:
         return None
-    if args.user is None:
-        raise Failure("--password-stdin needs the user's name: --user NAME", Exit.USAGE)
+    if not args.user:
+        raise Failure("--password-stdin needs the user's name: --user USER", Exit.USAGE)
     if not args.password_stdin:
         raise Failure("--user needs --password-stdin: a password is read from standard input alone", Exit.USAGE)
     if sys.stdin is None or os.isatty(sys.stdin.fileno()):
