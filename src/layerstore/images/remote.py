@@ -136,14 +136,12 @@ def opened(domain: str, registry: Registry | None) -> Iterator[Remote]:
     registry   the caller's, which must be that one; None: one of our own
     Raises     ImageError, NotSupportedError: urllib3 is not there
     """
-    from layerstore.registry.remote import RegistryRemote
-
-    if registry is None:
-        with Registry(domain) as own:
-            yield RegistryRemote(own)
-        return
-    if not isinstance(registry, Registry):
+    if not isinstance(registry, Registry | None):
         raise TypeError(f"registry is a Registry, not {type(registry).__name__}")
-    if registry.name != domain.lower():
+    if registry is not None and registry.name != domain.lower():
         raise ImageError(f"the reference names the registry {domain}, and the Registry given is {registry.name}")
-    yield RegistryRemote(registry)
+    with contextlib.nullcontext(registry) if registry is not None else Registry(domain) as lent:
+        # Behind Registry(), which says how urllib3 is installed.
+        from layerstore.registry.remote import RegistryRemote
+
+        yield RegistryRemote(lent)
