@@ -58,7 +58,8 @@ def _fetch(call: Call, session: Session, path: str, wanted: str, size: int) -> t
         beyond=ImageError,
     )
     data = answer.body
-    what = f"the manifest {wanted}" if is_digest(wanted) else f"the manifest of {path}:{wanted}"
+    place = f"{session.told('GET', '/v2/').host}/{path}"
+    what = f"the manifest {wanted} of {place}" if is_digest(wanted) else f"the manifest of {place}:{wanted}"
     if size not in (-1, len(data)):
         raise ImageError(f"{what} has {len(data)} bytes, not the {size} its index says")
     digest = sha256_of(data)
