@@ -211,7 +211,7 @@ def test_a_name_moves(loaded):
 
 
 def called(root, *names):
-    """Give the image of a/b:1, a/b:2 and c:1 further names, by digest, as pulls and pushes do."""
+    """Add further names to the image of a/b:1, a/b:2 and c:1, by digest, as pulls and pushes do."""
     found = names_on_disk(root)
     for name in names:
         found["Repositories"].setdefault(name.partition("@")[0], {})[name] = image_id(LAYERS)

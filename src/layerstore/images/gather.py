@@ -188,7 +188,7 @@ class Gatherer:
         return chain
 
     def leave(self) -> None:
-        """Let the layers that this load made stay, held by nobody, as those of a killed process do."""
+        """Let the layers that this load made stay without a reference, as those of a killed process do."""
         for layer in self._new:
             self.store.leave(layer)
         self._new = []

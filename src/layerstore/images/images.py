@@ -261,8 +261,8 @@ class Images:
         progress    called with the compressed bytes of layers that came (a Done), at most ten times a second, from the
                     calling thread
         durability  as Store.register()'s
-        keep        True: of a pull that fails, layers that came whole stay, held by nobody, and the next pull does not
-                    fetch them
+        keep        True: of a pull that fails, layers that came whole stay, without a reference, and the next pull does
+                    not fetch them
 
         Raises   RegistryError, NotInRegistryError, AuthenticationError
                  ImageError          what came is not what its digest, size, kind or name says; a bad reference

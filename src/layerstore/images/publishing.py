@@ -68,7 +68,7 @@ def check_name(called: references.Reference) -> None:
 
 
 def name_image(names: Repositories, name: str, id: Digest) -> None:
-    """Give an image a name, "name:tag" or "name@digest", which another one may have. Raises ImageError."""
+    """Name an image "name:tag" or "name@digest", which another one may have. Raises ImageError."""
     called = references.parse(name)
     check_name(called)
     names.setdefault(called.name, {})[str(called)] = id

@@ -209,7 +209,7 @@ class _Source:
         self._seen: dict[Digest, bytes] = {}
 
     def find(self) -> tuple[Digest, Planned, bytes]:
-        """Return the digest of what the name means, the image that is to be had, and its manifest."""
+        """Return the digest of what the name means, the image for the platform, and its manifest."""
         request = self._request
         top, data = self.remote.manifest(self.call, self.path, request.wanted)
         digest = Digest(top.digest)
@@ -386,7 +386,7 @@ class FetchingCrew(Crew):
 
 
 def _leave(gatherer: Gatherer, found: Found, keep: Callable[[Found], None]) -> None:
-    """Let the layers that came whole stay, held by nobody, with all below them. Raise no Exception.
+    """Let the layers that came whole stay without a reference, with all below them. Raise no Exception.
 
     found   the image that did not come
     keep    called with it, and these layers alone

@@ -2,7 +2,7 @@
 
 Enters: what a manifest says of the blob. Leaves: its bytes, in order, each once; or an error that names it. Mirrors are
 asked before the registry; what follows the bytes of one may come from the next. Whether the bytes are the right ones
-is known at their end: who takes them compares the digest, and begins anew where a mirror was wrong.
+is known at their end: the caller compares the digest, and begins anew if a mirror was wrong.
 """
 
 from __future__ import annotations
