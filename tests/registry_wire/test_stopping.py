@@ -1,11 +1,13 @@
 """What is blocked ends within a second of being stopped, whatever it waits for."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import threading
 import time
+import warnings
 
 import pytest
 from wirekit import Server, answer, certificate, server_tls, until
@@ -13,6 +15,7 @@ from wirekit import Server, answer, certificate, server_tls, until
 from layerstore.aio.calls import in_thread
 from layerstore.registry.calls import Call, started
 from layerstore.registry.registry import Registry
+from layerstore.registry.sockets import Wire
 
 OK = answer(200, b"{}")
 
@@ -188,6 +191,18 @@ def test_ctrl_c_is_heard(phase, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 ask(registry, call)
             assert time.monotonic() - began < 1.3
+
+
+def test_a_socket_without_an_owner_is_closed_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wire = Wire()
+        descriptor = wire.fileno()
+        del wire
+        Wire.__new__(Wire)
+        gc.collect()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
 
 
 def test_nothing_is_left_open(tmp_path):

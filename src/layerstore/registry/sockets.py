@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -57,6 +58,11 @@ class Wire(socket.socket):
     listening = False
     heard = False
     _failed: OSError | None = None
+
+    def __del__(self) -> None:
+        # An interrupt may come before it has an owner. It is closed then, and no warning tells of it.
+        with contextlib.suppress(Exception):
+            self.close()
 
     def cut(self) -> None:
         """Shut it down, from any thread: what is blocked ends."""
