@@ -1,7 +1,9 @@
 """layerstore.aio with a real docker-registry: the same as without, and a cancelled task ends within a second, with all undone."""
 
 import asyncio
+import contextlib
 import os
+import random
 import threading
 import time
 
@@ -146,6 +148,34 @@ def test_a_cancelled_look(large, method):
                 await cancelled(task, gate)
                 gate.allowed["down"] = None
                 assert await registry.tags(large.partition("/")[2].rpartition(":")[0]) == ["1"]
+
+    asyncio.run(main())
+    assert threads() == []
+
+
+def test_a_pull_that_is_cancelled_at_any_moment(root, large):
+    """The image is there whole, or nothing is."""
+
+    async def main():
+        drawn = random.Random(13)
+        async with aio.Store(root) as store:
+            images = aio.Images(store)
+            await (await store.register(SMALL)).release()
+            began = time.monotonic()
+            await images.pull(large)
+            whole = time.monotonic() - began
+            await images.remove(large)
+            before = disk_state(root)
+            for _ in range(15):
+                task = asyncio.create_task(images.pull(large, keep=False))
+                await asyncio.sleep(drawn.random() * whole)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                with contextlib.suppress(layerstore.ImageDoesNotExistError):
+                    assert await store.verify() == []
+                    await images.remove(large)
+                assert disk_state(root) == before
 
     asyncio.run(main())
     assert threads() == []
