@@ -7,12 +7,14 @@ stays invisible until one rename puts it on its parent; after a crash cleanup() 
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from layerstore._core import _files
 from layerstore._core._apply import guess_format
@@ -221,17 +223,24 @@ class Crew:
 
     def __init__(self, gatherer: Gatherer, progress: Progress | None) -> None:
         """progress   told of the bytes of files taken"""
-        self._gatherer = gatherer
-        self._stopped = threading.Event()
-        self._futures: dict[str, Future[None]] = {}
-        self._progress = progress
-        self._pool: ThreadPoolExecutor | None = None
+        self._gatherer, self._progress = gatherer, progress
+        # No pool, no Event, no Future: an interrupt within one of their locks would leave it to this thread for ever.
+        self._is_stopped = False
+        self._threads: list[threading.Thread] = []
+        self._waiting: collections.deque[tuple[str, Callable[[], object]]] = collections.deque()
+        self._working: set[object] = set()
+        self._ended: dict[str, BaseException | None] = {}
+        self._bell = threading.Lock()
+        self._bell.acquire()
 
     def close(self) -> None:
         """Stop the threads, and wait until they end. Can be called again."""
-        self._stopped.set()
-        if self._pool:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._is_stopped = True
+        while self._working:                   # whoever begins from now on does nothing
+            time.sleep(0.001)
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(1)
 
     def start(
         self, wanted: dict[str, PlannedLayer], total: int, workers: int, run: Callable[[PlannedLayer, Job], None]
@@ -242,34 +251,63 @@ class Crew:
         run     unpacks one
         """
         self._teller = Teller(self._progress, total)
-        if not wanted:
-            return
-        self._pool = ThreadPoolExecutor(min(workers, len(wanted)), thread_name_prefix="layerstore-load")
         for name, layer in wanted.items():
             job = self._gatherer.jobs[name] = Job()
-            self._futures[name] = self._pool.submit(self._work, run, layer, job)
+            self._waiting.append((name, functools.partial(run, layer, job)))
+        for _ in range(min(workers, len(wanted))):
+            self._begin()
 
-    def _work(self, run: Callable[[PlannedLayer, Job], None], layer: PlannedLayer, job: Job) -> None:
-        self.check_stopped()
-        run(layer, job)
+    def do(self, name: str, work: Callable[[], object]) -> None:
+        """Start on some other work, for wait_for()."""
+        self._waiting.append((name, work))
+        self._begin()
+
+    def _begin(self) -> None:
+        self._threads.append(threading.Thread(target=self._serve, name="layerstore-load", daemon=True))
+        self._threads[-1].start()
+
+    def _serve(self) -> None:
+        me = object()
+        self._working.add(me)
+        try:
+            while not self._is_stopped and self._waiting:
+                with contextlib.suppress(IndexError):        # another one took it
+                    self._work(*self._waiting.popleft())
+        finally:
+            self._working.discard(me)
+
+    def _work(self, name: str, run: Callable[[], object]) -> None:
+        why: BaseException | None = None
+        try:
+            run()
+        except BaseException as err:
+            why = err
+        self._ended[name] = why
+        with contextlib.suppress(RuntimeError):              # it was rung before, and not heard yet
+            self._bell.release()
 
     def check_stopped(self) -> None:
         """Raise if the crew was closed."""
-        if self._stopped.is_set():
+        if self._is_stopped:
             raise Stopped
 
     def job_of(self, name: str) -> Job:
         """Wait for a file. Raises what unpacking it raised."""
-        future = self._futures.get(name)
-        if future is None:
+        if name not in self._gatherer.jobs:
             raise missing(name)
-        while not future.done():
-            wait([future], self.every)
-            self._tell()
-        self._tell()
-        with self.named(name):
-            future.result()
+        self.wait_for(name, self._tell)
         return self._gatherer.jobs[name]
+
+    def wait_for(self, name: str, tell: Callable[[], None]) -> None:
+        """Wait for the end of some work, and raise what it raised. tell: called now and then."""
+        while name not in self._ended:
+            self._bell.acquire(timeout=self.every)
+            tell()
+        tell()
+        why = self._ended[name]
+        if why is not None:
+            with self.named(name):
+                raise why
 
     def named(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Name the file in an error."""

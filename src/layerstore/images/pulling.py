@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from layerstore.disk.locks import Ending, Scope
@@ -278,7 +277,6 @@ class FetchingCrew(Crew):
     def __init__(self, gatherer: Gatherer, source: _Source, progress: Progress | None) -> None:
         super().__init__(gatherer, progress)
         self._source, self._call = source, source.call
-        self._first: ThreadPoolExecutor | None = None
         self._coming: dict[str, Incoming] = {}
         self._alike: dict[DiffID, Layer] = {}
         self._blobs: dict[str, Blob] = {}
@@ -288,17 +286,13 @@ class FetchingCrew(Crew):
         """Stop the threads, and wait until they end. Can be called again."""
         self._call.stop(Stopped())
         super().close()
-        if self._first:
-            self._first.shutdown(wait=True, cancel_futures=True)
 
     def done(self, work: Callable[[], T]) -> T:
         """Return what work returns, done in a thread. Raises what it raises, and what stopped the call."""
-        self._first = ThreadPoolExecutor(1, thread_name_prefix="layerstore-pull")
-        future = self._first.submit(work)
-        while not future.done():
-            wait([future], self.every)
-            self._call.check()
-        return future.result()
+        found: list[T] = []
+        self.do("", lambda: found.append(work()))
+        self.wait_for("", self._call.check)
+        return found[0]
 
     def begin(self, wanted: dict[str, PlannedLayer], blobs: Sequence[Blob]) -> None:
         """Start on these layers. What another parent has in the store is copied."""
