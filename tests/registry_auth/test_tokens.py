@@ -155,6 +155,7 @@ def test_without_credentials_the_token_server_is_asked_without(server: Server, m
     (PULL, [PULL], [PULL]),
     (PULL, [PUSH], [PULL, PUSH]),
     (f"{PUSH} repository:base:pull", [PUSH, "repository:base:pull"], [PUSH, "repository:base:pull"]),
+    ("repository:base:pull repository:a/b:push,pull", [PUSH, "repository:base:pull"], ["repository:a/b:push,pull", "repository:base:pull"]),
     ("", [PUSH, "repository:base:pull"], [PUSH, "repository:base:pull"]),
     (f"{PULL}  {PULL}", [], [PULL]),
     ("repository:a/b:push,pull", [PUSH], ["repository:a/b:push,pull"]),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
+import functools
 import os
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
+from layerstore.disk.locks import Ending
 from layerstore.errors import RegistryError
 
 # Seconds between two looks whether the caller has given up.
@@ -27,6 +28,29 @@ class _Flight:
         self.is_made = False
 
 
+class _UnderWay:
+    """What is being made, by key. An interrupt leaves nothing behind, and a forked child has none of its parent's."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._flights: dict[Hashable, _Flight] = {}
+
+    def claim(self, key: Hashable, flight: _Flight) -> _Flight:
+        """Make a flight the one of a key if there is none. Return the one that there is."""
+        if self._pid != os.getpid():
+            self._pid, self._flights = os.getpid(), {}
+        return self._flights.setdefault(key, flight)
+
+    def ending(self, key: Hashable, flight: _Flight) -> Ending:
+        """Return a `with` block that ends a flight, claimed or not: those that wait for it go on."""
+        return Ending(functools.partial(self._end, key, flight))
+
+    def _end(self, key: Hashable, flight: _Flight) -> None:
+        if self._flights.get(key) is flight:
+            self._flights.pop(key, None)
+        flight.ended.set()
+
+
 class Flights(Generic[T]):
     """Things that are made once for all threads that ask at the same time.
 
@@ -35,28 +59,19 @@ class Flights(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._under_way: dict[Hashable, _Flight] = {}
+        self._under_way = _UnderWay()
 
     def get(self, key: Hashable, check: Callable[[], None], make: Callable[[], T]) -> T:
         """Return the thing of a key.
 
         check   raises what stopped the caller; called often while it waits
         """
-        if self._pid != os.getpid():       # a forked child: the threads that were making something are not in it
-            self._begin()
         while True:
-            with self._lock:
-                flight = self._under_way.get(key)
-                mine = flight is None
-                if flight is None:
-                    flight = self._under_way[key] = _Flight()
-            if mine:
-                return self._made(key, flight, check, make)
+            mine = _Flight()
+            with self._under_way.ending(key, mine):
+                flight = self._under_way.claim(key, mine)
+                if flight is mine:
+                    return self._made(mine, check, make)
             while not flight.ended.wait(_LOOK):
                 check()
             if flight.error is not None:
@@ -65,19 +80,31 @@ class Flights(Generic[T]):
                 made: T = flight.made
                 return made
 
-    def _made(self, key: Hashable, flight: _Flight, check: Callable[[], None], make: Callable[[], T]) -> T:
+    def _made(self, flight: _Flight, check: Callable[[], None], make: Callable[[], T]) -> T:
         try:
             made = make()
-            flight.made, flight.is_made = made, True
-            return made
         except RegistryError as err:
             check()                        # what stopped this caller is no error of what it was making
             flight.error = copy.copy(err)
             raise
-        finally:
-            with self._lock:
-                del self._under_way[key]
-            flight.ended.set()
+        flight.made, flight.is_made = made, True
+        return made
+
+
+class Exclusive:
+    """What one thread does at a time. Those who wait hear that they are stopped."""
+
+    def __init__(self) -> None:
+        self._under_way = _UnderWay()
+
+    def do(self, check: Callable[[], None], work: Callable[[], T]) -> T:
+        """Return what work() returns, while no other thread is at such work. check: as of Flights."""
+        mine = _Flight()
+        with self._under_way.ending("", mine):
+            while (flight := self._under_way.claim("", mine)) is not mine:
+                if not flight.ended.wait(_LOOK):
+                    check()
+            return work()
 
 
 class Once(Generic[T]):
@@ -115,26 +142,3 @@ class Once(Generic[T]):
         except RegistryError as err:
             check()
             return copy.copy(err)
-
-
-class Exclusive:
-    """A lock whose waiters hear that they are stopped, and that a forked child does not inherit."""
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def taken(self, check: Callable[[], None]) -> Iterator[None]:
-        """Hold the lock during a `with` block."""
-        if self._pid != os.getpid():
-            self._begin()
-        while not self._lock.acquire(timeout=_LOOK):
-            check()
-        try:
-            yield
-        finally:
-            self._lock.release()

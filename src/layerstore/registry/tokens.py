@@ -239,12 +239,15 @@ class Authorizer:
         known, refused = found.credentials if found else None, self._refused(found)
         if known is None or not known.refresh:
             return self._server.get(call, realm, scopes, known.basic() if known else None, refused)
-        with self._refreshing.taken(call.check):           # each identity token may be good for one request only
-            identity = self._renewed.get(known.refresh, known.refresh)
-            token = self._server.refresh(call, realm, scopes, identity, refused)
+        first = known.refresh
+
+        def refresh() -> Token:
+            token = self._server.refresh(call, realm, scopes, self._renewed.get(first, first), refused)
             if token.refresh:
-                self._renewed[known.refresh] = token.refresh
-        return token
+                self._renewed[first] = token.refresh
+            return token
+
+        return self._refreshing.do(call.check, refresh)    # each identity token may be good for one request only
 
 
 def _best(offered: Sequence[headers.Challenge]) -> headers.Challenge | None:
