@@ -265,8 +265,6 @@ class Session:
         self, call: Call, connection: Connection, request: _Request, target: Target, more: Mapping[str, str]
     ) -> Reply:
         sent = {"Host": target.place.name, **_ALWAYS, **request.headers, **more}
-        if isinstance(request.body, bytes):
-            sent["Content-Length"] = str(len(request.body))
         response = connection.ask(request.method, target, sent, request.body, self._manners.timeout)
         return Reply(call, self._pool, connection, response, target, self._manners.timeout)
 

@@ -10,9 +10,9 @@ import http.client
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -66,6 +66,9 @@ class Connection(HTTPConnection):
         self.waited = 0.0
         self.is_last = False
         self._sent_target = ""
+        self._body: Body = None
+        self._is_chunked = False
+        self._failure: BaseException | None = None
 
     def connect(self) -> None:
         """Raise: what broke is not connected again here."""
@@ -83,38 +86,69 @@ class Connection(HTTPConnection):
         Raises  Broken, and what the body raises
         """
         wire, self._sent_target = self.wire, target.path
-        failed: list[BaseException] = []
-        blocks = _listened(wire, body, failed)
+        self._body, self._failure, self._is_chunked = body, None, False
         if self.proxy_told:
             self._sent_target, headers = target.url, {**headers, **self.proxy_told.headers()}
+        if isinstance(body, bytes):
+            headers = {**headers, "Content-Length": str(len(body))}
+        elif body is not None and "Content-Length" not in headers:
+            headers, self._is_chunked = {**headers, "Transfer-Encoding": "chunked"}, True
         wire.heard, wire.listening, wire.allowance = False, False, _HEADER_BYTES
         wire.patience = Patience(timeout, refills=True)
         is_whole = True
         try:
             try:
                 self.request(
-                    method, target.path.partition("?")[0], blocks, headers,
-                    preload_content=False, decode_content=False,
-                )  # fmt: skip
-            except (AnsweredError, BrokenPipeError, ConnectionResetError):
-                if failed:
+                    method, target.path.partition("?")[0], None, headers, preload_content=False, decode_content=False
+                )
+            except (AnsweredError, BrokenPipeError, ConnectionResetError) as err:
+                if err is self._failure:
                     raise
                 is_whole = False                # what it says to that may have come
             wire.listening = False
             wire.patience = Patience(timeout, refills=False)
             response = self.getresponse()
         except _FAILURES as err:
-            if failed:
+            if err is self._failure:
                 raise                           # it is the body's
             broken = broken_by(err)
         else:
             self.is_last = not is_whole
             return response
         finally:
-            if blocks is not None:
-                blocks.close()
+            self._failure = None                # no cycle through its traceback
         raise broken
 
+    def endheaders(self, message_body: Any = None, *, encode_chunked: bool = False) -> None:
+        """Send the headers, and the body behind them: urllib3 would copy each block first."""
+        super().endheaders(message_body, encode_chunked=encode_chunked)
+        body, self._body = self._body, None
+        self.wire.listening = True
+        if isinstance(body, bytes):
+            self.send(body)
+        elif body is not None:
+            self._send_blocks(iter(body()))
+
+    def _send_blocks(self, blocks: Iterator[bytes]) -> None:
+        before = b""
+        try:
+            while block := self._next_of(blocks):
+                if self._is_chunked:
+                    self.send(b"%b%x\r\n" % (before, len(block)))
+                    before = b"\r\n"
+                self.send(block)
+            self.send(before)                   # the last chunk, of no bytes, is urllib3's
+        finally:
+            if isinstance(blocks, Generator):
+                blocks.close()
+
+    def _next_of(self, blocks: Iterator[bytes]) -> bytes:
+        """Return the next block that has bytes; b"" at the end."""
+        try:
+            return next(filter(None, blocks), b"")
+        except BaseException as err:
+            self._failure = err
+            raise
 
     def end(self) -> None:
         """End it: for the other side too, though a child that was forked may have the socket."""
@@ -125,27 +159,6 @@ class Connection(HTTPConnection):
         """Close it in this process alone."""
         self.close()
         self.wire.close()
-
-
-def _listened(wire: Wire, body: Body, failed: list[BaseException]) -> Generator[bytes, None, None] | None:
-    """Return a body that is sent until the other side answers.
-
-    failed   gets what making the body raised
-    """
-    if body is None:
-        return None
-
-    def blocks() -> Generator[bytes, None, None]:
-        wire.listening = True
-        try:
-            yield from [body] if isinstance(body, bytes) else body()
-        except GeneratorExit:
-            raise
-        except BaseException as err:
-            failed.append(err)
-            raise
-
-    return blocks()
 
 
 def broken_by(err: BaseException) -> Broken:
