@@ -11,7 +11,7 @@ from layerstore.registry import headers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "fuzz"))
 import parsers
 
-INPUTS = 1500
+INPUTS = 700
 
 
 @pytest.mark.parametrize("name", parsers.TARGETS)

@@ -69,6 +69,7 @@ def test_a_token_is_got_once_and_used(guarded: Guarded) -> None:
     asked, = guarded.auth.asked
     assert asked.query == {"own": ["1"], "service": ["test"], "scope": ["repository:a:pull"]} and asked.path == "/token"
     assert [request.authorization for request in guarded.registry.asked] == [None, "Bearer given-token-1", "Bearer given-token-1"]
+    assert guarded.registry.connections == guarded.auth.connections == 1
     assert "Cookie" not in asked.headers and asked.headers["User-Agent"].startswith("layerstore/")
 
 
