@@ -4,6 +4,8 @@ import itertools
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -92,3 +94,24 @@ def test_a_damaged_layer_ends_it_without_a_manifest(registry, named, images, ima
     place = registry.data / "docker/registry/v2/repositories" / repository
     assert not (place / "_manifests").exists()
     assert images.get(image).digests == ()
+
+
+def test_a_program_that_ends_does_not_wait_for_a_push_in_a_daemon_thread(registry, image, images):
+    """The registry takes nothing; all time-outs are far away."""
+    program = """
+import sys, threading, time
+from layerstore import Images, Registry, Store
+root, host = sys.argv[1:]
+store = Store(root)
+threading.Thread(target=lambda: Images(store).push("app:1", f"{host}/daemon:1"), daemon=True).start()
+time.sleep(1.5)
+print("end")
+"""
+    root = images.store.root
+    images.store.close()
+    with Cutter(registry.port, stall_after=100_000) as stalling:
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, "-c", program, root, stalling.host], capture_output=True, text=True, timeout=30, check=False)
+        assert stalling.stalls
+    assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
+    assert time.monotonic() - began < 10

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from layerstore._core._pack import Packer
@@ -171,29 +172,54 @@ class _StoppedError(LayerStoreError):
 
 
 class Crew:
-    """Threads that work side by side, while the calling thread looks on."""
+    """Threads that work side by side while the calling thread looks on. A program that ends does not wait for them."""
 
     def __init__(self, call: Call, threads: int) -> None:
-        self._call = call
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="layerstore-push")
-        self._running: set[Future[Any]] = set()
+        self._call, self._count = call, threads
+        self._left: collections.deque[Any] = collections.deque()
+        self._threads: list[threading.Thread] = []
+        self._ended: list[bool] = []
+        self._news = threading.Event()
+        self._failed: list[BaseException] = []
 
     def close(self) -> None:
         """Stop what still works, and wait for it. Can be called again."""
-        if self._running:
+        self._left.clear()
+        if len(self._ended) < len(self._threads):
             self._call.stop(_StoppedError("the push has ended"))
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def each(self, work: Callable[[T], object], items: Iterable[T], look: Callable[[], None]) -> None:
-        """Work on all. Raises what the first one raises that fails.
+        """Work on all, the first ones first. Raises what the first one raises that fails.
 
         look   called now and then, in the calling thread; what it raises ends the work
         """
-        self._running = {self._pool.submit(work, item) for item in items}
-        while self._running:
-            done, left = wait(self._running, _EVERY, FIRST_COMPLETED)
-            for future in done:
-                future.result()
-            self._running = left
+        self._left.extend(items)
+        self._threads, self._ended = [], []
+        for _ in range(min(self._count, len(self._left))):
+            thread = threading.Thread(target=self._run, args=[work], name="layerstore-push", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        while len(self._ended) < len(self._threads) and not self._failed:
+            self._news.wait(_EVERY)
+            self._news.clear()
             self._call.check()
             look()
+        if self._failed:
+            raise self._failed[0]
+
+    def _run(self, work: Callable[[T], object]) -> None:
+        try:
+            while not self._failed:
+                try:
+                    item = self._left.popleft()
+                except IndexError:
+                    return
+                work(item)
+        except BaseException as err:
+            self._failed.append(err)
+        finally:
+            self._ended.append(True)
+            self._news.set()
