@@ -229,6 +229,12 @@ class Upload:
         asked = check_named(answer.url, self._registry.place)
         return check_named(location, self._registry.place._replace(scheme=asked.place.scheme), answer.url).url
 
+    def _follow(self, method: str, answer: Answer) -> None:
+        """Take the place that an answer names, if it names one that may be asked."""
+        if self._begun and answer.headers.get("Location"):
+            with contextlib.suppress(RegistryError):
+                self._begun = Begun(self._located(method, answer), self._begun.least)
+
     # ---- ways to send ----
 
     def _whole(self, make: MakeBlocks) -> Sent:
@@ -275,11 +281,10 @@ class Upload:
         if trouble.lost or not self._begun:
             return -1
         answer = self._session.ask(self._call, "GET", self._begun.location, scopes=self._scopes, expect=_TELLING)
+        self._follow("GET", answer)
         last = headers.upload_range(answer.headers.get("Range"))
         if answer.status != 204 or last is None:
             return -1
-        if answer.headers.get("Location"):
-            self._begun = Begun(self._located("GET", answer), self._begun.least)
         # docker-registry says "0-0" of an upload that has no byte, too. What is sent again is found out by the Range.
         return 0 if start == last == 0 else last + 1
 
@@ -344,6 +349,7 @@ class Upload:
         if answer.status not in taken:
             pause = self._session.asked_to_wait(method, answer, 1) if answer.status in _LATER else 0.0
             error = functools.partial(self._session.refusal, method, answer, upload=True)
+            self._follow(method, answer)
             raise _TroubleError(error, lost=answer.status in _LOST, pause=pause)
         return answer
 
