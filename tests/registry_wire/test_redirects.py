@@ -50,7 +50,7 @@ def test_who_left_comes_back_without_authorization(asking):
 
 def test_no_token_is_got_for_another_host(asking):
     with Server(lambda request: answer(401, WWW_Authenticate=f'Bearer realm="http://{server.host}/token"')) as store:
-        with Server(lambda request: to(f"http://{store.host}/")) as server, pytest.raises(AuthenticationError, match=r"/: 401 Unauthorized$") as caught:
+        with Server(lambda request: to(f"http://{store.host}/")) as server, pytest.raises(AuthenticationError, match=r"/: 401 Unauthorized: redirected from http://127") as caught:
             asking(f"http://{server.host}", auth=("ann", "secret"))
     assert (caught.value.host, len(server.requests), len(store.requests)) == (store.host, 1, 1)
 
@@ -114,6 +114,21 @@ def test_a_failure_of_the_other_host_begins_at_the_registry(asking, monkeypatch)
         assert asking(f"http://{server.host}", retries=2).status == 200
     assert [each.path for each in store.requests] == ["/0", "/1", "/2"]
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("said", [answer(404), answer(503), None, answer(307, Location="ftp://x/"), answer(200, bytes(100))])
+def test_an_error_behind_a_redirect_names_what_was_asked_for(asking, said):
+    with Server(lambda request: said) as store, Server(lambda request: to(f"http://{store.host}/data?secret")) as server:
+        with pytest.raises(RegistryError, match=f"^GET http://{store.host}/data: .*redirected from http://{server.host}/v2/app/blobs/sha256:abc$") as caught:
+            asking(f"http://{server.host}", "/v2/app/blobs/sha256:abc", limit=10)
+    assert caught.value.host == store.host
+
+
+def test_who_does_not_answer_behind_a_redirect_is_named(asking):
+    with Server(lambda request: to("http://127.0.0.1:1/data?secret")) as server, pytest.raises(RegistryError, match=r"^GET http://127\.0\.0\.1:1/data: cannot connect") as caught:
+        asking(f"http://{server.host}", "/v2/app/blobs/sha256:abc")
+    assert caught.value.host == "127.0.0.1:1"
+    assert "sha256:abc" in str(caught.value)
 
 
 def test_the_body_of_a_redirect_is_not_waited_for(asking):

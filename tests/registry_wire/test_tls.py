@@ -101,15 +101,19 @@ def test_a_hang_up_is_believed_only_if_plain_http_is_answered(asking, pair, monk
     assert count == [b"\x16", b"G", b"\x16"]
 
 
-def test_who_says_nothing_to_tls_is_asked_without(asking):
-    def raw(client):
-        if client.recv(1, socket.MSG_PEEK) == b"\x16":
-            time.sleep(1)
-            return False
-        return True
+@pytest.mark.parametrize("says", [b"", b"\x16", b"\x16\x03\x03\x00"])
+def test_silence_in_the_handshake_is_a_stall(asking, says):
+    def silent(client):
+        client.sendall(says)
+        while client.recv(4096):
+            pass
 
-    with Server(ok, raw=raw) as server:
-        assert asking(server.host, timeout=0.5).status == 200
+    with Server(connection=silent, raw=lambda client: True) as server:
+        began = time.monotonic()
+        with pytest.raises(RegistryError, match="it did not answer in time in the TLS handshake"):
+            asking(server.host, timeout=0.5, insecure=True)
+        assert 0.4 < time.monotonic() - began < 1.5
+    assert server.connections == 1
 
 
 def test_a_wrong_certificate_is_not_followed_by_plain_http(asking, pair):

@@ -50,9 +50,10 @@ def refusal(
     return kind(text, status=status, code=code, host=told.host)
 
 
-def broken(told: Told, why: str, attempts: int = 1) -> RegistryError:
-    """Return the exception for a request without an answer."""
-    return RegistryError(f"{told}: {why}{_after(attempts)}", host=told.host)
+def broken(told: Told, why: str, attempts: int = 1, *, about: str = "") -> RegistryError:
+    """Return the exception for a request without an answer. about: more to say about it."""
+    text = ": ".join(filter(None, [str(told), why, about]))
+    return RegistryError(f"{text}{_after(attempts)}", host=told.host)
 
 
 def _after(attempts: int) -> str:

@@ -164,10 +164,7 @@ def secured(call: Call, wire: Wire, trust: Trust, host: str, patience: Patience,
     if isinstance(why, ssl.SSLError):
         raise Broken(reason_of(why), is_final=True)
     if isinstance(why, TimeoutError):
-        if wrapped.heard:
-            raise Broken("the TLS handshake took too long")
-        # It may wait for the end of a line, which TLS does not have.
-        raise NoTLSError("it did not answer in the TLS handshake", is_sure=False)
+        raise Broken("it did not answer in time in the TLS handshake")
     if isinstance(why, OSError):
         raise Broken(f"the TLS handshake broke: {(why.strerror or 'unknown reason').lower()}")
     raise why

@@ -140,7 +140,11 @@ class Session:
         Raises  RegistryError   any other status, or no answer; what stopped the call; what `body` raises
         """
         request = _Request(method, path, tuple(scopes), headers or {}, body, tuple(expect), upload)
-        return self._done(call, request, lambda reply: _whole(reply, method, limit, beyond))
+
+        def whole(reply: Reply) -> Answer:
+            return _whole(reply, method, limit, beyond, self._redirected(request, reply.url))
+
+        return self._done(call, request, whole)
 
     def open(
         self, call: Call, path: str, *, scopes: Sequence[str] = (), headers: Mapping[str, str] | None = None,
@@ -172,14 +176,17 @@ class Session:
                 if reply.status in request.expect:
                     return finish(reply)
                 answer = _refusing(reply, request.method)
-                err, is_final = self.refusal(request.method, answer, attempts.made, upload=request.upload), True
-                if answer.status in _AGAIN:
-                    asked, is_final = self.asked_to_wait(request.method, answer, attempts.made), False
+                err, is_final = self._refusal(request, answer, attempts.made), answer.status not in _AGAIN
+                if not is_final:
+                    asked, why_not = asked_pause(answer.headers.get("Retry-After"))
+                    if why_not:
+                        err, is_final = self._refusal(request, answer, attempts.made, why_not), True
             except Broken as broken:
                 if request.is_once:
                     raise
-                told = self.told(request.method, request.path)
-                err, is_final = failures.broken(told, broken.why, attempts.made), broken.is_final
+                told = broken.told if isinstance(broken, _BrokenThere) else self.told(request.method, request.path)
+                err = failures.broken(told, broken.why, attempts.made, about=self._redirected(request, told.url))
+                is_final = broken.is_final
             if is_final or request.is_once or attempts.are_spent:
                 raise err
             attempts.wait(call, asked, err)
@@ -199,7 +206,7 @@ class Session:
                 answer = _refusing(reply, request.method)
                 outcome = self._authorizer.challenged(call, repository, request.scopes, answer, sent)
                 if isinstance(outcome, Stays):
-                    raise self.refusal(request.method, answer, 1, about=outcome.why)
+                    raise self._refusal(request, answer, 1, outcome.why)
                 sent = outcome
             elif reply.status in request.follows:
                 passed.append(reply.target.url)
@@ -221,11 +228,16 @@ class Session:
         else:
             # A request by TLS never leads to one without, and one that began on another machine never to this one.
             registry = self.place._replace(scheme=reply.target.place.scheme)
-            target = check_named(location, registry, reply.target.url)
-            if target.url not in passed:
-                return target
-            why = f"the redirects go round in a circle, at {target.told}"
-        raise RegistryError(f"{told}: {reply.status}: {why}", status=reply.status, host=reply.host)
+            try:
+                target = check_named(location, registry, reply.target.url)
+            except RegistryError as err:
+                why = str(err)
+            else:
+                if target.url not in passed:
+                    return target
+                why = f"the redirects go round in a circle, at {target.told}"
+        text = ": ".join(filter(None, [f"{told}: {reply.status}", why, self._redirected(request, reply.url)]))
+        raise RegistryError(text, status=reply.status, host=reply.host)
 
     def _asked(
         self, call: Call, request: _Request, target: Target, more: Mapping[str, str], is_home: bool
@@ -237,20 +249,21 @@ class Session:
                 target = target._replace(place=target.place._replace(scheme=self._dialer.scheme or "http"))
             place = target.place._replace(port=target.place.real_port)
             connection = connection or self._pool.take((place, is_home))
-            if connection is None:
-                connection = self._dialer.dial(call, place, is_home=is_home)
             try:
+                if connection is None:
+                    connection = self._dialer.dial(call, place, is_home=is_home)
                 call.hold(connection.wire)
                 reply = self._sent(call, connection, request, target, more)
             except Broken as err:
                 # What waited for long may have been closed just now: the request was not seen.
-                again = connection.waited >= _STALE and not connection.wire.heard and not request.is_once
+                again = _is_stale(connection) and not request.is_once
                 _end(call, connection)
                 call.check()
                 if is_home:
                     self._dialer.confirm(is_answered=False)
                 if not again:
-                    raise Broken(err.why, is_final=err.is_final) from None
+                    told = Told(request.method, target.told, target.place.full_name)
+                    raise _BrokenThere(err.why, told, is_final=err.is_final) from None
             except BaseException:
                 _end(call, connection)
                 call.check()
@@ -294,6 +307,15 @@ class Session:
             told, answer.status, answer.body, attempts, about=about, upload=upload, hide=self._authorizer.hide
         )
 
+    def _refusal(self, request: _Request, answer: Answer, attempts: int, about: str = "") -> RegistryError:
+        about = ": ".join(filter(None, [about, self._redirected(request, answer.url)]))
+        return self.refusal(request.method, answer, attempts, about=about, upload=request.upload)
+
+    def _redirected(self, request: _Request, url: str) -> str:
+        """Return the end of an error of a URL to which a redirect led: it names what was asked for."""
+        first = self.told(request.method, request.path).url
+        return f"redirected from {first}" if first != url else ""
+
     def asked_to_wait(self, method: str, answer: Answer, attempts: int) -> float:
         """Return the seconds that an answer asks to wait before another attempt; 0: it does not say so.
 
@@ -318,6 +340,14 @@ class Session:
     def _target(self, path: str) -> Target:
         home = self._home()
         return Target(home, self._prefix + path) if path.startswith("/") else check_named(path, home)
+
+
+class _BrokenThere(Broken):
+    """A connection broke; told: what was asked over it."""
+
+    def __init__(self, why: str, told: Told, *, is_final: bool) -> None:
+        super().__init__(why, is_final=is_final)
+        self.told = told
 
 
 class _Request(NamedTuple):
@@ -355,9 +385,14 @@ class _Request(NamedTuple):
         return (307, 308) if self.upload else ()
 
 
-def _end(call: Call, connection: Connection) -> None:
-    call.drop(connection.wire)
-    connection.end()
+def _is_stale(connection: Connection | None) -> bool:
+    return connection is not None and connection.waited >= _STALE and not connection.wire.heard
+
+
+def _end(call: Call, connection: Connection | None) -> None:
+    if connection is not None:
+        call.drop(connection.wire)
+        connection.end()
 
 
 def _refusing(reply: Reply, method: str, seconds: float = math.inf) -> Answer:
@@ -371,14 +406,14 @@ def _refusing(reply: Reply, method: str, seconds: float = math.inf) -> Answer:
     return Answer(reply.status, reply.headers, body, reply.url, reply.host)
 
 
-def _whole(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) -> Answer:
+def _whole(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError], about: str = "") -> Answer:
     with reply:
-        body = _read(reply, method, limit, beyond)
+        body = _read(reply, method, limit, beyond, about)
     return Answer(reply.status, reply.headers, body, reply.url, reply.host)
 
 
-def _read(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) -> bytes:
-    """Return a body whole, if it is not beyond a limit."""
+def _read(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError], about: str = "") -> bytes:
+    """Return a body whole, if it is not beyond a limit. about: more to say if it is."""
     length = reply.headers.get("Content-Length").strip()
     is_beyond = method != "HEAD" and length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit)
     blocks, size = [], 0
@@ -387,7 +422,7 @@ def _read(reply: Reply, method: str, limit: int, beyond: type[LayerStoreError]) 
         size += len(block)
         is_beyond = size > limit
     if is_beyond:
-        text = f"{method} {reply.url}: the answer has more than {limit} bytes"
+        text = ": ".join(filter(None, [f"{method} {reply.url}: the answer has more than {limit} bytes", about]))
         if issubclass(beyond, RegistryError):
             raise beyond(text, status=reply.status, host=reply.host)
         raise beyond(text)
