@@ -9,7 +9,7 @@ import tarkit
 from imagekit import BASE, MIDDLE, tar_of
 from realregistry import split
 
-from layerstore import Descriptor
+from layerstore import Descriptor, ImageDoesNotExistError
 from layerstore.documents.manifests import OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 from layerstore.layerdb.imagedb import ImageDB
 
@@ -176,3 +176,26 @@ def test_a_registry_without_referrers_gets_an_index(registry, named, images):
 def test_an_artifact_type_is_in_the_index(registry, named, images):
     index, _, _ = subject_of(registry, named, images, artifact="application/x")
     assert index["manifests"][0]["artifactType"] == "application/x"
+
+
+@pytest.mark.parametrize("when", ["config", "layers"])
+def test_an_image_that_is_removed_meanwhile_does_not_exist(registry, named, images, image, monkeypatch, when):
+    """By another thread, between the look for it and the hold on its layers."""
+    db = images.store.images
+    content = db.content
+
+    def removing(id: str) -> bytes:
+        data = content(id)
+        if when == "config":
+            data = b""
+        monkeypatch.undo()
+        images.remove(id, force=True)
+        return data or content(id)
+
+    target = named("app")
+    found = images.get
+    monkeypatch.setattr(images, "get", lambda reference: (found(reference), monkeypatch.setattr(db, "content", removing))[0])
+    before = len(registry.requests())
+    with pytest.raises(ImageDoesNotExistError, match=image.id):
+        images.push(image, target)
+    assert registry.requests(before) == []

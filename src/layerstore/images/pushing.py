@@ -16,13 +16,20 @@ from layerstore.disk.locks import Scope
 from layerstore.documents import references
 from layerstore.documents.manifests import OCI_CONFIG, OCI_MANIFEST, encode_manifest
 from layerstore.documents.references import Reference
-from layerstore.errors import ImageError, LayerStoreError, RegistryError
+from layerstore.errors import (
+    ImageDoesNotExistError,
+    ImageError,
+    LayerDoesNotExistError,
+    LayerStoreError,
+    RegistryError,
+)
 from layerstore.ids import DiffID, Digest, sha256_of
 from layerstore.images.image import Image, Stored
 from layerstore.images.kept import Kept, index_tag, listed_in, read_kept
 from layerstore.images.known import Candidate, candidates, oci_type
 from layerstore.images.placing import Crew, Placed, Placing, Sending
 from layerstore.images.remote import Repository, opened
+from layerstore.layer import Layer
 from layerstore.layerdb.distribution import Distribution
 from layerstore.store import Store
 from layerstore.streams.progress import Teller
@@ -97,10 +104,9 @@ def push(
     image = images.get(called)
     target = target_of(image, called, reference)
     domain, path = references.split_domain(target.name)
-    content = store.images.content(image.id)
     distribution = Distribution(store.images.root, store.durability())
     with contextlib.ExitStack() as stack:
-        layers = {layer.diff_id: layer for layer in (stack.enter_context(store.using(chain)) for chain in image.layers)}
+        content, layers = _held(store, image, stack)
         remote = stack.enter_context(opened(domain, registry))
         call = stack.enter_context(remote.started())
         repository = remote.repository(call, path)
@@ -116,13 +122,29 @@ def push(
             with Scope(lambda: Crew(call, threads), Crew.close) as crew:
                 pushed = work.run(crew, target, kept)
         except Exception:
-            with contextlib.suppress(LayerStoreError, OSError):
-                _note(store, distribution, work.there(), target)
+            if there := work.there():
+                with contextlib.suppress(LayerStoreError, OSError):
+                    _note(store, distribution, there, target)
             raise
         finally:
             repository.end([each.offer for each in sending.values() if each.offer])
         _note(store, distribution, work.there(), target, pushed)
         return pushed
+
+
+def _held(store: Store, image: Image, stack: contextlib.ExitStack) -> tuple[bytes, dict[DiffID, Layer]]:
+    """Return the config and the layers of an image, each once, base first; the stack holds them.
+
+    Raises  ImageDoesNotExistError   it was removed meanwhile
+    """
+    try:
+        content = store.images.content(image.id)
+        layers = [stack.enter_context(store.using(chain)) for chain in image.layers]
+    except (FileNotFoundError, LayerDoesNotExistError):
+        if store.images.has(image.id):
+            raise
+        raise ImageDoesNotExistError(name=image.id) from None
+    return content, {layer.diff_id: layer for layer in layers}
 
 
 def _note(
