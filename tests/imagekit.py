@@ -80,6 +80,9 @@ def zstd(data: bytes) -> bytes:
 PACKERS: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "plain": (bytes, OCI + "layer.v1.tar", DOCKER + "image.rootfs.diff.tar"),
     "gzip": (lambda data: gzip.compress(data, 1, mtime=0), OCI + "layer.v1.tar+gzip", DOCKER + "image.rootfs.diff.tar.gzip"),
+    # As eStargz has it, and pigz --independent.
+    "members": (lambda data: b"".join(gzip.compress(data[at : at + 99_999], 1, mtime=0) for at in range(0, len(data), 99_999)),
+                OCI + "layer.v1.tar+gzip", DOCKER + "image.rootfs.diff.tar.gzip"),
     "zstd": (zstd, OCI + "layer.v1.tar+zstd", DOCKER + "image.rootfs.diff.tar.zstd"),
 }
 

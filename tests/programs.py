@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -99,13 +100,16 @@ class Podman:
         self.env = environment(place)
 
     def __enter__(self) -> "Podman":
+        # It takes no longer a path than 50 bytes.
+        self.run_root = Path(tempfile.mkdtemp(prefix="podman-", dir="/tmp"))
         return self
 
     def __exit__(self, *_) -> None:
         self("rm", "--all", "--force")
+        shutil.rmtree(self.run_root)
 
     def __call__(self, *words, feed: bytes = b"") -> bytes:
-        where = ["--root", self.place / "root", "--runroot", self.place / "run", "--tmpdir", self.place / "tmp"]
+        where = ["--root", self.place / "root", "--runroot", self.run_root, "--tmpdir", self.place / "tmp"]
         how = ["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "none"]
         return run("podman", *where, *how, *words, feed=feed, env=self.env)
 

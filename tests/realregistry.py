@@ -66,6 +66,7 @@ class Registry:
             "log": {"level": "info", "formatter": "json"},
             "storage": {"filesystem": {"rootdirectory": str(self.data)}, "delete": {"enabled": True}},
             "http": {"addr": "127.0.0.1:0", "secret": "one for all runs on this directory"},
+            "compatibility": {"schema1": {"enabled": True}},
         }
         if users:
             lines = [run("htpasswd", "-nbB", "-C", "4", user, password).strip() for user, password in users.items()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import imagekit
 import programs
 import pytest
+import realregistry
 from dockerd import Dockerd
 from realregistry import split
 from stored import tar_of
@@ -23,13 +24,7 @@ def loaded_by_docker(docker: Dockerd, archive, reference: str) -> None:
 
 
 @pytest.fixture
-def plain_layout(room):
-    """An OCI layout whose layers are not compressed."""
-    return imagekit.write_to(room / "layout", imagekit.oci(LAYERS, "plain", "app:1"))
-
-
-@pytest.fixture
-def pushed(skopeo, podman, docker, archive, plain_layout):
+def pushed(skopeo, podman, docker, archive, room):
     """Push the image by a program: pushed(who, reference)."""
 
     def push(who: str, reference: str) -> None:
@@ -40,9 +35,12 @@ def pushed(skopeo, podman, docker, archive, plain_layout):
         elif program == "podman":
             podman.push(podman.load(archive), reference, *["--format", how] * bool(how))
         else:
-            source = f"oci:{plain_layout}:1" if how == "plain" else f"docker-archive:{archive}"
-            words = {"zstd": ["--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"], "plain": ["--preserve-digests"]}
-            skopeo.copy(source, f"docker://{reference}", *words.get(how, ["--format", how] if how else []))
+            source = f"docker-archive:{archive}"
+            words = {"zstd": ["--format", "oci", "--dest-compress", "--dest-compress-format", "zstd"]}.get(how, ["--format", how] * bool(how))
+            if how in ("plain", "members"):
+                source, words = f"oci:{room / how}:1", ["--preserve-digests"]
+                imagekit.write_to(room / how, imagekit.oci(LAYERS, how, "app:1"))
+            skopeo.copy(source, f"docker://{reference}", *words)
 
     return push
 
@@ -52,6 +50,7 @@ KINDS = {
     "skopeo, oci": "application/vnd.oci.image.layer.v1.tar+gzip",
     "skopeo, zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
     "skopeo, plain": "application/vnd.oci.image.layer.v1.tar",
+    "skopeo, members": "application/vnd.oci.image.layer.v1.tar+gzip",
     "podman": "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "podman, oci": "application/vnd.oci.image.layer.v1.tar+gzip",
     "docker": "application/vnd.docker.image.rootfs.diff.tar.gzip",
@@ -69,6 +68,18 @@ def test_what_a_program_pushed_is_pulled_bit_for_bit(registry, named, pushed, st
     assert (image.references, image.digests) == ((reference,), (f"{reference.removesuffix(':1')}@{digest}",))
     assert [tar_of(store.map()[chain]) for chain in image.layers] == LAYERS
     assert store.verify() == store.orphans() == []
+
+
+def test_zstd_chunked_of_podman_is_zstd(start, podman, archive, store, images):
+    """A registry of its own: of another one podman knows blobs of these layers, and would take them."""
+    server = start()
+    podman.push(podman.load(archive), f"{server.host}/app:1", "--format", "oci", "--compression-format", "zstd:chunked")
+    layers = server.manifest("app", "1")["layers"]
+    assert {layer["mediaType"] for layer in layers} == {"application/vnd.oci.image.layer.v1.tar+zstd"}
+    assert all(any("zstd-chunked" in key for key in layer["annotations"]) for layer in layers)
+    image = images.pull(f"{server.host}/app:1")
+    assert [tar_of(store.map()[chain]) for chain in image.layers] == LAYERS
+    assert images.push(image, f"{server.host}/again:1") == server.tag("app", "1")
 
 
 def test_what_is_asked_told_and_noted(registry, named, pushed, images, store, root):
@@ -197,6 +208,23 @@ def test_registry_tells_what_is_there(registry, named, pushed, podman, of_two):
         for ask in (asked.tags, asked.manifest):
             with pytest.raises(layerstore.NotInRegistryError):
                 ask(repository + "/none")
+
+
+# ---- what is no image for us --------------------------------------------------------------------
+def test_of_what_is_refused_the_reason_is_what_it_is(named, skopeo, archive, room, images, nothing_left):
+    realregistry.run("openssl", "genrsa", "-out", room / "key", "2048")
+    realregistry.run("openssl", "rsa", "-in", room / "key", "-pubout", "-out", room / "public")
+    windows = programs.archive(room / "windows.tar", os="windows", **{"os.version": "10.0.17763.1"})
+    kinds = {
+        r"schema 1": (archive, "--format", "v2s1"),
+        r"windows": (windows, "--override-os", "windows"),
+        r"tar\+gzip\+encrypted": (archive, "--format", "oci", "--encryption-key", f"jwe:{room / 'public'}"),
+    }
+    for reason, (source, *words) in kinds.items():
+        reference = named("app")
+        skopeo.copy(f"docker-archive:{source}", f"docker://{reference}", *words)
+        with nothing_left(), pytest.raises(layerstore.ImageError, match=reason):
+            images.pull(reference)
 
 
 # ---- between two stores ---------------------------------------------------------------------------

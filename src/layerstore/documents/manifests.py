@@ -24,6 +24,8 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 INDEXES = (OCI_INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 MANIFESTS = (OCI_MANIFEST, "application/vnd.docker.distribution.manifest.v2+json")
+# Of old registries: lists of layers by two digests, with or without signatures.
+SCHEMA_1 = tuple(f"application/vnd.docker.distribution.manifest.v1+{form}" for form in ("json", "prettyjws"))
 # What says nothing about what it is.
 VAGUE = ("", "application/json", "application/octet-stream", "text/plain")
 # The last four are what old registries and tools wrote for a config, and what dockerd takes for one.
@@ -142,7 +144,7 @@ def parse_manifest_or_index(data: bytes, media_type: str, what: str) -> Manifest
     if "manifests" in found or kind in INDEXES:
         return [_blob(entry, what) for entry in found.get("manifests", [])]
     if "config" not in found and ("fsLayers" in found or found.get("schemaVersion") == 1):
-        raise ImageError(f"{what} is of the first schema, which tools no longer write")
+        raise ImageError(f"{what} is of the first schema (schema 1), which tools no longer write")
     if own and own not in MANIFESTS:
         raise NoImageError(f"{what} is not an image but {(found.get('artifactType') or own)[:100]!r}")
     if "config" not in found:
