@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from .asked import Server
+
 
 class Request(NamedTuple):
     """What a server was asked."""
@@ -128,3 +130,9 @@ def no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Tem
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(home))
+
+
+@pytest.fixture
+def server() -> Server:
+    """A token server without sockets."""
+    return Server()
