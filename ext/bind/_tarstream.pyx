@@ -84,7 +84,7 @@ cdef class Source:
             raise RuntimeError("bytes were read ahead: take them first")
         return PyCapsule_New(&self.handle, "layerstore.source", NULL)
 
-    cdef size_t fill(self, char *p, size_t n) except? <size_t>-1:
+    cdef size_t fill(self, char *p, size_t n, bint ahead=True) except? <size_t>-1:
         """Up to n bytes to p, in parts; fewer only at the end. That the whole is not what was promised (an error
         of no file) comes in place of the end, by the next call; every other error at once."""
         cdef lay.lay_error err
@@ -99,7 +99,7 @@ cdef class Source:
             while have < n and got > 0:
                 part = min(n - have, <size_t>PART)
                 to = p + have
-                further = n - have < self.ahead_want
+                further = ahead and n - have < self.ahead_want
                 if further:
                     if self.ahead == NULL:
                         self.ahead = <char *>malloc(AHEAD)
@@ -119,16 +119,16 @@ cdef class Source:
                 else:
                     have += got
                 PyErr_CheckSignals()
-            if self.ahead_want == 0:
+            if ahead and self.ahead_want == 0:
                 self.ahead_want = min(max(4 * n, <size_t>AHEAD_FIRST), <size_t>AHEAD)
         finally:
             lay.give(&self.handle)
         return have
 
-    cdef bytes read_part(self, size_t n):
+    cdef bytes read_part(self, size_t n, bint ahead=True):
         cdef bytes data = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>n)
         cdef char *p = PyBytes_AsString(data)
-        cdef size_t got = self.fill(p, n)
+        cdef size_t got = self.fill(p, n, ahead)
         return data if got == n else PyBytes_FromStringAndSize(p, <Py_ssize_t>got)
 
     def read(self, n):
@@ -149,6 +149,9 @@ cdef class Source:
             parts.append(part)
             if left == 0 or (short and left is not None):
                 return b"".join(parts)
+
+    def read_block(self, size_t n):
+        return self.read_part(min(n, <size_t>PART), False)
 
     def readinto(self, buffer):
         cdef Py_buffer view

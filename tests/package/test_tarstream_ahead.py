@@ -29,6 +29,7 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("read"), st.integers(0, 3 * MIB)),
         st.tuples(st.just("readinto"), st.integers(0, MIB)),
+        st.tuples(st.just("read_block"), st.integers(0, 2 * MIB)),
         st.tuples(st.just("seek"), st.integers(0, len(TAR) + 600)),
         st.tuples(st.just("stay"), st.just(0)),
         st.tuples(st.just("copy"), st.just(0))),
@@ -40,6 +41,8 @@ def step(stream, at, what, n):
     """Do it; what it gave, and where the stream must stand then."""
     if what == "read":
         return (got := stream.read(n)), at + len(got)
+    if what == "read_block":
+        return (got := stream.read_block(n)), at + len(got)
     if what == "readinto":
         buffer = bytearray(n)
         size = stream.readinto(buffer)
@@ -131,3 +134,27 @@ def test_a_changed_file_is_an_error_in_the_read_that_meets_it_and_not_before(lay
                 got += len(piece)
         assert caught.value.path == "f060"
         assert bad - 200_000 < got < bad
+
+
+def test_blocks_are_the_tar_and_the_end_is_checked(layer):
+    with layer.tar_stream() as stream:
+        blocks = list(iter(lambda: stream.read_block(MIB), b""))
+    assert b"".join(blocks) == TAR
+    assert {len(block) for block in blocks[:-1]} == {MIB}
+    victim = os.path.join(layer.metadata()["UpperDir"], "f089")
+    with open(victim, "r+b") as file:
+        file.write(b"other")
+    with layer.tar_stream() as stream, pytest.raises(layerstore.CorruptLayerError, match="f089"):
+        while stream.read_block(MIB):
+            pass
+
+
+def test_a_block_that_was_not_asked_for_is_not_read(layer):
+    """Memory: what reads in blocks holds one, not what a caller of read() would be served from."""
+    with layer.tar_stream() as stream:
+        for _ in range(4):
+            stream.read_block(MIB)
+        assert stream._source.read_ahead() == b""
+        stream.read(MIB)
+        stream.read(MIB)
+        assert stream._source.read_ahead()

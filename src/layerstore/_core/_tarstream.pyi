@@ -13,6 +13,8 @@ class Source:
     """A tar on its way out. Made by the functions below; one user at a time."""
     def read(self, n: int) -> bytes:
         """n bytes (all for -1); fewer only at the end; b"" after the end, when all checks have passed."""
+    def read_block(self, n: int) -> bytes:
+        """The same of n bytes, 16 MiB at most, without reading further than that."""
     def readinto(self, buffer: Any) -> int: ...
     def read_ahead(self) -> bytes:
         """The bytes that were read further than given, which are given so; Apply.pump_source goes on behind them."""

@@ -147,7 +147,7 @@ class Placing:
     def _plain(self, layer: Sending) -> Blocks:
         at = 0
         with layer.layer.tar_stream() as stream:
-            while block := stream.read(_BLOCK):
+            while block := stream.read_block(_BLOCK):
                 self._call.check()
                 yield block
                 at += len(block)

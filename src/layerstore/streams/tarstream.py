@@ -108,6 +108,11 @@ class TarStream(_BinaryFile):
         with self._lock:
             return self._open().read(-1 if size is None else size)
 
+    def read_block(self, size: int) -> bytes:
+        """Return as read() does, and read no further: for a thread that reads large blocks and does little else."""
+        with self._lock:
+            return self._open().read_block(size)
+
     def readall(self) -> bytes:
         """Return all that is left."""
         return self.read(-1)
