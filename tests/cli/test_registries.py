@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gate
 import pytest
@@ -17,7 +18,9 @@ from disk import disk_state
 from dockerd import image_archive
 from tarkit import dir, end, file
 
+import layerstore
 from layerstore.cli import screen
+from layerstore.cli.exits import OPTIONS_FOR, sentence
 
 BASE = dir("etc/") + file("etc/motd", b"hello\n") + end()
 APP = dir("app/") + file("app/main", b"print\n") + end()
@@ -248,6 +251,14 @@ def test_without_urllib3(app, program, environment):
     assert told["state"] == "note" and "pip install 'layerstore[registry]'" in told["todo"]
 
 
+def test_advice_names_options():
+    for words, option in OPTIONS_FOR.items():
+        assert sentence(layerstore.RegistryError(f"GET /: {words}")) == f"GET /: {option}"
+        assert sentence(layerstore.ImageError(words)) == words
+    source = "".join(path.read_text() for path in (Path(layerstore.__file__).parent / "registry").glob("*.py"))
+    assert [words for words in OPTIONS_FOR if words not in source] == []
+
+
 # ---- passwords ----------------------------------------------------------------------------------
 def test_a_password_from_standard_input(app, program, closed, monkeypatch):
     name = f"{closed.host}/t{next(_number)}/app:1"
@@ -269,7 +280,7 @@ def test_a_wrong_password(app, program, closed, data):
 
 def test_nobody_is_let_in(app, cli, closed):
     done = cli("image", "pull", f"{closed.host}/app:1")
-    assert done.code == 6 and closed.host in done.said and "401" in done.said
+    assert done.code == 6 and closed.host in done.said and "401" in done.said and "--user" in done.said
 
 
 def test_a_password_is_not_read_from_a_terminal(app, terminal, closed):
@@ -296,7 +307,7 @@ def test_what_docker_login_keeps_counts(app, cli, closed, home):
 def test_a_certificate_must_be_known(app, cli, tmpfs):
     with realregistry.Registry(tmpfs / f"registry-tls-{next(_number)}", tls=True) as server:
         done = cli("image", "push", "app", f"{server.host}/app:1")
-        assert done.code == 1 and "certificate" in done.said
+        assert done.code == 1 and "certificate" in done.said and "--ca FILE" in done.said
         assert cli("image", "push", "app", f"{server.host}/app:1", "--ca", server.ca).code == 0
         assert cli("image", "pull", f"{server.host}/app:1", "--insecure").code == 0
 

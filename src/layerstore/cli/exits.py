@@ -16,6 +16,7 @@ from layerstore.errors import (
     InvalidOptionError,
     NotSupportedError,
     ReadOnlyStoreError,
+    RegistryError,
     StoreInUseError,
     readable,
 )
@@ -67,6 +68,13 @@ _IN_USE = (ActiveMountError, ReadOnlyStoreError, StoreInUseError)
 _IN_USE_ERRNO = (errno.EBUSY, errno.ETXTBSY)
 
 
+# Advice of the library that names an argument, and the option for it.
+OPTIONS_FOR = {
+    "or auth=)": "or --user)", "trust who signed it: ca=...": "trust who signed it: --ca FILE",
+    "insecure=True allows": "--insecure allows",
+}  # fmt: skip
+
+
 def code_of(error: BaseException) -> Exit:
     """Return the exit code for an exception."""
     if isinstance(error, Failure):
@@ -92,6 +100,8 @@ def sentence(error: BaseException) -> str:
             text = f"{os.fsdecode(error.filename)}: {text}"
     else:
         text = str(error) or type(error).__name__
+        for argument, option in OPTIONS_FOR.items() if isinstance(error, RegistryError) else ():
+            text = text.replace(argument, option)
     notes: list[str] = getattr(error, "__notes__", [])
     for note in notes:
         if note not in text:

@@ -26,8 +26,9 @@ FORMATS = ("docker", "oci", "oci-dir")
 
 def add(commands: Commands) -> None:
     image = commands.family(
-        "image", "images: load, save, tag, unpack",
-        examples=["image load debian.tar", "image ls", "image save debian:12 -o debian.tar"])  # fmt: skip
+        "image", "images: pull, push, load, save, tag, unpack",
+        examples=["image pull debian:12", "image push app:1 registry.example.com/app:1", "image ls",
+                  "image load debian.tar", "image save debian:12 -o debian.tar"])  # fmt: skip
     load = image.command(
         "load", run_load, "load the images of an archive",
         more="Archives of docker save and OCI layouts (a tar, or a directory), plain or compressed.",

@@ -166,5 +166,9 @@ def run_push(args: Any, screen: Screen) -> None:
                 opened.images, args.image, target, registry=registry, compression=_COMPRESSIONS[args.compression],
                 force_compression=args.compression is not None, progress=progress,
             )  # fmt: skip
-    sent = f"sent {screen.size(pushed.sent)}; {pushed.mounted} blobs were mounted, {pushed.present} were there"
-    screen.result(pushed._asdict(), [pushed.digest], sent)
+    there = f"mounted: {_blobs(pushed.mounted)}; there already: {_blobs(pushed.present)}"
+    screen.result(pushed._asdict(), [pushed.digest], f"sent {screen.size(pushed.sent)}; {there}")
+
+
+def _blobs(number: int) -> str:
+    return f"{number} blob" if number == 1 else f"{number} blobs"
