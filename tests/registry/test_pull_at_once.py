@@ -125,3 +125,15 @@ def test_killed(shelf, root, number):
         assert asked == {f"GET /v2/app/blobs/{digest}" for digest in [put.id, *put.digests[number:]]}
         whole(store, images, put)
 
+
+
+def test_an_index_again_with_one_request(shelf, images, connect):
+    """The manifest of the platform is kept: it is not asked for again."""
+    put = shelf.put(LAYERS[:2], tag="one")
+    digest = shelf.put_index([(put, {"platform": {"os": "linux", "architecture": "amd64"}})])
+    registry = connect()
+    image = images.pull(f"{shelf.host}/app:all", platform="linux/amd64", registry=registry)
+    assert image.digests == (f"{shelf.host}/app@{digest}",)
+    shelf.forget()
+    assert images.pull(f"{shelf.host}/app:all", platform="linux/amd64", registry=registry) == image
+    assert shelf.paths() == ["GET /v2/app/manifests/all"]
