@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from layerstore.disk.locks import surely
 from layerstore.engine.engine import Engine
 from layerstore.engine.intake import Unpacked as Unpacked
 from layerstore.errors import LayerDoesNotExistError, NotSupportedError
@@ -168,7 +169,11 @@ class Store:
             self.discard(unpacked)
             raise
         made = self._engine.intake.register_unpacked(unpacked, below, descriptor, durability)
-        return Layer(self._engine, made.record, made)
+        try:
+            return Layer(self._engine, made.record, made)
+        except BaseException:             # an interrupt
+            surely(self._engine.take_back, made)
+            raise
 
     def discard(self, unpacked: Unpacked) -> None:
         """Remove what was unpacked ahead. It never raises: cleanup() removes what cannot be removed now."""

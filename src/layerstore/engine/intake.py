@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from layerstore.disk.locks import Scope
+from layerstore.disk.locks import Scope, surely
 from layerstore.drivers import Draft, Received, Stack
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
@@ -98,17 +98,30 @@ class Registration:
         """Make a layer on parent of what was unpacked, which is spent. Raises as Store.register() does."""
         level = self._syncing.level(durability)
         above: Record | None = None
+        made: list[Reference] = []
         try:
-            with Scope(lambda: unpacked, self._end):
-                self._ground.check_writable()
-                above = self._references.use(parent) if parent else None
-                _check_depth(above)
-                stack = above.directories if above else []
-                unpacked.draft.place_on(stack)
-                return self._make_visible(unpacked, above, stack, descriptor or Descriptor(), level)
-        finally:
-            if above:
-                self._references.end_use(above)
+            try:
+                with Scope(lambda: unpacked, self._end):
+                    self._ground.check_writable()
+                    above = self._references.use(parent) if parent else None
+                    _check_depth(above)
+                    stack = above.directories if above else []
+                    unpacked.draft.place_on(stack)
+                    made.append(self._make_visible(unpacked, above, stack, descriptor or Descriptor(), level))
+            finally:
+                if above:
+                    self._references.end_use(above)
+        except BaseException:
+            for reference in made:        # an interrupt behind the last step
+                surely(self._take_back, reference)
+            raise
+        return made[0]
+
+    def _take_back(self, reference: Reference) -> None:
+        if reference.is_new:
+            self._references.release(reference, reference.record.chain_id)
+        else:
+            self._references.let_go(reference)
 
     def discard(self, unpacked: Unpacked) -> None:
         """Remove what was unpacked. Never raises: what cannot be removed is cleanup()'s."""

@@ -104,7 +104,7 @@ class Gatherer:
         self.store, self._level = store, level
         self._held: dict[ChainID, Layer] = {}
         self._known = contextlib.ExitStack()   # keeps those that were there before
-        self._new: list[Layer] = []
+        self._made: list[Layer] = []           # and those that were there when they came
         self.jobs: dict[str, Job] = {}
 
     def has(self, chain: ChainID) -> bool:
@@ -181,19 +181,17 @@ class Gatherer:
                 job.unpacked = self.store.unpack_ahead(stream)
         unpacked = job.unpacked
         handle = self.store.register_unpacked(unpacked, parent, descriptor, durability=self._level)
-        if handle.is_new:
-            self._new.append(handle)
-        else:
-            self._known.callback(self.store.take_back, handle)
+        self._made.append(handle)              # at once: an interrupt may come next
         job.unpacked, job.layer = None, handle
         self._held[chain] = handle
         return chain
 
     def leave(self) -> None:
         """Let the layers that this load made stay without a reference, as those of a killed process do."""
-        for layer in self._new:
-            self.store.leave(layer)
-        self._new = []
+        for layer in self._made:
+            if layer.is_new:
+                self.store.leave(layer)
+        self._made = [layer for layer in self._made if not layer.is_new]
 
     def close(self) -> None:
         """Release all references, and discard what was unpacked and not used. Can be called again.
@@ -204,10 +202,10 @@ class Gatherer:
             if job.unpacked:
                 self.store.discard(job.unpacked)
             job.unpacked = None
-        for layer in reversed(self._new):      # an image keeps those that stay
+        for layer in reversed(self._made):     # an image keeps those that stay; what was there before stays, too
             with contextlib.suppress(LayerStoreError):
-                self.store.release(layer)
-        self._new = []
+                self.store.take_back(layer)
+        self._made = []
         self._known.close()
         self._held.clear()
 
