@@ -155,3 +155,14 @@ def test_whatever_stands_there_a_note_can_be_made_and_is_first(tmp_path_factory:
     after = notes.known(LAYER)
     assert after[0] == Entry(blob(1), "a.b/c", GZIP, 7)
     assert after[1:] == before
+
+
+def test_what_was_noted_is_taken_back(notes: Distribution, tmp_path: Path) -> None:
+    notes.note(LAYER, blob(1), "a.b/c", GZIP, 1)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again = Distribution(str(tmp_path), "none")
+    again.note(LAYER, blob(1), "d.e/f", GZIP, 1)
+    again.note(LAYER, blob(2), "a.b/c", GZIP, 2)
+    again.take_back()
+    again.take_back()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -13,12 +13,14 @@ from layerstore.layerdb.imagedb import ImageDB, Repositories, diff_ids_of, now, 
 
 
 def publish(
-    db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes], beside: Callable[[], None] = lambda: None
+    db: ImageDB, planned: Sequence[Planned], contents: Sequence[bytes], beside: Callable[[], None] = lambda: None,
+    undo: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Write configs, what beside() writes, then names; images are taken back if the rest cannot be written.
+    """Write configs, what beside() writes, then names; all is taken back if the rest cannot be written.
 
     planned    images whose layers are held
     contents   their configs
+    undo       takes back what beside() wrote; called twice where an interrupt comes into it
     """
     names = db.repositories()
     db.sweep()
@@ -40,7 +42,10 @@ def publish(
                 db.note(id, "lastUpdated", now())
         db.write_repositories(names)
     except BaseException:
-        surely(db.take_back, made)
+        try:
+            surely(undo)
+        finally:
+            surely(db.take_back, made)
         raise
     db.end_making()
 

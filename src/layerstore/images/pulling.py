@@ -102,10 +102,16 @@ def pull(
         if note(notes, found, request):
             db.keep_manifest(found.config.id, found.manifest)
 
+    def take_back() -> None:
+        notes.take_back()
+        if db.kept_manifest(found.config.id) != kept:
+            db.keep_manifest(found.config.id, kept)
+
     with opened(request.domain, registry) as remote, Ending(gatherer.close):
         found = gather(gatherer, remote, request, db, progress, note_kept if keep else None)
         with store.images.exclusive(store.check_writable):
-            publish(db, [found.planned], [found.config.data], note_all)
+            kept = db.kept_manifest(found.config.id)
+            publish(db, [found.planned], [found.config.data], note_all, take_back)
             image = images.get(found.config.id)
     return Pulled(image, found.digest, found.fetched_size, found.present)
 

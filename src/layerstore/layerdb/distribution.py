@@ -68,6 +68,7 @@ class Distribution:
         """root   image/<driver> below the data root"""
         self._durability: Durability = durability
         self._root = root
+        self._before: dict[str, bytes | None] = {}       # of what was written here
         self._entries = os.path.join(root, "distribution", "v2metadata-by-diffid")
         self._diff_ids = os.path.join(root, "distribution", "diffid-by-digest")
 
@@ -97,6 +98,15 @@ class Distribution:
         if self.diff_id_of(digest) != diff_id:
             self._write(_path(self._diff_ids, digest), diff_id.encode())
 
+    def take_back(self) -> None:
+        """Let the notes be what they were when this object was made; under the lock. Can be begun again."""
+        for path, data in self._before.items():
+            if data is not None:
+                self._replace(path, data)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                _files.unlink(path)
+
     def sweep(self) -> None:
         """Remove what a dead process left half written; under the lock."""
         for directory in (self._entries, self._diff_ids):
@@ -122,12 +132,20 @@ class Distribution:
         directory = os.path.dirname(path)
         made = not os.path.isdir(directory)
         textfile.make_directories(directory, 0o700)
-        textfile.replace_small(path, data, 0o600, sync=self._durability != "none")
+        if path not in self._before:
+            try:
+                self._before[path] = textfile.read_small(path)
+            except (FileNotFoundError, InvalidMetadataError):
+                self._before[path] = None
+        self._replace(path, data)
         if self._durability == "full":
             textfile.sync_directory(directory)
             while made and directory != self._root:
                 directory = os.path.dirname(directory)
                 textfile.sync_directory(directory)
+
+    def _replace(self, path: str, data: bytes) -> None:
+        textfile.replace_small(path, data, 0o600, sync=self._durability != "none")
 
 
 def _path(directory: str, digest: Digest) -> str:
