@@ -332,9 +332,15 @@ def test_a_post_begins_anew_and_patch_and_put_of_an_upload_do_not(asking):
             assert asking(server.host, method=method, body=b"x", upload=True, expect=(200, 503)).status == 503
 
 
-def test_what_making_the_body_raises_comes_out(asking):
-    def body():
+@pytest.mark.parametrize("when", ["at once", "later"])
+def test_what_making_the_body_raises_comes_out(asking, when):
+    def later():
         yield b"x" * 100
+        raise OSError(5, "the disk", "/file")
+
+    def body():
+        if when == "later":
+            return later()
         raise OSError(5, "the disk", "/file")
 
     with Server(in_turn(OK)) as server, pytest.raises(OSError, match="the disk") as caught:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import urllib3
 from urllib3.connection import HTTPConnection
@@ -30,6 +30,9 @@ _HEADER_BYTES: Final = 8 << 20        # of an answer, more than http.client take
 _AROUND: Final = 1 << 20              # bytes around a block of a body: of chunks, of TLS, and what is read ahead
 _IDLE: Final = 32                     # connections that wait at a time
 _FAILURES: Final = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+
+
+T = TypeVar("T")
 
 
 class Headers:
@@ -50,11 +53,11 @@ class Headers:
 class Connection(HTTPConnection):
     """A connection over a socket that is connected already.
 
-    wire      the socket
-    leads_to  what it is kept by in a pool
-    proxy_told  who is told whole URLs; None: it leads to the host
-    waited    seconds that it waited in a pool before this request
-    is_last   it is not used again
+    wire        the socket
+    leads_to    by what a pool keeps it
+    proxy_told  the proxy that gets whole URLs; None: it leads to the host
+    waited      seconds that it waited in a pool before this request
+    is_last     it is not used again
     """
 
     def __init__(self, wire: Wire, leads_to: object, proxy: Proxy | None) -> None:
@@ -127,12 +130,12 @@ class Connection(HTTPConnection):
         if isinstance(body, bytes):
             self.send(body)
         elif body is not None:
-            self._send_blocks(iter(body()))
+            self._send_blocks(self._made(lambda: iter(body())))
 
     def _send_blocks(self, blocks: Iterator[bytes]) -> None:
         before = b""
         try:
-            while block := self._next_of(blocks):
+            while block := self._made(lambda: next(filter(None, blocks), b"")):
                 if self._is_chunked:
                     self.send(b"%b%x\r\n" % (before, len(block)))
                     before = b"\r\n"
@@ -142,10 +145,10 @@ class Connection(HTTPConnection):
             if isinstance(blocks, Generator):
                 blocks.close()
 
-    def _next_of(self, blocks: Iterator[bytes]) -> bytes:
-        """Return the next block that has bytes; b"" at the end."""
+    def _made(self, make: Callable[[], T]) -> T:
+        """Return a part of the body. What making it raises is not the connection's."""
         try:
-            return next(filter(None, blocks), b"")
+            return make()
         except BaseException as err:
             self._failure = err
             raise
