@@ -133,7 +133,7 @@ def test_a_refresh_token_is_not_posted_elsewhere(shelf, serve, connect, home):
     assert all("r3fr3sh" not in each for each in posted)
 
 
-@pytest.mark.parametrize("entry", [{"registrytoken": "b3ar3r x"}, {"identitytoken": "r3fr3sh\r\nX-Evil: y"}, {"username": "u\r\nX-Evil: y", "password": PASSWORD}, {"auth": basic("u", PASSWORD + "\r\nX-Evil: y").split()[1]}, {"username": 5, "password": PASSWORD}, {"auth": [PASSWORD]}], ids=lambda entry: repr(entry)[:30])  # fmt: skip
+@pytest.mark.parametrize("entry", [{"registrytoken": "b3ar3r\r\nX-Evil: y"}, {"registrytoken": "b3ar3r x"}, {"registrytoken": "b3ar3r\u20ac"}, {"identitytoken": "r3fr3sh\r\nX-Evil: y"}, {"username": "u\r\nX-Evil: y", "password": PASSWORD}, {"auth": basic("u", PASSWORD + "\r\nX-Evil: y").split()[1]}, {"username": 5, "password": PASSWORD}, {"auth": [PASSWORD]}], ids=lambda entry: repr(entry)[:30])  # fmt: skip
 def test_secrets_in_files_that_break_headers(shelf, serve, connect, silent, home, entry):
     tokens = serve(Tokens(refresh="none"))
     good = BearerGuard(tokens)

@@ -100,6 +100,26 @@ def run(script, *words, seconds=30, **more):
     return done, time.monotonic() - began
 
 
+DAEMON = """
+import sys, threading, time, layerstore
+def pull():
+    with layerstore.Store(sys.argv[1]) as store, layerstore.Registry(sys.argv[2], retries=5, timeout=20) as registry:
+        layerstore.Images(store).pull(sys.argv[3], registry=registry)
+threading.Thread(target=pull, daemon=True).start()
+time.sleep(1)
+print("over", flush=True)
+"""
+
+
+def test_a_daemon_thread_that_pulls_does_not_keep_the_program(shelf, put, root, store):
+    shelf.always("GET", put.blob_path(1), cut(Answer(200, {}, put.blobs[1]), 100_000, STALL))
+    done, took = run(DAEMON, root, shelf.url, put.reference)
+    assert done.stdout == "over\n", done.stderr
+    assert took < 8
+    store.cleanup()
+    assert store.orphans() == [] and store.verify() == []
+
+
 FORKS = """
 import os, sys, layerstore
 children = []
