@@ -89,5 +89,6 @@ def listed_in(found: tuple[str, bytes] | None, kept: Kept, what: str) -> tuple[s
     if any(entry.digest == kept.digest for entry in entries):
         return None
     document = gojson.parse_object(found[1], what)
+    document |= {"schemaVersion": 2, "mediaType": media_type}
     document["manifests"] = [*(document.get("manifests") or []), kept.entry]
     return media_type, gojson.encode(document, what)
