@@ -190,6 +190,30 @@ def test_ctrl_c_in_a_register_leaves_nothing(made, root, numbers, code, said, op
     assert open_store().map() == {}
 
 
+AT_ONCE = """
+import os, signal
+from layerstore.cli import main
+set_handler = signal.signal
+def set_late(number, handler):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return set_handler(number, handler)
+for number in main._ENDS:
+    set_handler(number, main._end_by)
+signal.signal = set_late
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+    set_handler(signal.SIGUSR1, signal.SIG_IGN)      # looks for signals
+except main._EndedError as error:
+    print(error.number)
+"""
+
+
+def test_of_signals_that_come_at_once_the_first_one_handled_ends_the_command():
+    """Python calls the handlers of two pending signals one inside the other."""
+    done = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_a_pipe_that_is_closed_is_no_failure_to_speak_of(base, room):
     many = b"".join(file(f"file-{at:06}", b"") for at in range(20_000)) + end()
     (room / "many.tar").write_bytes(many)

@@ -234,7 +234,7 @@ class Crew:
     def close(self) -> None:
         """Stop the threads, and wait until they end. Can be called again."""
         self._is_stopped = True
-        while self._working:                   # whoever begins from now on does nothing
+        while self._working:                   # a thread that begins from now on does nothing
             time.sleep(0.001)
         for thread in self._threads:
             if thread.ident is not None:
