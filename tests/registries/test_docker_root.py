@@ -7,7 +7,7 @@ import pytest
 from dockerd import Dockerd
 from realregistry import split
 
-from layerstore import Images
+from layerstore import Images, ReadOnlyStoreError
 
 LAYERS = programs.layers()
 
@@ -81,3 +81,19 @@ def test_we_send_nothing_of_what_dockerd_pushed_or_pulled(registry, named, archi
         notes = root / "image/overlay2/distribution/v2metadata-by-diffid/sha256"
         assert len(list(notes.iterdir())) == len(LAYERS)
         assert all(json.loads(note.read_bytes()) for note in notes.iterdir())
+
+
+def test_the_root_of_a_running_dockerd_is_neither_pulled_to_nor_pushed_from(registry, named, archive, root, open_store, skopeo):
+    """Its notes and names are dockerd's meanwhile: no request is made."""
+    reference = named("app")
+    skopeo.copy(f"docker-archive:{archive}", f"docker://{reference}")
+    with Dockerd(root, network=True) as docker:
+        docker.docker("load", "-q", "--input", str(archive))
+        before = len(registry.requests())
+        with open_store() as store:
+            images = Images(store)
+            [image] = images.list()
+            for call in (lambda: images.pull(reference), lambda: images.push(image, reference)):
+                with pytest.raises(ReadOnlyStoreError):
+                    call()
+        assert registry.requests(before) == []

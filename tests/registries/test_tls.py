@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import realregistry
 
 from layerstore import Registry, RegistryError
 
@@ -50,10 +51,15 @@ def test_with_a_directory_of_cas(secure, room):
         assert registry.tags("app") == ["1"]
 
 
-@pytest.mark.parametrize("where", ["home", "XDG_CONFIG_HOME", "SSL_CERT_FILE"])
+@pytest.mark.parametrize("where", ["home", "XDG_CONFIG_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"])
 def test_with_what_is_configured(secure, settings, monkeypatch, where):
     if where == "SSL_CERT_FILE":
         monkeypatch.setenv(where, str(secure.ca))
+    elif where == "SSL_CERT_DIR":
+        (settings / "authorities").mkdir()
+        shutil.copy(secure.ca, settings / "authorities/ours.pem")
+        realregistry.run("openssl", "rehash", settings / "authorities")
+        monkeypatch.setenv(where, str(settings / "authorities"))
     else:
         config = settings / (".config" if where == "home" else "other")
         if where != "home":
