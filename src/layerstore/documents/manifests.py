@@ -104,7 +104,8 @@ def _blob(found: dict[str, Any] | None, what: str) -> Blob:
     if named and named.get("os") and named.get("architecture"):        # else the config says it
         platform = Platform(named.get("os", ""), named.get("architecture", ""), named.get("variant", ""))
     urls = [url for url in found.get("urls", []) if url]
-    return Blob(digest, found["size"], found.get("mediaType", ""), platform, found.get("annotations", {}), urls)
+    annotations = {key: value or "" for key, value in found.get("annotations", {}).items()}    # null is "" to Go
+    return Blob(digest, found["size"], found.get("mediaType", ""), platform, annotations, urls)
 
 
 def check_digest(digest: Digest, data: bytes) -> None:

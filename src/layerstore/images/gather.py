@@ -222,6 +222,7 @@ class Crew:
     def __init__(self, gatherer: Gatherer, progress: Progress | None) -> None:
         """progress   told of the bytes of files taken"""
         self._gatherer, self._progress = gatherer, progress
+        self._pid = os.getpid()
         # No pool, no Event, no Future: an interrupt within one of their locks would leave it to this thread for ever.
         self._is_stopped = False
         self._threads: list[threading.Thread] = []
@@ -234,11 +235,18 @@ class Crew:
     def close(self) -> None:
         """Stop the threads, and wait until they end. Can be called again."""
         self._is_stopped = True
+        if not self.is_ours:
+            return
         while self._working:                   # a thread that begins from now on does nothing
             time.sleep(0.001)
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join(1)
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a forked child: the threads, and what they use, are its parent's."""
+        return os.getpid() == self._pid
 
     def start(
         self, wanted: dict[str, PlannedLayer], total: int, workers: int, run: Callable[[PlannedLayer, Job], None]

@@ -290,7 +290,8 @@ class FetchingCrew(Crew):
 
     def close(self) -> None:
         """Stop the threads, and wait until they end. Can be called again."""
-        self._call.stop(Stopped())
+        if self.is_ours:
+            self._call.stop(Stopped())
         super().close()
 
     def done(self, work: Callable[[], T]) -> T:
