@@ -115,3 +115,26 @@ print("end")
         assert stalling.stalls
     assert (done.stdout, done.returncode) == ("end\n", 0), done.stderr
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("leaves", ["sys.exit(7)", "raise ValueError", "os._exit(7)"])
+def test_a_child_that_is_forked_meanwhile_takes_nothing_along(registry, named, image, images, leaves):
+    """progress() forks; the child unwinds its copy of the push, or does not. The parent's goes on."""
+    program = f"""
+import os, sys
+from layerstore import Images, Registry, Store
+root, reference = sys.argv[1:]
+children = []
+def tell(done):
+    if not children:
+        children.append(os.fork())
+        if children == [0]:
+            {leaves}
+with Store(root) as store:
+    digest = Images(store).push("app:1", reference, progress=tell)
+    print(digest, os.waitpid(children[0], 0)[1] != 0)
+"""
+    root, reference = images.store.root, named("forked")
+    images.store.close()
+    done = subprocess.run([sys.executable, "-c", program, root, reference], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == f"{registry.tag(*split(reference))} True\n", done.stderr

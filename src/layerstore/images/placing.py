@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -176,6 +177,7 @@ class Crew:
 
     def __init__(self, call: Call, threads: int) -> None:
         self._call, self._count = call, threads
+        self._pid = os.getpid()
         self._left: collections.deque[Any] = collections.deque()
         self._threads: list[threading.Thread] = []
         self._ended: list[bool] = []
@@ -183,7 +185,9 @@ class Crew:
         self._failed: list[BaseException] = []
 
     def close(self) -> None:
-        """Stop what still works, and wait for it. Can be called again."""
+        """Stop what still works, and wait for it. Can be called again. In a forked child nothing works."""
+        if os.getpid() != self._pid:
+            return
         self._left.clear()
         if len(self._ended) < len(self._threads):
             self._call.stop(_StoppedError("the push has ended"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -117,17 +118,19 @@ def push(
         placing = Placing(call, repository, compression, force=force_compression)
         work = _Push(repository, image, content, sending, placing, Teller(progress, 0))
         kept = None if force_compression else read_kept(store.images, image, content)
+        pid = os.getpid()
         try:
             threads = max(1, min(remote.connections, len(sending)))
             with Scope(lambda: Crew(call, threads), Crew.close) as crew:
                 pushed = work.run(crew, target, kept)
         except Exception:
-            if there := work.there():
+            if os.getpid() == pid and (there := work.there()):
                 with contextlib.suppress(LayerStoreError, OSError):
                     _note(store, distribution, there, target)
             raise
         finally:
-            repository.end([each.offer for each in sending.values() if each.offer])
+            if os.getpid() == pid:              # a child that was forked meanwhile leaves all to its parent
+                repository.end([each.offer for each in sending.values() if each.offer])
         _note(store, distribution, work.there(), target, pushed)
         return pushed
 
