@@ -118,6 +118,14 @@ def test_a_url_that_is_not_asked(url, why):
     assert str(caught.value).startswith("registry.example.com names a URL that is not asked: ")
 
 
+@pytest.mark.parametrize("url", [f"https://{'a' * 5000}/", f"{'a' * 5000}://host/", f"https://{'a' * 5000}@host/", f"https://user@{'a' * 5000}/"])
+def test_what_is_refused_is_told_with_an_end(url):
+    with pytest.raises(RegistryError) as caught:
+        check_named(url, REGISTRY)
+    assert len(str(caught.value)) < 700
+    assert len(check_named(f"https://host/{'a' * 5000}", REGISTRY).told) < 700
+
+
 def test_link_local_is_refused_by_a_registry_of_this_machine_too():
     with pytest.raises(RegistryError, match="link-local"):
         check_named("http://169.254.169.254/", LOCAL)

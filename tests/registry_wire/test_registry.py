@@ -136,6 +136,34 @@ def test_one_that_is_forgotten_closes_its_connections():
         gc.collect()
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_child_that_unwinds_leaves_the_parents_connection_alone(reads):
+    """The child closes its copy of a reply, stops its copy of the call, and closes its copy of the registry."""
+    body = bytes(1 << 20)
+    with Server(lambda request: answer(200, body)) as server, Registry(f"http://{server.host}") as registry, started() as call:
+        with registry.session.open(call, "/v2/x") as reply:
+            came = reply.read(1000)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    if reads:
+                        reply._response.length_remaining = 0           # as if it had read all
+                    reply.close()
+                    call.stop(SystemExit())
+                    with started() as own:
+                        registry.session.ask(own, "GET", "/v2/y", limit=1 << 20)
+                    registry.close()
+                    gc.collect()
+                finally:
+                    os._exit(0)
+            os.waitpid(pid, 0)
+            while block := reply.read():
+                came += block
+    assert came == body
+    assert [request.path for request in server.requests] == ["/v2/x", "/v2/y"]
+    assert server.connections == 2
+
+
 def test_what_is_closed_ends_though_a_child_has_its_socket():
     ended = threading.Event()
 

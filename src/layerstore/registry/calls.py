@@ -6,6 +6,7 @@ Stopping a call shuts its sockets down, so that a read that is blocked ends at o
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from types import TracebackType
 from typing import Protocol, Self
@@ -37,11 +38,21 @@ class Call:
     """One pull, push or other call of a registry, with the sockets that it uses. Use it as a context manager."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._why: BaseException | None = None
-        self._held: set[Cuttable] = set()
         self._leaving = contextlib.ExitStack()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._held: set[Cuttable] = set()
+
+    def _mine(self) -> threading.Lock:
+        """Return the lock; in a forked child one of its own, and the sockets are its parent's."""
+        if self._pid != os.getpid():
+            self._begin()
+        return self._lock
 
     def __enter__(self) -> Self:
         stop = STOP.get()
@@ -59,7 +70,7 @@ class Call:
 
     def stop(self, why: BaseException) -> None:
         """End all that the call waits for, from any thread. The first reason counts."""
-        with self._lock:
+        with self._mine():
             if self._why is not None:
                 return
             self._why = why
@@ -74,13 +85,13 @@ class Call:
 
     def hold(self, what: Cuttable) -> None:
         """Have something cut when the call is stopped. Raises what stopped it already."""
-        with self._lock:
+        with self._mine():
             self.check()
             self._held.add(what)
 
     def drop(self, what: Cuttable) -> None:
         """Leave something alone from now on. Twice is harmless."""
-        with self._lock:
+        with self._mine():
             self._held.discard(what)
 
 

@@ -14,6 +14,9 @@ from layerstore.errors import RegistryError, readable
 HUB_HOST: Final = "registry-1.docker.io"
 PORTS: Final = {"http": 80, "https": 443}
 
+_TOLD: Final = 500                      # characters of what a server named, as an error tells it
+_LONGEST_HOST: Final = 300              # names have 253 characters
+
 _LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
 _NAME = rf"{_LABEL}(?:\.{_LABEL})*"
 _WRITTEN = re.compile(rf"(?:(https?)://)?(?:({_NAME})|\[([0-9a-fA-F:.]+)\])(?::([0-9]{{1,5}}))?")
@@ -76,7 +79,7 @@ class Target(NamedTuple):
     @property
     def told(self) -> str:
         """The URL as it may be told: scheme, host and path."""
-        return f"{self.place.scheme or 'https'}://{self.place.name}{readable(self.path.partition('?')[0])}"
+        return f"{self.place.scheme or 'https'}://{self.place.name}{_cut(readable(self.path.partition('?')[0]))}"
 
 
 def place_of(text: str) -> Place:
@@ -143,7 +146,10 @@ def check_named(url: str, registry: Place, base: str = "") -> Target:
     if "@" in authority:
         raise _refused(f"it has a user in it: {authority.rpartition('@')[2]}", registry)
     sound = _AUTHORITY.fullmatch(authority)
-    if not sound or (sound[2] and not _is_v6(sound[2])) or (sound[3] and not 0 < int(sound[3]) <= 0xFFFF):
+    if (
+        not sound or len(authority) > _LONGEST_HOST
+        or (sound[2] and not _is_v6(sound[2])) or (sound[3] and not 0 < int(sound[3]) <= 0xFFFF)
+    ):  # fmt: skip
         raise _refused(f"its host is malformed: {authority!r}", registry)
     place = Place(scheme, (sound[1] or sound[2]).lower(), int(sound[3] or 0))
     if scheme == "http" and registry.scheme == "https":
@@ -194,7 +200,12 @@ def _is_v6(text: str) -> bool:
 
 
 def _refused(why: str, registry: Place) -> RegistryError:
-    return RegistryError(f"{registry.name} names a URL that is not asked: {why}", host=registry.full_name)
+    return RegistryError(f"{registry.name} names a URL that is not asked: {_cut(why)}", host=registry.full_name)
+
+
+def _cut(text: str) -> str:
+    """Return a text that a server chose, with an end."""
+    return text if len(text) <= _TOLD else f"{text[:_TOLD]}..."
 
 
 def _without_user(text: str) -> str:

@@ -59,13 +59,24 @@ class Wire(socket.socket):
     heard = False
     _failed: OSError | None = None
 
+    def __init__(self, *made_of: Any, **more: Any) -> None:
+        super().__init__(*made_of, **more)
+        self._maker = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """True in a child that was forked since: the connection is its parent's."""
+        return self._maker != os.getpid()
+
     def __del__(self) -> None:
         # An interrupt may come before it has an owner. It is closed then, and no warning tells of it.
         with contextlib.suppress(Exception):
             self.close()
 
     def cut(self) -> None:
-        """Shut it down, from any thread: what is blocked ends."""
+        """Shut it down, from any thread: what is blocked ends. A forked child has no right to."""
+        if self.is_inherited:
+            return
         try:
             self.shutdown(socket.SHUT_RDWR)
         except OSError:

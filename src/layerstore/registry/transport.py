@@ -284,7 +284,7 @@ class Pool:
         """Take a connection back."""
         connection.waited = time.monotonic()
         with self._lock:
-            is_kept = not self._is_closed
+            is_kept = not self._is_closed and not connection.wire.is_inherited
             if is_kept:
                 self._idle.append(connection)
             beyond = self._idle[:-_IDLE]
