@@ -97,6 +97,7 @@ def room_for(room):
     return Store(room / "other", options={"durability": "none"})
 
 
+@pytest.mark.soak(60, 900)
 def test_pulls_while_another_process_is_killed_and_cleans_up(shelf, root, images, connect, check):
     put = shelf.put([BASE, tar(1, 300_000), TOP])
     for _ in range(budget(2, 40)):

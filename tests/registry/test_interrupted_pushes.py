@@ -100,6 +100,7 @@ def test_a_refused_layer_ends_the_others_sessions(shelf, images, image, connect)
     assert shelf.ended_uploads() and shelf.manifests == {}
 
 
+@pytest.mark.soak(60, 900)
 @pytest.mark.filterwarnings("ignore:.*(ScandirIterator|Wire):pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment(shelf, images, image, connect):
     """The manifest is there whole, with all its blobs, or it is not there; what is known here is true."""
@@ -145,6 +146,7 @@ def start(*words):
     return subprocess.Popen([sys.executable, "-c", PUSH, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.soak(60, 900)
 def test_killed_at_drawn_moments(shelf, images, image, root, connect):
     drawn = random.Random(8)
     for number in range(budget(4, 60)):

@@ -13,7 +13,7 @@ from imagekit import BASE, TOP
 from scripted import CUT, HANG_UP, RESET, Answer
 from shelf import Shelf, error
 
-from layerstore import AuthenticationError, ImageError, RegistryError
+from layerstore import AuthenticationError, ImageError, Registry, RegistryError
 
 NOISE = tarkit.file("noise", random.Random(3).randbytes(1_000_000)) + tarkit.end()
 UPLOAD = "/v2/app/blobs/uploads/.+"
@@ -60,23 +60,25 @@ def cuts(at, end=CUT):
     return action
 
 
-@pytest.mark.parametrize("end", [CUT, RESET])
-@pytest.mark.parametrize("at", [1, 60_000, 700_000])
-def test_a_patch_that_is_cut_is_made_again(shelf, push, image, at, end):
-    shelf.on("PATCH", UPLOAD, cuts(at, end))
-    push(image, retries=1)
-    [entry] = there(shelf, image)
-    assert imagekit.digest(shelf.blobs["app"][entry["digest"]]) == entry["digest"]
-    assert len(shelf.asked("POST")) >= 2 or shelf.asked("GET", UPLOAD)
-    assert shelf.uploads == {}
+BEGUN_ANEW = {f"{status}": lambda request, status=status: (request.body, Answer(status))[1] for status in (408, 429, 500, 502, 503, 504, 404, 416)}
+BEGUN_ANEW |= {f"{end} at {at}": cuts(at, end) for end in (CUT, RESET) for at in (1, 60_000, 700_000)}
+BEGUN_ANEW |= {"the PUT is lost": lambda request: HANG_UP, "the PUT's answer is lost": lambda request: (request.server.respond(request), HANG_UP)[1]}
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 404, 416])
-def test_a_patch_that_is_refused_is_made_again(shelf, push, image, status):
-    shelf.on("PATCH", UPLOAD, lambda request: (request.body, Answer(status))[1])
-    push(image, retries=1)
-    there(shelf, image)
-    assert shelf.uploads == {}
+def test_a_layer_is_made_again(serve, images, image, each):
+    """Behind a PATCH that was cut or refused, a PUT that was lost; side by side, as each waits half a second."""
+    shelves = {name: serve(Shelf()) for name in BEGUN_ANEW}
+
+    def one(name):
+        shelf = shelves[name]
+        shelf.on("PUT" if "PUT" in name else "PATCH", UPLOAD, BEGUN_ANEW[name])
+        with Registry(shelf.url, retries=1, timeout=10) as registry:
+            images.push(image, f"{shelf.host}/app:1", registry=registry, force_compression=True)
+        [entry] = there(shelf, image)
+        assert imagekit.digest(shelf.blobs["app"][entry["digest"]]) == entry["digest"]
+        assert shelf.uploads == {}, "a session is left open"
+
+    each({name: name for name in BEGUN_ANEW}, one)
 
 
 def test_refused_before_the_body_is_read(shelf, push, image, within):
@@ -103,20 +105,6 @@ def test_403_is_an_authentication_error(shelf, push, image, unpushed):
         with unpushed(AuthenticationError):
             push(image, retries=2)
         assert len(shelf.asked(method, pattern)) == 1
-
-
-def test_the_put_is_lost(shelf, push, image):
-    shelf.on("PUT", UPLOAD, HANG_UP)
-    push(image, retries=1)
-    there(shelf, image)
-
-
-def test_the_puts_answer_is_lost(shelf, push, image):
-    """The blob is there already when it is asked for again."""
-    shelf.on("PUT", UPLOAD, lambda request: (shelf.respond(request), HANG_UP)[1])
-    push(image, retries=1)
-    there(shelf, image)
-    assert shelf.uploads == {}
 
 
 def test_a_post_is_tried_again_afresh(shelf, push, image):

@@ -151,6 +151,7 @@ def test_an_interrupt_while_connecting(unstored, images, where):
         timer.join()
 
 
+@pytest.mark.soak(60, 900)
 # What is opened at the moment of the interrupt is closed by the garbage collector.
 @pytest.mark.filterwarnings("ignore:.*(ScandirIterator|Wire):pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_moment(shelf, images, connect, store, put):
@@ -221,6 +222,7 @@ def test_killed_in_the_middle_of_a_layer(shelf, root, put, check, store, images,
         assert (f"/v2/app/blobs/{digest}" in [request.path for request in shelf.requests]) == (chain not in whole)
 
 
+@pytest.mark.soak(60, 900)
 def test_killed_at_drawn_moments(shelf, root, put, store, images, connect, check):
     drawn = random.Random(8)
     for _ in range(budget(3, 60)):
