@@ -318,6 +318,11 @@ class FetchingCrew(Crew):
         self._call.check()
         self._teller.tell(sum(coming.taken for coming in [*self._coming.values()]), end=end)
 
+    def end(self) -> None:
+        """Report the end to progress: also where another pull stored a layer that was still coming here."""
+        self._call.check()
+        self._teller.tell(self._teller.total or 0, end=True)
+
     # ---- in the threads ----
 
     def _run(self, layer: PlannedLayer, job: Job) -> None:
