@@ -42,12 +42,13 @@ class Registry:
 
     tls: with a certificate for localhost and 127.0.0.1, which `ca` verifies. client_tls: it also asks for a certificate of
     its clients; `client` is one, as (certificate, key). cache_of: the host of a registry that it fetches from what it lacks.
-    auth: another way to ask its clients who they are, as its configuration has it. port: 0 is a free one.
+    auth: another way to ask its clients who they are, http: more about how it is asked, as its configuration has both.
+    port: 0 is a free one.
     """
 
     def __init__(
         self, place: Path, *, users: Mapping[str, str] | None = None, tls: bool = False, client_tls: bool = False,
-        cache_of: str = "", auth: Mapping | None = None, port: int = 0,
+        cache_of: str = "", auth: Mapping | None = None, http: Mapping | None = None, port: int = 0,
     ):  # fmt: skip
         needs("docker-registry", *["htpasswd"] * bool(users), *["openssl"] * (tls or client_tls))
         self.place = Path(place)
@@ -59,6 +60,7 @@ class Registry:
         self.process: subprocess.Popen | None = None
         self.data.mkdir(parents=True, exist_ok=True)
         self._configure(users, tls or client_tls, client_tls, cache_of, auth)
+        self.config["http"] |= http or {}
 
     def _configure(self, users, tls: bool, client_tls: bool, cache_of: str, auth) -> None:
         config = {
