@@ -1,6 +1,7 @@
 """Pulls of one image by several threads and processes at once, and one that is killed: each ends with the image, nothing is kept twice."""
 
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -14,12 +15,12 @@ import tarkit
 from scripted import STALL, Answer
 from stored import at_once, driver_directories, tar_of
 
-from layerstore import Images, Registry, Store
+from layerstore import Images, Registry, Store, TarFormatError
 
 LAYERS = [tarkit.file(f"layer-{n}", random.Random(n).randbytes(200_000)) + tarkit.end() for n in range(4)]
 PROGRAM = """
 import sys
-from layerstore import Images, Registry, Store
+from layerstore import Images, Registry, Store, TarFormatError
 root, url, reference = sys.argv[1:]
 with Store(root, driver="overlay2") as store, Registry(url) as registry:
     print("ready", flush=True)
@@ -137,3 +138,14 @@ def test_an_index_again_with_one_request(shelf, images, connect):
     shelf.forget()
     assert images.pull(f"{shelf.host}/app:all", platform="linux/amd64", registry=registry) == image
     assert shelf.paths() == ["GET /v2/app/manifests/all"]
+
+
+def test_an_error_of_a_tar_names_the_blob(shelf, images, connect):
+    put = shelf.put([tarkit.file("a", b"a" * 5000) + tarkit.end()], packed="gzip")
+    data = bytearray(put.blobs[0])
+    data[-8] ^= 1
+    shelf.always("GET", put.blob_path(0), Answer(200, {}, bytes(data)))
+    with pytest.raises(TarFormatError, match=f"^gzip: the CRC-32 does not match .*{put.digests[0]}") as caught:
+        images.pull(put.reference, registry=connect())
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.offset) == (str(caught.value), caught.value.offset)

@@ -339,6 +339,8 @@ class FetchingCrew(Crew):
             self._call.check()
         except BaseException:
             return                             # this one was stopped
+        if isinstance(err, LayerStoreError) and layer.name not in str(err):       # of the tar: the core knows no blob
+            err.args = (f"{err} (in the blob {layer.name})",)
         if isinstance(err, (LayerStoreError, OSError)):
             err.add_note(f"in the layer {layer.name} of {self._source.where}")
         self._call.stop(err)
