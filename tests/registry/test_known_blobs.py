@@ -157,7 +157,7 @@ def test_notes_that_are_malformed_are_passed_over(shelf, push, images, note, tex
 
 
 def test_a_note_of_another_layers_blob(shelf, push, images, note):
-    """Whoever wrote it lied: what it names is another layer. It is believed, as docker does, only where nothing tells otherwise."""
+    """Its writer lied: what it names is another layer. It is believed, as docker does, only where nothing tells otherwise."""
     [image] = images.load(imagekit.tar_of(imagekit.docker([([TOP], [])])))
     blob = imagekit.PACKERS["gzip"][0](TOP)
     shelf.add_blob(blob)
