@@ -16,11 +16,13 @@ from scripted import STALL, Answer
 from stored import at_once, driver_directories, tar_of
 
 from layerstore import Images, Registry, Store, TarFormatError
+from layerstore.layerdb.imagedb import ImageDB
 
 LAYERS = [tarkit.file(f"layer-{n}", random.Random(n).randbytes(200_000)) + tarkit.end() for n in range(4)]
 PROGRAM = """
 import sys
 from layerstore import Images, Registry, Store, TarFormatError
+from layerstore.layerdb.imagedb import ImageDB
 root, url, reference = sys.argv[1:]
 with Store(root, driver="overlay2") as store, Registry(url) as registry:
     print("ready", flush=True)
@@ -149,3 +151,29 @@ def test_an_error_of_a_tar_names_the_blob(shelf, images, connect):
         images.pull(put.reference, registry=connect())
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.offset) == (str(caught.value), caught.value.offset)
+
+
+@pytest.mark.parametrize("where", ["last progress", "names"])
+def test_a_keep_that_fails_at_the_end(shelf, store, images, connect, where, monkeypatch):
+    """All layers came: the next pull fetches none of them, and keeps the manifest."""
+    put = shelf.put(LAYERS)
+
+    def last(done):
+        if where == "last progress" and done == done.total:
+            raise ValueError
+
+    def write(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if where == "names":
+            patch.setattr(ImageDB, "write_repositories", write)
+        with pytest.raises((ValueError, OSError)):
+            images.pull(put.reference, registry=connect(), progress=last, keep=True)
+    assert images.list() == []
+    assert set(store.map()) == set(put.chains)
+    shelf.forget()
+    image = images.pull(put.reference, registry=connect())
+    assert not [path for path in shelf.paths() if any(digest in path for digest in put.digests)]
+    assert store.images.kept_manifest(image.id) == put.manifest
+    whole(store, images, put)

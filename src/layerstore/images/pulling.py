@@ -109,10 +109,15 @@ def pull(
 
     with opened(request.domain, registry) as remote, Ending(gatherer.close):
         found = gather(gatherer, remote, request, db, progress, note_kept if keep else None)
-        with store.images.exclusive(store.check_writable):
-            kept = db.kept_manifest(found.config.id)
-            publish(db, [found.planned], [found.config.data], note_all, take_back)
-            image = images.get(found.config.id)
+        try:
+            with store.images.exclusive(store.check_writable):
+                kept = db.kept_manifest(found.config.id)
+                publish(db, [found.planned], [found.config.data], note_all, take_back)
+                image = images.get(found.config.id)
+        except BaseException:
+            if keep:
+                _leave(gatherer, found, note_kept)
+            raise
     return Pulled(image, found.digest, found.fetched_size, found.present)
 
 
@@ -163,12 +168,12 @@ def gather(
             crew.begin(missing, blobs)
             try:
                 gatherer.put([planned], crew.job_of)
+                crew.end()
             except BaseException:
                 if keep:
                     crew.close()
                     _leave(gatherer, Found(planned, config, data, digest, blobs, frozenset(crew.fetched)), keep)
                 raise
-            crew.end()
     return Found(planned, config, data, digest, blobs, frozenset(crew.fetched))
 
 
