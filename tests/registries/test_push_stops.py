@@ -138,3 +138,18 @@ with Store(root) as store:
     images.store.close()
     done = subprocess.run([sys.executable, "-c", program, root, reference], capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == f"{registry.tag(*split(reference))} True\n", done.stderr
+
+
+def test_what_progress_raises_at_the_end_comes_before_the_manifest(registry, named, images, image):
+    reference = named("app")
+
+    def tell(done) -> None:
+        if done == done.total:
+            raise ValueError("enough")
+
+    with pytest.raises(ValueError, match="enough"):
+        images.push(image, reference, progress=tell)
+    repository, _ = split(reference)
+    assert not (registry.data / "docker/registry/v2/repositories" / repository / "_manifests").exists()
+    assert images.get(image).digests == ()
+    assert images.push(image, reference) == registry.tag(repository, "1")

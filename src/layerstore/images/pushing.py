@@ -197,6 +197,7 @@ class _Push:
         try:
             if not kept:
                 return self._send(crew, target)
+            self._tell(end=True)
             config = self._send_config(kept.manifest.config.digest)
             is_listed = self._to.put_manifest(target.tag, kept.media_type, kept.digest, kept.data)
         except RegistryError as err:
@@ -207,17 +208,16 @@ class _Push:
             return self._send(crew, target)
         if isinstance(kept.subject, Digest) and not is_listed:
             self._list_beside(kept, kept.subject)
-        self._tell(end=True)
         return self._told(target, kept.data, kept.media_type, [*(blob for _, blob in self._kept), config])
 
     def _send(self, crew: Crew, target: Reference) -> Pushed:
         """Send what is not there, and a manifest of ours."""
         placed = self._place(crew)
+        self._tell(end=True)                # what progress raises comes before the manifest
         config = self._send_config(self._image.id)
         layers = [(blob.media_type, blob.digest, blob.size) for blob in map(placed.__getitem__, self._image.diff_ids)]
         data = encode_manifest(self._image.id, len(self._content), layers)
         self._to.put_manifest(target.tag, OCI_MANIFEST, sha256_of(data), data)
-        self._tell(end=True)
         return self._told(target, data, OCI_MANIFEST, [*placed.values(), config])
 
     def _told(self, target: Reference, data: bytes, media_type: str, blobs: list[Placed]) -> Pushed:
