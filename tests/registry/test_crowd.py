@@ -38,10 +38,13 @@ def test_bodies_are_bounded_over_all_threads(shelf, images, connect, connections
 WORK = """
 import os, random, sys, time, layerstore
 kind, root, url, seconds, seed, *references = sys.argv[1:]
-drawn, done, until = random.Random(int(seed)), 0, time.time() + float(seconds)
+drawn, done = random.Random(int(seed)), 0
 host = url.partition("//")[2]
 with layerstore.Store(root, options={"durability": "none"}) as store, layerstore.Registry(url, retries=2, timeout=10) as registry:
     images = layerstore.Images(store)
+    print("open", flush=True)
+    sys.stdin.read(1)
+    until = time.time() + float(seconds)
     while time.time() < until:
         reference = drawn.choice(references)
         try:
@@ -74,7 +77,12 @@ def test_a_crowd_on_one_root(shelf, root, room):
     store.close()
     seconds = budget(4, 300)
     kinds = ["pull too", "pull", "push", "remove", "prune", "cleanup"]
-    programs = [subprocess.Popen([sys.executable, "-c", WORK, kind, str(root), shelf.url, str(seconds), str(number), *[put.reference for put in puts]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number, kind in enumerate(kinds)]
+    programs = [subprocess.Popen([sys.executable, "-c", WORK, kind, str(root), shelf.url, str(seconds), str(number), *[put.reference for put in puts]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for number, kind in enumerate(kinds)]
+    for program in programs:
+        assert program.stdout.readline() == "open\n", program.stderr.read()
+    for program in programs:
+        program.stdin.write("x")
+        program.stdin.flush()
     ends = [program.communicate(timeout=budget(50, 500)) for program in programs]
     for kind, program, (_out, errors) in zip(kinds, programs, ends, strict=True):
         assert program.returncode == 0, f"{kind}: {errors}"
@@ -102,12 +110,12 @@ def test_pulls_while_another_process_is_killed_and_cleans_up(shelf, root, images
     put = shelf.put([BASE, tar(1, 300_000), TOP])
     for _ in range(budget(2, 40)):
         seconds = 20
-        programs = [subprocess.Popen([sys.executable, "-c", WORK, kind, str(root), shelf.url, str(seconds), "1", put.reference], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for kind in ("pull", "cleanup")]
+        programs = [subprocess.Popen([sys.executable, "-c", WORK, kind, str(root), shelf.url, str(seconds), "1", put.reference], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for kind in ("pull", "cleanup")]
         time.sleep(0.5)
         image = images.pull(put.reference, registry=connect())
-        programs[0].kill()
-        check(image, put, [put.reference])
-        programs[1].kill()
         for program in programs:
+            program.kill()
             program.wait()
+        images.store.cleanup()
+        check(image, put, [put.reference])
         images.remove(put.reference, force=True)
