@@ -116,13 +116,19 @@ _claims: dict[str, Claim | None] = {}
 
 def _probe_directory(where: str, prefix: str, *names: str) -> Scope[str]:
     def begin() -> str:
-        directory = tempfile.mkdtemp(prefix=prefix, dir=where)
+        directory = ""
+        claim: Claim | None = None
         try:
-            _claims[directory] = claim_directory(directory)
+            while not claim:              # else another process took the new directory for an abandoned one
+                directory = tempfile.mkdtemp(prefix=prefix, dir=where)
+                with contextlib.suppress(FileNotFoundError):
+                    claim = claim_directory(directory)
+            _claims[directory] = claim
             for name in names:
                 os.makedirs(os.path.join(directory, name), 0o755)
         except BaseException:
-            surely(end, directory)
+            if directory:
+                surely(end, directory)
             raise
         return directory
 

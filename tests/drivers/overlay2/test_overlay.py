@@ -347,3 +347,19 @@ def test_a_short_link_that_goes_while_links_are_listed(store, home, monkeypatch)
 
     monkeypatch.setattr(lowers, "_files", types.SimpleNamespace(**{**vars(lowers._files), "readlink": readlink}))
     assert store.orphans() == []
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_probe_whose_new_directory_another_process_removes_makes_another_one(room, monkeypatch, lost):
+    """A cleanup() of another process may look between the two steps that make and claim a probe's directory."""
+    claim, left = checks.claim_directory, [*range(lost)]
+
+    def claimed(directory, **how):
+        if left and not how:
+            left.pop()
+            checks.remove_abandoned(str(room))
+        return claim(directory, **how)
+
+    monkeypatch.setattr(checks, "claim_directory", claimed)
+    checks.probe_overlay.__wrapped__(str(room))
+    assert not left and list(room.iterdir()) == []
