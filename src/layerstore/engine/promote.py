@@ -19,8 +19,8 @@ from layerstore.engine.intake import MAX_DEPTH, Registration
 from layerstore.engine.loose import Loose
 from layerstore.engine.record import Mount, Record, Reference
 from layerstore.engine.references import References
-from layerstore.engine.stacks import Stacks
-from layerstore.errors import LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
+from layerstore.engine.stacks import Place, Stacks, is_init
+from layerstore.errors import InvalidMetadataError, LayerDoesNotExistError, LayerStoreError, MaxDepthExceededError
 from layerstore.layerdb.transaction import FileMetadataTransaction
 from layerstore.streams.leftout import warn_left_out
 from layerstore.values import Descriptor, Durability
@@ -43,28 +43,29 @@ class Promotion:
     def commit(self, id: str, level: Durability) -> Reference:
         """Make a layer of a snapshot, and of each below it that is none. Raises as Snapshot.commit() does."""
         self._ground.check_writable()
-        with self._stacks.using(id) as target, self._stacks.releasing(id):
-            place = target.place
-            if place.at == 0 and place.layer:             # committed before
-                self.finish(id)
-                return self._references.get(place.layer.chain_id)
-            todo = place.frozen                           # it is the first
-            depth = len(todo) + (place.layer.depth if place.layer else 0)
-            if depth > MAX_DEPTH:
-                why = f"{MaxDepthExceededError.text}: the snapshot would be layer {depth}, and {MAX_DEPTH} is the most"
-                raise MaxDepthExceededError(f"{why}; squash=True makes one layer of it", chain_id=id)
-            above: Record | None = place.layer
-            below: Reference | None = None
-            try:
-                for each in reversed(todo):
-                    made = self._commit(each, above, level, must=each == id)
-                    self._give_back(below)
-                    below, above = made, made.record
-            except BaseException:
+        return self._stacks.again(id, lambda target: self._commit_at(id, target.place, level))
+
+    def _commit_at(self, id: str, place: Place, level: Durability) -> Reference:
+        if place.at == 0 and place.layer:             # committed before
+            self.finish(id)
+            return self._references.get(place.layer.chain_id)
+        todo = place.frozen                           # it is the first
+        depth = len(todo) + (place.layer.depth if place.layer else 0)
+        if depth > MAX_DEPTH:
+            why = f"{MaxDepthExceededError.text}: the snapshot would be layer {depth}, and {MAX_DEPTH} is the most"
+            raise MaxDepthExceededError(f"{why}; squash=True makes one layer of it", chain_id=id)
+        above: Record | None = place.layer
+        below: Reference | None = None
+        try:
+            for each in reversed(todo):
+                made = self._commit(each, above, level, must=each == id)
                 self._give_back(below)
-                raise
-            assert below
-            return below
+                below, above = made, made.record
+        except BaseException:
+            self._give_back(below)
+            raise
+        assert below
+        return below
 
     def _give_back(self, below: Reference | None) -> None:
         """End a reference that the caller does not get: what was made on the way goes with what stands on it."""
@@ -111,6 +112,7 @@ class Promotion:
         self, id: str, recorded: bool, received: Received, transaction: FileMetadataTransaction, above: Record | None,
         level: Durability,
     ) -> Reference:  # fmt: skip
+        self._require_below(id, above)
         made = self._registration.describe(id, received, transaction, above, Descriptor())
         reference = self._registration.existing(made.chain_id)
         lower = self._driver.writables.lower_text(id)
@@ -118,13 +120,14 @@ class Promotion:
             self._syncing.before([id], transaction, above, level)
             if recorded:
                 self._db.set_committed(id, lower, made.chain_id, sync=level != "none")
-            else:                         # who stands on it names all that it stood on
-                self._driver.writables.restand(id, above.directories if above else [])
             try:
                 with self._syncing.name("sha256", level), self._lock, self._metadata.exclusive():
                     self._require(id, recorded)
+                    self._require_below(id, above)
                     with self._loose.changing(*([id] if recorded else [])):
                         stack = above.directories if above else []
+                        if not recorded:  # what stands on it names all that it stood on
+                            self._driver.writables.restand(id, stack)
                         reference = self._registration.commit_or_existing(transaction, made, stack)
                         self._db.note_layer()
             except BaseException:
@@ -137,11 +140,18 @@ class Promotion:
         elif recorded:
             with self._lock, self._metadata.exclusive(), self._loose.changing(id):
                 self._require(id, recorded)
+                self._require_below(id, above)
                 self._db.set_committed(id, lower, made.chain_id, sync=level != "none")
         self._lead(id, reference.record)
         if level == "full":
             self._syncing.ensure(reference.record, level)
         return reference
+
+    def _require_below(self, id: str, above: Record | None) -> None:
+        """Make sure that no other process has merged directories below what becomes a layer on this one."""
+        below = [each for each in self._driver.writables.stack_of(id) if not is_init(each)]
+        if len(below) != (above.depth if above else 0):
+            raise InvalidMetadataError(f"directories below the snapshot {id} were merged meanwhile", path=id)
 
     def _require(self, id: str, recorded: bool) -> None:
         if recorded and not self._db.has(id):
@@ -212,6 +222,8 @@ class Promotion:
             nearer = place.layer and place.layer.depth > record.depth
             if id not in place.stack or nearer or self._db.lower(entry):
                 return
+            if sum(not is_init(each) for each in place.stack[place.stack.index(id) :]) != record.depth:
+                return                    # directories below were merged meanwhile: they are not those of the layer
             if mount is None:
                 self._db.set_parent(entry, record.chain_id)
                 return

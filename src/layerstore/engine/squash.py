@@ -35,7 +35,8 @@ class Squash:
     def __init__(
         self, ground: Ground, stacks: Stacks, loose: Loose, syncing: Syncing, writable: WritableLayers
     ) -> None:
-        self._ground, self._metadata, self._lock = ground, ground.metadata, ground.records.lock
+        self._ground, self._metadata = ground, ground.metadata
+        self._records, self._lock = ground.records, ground.records.lock
         self._writables, self._snapshots = ground.driver.writables, stacks.snapshots
         self._stacks, self._loose, self._syncing, self._writable = stacks, loose, syncing, writable
         self._left: dict[str, list[str]] = {}             # by mount id: merged while its mount stood on them
@@ -138,19 +139,25 @@ class Squash:
             if not made:
                 return place, []
             self._sync(made, level)
-            for id, below in changes:
-                self._writables.restand(id, below)
-            self._writables.restand(mount.mount_id, done)
-        except BaseException:
-            # Those that are named by a `lower` already stay, the others are cleanup()'s.
-            surely(self._end_merge, entries, made)
-            raise
-        self._end_merge(entries, made)
+            with self._lock, self._metadata.exclusive(), self._loose.changing(*entries):
+                stays = self._stays(mount, place)
+                for id, below in changes if stays else ():
+                    self._writables.restand(id, below)
+                if stays:
+                    self._writables.restand(mount.mount_id, done)
+        finally:
+            # Those that are named by a `lower` already stay; what an error left besides is cleanup()'s.
+            for id in made:
+                surely(self._writables.publish, id)
+        if not stays:
+            self._loose.drop(made)
+            return self._stacks.of_box(mount), []
         return self._stacks.place(done, place.layer), merged
 
-    def _end_merge(self, entries: Sequence[str], made: Sequence[str]) -> None:
-        try:
-            self._note(entries)
-        finally:
-            for id in made:
-                self._writables.publish(id)
+    def _stays(self, mount: Mount, place: Place) -> bool:
+        """Return True if a box still stands where it stood, and no other process made layers of that meanwhile."""
+        now = self._stacks.of_box(mount)
+        if (now.stack, now.at) != (place.stack, place.at):
+            return False
+        self._records.load_all()
+        return not {record.cache_id for record in self._records.layers.values()} & {*place.stack[: place.at]}

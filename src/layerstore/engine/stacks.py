@@ -271,7 +271,11 @@ class Stacks:
                     with self.releasing(target.snapshot):
                         return act(target)
                 except (OSError, InvalidMetadataError, CorruptLayerError):
-                    if not attempt or not target.snapshot or self.find(parent).place.stack == target.place.stack:
+                    if not attempt or not target.snapshot:
+                        raise
+                    with self._lock, self._ground.metadata.exclusive():     # no merge is half written then
+                        now = self.find(parent)
+                    if now.place.stack == target.place.stack:
                         raise
         raise AssertionError
 
