@@ -230,6 +230,9 @@ class Writables(Protocol):
     def settle(self, id: str, stack: Stack) -> None:
         """Note that id is whole. From now on what it stands on is not mounted for writing."""
 
+    def seize(self, id: str) -> bool:
+        """Claim an unowned id, until publish() or remove(). Return False if a call works on it, or it is gone."""
+
     def publish(self, id: str) -> None:
         """Note that a record on disk names id: cleanup() no longer passes over it. Never raises."""
 

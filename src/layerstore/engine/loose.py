@@ -187,10 +187,21 @@ class Loose:
             going = self.unneeded(candidates)
         for id in going:
             try:
-                if self._holds.held_anywhere(read_key(id)):
-                    self._writables.discard(id)           # it goes when it is read no longer
-                else:
-                    self._writables.remove(id)
+                if self._writables.seize(id):             # else a commit works on it, or cleanup() has it
+                    self._drop_seized(id)
             except (OSError, LayerStoreError) as err:
                 text = "Cannot remove the directory %s, which cleanup() will: %s"
                 log.warning(text, id, err, extra={"id": id, "error": err})
+
+    def _drop_seized(self, id: str) -> None:
+        """Remove a directory, unless a commit has made a layer of it since it was found unneeded."""
+        w = self._writables
+        with w.hold(id):
+            with self._lock, self._metadata.exclusive():
+                unneeded = bool(self.unneeded([id]))
+            if not unneeded:
+                w.publish(id)
+            elif self._holds.held_anywhere(read_key(id)):
+                w.discard(id)             # it goes when it is read no longer
+            else:
+                w.remove(id)

@@ -26,6 +26,7 @@ class Writables:
         self._ground, self._at, self._mounting = ground, ground.at, ground.mounting
         self.remove, self.paths = ground.remove, ground.paths
         self.exists, self.publish, self.mend = ground.at.exists, ground.at.recorded, ground.at.mend
+        self.seize = ground.at.keep
         self.holders, self.unmount = ground.mounting.holders, ground.mounting.put
         self._freezing = Freezing(ground)
         self.hold, self.stack_of, self.named_in = ground.at.held, ground.at.stack_of, ground.at.named_in
