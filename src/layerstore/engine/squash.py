@@ -108,11 +108,14 @@ class Squash:
     def _mergeable(self, mount: Mount, place: Place) -> set[str]:
         """Return the loose directories of a stack on which nothing else stands."""
         with self._lock, self._metadata.exclusive():
-            own = {mount.key, *(id for id in place.stack if self._snapshots.has(id))}
-            return {
-                id for id in place.stack[: place.at]
-                if not is_init(id) and id not in own and own.issuperset(self._loose.standing_on(id))
-            }  # fmt: skip
+            return self._mergeable_now(mount, place)
+
+    def _mergeable_now(self, mount: Mount, place: Place) -> set[str]:
+        own = {mount.key, *(id for id in place.stack if self._snapshots.has(id))}
+        return {
+            id for id in place.stack[: place.at]
+            if not is_init(id) and id not in own and own.issuperset(self._loose.standing_on(id))
+        }  # fmt: skip
 
     def _merge(self, mount: Mount, place: Place, level: Durability) -> tuple[Place, list[str]]:
         """Merge each run of neighbours below a held box into one directory."""
@@ -139,12 +142,13 @@ class Squash:
             if not made:
                 return place, []
             self._sync(made, level)
-            with self._lock, self._metadata.exclusive(), self._loose.changing(*entries):
-                stays = self._stays(mount, place)
-                for id, below in changes if stays else ():
-                    self._writables.restand(id, below)
+            with self._lock, self._metadata.exclusive():
+                stays = self._stays(mount, place) and self._mergeable_now(mount, place).issuperset(merged)
                 if stays:
-                    self._writables.restand(mount.mount_id, done)
+                    with self._loose.changing(*entries):
+                        for id, below in changes:
+                            self._writables.restand(id, below)
+                        self._writables.restand(mount.mount_id, done)
         finally:
             # Those that are named by a `lower` already stay; what an error left besides is cleanup()'s.
             for id in made:
