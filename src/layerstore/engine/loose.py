@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from layerstore.disk.holds import read_key
+from layerstore.disk.locks import surely
 from layerstore.engine.ground import Ground
 from layerstore.engine.references import References
 from layerstore.engine.stacks import Stacks
@@ -130,7 +131,7 @@ class Loose:
                 for each in filter(None, {id, init, *self._writables.stack_of(id)}):
                     with contextlib.suppress(OSError, LayerStoreError):
                         stack = self._writables.stack_of(each)
-                        if old in stack and not self._is_layer(each):
+                        if old in stack and not self.is_layer(each):
                             self._writables.restand(each, [new if below == old else below for below in stack])
 
     def owned(self) -> set[str]:
@@ -158,15 +159,15 @@ class Loose:
             for id in candidates:
                 if self._snapshots.has(id):               # what is below it in the stack stays with it
                     break
-                if not (self.named(id) or self._is_layer(id)):
+                if not (self.named(id) or self.is_layer(id)):
                     found.append(id)
         except (OSError, LayerStoreError) as err:
             log.warning("Directories of snapshots stay, as they may be needed: %s", err, extra={"error": err})
             return []
         return found
 
-    def _is_layer(self, id: str) -> bool:
-        """Return True if a layer lies in a directory."""
+    def is_layer(self, id: str) -> bool:
+        """Return True if a layer lies in a directory; under both locks."""
         state = self._snapshots.layers_state()
         if state != self._layers_state:
             self._layers = {self._cache_id(chain) for chain in self._metadata.list()[0]}
@@ -196,12 +197,16 @@ class Loose:
     def _drop_seized(self, id: str) -> None:
         """Remove a directory, unless a commit has made a layer of it since it was found unneeded."""
         w = self._writables
-        with w.hold(id):
-            with self._lock, self._metadata.exclusive():
-                unneeded = bool(self.unneeded([id]))
-            if not unneeded:
-                w.publish(id)
-            elif self._holds.held_anywhere(read_key(id)):
-                w.discard(id)             # it goes when it is read no longer
-            else:
-                w.remove(id)
+        try:
+            with w.hold(id):
+                with self._lock, self._metadata.exclusive():
+                    unneeded = bool(self.unneeded([id]))
+                if not unneeded:
+                    w.publish(id)
+                elif self._holds.held_anywhere(read_key(id)):
+                    w.discard(id)         # it goes when it is read no longer
+                else:
+                    w.remove(id)
+        except BaseException:
+            surely(w.publish, id)         # else no cleanup() of this process takes it
+            raise

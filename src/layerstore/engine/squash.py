@@ -35,8 +35,7 @@ class Squash:
     def __init__(
         self, ground: Ground, stacks: Stacks, loose: Loose, syncing: Syncing, writable: WritableLayers
     ) -> None:
-        self._ground, self._metadata = ground, ground.metadata
-        self._records, self._lock = ground.records, ground.records.lock
+        self._ground, self._metadata, self._lock = ground, ground.metadata, ground.records.lock
         self._writables, self._snapshots = ground.driver.writables, stacks.snapshots
         self._stacks, self._loose, self._syncing, self._writable = stacks, loose, syncing, writable
         self._left: dict[str, list[str]] = {}             # by mount id: merged while its mount stood on them
@@ -161,7 +160,5 @@ class Squash:
     def _stays(self, mount: Mount, place: Place) -> bool:
         """Return True if a box still stands where it stood, and no other process made layers of that meanwhile."""
         now = self._stacks.of_box(mount)
-        if (now.stack, now.at) != (place.stack, place.at):
-            return False
-        self._records.load_all()
-        return not {record.cache_id for record in self._records.layers.values()} & {*place.stack[: place.at]}
+        frozen = place.stack[: place.at]
+        return (now.stack, now.at) == (place.stack, place.at) and not any(map(self._loose.is_layer, frozen))
