@@ -7,7 +7,6 @@ is known at their end: the caller compares the digest, and begins anew if a mirr
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -94,18 +93,8 @@ class Download:
 
     def blocks(self) -> Iterator[bytes]:
         """Return its bytes, as many as it must have. Raises as pump_into() does."""
-        with self._slot():
+        with self._call.slot_of(self._registry.slots):
             yield from self._all()
-
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Wait until so many bodies come in that one more may."""
-        while not self._registry.slots.acquire(timeout=0.05):
-            self._call.check()
-        try:
-            yield
-        finally:
-            self._registry.slots.release()
 
     # ---- from one source after the other ----
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -82,6 +83,16 @@ class Call:
         """Sleep. Raises what stopped the call, at once."""
         self._stopped.wait(seconds)
         self.check()
+
+    @contextlib.contextmanager
+    def slot_of(self, slots: threading.Semaphore) -> Iterator[None]:
+        """Wait until one of the slots is free, and keep it. Raises what stopped the call."""
+        while not slots.acquire(timeout=0.05):
+            self.check()
+        try:
+            yield
+        finally:
+            slots.release()
 
     def hold(self, what: Cuttable) -> None:
         """Have something cut when the call is stopped. Raises what stopped it already."""

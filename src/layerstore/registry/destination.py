@@ -47,7 +47,10 @@ class Destination:
         url = f"/v2/{self._path}/blobs/{digest}"
         asked = {"Range": f"bytes=0-{_HEAD - 1}"}
         try:
-            with self._slot(), self._session.open(self._call, url, scopes=self._scopes, headers=asked) as reply:
+            with (
+                self._call.slot_of(self._registry.slots),
+                self._session.open(self._call, url, scopes=self._scopes, headers=asked) as reply,
+            ):
                 if reply.status == 206:
                     found = headers.content_range(reply.headers.get("Content-Range"))
                     if found is None or found[0]:
@@ -97,28 +100,18 @@ class Destination:
     def send(self, make: MakeBlocks, begun: Begun | None = None) -> Sent:
         """Send the blob that make() makes, the same bytes each time. begun: a session that mount() gave."""
         upload = Upload(self._call, self._registry, self._path)
-        with self._slot():
+        with self._call.slot_of(self._registry.slots):
             return upload.send(make, begun)
 
     def send_whole(self, data: bytes, digest: Digest) -> Sent:
         """Send a small blob."""
         upload = Upload(self._call, self._registry, self._path)
-        with self._slot():
+        with self._call.slot_of(self._registry.slots):
             return upload.send_whole(data, digest)
 
     def end(self, sessions: Sequence[Begun]) -> None:
         """End sessions that are not needed."""
         Upload(self._call, self._registry, self._path).end(*sessions)
-
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        """Wait until so few bodies come and go that one more may."""
-        while not self._registry.slots.acquire(timeout=0.05):
-            self._call.check()
-        try:
-            yield
-        finally:
-            self._registry.slots.release()
 
     # ---- manifests ----
 
