@@ -184,7 +184,7 @@ def push_table(ground: Ground) -> tuple[str, list[str], dict[str, dict[str, Any]
     ours, rows = Ours(ground.place / "ours"), {}
     image = registries.publish(ground.registry, "three", ground.blobs[:3])
     target, full = registries.Target(ground.place / "target"), registries.Target(ground.place / "full")
-    pushing = [peer for peer in ground.peers if not isinstance(peer, registries.Containerd)]
+    pushing = [peer for peer in ground.peers if isinstance(peer, registries.Pusher)]
     for peer in pushing:
         peer.pull(image)
     with ours.holding(image) as images:

@@ -5,6 +5,7 @@ Each peer has a store of its own below the place given, with the driver overlay,
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import http.client
@@ -72,23 +73,19 @@ class Target:
 
 
 # ---- peers ------------------------------------------------------------------------------------------
-class Peer:
-    """A program with a store of its own, and an image that it pulls, and pushes."""
+class Peer(abc.ABC):
+    """A program with a store of its own, and an image that it pulls."""
 
     who = ""
     daemons: Any = staticmethod(tuple)
 
+    @abc.abstractmethod
     def pull(self, reference: str) -> None:
         """Pull an image that is there, or is not."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forget(self, reference: str) -> None:
         """Remove an image with its layers."""
-        raise NotImplementedError
-
-    def push(self, reference: str, to: str) -> None:
-        """Push an image under another name."""
-        raise NotImplementedError
 
     def pulls(self, reference: str) -> Case:
         return Case(
@@ -98,6 +95,14 @@ class Peer:
     def pulls_again(self, reference: str) -> Case:
         return Case(self.who, lambda: self.pull(reference), daemons=self.daemons)
 
+
+class Pusher(Peer):
+    """A peer that pushes, too."""
+
+    @abc.abstractmethod
+    def push(self, reference: str, to: str) -> None:
+        """Push an image under another name."""
+
     def pushes(self, reference: str, target: Target) -> Case:
         """To an empty registry; the image is there."""
         return Case(self.who, lambda: self.push(reference, target.reference), target.start, target.stop, self.daemons)
@@ -106,7 +111,7 @@ class Peer:
         return Case(self.who, lambda: self.push(reference, to), daemons=self.daemons)
 
 
-class Docker(Peer):
+class Docker(Pusher):
     """dockerd, whose root is the place's."""
 
     who = "docker"
@@ -142,7 +147,7 @@ class Containerd(Peer):
             self._docker.ctr("images", "rm", "--sync", reference)
 
 
-class Podman(Peer):
+class Podman(Pusher):
     """podman on an overlay store of its own."""
 
     who = "podman"
@@ -167,7 +172,7 @@ class Podman(Peer):
         self._run("push", "-q", "--tls-verify=false", reference, to)
 
 
-class Skopeo(Peer):
+class Skopeo(Pusher):
     """skopeo and containers-storage, overlay."""
 
     who = "skopeo, containers-storage"
