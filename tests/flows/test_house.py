@@ -16,7 +16,7 @@ BIND = TOP / "ext" / "bind"
 PACKAGE = TOP / "src" / "layerstore"
 
 # ext/core, from the ground up: a folder uses those before it only.
-C_FLOORS = ["base", "locks", "process", "mount", "tar", "codec", "tree", "union", "clone", "tarsplit", "changes", "source", "apply", "inspect"]
+C_FLOORS = ["base", "locks", "process", "mount", "tar", "codec", "tree", "union", "erofs", "clone", "tarsplit", "changes", "source", "apply", "inspect"]
 
 # src/layerstore, likewise: the names and values that all use, then folders, the faces, and who uses them.
 PY_FLOORS = [
