@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from layerstore.disk.locks import surely
+from layerstore.engine.convert import convert
 from layerstore.engine.engine import Engine
 from layerstore.engine.intake import Unpacked as Unpacked
 from layerstore.errors import LayerDoesNotExistError, NotSupportedError
@@ -360,9 +361,8 @@ class Store:
         self._engine.cleanup()
 
     def driver_status(self) -> list[tuple[str, str]]:
-        """Return what the driver says of itself, in order."""
-        self._engine.check_open()
-        return self._engine.driver.host.status()
+        """Return what the driver says of itself, in order; the last pair names the drivers of a root with several."""
+        return self._engine.status()
 
     def driver_name(self) -> str:
         """Return the driver's name."""
@@ -429,6 +429,28 @@ class Store:
         Raises  LayerStoreError, OSError   metadata cannot be read, so that an owner may be unknown
         """
         return self._engine.weighing.usage()
+
+    def convert(
+        self, chain_id: str, driver: str, *, progress: Progress | None = None, durability: str | None = None
+    ) -> list[ChainID]:
+        """Register a layer and all below it under another driver of the same root: same ChainIDs, same sizes.
+
+        Each layer is registered from its tar, so that both its DiffID and its ChainID are checked. Layers that are
+        there already are left as they are. What is made is held by nobody and released by nobody; this store's layers
+        stay, and writable layers are not converted.
+
+        chain_id     or the id of a snapshot that was committed
+        driver       the name of the other driver; for the store's own driver there is nothing to do
+        progress     called with the bytes of tars read (.total: of how many), at most ten times a second
+        durability   as the store's option of that name; None: the store's
+
+        Returns  the ChainIDs that were not there yet, base first
+        Raises   LayerDoesNotExistError, NotSupportedError (driver): nothing is made on the disk
+                 CorruptLayerError   a layer is damaged: it is not made; layers below it that were made stay
+                 ReadOnlyStoreError, and what register() raises
+        """
+        engine = self._engine
+        return convert(engine, engine.stacks.layer_of(parent_id(chain_id), get=True), driver, progress, durability)
 
     def close(self) -> None:
         """End the use of this object and release its locks; what is mounted stays mounted. Twice is harmless."""

@@ -17,9 +17,9 @@ _REMOVED = ("aufs", "devicemapper", "overlay")
 
 
 def choose(root: str, name: str | None) -> str:
-    """Name the driver of a root: the one asked for, the one found there, else the first of the table.
+    """Name the driver of a root: the one asked for, the first of the table found there, else the table's first.
 
-    Raises  LayerStoreError   there is no such driver, or no longer, or the root has several
+    Raises  LayerStoreError   there is no such driver, or no longer, or the root is another driver's
     """
     if name in _REMOVED:
         raise LayerStoreError(
@@ -30,15 +30,21 @@ def choose(root: str, name: str | None) -> str:
         raise LayerStoreError("driver not supported")
     if name:
         return name
-    prior = [n for n in (*DRIVERS, *_OTHERS) if _holds_something(os.path.join(root, n))]
-    if len(prior) > 1:
+    ours = found(root) or [n for n in DRIVERS if _holds_something(os.path.join(root, n))]
+    others = [n for n in _OTHERS if _holds_something(os.path.join(root, n))]
+    if len(others) > 1 or (others and ours):
         raise LayerStoreError(
-            f"{root} contains several valid graphdrivers: {', '.join(prior)}; "
+            f"{root} contains several valid graphdrivers: {', '.join([*ours, *others])}; "
             "cleanup or explicitly choose storage driver (-s <DRIVER>)"
         )
-    if prior and prior[0] not in DRIVERS:
-        raise LayerStoreError(f"driver not supported: {prior[0]}")
-    return prior[0] if prior else next(iter(DRIVERS))
+    if others:
+        raise LayerStoreError(f"driver not supported: {others[0]}")
+    return ours[0] if ours else next(iter(DRIVERS))
+
+
+def found(root: str) -> list[str]:
+    """Name the drivers whose layers a root has, each in a half of its own; the one that choose() names comes first."""
+    return [name for name in DRIVERS if os.path.isdir(os.path.join(root, "image", name, "layerdb"))]
 
 
 def _holds_something(path: str) -> bool:

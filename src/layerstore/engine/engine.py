@@ -4,7 +4,7 @@ The parts: ground.py (the opened root), records.py (what there is), references.p
 is made), writable.py (writable layers), stacks.py (what they stand on), loose.py (what keeps a frozen directory),
 snapshots.py, forks.py, rollback.py, squash.py, promote.py (a snapshot becomes a layer), looking.py (how they differ),
 contents.py (what is in a layer), durability.py (what is on the disk), verify.py, mending.py and repair.py, reclaim.py,
-usage.py. They know records; store.py makes Layer and RWLayer of them.
+usage.py. They know records; store.py makes Layer and RWLayer of them. Above the engine stands convert.py alone.
 Locks, in this order: the name of a writable layer; the lock of both maps; the layerdb's, against other
 processes. None is held during tar work, the latter two not while files are deleted or a disk is waited for. A layer
 becomes visible by one rename; a removal renames first and cleanup() finishes it.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 
+from layerstore.drivers import registry
 from layerstore.engine.contents import Contents
 from layerstore.engine.durability import Syncing
 from layerstore.engine.forks import Forks
@@ -77,6 +78,13 @@ class Engine(Ground):
         """Say which store it is, for a repr()."""
         read_only = ", read-only" if self.read_only else ""
         return f"{self.root} ({self.driver.host.name}{read_only}){', closed' if self.closed else ''}"
+
+    def status(self) -> list[tuple[str, str]]:
+        """Return what the driver says of itself, and which drivers the root has, if there are several."""
+        self.check_open()
+        names = registry.found(self.root)
+        more = [("Drivers of this root", ", ".join(names))] if len(names) > 1 else []
+        return [*self.driver.host.status(), *more]
 
     # ---- references ----
 

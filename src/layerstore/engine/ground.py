@@ -62,6 +62,8 @@ class Ground:
         """Why nothing is written; "": the store is open for writing."""
         lock_timeout = parse_lock_timeout(given.pop("lock_timeout", str(LOCK_TIMEOUT)))
         self.limits = Limits.take(given)
+        self.shared = {name: value for name, value in (options or {}).items() if name not in given}
+        """The options that are no driver's own."""
         self._open_driver(driver, given, lock_timeout, durability)
         # What outlives no crash is not synced, by the layerdb alone either.
         self.durability: Durability = "none" if self.driver.host.in_memory else durability
