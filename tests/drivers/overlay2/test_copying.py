@@ -18,7 +18,7 @@ from layerstore import NotSupportedError
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.drivers import StoreView, registry
-from layerstore.drivers.overlay2.trees import Trees
+from layerstore.drivers.overlay.trees import Trees
 from layerstore.ids import random_id
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.store import FileMetadataStore

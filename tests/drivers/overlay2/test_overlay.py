@@ -16,7 +16,7 @@ import layerstore
 from layerstore import CreateRWLayerOpts, LayerStoreError, MaxDepthExceededError
 from layerstore.disk import mounts
 from layerstore.drivers import checks
-from layerstore.drivers.overlay2 import lowers
+from layerstore.drivers.overlay import lowers
 
 SHORT = re.compile(r"[A-Z2-7]{26}")
 

@@ -24,7 +24,7 @@ from layerstore.disk import mounts
 from layerstore.disk.holds import Holds
 from layerstore.disk.textfile import replace_small
 from layerstore.drivers import StoreView, registry
-from layerstore.drivers.overlay2.directories import Directories
+from layerstore.drivers.overlay.directories import Directories
 from layerstore.ids import random_id
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.store import FileMetadataStore

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from soak import budget
 
 from layerstore import NotSupportedError
-from layerstore.drivers.overlay2.trees import Trees
+from layerstore.drivers.overlay.trees import Trees
 
 CI = bool(os.environ.get("CI"))
 MS_RDONLY = 1

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from layerstore.drivers import Sidecar
-from layerstore.drivers.overlay2.directories import Directories
+from layerstore.drivers.overlay.directories import Directories
 from layerstore.drivers.record import recorded
 from layerstore.errors import NotSupportedError
 from layerstore.ids import ChainID

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from layerstore.drivers import Driver, StoreView
-from layerstore.drivers.overlay2.ground import Ground
-from layerstore.drivers.overlay2.host import Host
+from layerstore.drivers.overlay.ground import Ground
+from layerstore.drivers.overlay.host import Host
+from layerstore.drivers.overlay.trees import Trees
+from layerstore.drivers.overlay.writables import Writables
 from layerstore.drivers.overlay2.layers import Layers
-from layerstore.drivers.overlay2.trees import Trees
-from layerstore.drivers.overlay2.writables import Writables
 
 
 def open_overlay2(home: str, options: Mapping[str, str], view: StoreView) -> Driver:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from layerstore._core import _apply, _listing, _tarstream
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Draft, Finding, Received, Sidecar, Stack, checks, record
-from layerstore.drivers.overlay2 import adopted, differences
-from layerstore.drivers.overlay2.directories import opened
+from layerstore.drivers.overlay import differences
+from layerstore.drivers.overlay.directories import opened
+from layerstore.drivers.overlay.ground import Ground, pump
+from layerstore.drivers.overlay.trees import Trees
+from layerstore.drivers.overlay2 import adopted
 from layerstore.drivers.overlay2.graft import Graft
-from layerstore.drivers.overlay2.ground import Ground, pump
-from layerstore.drivers.overlay2.trees import Trees
 from layerstore.errors import LayerStoreError, NotSupportedError
 from layerstore.ids import ChainID, DiffID
 from layerstore.streams.sources import TarInput

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from layerstore._core import _clone
 from layerstore.disk import mounts
-from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.overlay.ground import Ground
 from layerstore.errors import readable
 
 log = logging.getLogger("layerstore")

@@ -6,9 +6,9 @@ Source: moby, daemon/graphdriver/overlay2 (Diff)
 from __future__ import annotations
 
 from layerstore._core import _changes, _tarstream
-from layerstore.drivers.overlay2.directories import opened
-from layerstore.drivers.overlay2.ground import Ground
-from layerstore.drivers.overlay2.trees import looked_over
+from layerstore.drivers.overlay.directories import opened
+from layerstore.drivers.overlay.ground import Ground
+from layerstore.drivers.overlay.trees import looked_over
 from layerstore.streams.tarstream import TarStream
 
 

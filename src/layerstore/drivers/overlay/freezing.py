@@ -17,8 +17,8 @@ from layerstore._core import _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import surely
 from layerstore.disk.textfile import BESIDE, naming, random_number
-from layerstore.drivers.overlay2.directories import is_there, make, opened
-from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.overlay.directories import is_there, make, opened
+from layerstore.drivers.overlay.ground import Ground
 from layerstore.errors import LayerStoreError
 
 log = logging.getLogger("layerstore")

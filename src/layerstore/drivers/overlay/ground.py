@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from layerstore._core import _apply
 from layerstore.disk.background import Background
 from layerstore.drivers import Finding, StoreView, checks
+from layerstore.drivers.overlay.directories import Directories, is_there
+from layerstore.drivers.overlay.discarding import Discarding
+from layerstore.drivers.overlay.mounting import Mounting
+from layerstore.drivers.overlay.options import parse_driver_options
+from layerstore.drivers.overlay.switching import Switching
 from layerstore.drivers.overlay2.classes import Classes
-from layerstore.drivers.overlay2.directories import Directories, is_there
-from layerstore.drivers.overlay2.discarding import Discarding
-from layerstore.drivers.overlay2.mounting import Mounting
-from layerstore.drivers.overlay2.options import parse_driver_options
-from layerstore.drivers.overlay2.switching import Switching
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import NotSupportedError, readable
 from layerstore.streams.sources import TarInput

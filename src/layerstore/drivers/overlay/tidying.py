@@ -12,8 +12,8 @@ import os
 from layerstore._core import _files
 from layerstore.disk.locks import claim_directory
 from layerstore.disk.textfile import left_beside
-from layerstore.drivers.overlay2.directories import is_there
-from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.overlay.directories import is_there
+from layerstore.drivers.overlay.ground import Ground
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
 

@@ -23,8 +23,8 @@ from layerstore.disk.textfile import naming
 from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
+from layerstore.drivers.overlay.directories import Directories, is_there, make, opened
 from layerstore.drivers.overlay2.classes import Classes
-from layerstore.drivers.overlay2.directories import Directories, is_there, make, opened
 from layerstore.errors import ActiveMountError, Holder, LayerStoreError, ReadOnlyStoreError
 from layerstore.ids import is_driver_id
 from layerstore.layerdb.detached import Detached

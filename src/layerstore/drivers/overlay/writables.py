@@ -10,10 +10,10 @@ from layerstore.disk import mounts
 from layerstore.disk.mounts import Switch
 from layerstore.disk.textfile import placing
 from layerstore.drivers import Finding, Stack
-from layerstore.drivers.overlay2.copying import Copying
-from layerstore.drivers.overlay2.directories import MAX_LOWERS
-from layerstore.drivers.overlay2.freezing import Freezing
-from layerstore.drivers.overlay2.ground import Ground, pump
+from layerstore.drivers.overlay.copying import Copying
+from layerstore.drivers.overlay.directories import MAX_LOWERS
+from layerstore.drivers.overlay.freezing import Freezing
+from layerstore.drivers.overlay.ground import Ground, pump
 from layerstore.errors import InvalidOptionError, NotSupportedError
 from layerstore.sizes import parse_size
 from layerstore.streams.sources import TarInput, refuse_nothing

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from layerstore.disk import mounts
 from layerstore.disk.background import Background
-from layerstore.drivers.overlay2.directories import Directories
-from layerstore.drivers.overlay2.mounting import Mounting
+from layerstore.drivers.overlay.directories import Directories
+from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.drivers.quota import ProjectQuota
 
 

@@ -35,11 +35,11 @@ from layerstore.disk.textfile import (
     sync_file,
     write_small,
 )
-from layerstore.drivers.overlay2.lowers import LINK, Lowers, is_link
-from layerstore.drivers.overlay2.lowers import LINKS as LINKS
-from layerstore.drivers.overlay2.lowers import is_there as is_there
-from layerstore.drivers.overlay2.lowers import make as make
-from layerstore.drivers.overlay2.lowers import opened as opened
+from layerstore.drivers.overlay.lowers import LINK, Lowers, is_link
+from layerstore.drivers.overlay.lowers import LINKS as LINKS
+from layerstore.drivers.overlay.lowers import is_there as is_there
+from layerstore.drivers.overlay.lowers import make as make
+from layerstore.drivers.overlay.lowers import opened as opened
 from layerstore.errors import LayerStoreError, MaxDepthExceededError
 from layerstore.values import Durability
 

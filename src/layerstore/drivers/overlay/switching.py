@@ -15,8 +15,8 @@ import time
 from layerstore.disk import mounts
 from layerstore.disk.background import Background
 from layerstore.drivers.holders import UNKNOWN, holders, in_use, look
-from layerstore.drivers.overlay2.directories import Directories
-from layerstore.drivers.overlay2.mounting import Mounting
+from layerstore.drivers.overlay.directories import Directories
+from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.errors import ActiveMountError, Holder, NotSupportedError, readable
 
 log = logging.getLogger("layerstore")

@@ -15,8 +15,8 @@ from layerstore._core import _changes, _files, _listing, _tarstream
 from layerstore.disk.locks import Scope
 from layerstore.disk.textfile import read_text
 from layerstore.drivers import Stack, checks
-from layerstore.drivers.overlay2.directories import LINKS
-from layerstore.drivers.overlay2.ground import Ground
+from layerstore.drivers.overlay.directories import LINKS
+from layerstore.drivers.overlay.ground import Ground
 from layerstore.drivers.record import listed
 from layerstore.errors import LayerStoreError, NotSupportedError, ReadOnlyStoreError
 from layerstore.ids import ChainID

@@ -11,9 +11,9 @@ from layerstore._core import _changes, _files
 from layerstore.disk import mounts
 from layerstore.disk.locks import claim_directory
 from layerstore.drivers import Owned, checks
-from layerstore.drivers.overlay2.directories import LINKS, is_there, opened
-from layerstore.drivers.overlay2.ground import Ground
-from layerstore.drivers.overlay2.tidying import tidy
+from layerstore.drivers.overlay.directories import LINKS, is_there, opened
+from layerstore.drivers.overlay.ground import Ground
+from layerstore.drivers.overlay.tidying import tidy
 from layerstore.errors import LayerStoreError
 from layerstore.ids import is_driver_id
 
