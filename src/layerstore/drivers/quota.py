@@ -64,9 +64,10 @@ class ProjectQuota:
                 self._next += 1
             mounts.set_project_limit(self._device, project, size)
 
-    def leave(self, directory: str) -> None:
-        """Let directory and all below it count to no limit, as what was made without one. Raises OSError."""
-        project = mounts.project_of(os.path.dirname(directory))
-        if mounts.project_of(directory) != project:
-            with OpenDirectory(directory) as fd:
-                _changes.set_project(fd, project)
+
+def leave_project(directory: str) -> None:
+    """Let directory and all below it count to no limit, as what was made without one. Raises OSError."""
+    project = mounts.project_of(os.path.dirname(directory))
+    if mounts.project_of(directory) != project:
+        with OpenDirectory(directory) as fd:
+            _changes.set_project(fd, project)

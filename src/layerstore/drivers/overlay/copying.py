@@ -26,8 +26,8 @@ class Copying:
 
     def clone(self, id: str, into: str, stack: Sequence[str]) -> None:
         """Make into a copy of what id wrote, while processes may go on writing there."""
-        with self._at.held(id), self._made(into, id, stack) as to, self._at.opened_diff(id) as diff:
-            with _below(self._at.path(id, "diff")):
+        with self._at.held(id), self._made(into, id, stack) as to, self._at.opened_files(id) as diff:
+            with _below(self._at.files_of(id)):
                 unsteady = _clone.clone_tree(diff, to, _clone.CLONE_USERXATTR if self._is_user(id) else 0)
         if unsteady:
             text = "%d files of %s changed each time they were copied, and are taken as they were read: the first is %s"
@@ -36,7 +36,7 @@ class Copying:
     def copy(self, id: str, into: str, stack: Sequence[str]) -> None:
         """Make into share the files of a frozen id, in directories of its own."""
         flags = _clone.CLONE_LINK | (_clone.CLONE_USERXATTR if self._is_user(id) else 0)
-        with self._made(into, id, stack) as to, self._at.opened_diff(id) as diff, _below(self._at.path(id, "diff")):
+        with self._made(into, id, stack) as to, self._at.opened_files(id) as diff, _below(self._at.files_of(id)):
             _clone.clone_tree(diff, to, flags)
 
     def merge(self, ids: Sequence[str], into: str, below: Sequence[str]) -> None:
@@ -46,9 +46,9 @@ class Copying:
         flags = _clone.MERGE_OVER_MARKS | (_clone.MERGE_USERXATTR if self._is_user(ids[0]) else 0)
         with contextlib.ExitStack() as stack:
             to = stack.enter_context(self._made(into, ids[0], below))
-            fds = [stack.enter_context(self._at.opened_diff(id)) for id in ids]
-            lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below]
-            with _below(self._at.path(into, "diff")):
+            fds = [stack.enter_context(self._at.opened_files(id)) for id in ids]
+            lowers = [stack.enter_context(self._ground.below.opened(id)) for id in below]
+            with _below(self._at.files_of(into)):
                 _clone.merge_stack(fds, lowers, to, flags)
 
     def _is_user(self, id: str) -> bool:
@@ -69,7 +69,7 @@ class Copying:
         lower = at.lower_for(stack)
         at.create(into, "", prepare, lower=lower, most=lower.count(":") + 1)
         try:
-            with at.opened_diff(into) as to:
+            with at.opened_files(into) as to:
                 yield to
             at.settle([into])
         except BaseException:

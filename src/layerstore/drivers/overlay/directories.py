@@ -1,7 +1,8 @@
 """The directories of layers below one home: their names, short links, what they stand on, who is making them.
 
-    <home>/l/<26 letters> -> ../<id>/diff
-    <home>/<id>/{diff,link,lower,work,merged,committed}
+    <home>/l/<26 letters> -> ../<id>/<files>
+    <home>/<id>/{<files>,link,lower,work,merged,committed}
+<files> is the directory of an id's files: each driver has its own name for it.
 Source: moby, daemon/graphdriver/overlay2
 """
 
@@ -35,8 +36,8 @@ from layerstore.disk.textfile import (
     sync_file,
     write_small,
 )
-from layerstore.drivers.overlay.lowers import LINK, Lowers, is_link
 from layerstore.drivers.overlay.lowers import LINKS as LINKS
+from layerstore.drivers.overlay.lowers import Lowers, is_link
 from layerstore.drivers.overlay.lowers import is_there as is_there
 from layerstore.drivers.overlay.lowers import make as make
 from layerstore.drivers.overlay.lowers import opened as opened
@@ -81,9 +82,12 @@ def _few_files(directory: str) -> list[str] | None:
 class Directories(Lowers):
     """What lies below one home."""
 
-    def __init__(self, home: str, lock_timeout: float = LOCK_TIMEOUT) -> None:
-        """home   the driver's directory; it need not be there yet.  lock_timeout: seconds; 0: for ever"""
-        super().__init__(home)
+    def __init__(self, home: str, files: str, lock_timeout: float = LOCK_TIMEOUT) -> None:
+        """home          the driver's directory; it need not be there yet
+        files         the name of the directory of an id's files
+        lock_timeout  seconds; 0: for ever
+        """
+        super().__init__(home, files)
         self._lock_timeout = lock_timeout
         self.locks = NamedLocks()          # of an id, for the length of a mount, an unmount or a removal
         self._claims: dict[str, Claim | None] = {}
@@ -94,10 +98,10 @@ class Directories(Lowers):
         make(self.home, 0o710)
         make(os.path.join(self.home, LINKS), 0o700)
 
-    def opened_diff(self, id: str) -> OpenDirectory:
-        """Open the diff directory of id, through no link."""
+    def opened_files(self, id: str) -> OpenDirectory:
+        """Open the directory of id's files, through no link."""
         with opened(self.path(id)) as directory:
-            return opened("diff", dir_fd=directory)
+            return opened(self.files, dir_fd=directory)
 
     def exists(self, id: str) -> bool:
         """Return True if the directory is there."""
@@ -122,9 +126,9 @@ class Directories(Lowers):
             drop_acls(directory)
             if limit:
                 limit(directory)
-            make(self.path(id, "diff"), 0o755)
+            make(self.files_of(id), 0o755)
             link = _new_link()
-            _files.symlink(f"../{id}/diff", os.path.join(self.home, LINKS, link))
+            _files.symlink(self._target(id), os.path.join(self.home, LINKS, link))
             write_small(self.path(id, "link"), link.encode(), 0o644, sync=False)
             self._items[id] = f"{LINKS}/{link}"
             self._sound[self._items[id]] = id
@@ -233,15 +237,15 @@ class Directories(Lowers):
         """
         if emptied:
             make(self.path(id), 0o710)
-            make(self.path(id, "diff"), 0o755)
-        self.require(id, "diff")
+            make(self.files_of(id), 0o755)
+        self.require(id, self.files)
         link = self._own_link(id)
         if not link or not self._may_lead_to(link, id):
             link = self._link_to(id) or _new_link()
             replace_small(self.path(id, "link"), link.encode(), 0o644, sync=True)
         place = os.path.join(self.home, LINKS, link)
         if not os.path.lexists(place):
-            _files.symlink(f"../{id}/diff", place)
+            _files.symlink(self._target(id), place)
         self._sound.pop(f"{LINKS}/{link}", None)
         if stack:
             make(self.path(id, "work"), 0o700)
@@ -259,7 +263,7 @@ class Directories(Lowers):
         place = os.path.join(self.home, LINKS, link)
         target = None
         with contextlib.suppress(OSError):
-            target = LINK.fullmatch(_files.readlink(place))
+            target = self.link.fullmatch(_files.readlink(place))
         if target and target[1] == id:
             return True
         if target and self._own_link(target[1]) == link:
@@ -315,9 +319,9 @@ class Directories(Lowers):
         stack   the ids of all it stands on, nearest first
         """
         try:
-            self.require(id, "diff")
+            self.require(id, self.files)
         except FileNotFoundError:
-            return [("missing", f"the driver's directory {id}/diff is gone")]
+            return [("missing", f"the driver's directory {id}/{self.files} is gone")]
         except OSError as err:
             return [("metadata", f"the driver's directory of {id} is none: {err}")]
         found = []
@@ -325,7 +329,7 @@ class Directories(Lowers):
             link = read_text(self.path(id, "link"))
             if not is_link(link):
                 found.append(("metadata", f"the file {id}/link holds no short link"))
-            elif _files.readlink(os.path.join(self.home, LINKS, link)) != f"../{id}/diff":
+            elif _files.readlink(os.path.join(self.home, LINKS, link)) != self._target(id):
                 found.append(("metadata", f"the short link {link} leads elsewhere"))
         except (OSError, LayerStoreError) as err:
             found.append(("missing", f"the short link of {id} cannot be followed: {err}"))

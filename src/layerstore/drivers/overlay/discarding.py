@@ -13,18 +13,19 @@ from layerstore.disk import mounts
 from layerstore.disk.background import Background
 from layerstore.drivers.overlay.directories import Directories
 from layerstore.drivers.overlay.mounting import Mounting
-from layerstore.drivers.quota import ProjectQuota
 
 
 class Discarding:
     """The discarded directories of one store."""
 
     def __init__(
-        self, at: Directories, mounting: Mounting, background: Background, remove: Callable[[str], None]
-    ) -> None:
+        self, at: Directories, mounting: Mounting, background: Background, remove: Callable[[str], None], *,
+        has_projects: bool,
+    ) -> None:  # fmt: skip
+        """has_projects   directories may have limits of their own"""
         self._at, self._mounting, self._background, self._remove = at, mounting, background, remove
         self._waiting: set[str] = set()
-        self.quota: ProjectQuota | None = None
+        self._has_projects = has_projects
 
     def discard(self, id: str, then: Callable[[], object] = lambda: None, was: str = "") -> None:
         """Remove an unowned id by the thread, then call `then`. One with a limit is removed at once if it is unused."""
@@ -33,7 +34,7 @@ class Discarding:
         limited = False
         with contextlib.suppress(OSError):
             at = self._at
-            limited = self.quota is not None and mounts.project_of(at.path(id)) != mounts.project_of(at.home)
+            limited = self._has_projects and mounts.project_of(at.path(id)) != mounts.project_of(at.home)
         self._waiting.add(id)
         self._background.submit(lambda: self._end(id, then, was))
         if limited:

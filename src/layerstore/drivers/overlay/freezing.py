@@ -55,8 +55,8 @@ class Freezing:
         try:
             make(at.path(fresh, "work"), 0o700)
             if like:
-                copy_root(at.path(like, "diff"), at.path(fresh, "diff"))
-            return self._inode(id, "diff")
+                copy_root(at.files_of(like), at.files_of(fresh))
+            return self._inode(id, at.files)
         except BaseException:
             ground.remove(fresh)
             raise
@@ -64,7 +64,7 @@ class Freezing:
     def follow(self, id: str, like: str) -> None:
         """Set the root directory's owner, mode, times and attributes of a box in the making to those of another id."""
         try:
-            copy_root(self._at.path(like, "diff"), self._at.path(id, "diff"))
+            copy_root(self._at.files_of(like), self._at.files_of(id))
         except BaseException:
             self._ground.remove(id)
             raise
@@ -109,12 +109,12 @@ class Freezing:
                 undo.append(lambda: at.undo_restand(id, aside, text, durable=durable))
                 lower = ":".join(filter(None, (at.item_of(into), below)))
                 at.restand_aside(id, aside, lower, durable=durable)
-                fresh, fresh_work = self._inode(into, "diff"), self._inode(into, "work")
-                undo.append(lambda: self._exchange(id, into, "diff", fresh))
-                self._exchange(id, into, "diff", upper)
+                fresh, fresh_work = self._inode(into, at.files), self._inode(into, "work")
+                undo.append(lambda: self._exchange(id, into, at.files, fresh))
+                self._exchange(id, into, at.files, upper)
                 undo.append(lambda: self._exchange(id, into, "work", fresh_work))
                 self._exchange(id, into, "work", work)
-                follow_root(at.path(into, "diff"), at.path(id, "diff"))
+                follow_root(at.files_of(into), at.files_of(id))
                 self._switching.switch(id, made, lazy=only_read, stops=True)
             except BaseException as err:
                 if not made.is_done:
@@ -163,8 +163,8 @@ class Freezing:
             if not is_there(at.path(id, "work")):
                 make(at.path(id, "work"), 0o700)
             work = self._inode(id, "work")
-            if self._inode(id, "diff") == upper:
-                self._exchange(id, fresh, "diff", upper)
+            if self._inode(id, at.files) == upper:
+                self._exchange(id, fresh, at.files, upper)
                 self._exchange(id, fresh, "work", work)
             elif self._was_stopped(id, fresh):
                 self._exchange(id, fresh, "work", work)

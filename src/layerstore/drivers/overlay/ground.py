@@ -1,93 +1,113 @@
-"""What the parts of an overlay2 driver share: its home, the class of its marks, its mounts, its quotas.
+"""What the parts of a driver share that mounts overlays: its home, the class of its marks, its mounts, its quotas.
 
 Source: moby, daemon/graphdriver/overlay2
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import ClassVar
 
 from layerstore._core import _apply
 from layerstore.disk.background import Background
 from layerstore.drivers import Finding, StoreView, checks
+from layerstore.drivers.overlay.below import Below
 from layerstore.drivers.overlay.directories import Directories, is_there
 from layerstore.drivers.overlay.discarding import Discarding
+from layerstore.drivers.overlay.marks import Marks
 from layerstore.drivers.overlay.mounting import Mounting
-from layerstore.drivers.overlay.options import parse_driver_options
 from layerstore.drivers.overlay.switching import Switching
-from layerstore.drivers.overlay2.classes import Classes
 from layerstore.drivers.quota import ProjectQuota
 from layerstore.errors import NotSupportedError, readable
 from layerstore.streams.sources import TarInput
 
 log = logging.getLogger("layerstore")
 
-_DIRECTORIES = (("WorkDir", "work"), ("MergedDir", "merged"), ("UpperDir", "diff"))
 
-
-class Ground:
+class Ground(abc.ABC):
     """One home, and what was found out about its machine."""
 
-    def __init__(self, home: str, options: Mapping[str, str], view: StoreView) -> None:
-        """Check the host, make the home. Raises NotSupportedError, InvalidOptionError, OSError."""
-        self.home = home
-        self.default_size = parse_driver_options(options)
+    name: ClassVar[str]
+    """The driver's."""
+    files: ClassVar[str]
+    """The name of the directory of an id's files."""
+
+    def __init__(self, home: str, default_size: str, view: StoreView) -> None:
+        """Check the host, make the home. Raises NotSupportedError, OSError.
+
+        default_size   the limit of a writable layer that is given none; "": none
+        """
+        self.home, self.default_size = home, default_size
         self.limits, self.read_only = view.limits, view.read_only
-        self.at = Directories(home, view.lock_timeout)
+        self.at = Directories(home, self.files, view.lock_timeout)
         self._native: bool | None = None
-        self.quota: ProjectQuota | None = None
+        self._quota: tuple[ProjectQuota | None, str] | None = None
         if not self.read_only:
-            self._prepare()
+            self.prepare()
         self.userxattr = checks.needs_userxattr(home)
-        self.classes = Classes(self.at, view.layer_in, userxattr=self.userxattr)
+        self.classes = self.find_marks(view)
+        self.below = self.find_below(view)
         file_system = checks.fs_name(home) if os.path.isdir(home) else ""
         self.has_projects = file_system == "xfs"
         self.durable = view.durability != "none" and file_system not in ("tmpfs", "ramfs")
         self.mounting = Mounting(
-            self.at, view.holds, self.classes, view.boxes, read_only=self.read_only, userxattr=self.userxattr,
+            self.at, view.holds, self.classes, self.below, view.boxes,
+            read_only=self.read_only, userxattr=self.userxattr,
             syncs="never" if not self.durable else "all" if view.durability == "full" else "own",
         )  # fmt: skip
         self.background = Background()
-        self.switching = Switching(self.at, self.mounting, self.background)
-        self.discarding = Discarding(self.at, self.mounting, self.background, self.remove)
-        if not self.read_only:
-            self.quota, why = self._find_quota()
-            if self.default_size and self.quota is None:
-                raise NotSupportedError(why)
-            self.discarding.quota = self.quota
+        self.switching = Switching(self.at, self.mounting, self.below, self.background)
+        self.discarding = Discarding(
+            self.at, self.mounting, self.background, self.remove, has_projects=self.has_projects
+        )  # fmt: skip
+        if self.default_size and not self.read_only:
+            self.quota()
 
-    def _prepare(self) -> None:
-        """Ask whether overlays can be mounted there, then make the home."""
-        where = self.home if os.path.isdir(self.home) else os.path.dirname(self.home)
-        if os.environ.get("_DOCKERD_ROOTLESS_SELINUX") == "1":
-            raise NotSupportedError("driver not supported: rootless with SELinux")
-        checks.probe_overlay(where)
-        if checks.has_d_type(where):
-            self.at.prepare()
-            return
-        found = checks.fs_name(where)
-        remedy = {
-            "xfs": " Reformat the filesystem with ftype=1 to enable d_type support.",
-            "extfs": " Reformat the filesystem (or use tune2fs) with -O filetype flag to enable d_type support.",
-        }.get(found, "")
-        raise NotSupportedError(
-            f"overlay2: the backing {found} filesystem is formatted without d_type support, which leads to incorrect "
-            f"behavior.{remedy} Backing filesystems without d_type support are not supported."
-        )
+    # ---- what each driver has its own way of ----
 
-    def _find_quota(self) -> tuple[ProjectQuota | None, str]:
+    @abc.abstractmethod
+    def prepare(self) -> None:
+        """Ask of the host what the driver cannot do without, then make the home. Raises NotSupportedError, OSError."""
+
+    @abc.abstractmethod
+    def find_marks(self, view: StoreView) -> Marks:
+        """Return the classes of the marks below the home."""
+
+    @abc.abstractmethod
+    def find_below(self, view: StoreView) -> Below:
+        """Return what stands below the overlays."""
+
+    # ---- quotas ----
+
+    def find_quota(self) -> ProjectQuota | None:
+        """Return the quotas of the home's file system, looked for at the first call; None: it has none."""
+        if self._quota is None:
+            self._quota = self._quota_of_home()
+        return self._quota[0]
+
+    def quota(self) -> ProjectQuota:
+        """Return the quotas of the home's file system. Raises NotSupportedError."""
+        found = self.find_quota()
+        if found is None:
+            assert self._quota
+            raise NotSupportedError(self._quota[1])
+        return found
+
+    def _quota_of_home(self) -> tuple[ProjectQuota | None, str]:
         """Return the quotas of the home's file system; without them, the reason."""
         found = checks.fs_name(self.home)
         if found != "xfs" or checks.in_user_namespace():
-            return None, f"Storage Option overlay2.size only supported for backingFS XFS. Found {found}"
+            return None, f"Storage Option {self.name}.size only supported for backingFS XFS. Found {found}"
         try:
             return ProjectQuota(self.home), ""
         except NotSupportedError as err:
-            return None, f"Storage option overlay2.size not supported. Filesystem does not support Project Quota: {err}"
+            why = f"Storage option {self.name}.size not supported. Filesystem does not support Project Quota: {err}"
+            return None, why
 
     # ---- the kernel ----
 
@@ -100,8 +120,8 @@ class Ground:
         if self._native is None:
             why = checks.native_diff_problem(self.where_to_probe())
             if why:
-                text = "Not using native diff for overlay2, this may cause degraded performance for building images: %s"
-                log.warning(text, why, extra={"directory": self.home})
+                text = "Not using native diff for %s, this may cause degraded performance for building images: %s"
+                log.warning(text, self.name, why, extra={"directory": self.home})
             self._native = not why
         return self._native
 
@@ -124,7 +144,8 @@ class Ground:
     def paths(self, id: str) -> dict[str, str]:
         """Name id's directories. Raises FileNotFoundError."""
         os.stat(self.at.path(id))
-        found = {key: self.at.path(id, name) for key, name in _DIRECTORIES}
+        places = (("WorkDir", "work"), ("MergedDir", "merged"), ("UpperDir", self.at.files))
+        found = {key: self.at.path(id, name) for key, name in places}
         lowers = self.at.lower_dirs(id)
         if lowers:
             found["LowerDir"] = ":".join(lowers)
@@ -141,6 +162,7 @@ class Ground:
                 if is_there(directory):
                     if is_there(self.at.path(id, "merged")):      # there only while mounted
                         self.mounting.unmount_all(id)
+                    self.below.removing(id)
                     self.at.remove_tree(id)
                 self.mounting.end(id)
                 self.classes.forget(id)

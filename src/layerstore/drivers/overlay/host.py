@@ -1,4 +1,4 @@
-"""The home of overlay2: what it says of itself, and the directories and links in it that no layer owns."""
+"""The home of a driver that mounts overlays: what it says of itself, and what is in it that no layer owns."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _BATCH = 256
 
 
 class Host:
-    """The drivers.Host of overlay2; the methods are the protocol's."""
-
-    name = "overlay2"
+    """The drivers.Host of overlays; the methods are the protocol's."""
 
     def __init__(self, ground: Ground) -> None:
+        self.name = ground.name
         self.ground, self._at = ground, ground.at
         self.sync = ground.at.sync
         self.close = ground.discarding.close
@@ -103,7 +102,7 @@ class Host:
         return 0
 
     def blocks(self, id: str, seen: _changes.Blocks) -> int:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._at.opened_diff(id) as fd:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._at.opened_files(id) as fd:
             return seen.add(fd)
         return 0
 

@@ -1,6 +1,6 @@
 """What directories stand on: short links, and the file `lower` of each, which names those below it, nearest first.
 
-    <home>/l/<26 letters> -> ../<id>/diff
+    <home>/l/<26 letters> -> ../<id>/<files>
     <home>/<id>/lower: l/<26 letters>:l/<26 letters>...
 `lower` is the one truth about a stack. It is replaced in one step, and read again only where it changed.
 """
@@ -21,7 +21,6 @@ from layerstore.errors import InvalidMetadataError, LayerStoreError, readable
 
 LINKS = "l"
 _ITEM = re.compile(rf"{LINKS}/[^/]+")
-LINK = re.compile(r"\.\./([^/]+)/diff")
 
 
 opened = OpenDirectory
@@ -50,8 +49,9 @@ def is_link(text: str) -> bool:
 class Lowers:
     """What the directories below one home stand on."""
 
-    def __init__(self, home: str) -> None:
-        self.home = home
+    def __init__(self, home: str, files: str) -> None:
+        self.home, self.files = home, files
+        self.link = re.compile(rf"\.\./([^/]+)/{files}")      # where a short link leads
         self._sound: dict[str, str] = {}  # items of `lower` that were looked at: the ids they lead to
         self._items: dict[str, str] = {}  # of ids: their items
         self._stacks: dict[str, tuple[tuple[int, int, int], list[str]]] = {}
@@ -61,6 +61,13 @@ class Lowers:
         if id in ("", ".", "..", LINKS) or "/" in id or "\0" in id:
             raise LayerStoreError(f"{id!r} is not an id of a layer's directory", name=id)
         return "/".join((self.home, id, *parts))
+
+    def files_of(self, id: str) -> str:
+        """Return the path of the directory of id's files."""
+        return self.path(id, self.files)
+
+    def _target(self, id: str) -> str:
+        return f"../{id}/{self.files}"
 
     def require(self, id: str, *names: str) -> None:
         """Make sure that id and these in it are real directories. Raises NotADirectoryError, FileNotFoundError."""
@@ -81,7 +88,7 @@ class Lowers:
         """Return the short link of id. Raises InvalidMetadataError: none leads to it."""
         link = self._own_link(id)
         with contextlib.suppress(OSError):
-            if link and _files.readlink(os.path.join(self.home, LINKS, link)) == f"../{id}/diff":
+            if link and _files.readlink(os.path.join(self.home, LINKS, link)) == self._target(id):
                 return link
         link = self._link_to(id)
         if not link:
@@ -95,7 +102,7 @@ class Lowers:
             if len(items) != len(below) or not all(map(_ITEM.fullmatch, items)):
                 return False
             with opened(self.home) as fd:
-                sound = _files.links_lead(fd, items, below, "diff")
+                sound = _files.links_lead(fd, items, below, self.files)
         except (OSError, LayerStoreError):
             return False
         known = zip(items, below, strict=True)
@@ -115,7 +122,7 @@ class Lowers:
         with os.scandir(os.path.join(self.home, LINKS)) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):
-                    target = LINK.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
+                    target = self.link.fullmatch(_files.readlink(entry.path)) if entry.is_symlink() else None
                     if target:
                         yield entry.name, target[1]
 
@@ -150,11 +157,11 @@ class Lowers:
             id = self._sound.get(item)
             if id is None:
                 sound = _ITEM.fullmatch(item) is not None
-                target = LINK.fullmatch(_files.readlink(os.path.join(self.home, item))) if sound else None
+                target = self.link.fullmatch(_files.readlink(os.path.join(self.home, item))) if sound else None
                 if target is None or target[1] in (".", "..", LINKS):
                     raise InvalidMetadataError(f"the short link {readable(item)} leads to no layer", path=item)
                 id = target[1]
-                self.require(id, "diff")
+                self.require(id, self.files)
                 self._sound[item] = id
             ids.append(id)
         return ids
@@ -203,7 +210,7 @@ class Lowers:
     def led_to(self, link: str) -> str:
         """Return the id that a short link leads to; "" if it does not lead to one."""
         with contextlib.suppress(OSError):
-            target = LINK.fullmatch(_files.readlink(os.path.join(self.home, LINKS, link)))
+            target = self.link.fullmatch(_files.readlink(os.path.join(self.home, LINKS, link)))
             return target[1] if target else ""
         return ""
 
@@ -256,8 +263,8 @@ class Lowers:
             _files.unlink(self.path(id, aside))
 
     def lower_dirs(self, id: str) -> list[str]:
-        """Return the diff directories below id, nearest first."""
-        return [self.path(lower, "diff") for lower in self.lower_ids(self.lower_items(id))]
+        """Return the directories of the files below id, nearest first."""
+        return [self.files_of(lower) for lower in self.lower_ids(self.lower_items(id))]
 
     def dangling(self) -> list[str]:
         """Return the short links whose directory is gone. A directory in the making comes before its link."""

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds, read_key
-from layerstore.disk.locks import OpenDirectory, Scope, surely
+from layerstore.disk.locks import Scope, surely
 from layerstore.disk.textfile import naming
 from layerstore.drivers import checks
 from layerstore.drivers.counter import MountCounter
 from layerstore.drivers.holders import UNKNOWN, holders, in_use
+from layerstore.drivers.overlay.below import Below
 from layerstore.drivers.overlay.directories import Directories, is_there, make, opened
-from layerstore.drivers.overlay2.classes import Classes
+from layerstore.drivers.overlay.marks import Marks
 from layerstore.errors import ActiveMountError, Holder, LayerStoreError, ReadOnlyStoreError
 from layerstore.ids import is_driver_id
 from layerstore.layerdb.detached import Detached
@@ -39,7 +40,6 @@ _ENDING = 1.0
 
 # How the options of a mount name a directory below it.
 _SHORT = re.compile(r"\bl/([A-Z0-9]{26})\b")
-_DIFF = re.compile(r"\b([0-9a-f]{64}(?:-init)?)/diff\b")
 
 
 def _use(id: str) -> str:
@@ -58,21 +58,23 @@ class Mounting:
     """The mounts of one store."""
 
     def __init__(
-        self, at: Directories, holds: Holds, classes: Classes, boxes: Detached, *,
+        self, at: Directories, holds: Holds, classes: Marks, below: Below, boxes: Detached, *,
         read_only: bool, userxattr: bool, syncs: str = "own",
     ) -> None:  # fmt: skip
         """holds       tells other stores which mounts are in use here
         classes     of the marks that a mount must show
+        below       what an overlay needs before it stands
         boxes       those that were detached while a process was inside
         read_only   mount nothing
         userxattr   overlay's attributes are user.*
         syncs       what is put on the disk of a box at its unmount: "all", also what another store mounted without
                     syncing; "own": as it was mounted; "never": a mount ends without syncing
         """
-        self._at, self._holds, self._classes, self._read_only = at, holds, classes, read_only
+        self._at, self._holds, self._classes, self._below, self._read_only = at, holds, classes, below, read_only
         self._userxattr = userxattr
         self._syncs_all = syncs == "all"
         self._is_volatile = syncs == "never" and checks.kernel_version() >= (5, 10)
+        self._long = re.compile(rf"\b([0-9a-f]{{64}}(?:-init)?)/{at.files}\b")
         self._off = checks.options_off()
         self._counter = MountCounter(mounts.is_mounted)
         # Descriptors of this store in mounted boxes, for the length of a call.
@@ -84,11 +86,11 @@ class Mounting:
     def get(self, id: str, mount_label: str = "", *, read_only: bool = False) -> str:
         """Mount id, or count one user more; return the path. Raises OSError, ActiveMountError."""
         with self._at.locks.hold(id):
-            self._at.require(id, "diff")
+            self._at.require(id, self._at.files)
             merged = self._at.path(id, "merged")
             if self._read_only:
                 if self._at.is_plain(id):
-                    return self._at.path(id, "diff")
+                    return self._at.files_of(id)
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
             self._holds.retain(_use(id))
             try:
@@ -97,8 +99,8 @@ class Mounting:
                     return merged
                 with self._at.claimed(id):    # no other store mounts, unmounts or turns it meanwhile
                     if self._at.is_plain(id):
-                        self._counter.increment(self._at.path(id, "diff"))
-                        return self._at.path(id, "diff")
+                        self._counter.increment(self._at.files_of(id))
+                        return self._at.files_of(id)
                     self._mount_or_share(id, merged, mount_label, read_only)
             except BaseException:
                 self._holds.release(_use(id))
@@ -115,13 +117,13 @@ class Mounting:
         for mount in _mounted_anywhere():
             for option in mount.options.split(","):
                 if option.startswith("lowerdir"):
-                    found.update(_DIFF.findall(option))
+                    found.update(self._long.findall(option))
                     found.update(id for link in _SHORT.findall(option) if (id := self._at.led_to(link)))
         return found
 
     def is_counted(self, id: str) -> bool:
         """Return True if this store or another one uses id, as their counts say."""
-        used = self._counter.users(self._at.path(id, "diff")) or self._counter.users(self._at.path(id, "merged"))
+        used = self._counter.users(self._at.files_of(id)) or self._counter.users(self._at.path(id, "merged"))
         return bool(used) or self._holds.held_elsewhere(_use(id))
 
     def _mount_or_share(self, id: str, merged: str, mount_label: str, read_only: bool) -> None:
@@ -141,12 +143,14 @@ class Mounting:
             if writable:
                 self._at.require(id, "work")
                 self._require_free(id, merged)
-            overlay = self.overlay(id, lowers, mount_label, writable=writable)
-            make(merged, 0o700)
-            mounts.mount_overlay(overlay, f"{id}/merged")
-            if writable:
-                self.require_writable(merged, merged)
-                self.note_first(id, merged)
+            ids = self._at.lower_ids(lowers)
+            overlay = self.overlay(id, lowers, ids, mount_label, writable=writable)
+            with self._below.standing(ids if writable else [id, *ids]):
+                make(merged, 0o700)
+                mounts.mount_overlay(overlay, f"{id}/merged")
+                if writable:
+                    self.require_writable(merged, merged)
+                    self.note_first(id, merged)
         except ActiveMountError:
             raise
         except BaseException:
@@ -156,16 +160,21 @@ class Mounting:
                 os.rmdir(merged)
             raise
 
-    def overlay(self, id: str, lowers: list[str], mount_label: str, *, writable: bool) -> mounts.Overlay:
-        """Return what a mount of id is made of; what hinders one of a writable id is removed."""
-        userxattr = self._classes.view(id, self._at.lower_ids(lowers))
+    def overlay(
+        self, id: str, lowers: list[str], ids: list[str], mount_label: str, *, writable: bool
+    ) -> mounts.Overlay:
+        """Return what a mount of id is made of; what hinders one of a writable id is removed.
+
+        lowers   the items of its `lower`; ids: those that they lead to
+        """
+        userxattr = self._classes.view(id, ids)
         if not writable:
-            lowers = [f"{id}/diff", *lowers]
+            lowers = [f"{id}/{self._at.files}", *lowers]
             return mounts.Overlay(self._at.home, lowers, context=mount_label, off=self._off, userxattr=userxattr)
         self._classes.set(id, userxattr)
         self._forget_volatile(id)
         return mounts.Overlay(
-            self._at.home, lowers, f"{id}/diff", f"{id}/work",
+            self._at.home, lowers, f"{id}/{self._at.files}", f"{id}/work",
             context=mount_label, off=self._off, userxattr=userxattr, is_volatile=self._is_volatile,
         )  # fmt: skip
 
@@ -216,7 +225,7 @@ class Mounting:
 
     def _still_inside(self, id: str, merged: str) -> list[Holder] | None:
         """Return who uses the overlay of an upper that is not mounted here; None: there is no overlay."""
-        used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
+        used = mounts.upper_in_use(self._at.files_of(id), userxattr=self._userxattr)
         if used is False:
             return None
         device = self.device_elsewhere(id)
@@ -230,7 +239,7 @@ class Mounting:
 
     def device_elsewhere(self, id: str) -> int | None:
         """Return the device of an overlay that writes to id, mounted in another namespace or elsewhere in this one."""
-        ends = (f"={id}/diff", f"/{id}/diff")
+        ends = (f"={id}/{self._at.files}", f"/{id}/{self._at.files}")
         for mount in _mounted_anywhere():
             options = mount.options.split(",")
             if any(option.startswith("upperdir=") and option.endswith(ends) for option in options):
@@ -274,7 +283,7 @@ class Mounting:
         with self._at.locks.hold(id):
             with contextlib.suppress(OSError, LayerStoreError):     # else it may be mounted all the same
                 if self._at.is_plain(id):
-                    self._counter.decrement(self._at.path(id, "diff"))
+                    self._counter.decrement(self._at.files_of(id))
                     self._holds.release(_use(id))
                     return
             merged = self._at.path(id, "merged")
@@ -325,12 +334,19 @@ class Mounting:
         self._end_unseen(merged)
         with contextlib.suppress(OSError):
             os.rmdir(merged)              # unused copies go with it
+        self._below.left(self._stood_on_by(id))
         if found is not None:
             return
-        if copied and mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr):
+        if copied and mounts.upper_in_use(self._at.files_of(id), userxattr=self._userxattr):
             self._boxes.mark(id, device)        # a process came in since
         elif not reads_only:
             self.end_work(id)
+
+    def _stood_on_by(self, id: str) -> list[str]:
+        """Return what a mount of id may have stood on."""
+        with contextlib.suppress(OSError, LayerStoreError):
+            return [id, *self._at.stack_of(id)]
+        return [id]
 
     @staticmethod
     def _end_unseen(merged: str) -> None:
@@ -376,7 +392,7 @@ class Mounting:
 
     def mounted(self, id: str, *, read_only: bool = False) -> Scope[int]:
         """Open the mounted directory for the length of a `with` block."""
-        left: list[OpenDirectory] = []       # once it is empty all is undone
+        left: list[contextlib.AbstractContextManager[int]] = []       # once it is empty all is undone
 
         def begin() -> int:
             path = self.get(id, read_only=read_only)
@@ -435,9 +451,9 @@ class Mounting:
 
     def is_upper_used(self, id: str) -> bool:
         """Return True if some overlay, attached or not, writes to id's files."""
-        if not is_there(self._at.path(id, "diff")):
+        if not is_there(self._at.files_of(id)):
             return False
-        used = mounts.upper_in_use(self._at.path(id, "diff"), userxattr=self._userxattr)
+        used = mounts.upper_in_use(self._at.files_of(id), userxattr=self._userxattr)
         return self.device_elsewhere(id) is not None or self._is_left_used(id) if used is None else used
 
     def is_over(self, id: str) -> bool:
@@ -459,7 +475,7 @@ class Mounting:
     def end(self, id: str) -> None:
         """Forget id, whose last file is gone. Called under its lock."""
         self._first.pop(id, None)
-        self._counter.forget(self._at.path(id, "diff"))
+        self._counter.forget(self._at.files_of(id))
         self._counter.forget(self._at.path(id, "merged"))
         self._holds.drop(_use(id))
 
@@ -481,7 +497,7 @@ class Mounting:
         return os.path.relpath(point, os.path.realpath(self._at.home)).split("/")[0]
 
     def _unused_elsewhere(self, point: str) -> bool:
-        return not self._holds.held_elsewhere(_use(self._id_of(point)))
+        return not self._below.keeps(point) and not self._holds.held_elsewhere(_use(self._id_of(point)))
 
     def _end_mount(self, point: str) -> None:
         id = self._id_of(point)

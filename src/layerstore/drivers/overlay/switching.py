@@ -15,6 +15,7 @@ import time
 from layerstore.disk import mounts
 from layerstore.disk.background import Background
 from layerstore.drivers.holders import UNKNOWN, holders, in_use, look
+from layerstore.drivers.overlay.below import Below
 from layerstore.drivers.overlay.directories import Directories
 from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.errors import ActiveMountError, Holder, NotSupportedError, readable
@@ -29,8 +30,8 @@ _SELINUX = "/sys/fs/selinux/enforce"
 class Switching:
     """The boxes of one store, asked and switched. Called with the box held."""
 
-    def __init__(self, at: Directories, mounting: Mounting, background: Background) -> None:
-        self._at, self._mounting, self._background = at, mounting, background
+    def __init__(self, at: Directories, mounting: Mounting, below: Below, background: Background) -> None:
+        self._at, self._mounting, self._below, self._background = at, mounting, below, background
 
     # ---- may it be done ----
 
@@ -127,9 +128,12 @@ class Switching:
             return
         device = os.stat(merged).st_dev
         writable = not os.statvfs(merged).f_flag & os.ST_RDONLY
-        overlay = self._mounting.overlay(id, self._at.lower_items(id), _label_of(merged), writable=writable)
+        lowers = self._at.lower_items(id)
+        ids = self._at.lower_ids(lowers)
+        overlay = self._mounting.overlay(id, lowers, ids, _label_of(merged), writable=writable)
         try:
-            new = mounts.make_overlay(overlay, f"{id}/merged")
+            with self._below.standing(ids if writable else [id, *ids]):
+                new = mounts.make_overlay(overlay, f"{id}/merged")
             try:
                 if writable:
                     self._mounting.require_writable(new.fileno(), merged)

@@ -27,10 +27,10 @@ _KINDS = list(ChangeKind)
 
 
 class Trees:
-    """The drivers.Trees of overlay2; the methods are the protocol's."""
+    """The drivers.Trees of overlays; the methods are the protocol's."""
 
     def __init__(self, ground: Ground) -> None:
-        self._ground, self._at, self._classes = ground, ground.at, ground.classes
+        self._ground, self._at, self._classes, self._below = ground, ground.at, ground.classes, ground.below
 
     # ---- what differs ----
 
@@ -54,16 +54,16 @@ class Trees:
         with contextlib.ExitStack() as stack:
             if not old and len(new) == 1 and not os.path.exists(self._at.path(new[0], "committed")):
                 # a box on nothing is no overlay, but a directory, and shows what lies in it as it is
-                return _changes.compare_trees(stack.enter_context(self._at.opened_diff(new[0])))
+                return _changes.compare_trees(stack.enter_context(self._at.opened_files(new[0])))
             if above > 0 and new[above:] == old:
-                uppers = [stack.enter_context(self._at.opened_diff(id)) for id in new[:above]]
+                uppers = [stack.enter_context(self._below.opened(id)) for id in new[:above]]
                 uppers = [fd for fd in uppers if not _files.is_empty(fd)]
                 if not uppers:
                     return None
                 user = self._view(new)
-                lowers = [stack.enter_context(self._at.opened_diff(id)) for id in old]
+                lowers = [stack.enter_context(self._below.opened(id)) for id in old]
                 return _changes.compare_overlay(uppers, lowers, user, contents=contents)
-            fds = {id: stack.enter_context(self._at.opened_diff(id)) for id in {*new, *old}}
+            fds = {id: stack.enter_context(self._below.opened(id)) for id in {*new, *old}}
             users = {"userxattr": self._view(new), "old_userxattr": self._view(old)}
             return _changes.compare_stacks([fds[id] for id in new], [fds[id] for id in old], **users, contents=contents)
 
@@ -92,17 +92,17 @@ class Trees:
         """Make the tar of the directory that merging these makes; of one, its own."""
         flags |= _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            fds = [stack.enter_context(self._below.seen(id)) for id in above]
             if len(fds) == 1:
                 return looked_over(_tarstream.export_tree(fds[0], flags))
-            lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below]
+            lowers = [stack.enter_context(self._below.opened(id)) for id in below]
             return looked_over(_tarstream.export_stack(fds, flags, lowers))
 
     # ---- how much it is ----
 
     def size(self, above: Stack) -> int:
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            fds = [stack.enter_context(self._below.opened(id)) for id in above]
             if len(fds) == 1:
                 return _changes.tree_size(fds[0])
             try:
@@ -115,13 +115,13 @@ class Trees:
     def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
         flags = _tarstream.EXPORT_KEEP | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
-            lowers = [stack.enter_context(self._at.opened_diff(id)) for id in below] if len(fds) > 1 else None
+            fds = [stack.enter_context(self._below.opened(id)) for id in above]
+            lowers = [stack.enter_context(self._below.opened(id)) for id in below] if len(fds) > 1 else None
             return listed(_listing.list_stack(fds, lowers, flags), cast(ChainID, ""))
 
     def open_file(self, above: Stack, path: str) -> int:
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._at.opened_diff(id)) for id in above]
+            fds = [stack.enter_context(self._below.opened(id)) for id in above]
             return _listing.open_stacked(fds, path, self._view(above))
 
     # ---- what a mount shows ----
@@ -141,7 +141,7 @@ class Trees:
             item = f"{LINKS}/{read_text(self._at.path(id, 'link'))}"
             if self._at.lower_ids([item]) == [id]:
                 return item
-        return f"{id}/diff"
+        return f"{id}/{self._at.files}"
 
     def _shown(self, ids: Sequence[str], why: NotSupportedError) -> Scope[int]:
         """Open what a mount that follows every mark shows of these.

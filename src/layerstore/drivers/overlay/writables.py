@@ -1,4 +1,4 @@
-"""The writable layers of overlay2: an upper directory each, mounted over what it stands on."""
+"""The writable layers of a driver that mounts overlays: an upper directory each, mounted over what it stands on."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from layerstore.drivers.overlay.copying import Copying
 from layerstore.drivers.overlay.directories import MAX_LOWERS
 from layerstore.drivers.overlay.freezing import Freezing
 from layerstore.drivers.overlay.ground import Ground, pump
+from layerstore.drivers.quota import leave_project
 from layerstore.errors import InvalidOptionError, NotSupportedError
 from layerstore.sizes import parse_size
 from layerstore.streams.sources import TarInput, refuse_nothing
 
 
 class Writables:
-    """The drivers.Writables of overlay2; the methods are the protocol's."""
+    """The drivers.Writables of overlays; the methods are the protocol's."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground, self._at, self._mounting = ground, ground.at, ground.mounting
@@ -46,12 +47,13 @@ class Writables:
         ground = self._ground
         if "size" not in given and ground.default_size:
             given["size"] = ground.default_size
-        if "size" in given and ground.quota is None:
+        quota = ground.find_quota() if "size" in given else None
+        if "size" in given and quota is None:
             raise NotSupportedError("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
         for key in given:
             if key != "size":
                 raise InvalidOptionError(f"Unknown option {key}")
-        quota, size = ground.quota, parse_size(given["size"]) if "size" in given else 0
+        size = parse_size(given["size"]) if "size" in given else 0
         parent = stack[0] if stack else ""
         user = ground.classes.for_new(parent)
 
@@ -74,10 +76,10 @@ class Writables:
 
     def apply(self, id: str, stack: Stack, given: TarInput) -> int:
         """Unpack a tar through the mount: the kernel puts the marks, and who has it mounted sees all of it."""
-        with self._mounting.mounted(id) as root, placing(self._at.path(id, "diff")):
+        with self._mounting.mounted(id) as root, placing(self._at.files_of(id)):
             apply = _apply.over_mount(root, flags=self._ground.marks(id), limits=self._ground.limits)
             refuse_nothing(pump(given, apply))
-        with self._at.opened_diff(id) as root:
+        with self._at.opened_files(id) as root:
             return _changes.tree_size(root)
 
     def standing(self, id: str, stack: Stack) -> list[Finding]:
@@ -125,7 +127,7 @@ class Writables:
         return os.stat(self._at.path(id)).st_mtime_ns
 
     def upper(self, id: str) -> int:
-        return os.stat(self._at.path(id, "diff"), follow_symlinks=False).st_ino
+        return os.stat(self._at.files_of(id), follow_symlinks=False).st_ino
 
     def is_mounted(self, id: str) -> bool:
         if not self._at.lower_items(id):
@@ -133,9 +135,9 @@ class Writables:
         return mounts.is_mounted(self._at.path(id, "merged"))
 
     def empty(self, id: str, stack: Stack) -> None:
-        self._at.empty(id, "diff")
+        self._at.empty(id, self._at.files)
         self.restand(id, stack)
 
     def disown(self, id: str) -> None:
-        if self._ground.quota:
-            self._ground.quota.leave(self._at.path(id))
+        if self._ground.has_projects:
+            leave_project(self._at.path(id))

@@ -83,7 +83,7 @@ class Classes:
         layer = recorded(id, self._layer_in)
         if layer is None:
             return owner == os.geteuid()
-        places = [self._at.path(id, "diff", path) for path in layer.opaque]
+        places = [self._at.path(id, self._at.files, path) for path in layer.opaque]
         return not places or any(self._has_mark(place, user=True) for place in places)
 
     # ---- opaque marks ----
@@ -95,7 +95,7 @@ class Classes:
         return False
 
     def _directories(self, id: str) -> Iterator[str]:
-        todo = [self._at.path(id, "diff")]
+        todo = [self._at.files_of(id)]
         while todo:
             directory = todo.pop()
             yield directory

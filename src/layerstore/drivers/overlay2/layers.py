@@ -40,7 +40,7 @@ class Layers:
         """Make the record of a writable layer's directory, which is noted to have come before its tar."""
         ground, home = self._ground, self._ground.at.path(id)
         user = ground.classes.view(id, ())
-        with record.opened(sidecar) as record_fd, ground.at.opened_diff(id) as root:
+        with record.opened(sidecar) as record_fd, ground.at.opened_files(id) as root:
             with placing(os.path.join(home, "diff")):
                 received = adopted.record(root, record_fd, userxattr=user, limits=ground.limits)
         adopted.note(home)
@@ -90,7 +90,7 @@ class OverlayDraft:
         self._stack = stack
         if stack:
             self._at.put_on(self.id, stack[0])
-            with self._at.opened_diff(self.id) as root:
+            with self._at.opened_files(self.id) as root:
                 self._settle_on(root)
 
     def _settle_on(self, root: int) -> None:
@@ -118,7 +118,7 @@ class OverlayLayer:
         self.id, self._stack, self._sidecar = id, stack, sidecar
 
     def tar(self, diff_id: DiffID) -> TarStream:
-        with record.opened(self._sidecar) as record_fd, self._at.opened_diff(self.id) as root:
+        with record.opened(self._sidecar) as record_fd, self._at.opened_files(self.id) as root:
             return TarStream(_tarstream.assemble(record_fd, root, diff_id.raw), seekable=True)
 
     def tar_from(self, ancestor: str) -> TarStream:
@@ -131,7 +131,7 @@ class OverlayLayer:
             return record.entries(record_fd, chain_id)
 
     def open_file(self, entry: FileEntry) -> int:
-        with self._at.opened_diff(self.id) as root:
+        with self._at.opened_files(self.id) as root:
             return _listing.open_file(root, entry.path, entry.size)
 
     def check(
@@ -162,7 +162,7 @@ class OverlayLayer:
         flags |= _tarstream.CHECK_USERNS if user or checks.in_user_namespace() else 0
         flags |= _tarstream.CHECK_USERXATTR if user else 0
         flags |= _tarstream.CHECK_FIRST if adopted.came_first(self._at.path(id)) else 0
-        with self._at.opened_diff(id) as root, contextlib.ExitStack() as stack:
+        with self._at.opened_files(id) as root, contextlib.ExitStack() as stack:
             lowers: list[int] = []
             with contextlib.suppress(OSError, LayerStoreError):     # told by problems(); every mark is needed then
                 lowers = [stack.enter_context(opened(path)) for path in self._at.lower_dirs(id)]
@@ -181,7 +181,7 @@ class OverlayLayer:
             return False
 
     def rebuild_from(self, draft: Draft, names: Iterable[str]) -> None:
-        with self._at.opened_diff(self.id) as damaged, self._at.opened_diff(draft.id) as whole:
+        with self._at.opened_files(self.id) as damaged, self._at.opened_files(draft.id) as whole:
             Graft(whole, damaged).names(names)
 
     def paths(self) -> dict[str, str]:
