@@ -43,13 +43,14 @@ def clone_tree(int from_fd, int to_fd, unsigned flags=0, *, int workers=-1):
 def merge_stack(fds, lower_fds, int into_fd, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_merge *m = NULL
-    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef list kept = []
+    cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds, kept)
     cdef const char *p = array
     cdef const char *q = below
     cdef size_t n = len(fds), k = len(lower_fds)
     cdef int end = 0
     with nogil:
-        lay.check(lay.lay_merge_open(&m, <const int *>p, n, <const int *>q, k, into_fd, flags, &err), &err)
+        lay.check(lay.lay_merge_open(&m, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, k, into_fd, flags, &err), &err)
     try:
         while not end:
             with nogil:

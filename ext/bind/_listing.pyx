@@ -99,7 +99,8 @@ cdef class Listing:
 def list_stack(fds, lower_fds=None, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_listing *l = NULL
-    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef list kept = []
+    cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds or (), kept)
     cdef const char *p = array
     cdef const char *q = NULL
     cdef size_t n = len(fds), m = 0
@@ -107,7 +108,7 @@ def list_stack(fds, lower_fds=None, unsigned flags=0):
     if lower_fds is not None:
         q, m = below, len(lower_fds)
     with nogil:
-        lay.check(lay.lay_listing_stack_open(&l, <const int *>p, n, <const int *>q, m, flags, &err), &err)
+        lay.check(lay.lay_listing_stack_open(&l, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err), &err)
     listing.handle.c = l
     return listing
 
@@ -115,7 +116,8 @@ def list_stack(fds, lower_fds=None, unsigned flags=0):
 def open_stacked(fds, path, bint userxattr=False):
     cdef lay.lay_error err
     cdef int fd = -1
-    cdef bytes array = lay.descriptors(fds), encoded = os.fsencode(path)
+    cdef list kept = []
+    cdef bytes array = lay.shown(fds, kept), encoded = os.fsencode(path)
     cdef const char *p = array
     cdef const char *q = encoded
     cdef size_t n = len(fds)
@@ -123,7 +125,7 @@ def open_stacked(fds, path, bint userxattr=False):
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
     with nogil:
-        lay.check(lay.lay_stack_open(<const int *>p, n, flags, q, &fd, &err), &err)
+        lay.check(lay.lay_stack_open(<const lay.lay_shown *>p, n, flags, q, &fd, &err), &err)
     return fd
 
 

@@ -303,14 +303,15 @@ def export_directory(int root_fd, bytes prefix not None, int64_t newest, int64_t
 def export_stack(fds, unsigned flags=0, lower_fds=None):
     cdef lay.lay_error err
     cdef lay.lay_source *s = NULL
-    cdef bytes array = lay.descriptors(fds), below = lay.descriptors(lower_fds or [-1])
+    cdef list kept = []
+    cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds or (), kept)
     cdef const char *p = array
     cdef const char *q = NULL
     cdef size_t n = len(fds), m = 0
     if lower_fds is not None:
         q, m = below, len(lower_fds)
     with nogil:
-        lay.check(lay.lay_export_stack_open(&s, <const int *>p, n, <const int *>q, m, flags, &err), &err)
+        lay.check(lay.lay_export_stack_open(&s, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err), &err)
     return owned(s)
 
 
@@ -352,11 +353,12 @@ def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), 
     cdef lay.lay_error err
     cdef lay.lay_check *c = NULL
     cdef lay.lay_check_options options
-    cdef bytes array = lay.descriptors(lower_fds)
+    cdef list kept = []
+    cdef bytes array = lay.shown(lower_fds, kept)
     cdef const char *fds = array
     options.record_fd, options.root_fd, options.flags = record_fd, root_fd, flags
     options.diff_id = diff_id_bytes(diff_id)
-    options.lower_fds, options.lowers = <const int *>fds, len(lower_fds)
+    options.lowers, options.nlowers = <const lay.lay_shown *>fds, len(lower_fds)
     with nogil:
         lay.check(lay.lay_check_open(&c, &options, &err), &err)
     try:

@@ -2,6 +2,8 @@
 #
 # Whatever is lay_'s is called without the GIL and raises nothing itself. A Handle is shown to the
 # sibling modules in a PyCapsule, as they share no types in the limited API.
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef extern from "lay.h" nogil:
@@ -20,6 +22,11 @@ cdef extern from "lay.h" nogil:
     const char *lay_build_crc64() noexcept
     const char *lay_build_gzip() noexcept
     const char *lay_build_zstd() noexcept
+
+    ctypedef struct lay_lower
+    ctypedef struct lay_shown:
+        int fd
+        const lay_lower *lower
 
     ctypedef struct lay_limits:
         int64_t window
@@ -61,7 +68,7 @@ cdef extern from "lay.h" nogil:
     int lay_apply_sated(const lay_apply *a) noexcept
     lay_code lay_apply_finish(lay_apply *a, lay_applied *out, lay_error *err) noexcept
     void lay_apply_free(lay_apply *a) noexcept
-    lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
+    lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err) noexcept
 
     lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err) noexcept
     lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err) noexcept
@@ -79,7 +86,7 @@ cdef extern from "lay.h" nogil:
         const char *exclude
         size_t excludes
     lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err) noexcept
-    lay_code lay_export_stack_open(lay_source **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
+    lay_code lay_export_stack_open(lay_source **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
     int LAY_LEFT_XATTR, LAY_LEFT_ACL, LAY_LEFT_SOCKET, LAY_LEFT_MARK, LAY_LEFT_NAMED
     int64_t lay_export_files_size(const lay_source *s) noexcept
     int64_t lay_export_left_out(const lay_source *s, int kind) noexcept
@@ -88,8 +95,8 @@ cdef extern from "lay.h" nogil:
     unsigned LAY_CHANGES_USERXATTR, LAY_CHANGES_ATTRIBUTES, LAY_CHANGES_TOUCHED, LAY_CHANGES_CONTENTS, LAY_CHANGES_OLD_USERXATTR
     ctypedef struct lay_changes
     lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err) noexcept
-    lay_code lay_changes_overlay(lay_changes **out, const int *upper_fds, size_t uppers, const int *lower_fds, size_t n, unsigned flags, lay_error *err) noexcept
-    lay_code lay_changes_stacks(lay_changes **out, const int *new_fds, size_t n, const int *old_fds, size_t m, unsigned flags, lay_error *err) noexcept
+    lay_code lay_changes_overlay(lay_changes **out, const lay_shown *uppers, size_t m, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err) noexcept
+    lay_code lay_changes_stacks(lay_changes **out, const lay_shown *fresh, size_t n, const lay_shown *old, size_t m, unsigned flags, lay_error *err) noexcept
     size_t lay_changes_count(const lay_changes *c) noexcept
     int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len) noexcept
     void lay_changes_free(lay_changes *c) noexcept
@@ -101,8 +108,8 @@ cdef extern from "lay.h" nogil:
         int record_fd
         int root_fd
         const uint8_t *diff_id
-        const int *lower_fds
-        size_t lowers
+        const lay_shown *lowers
+        size_t nlowers
         unsigned flags
     ctypedef struct lay_problem:
         int kind
@@ -135,7 +142,7 @@ cdef extern from "lay.h" nogil:
     int LAY_LISTED_CHARACTER, LAY_LISTED_BLOCK
     ctypedef struct lay_listing
     lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err) noexcept
-    lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
+    lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
     lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err) noexcept
     void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out) noexcept
     const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len) noexcept
@@ -176,14 +183,14 @@ cdef extern from "lay.h" nogil:
 
     unsigned LAY_MERGE_USERXATTR, LAY_MERGE_OVER_MARKS
     ctypedef struct lay_merge
-    lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err) noexcept
+    lay_code lay_merge_open(lay_merge **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err) noexcept
     lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err) noexcept
     void lay_merge_free(lay_merge *m) noexcept
 
     lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err) noexcept
     unsigned LAY_STACK_USERXATTR
-    lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err) noexcept
-    lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *path, int *fd, lay_error *err) noexcept
+    lay_code lay_stack_size(const lay_shown *layers, size_t n, unsigned flags, int64_t *size, lay_error *err) noexcept
+    lay_code lay_stack_open(const lay_shown *layers, size_t n, unsigned flags, const char *path, int *fd, lay_error *err) noexcept
     ctypedef struct lay_blocks
     lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err) noexcept
     lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *err) noexcept
@@ -204,6 +211,23 @@ cdef inline bytes descriptors(fds):
     """An array of int for the core."""
     from array import array
     return array("i", fds).tobytes()
+
+
+cdef inline bytes shown(layers, list kept):
+    """An array of lay_shown for the core, of descriptors and of what has _lower(); it holds as long as kept does."""
+    cdef size_t i, n = len(layers)
+    cdef bytes packed = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>((n + 1) * sizeof(lay_shown)))
+    cdef lay_shown *to = <lay_shown *>PyBytes_AsString(packed)
+    for i in range(n):
+        layer = layers[i]
+        to[i].fd, to[i].lower = -1, NULL
+        if isinstance(layer, int):
+            to[i].fd = layer
+        else:
+            capsule = layer._lower()
+            kept.append(capsule)
+            to[i].lower = <const lay_lower *>PyCapsule_GetPointer(capsule, "layerstore.lower")
+    return packed
 
 
 # One user at a time, told by an atomic flag, so that it also holds where there is no GIL.

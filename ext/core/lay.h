@@ -55,6 +55,13 @@ const char *lay_build_crc64(void);    /* "isa-l", "pclmul" or "plain" */
 const char *lay_build_gzip(void);     /* "isa-l 2.30" or "zlib 1.2.13" */
 const char *lay_build_zstd(void);     /* "libzstd 1.5.4" or "" */
 
+/* ---- layers as they are handed in ------------------------------------------------------------ */
+
+typedef struct lay_lower lay_lower;
+/* A layer that is a directory, by its descriptor; or, where lower is not NULL, a layer that is kept otherwise, and fd is
+ * not looked at. Where a function says that layers must be directories, another one is LAY_E_UNSUPPORTED. */
+typedef struct lay_shown { int fd; const lay_lower *lower; } lay_shown;
+
 /* ---- limits: what a hostile tar may ask for --------------------------------------------------- */
 
 /* X(name, default) for each. 0: none. The option of the store that sets it is max_<name>. On by default is what bounds memory
@@ -156,7 +163,7 @@ void lay_apply_free(lay_apply *a);
 /* The layer at root_fd, unpacked alone, stands on n lowers, nearest first. A directory that its tar has no entry for
  * becomes what the lowers show there, and an opaque mark at the top becomes marks of each name there.
  * unsettled: as lay_applied has it. flags: LAY_APPLY_USERNS, LAY_APPLY_USERXATTR. */
-lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
+lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err);
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */
 
@@ -200,7 +207,7 @@ lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_dire
 
 /* A fresh tar of layers stacked, the nearest first: lay_export_tree_open's of the one directory that merging them makes, which stands on below.
  * A whiteout of what is not there is left out; below NULL: none is. OVERLAY goes without saying. */
-lay_code lay_export_stack_open(lay_source **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err);
+lay_code lay_export_stack_open(lay_source **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err);
 
 #define LAY_LEFT_XATTR 0        /* things whose extended attributes are left out, or some of them */
 #define LAY_LEFT_ACL 1          /* things whose ACLs are: the group then has its own rights, not the mask's */
@@ -235,10 +242,10 @@ typedef struct lay_changes lay_changes;
 lay_code lay_changes_trees(lay_changes **out, int new_fd, int old_fd, unsigned flags, lay_error *err);
 /* Overlay upper directories that lie upon each other against n lowers, nearest first. Reads uppers, looks up lowers.
  * flags: USERXATTR, CONTENTS. */
-lay_code lay_changes_overlay(lay_changes **out, const int *upper_fds, size_t uppers, const int *lower_fds, size_t n, unsigned flags, lay_error *err);
+lay_code lay_changes_overlay(lay_changes **out, const lay_shown *uppers, size_t m, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err);
 /* Two overlays, each all of its layers, nearest first. Where the same directories lie at the end of both they are only
  * looked up. flags: as for overlay, OLD_USERXATTR. */
-lay_code lay_changes_stacks(lay_changes **out, const int *new_fds, size_t n, const int *old_fds, size_t m, unsigned flags, lay_error *err);
+lay_code lay_changes_stacks(lay_changes **out, const lay_shown *fresh, size_t n, const lay_shown *old, size_t m, unsigned flags, lay_error *err);
 size_t lay_changes_count(const lay_changes *c);
 /* Change i: kind; *path is absolute inside the tree, NUL-terminated, alive until free. */
 int lay_changes_at(const lay_changes *c, size_t i, const char **path, size_t *path_len);
@@ -265,7 +272,7 @@ lay_code lay_export_changes_open(lay_source **out, int root_fd, const lay_change
 typedef struct lay_check_options {
     int record_fd, root_fd;
     const uint8_t *diff_id;               /* 32 bytes, or NULL */
-    const int *lower_fds; size_t lowers;  /* what it stands on, nearest first: a whiteout of nothing may be missing */
+    const lay_shown *lowers; size_t nlowers;  /* what it stands on, nearest first: a whiteout of nothing may be missing */
     unsigned flags;                       /* LAY_CHECK_ */
 } lay_check_options;
 
@@ -315,7 +322,7 @@ typedef struct lay_listing lay_listing;
 lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err);
 /* Of the tar that lay_export_stack_open makes of these, SKIP_MARKS given, without making it: no entry has an offset or a
  * CRC, and what could not be listed ends it with its own error. */
-lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err);
+lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err);
 /* Reads on, in the tar's order, to about max_entries or for about max_ms; *count entries are there then. *end 1:
  * these are the last. LAY_E_SPLIT: what follows cannot be read; every entry before it has been given. */
 lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err);
@@ -392,7 +399,7 @@ typedef struct lay_merge lay_merge;
 /* What n layers stacked show, the nearest first, is made below to, an empty directory: directories anew, all else by hard
  * links, copied where the kernel refuses one. A whiteout stays if what is below the run has something of its name. The
  * layers' descriptors are used until free. */
-lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err);
+lay_code lay_merge_open(lay_merge **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err);
 /* Works for about max_ms. *end 1: all is there. */
 lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err);
 void lay_merge_free(lay_merge *m);
@@ -403,9 +410,9 @@ void lay_merge_free(lay_merge *m);
 lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
 #define LAY_STACK_USERXATTR 1u
 /* The same of what layers stacked show, the nearest first. */
-lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err);
+lay_code lay_stack_size(const lay_shown *layers, size_t n, unsigned flags, int64_t *size, lay_error *err);
 /* The regular file that they show at a path, open for reading; no link is followed. LAY_E_OS: ENOENT, EINVAL: it is no file. */
-lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *path, int *fd, lay_error *err);
+lay_code lay_stack_open(const lay_shown *layers, size_t n, unsigned flags, const char *path, int *fd, lay_error *err);
 /* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
  * of them frees, so a file counts with the last of its names. bytes: of this tree alone. */
 typedef struct lay_blocks lay_blocks;

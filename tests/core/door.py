@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,11 @@ def call(name: str, *args: Any) -> None:
 def out(kind: str) -> Any:
     """A place for one value: out("size_t *")[0]."""
     return _opened()[0].new(kind)
+
+
+def shown(fds: Iterable[int]) -> Any:
+    """Directories, as the core takes layers. Empty, it still has an address."""
+    return _opened()[0].new("lay_shown[]", [*([fd] for fd in fds), [-1]])
 
 
 def make(name: str, kind: str, *args: Any) -> Any:

@@ -219,14 +219,15 @@ static ssize_t memory_xattr(const lay_lower *l, lay_lower_dir in, const char *na
     return n;
 }
 
-static int memory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+static lay_lower_dir memory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode, const lay_lower **of)
 {
     (void)mode;
+    *of = l;
     errno = child_of(at(l, in), name, strlen(name)) ? ENOSYS : ENOENT;      /* what it has read are no bytes */
     return -1;
 }
 
-static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr, memory_file };
+static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr, memory_file, NULL };
 
 /* ---- for the tests ---- */
 

@@ -163,7 +163,7 @@ def assemble(record_fd: int, root: int, diff_id: bytes | None = None, *, step: i
 def check_options(record_fd: int, root: int, diff_id: bytes | None = None, lowers: Sequence[int] = ()) -> Any:
     """The options of a check that looks at everything."""
     ffi = door.ffi
-    fds = ffi.new("int[]", list(lowers)) if lowers else ffi.NULL
+    fds = door.shown(lowers)
     known = ffi.new("uint8_t[32]", diff_id) if diff_id else ffi.NULL
     options = ffi.new("lay_check_options *", [record_fd, root, known, fds, len(lowers), door.lib.LAY_CHECK_METADATA])
     _alive[options] = fds, known

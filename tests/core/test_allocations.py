@@ -188,7 +188,7 @@ def changes_of_an_overlay(room: Path) -> Job:
 
     def run() -> Any:
         with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
-            upper_fds, lower_fds = door.ffi.new("int[]", [upper]), door.ffi.new("int[]", [lower, lower])
+            upper_fds, lower_fds = door.shown([upper]), door.shown([lower, lower])
             return changed("lay_changes_overlay", upper_fds, 1, lower_fds, 2, 0)
 
     return Job(run)
@@ -200,7 +200,7 @@ def changes_of_stacks(room: Path) -> Job:
 
     def run() -> Any:
         with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
-            fds = door.ffi.new("int[]", [upper, lower, lower, upper])
+            fds = door.shown([upper, lower, lower, upper])
             flags = door.lib.LAY_CHANGES_CONTENTS
             both = changed("lay_changes_stacks", fds, 2, fds + 2, 2, flags)
             return both, changed("lay_changes_overlay", fds, 2, fds + 2, 1, 0)
@@ -215,7 +215,7 @@ def union_of_two(room: Path) -> Job:
     def run() -> Any:
         ffi, lib = door.ffi, door.lib
         with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
-            fds, handle, found = ffi.new("int[]", [upper, lower, lower]), ffi.new("lay_union **"), ffi.new("lay_union_found *")
+            fds, handle, found = door.shown([upper, lower, lower]), ffi.new("lay_union **"), ffi.new("lay_union_found *")
             door.call("lay_union_open_at", handle, fds, 2, fds + 2, 1, 4)
             walk = ffi.new("lay_union_walk **")
             try:
@@ -276,7 +276,7 @@ def merged(room: Path) -> Job:
             place.mkdir(exist_ok=True)
             merge = door.ffi.new("lay_merge **")
             with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower, sinks.directory(place) as target:
-                fds = door.ffi.new("int[]", [upper, lower, lower])
+                fds = door.shown([upper, lower, lower])
                 try:
                     door.call("lay_merge_open", merge, fds, 2, fds + 2, 1, target, 0)
                     run_to_the_end("lay_merge_run", merge[0])
@@ -297,7 +297,7 @@ def told_as_a_stack(room: Path) -> Job:
     def run() -> Any:
         ffi = door.ffi
         with sinks.directory(room / "root") as upper, sinks.directory(room / "old") as lower:
-            fds = ffi.new("int[]", [upper, lower, lower])
+            fds = door.shown([upper, lower, lower])
             tar = read("lay_export_stack_open", fds, 2, fds + 2, 1, 0)
             listing, count, stop, seen = ffi.new("lay_listing **"), ffi.new("size_t *"), ffi.new("int *"), 0
             try:

@@ -28,7 +28,7 @@ def changes(upper: Path | list[Path], lowers: list[Path], flags: int = 0) -> lis
             stack.callback(os.close, fds[-1])
         handle = door.ffi.new("lay_changes **")
         uppers = 1 if isinstance(upper, Path) else len(upper)
-        ints = door.ffi.new("int[]", fds)
+        ints = door.shown(fds)
         door.call("lay_changes_overlay", handle, ints, uppers, ints + uppers, len(lowers), flags)
     return lines_of(handle[0])
 

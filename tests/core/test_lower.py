@@ -88,7 +88,7 @@ def test_what_layers_show_at_a_path_is_what_their_directories_show(room: Path, m
     names = sorted({os.fsencode(path.relative_to(place)) for place in stack for path in place.rglob("*")})
     fds = [os.open(place, os.O_RDONLY | os.O_DIRECTORY) for place in stack]
     lowers = door.ffi.new("lay_lowers *")
-    door.call("lay_lowers_open", lowers, door.ffi.new("int[]", fds), len(fds), False)
+    door.call("lay_lowers_open", lowers, door.shown(fds), len(fds), False)
     there = {name: door.lib.lay_lowers_show(lowers, name, len(name)) for name in [*names, b"none", b"d1/none", b"n" * 300]}
     in_memory = door.ffi.new("memory *[]", [read(place) for place in stack])
     assert {name: memory.memory_shows(in_memory, len(stack), name, len(name)) for name in there} == there

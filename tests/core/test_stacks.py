@@ -19,7 +19,7 @@ def between(new: Sequence[Path], old: Sequence[Path], flags: int = 0) -> list[st
     places = sorted({*new, *old})
     with opened(places) as fds:
         of = dict(zip(places, fds, strict=True))
-        ints = door.ffi.new("int[]", [*(of[place] for place in [*new, *old]), -1])
+        ints = door.shown(of[place] for place in [*new, *old])
         handle = door.ffi.new("lay_changes **")
         door.call("lay_changes_stacks", handle, ints, len(new), ints + len(new), len(old), flags)
     return lines_of(handle[0])

@@ -29,7 +29,7 @@ def unpacked(tar: bytes, root: int, *, over: str = "") -> bytes:
 
 
 def stand_on(root: int, unsettled: bytes, lowers: list[int]) -> None:
-    door.call("lay_stand_on", root, door.ffi.from_buffer(unsettled), len(unsettled), door.ffi.new("int[]", lowers), len(lowers), 0)
+    door.call("lay_stand_on", root, door.ffi.from_buffer(unsettled), len(unsettled), door.shown(lowers), len(lowers), 0)
 
 
 def is_opaque(path: Path) -> bool:

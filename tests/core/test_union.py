@@ -43,7 +43,7 @@ def opened(places: Sequence[Path]) -> Iterator[list[int]]:
 @contextlib.contextmanager
 def union(layers: Sequence[Path], below: Sequence[Path] | None = (), flags: int = 0) -> Iterator[Any]:
     with opened([*layers, *(below or ())]) as fds:
-        ints = door.ffi.new("int[]", fds) if fds else door.ffi.new("int[1]")
+        ints = door.shown(fds)
         lower = door.ffi.NULL if below is None else ints + len(layers)
         handle = door.ffi.new("lay_union **")
         door.call("lay_union_open_at", handle, ints, len(layers), lower, len(below or ()), flags)

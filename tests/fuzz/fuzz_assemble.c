@@ -71,7 +71,7 @@ static void check(int record, int root, const uint8_t *diff_id)
     lay_error err = { .code = LAY_OK };
     lay_check *c;
     lay_problem problem = { .kind = LAY_PROBLEM_NONE };
-    lay_check_options options = { .record_fd = record, .root_fd = root, .diff_id = diff_id, .lower_fds = &root, .lowers = 1, .flags = LAY_CHECK_METADATA };
+    lay_check_options options = { .record_fd = record, .root_fd = root, .diff_id = diff_id, .lowers = &(lay_shown){ root, NULL }, .nlowers = 1, .flags = LAY_CHECK_METADATA };
     lay_code code = lay_check_open(&c, &options, &err);
     int end = 0;
     if (code) {

@@ -28,7 +28,7 @@ static outcome unpack(const uint8_t *data, size_t size, lay_unpack_options optio
     PROMISE(!left || !options.merged, "over what is below nothing is left open");
     if (left) {                               /* it stands on itself, where all its directories are */
         lay_error ignored;
-        PROMISE(!lay_stand_on(room.out, done.unsettled, left, &room.out, 1, options.flags, &ignored), "what is left open is settled");
+        PROMISE(!lay_stand_on(room.out, done.unsettled, left, &(lay_shown){ room.out, NULL }, 1, options.flags, &ignored), "what is left open is settled");
     }
     if (o.code) {
         fuzz_error_is_whole(&err, o.code);

@@ -254,11 +254,11 @@ static lay_code settle(stand *s, const char *p, size_t size, lay_error *err)
     return LAY_OK;
 }
 
-lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
+lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err)
 {
     stand s = { .root_fd = root_fd, .own = -1 };
     lay_error_clear(err);
-    if (!lay_lowers_open(&s.lowers, lower_fds, n, flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR), err))
+    if (!lay_lowers_open(&s.lowers, lowers, n, flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR), err))
         settle(&s, unsettled, size, err);
     if (s.own >= 0)
         close_here(&s);

@@ -136,35 +136,50 @@ int lay_capabilities_differ(const lay_thing *a, const lay_thing *b)
     return m < 0 ? -1 : n != m || memcmp(u, v, (size_t)n) != 0;
 }
 
+/* What is read of a thing: a file, or a link. */
+typedef struct content { const lay_lower *layer; lay_lower_dir file; mode_t mode; } content;
+
+static int content_open(content *c, const lay_thing *of)
+{
+    c->mode = of->st->st_mode;
+    c->file = of->layer->ops->file(of->layer, of->in, of->name, c->mode, &c->layer);
+    return c->file < 0 ? -1 : 0;
+}
+
+static void content_close(const content *c) { c->layer->ops->close(c->layer, c->file); }
+
 /* As many bytes as there are, but for the end; -1 and errno. */
-static ssize_t read_full(int fd, char *to, size_t n)
+static ssize_t read_full(const content *c, char *to, size_t n, int64_t offset)
 {
     size_t have = 0;
     for (ssize_t r = 1; have < n && r != 0; have += r > 0 ? (size_t)r : 0) {
-        r = read(fd, to + have, n - have);
+        r = c->layer->ops->read(c->layer, c->file, c->mode, to + have, n - have, offset + (int64_t)have);
         if (r < 0 && errno != EINTR)
             return -1;
     }
     return (ssize_t)have;
 }
 
-static int bytes_differ(int a, int b)
+static int bytes_differ(const content *a, const content *b)
 {
     char p[CONTENTS_SIZE], q[CONTENTS_SIZE];
     ssize_t n, m;
+    int64_t offset = 0;
     do {
-        n = read_full(a, p, sizeof p);
-        m = n < 0 ? -1 : read_full(b, q, sizeof q);
+        n = read_full(a, p, sizeof p, offset);
+        m = n < 0 ? -1 : read_full(b, q, sizeof q, offset);
         if (m < 0)
             return -1;
+        offset += n;
     } while (n == m && n > 0 && memcmp(p, q, (size_t)n) == 0);
     return n != m || n > 0;
 }
 
-static int targets_differ(int a, int b)
+static int targets_differ(const content *a, const content *b)
 {
     char p[PATH_MAX], q[PATH_MAX];
-    ssize_t n = readlinkat(a, "", p, sizeof p), m = n < 0 ? -1 : readlinkat(b, "", q, sizeof q);
+    ssize_t n = a->layer->ops->read(a->layer, a->file, a->mode, p, sizeof p, 0);
+    ssize_t m = n < 0 ? -1 : b->layer->ops->read(b->layer, b->file, b->mode, q, sizeof q, 0);
     return m < 0 ? -1 : n != m || memcmp(p, q, (size_t)n) != 0;
 }
 
@@ -179,9 +194,16 @@ static int contents_differ(const lay_thing *a, const lay_thing *b)
         return 1;
     if ((S_ISREG(mode) && a->st->st_size == 0) || (a->st->st_ino == b->st->st_ino && a->st->st_dev == b->st->st_dev))
         return 0;
-    LAY_AUTO_FD int fd = a->layer->ops->file(a->layer, a->in, a->name, mode);
-    LAY_AUTO_FD int other = fd < 0 ? -1 : b->layer->ops->file(b->layer, b->in, b->name, mode);
-    return other < 0 ? -1 : S_ISREG(mode) ? bytes_differ(fd, other) : targets_differ(fd, other);
+    content one, other;
+    int differ = -1;
+    if (content_open(&one, a) < 0)
+        return -1;
+    if (content_open(&other, b) == 0) {
+        differ = S_ISREG(mode) ? bytes_differ(&one, &other) : targets_differ(&one, &other);
+        content_close(&other);
+    }
+    content_close(&one);
+    return differ;
 }
 
 int lay_things_differ(bool contents, const lay_thing *a, const lay_thing *b)

@@ -18,22 +18,22 @@
 
 /* ---- several uppers ---- */
 
-lay_code lay_changes_overlay(lay_changes **out, const int *upper_fds, size_t uppers, const int *lower_fds, size_t n, unsigned flags, lay_error *err)
+lay_code lay_changes_overlay(lay_changes **out, const lay_shown *uppers, size_t m, const lay_shown *lowers, size_t n, unsigned flags, lay_error *err)
 {
     lay_error_clear(err);
     bool user = (flags & LAY_CHANGES_USERXATTR) != 0;
     lay_union *u = NULL;
-    lay_lowers lowers = { 0 };
+    lay_lowers below = { 0 };
     lay_lower upper;
-    if (uppers == 1)
-        upper = lay_lower_lent(upper_fds[0]);
-    else if (lay_union_open_at(&u, upper_fds, uppers, NULL, 0, user ? LAY_UNION_USERXATTR : 0, err))
+    if (m == 1)
+        upper = uppers->lower != NULL ? *uppers->lower : lay_lower_lent(uppers->fd);
+    else if (lay_union_open_at(&u, uppers, m, NULL, 0, user ? LAY_UNION_USERXATTR : 0, err))
         return err->code;
     else
         upper = lay_union_lower(u);
-    if (!lay_lowers_open(&lowers, lower_fds, n, user, err))
-        lay_changes_over(out, &upper, &lowers, (flags & LAY_CHANGES_CONTENTS) != 0, err);
-    lay_lowers_free(&lowers);
+    if (!lay_lowers_open(&below, lowers, n, user, err))
+        lay_changes_over(out, &upper, &below, (flags & LAY_CHANGES_CONTENTS) != 0, err);
+    lay_lowers_free(&below);
     lay_union_free(u);
     return err->code;
 }
@@ -210,20 +210,28 @@ static lay_code step(stacks *s, lay_error *err)
     return compare_name(s, e->name, e->len, err);
 }
 
+static lay_code stat_root(const lay_shown *layer, struct stat *st, lay_error *err)
+{
+    if (layer->lower == NULL)
+        return fstat(layer->fd, st) < 0 ? lay_fail_fd(err, errno, layer->fd, "cannot stat it") : LAY_OK;
+    const lay_lower *l = layer->lower;
+    return l->ops->stat(l, l->root, ".", st) < 0 ? lay_fail_os(err, errno, NULL, "cannot stat a layer") : LAY_OK;
+}
+
 /* Which layers of both are the same directory. */
-static lay_code find_twins(stacks *s, const int *new_fds, size_t n, const int *old_fds, size_t m, bool any, lay_error *err)
+static lay_code find_twins(stacks *s, const lay_shown *fresh, size_t n, const lay_shown *before, size_t m, bool any, lay_error *err)
 {
     LAY_AUTO_FREE struct stat *old = calloc(m + 1, sizeof *old);
     s->twin = calloc(n + 1, sizeof *s->twin);
     if (old == NULL || s->twin == NULL)
         return lay_fail_nomem(err);
     for (size_t i = 0; i < m; i++)
-        if (fstat(old_fds[i], &old[i]) < 0)
-            return lay_fail_fd(err, errno, old_fds[i], "cannot stat it");
+        if (stat_root(&before[i], &old[i], err))
+            return err->code;
     for (size_t i = 0; i < n; i++) {
         struct stat st;
-        if (fstat(new_fds[i], &st) < 0)
-            return lay_fail_fd(err, errno, new_fds[i], "cannot stat it");
+        if (stat_root(&fresh[i], &st, err))
+            return err->code;
         s->twin[i] = SIZE_MAX;
         for (size_t k = 0; k < m && any; k++)
             if (st.st_ino == old[k].st_ino && st.st_dev == old[k].st_dev)
@@ -232,18 +240,18 @@ static lay_code find_twins(stacks *s, const int *new_fds, size_t n, const int *o
     return LAY_OK;
 }
 
-static lay_code open_side(lay_union **out, const int *fds, size_t n, bool user, lay_error *err)
+static lay_code open_side(lay_union **out, const lay_shown *layers, size_t n, bool user, lay_error *err)
 {
-    return lay_union_open_at(out, fds, n, NULL, 0, LAY_UNION_UNREAD | (user ? LAY_UNION_USERXATTR : 0), err);
+    return lay_union_open_at(out, layers, n, NULL, 0, LAY_UNION_UNREAD | (user ? LAY_UNION_USERXATTR : 0), err);
 }
 
-lay_code lay_changes_stacks(lay_changes **out, const int *new_fds, size_t n, const int *old_fds, size_t m, unsigned flags, lay_error *err)
+lay_code lay_changes_stacks(lay_changes **out, const lay_shown *fresh, size_t n, const lay_shown *old, size_t m, unsigned flags, lay_error *err)
 {
     lay_error_clear(err);
     bool user = (flags & LAY_CHANGES_USERXATTR) != 0, old_user = (flags & LAY_CHANGES_OLD_USERXATTR) != 0;
     stacks s = { .contents = (flags & LAY_CHANGES_CONTENTS) != 0 };
-    if (!lay_differ_open(&s.differ, err) && !find_twins(&s, new_fds, n, old_fds, m, user == old_user, err)
-        && !open_side(&s.fresh, new_fds, n, user, err) && !open_side(&s.old, old_fds, m, old_user, err)
+    if (!lay_differ_open(&s.differ, err) && !find_twins(&s, fresh, n, old, m, user == old_user, err)
+        && !open_side(&s.fresh, fresh, n, user, err) && !open_side(&s.old, old, m, old_user, err)
         && !enter(&s, lay_union_root(s.fresh), lay_union_root(s.old), err))
         while (s.depth > 0 && err->code == LAY_OK)
             step(&s, err);

@@ -130,25 +130,27 @@ lay_code lay_merge_run(lay_merge *m, int max_ms, int *end, lay_error *err)
     return LAY_OK;
 }
 
-static lay_code start(lay_merge *m, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err)
+static lay_code start(lay_merge *m, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err)
 {
     level root = { 0 };
     unsigned how = LAY_UNION_WHOLE | (flags & LAY_MERGE_USERXATTR ? LAY_UNION_USERXATTR : 0) | (flags & LAY_MERGE_OVER_MARKS ? LAY_UNION_OVER_MARKS : 0);
     if (n == 0)
         return lay_fail(err, LAY_E_STATE, "nothing to merge");
-    if (fstat(fds[0], &root.st) != 0)
-        return lay_fail_fd(err, errno, fds[0], "cannot look at the directory");
+    if (lay_lower_require_directories(layers, n, "merge", err))
+        return err->code;
+    if (fstat(layers->fd, &root.st) != 0)
+        return lay_fail_fd(err, errno, layers->fd, "cannot look at the directory");
     if (lay_trail_open(&m->to, to_fd, false) != 0)
         return lay_fail_fd(err, errno, to_fd, "cannot open the directory");
     m->twins.root_fd = m->to.root_fd;
     if (lay_copy_prepare(lay_trail_fd(&m->to), err) || lay_copier_init(&m->copier, &m->rules, false, err)
-        || lay_union_open_at(&m->stacked, fds, n, below, nbelow, how, err)
+        || lay_union_open_at(&m->stacked, layers, n, below, nbelow, how, err)
         || lay_union_walk_open(&m->walk, m->stacked, err))
         return err->code;
     return push(m, &root, err);
 }
 
-lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err)
+lay_code lay_merge_open(lay_merge **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, int to_fd, unsigned flags, lay_error *err)
 {
     lay_error_clear(err);
     lay_merge *m = calloc(1, sizeof *m);
@@ -158,7 +160,7 @@ lay_code lay_merge_open(lay_merge **out, const int *fds, size_t n, const int *be
     m->to = (lay_trail)LAY_TRAIL_NONE;
     m->copier.parent = (lay_parent)LAY_PARENT_NONE;
     lay_twins_init(&m->twins, -1);
-    if (start(m, fds, n, below, nbelow, to_fd, flags, err)) {
+    if (start(m, layers, n, below, nbelow, to_fd, flags, err)) {
         lay_merge_free(m);
         return err->code;
     }

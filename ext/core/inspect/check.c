@@ -73,7 +73,7 @@ lay_code lay_check_open(lay_check **out, const lay_check_options *o, lay_error *
     }
     lay_tar_limit(c->tar, lay_limits_of_record());
     if (lay_expect_new(&c->expect, scope_of(o->flags), err)
-        || lay_lowers_open(&c->lowers, o->lower_fds, o->lowers, o->flags & LAY_CHECK_USERXATTR, err)
+        || lay_lowers_open(&c->lowers, o->lowers, o->nlowers, o->flags & LAY_CHECK_USERXATTR, err)
         || lay_lowers_keep(&c->lowers, err))
         goto failed;
     c->root_fd = fcntl(o->root_fd, F_DUPFD_CLOEXEC, 0);

@@ -64,13 +64,13 @@ lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err)
     return err->code;
 }
 
-lay_code lay_listing_stack_open(lay_listing **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err)
+lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err)
 {
     lay_source *s;
     lay_listing *l = listing_new(err);
     if (!l)
         return err->code;
-    if (lay_export_stack_open(&s, fds, n, below, nbelow, flags | LAY_EXPORT_SKIP_MARKS, err)) {
+    if (lay_export_stack_open(&s, layers, n, below, nbelow, flags | LAY_EXPORT_SKIP_MARKS, err)) {
         lay_listing_free(l);
         return err->code;
     }

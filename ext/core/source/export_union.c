@@ -74,15 +74,18 @@ static lay_code union_twin(const lay_export *x, lay_export **out, lay_error *err
     return LAY_OK;
 }
 
-lay_code lay_export_stack_open(lay_source **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err)
+lay_code lay_export_stack_open(lay_source **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err)
 {
     lay_union *stacked = NULL;
     lay_export *x = NULL;
     flags |= LAY_EXPORT_OVERLAY;
+    lay_error_clear(err);
+    if (lay_lower_require_directories(layers, n, "export", err))
+        return err->code;
     if (n == 1 && below == NULL)
-        return lay_export_tree_open(out, fds[0], flags, err);
+        return lay_export_tree_open(out, layers->fd, flags, err);
     unsigned marks = flags & LAY_EXPORT_USERXATTR ? LAY_UNION_USERXATTR : 0;
-    if (lay_union_open_at(&stacked, fds, n, below, nbelow, marks | LAY_UNION_KEEP, err))
+    if (lay_union_open_at(&stacked, layers, n, below, nbelow, marks | LAY_UNION_KEEP, err))
         return err->code;
     if (union_new(&x, stacked, flags, err)) {
         lay_union_free(stacked);

@@ -75,22 +75,43 @@ static ssize_t listed_xattr(const lay_lower *l, lay_lower_dir in, const char *na
     return lay_attribute_get(&thing, xattr, buf, size);
 }
 
-static int directory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+static lay_lower_dir directory_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode, const lay_lower **of)
 {
-    (void)l;
+    *of = l;
     struct stat st;
     if (S_ISLNK(mode))
         return openat((int)in, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     return lay_tree_open_regular((int)in, name, &st);
 }
 
-static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr, directory_file };
-static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr, directory_file };
-static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr, directory_file };
+static ssize_t directory_read(const lay_lower *l, lay_lower_dir file, mode_t mode, void *buf, size_t n, int64_t offset)
+{
+    (void)l;
+    return S_ISLNK(mode) ? readlinkat((int)file, "", buf, n) : pread((int)file, buf, n, offset);
+}
+
+static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr, directory_file, directory_read };
+static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr, directory_file, directory_read };
+static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr, directory_file, directory_read };
 
 lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }
 lay_lower lay_lower_lent(int fd) { return (lay_lower){ .ops = &lent, .root = fd }; }
+
+lay_lower lay_lower_of(const lay_shown *shown)
+{
+    return shown->lower != NULL ? *shown->lower : lay_lower_directory(shown->fd);
+}
+
+int lay_lower_fd(const lay_shown *shown) { return shown->lower != NULL ? -1 : shown->fd; }
+
+lay_code lay_lower_require_directories(const lay_shown *layers, size_t n, const char *what, lay_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (layers[i].lower != NULL)
+            return lay_fail(err, LAY_E_UNSUPPORTED, "cannot %s a layer that is no directory: mount it first", what);
+    return LAY_OK;
+}
 
 void lay_lower_leave(const lay_lower *l, lay_lower_dir in)
 {

@@ -11,7 +11,6 @@
 
 typedef int64_t lay_lower_dir;          /* an open directory of a lower; -1: none */
 
-typedef struct lay_lower lay_lower;
 typedef struct lay_lower_ops {
     /* The directory at path (n bytes; none: `in` once more) below `in`, for close; -1 and errno: ENOENT, or ENOTDIR or ELOOP
      * where another thing or a link is. No function here follows a link. */
@@ -23,8 +22,10 @@ typedef struct lay_lower_ops {
     lay_code (*list)(const lay_lower *l, lay_lower_dir in, lay_names *names, lay_error *err);
     /* One value, as lay_tree_getxattr gives it; of xattr NULL: the names of all, each with its NUL. */
     ssize_t (*xattr)(const lay_lower *l, lay_lower_dir in, const char *name, const char *xattr, void *buf, size_t size);
-    /* A descriptor of a regular file for reading, or of a link as a path, by its type in mode; -1 and errno. */
-    int (*file)(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode);
+    /* A regular file or a link, by its type in mode, opened; -1 and errno. *of: the layer to read and close it with. */
+    lay_lower_dir (*file)(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode, const lay_lower **of);
+    /* Bytes of a file from an offset on, as pread gives them, or a link's text from its start; -1 and errno. */
+    ssize_t (*read)(const lay_lower *l, lay_lower_dir file, mode_t mode, void *buf, size_t n, int64_t offset);
 } lay_lower_ops;
 
 struct lay_lower {
@@ -33,6 +34,12 @@ struct lay_lower {
     lay_lower_dir root;
 };
 
+/* A layer as it is handed in. */
+lay_lower lay_lower_of(const lay_shown *shown);
+/* Its directory's descriptor; -1, if it is none. */
+int lay_lower_fd(const lay_shown *shown);
+/* LAY_E_UNSUPPORTED, if one of n layers is no directory. */
+lay_code lay_lower_require_directories(const lay_shown *layers, size_t n, const char *what, lay_error *err);
 /* A layer that is the directory fd, which is borrowed. */
 lay_lower lay_lower_directory(int fd);
 /* The same where every directory that is opened is listed, too, and but once: fewer and cheaper calls for each. fd is

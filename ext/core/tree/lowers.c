@@ -6,13 +6,13 @@
 #include <limits.h>
 #include <string.h>
 
-lay_code lay_lowers_open(lay_lowers *l, const int *fds, size_t count, bool userxattr, lay_error *err)
+lay_code lay_lowers_open(lay_lowers *l, const lay_shown *layers, size_t count, bool userxattr, lay_error *err)
 {
     *l = (lay_lowers){ .list = calloc(count + 1, sizeof *l->list), .count = count, .userxattr = userxattr };
     if (!l->list)
         return lay_fail_nomem(err);
     for (size_t i = 0; i < count; i++)
-        l->list[i] = lay_lower_directory(fds[i]);
+        l->list[i] = lay_lower_of(&layers[i]);
     return LAY_OK;
 }
 

@@ -6,9 +6,9 @@
 
 typedef struct lay_lowers { lay_lower *list; size_t count; bool userxattr, kept; } lay_lowers;   /* nearest first */
 
-/* Layers that are directories, which stay the caller's. */
-lay_code lay_lowers_open(lay_lowers *l, const int *fds, size_t count, bool userxattr, lay_error *err);
-/* Opens their roots once more, for a handle that outlives the caller's descriptors. */
+/* The layers stay the caller's. */
+lay_code lay_lowers_open(lay_lowers *l, const lay_shown *layers, size_t count, bool userxattr, lay_error *err);
+/* Opens their roots once more, for a handle that outlives what the caller has. */
 lay_code lay_lowers_keep(lay_lowers *l, lay_error *err);
 void lay_lowers_free(lay_lowers *l);
 /* Is there anything at path (n bytes) in the tree they make together? 1 or 0; -1 and errno. */

@@ -2,25 +2,26 @@
 #include "tree/trail.h"
 #include "tree/whiteout.h"
 #include "union/union.h"
+#include "union/union_state.h"
 
-#include <fcntl.h>
 #include <string.h>
 #include <sys/xattr.h>
 
-static lay_code open_stack(lay_union **out, const int *fds, size_t n, unsigned flags, lay_error *err)
+static lay_code open_stack(lay_union **out, const lay_shown *layers, size_t n, unsigned flags, lay_error *err)
 {
-    const int none = -1;
-    return lay_union_open_at(out, fds, n, &none, 0, flags & LAY_STACK_USERXATTR ? LAY_UNION_USERXATTR : 0, err);
+    const lay_shown none = { -1, NULL };
+    return lay_union_open_at(out, layers, n, &none, 0, flags & LAY_STACK_USERXATTR ? LAY_UNION_USERXATTR : 0, err);
 }
 
-static lay_code add_up(lay_union_walk *w, lay_inodes *inodes, int64_t *size, lay_error *err)
+static lay_code add_up(const lay_union *u, lay_union_walk *w, lay_inodes *inodes, int64_t *size, lay_error *err)
 {
     lay_union_found found;
     while (lay_union_walk_next(w, &found, err) == LAY_OK && found.path != NULL) {
         struct stat st;
         bool seen = false;
         size_t unused = 0;
-        if (fstatat((int)found.in, found.name, &st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) != 0) {
+        const lay_lower *l = lay_union_layer(u, found.layer);
+        if (l->ops->stat(l, found.in, found.name, &st) != 0) {
             if (!lay_tree_gone(errno))
                 return lay_fail_os(err, errno, found.path, "cannot stat it");
             continue;
@@ -35,17 +36,17 @@ static lay_code add_up(lay_union_walk *w, lay_inodes *inodes, int64_t *size, lay
     return err->code;
 }
 
-lay_code lay_stack_size(const int *fds, size_t n, unsigned flags, int64_t *size, lay_error *err)
+lay_code lay_stack_size(const lay_shown *layers, size_t n, unsigned flags, int64_t *size, lay_error *err)
 {
     lay_union *u = NULL;
     lay_union_walk *w = NULL;
     lay_inodes inodes = { 0 };
     *size = 0;
-    lay_code code = open_stack(&u, fds, n, flags, err);
+    lay_code code = open_stack(&u, layers, n, flags, err);
     if (!code)
         code = lay_union_walk_open(&w, u, err);
     if (!code)
-        code = add_up(w, &inodes, size, err);
+        code = add_up(u, w, &inodes, size, err);
     lay_union_walk_free(w);
     lay_union_free(u);
     lay_inodes_free(&inodes);
@@ -63,11 +64,12 @@ static lay_code require_data(int fd, const char *path, unsigned flags, lay_error
     return lay_error_path(err, path, strlen(path));
 }
 
-lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *path, int *fd, lay_error *err)
+lay_code lay_stack_open(const lay_shown *layers, size_t n, unsigned flags, const char *path, int *fd, lay_error *err)
 {
     lay_union *u = NULL;
     size_t layer = 0, len = strlen(path), base = lay_path_base(path, len);
-    if (open_stack(&u, fds, n, flags, err))
+    lay_error_clear(err);
+    if (lay_lower_require_directories(layers, n, "open a file of", err) || open_stack(&u, layers, n, flags, err))
         return err->code;
     int shown = lay_union_shows(u, path, len, &layer), e = errno;
     lay_union_free(u);
@@ -75,7 +77,7 @@ lay_code lay_stack_open(const int *fds, size_t n, unsigned flags, const char *pa
     LAY_AUTO_FD int got = -1;
     struct stat st;
     if (shown == 0) {
-        dir = lay_tree_open_dir(fds[layer], path, base ? base - 1 : 0, 0);
+        dir = lay_tree_open_dir(layers[layer].fd, path, base ? base - 1 : 0, 0);
         got = dir < 0 ? -1 : lay_tree_open_regular(dir, path + base, &st);
         e = errno;
     }

@@ -56,36 +56,45 @@ lay_code lay_union_open(lay_union **out, const lay_lower *layers, size_t n, cons
     return err->code;
 }
 
-static lay_code open_layers(lay_union *u, const int *fds, size_t n, bool keep, lay_error *err)
+/* Each root once more, for KEEP. */
+static lay_code keep_root(lay_lower *own, const lay_shown *layer, lay_error *err)
+{
+    own->root = own->ops->open(own, own->root, "", 0);
+    if (own->root >= 0)
+        return LAY_OK;
+    int fd = lay_lower_fd(layer), e = errno;
+    return fd >= 0 ? lay_fail_fd(err, e, fd, "cannot open the directory") : lay_fail_os(err, e, NULL, "cannot open the layer");
+}
+
+static lay_code open_layers(lay_union *u, const lay_shown *layers, size_t n, bool keep, lay_error *err)
 {
     u->own = calloc(n + 1, sizeof *u->own);
-    u->kept = calloc(n + 1, sizeof *u->kept);
-    if (u->own == NULL || u->kept == NULL)
+    if (u->own == NULL)
         return lay_fail_nomem(err);
+    u->kept = keep;
     for (; u->count < n; u->count++) {
-        int fd = keep ? openat(fds[u->count], ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC) : fds[u->count];
-        if (fd < 0)
-            return lay_fail_fd(err, errno, fds[u->count], "cannot open the directory");
-        u->own[u->count] = lay_lower_lent(fd);
-        u->kept[u->count] = keep ? fd : -1;
+        const lay_shown *layer = &layers[u->count];
+        u->own[u->count] = layer->lower != NULL ? *layer->lower : lay_lower_lent(layer->fd);
+        if (keep && keep_root(&u->own[u->count], layer, err))
+            return err->code;
     }
     u->layers = u->own;
     return LAY_OK;
 }
 
-static lay_code open_below(lay_union *u, const int *fds, size_t n, bool keep, lay_error *err)
+static lay_code open_below(lay_union *u, const lay_shown *layers, size_t n, bool keep, lay_error *err)
 {
     u->below = &u->own_below;
-    return lay_lowers_open(&u->own_below, fds, n, u->userxattr, err) || (keep && lay_lowers_keep(&u->own_below, err)) ? err->code : LAY_OK;
+    return lay_lowers_open(&u->own_below, layers, n, u->userxattr, err) || (keep && lay_lowers_keep(&u->own_below, err)) ? err->code : LAY_OK;
 }
 
-lay_code lay_union_open_at(lay_union **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err)
+lay_code lay_union_open_at(lay_union **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err)
 {
     bool keep = (flags & LAY_UNION_KEEP) != 0;
     lay_union *u = union_new(NULL, 0, NULL, flags, err);
     if (u == NULL)
         return err->code;
-    if (open_layers(u, fds, n, keep, err) || (below != NULL && open_below(u, below, nbelow, keep, err)) || open_root(u, (flags & LAY_UNION_UNREAD) == 0, err))
+    if (open_layers(u, layers, n, keep, err) || (below != NULL && open_below(u, below, nbelow, keep, err)) || open_root(u, (flags & LAY_UNION_UNREAD) == 0, err))
         lay_union_free(u);
     else
         *out = u;
@@ -97,11 +106,10 @@ void lay_union_free(lay_union *u)
     if (u == NULL)
         return;
     lay_union_dir_free(u->root);
-    for (size_t i = 0; u->kept != NULL && i < u->count; i++)
-        lay_close_owner(&u->kept[i]);
+    for (size_t i = 0; u->kept && i < u->count; i++)
+        u->own[i].ops->close(&u->own[i], u->own[i].root);
     lay_lowers_free(&u->own_below);
     free(u->own);
-    free(u->kept);
     free(u);
 }
 
@@ -254,16 +262,16 @@ static ssize_t union_xattr(const lay_lower *l, lay_lower_dir in, const char *nam
     return by == NULL ? -1 : by->ops->xattr(by, there, name, xattr, buf, size);
 }
 
-static int union_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode)
+static lay_lower_dir union_file(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode, const lay_lower **of)
 {
     (void)l;
     lay_lower_dir there;
     const lay_lower *by = shown_by(dir_of(in), name, &there);
-    return by == NULL ? -1 : by->ops->file(by, there, name, mode);
+    return by == NULL ? -1 : by->ops->file(by, there, name, mode, of);
 }
 
 lay_lower lay_union_lower(const lay_union *u)
 {
-    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr, union_file };
+    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr, union_file, NULL };
     return (lay_lower){ .ops = &ops, .layer = u, .root = place_of(u->root) };
 }

@@ -12,7 +12,7 @@
  * (union_state.h), or as a walk:
  *
  *     lay_union *u; lay_union_walk *w; lay_union_found f;
- *     lay_union_open_at(&u, fds, n, below_fds, m, 0, err)
+ *     lay_union_open_at(&u, layers, n, below, m, 0, err)
  *     lay_union_walk_open(&w, u, err)
  *     while (!lay_union_walk_next(w, &f, err) && f.path != NULL)
  *         fstatat((int)f.in, f.name, &st, AT_SYMLINK_NOFOLLOW);        in a layer that is a directory
@@ -33,8 +33,8 @@ typedef struct lay_union lay_union;
 
 /* layers and below are borrowed. below NULL: every whiteout stays; no layers in it: none does. Reads the roots' names. */
 lay_code lay_union_open(lay_union **out, const lay_lower *layers, size_t n, const lay_lowers *below, unsigned flags, lay_error *err);
-/* The same of layers that are directories, open for reading; borrowed likewise, but with KEEP. */
-lay_code lay_union_open_at(lay_union **out, const int *fds, size_t n, const int *below, size_t nbelow, unsigned flags, lay_error *err);
+/* The same of layers as they are handed in, directories open for reading; borrowed likewise, but with KEEP. */
+lay_code lay_union_open_at(lay_union **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err);
 void lay_union_free(lay_union *u);
 /* The run as one layer, as long as u is. A directory that was opened is one thread's, but for the root. */
 lay_lower lay_union_lower(const lay_union *u);

@@ -47,7 +47,7 @@ struct lay_union {
     const lay_lowers *below;
     bool userxattr, over_marks, whole;
     lay_union_dir *root;
-    lay_lower *own; int *kept;                    /* of open_at */
+    lay_lower *own; bool kept;                    /* of open_at */
     lay_lowers own_below;
 };
 
