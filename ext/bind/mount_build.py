@@ -7,7 +7,7 @@ from pathlib import Path
 from cffi import FFI
 
 CORE = Path("ext/core")
-HEADERS = ("mount/mount.h", "mount/inside.h", "mount/switch.h")
+HEADERS = ("mount/mount.h", "mount/inside.h", "mount/switch.h", "mount/erofs.h")
 
 
 def declared(name: str) -> str:

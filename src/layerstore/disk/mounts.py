@@ -34,7 +34,7 @@ _OPTION_LIMIT = 255  # fsconfig(2) takes 256 bytes with the NUL
 _AWKWARD = re.compile(r"[\\,:\"\s]")
 
 
-def _call(function: Any, *args: Any) -> None:
+def call(function: Any, *args: Any) -> None:
     """Call a function of the core that takes a lay_error last. Raise what the error says."""
     err = ffi.new("lay_error *")
     if function(*args, err):
@@ -44,7 +44,7 @@ def _call(function: Any, *args: Any) -> None:
 def _ask(kind: str, function: Any, *args: Any) -> int:
     """Return the one answer of a function of the core. Raise what its error says."""
     answer = ffi.new(kind)
-    _call(function, *args, answer)
+    call(function, *args, answer)
     return int(answer[0])
 
 
@@ -97,7 +97,7 @@ def _overlay(alive: list[Any], **fields: Any) -> Any:
 def _mount(**fields: Any) -> None:
     """Mount what a lay_overlay with these fields says. Raises OSError, with the kernel's own reason if it gave one."""
     alive: list[Any] = []
-    _call(lib.lay_mount_overlay, _overlay(alive, **fields))
+    call(lib.lay_mount_overlay, _overlay(alive, **fields))
 
 
 class Overlay(NamedTuple):
@@ -252,7 +252,7 @@ def make_overlay(overlay: Overlay, target: str) -> Detached:
     made = _overlay(alive, home=overlay.home if relative else None, target=shown, **overlay.fields(relative=relative))
     detached = Detached()
     try:
-        _call(lib.lay_make_overlay, made, detached.fd)
+        call(lib.lay_make_overlay, made, detached.fd)
     except OSError as err:
         raise _refused(err, _reason(err), shown) from None
     return detached
@@ -280,7 +280,7 @@ class Switch:
         lazy   switch also while it is used
         """
         place = os.fsencode(path)
-        _call(lib.lay_switch_mount, place, mount.fileno(), lazy, self.old.fd, self._done, self._busy)
+        call(lib.lay_switch_mount, place, mount.fileno(), lazy, self.old.fd, self._done, self._busy)
         return not self._busy[0]
 
     @property
@@ -305,7 +305,7 @@ def _refused(err: OSError, reason: str, target: str) -> OSError:
 
 def unmount(path: str, flags: int = MNT_DETACH) -> None:
     """Unmount what is mounted at path. Raises OSError (EINVAL where nothing is)."""
-    _call(lib.lay_umount, os.fsencode(path), flags)
+    call(lib.lay_umount, os.fsencode(path), flags)
 
 
 _OCTAL = re.compile(rb"\\([0-7]{3})")
@@ -466,7 +466,7 @@ def uses(device: int, ours: Sequence[int] = ()) -> list[tuple[int, str, str]]:
 
 def sync_filesystem(path: str) -> None:
     """Put everything of the file system that holds path on its disk (syncfs)."""
-    _call(lib.lay_sync_filesystem, os.fsencode(path))
+    call(lib.lay_sync_filesystem, os.fsencode(path))
 
 
 def dirents_typed(path: str) -> bool:
@@ -484,12 +484,12 @@ def project_of(directory: str) -> int:
 
 def set_project(directory: str, project: int) -> None:
     """Set the project id of a directory, inherited by what is made in it."""
-    _call(lib.lay_quota_set_project, os.fsencode(directory), project)
+    call(lib.lay_quota_set_project, os.fsencode(directory), project)
 
 
 def set_project_limit(device: str, project: int, size: int) -> None:
     """Limit a project to size bytes, hard and soft."""
-    _call(lib.lay_quota_set_limit, os.fsencode(device), project, size)
+    call(lib.lay_quota_set_limit, os.fsencode(device), project, size)
 
 
 def project_quota_on(device: str) -> bool:

@@ -1,0 +1,122 @@
+"""EROFS images as mounts: of the file itself, or of a loop device where the file system below cannot back a mount.
+
+Open files and paths come in. A mount comes out, an OSError with the kernel's own reason, or a NotSupportedError where
+no image can be mounted at all. The C side is ext/core/mount/erofs.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from layerstore._core._mount import ffi, lib
+from layerstore.disk import mounts
+from layerstore.errors import NotSupportedError
+
+MAGIC: Final = 0xE0F5E1E2
+_DETACH_NOT_FOLLOWING: Final = mounts.MNT_DETACH | 8  # UMOUNT_NOFOLLOW
+
+Mode = Literal["file", "loop"]
+"""What is mounted: files themselves, or loop devices on them."""
+
+_REFUSED = {
+    errno.EPERM: "mounting EROFS needs CAP_SYS_ADMIN in the initial namespace",
+    errno.ENODEV: "this kernel has no EROFS",
+    errno.EINVAL: "needs Linux 6.4 or later for blocks of 512 bytes",
+}
+
+
+class File(NamedTuple):
+    """An open file of a mount."""
+
+    fd: int
+    path: str
+    """Names it in errors, and in the mount table if it leads there."""
+
+
+def _request(alive: list[Any], files: Sequence[File], at: str, mode: Mode, *, directio: bool) -> Any:
+    """Return a lay_erofs_mount. cffi frees what is not referenced: it lives as long as alive."""
+    paths = [ffi.new("char[]", os.fsencode(file.path)) for file in files]
+    told = ffi.new("lay_erofs_file[]", [(file.fd, path) for file, path in zip(files, paths, strict=True)])
+    target = ffi.new("char[]", os.fsencode(at))
+    alive += [paths, told, target]
+    loop = mode == "loop"
+    return ffi.new("lay_erofs_mount *", (told, len(files), target, loop, directio and not loop))
+
+
+def mount_file(files: Sequence[File], at: str, mode: Mode, *, directio: bool = False) -> None:
+    """Mount an image, read-only.
+
+    files      the image, then the files of its device table in their order
+    at         a directory
+    directio   files are read past their page cache; loop devices never are
+    Raises     OSError   ENOTBLK: no regular file, or mode "file" is not for this file system
+    """
+    alive: list[Any] = []
+    mounts.call(lib.lay_mount_erofs, _request(alive, files, at, mode, directio=directio))
+
+
+def make_mount(files: Sequence[File], mode: Mode, *, directio: bool = False) -> mounts.Detached:
+    """Do what mount_file() does, but attach the mount nowhere."""
+    alive: list[Any] = []
+    made = mounts.Detached()
+    mounts.call(lib.lay_make_erofs, _request(alive, files, "", mode, directio=directio), made.fd)
+    return made
+
+
+def unmount(at: str) -> None:
+    """Unmount what is mounted at a directory; who is inside keeps what is open. Raises OSError (EINVAL: nothing is)."""
+    mounts.unmount(at, _DETACH_NOT_FOLLOWING)
+
+
+def is_erofs(path: str) -> bool:
+    """Return True if path shows an EROFS image; False where nothing is. Raises OSError."""
+    try:
+        return mounts.fs_magic(path) == MAGIC
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def probe(directory: str, *, directio: bool = False) -> Mode:
+    """Find out how images in a directory can be mounted. Nothing is left of it.
+
+    Raises  NotSupportedError   not at all; or not with directio
+            OSError             the directory cannot be written to
+    """
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(_smallest())
+        file.flush()
+        image = File(file.fileno(), directory)
+        try:
+            make_mount([image], "file", directio=directio).close()
+            return "file"
+        except OSError as err:
+            if err.errno != errno.ENOTBLK:
+                raise _refused(err) from None
+            if directio:
+                text = f"directio needs a file system whose files can be mounted, and {directory} is on none"
+                raise NotSupportedError(text) from None
+        try:
+            make_mount([image], "loop").close()
+        except OSError as err:
+            raise _refused(err) from None
+    return "loop"
+
+
+def _refused(err: OSError) -> Exception:
+    text = _REFUSED.get(err.errno or 0)
+    return NotSupportedError(text) if text else err
+
+
+def _smallest() -> bytes:
+    """Return an image of blocks of 512 bytes with an empty root: a header, an empty tar, metadata."""
+    header = struct.pack(
+        "<IIIBBHQqIIII16s16sI44x", MAGIC, 0, 2, 9, 0, 1, 1, 0, 0, 12, 10, 0, b"layerstore probe", b"tar:1024", 0
+    )
+    root = struct.pack("<HHHHQIIIIqII16x", 1 | 2 << 1, 0, 0o40755, 0, 27, 0xFFFFFFFF, 1, 0, 0, 0, 0, 2)
+    names = struct.pack("<QHBBQHBB3s", 1, 24, 2, 0, 1, 25, 2, 0, b"...")
+    return bytes(1024) + header.ljust(3072, b"\0") + bytes(1024) + (bytes(32) + root + names).ljust(1024, b"\0")
