@@ -436,8 +436,8 @@ class Store:
         """Register a layer and all below it under another driver of the same root: same ChainIDs, same sizes.
 
         Each layer is registered from its tar, so that both its DiffID and its ChainID are checked. Layers that are
-        there already are left as they are. What is made is held by nobody and released by nobody; this store's layers
-        stay, and writable layers are not converted.
+        there already are left as they are. What is made has no reference, and stays until it is released. This store's
+        layers stay too. Writable layers are not converted.
 
         chain_id     or the id of a snapshot that was committed
         driver       the name of the other driver; for the store's own driver there is nothing to do

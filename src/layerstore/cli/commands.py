@@ -6,7 +6,20 @@ import argparse
 from collections.abc import Sequence
 
 from layerstore import __version__
-from layerstore.cli import bench, completion, contents, doctor, health, host, images, layers, pack, snapshots, writable
+from layerstore.cli import (
+    bench,
+    completion,
+    contents,
+    convert,
+    doctor,
+    health,
+    host,
+    images,
+    layers,
+    pack,
+    snapshots,
+    writable,
+)
 from layerstore.cli.exits import MEANINGS
 from layerstore.cli.mistakes import check_words
 from layerstore.cli.parser import DEFAULTS, PROGRAM, Commands, Parser, common_options, help_of
@@ -36,7 +49,10 @@ def build() -> Parser:
     parser.set_defaults(run=help_of(parser), parser=parser)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = Commands(parser, "commands", common)
-    for family in (host, layers, pack, contents, writable, snapshots, images, health, doctor, bench, completion):
+    families = (
+        host, layers, pack, contents, writable, snapshots, images, convert, health, doctor, bench, completion,
+    )  # fmt: skip
+    for family in families:
         family.add(commands)
     return parser
 

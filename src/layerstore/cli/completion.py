@@ -58,6 +58,7 @@ class _Line:
         self.waiting: argparse.Action | None = None     # an option that needs its value
         self.options_over = self.unknown = False
         self.root: str | None = None
+        self.driver: str | None = None
         for word in words:
             self._take(word)
 
@@ -87,6 +88,8 @@ class _Line:
     def _value(self, action: argparse.Action, value: str) -> None:
         if action.dest == "root":
             self.root = value
+        elif action.dest == "driver":
+            self.driver = value
 
     def option(self, name: str) -> argparse.Action | None:
         """Return the option of this name."""
@@ -138,7 +141,7 @@ def _values(at: _Line, action: argparse.Action, current: str) -> list[Word]:
             "SNAPSHOT": _snapshots, "BASE": _bases, "ORIGIN": _origins}.get(kind)  # fmt: skip
     if look is None:
         return []
-    with reading(argparse.Namespace(root=at.root)) as opened:
+    with reading(argparse.Namespace(root=at.root, driver=at.driver)) as opened:
         return list(look(opened, at, current))
 
 

@@ -24,10 +24,10 @@ def add(commands: Commands) -> None:
 def run_init(args: Any, screen: Screen) -> None:
     root = root_of(args)
     refuse_dockerd(root)
-    new = not is_store(root)
+    new = not is_store(root, args.driver)
     if new:
         os.makedirs(os.path.dirname(root), exist_ok=True)
-    with Store(root) as store:
+    with Store(root, driver=args.driver) as store:
         driver = store.driver_name()
     note = f"a new store, {driver}" if new else "there is a store already"
     screen.result({"root": root, "driver": driver, "new": new}, [root], note)
@@ -37,7 +37,8 @@ def run_info(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
         store, layers = opened.store, opened.store.map()
         facts: dict[str, Any] = {
-            "root": store.root, "driver": store.driver_name(), "driver_status": dict(store.driver_status()),
+            "root": store.root, "driver": store.driver_name(),
+            "drivers": [*opened.halves()], "driver_status": dict(store.driver_status()),
             "layers": len(layers), "unreadable_layers": len(store.names()[0]) - len(layers),
             "size": sum(layer.diff_size for layer in layers.values()),
             "writable_layers": len(store.mounts()), "images": len(opened.images.list()),
@@ -48,9 +49,9 @@ def run_info(args: Any, screen: Screen) -> None:
         screen.json(facts)
         return
     pairs: list[tuple[str, Cell]] = [
-        ("root", facts["root"]), ("driver", facts["driver"]), ("layers", str(facts["layers"])),
-        ("size", screen.size(facts["size"])), ("writable layers", str(facts["writable_layers"])),
-        ("images", str(facts["images"])),
+        ("root", facts["root"] + _several(facts["drivers"])), ("driver", facts["driver"]),
+        ("layers", str(facts["layers"])), ("size", screen.size(facts["size"])),
+        ("writable layers", str(facts["writable_layers"])), ("images", str(facts["images"])),
     ]  # fmt: skip
     if facts["unreadable_layers"]:
         pairs.append(("unreadable", (f"{facts['unreadable_layers']}; see: layerstore verify", "red")))
@@ -60,6 +61,11 @@ def run_info(args: Any, screen: Screen) -> None:
     pairs += [(name, value) for name, value in facts["libraries"].items()]
     pairs.append(("layerstore", facts["version"]))
     screen.pairs(pairs)
+
+
+def _several(drivers: list[str]) -> str:
+    """Return what stands behind the root in the first line, where it has several drivers."""
+    return f" (has several drivers: {', '.join(drivers)})" if len(drivers) > 1 else ""
 
 
 def run_usage(args: Any, screen: Screen) -> None:

@@ -16,6 +16,7 @@ from layerstore import (
     Layer,
     LayerDoesNotExistError,
     LayerStoreError,
+    MergedTree,
     Metadata,
     RWLayer,
     Snapshot,
@@ -93,6 +94,7 @@ def add_null(parser: Any) -> None:
 
 _Names = dict[str, list[str]]
 _Standing = dict[str, list[RWLayer]]
+_Halves = dict[str, set[ChainID]]
 
 
 def _standing(opened: Opened) -> _Standing:
@@ -121,21 +123,24 @@ def _children(opened: Opened, chain_id: str) -> list[str]:
 def run_ls(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
         layers = opened.store.map()
-        images = opened.image_names()
-        standing = _standing(opened)
+        images, standing, halves = opened.image_names(), _standing(opened), opened.halves()
         if screen.as_json:
-            found = [_facts(layer, images, standing.get(layer.chain_id, [])) for layer in layers.values()]
+            found = [_facts(layer, images, standing.get(layer.chain_id, []), halves) for layer in layers.values()]
             pairs = [(rw.name, parent) for parent, held in standing.items() for rw in held]
             writable = [{"name": name, "parent": parent or None} for name, parent in sorted(pairs)]
             screen.json({"layers": found, "writable": writable})
             return
         above: list[Snapshot | RWLayer] = [*opened.store.snapshots(), *itertools.chain.from_iterable(standing.values())]
-        rows = list(_Tree(screen, layers, images, above, whole=args.no_trunc).rows())
-        titles = ("LAYER", ">SIZE", ">WITH BELOW", "AGE", "IMAGES")
+        rows = list(_Tree(screen, layers, images, above, halves, whole=args.no_trunc).rows())
+        titles = ("LAYER", ">SIZE", ">WITH BELOW", "AGE", *["DRIVERS"] * (len(halves) > 1), "IMAGES")
         screen.table(titles, rows, none=f"no layers in {opened.store.root}")
 
 
-def _facts(layer: Layer, images: _Names, standing: list[RWLayer]) -> dict[str, Any]:
+def _drivers_of(layer: Layer, halves: _Halves) -> list[str]:
+    return [name for name, chains in halves.items() if layer.chain_id in chains]
+
+
+def _facts(layer: Layer, images: _Names, standing: list[RWLayer], halves: _Halves) -> dict[str, Any]:
     made = layer.created_at
     return {
         "chain_id": layer.chain_id,
@@ -144,6 +149,7 @@ def _facts(layer: Layer, images: _Names, standing: list[RWLayer]) -> dict[str, A
         "diff_size": layer.diff_size,
         "size": layer.size,
         "cache_id": layer.cache_id,
+        "drivers": _drivers_of(layer, halves),
         "created": iso_time(made) if made else None,
         "images": images.get(layer.chain_id, []),
         "writable": [rw.name for rw in standing],
@@ -157,10 +163,10 @@ class _Tree:
     """The rows of `ls`: each layer and snapshot below what it stands on, the oldest first."""
 
     def __init__(
-        self, screen: Screen, layers: dict[ChainID, Layer], images: _Names, above: Sequence[Snapshot | RWLayer], *,
-        whole: bool,
+        self, screen: Screen, layers: dict[ChainID, Layer], images: _Names, above: Sequence[Snapshot | RWLayer],
+        halves: _Halves, *, whole: bool,
     ) -> None:  # fmt: skip
-        self._screen, self._images, self._whole = screen, images, whole
+        self._screen, self._images, self._halves, self._whole = screen, images, halves, whole
         self._made = {chain: layer.created_at for chain, layer in layers.items()}
         self._standing: dict[str, list[_Node]] = {}
         for one in above:
@@ -197,23 +203,30 @@ class _Tree:
         screen = self._screen
         if isinstance(node, Snapshot):
             name, made = node.id if self._whole else short_id(node.id), node.created.timestamp()
-            return [(f"{drawn}{name} (snapshot of {node.box})", "green"), "", "", screen.age(made), ""]
+            return self._cells((f"{drawn}{name} (snapshot of {node.box})", "green"), age=screen.age(made))
         if isinstance(node, RWLayer):
             name, made = node.name, node.created_at
             if not self._whole and is_driver_id(name):        # what dockerd calls a container
                 name = short_id(name)
-            return [(f"{drawn}{name} (writable)", "green"), "", "", screen.age(made) if made else "", ""]
+            return self._cells((f"{drawn}{name} (writable)", "green"), age=screen.age(made) if made else "")
         name, made = node.chain_id if self._whole else short_id(node.chain_id), self._made[node.chain_id]
         images = ", ".join(self._images.get(node.chain_id, []))
         age = screen.age(made) if made else ""
-        return [drawn + name, screen.size(node.diff_size), screen.size(node.size), age, (images, "cyan")]
+        sizes = screen.size(node.diff_size), screen.size(node.size)
+        return self._cells(drawn + name, *sizes, age, ", ".join(_drivers_of(node, self._halves)), (images, "cyan"))
+
+    def _cells(
+        self, name: Cell, size: str = "", below: str = "", age: str = "", drivers: str = "", images: Cell = ""
+    ) -> list[Cell]:
+        return [name, size, below, age, *[drivers] * (len(self._halves) > 1), images]
 
 
 # ---- show ---------------------------------------------------------------------------------------
 def run_show(args: Any, screen: Screen) -> None:
     with reading(args) as opened:
         layer = opened.layer(args.layer)
-        facts = _facts(layer, opened.image_names(), _standing(opened).get(layer.chain_id, []))
+        standing = _standing(opened).get(layer.chain_id, [])
+        facts = _facts(layer, opened.image_names(), standing, opened.halves())
         below = list(below_of(layer))
         above = _children(opened, layer.chain_id)
         found = layer.descriptor
@@ -234,6 +247,8 @@ def run_show(args: Any, screen: Screen) -> None:
         ("with below", screen.size(layer.size)), ("tar", "?" if tar_size is None else screen.size(tar_size)),
         ("registered", facts["created"] or "?"), ("depth", str(facts["depth"])),
     ]  # fmt: skip
+    if len(facts["drivers"]) > 1:
+        pairs.append(("drivers", ", ".join(facts["drivers"])))
     pairs += [("below", chain) for chain in below] + [("above", chain) for chain in facts["above"]]
     pairs += [("writable", name) for name in facts["writable"]] + [("image", name) for name in facts["images"]]
     if found:
@@ -355,11 +370,14 @@ def run_diff(args: Any, screen: Screen) -> None:
 
 
 def _by_records(old: Layer, new: Layer, *, times: bool) -> list[dict[str, Any]]:
-    was = {entry.path: entry for entry in old.merged().files()}
+    trees = old.merged(), new.merged()
+    was = {entry.path: entry for entry in trees[0].files()}
     found: list[dict[str, Any]] = []
-    for entry in new.merged().files():
+    for entry in trees[1].files():
         before = was.pop(entry.path, None)
         what = _differences(before, entry, times=times) if before else []
+        if before and not what and _is_in_doubt(before, entry):
+            what = ["content"] * (not _is_same(*trees, entry.path))
         if before is None or what:
             found.append({"kind": "C" if before else "A", "path": f"/{entry.path}", "what": what})
     found += [{"kind": "D", "path": f"/{path}", "what": []} for path in was]
@@ -367,12 +385,27 @@ def _by_records(old: Layer, new: Layer, *, times: bool) -> list[dict[str, Any]]:
     return found
 
 
+def _is_in_doubt(old: FileEntry, new: FileEntry) -> bool:
+    """Return True if the records do not tell whether two files of one size have the same bytes."""
+    same = (old.chain_id, old.offset) == (new.chain_id, new.offset) and old.offset is not None
+    return old.type == "file" and old.size > 0 and None in (old.crc, new.crc) and not same
+
+
+def _is_same(old: MergedTree, new: MergedTree, path: str) -> bool:
+    with old.open(path) as one, new.open(path) as other:
+        while block := one.read(1 << 20):
+            if other.read(len(block)) != block:
+                return False
+        return not other.read(1)
+
+
 def _differences(old: FileEntry, new: FileEntry, *, times: bool) -> list[str]:
-    """Say in what two entries of one path differ."""
+    """Say in what two entries of one path differ, as far as their records tell."""
     if old.type != new.type:
         return ["type"]
+    crcs = old.crc != new.crc and None not in (old.crc, new.crc)
     looks = {
-        "content": (old.size, old.crc) != (new.size, new.crc),
+        "content": old.size != new.size or crcs,
         "link": old.type == "symlink" and old.link != new.link,
         "device": old.device != new.device,
         "mode": old.mode != new.mode,

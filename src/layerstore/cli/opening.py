@@ -7,6 +7,7 @@ is held until the process ends and never released, so no failure and no removal 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,10 @@ from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.texts import short_id
 from layerstore.disk import dockerd
 from layerstore.drivers import checks, registry
+from layerstore.layerdb.store import FileMetadataStore
 from layerstore.layerdb.transaction import check_mount_name
+
+log = logging.getLogger("layerstore")
 
 ROOT_VARIABLE = "LAYERSTORE_ROOT"
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
@@ -49,10 +53,10 @@ def nearest(root: str) -> str:
     return root
 
 
-def is_store(root: str) -> bool:
-    """Return True if there is a store below root. Raises PermissionError."""
+def is_store(root: str, driver: str | None = None) -> bool:
+    """Return True if there is a store below root, of this driver. Raises PermissionError."""
     try:
-        os.stat(os.path.join(root, "image", registry.choose(root, None), "layerdb", "."))
+        os.stat(os.path.join(root, "image", registry.choose(root, driver), "layerdb", "."))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -162,6 +166,12 @@ class Opened:
             with contextlib.suppress(MountDoesNotExistError):
                 yield self.store.get_rw_layer(name)
 
+    def halves(self) -> dict[str, set[ChainID]]:
+        """Return which layers each driver of the root has."""
+        root = self.store.root
+        layerdbs = {name: os.path.join(root, "image", name, "layerdb") for name in registry.found(root)}
+        return {name: set(FileMetadataStore(at, make=False).list()[0]) for name, at in layerdbs.items()}
+
     def image_names(self) -> dict[str, list[str]]:
         """Return the names of the images whose topmost layer is a ChainID, by that."""
         names: dict[str, list[str]] = {}
@@ -170,18 +180,32 @@ class Opened:
         return names
 
 
-def require_store(root: str) -> None:
-    """Raise Failure if there is no store."""
-    if not is_store(root):
-        raise Failure(f"there is no store below {root}; make one with: layerstore --root {root} init", Exit.NOT_THERE)
+def require_store(root: str, driver: str | None = None) -> None:
+    """Raise Failure if there is no store, of this driver."""
+    if is_store(root, driver):
+        return
+    if driver and registry.found(root):
+        make = f"layerstore --root {root} --driver {driver} init"
+        raise Failure(f"the store below {root} has no {driver} half; make one with: {make}", Exit.NOT_THERE)
+    raise Failure(f"there is no store below {root}; make one with: layerstore --root {root} init", Exit.NOT_THERE)
+
+
+def _chosen(args: Any) -> tuple[str, str | None]:
+    """Return the root and the driver of a command line. A root with several drivers is told, unless one is named."""
+    root = root_of(args)
+    require_store(root, args.driver)
+    names = registry.found(root)
+    if args.driver is None and len(names) > 1:
+        text = "%s has several drivers: %s. This is the half of %s; --driver names another one"
+        log.warning(text, root, ", ".join(names), names[0], extra={"root": root})
+    return root, args.driver
 
 
 @contextlib.contextmanager
 def reading(args: Any) -> Iterator[Opened]:
     """Open the store of a command line for reading only: also beside a running dockerd."""
-    root = root_of(args)
-    require_store(root)
-    with Store(root, options={"read_only": "true"}) as store:
+    root, driver = _chosen(args)
+    with Store(root, driver=driver, options={"read_only": "true"}) as store:
         yield Opened(store)
 
 
@@ -196,8 +220,7 @@ def refuse_dockerd(root: str) -> None:
 @contextlib.contextmanager
 def writing(args: Any) -> Iterator[Opened]:
     """Open the store of a command line to change it. Raises Failure if there is none, or a dockerd runs on it."""
-    root = root_of(args)
-    require_store(root)
+    root, driver = _chosen(args)
     refuse_dockerd(root)
-    with Store(root) as store:
+    with Store(root, driver=driver) as store:
         yield Opened(store)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from layerstore.cli.exits import Exit, Failure
 from layerstore.cli.screen import Run, Screen
+from layerstore.drivers import registry
 
 PROGRAM = "layerstore"
 
@@ -45,6 +46,8 @@ def common_options() -> Parser:
     group = common.add_argument_group("options of every command")
     group.add_argument("--root", metavar="DIR", help="the store (else LAYERSTORE_ROOT, else /var/lib/layerstore; "
                        "without root's rights: ~/.local/share/layerstore)")  # fmt: skip
+    group.add_argument("--driver", choices=[*registry.DRIVERS], help="which half of a root that has several drivers "
+                       "(else the first that is there; of a new store, the default one)")  # fmt: skip
     group.add_argument("--json", action="store_true", help="print the result as one JSON document")
     group.add_argument("--bytes", action="store_true", help="sizes as plain numbers of bytes")
     group.add_argument("-q", "--quiet", action="store_true", help="no notes and no progress")
@@ -54,7 +57,7 @@ def common_options() -> Parser:
 
 
 DEFAULTS: dict[str, Any] = {
-    "root": None, "json": False, "bytes": False, "quiet": False, "verbose": False, "color": "auto",
+    "root": None, "driver": None, "json": False, "bytes": False, "quiet": False, "verbose": False, "color": "auto",
 }  # fmt: skip
 
 
