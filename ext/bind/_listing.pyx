@@ -1,4 +1,4 @@
-"""What is in a stored layer, by its record alone, or in directories stacked. Binding of lay_listing and of the opening of a listed file.
+"""What is in a stored layer, by its record or its tar, or in directories stacked. Binding of lay_listing and of the opening of a listed file.
 
 See _listing.pyi for what is promised. The core parses a batch without the GIL; the tuples are made at once behind it.
 """
@@ -94,6 +94,15 @@ cdef class Listing:
         self.handle.c = NULL
         lay.lay_listing_free(l)              # microseconds
         lay.give(&self.handle)
+
+
+def list_tar(int fd, int64_t offset, int64_t size):
+    cdef lay.lay_error err
+    cdef lay.lay_listing *l = NULL
+    cdef Listing listing = Listing.__new__(Listing)
+    lay.check(lay.lay_listing_tar_open(&l, fd, offset, size, &err), &err)     # microseconds
+    listing.handle.c = l
+    return listing
 
 
 def list_stack(fds, lower_fds=None, unsigned flags=0):

@@ -53,7 +53,7 @@ cdef class Source:
     cdef size_t ahead_at, ahead_len, ahead_want   # ahead_want: how much to read ahead; 0: not yet
 
     def __init__(self):
-        raise TypeError("a Source is made by assemble, export_tree, export_changes or export_directory")
+        raise TypeError("a Source is made by assemble, of_range, export_tree, export_changes or export_directory")
 
     def __dealloc__(self):
         cdef lay.lay_source *s = <lay.lay_source *>self.handle.c
@@ -277,6 +277,16 @@ def assemble(int record_fd, int root_fd, bytes diff_id=None):
     cdef lay.lay_source *s = NULL
     cdef const uint8_t *expected = diff_id_bytes(diff_id)
     lay.check(lay.lay_assemble_open(&s, record_fd, root_fd, expected, &err), &err)     # microseconds
+    return owned(s)
+
+
+def of_range(int fd, int64_t offset, int64_t size, bytes diff_id=None):
+    cdef lay.lay_error err
+    cdef lay.lay_source *s = NULL
+    cdef const uint8_t *expected = diff_id_bytes(diff_id)
+    if offset < 0 or size < 0:
+        raise ValueError(f"no range of a file: {size} bytes at {offset}")
+    lay.check(lay.lay_range_open(&s, fd, offset, size, expected, &err), &err)     # microseconds
     return owned(s)
 
 

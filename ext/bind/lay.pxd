@@ -77,6 +77,7 @@ cdef extern from "lay.h" nogil:
     lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err) noexcept
     int64_t lay_source_tell(const lay_source *s) noexcept
     void lay_source_free(lay_source *s) noexcept
+    lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err) noexcept
     lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
     unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS
     lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
@@ -143,6 +144,7 @@ cdef extern from "lay.h" nogil:
     ctypedef struct lay_listing
     lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err) noexcept
     lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err) noexcept
+    lay_code lay_listing_tar_open(lay_listing **out, int fd, int64_t offset, int64_t size, lay_error *err) noexcept
     lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err) noexcept
     void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out) noexcept
     const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len) noexcept

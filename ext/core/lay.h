@@ -1,7 +1,7 @@
 /* lay.h - the public face of the layer core, read top to bottom in the order of the data.
  *
  * Bytes of a layer tar enter through lay_apply and become files, a DiffID and a tar-split record.
- * Bytes of a tar leave through lay_source: the first tar again (assemble) or a fresh one (export).
+ * Bytes of a tar leave through lay_source: the first tar again (assemble, range) or a fresh one (export).
  * lay_changes says how two trees differ; lay_check says whether a stored layer still is what it was;
  * lay_listing says what is in it.
  *
@@ -177,7 +177,7 @@ lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, i
 int64_t lay_write_some(int fd, const void *p, size_t n, int max_ms);
 /* The whole length, wherever the source stands. May read the record or walk the tree once. */
 lay_code lay_source_size(lay_source *s, int64_t *size, lay_error *err);
-/* Only an assembled tar can: else LAY_E_UNSUPPORTED. Beyond the end is allowed, as in a file. */
+/* Only a stored tar, assembled or not, can: else LAY_E_UNSUPPORTED. Beyond the end is allowed, as in a file. */
 lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err);
 int64_t lay_source_tell(const lay_source *s);
 void lay_source_free(lay_source *s);
@@ -185,6 +185,9 @@ void lay_source_free(lay_source *s);
 /* The tar that record describes (gzip or JSON lines), payloads read beneath root.
  * diff_id: 32 bytes, checked when read from first byte to end; or NULL. */
 lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err);
+
+/* The tar of size bytes that lies at an offset of fd, a regular file. diff_id: as above. */
+lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err);
 
 #define LAY_EXPORT_OVERLAY 1u   /* root is an upper directory: 0:0 devices and opaque marks become .wh. */
 #define LAY_EXPORT_USERXATTR 2u /* those marks are user.overlay., not trusted.overlay. */
@@ -323,6 +326,9 @@ lay_code lay_listing_open(lay_listing **out, int record_fd, lay_error *err);
 /* Of the tar that lay_export_stack_open makes of these, SKIP_MARKS given, without making it: no entry has an offset or a
  * CRC, and what could not be listed ends it with its own error. */
 lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err);
+/* Of the tar of size bytes that lies at an offset of fd, by its headers: no payload is read. As of its record, but no
+ * entry has a CRC. */
+lay_code lay_listing_tar_open(lay_listing **out, int fd, int64_t offset, int64_t size, lay_error *err);
 /* Reads on, in the tar's order, to about max_entries or for about max_ms; *count entries are there then. *end 1:
  * these are the last. LAY_E_SPLIT: what follows cannot be read; every entry before it has been given. */
 lay_code lay_listing_next(lay_listing *l, size_t max_entries, int max_ms, size_t *count, int *end, lay_error *err);

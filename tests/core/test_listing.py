@@ -21,28 +21,42 @@ HELLO_CRC = 0x3C3EEEE2D8100000
 
 def listed(record: bytes, batch: int = 1000) -> list[dict[str, Any]]:
     """Every entry as a dict; CoreError behind those that could be read (then .found has them)."""
+    with sinks.memory(record) as fd:
+        return entries(door.make("lay_listing_open", "lay_listing *", fd), batch)
+
+
+def lying(tar: bytes, batch: int = 1000, *, before: bytes = b"", behind: bytes = b"", size: int = -1) -> list[dict[str, Any]]:
+    """The same, of a tar that lies in a file."""
+    with sinks.memory(before + tar + behind) as fd:
+        size = len(tar) if size < 0 else size
+        handle = door.out("lay_listing **")
+        door.call("lay_listing_tar_open", handle, fd, len(before), size)
+        return entries(door.ffi.gc(handle[0], door.lib.lay_listing_free), batch)
+
+
+def entries(listing: Any, batch: int) -> list[dict[str, Any]]:
     ffi, lib = door.ffi, door.lib
     found: list[dict[str, Any]] = []
     count, ended, e = door.out("size_t *"), door.out("int *"), door.out("lay_listed *")
-    with sinks.memory(record) as fd:
-        listing = door.make("lay_listing_open", "lay_listing *", fd)
-        while not ended[0]:
-            try:
+    while not ended[0]:
+        try:
+            door.call("lay_listing_next", listing, batch, 1000, count, ended)
+        except door.CoreError as error:
+            error.found = found  # type: ignore[attr-defined]
+            with door.fails(error.code):      # it stays so
                 door.call("lay_listing_next", listing, batch, 1000, count, ended)
-            except door.CoreError as error:
-                error.found = found  # type: ignore[attr-defined]
-                with door.fails(error.code):      # it stays so
-                    door.call("lay_listing_next", listing, batch, 1000, count, ended)
-                raise
-            for i in range(count[0]):
-                lib.lay_listing_at(listing, i, e)
-                one = {
-                    "name": bytes(ffi.buffer(e.name, e.name_len)), "path": bytes(ffi.buffer(e.path, e.path_len)),
-                    "link": bytes(ffi.buffer(e.link, e.link_len)), "kind": KINDS[e.kind], "size": e.size, "mode": e.mode,
-                    "uid": e.uid, "offset": e.offset, "crc": e.crc if e.has_crc else None, "xattrs": xattrs(e),
-                }  # fmt: skip
-                assert e.path[e.path_len] == e.name[e.name_len] == b"\0"
-                found.append(one)
+            raise
+        for i in range(count[0]):
+            lib.lay_listing_at(listing, i, e)
+            one = {
+                "name": bytes(ffi.buffer(e.name, e.name_len)), "path": bytes(ffi.buffer(e.path, e.path_len)),
+                "link": bytes(ffi.buffer(e.link, e.link_len)), "kind": KINDS[e.kind], "size": e.size, "mode": e.mode,
+                "uid": e.uid, "offset": e.offset, "crc": e.crc if e.has_crc else None, "xattrs": xattrs(e),
+                "mtime": (e.mtime_sec, e.mtime_nsec), "atime": (e.atime_sec, e.atime_nsec) if e.has_atime else None,
+                "device": (e.dev_major, e.dev_minor), "gid": e.gid,
+            }  # fmt: skip
+            assert e.path[e.path_len] == e.name[e.name_len] == b"\0"
+            found.append(one)
     return found
 
 
@@ -230,3 +244,52 @@ def test_a_file_is_opened_beneath_the_root_and_through_no_link(tmp_path: Any) ->
             with door.fails("LAY_E_MISMATCH") as errors:
                 opened(root, path, size)
             assert errors[0].path == path.encode()
+
+
+# ---- the tar itself, where it lies in a file --------------------------------------------------------
+
+
+def without_crc(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [one | {"crc": None} for one in found]
+
+
+@pytest.mark.parametrize("name", recipes.GOOD)
+@pytest.mark.parametrize("batch", [1, 1000])
+def test_a_tar_in_a_file_is_listed_as_its_record_is(name: str, batch: int) -> None:
+    tar = recipes.GOOD[name]()
+    assert lying(tar, batch, before=b"\1" * 4096, behind=file("no")) == without_crc(listed(sinks.record(tar)))
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 511, 512, 513), (15 << 10, 16 << 10, 17 << 10, 1 << 20)])
+def test_payloads_of_any_length_are_passed_over(sizes: tuple[int, ...]) -> None:
+    tar = b"".join(file(f"f{n}", file("hidden") * (n // 512) + bytes(n % 512)) for n in sizes)
+    for whole in (tar + end(), tar):
+        assert [(one["path"], one["size"]) for one in lying(whole)] == [(b"f%d" % n, n) for n in sizes]
+
+
+def test_what_trails_the_end_of_a_tar_is_no_entry() -> None:
+    assert [one["path"] for one in lying(file("a") + end() + file("b") + b"x" * 99)] == [b"a"]
+
+
+@pytest.mark.parametrize(
+    ("tar", "says"),
+    [
+        (file("a", bytes(2000))[:-1600], "it ends inside a file's data"),
+        (file("a")[:300], "a header block"),
+        (file("a", b"x") + b"\1" * 512, "invalid tar header"),
+        (file("a", b"x") + file("../b"), "outside of the layer"),
+    ],
+)
+def test_a_damaged_tar_gives_what_comes_before(tar: bytes, says: str) -> None:
+    before = file("0", b"good")
+    with door.fails("LAY_E_SPLIT") as errors:
+        lying(before + tar)
+    assert next(one["path"] for one in errors[0].found) == b"0"  # type: ignore[attr-defined]
+    assert says in errors[0].text and errors[0].text.startswith("the tar cannot be read: ")
+
+
+def test_a_file_that_ends_inside_the_tar_is_told() -> None:
+    with door.fails("LAY_E_SPLIT") as errors:
+        lying(file("a", b"x"), size=4096)
+    assert (errors[0].text, errors[0].offset) == ("the tar cannot be read: its file ends here", 1024)
+    assert [one["path"] for one in errors[0].found] == [b"a"]  # type: ignore[attr-defined]

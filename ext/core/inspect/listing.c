@@ -1,9 +1,9 @@
-/* listing.c - what a stored layer holds, by its record alone: the headers in it, and each file's CRC. Or what a fresh tar
- * of directories would hold, by its headers.
+/* listing.c - what a stored layer holds, by its record alone: the headers in it, and each file's CRC. Or by the headers of
+ * its tar, where that lies in a file, or of the fresh tar that directories would give.
  *
  * Iterator: record lines in, batches of entries out. Framing goes through the tar reader; for a payload that is
  * not in the record the reader is told to pass over it, so that no byte of a file is needed.
- * Memory: one line, one batch. Whatever such a record cannot say is LAY_E_SPLIT, after all good entries.
+ * Memory: one line, one batch. Whatever such a record or tar cannot say is LAY_E_SPLIT, after all good entries.
  */
 #include "base/limit.h"
 #include "base/digest.h"
@@ -15,16 +15,30 @@
 #include "tree/tree.h"
 #include "tree/whiteout.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #define BATCH_TEXT (256u << 10)   /* bytes of names and xattrs after which a batch is full */
+#define AHEAD (16u << 10)         /* bytes read with a header: those behind it serve as long as small files follow */
 
 /* An entry, its texts as places in the arena. */
 typedef struct item { lay_listed e; size_t name, path, link, xattrs; } item;
 
+/* A tar in a file. */
+typedef struct lying {
+    int fd;
+    int64_t begin, size, at;          /* at: in the tar, of the next block to feed */
+    int64_t stored;                   /* bytes of the payload that comes there */
+    uint8_t *ahead;
+    int64_t ahead_at; size_t ahead_len;
+} lying;
+
 struct lay_listing {
     lay_split_reader *reader;         /* or: */
-    lay_export *fresh;                /* dry */
+    lay_export *fresh;                /* dry; or: */
+    lying *lying;
+    const char *of;                   /* what is read, for messages */
     lay_tar *tar;
     lay_split_line line;
     int64_t line_start;               /* where the reader was when this segment began */
@@ -45,6 +59,7 @@ static lay_listing *listing_new(lay_error *err)
         l->tar = lay_tar_new();
     if (l && l->tar) {
         lay_tar_limit(l->tar, lay_limits_of_record());
+        l->of = "the tar-split record";
         return l;
     }
     free(l);
@@ -80,6 +95,29 @@ lay_code lay_listing_stack_open(lay_listing **out, const lay_shown *layers, size
     return LAY_OK;
 }
 
+lay_code lay_listing_tar_open(lay_listing **out, int fd, int64_t offset, int64_t size, lay_error *err)
+{
+    lay_listing *l = listing_new(err);
+    if (!l)
+        return err->code;
+    l->of = "the tar";
+    l->lying = calloc(1, sizeof *l->lying);
+    if (!l->lying || !(l->lying->ahead = malloc(AHEAD))) {
+        free(l->lying);
+        l->lying = NULL;
+        lay_listing_free(l);
+        return lay_fail_nomem(err);
+    }
+    *l->lying = (lying){ .fd = fcntl(fd, F_DUPFD_CLOEXEC, 0), .begin = offset, .size = size, .ahead = l->lying->ahead };
+    if (l->lying->fd < 0) {
+        lay_fail_os(err, errno, NULL, "cannot keep a descriptor");
+        lay_listing_free(l);
+        return err->code;
+    }
+    *out = l;
+    return LAY_OK;
+}
+
 void lay_listing_free(lay_listing *l)
 {
     if (!l)
@@ -87,6 +125,12 @@ void lay_listing_free(lay_listing *l)
     lay_split_reader_free(l->reader);
     if (l->fresh)
         lay_source_free(&l->fresh->source);
+    if (l->lying) {
+        if (l->lying->fd >= 0)
+            close(l->lying->fd);
+        free(l->lying->ahead);
+        free(l->lying);
+    }
     lay_tar_free(l->tar);
     free(l->items);
     free(l->arena.p);
@@ -95,9 +139,9 @@ void lay_listing_free(lay_listing *l)
 
 /* ---- one entry --------------------------------------------------------------------------------------- */
 
-static lay_code unfit(const lay_tar_entry *e, lay_error *err, const char *why)
+static lay_code unfit(const lay_listing *l, const lay_tar_entry *e, lay_error *err, const char *why)
 {
-    lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: %s", why);
+    lay_fail(err, LAY_E_SPLIT, "%s cannot be read: %s", l->of, why);
     lay_error_path(err, e->name, e->name_len);
     return err->code;
 }
@@ -160,7 +204,7 @@ static lay_code see_whiteout(lay_listing *l, item *i, const lay_tar_entry *e, la
     case LAY_WH_PLAIN:
         return LAY_OK;
     case LAY_WH_BAD:
-        return unfit(e, err, "invalid whiteout entry");
+        return unfit(l, e, err, "invalid whiteout entry");
     case LAY_WH_NAME:
         i->e.kind = LAY_LISTED_WHITEOUT;
         memmove(path + base, path + base + LAY_WH_PREFIX_LEN, n - base - LAY_WH_PREFIX_LEN + 1);
@@ -208,7 +252,7 @@ static lay_code begin(lay_listing *l, const lay_tar_entry *e, lay_error *err)
     if (keep(l, e->name, e->name_len, &i->name, err) || keep_clean(l, e->name, e->name_len, &i->path, &i->e.path_len, &outside, err))
         return err->code;
     if (outside)
-        return unfit(e, err, "it names something outside of the layer");
+        return unfit(l, e, err, "it names something outside of the layer");
     if (see_whiteout(l, i, e, err))
         return err->code;
     switch (i->e.kind) {
@@ -222,17 +266,17 @@ static lay_code begin(lay_listing *l, const lay_tar_entry *e, lay_error *err)
             return err->code;
         len = i->e.link_len;
         if (outside || (len == 1 && l->arena.p[i->link] == '.'))
-            return unfit(e, err, "invalid hardlink target");
+            return unfit(l, e, err, "invalid hardlink target");
         break;
     case LAY_LISTED_SYMLINK:
         i->e.link_len = e->link_len;
         if (!e->link_len)
-            return unfit(e, err, "a symbolic link without a target");
+            return unfit(l, e, err, "a symbolic link without a target");
         if (keep(l, e->link, e->link_len, &i->link, err))
             return err->code;
         break;
     case -1:
-        return unfit(e, err, "unhandled tar header type");
+        return unfit(l, e, err, "unhandled tar header type");
     default:
         break;
     }
@@ -257,13 +301,13 @@ static void done(lay_listing *l)
     l->open = false;
 }
 
-static lay_code not_a_tar(lay_error *err)
+static lay_code not_a_tar(const lay_listing *l, lay_error *err)
 {
     if (err->code == LAY_E_NOMEM || err->code == LAY_E_SPLIT)
         return err->code;
     char why[LAY_ERROR_TEXT];
     memcpy(why, err->text, sizeof why);
-    return lay_fail(err, LAY_E_SPLIT, "the tar-split record cannot be read: %s", why);
+    return lay_fail(err, LAY_E_SPLIT, "%s cannot be read: %s", l->of, why);
 }
 
 /* The reader's next event, if there is one. */
@@ -272,9 +316,14 @@ static lay_code take_event(lay_listing *l, lay_tar_event *event, lay_error *err)
     lay_tar_item t;
     *event = lay_tar_next(l->tar, &t, err);
     if (*event == LAY_TAR_BAD)
-        return not_a_tar(err);
-    if (*event == LAY_TAR_ENTRY)
+        return not_a_tar(l, err);
+    if (*event == LAY_TAR_ENTRY) {
+        if (l->lying)
+            l->lying->stored = t.entry->stored;
         return begin(l, t.entry, err);
+    }
+    if (*event == LAY_TAR_END && l->lying)
+        l->ended = true;              /* what trails is no entry */
     if (*event == LAY_TAR_DATA && l->open) {
         lay_listed *e = &l->items[l->count - 1].e;
         l->seen += (int64_t)t.n;
@@ -339,16 +388,82 @@ static lay_code next_fresh(lay_listing *l, lay_error *err)
     return LAY_OK;
 }
 
+static lay_code cut_short(const lay_listing *l, lay_error *err)
+{
+    lay_fail_at(err, LAY_E_SPLIT, l->lying->at, "the tar cannot be read: unexpected EOF: it ends inside a file's data");
+    if (l->open)
+        lay_error_path(err, l->arena.p + l->items[l->count - 1].name, l->items[l->count - 1].e.name_len);
+    return err->code;
+}
+
+/* A block of the tar, for which more is read than it: *n bytes at *p, fewer where the tar ends. */
+static lay_code look_at(lying *f, const uint8_t **p, size_t *n, lay_error *err)
+{
+    *n = f->size - f->at < LAY_TAR_BLOCK ? (size_t)(f->size - f->at) : LAY_TAR_BLOCK;
+    if (f->at < f->ahead_at || f->at + (int64_t)*n > f->ahead_at + (int64_t)f->ahead_len) {
+        size_t want = f->size - f->at < AHEAD ? (size_t)(f->size - f->at) : AHEAD;
+        ssize_t got;
+        do
+            got = pread(f->fd, f->ahead, want, f->begin + f->at);
+        while (got < 0 && errno == EINTR);
+        f->ahead_len = got < 0 ? 0 : (size_t)got;
+        f->ahead_at = f->at;
+        if (got < 0)
+            return lay_fail_fd(err, errno, f->fd, "read the tar");
+        if (f->ahead_len < *n)
+            return lay_fail_at(err, LAY_E_SPLIT, f->at + got, "the tar cannot be read: its file ends here");
+    }
+    *p = f->ahead + (f->at - f->ahead_at);
+    return LAY_OK;
+}
+
+/* What stands behind the payload of an entry, which stays unread, or the next block of headers. */
+static lay_code next_block(lay_listing *l, lay_error *err)
+{
+    static const uint8_t zeros[LAY_TAR_BLOCK];
+    lying *f = l->lying;
+    const uint8_t *p = zeros;
+    size_t n = 0;
+    l->feeding = true;
+    if (f->stored) {
+        lay_tar_feed(l->tar, p, n);
+        if (!lay_tar_omit(l->tar))
+            return lay_fail(err, LAY_E_STATE, "no bytes of a file are due");
+        if (f->stored > f->size - f->at)
+            return cut_short(l, err);
+        n = lay_tar_padding(f->stored);
+        f->at += f->stored;
+        f->at = f->size - f->at < (int64_t)n ? f->size : f->at + (int64_t)n;
+        f->stored = 0;
+        lay_tar_feed(l->tar, p, n);
+        return LAY_OK;
+    }
+    if (f->at == f->size) {
+        l->feeding = false;
+        l->ended = true;
+        return lay_tar_eof(l->tar, err) ? not_a_tar(l, err) : LAY_OK;
+    }
+    if (look_at(f, &p, &n, err))
+        return err->code;
+    l->line.tar_offset = f->at;
+    l->line_start = lay_tar_offset(l->tar);
+    f->at += (int64_t)n;
+    lay_tar_feed(l->tar, p, n);
+    return LAY_OK;
+}
+
 static lay_code next_line(lay_listing *l, lay_error *err)
 {
     bool end = false;
     if (l->fresh)
         return next_fresh(l, err);
+    if (l->lying)
+        return next_block(l, err);
     if (lay_split_reader_next(l->reader, &l->line, &end, err))
         return err->code;
     if (end) {
         l->ended = true;
-        return lay_tar_eof(l->tar, err) ? not_a_tar(err) : LAY_OK;
+        return lay_tar_eof(l->tar, err) ? not_a_tar(l, err) : LAY_OK;
     }
     l->line_start = lay_tar_offset(l->tar);
     if (l->line.is_file) {
@@ -409,10 +524,10 @@ void lay_listing_at(const lay_listing *l, size_t i, lay_listed *out)
     out->path = l->arena.p + from->path;
     out->link = l->arena.p + from->link;
     out->xattrs = l->arena.p + from->xattrs;
-    if (l->fresh) {
+    if (l->fresh)
         out->offset = -1;
+    if (!l->reader)
         out->has_crc = 0;
-    }
 }
 
 const char *lay_listed_xattr(const char *at, const char **name, const uint8_t **value, size_t *len)

@@ -12,6 +12,7 @@
 
 #include "base/digest.h"
 #include "source/gather.h"
+#include "source/proof.h"
 #include "tree/payload.h"
 #include "source/source.h"
 #include "tarsplit/split.h"
@@ -27,9 +28,8 @@ typedef struct assemble {
     int record_fd, root_fd;
     lay_locate locate; void *context;
     lay_split_reader *reader;
-    bool verify, hashing, ended;          /* hashing, sha: pass's and end's, which read leaves alone */
-    uint8_t diff_id[LAY_SHA256_SIZE];
-    lay_sha256 sha;
+    bool ended;
+    lay_proof proof;                      /* pass's and end's, which read leaves alone */
     int64_t position, skip_to;            /* of the next byte to give; lines before skip_to are passed over */
     lay_split_line line;
     const uint8_t *p; size_t n;           /* framing still to give */
@@ -41,13 +41,6 @@ typedef struct assemble {
     lay_gather *gather; bool gathering;   /* made when first needed; some files are in it */
     lay_error failure;
 } assemble;
-
-static void start_hash(assemble *a)
-{
-    a->hashing = a->verify;
-    if (a->hashing)
-        lay_sha256_start(&a->sha);
-}
 
 static void close_file(assemble *a)
 {
@@ -184,32 +177,16 @@ static bool assemble_help(lay_source *s)
 static void assemble_pass(lay_source *s, const void *p, size_t n)
 {
     assemble *a = (assemble *)s;
-    if (a->hashing)
-        lay_sha256_add(&a->sha, p, n);
+    lay_proof_add(&a->proof, p, n);
 }
 
-/* All is given: does it hash to what was promised? Asked once. */
 static lay_code assemble_end(lay_source *s, lay_error *err)
 {
     assemble *a = (assemble *)s;
-    uint8_t got[LAY_SHA256_SIZE];
-    if (!a->hashing)
-        return LAY_OK;
-    a->hashing = false;
-    lay_sha256_end(&a->sha, got);
-    if (!memcmp(got, a->diff_id, sizeof got))
-        return LAY_OK;
-    char hex[2 * LAY_SHA256_SIZE + 1];
-    for (size_t i = 0; i < LAY_SHA256_SIZE; i++) {
-        static const char digits[] = "0123456789abcdef";
-        hex[2 * i] = digits[a->diff_id[i] >> 4];
-        hex[2 * i + 1] = digits[a->diff_id[i] & 15];
-    }
-    hex[2 * LAY_SHA256_SIZE] = '\0';
-    lay_fail(err, LAY_E_MISMATCH, "could not verify layer data for: sha256:%s. This may be because internal files in the layer "
-             "store were modified. Re-pulling or rebuilding this image may resolve the issue", hex);
-    a->failure = *err;
-    return err->code;
+    lay_code code = lay_proof_end(&a->proof, err);
+    if (code)
+        a->failure = *err;
+    return code;
 }
 
 static lay_code assemble_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err)
@@ -281,7 +258,7 @@ static lay_code assemble_seek(lay_source *s, int64_t offset, lay_error *err)
     assemble *a = (assemble *)s;
     if (offset == a->position && !a->failure.code)
         return LAY_OK;
-    a->hashing = false;
+    lay_proof_give_up(&a->proof);
     bool lost = a->failure.code != LAY_OK;    /* lines behind the bad one may have been read */
     lay_error_clear(&a->failure);
     int64_t ahead = offset - a->position;
@@ -308,7 +285,7 @@ static lay_code assemble_seek(lay_source *s, int64_t offset, lay_error *err)
         }
         if (offset == 0) {
             a->files = 0;
-            start_hash(a);
+            lay_proof_start(&a->proof);
         }
     }
     a->position = a->skip_to = offset;
@@ -346,10 +323,7 @@ static lay_code open_source(lay_source **out, int record_fd, int root_fd, lay_lo
     a->failure.offset = -1;
     a->locate = locate;
     a->context = context;
-    a->verify = diff_id != NULL;
-    if (diff_id)
-        memcpy(a->diff_id, diff_id, sizeof a->diff_id);
-    start_hash(a);
+    lay_proof_init(&a->proof, diff_id);
     a->record_fd = fcntl(record_fd, F_DUPFD_CLOEXEC, 0);
     if (a->record_fd >= 0 && root_fd >= 0)
         a->root_fd = fcntl(root_fd, F_DUPFD_CLOEXEC, 0);

@@ -12,6 +12,9 @@ class Listing:
         mtime_ns, atime_ns or None, link, device or None, xattrs, crc or None, offset or None, name, layer."""
     def close(self) -> None: ...
 
+def list_tar(fd: int, offset: int, size: int) -> Listing:
+    """List the tar of size bytes at an offset of a file, which is duplicated: by its headers, so no entry has a CRC."""
+
 def list_stack(fds: Sequence[int], lower_fds: Sequence[int] | None = None, flags: int = 0) -> Listing:
     """List what _tarstream.export_stack() packs, with EXPORT_SKIP_MARKS; no entry has a CRC or an offset."""
 

@@ -34,6 +34,8 @@ class Source:
 
 def assemble(record_fd: int, root_fd: int, diff_id: bytes | None = None) -> Source:
     """The tar a record describes; diff_id (32 bytes) is checked over a whole sequential read."""
+def of_range(fd: int, offset: int, size: int, diff_id: bytes | None = None) -> Source:
+    """The tar of size bytes at an offset of a regular file, which is duplicated; diff_id as assemble() has it."""
 def export_tree(root_fd: int, flags: int = 0) -> Source: ...
 def export_directory(root_fd: int, prefix: bytes, newest: int, uid: int, gid: int, exclude: list[bytes]) -> Source:
     """Reproducible tar of what is below root_fd, whose names are listed by this call.
