@@ -1,0 +1,213 @@
+/* erofs_state.c - records of names and inodes, found by a table of hashes.
+ *
+ * No record is ever taken out: what is replaced is marked as gone, and the table has the one that took its place. What lay in
+ * a directory that went is not touched before the end: nothing leads to it any more.
+ */
+#include "erofs/erofs_state.h"
+
+#include "base/grow.h"
+#include "tree/whiteout.h"
+
+#define FIRST_SLOTS 256u
+
+static uint64_t hash_of(const lay_etree *t, uint32_t directory, const char *name, size_t n)
+{
+    return lay_nameset_hash(&t->key, name, n) ^ (directory + UINT64_C(1)) * UINT64_C(0x9e3779b97f4a7c15);
+}
+
+/* The slot of a name, or the empty one where it belongs. */
+static size_t slot_of(const lay_etree *t, uint32_t directory, const char *name, size_t n)
+{
+    size_t i = (size_t)hash_of(t, directory, name, n) & t->mask;
+    for (; t->slots[i]; i = (i + 1) & t->mask) {
+        const lay_erec *r = &t->recs[t->slots[i] - 1];
+        const char *text = t->names.p + r->text;
+        if (r->parent == directory && (uint8_t)text[0] == n && !memcmp(text + 1, name, n))
+            break;
+    }
+    return i;
+}
+
+static lay_code double_slots(lay_etree *t, lay_error *err)
+{
+    size_t count = t->slots ? 2 * (t->mask + 1) : FIRST_SLOTS;
+    uint32_t *slots = calloc(count, sizeof *slots);
+    if (!slots)
+        return lay_fail_nomem(err);
+    free(t->slots);
+    t->slots = slots;
+    t->mask = count - 1;
+    t->used = 0;
+    for (size_t k = 1; k < t->nrecs; k++) {
+        const lay_erec *r = &t->recs[k];
+        if (r->flags & LAY_EREC_GONE)
+            continue;
+        const char *text = t->names.p + r->text;
+        size_t i = (size_t)hash_of(t, r->parent, text + 1, (uint8_t)text[0]) & t->mask;
+        while (slots[i])
+            i = (i + 1) & t->mask;
+        slots[i] = (uint32_t)k + 1;
+        t->used++;
+    }
+    return LAY_OK;
+}
+
+lay_code lay_estate_init(lay_etree *t, lay_error *err)
+{
+    if (lay_nameset_init(&t->key, err) || lay_reserve(&t->recs, &t->recs_cap, FIRST_SLOTS, sizeof *t->recs, err) || lay_text_add(&t->names, "", 1, err)
+        || lay_grow(&t->more, &t->more_cap, 0, sizeof *t->more, err) || double_slots(t, err))
+        return err->code;
+    t->more[t->nmore++] = (lay_emore){ 0 };
+    t->owners[t->nowners++] = (lay_eowner){ 0, 0 };
+    t->recs[t->nrecs++] = (lay_erec){ .mode = S_IFDIR | 0755, .flags = LAY_EREC_IMPLIED };
+    return LAY_OK;
+}
+
+void lay_estate_free(lay_etree *t)
+{
+    lay_nameset_free(&t->key);
+    free(t->recs);
+    free(t->more);
+    free(t->names.p);
+    free(t->xattrs);
+    free(t->pieces);
+    free(t->slots);
+    free(t->order);
+    free(t->clean.p);
+    free(t->target.p);
+    free(t->resolved.p);
+    free(t->rest.p);
+    free(t->next.p);
+    free(t->near.p);
+    free(t->linked.p);
+}
+
+uint32_t lay_estate_find(const lay_etree *t, uint32_t directory, const char *name, size_t n)
+{
+    uint32_t slot = n <= NAME_MAX ? t->slots[slot_of(t, directory, name, n)] : 0;
+    return slot && !(t->recs[slot - 1].flags & LAY_EREC_GONE) ? slot - 1 : 0;
+}
+
+lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+{
+    if (t->nrecs >= UINT32_MAX - 1 || t->names.len > UINT32_MAX - NAME_MAX - 1)
+        return lay_fail(err, LAY_E_LIMIT, "the tar has more names than one image can hold");
+    if (lay_grow(&t->recs, &t->recs_cap, t->nrecs, sizeof *t->recs, err) || (t->used * 4 >= (t->mask + 1) * 3 && double_slots(t, err)))
+        return err->code;
+    size_t slot = slot_of(t, directory, name, n);
+    uint32_t text = (uint32_t)t->names.len;
+    if (t->slots[slot]) {
+        lay_erec *was = &t->recs[t->slots[slot] - 1];
+        text = was->text;
+        was->flags |= LAY_EREC_GONE;
+    } else {
+        uint8_t len = (uint8_t)n;
+        if (lay_text_add(&t->names, &len, 1, err) || lay_text_add(&t->names, name, n, err))
+            return err->code;
+        t->used++;
+    }
+    t->recs[t->nrecs] = (lay_erec){ .text = text, .parent = directory };
+    *number = (uint32_t)t->nrecs++;
+    t->slots[slot] = *number + 1;
+    return LAY_OK;
+}
+
+void lay_estate_drop(lay_etree *t, uint32_t number)
+{
+    t->recs[number].flags |= LAY_EREC_GONE;
+    t->near_known = t->linked_known = false;
+}
+
+uint32_t lay_estate_inode(const lay_etree *t, uint32_t name)
+{
+    const lay_erec *r = &t->recs[name];
+    return r->flags & LAY_EREC_LINK ? r->data : name;
+}
+
+lay_code lay_estate_more(lay_etree *t, uint32_t number, lay_emore **more, lay_error *err)
+{
+    lay_erec *r = &t->recs[number];
+    if (!r->more) {
+        if (t->nmore >= UINT32_MAX)
+            return lay_fail(err, LAY_E_LIMIT, "the tar has more entries than one image can hold");
+        if (lay_grow(&t->more, &t->more_cap, t->nmore, sizeof *t->more, err))
+            return err->code;
+        t->more[t->nmore] = (lay_emore){ 0 };
+        r->more = (uint32_t)t->nmore++;
+    }
+    *more = &t->more[r->more];
+    return LAY_OK;
+}
+
+lay_code lay_estate_set_owner(lay_etree *t, uint32_t number, uint32_t uid, uint32_t gid, lay_error *err)
+{
+    const lay_eowner *last = &t->owners[t->owner];
+    if (last->uid != uid || last->gid != gid) {
+        unsigned i = 0;
+        while (i < t->nowners && (t->owners[i].uid != uid || t->owners[i].gid != gid))
+            i++;
+        if (i == LAY_EREC_OWNERS) {
+            lay_emore *more;
+            if (lay_estate_more(t, number, &more, err))
+                return err->code;
+            more->uid = uid;
+            more->gid = gid;
+            t->recs[number].owner = LAY_EREC_OWNERS;
+            return LAY_OK;
+        }
+        if (i == t->nowners)
+            t->owners[t->nowners++] = (lay_eowner){ uid, gid };
+        t->owner = i;
+    }
+    t->recs[number].owner = (uint8_t)t->owner;
+    return LAY_OK;
+}
+
+lay_eowner lay_estate_owner(const lay_etree *t, uint32_t number)
+{
+    const lay_erec *r = &t->recs[number];
+    if (r->owner < LAY_EREC_OWNERS)
+        return t->owners[r->owner];
+    return (lay_eowner){ t->more[r->more].uid, t->more[r->more].gid };
+}
+
+bool lay_estate_is_whiteout(const lay_etree *t, uint32_t number)
+{
+    return lay_stat_is_whiteout(t->recs[number].mode, t->recs[number].data);
+}
+
+lay_code lay_estate_imply(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+{
+    t->implied++;
+    if (lay_estate_count(t, err) || lay_estate_add(t, directory, name, n, number, err))
+        return err->code;
+    t->recs[*number].mode = S_IFDIR | 0755;
+    t->recs[*number].flags = LAY_EREC_IMPLIED;
+    return LAY_OK;
+}
+
+lay_code lay_estate_count(const lay_etree *t, lay_error *err)
+{
+    int64_t most = t->limits.entries;
+    return lay_is_over((int64_t)(t->entries + t->implied), most)
+        ? lay_fail_limit(err, -1, "max_entries", most, "with the directories they imply", "the tar has too many entries") : LAY_OK;
+}
+
+lay_code lay_estate_path(const lay_etree *t, uint32_t directory, lay_text *path, lay_error *err)
+{
+    size_t n = 0;
+    for (uint32_t at = directory; at; at = t->recs[at].parent)
+        n += (uint8_t)t->names.p[t->recs[at].text] + 1u;
+    if (lay_text_room(path, n, err))
+        return err->code;
+    lay_text_cut(path, n ? n - 1 : 0);
+    for (uint32_t at = directory; at; at = t->recs[at].parent) {
+        const char *text = t->names.p + t->recs[at].text;
+        size_t len = (uint8_t)text[0];
+        n -= len + 1;
+        memcpy(path->p + n, text + 1, len);
+        if (n)
+            path->p[n - 1] = '/';
+    }
+    return LAY_OK;
+}

@@ -1,0 +1,97 @@
+/* erofs_state.h - the records of the tree in memory, and what each of its parts asks of them.
+ *
+ * The parts, from the ground up: erofs_state (records and the table of names), erofs_xattrs (extended attributes),
+ * erofs_names (where a name leads), erofs_tree (entries), erofs_settle (what is below). Each calls down only.
+ */
+#ifndef LAY_EROFS_STATE_H
+#define LAY_EROFS_STATE_H
+
+#include "base/limit.h"
+#include "base/nameset.h"
+#include "base/text.h"
+#include "erofs/erofs_node.h"
+
+#include <limits.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define LAY_EREC_GONE 1u         /* the name: something took its place, or that of a directory above */
+#define LAY_EREC_LINK 2u         /* one more name of the inode of another record, which is in data */
+#define LAY_EREC_IMPLIED 4u      /* a directory made for want of an entry */
+#define LAY_EREC_OPAQUE 8u       /* marked: it hides what is below */
+#define LAY_EREC_WHITEOUTS 16u   /* a directory that has had some */
+#define LAY_EREC_SPARSE 32u
+#define LAY_EREC_WIDE 64u        /* its size stands in the second record */
+
+#define LAY_EREC_OWNERS 255u     /* so many owners have a number; that of all others is this, and the second record has theirs */
+
+/* A name and, unless it is a LINK, its inode. */
+typedef struct lay_erec {
+    uint32_t text;               /* of its name in names: a byte, how long, and so many more */
+    uint32_t parent;
+    uint32_t data;               /* of a file: the block of its bytes in the tar; of a symbolic link: its text in names; of a
+                                    device: its number; of a directory, once settled: the first of its names in order */
+    uint32_t size;               /* of a file or a link's text; of a directory, once settled: how many names */
+    int64_t mtime;               /* nanoseconds since 1970, as far as moby lets them go */
+    uint16_t mode;
+    uint8_t owner, flags;
+    uint32_t more;               /* of its second record; 0: it has none */
+} lay_erec;
+
+typedef struct lay_emore {
+    int64_t size;                /* WIDE */
+    uint64_t pieces;             /* the first */
+    uint32_t npieces;
+    uint32_t uid, gid;
+    uint32_t names;              /* how many it has */
+    uint32_t xattrs, xattrs_len; /* where they begin in xattrs, in units of 4 bytes; bytes */
+} lay_emore;
+
+typedef struct lay_eowner { uint32_t uid, gid; } lay_eowner;
+
+struct lay_etree {
+    lay_limits limits;
+    lay_erec *recs; size_t nrecs, recs_cap;
+    lay_emore *more; size_t nmore, more_cap;          /* the first is none */
+    lay_eowner owners[LAY_EREC_OWNERS]; unsigned nowners, owner;
+    lay_text names;
+    uint8_t *xattrs; size_t xattrs_len, xattrs_cap;
+    lay_epiece *pieces; size_t npieces, pieces_cap;
+    uint32_t *slots; size_t mask, used;               /* number + 1 of the record that has a name now; 0: empty */
+    lay_nameset key;                                  /* only for its hash */
+    uint32_t *order;                                  /* all names, those of one directory together */
+    lay_text clean, target, resolved, rest, next;     /* scratch */
+    lay_text near; uint32_t near_at;                  /* the parent of the entry before, and the directory it is */
+    lay_text linked; uint32_t linked_at;              /* a parent that leads through links, and the directory it leads to */
+    bool near_known, linked_known;
+    uint32_t sparse;                                  /* the present entry, if it takes pieces; 0: it does not */
+    uint64_t entries, implied;
+    int64_t size, header_sizes;
+    bool settled;
+};
+
+static inline lay_erec *lay_erec_at(const lay_etree *t, uint32_t number) { return &t->recs[number]; }
+
+lay_code lay_estate_init(lay_etree *t, lay_error *err);
+void lay_estate_free(lay_etree *t);
+/* A name in a directory; 0: there is none. */
+uint32_t lay_estate_find(const lay_etree *t, uint32_t directory, const char *name, size_t n);
+/* A new record at this name, empty; what had the name is gone. */
+lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
+/* The number goes, and all below it. */
+void lay_estate_drop(lay_etree *t, uint32_t number);
+/* The record of the inode that a name has. */
+uint32_t lay_estate_inode(const lay_etree *t, uint32_t name);
+/* The second record, made if there is none. */
+lay_code lay_estate_more(lay_etree *t, uint32_t number, lay_emore **more, lay_error *err);
+lay_code lay_estate_set_owner(lay_etree *t, uint32_t number, uint32_t uid, uint32_t gid, lay_error *err);
+lay_eowner lay_estate_owner(const lay_etree *t, uint32_t number);
+bool lay_estate_is_whiteout(const lay_etree *t, uint32_t number);
+/* Directories that have no entry: counted, and made. */
+lay_code lay_estate_imply(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
+/* LAY_E_LIMIT when there are more entries and implied directories than may be. */
+lay_code lay_estate_count(const lay_etree *t, lay_error *err);
+/* The path of a directory. */
+lay_code lay_estate_path(const lay_etree *t, uint32_t directory, lay_text *path, lay_error *err);
+
+#endif

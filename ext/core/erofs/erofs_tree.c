@@ -1,0 +1,339 @@
+/* erofs_tree.c - entries of a tar become names and inodes.
+ *
+ * Source: apply/unpack.c and tree/place.c, whose decisions these are, in their order.
+ */
+#include "erofs/erofs_tree.h"
+
+#include "base/grow.h"
+#include "erofs/erofs_names.h"
+#include "tree/place.h"
+#include "tree/whiteout.h"
+
+#include <stdio.h>
+
+#define NSEC 1000000000
+
+lay_code lay_etree_new(lay_etree **out, const lay_limits *limits, lay_error *err)
+{
+    lay_etree *t = calloc(1, sizeof *t);
+    if (!t)
+        return lay_fail_nomem(err);
+    t->limits = limits ? *limits : *lay_limits_default();
+    if (lay_estate_init(t, err)) {
+        lay_etree_free(t);
+        return err->code;
+    }
+    *out = t;
+    return LAY_OK;
+}
+
+void lay_etree_free(lay_etree *t)
+{
+    if (!t)
+        return;
+    lay_estate_free(t);
+    free(t);
+}
+
+static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
+{
+    if (err->offset < 0)
+        err->offset = e->offset;
+    return lay_error_path(err, e->name, e->name_len);
+}
+
+/* A file of this size comes, or a link's text. */
+static lay_code add_size(lay_etree *t, int64_t size, lay_error *err)
+{
+    const lay_limits *l = &t->limits;
+    if (__builtin_add_overflow(t->size, size, &t->size))
+        return lay_fail(err, LAY_E_LIMIT, "the total file size exceeds 2^63 bytes");
+    if (lay_is_over(size, l->file_size))
+        return lay_fail_limit(err, -1, "max_file_size", l->file_size, "bytes", "a file is too large");
+    return lay_is_over(t->size, l->size) ? lay_fail_limit(err, -1, "max_size", l->size, "bytes", "the layer is too large") : LAY_OK;
+}
+
+/* ---- what an entry says of an inode ---- */
+
+static lay_code set_size(lay_etree *t, uint32_t number, int64_t size, lay_error *err)
+{
+    lay_emore *more;
+    if (size <= UINT32_MAX) {
+        lay_erec_at(t, number)->size = (uint32_t)size;
+        return LAY_OK;
+    }
+    if (lay_estate_more(t, number, &more, err))
+        return err->code;
+    more->size = size;
+    lay_erec_at(t, number)->flags |= LAY_EREC_WIDE;
+    return LAY_OK;
+}
+
+static void set_time(lay_etree *t, uint32_t number, const lay_meta *m)
+{
+    lay_erec_at(t, number)->mtime = (int64_t)m->times[1].tv_sec * NSEC + m->times[1].tv_nsec;
+}
+
+/* Of what was made just now, or of a directory that stays. */
+static lay_code set_meta(lay_etree *t, uint32_t number, const lay_meta *m, lay_error *err)
+{
+    lay_erec *r = lay_erec_at(t, number);
+    r->mode = (uint16_t)((r->mode & S_IFMT) | (S_ISLNK(r->mode) ? 0777 : m->mode));
+    set_time(t, number, m);
+    return lay_estate_set_owner(t, number, m->uid, m->gid, err);
+}
+
+/* ---- by type ---- */
+
+static lay_code make(lay_etree *t, uint32_t directory, const char *name, size_t n, mode_t type, const lay_meta *m, uint32_t *number, lay_error *err)
+{
+    uint32_t there = lay_estate_find(t, directory, name, n);
+    bool reborn = there && S_ISDIR(type) && !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, there))->mode);
+    if (there)
+        lay_estate_drop(t, there);
+    if (lay_estate_add(t, directory, name, n, number, err))
+        return err->code;
+    lay_erec *r = lay_erec_at(t, *number);
+    r->mode = (uint16_t)type;
+    r->flags = reborn ? LAY_EREC_OPAQUE : 0;
+    return set_meta(t, *number, m, err);
+}
+
+static lay_code make_file(lay_etree *t, const lay_tar_entry *e, uint32_t number, int64_t payload, lay_error *err)
+{
+    if (e->sparse) {
+        lay_emore *more;
+        if (lay_estate_more(t, number, &more, err))
+            return err->code;
+        more->pieces = t->npieces;
+        lay_erec_at(t, number)->flags |= LAY_EREC_SPARSE;
+        t->sparse = number;
+    } else if (e->size) {
+        int64_t block = payload / LAY_TAR_BLOCK;
+        if (payload < 0 || payload % LAY_TAR_BLOCK || block >= UINT32_MAX)
+            return lay_fail(err, LAY_E_UNSUPPORTED, "an image cannot hold a file beyond 2 TiB of the tar");
+        lay_erec_at(t, number)->data = (uint32_t)block;
+    }
+    return set_size(t, number, e->size, err);
+}
+
+static lay_code make_symlink(lay_etree *t, const lay_tar_entry *e, uint32_t number, lay_error *err)
+{
+    size_t text = t->names.len;
+    if (e->link_len >= PATH_MAX)
+        return lay_fail_os(err, ENAMETOOLONG, NULL, "cannot make the symbolic link");
+    if (text > UINT32_MAX - PATH_MAX)
+        return lay_fail(err, LAY_E_LIMIT, "the tar has more names than one image can hold");
+    lay_erec_at(t, number)->data = (uint32_t)text;
+    lay_erec_at(t, number)->size = (uint32_t)e->link_len;
+    return lay_text_add(&t->names, e->link, e->link_len, err);
+}
+
+static uint32_t device(uint32_t major, uint32_t minor) { return (minor & 0xff) | major << 8 | (minor & ~UINT32_C(0xff)) << 12; }
+
+static lay_code check_device(const lay_tar_entry *e, lay_error *err)
+{
+    /* As the kernel takes them: 12 bits of major and 20 of minor. */
+    if (e->dev_major < 0 || e->dev_minor < 0 || e->dev_major > 0xfff || e->dev_minor > 0xfffff)
+        return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
+                        (long long)e->dev_major, (long long)e->dev_minor, e->name);
+    return LAY_OK;
+}
+
+/* There is a whiteout in this directory: where no other layer has it, overlayfs would list that. */
+static void expect_whiteouts(lay_etree *t, uint32_t directory)
+{
+    if (directory != LAY_ETREE_ROOT)
+        lay_erec_at(t, directory)->flags |= LAY_EREC_WHITEOUTS;
+}
+
+static lay_code whiteout_failed(lay_etree *t, uint32_t directory, const char *name, size_t n, lay_error *err)
+{
+    char what[LAY_ERROR_TEXT];
+    if (lay_estate_path(t, directory, &t->resolved, err) || lay_text_push(&t->resolved, name, n, err))
+        return err->code;
+    snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", t->resolved.p);
+    return lay_fail_os(err, EEXIST, NULL, what);
+}
+
+static lay_code whiteout(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, lay_error *err)
+{
+    lay_meta meta;
+    if (lay_meta_of(&meta, e, err))
+        return err->code;
+    uint32_t there = lay_estate_find(t, directory, name, n), inode = lay_estate_inode(t, there);
+    if (there && !lay_estate_is_whiteout(t, inode))
+        return whiteout_failed(t, directory, name, n, err);
+    if (!there) {
+        if (lay_estate_add(t, directory, name, n, &inode, err))
+            return err->code;
+        lay_erec_at(t, inode)->mode = S_IFCHR;
+    }
+    expect_whiteouts(t, directory);
+    set_time(t, inode, &meta);
+    return meta.uid || meta.gid ? lay_estate_set_owner(t, inode, meta.uid, meta.gid, err) : LAY_OK;
+}
+
+/* ---- hard links ---- */
+
+static lay_code link_failed(const lay_tar_entry *e, int failed, lay_error *err)
+{
+    char what[LAY_ERROR_TEXT], target[sizeof err->target];
+    snprintf(what, sizeof what, "cannot make the hard link to \"%.300s\"%s", e->link, failed == ENOENT ? ", which is not there" : "");
+    snprintf(target, sizeof target, "%s", e->link);
+    lay_fail_os(err, failed, NULL, what);
+    memcpy(err->target, target, sizeof target);
+    return err->code;
+}
+
+/* The name that the link is to; 0: it is not there. */
+static lay_code find_target(lay_etree *t, const lay_tar_entry *e, uint32_t *target, lay_error *err)
+{
+    uint32_t directory;
+    size_t base;
+    *target = 0;
+    if (lay_enames_enter(t, &t->target, &directory, &base, err))
+        return err->code == LAY_E_OS ? link_failed(e, err->sys_errno, err) : err->code;
+    *target = lay_estate_find(t, directory, t->target.p + base, t->target.len - base);
+    return LAY_OK;
+}
+
+/* A hard link says of the inode what any entry says. */
+static lay_code link_meta(lay_etree *t, uint32_t inode, const lay_meta *m, lay_error *err)
+{
+    const lay_erec *r = lay_erec_at(t, inode);
+    lay_eowner owner = lay_estate_owner(t, inode);
+    if ((owner.uid != m->uid || owner.gid != m->gid) && lay_estate_set_owner(t, inode, m->uid, m->gid, err))
+        return err->code;
+    return S_ISLNK(r->mode) ? LAY_OK : set_meta(t, inode, m, err);
+}
+
+static lay_code make_link(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, const lay_meta *m, lay_error *err)
+{
+    uint32_t target, number, there = lay_estate_find(t, directory, name, n);
+    lay_emore *more;
+    if (lay_path_relative(&t->target, e->link, e->link_len, err))
+        return err->code;
+    if (lay_path_leaves(&t->target) || (t->target.len == 1 && t->target.p[0] == '.'))
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
+    if (there) {
+        if (find_target(t, e, &target, err))
+            return err->code;
+        uint32_t inode = lay_estate_inode(t, there);
+        if (target == there && !S_ISDIR(lay_erec_at(t, inode)->mode) && !lay_estate_is_whiteout(t, inode))
+            return LAY_OK;                    /* to itself: it stays what it is */
+        lay_estate_drop(t, there);
+    }
+    if (find_target(t, e, &target, err))
+        return err->code;
+    if (!target || S_ISDIR(lay_erec_at(t, lay_estate_inode(t, target))->mode))
+        return link_failed(e, target ? EPERM : ENOENT, err);
+    uint32_t inode = lay_estate_inode(t, target);
+    if (lay_estate_add(t, directory, name, n, &number, err) || lay_estate_more(t, inode, &more, err))
+        return err->code;
+    lay_erec_at(t, number)->flags = LAY_EREC_LINK;
+    lay_erec_at(t, number)->data = inode;
+    if (lay_estate_is_whiteout(t, inode)) {
+        expect_whiteouts(t, directory);
+        return LAY_OK;
+    }
+    return link_meta(t, inode, m, err);
+}
+
+/* ---- entries ---- */
+
+static lay_code place(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, int64_t payload, lay_error *err)
+{
+    lay_meta meta;
+    uint32_t number, there;
+    if (lay_meta_of(&meta, e, err))
+        return err->code;
+    switch (e->type) {
+    case '0':
+    case 'S':
+        if (add_size(t, e->size, err) || make(t, directory, name, n, S_IFREG, &meta, &number, err))
+            return err->code;
+        return make_file(t, e, number, payload, err);
+    case '5':
+        there = lay_estate_find(t, directory, name, n);
+        if (!there || !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, there))->mode))
+            return make(t, directory, name, n, S_IFDIR, &meta, &number, err);
+        lay_erec_at(t, there)->flags &= (uint8_t)~LAY_EREC_IMPLIED;
+        return set_meta(t, there, &meta, err);
+    case '2':
+        if (!e->link_len)
+            return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
+        if (add_size(t, (int64_t)e->link_len, err) || make(t, directory, name, n, S_IFLNK, &meta, &number, err))
+            return err->code;
+        return make_symlink(t, e, number, err);
+    case '1':
+        return make_link(t, e, directory, name, n, &meta, err);
+    case '6':
+        return make(t, directory, name, n, S_IFIFO, &meta, &number, err);
+    case '3':
+    case '4':
+        if (check_device(e, err) || make(t, directory, name, n, e->type == '3' ? S_IFCHR : S_IFBLK, &meta, &number, err))
+            return err->code;
+        lay_erec_at(t, number)->data = device((uint32_t)e->dev_major, (uint32_t)e->dev_minor);
+        if (lay_estate_is_whiteout(t, number))
+            expect_whiteouts(t, directory);
+        return LAY_OK;
+    default:
+        return lay_fail_at(err, LAY_E_TAR, e->offset, "unhandled tar header type %d", (unsigned char)e->type);
+    }
+}
+
+static lay_code entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay_error *err)
+{
+    t->entries++;
+    if (lay_estate_count(t, err))
+        return err->code;
+    if (__builtin_add_overflow(t->header_sizes, e->size > 0 ? e->size : 0, &t->header_sizes))
+        return lay_fail(err, LAY_E_LIMIT, "the total size of the entries exceeds 2^63 bytes");
+    if (e->type == 'g')
+        return LAY_OK;
+    if (lay_path_relative(&t->clean, e->name, e->name_len, err))
+        return err->code;
+    if (t->clean.len == 1 && t->clean.p[0] == '.')
+        return LAY_OK;
+    if (lay_path_leaves(&t->clean))
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
+    size_t base = lay_path_base(t->clean.p, t->clean.len);
+    lay_wh wh = lay_whiteout_kind(t->clean.p + base, t->clean.len - base);
+    if (wh == LAY_WH_BAD)
+        return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);
+    uint32_t directory;
+    if (lay_enames_enter(t, &t->clean, &directory, &base, err))
+        return err->code;
+    const char *name = t->clean.p + base;
+    size_t n = t->clean.len - base;
+    if (wh == LAY_WH_NAME)
+        return whiteout(t, e, directory, name + LAY_WH_PREFIX_LEN, n - LAY_WH_PREFIX_LEN, err);
+    if (wh == LAY_WH_PLAIN)
+        return place(t, e, directory, name, n, payload, err);
+    lay_erec_at(t, directory)->flags |= LAY_EREC_OPAQUE;
+    return LAY_OK;
+}
+
+lay_code lay_etree_entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay_error *err)
+{
+    t->sparse = 0;
+    return entry(t, e, payload, err) ? at_entry(e, err) : LAY_OK;
+}
+
+lay_code lay_etree_piece(lay_etree *t, int64_t file_offset, int64_t tar_offset, int64_t n, lay_error *err)
+{
+    if (!t->sparse || n <= 0)
+        return LAY_OK;
+    lay_emore *more = &t->more[lay_erec_at(t, t->sparse)->more];
+    lay_epiece *last = more->npieces ? &t->pieces[t->npieces - 1] : NULL;
+    if (last && last->file_offset + last->n == file_offset && last->tar_offset + last->n == tar_offset) {
+        last->n += n;
+        return LAY_OK;
+    }
+    if (lay_grow(&t->pieces, &t->pieces_cap, t->npieces, sizeof *t->pieces, err))
+        return err->code;
+    t->pieces[t->npieces++] = (lay_epiece){ file_offset, tar_offset, n };
+    more->npieces++;
+    return LAY_OK;
+}
