@@ -34,6 +34,7 @@ ROOMS = {
     "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "disk/textfile.py": "what the rooms above use",
     "drivers/overlay/tidying.py": THE_STORES, "engine/reclaim.py": THE_STORES,
+    "drivers/erofs/marks.py": THE_STORES, "drivers/erofs/mounted.py": THE_STORES + "; and mount points",
     "layerdb/distribution.py": THE_STORES, "registry/helpers.py": "the caller's own PATH",
     "registry/tls.py": "certificates: the caller's own paths, and those of docker and podman; nothing is written",
     "layerdb/snapshots.py": THE_STORES, "engine/snapshots.py": THE_STORES, "drivers/overlay2/adopted.py": THE_STORES,

@@ -36,6 +36,7 @@ class Ground(abc.ABC):
     """The driver's."""
     files: ClassVar[str]
     """The name of the directory of an id's files."""
+    directories: ClassVar[type[Directories]] = Directories
 
     def __init__(self, home: str, default_size: str, view: StoreView) -> None:
         """Check the host, make the home. Raises NotSupportedError, OSError.
@@ -44,7 +45,7 @@ class Ground(abc.ABC):
         """
         self.home, self.default_size = home, default_size
         self.limits, self.read_only = view.limits, view.read_only
-        self.at = Directories(home, self.files, view.lock_timeout)
+        self.at = self.directories(home, self.files, view.lock_timeout)
         self._native: bool | None = None
         self._quota: tuple[ProjectQuota | None, str] | None = None
         if not self.read_only:

@@ -39,7 +39,7 @@ class Trees:
         if new == old:
             return []
         try:
-            self._require_native()
+            self._require_native([*new, *old])
             compared = self._compared(new, old, contents=contents)
         except NotSupportedError as why:
             with contextlib.ExitStack() as stack:
@@ -52,12 +52,11 @@ class Trees:
         """Compare by the directories. None: nothing stands above. Raises NotSupportedError."""
         above = len(new) - len(old)
         with contextlib.ExitStack() as stack:
-            if not old and len(new) == 1 and not os.path.exists(self._at.path(new[0], "committed")):
-                # a box on nothing is no overlay, but a directory, and shows what lies in it as it is
+            if not old and len(new) == 1 and self.is_bare(new[0]):
                 return _changes.compare_trees(stack.enter_context(self._at.opened_files(new[0])))
             if above > 0 and new[above:] == old:
                 uppers = [stack.enter_context(self._below.opened(id)) for id in new[:above]]
-                uppers = [fd for fd in uppers if not _files.is_empty(fd)]
+                uppers = [each for each in uppers if not (isinstance(each, int) and _files.is_empty(each))]
                 if not uppers:
                     return None
                 user = self._view(new)
@@ -67,6 +66,10 @@ class Trees:
             users = {"userxattr": self._view(new), "old_userxattr": self._view(old)}
             return _changes.compare_stacks([fds[id] for id in new], [fds[id] for id in old], **users, contents=contents)
 
+    def is_bare(self, id: str) -> bool:
+        """Return True if id, on nothing, is a box: no overlay but a directory, which shows what lies in it as it is."""
+        return not os.path.exists(self._at.path(id, "committed"))
+
     def _view(self, ids: Sequence[str]) -> bool:
         """Choose the class of marks that shows all of these. Raises NotSupportedError: there is none."""
         return bool(ids) and self._classes.view(ids[0], ids[1:])
@@ -75,10 +78,10 @@ class Trees:
 
     def diff(self, above: Stack, below: Stack, flags: int = 0) -> TarStream:
         try:
-            self._require_native()
+            self._require_native([*above, *below])
             return self._exported(above, below, flags)
         except NotSupportedError as why:
-            if not below and self._is_native():
+            if not below and self.is_native(above):
                 raise                     # nothing below that a mark could lead to
             with contextlib.ExitStack() as stack:
                 shown = stack.enter_context(self._shown([*above, *below], why))
@@ -103,7 +106,7 @@ class Trees:
     def size(self, above: Stack) -> int:
         with contextlib.ExitStack() as stack:
             fds = [stack.enter_context(self._below.opened(id)) for id in above]
-            if len(fds) == 1:
+            if len(fds) == 1 and isinstance(fds[0], int):
                 return _changes.tree_size(fds[0])
             try:
                 return _changes.stack_size(fds, self._view(above))
@@ -126,12 +129,12 @@ class Trees:
 
     # ---- what a mount shows ----
 
-    def _is_native(self) -> bool:
-        """Return True if directories say what overlays show; of a read-only store they must, as nothing is mounted."""
+    def is_native(self, ids: Sequence[str]) -> bool:
+        """Return True if these say what overlays show; of a read-only store they must, as nothing is mounted."""
         return self._ground.read_only or self._ground.native_works()
 
-    def _require_native(self) -> None:
-        if not self._is_native():
+    def _require_native(self, ids: Sequence[str]) -> None:
+        if not self.is_native(ids):
             text = "this kernel's overlays do not say by their directories what they show"
             raise NotSupportedError(text, path=self._at.home)
 
@@ -153,7 +156,17 @@ class Trees:
         if self._ground.read_only:
             text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
             raise ReadOnlyStoreError(text, path=self._at.path(ids[0])) from why
-        return checks.shown(self._at.home, [self._item(id) for id in ids], why)
+        made = checks.shown(self._at.home, [self._item(id) for id in ids], why)
+
+        def begin() -> int:
+            with self._below.standing(ids):
+                return made.__enter__()
+
+        def end(_: int) -> None:
+            made.__exit__(None, None, None)
+            self._below.left(ids)
+
+        return Scope(begin, end)
 
 
 def looked_over(source: _tarstream.Source, on_close: Callable[[], None] | None = None) -> TarStream:
