@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 
 from layerstore._core._apply import Applied
 from layerstore._core._changes import Blocks
+from layerstore.contents.files import Opened
 from layerstore.disk.holds import Holds
 from layerstore.errors import Holder
 from layerstore.ids import ChainID, DiffID, Digest, diff_id_of, digest_of
@@ -130,10 +131,11 @@ class StoredLayer(Protocol):
         Raises     CorruptLayerError, OSError   now, or behind the last entry that can be read
         """
 
-    def open_file(self, entry: FileEntry) -> int:
-        """Open a regular file of the layer for reading, and return the descriptor. No link is followed.
+    def open_file(self, entry: FileEntry) -> int | Opened:
+        """Open a regular file of the layer for reading. No link is followed.
 
-        Raises  CorruptLayerError   the file is not what the entry says
+        Returns  a descriptor, or what reads the file
+        Raises   CorruptLayerError   the file is not what the entry says
         """
 
     def check(
