@@ -7,13 +7,15 @@ import pytest
 
 import layerstore
 from benchmarks import baselines, measure
+from layerstore.drivers import registry
 
 
+@pytest.mark.parametrize("driver", registry.DRIVERS)
 @pytest.mark.parametrize("durability", ["none", "full"])
-def test_register_mb_per_s(measured, new_store, layer, durability):
+def test_register_mb_per_s(measured, new_store, layer, durability, driver):
     done = measured(
         lambda store: store.register(layer.path),
-        setup=lambda: new_store(durability),
+        setup=lambda: new_store(durability, driver),
         mb=layer.megabytes,
         entries=layer.entries,
     )

@@ -5,11 +5,13 @@ import random
 import pytest
 
 from benchmarks import measure
+from layerstore.drivers import registry
 
 
-@pytest.fixture
-def stored(new_store, layer):
-    return new_store().register(layer.path)
+@pytest.fixture(params=registry.DRIVERS)
+def stored(request, new_store, layer):
+    """The layer, in a store of each driver in turn."""
+    return new_store(driver=request.param).register(layer.path)
 
 
 def test_tar_stream_copy_to_pipe_mb_per_s(measured, stored, layer):

@@ -7,6 +7,7 @@ import tarkit
 
 import layerstore
 from benchmarks import layers, measure
+from layerstore.drivers import registry
 
 CHAINS, DEPTH = 250, 20
 NO_SYNC = {"durability": "none"}
@@ -57,9 +58,10 @@ def test_open_5000_layers_and_map_them_entries_per_s(measured, large_store):
     assert measured(open_and_map, entries=CHAINS * DEPTH) == CHAINS * DEPTH
 
 
-@pytest.mark.parametrize("depth", [1, 125])
-def test_create_mount_unmount_release_us_each(measured, new_store, depth):
-    store = new_store()
+@pytest.mark.parametrize("driver", registry.DRIVERS)
+@pytest.mark.parametrize("depth", [1, 20, 125])
+def test_create_mount_unmount_release_us_each(measured, new_store, depth, driver):
+    store = new_store(driver=driver)
     top = chain(store, depth)
 
     def cycle():
@@ -71,13 +73,14 @@ def test_create_mount_unmount_release_us_each(measured, new_store, depth):
     measured(cycle, times=10)
 
 
+@pytest.mark.parametrize("driver", registry.DRIVERS)
 @pytest.mark.parametrize("durability", ["none", "full"])
-def test_register_tiny_layers_us_each(measured, new_store, durability):
+def test_register_tiny_layers_us_each(measured, new_store, durability, driver):
     def register(store):
         for number in range(100):
             store.register(tiny(number))
 
-    measured(register, setup=lambda: new_store(durability), times=100)
+    measured(register, setup=lambda: new_store(durability, driver), times=100)
 
 
 def test_register_what_is_there_us_each(measured, new_store):
@@ -87,9 +90,10 @@ def test_register_what_is_there_us_each(measured, new_store):
     measured(lambda: [store.register(tiny(1)).release() for _ in range(100)], times=100)
 
 
-def test_register_and_release_us_each(measured, new_store):
-    """A layer comes and goes: its directory and its record are deleted."""
-    store = new_store()
+@pytest.mark.parametrize("driver", registry.DRIVERS)
+def test_register_and_release_us_each(measured, new_store, driver):
+    """A layer comes and goes: its files and its record are deleted."""
+    store = new_store(driver=driver)
     measured(lambda: [store.register(tiny(n)).release() for n in range(100)], times=100)
 
 

@@ -23,9 +23,9 @@ import disk
 
 import layerstore
 from benchmarks import ROOT, baselines, bench_registry, bench_sandbox, layers, measure, peers
-from benchmarks.compare import register, stored
 from benchmarks.layers import Layer
 from benchmarks.measure import Case
+from benchmarks.ours import register, stored
 from layerstore.disk.locks import OpenDirectory
 from layerstore.drivers.overlay2 import adopted
 from layerstore.limits import Limits

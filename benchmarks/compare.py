@@ -14,15 +14,17 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import dockerd
 
 import layerstore
-from benchmarks import baselines, costs, layers, measure, peers, report, stages
+from benchmarks import baselines, costs, layers, measure, ours, peers, report, stages
 from benchmarks.layers import Layer
 from benchmarks.measure import Case, Figure
+from benchmarks.ours import register, stored
 
 LAYERS = ("debian-base", "node-layer", "big-layer", "many-tiny")
 CHANGED = ("debian-base", "node-layer")
@@ -35,7 +37,6 @@ LEFT_OUT = {
         "tarfile + hashlib (no record)", "libarchive-c (no hash, no record)", "tar-split asm", "tar-split disasm",
     },
 }  # fmt: skip
-NO_SYNC = {"durability": "none"}
 
 
 def wanted(cases: list[Case], layer: Layer) -> list[Case]:
@@ -44,36 +45,6 @@ def wanted(cases: list[Case], layer: Layer) -> list[Case]:
 
 
 # ---- ours ---------------------------------------------------------------------------------------------
-def register(layer: Layer, place: Path, *, durability: str = "none", packed: str = "") -> Case:
-    """Into an open, empty store; what comes back must be the layer's DiffID."""
-    root, opened = place / "ours", []
-    source = layer.packed(packed) if packed else layer.path
-    expected = baselines.hashlib_sha256(layer.path)
-
-    def prepare() -> None:
-        opened.append(layerstore.Store(measure.fresh(root), options={"durability": durability}))
-
-    def run() -> None:
-        assert opened[0].register(source).diff_id == expected
-
-    def clean() -> None:
-        while opened:
-            opened.pop().close()
-        measure.wipe(root)
-
-    who = "layerstore" if durability == "none" else f"layerstore, durability {durability}"
-    return Case(who, run, prepare, clean, inside=True)
-
-
-@contextlib.contextmanager
-def stored(layer: Layer, place: Path) -> Iterator[tuple[Any, Any]]:
-    """(store, the layer in it)."""
-    root = measure.fresh(place / "stored")
-    with layerstore.Store(root, options=NO_SYNC) as store:
-        yield store, store.register(layer.path)
-    measure.wipe(root)
-
-
 def own_process(layer: Layer, place: Path) -> Case:
     root = place / "own"
     return Case("layerstore, own process", lambda: measure.run(*baselines.job("layerstore", layer.path, root)),
@@ -97,7 +68,7 @@ def inputs(place: Path) -> Iterator[Path]:
 
 def on_register(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
     cases = [
-        register(layer, place),
+        *(register(layer, place, driver=driver) for driver in ours.DRIVERS),
         register(layer, place, durability="full"),
         own_process(layer, place),
         Case("openssl sha256 (hash only)", lambda: measure.run(*baselines.openssl_sha256(layer.path))),
@@ -128,7 +99,7 @@ def on_packed(layer: Layer, place: Path, docker: peers.Docker | None, runs: int)
     if not gz.exists():
         return []
     cases = [
-        register(layer, place, packed=".gz"),
+        *(register(layer, place, driver=driver, packed=".gz") for driver in ours.DRIVERS),
         Case("gzip -dc (inflate only)", lambda: measure.drained("gzip", "-dc", gz)),
     ]
     if peers.has("pigz"):
@@ -146,15 +117,15 @@ def on_packed(layer: Layer, place: Path, docker: peers.Docker | None, runs: int)
 def on_stream(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
     """Every tar goes through a pipe to cat."""
     with contextlib.ExitStack() as stack:
-        _, ours = stack.enter_context(stored(layer, place))
-        tree = ours.metadata()["UpperDir"]
+        kept = {driver: stack.enter_context(stored(layer, place, driver))[1] for driver in ours.DRIVERS}
+        tree = kept[ours.DEFAULT].metadata()["UpperDir"]
 
-        def out() -> None:
-            with ours.tar_stream() as stream, measure.drain() as pipe:
+        def out(layer_of_ours: Any) -> None:
+            with layer_of_ours.tar_stream() as stream, measure.drain() as pipe:
                 assert stream.copy_to(pipe) == layer.size_bytes
 
         cases = [
-            Case("layerstore", out, inside=True),
+            *(Case(ours.called(driver), partial(out, made), inside=True) for driver, made in kept.items()),
             Case("openssl sha256 (hash only)", lambda: measure.run(*baselines.openssl_sha256(layer.path))),
             Case("tar cf (another tar, no hash)", lambda: measure.drained(*baselines.tar_create(tree))),
         ]
@@ -181,12 +152,12 @@ def on_stream(layer: Layer, place: Path, docker: peers.Docker | None, runs: int)
 def on_record(layer: Layer, place: Path, docker: peers.Docker | None, runs: int) -> list[Figure]:
     """The record and the DiffID alone, no files."""
 
-    def ours() -> None:
+    def record() -> None:
         with open(place / "record.json", "wb") as out:
             layerstore.disassemble(layer.path, out)
 
     cases = [
-        Case("layerstore (record and DiffID)", ours, inside=True),
+        Case("layerstore (record and DiffID)", record, inside=True),
         Case("openssl sha256 (hash only)", lambda: measure.run(*baselines.openssl_sha256(layer.path))),
     ]
     if peers.has("tar-split"):
@@ -199,9 +170,9 @@ def on_changes(layer: Layer, place: Path, docker: peers.Docker | None, runs: int
     if layer.name.removeprefix("like_") not in CHANGED:
         return []
     with contextlib.ExitStack() as stack:
-        store, ours = stack.enter_context(stored(layer, place))
-        rw, idle = (store.create_rw_layer(name, ours.chain_id) for name in ("edited", "idle"))
-        below = Path(ours.metadata()["UpperDir"])
+        store, stands = stack.enter_context(stored(layer, place))
+        rw, idle = (store.create_rw_layer(name, stands.chain_id) for name in ("edited", "idle"))
+        below = Path(stands.metadata()["UpperDir"])
         with rw.mounted() as merged:
             edits = peers.edit(Path(merged), below)
         upper = Path(rw.metadata()["UpperDir"])
@@ -248,6 +219,7 @@ SECTIONS: dict[str, tuple[str, Callable[..., list[Figure]]]] = {
     "out again": ("the same tar again, through a pipe", on_stream),
     "record": ("the tar-split record and the DiffID, no files", on_record),
     "changes": ("what a writable layer changed, up to 10,000 edits", on_changes),
+    **ours.SECTIONS,
     "stages": ("register beside its stages, each alone in one thread", on_stages),
 }
 

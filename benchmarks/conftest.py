@@ -127,7 +127,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def new_store(place: Path) -> Iterator[Callable[..., Any]]:
-    """new_store(durability=...): an empty store; the one before it is closed and deleted."""
+    """new_store(durability=..., driver=...): an empty store; the one before it is closed and deleted."""
     import layerstore
 
     opened: list[Any] = []
@@ -136,9 +136,10 @@ def new_store(place: Path) -> Iterator[Callable[..., Any]]:
         while opened:
             opened.pop().close()
 
-    def fresh(durability: str = "none") -> Any:
+    def fresh(durability: str = "none", driver: str | None = None) -> Any:
         close()
-        opened.append(layerstore.Store(measure.fresh(place / "root"), options={"durability": durability}))
+        root, options = measure.fresh(place / "root"), {"durability": durability}
+        opened.append(layerstore.Store(root, driver=driver, options=options))
         return opened[-1]
 
     yield fresh

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
+from benchmarks.ours import DRIVERS, called
 
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "benchmarks" / "README.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 OURS, GREY, PEER = "#2a78d6", "#808080", "#a0a4a8"
+# Of the picture: its sections, and the rows that are ours.
+SHOWN = ("register", "out again", "remove", "cold read", "changes")
+OURS_SHOWN = {called(driver) for driver in DRIVERS}
 
 
 def cell(found: dict[str, Any] | None) -> str:
@@ -123,13 +127,11 @@ def picture(found: dict[str, Any], to: Path) -> None:
     pyplot.rcParams.update({"font.size": 8.5, "svg.fonttype": "none", "svg.hashsalt": "layerstore"})
     panels = []
     for section in found["sections"]:
-        if section["title"] not in ("register", "out again", "changes"):
+        if section["title"] not in SHOWN:
             continue
         for name in list(found["layers"])[:2]:
             bars = {who: row[name]["seconds"] for who, row in section["rows"].items() if "seconds" in row.get(name, {})}
-            bars = {
-                who: value for who, value in bars.items() if who == "layerstore" or not who.startswith("layerstore")
-            }
+            bars = {who: value for who, value in bars.items() if who in OURS_SHOWN or not who.startswith("layerstore")}
             if "layerstore" in bars:
                 panels.append(
                     (f"{section['title']}: {name}, seconds", dict(sorted(bars.items(), key=lambda bar: -bar[1])))
@@ -149,7 +151,7 @@ def picture(found: dict[str, Any], to: Path) -> None:
 
 def _bars(axis: Any, title: str, bars: dict[str, float]) -> None:
     drawn = axis.barh(
-        list(bars), list(bars.values()), color=[OURS if who == "layerstore" else PEER for who in bars], height=0.7
+        list(bars), list(bars.values()), color=[OURS if who in OURS_SHOWN else PEER for who in bars], height=0.7
     )
     axis.bar_label(drawn, labels=[_seconds(value) for value in bars.values()], padding=3)
     axis.set_title(title, loc="right", fontsize=9, fontweight="bold")
