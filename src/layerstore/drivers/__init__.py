@@ -187,7 +187,7 @@ class Layers(Protocol):
         sidecar   opens the files beside the layer's record
         """
 
-    def adopt(self, id: str, stack: Stack, sidecar: Sidecar) -> Received:
+    def adopt(self, id: str, stack: Stack, sidecar: Sidecar) -> Received | None:
         """Let the files of a writable layer, which is written to no longer, be those of a layer, where they lie.
 
         They are read once, as the tar that Writables.diff() makes of them, and not copied. What that tar leaves out
@@ -195,7 +195,8 @@ class Layers(Protocol):
 
         stack      what the layer is to stand on
         sidecar    makes files beside the layer's record
-        Returns    what the tar is; nothing is synced yet
+        Returns    what the tar is; nothing is synced yet. None: layers are not made of files where they lie; their tar
+                   is to be registered
         Raises     BreakoutError       a name would be a mark in the tar
                    NotSupportedError   only a mount can tell what a mark stands for
                    LimitExceededError, OSError

@@ -2,7 +2,8 @@
 
 Enters: an id. Leaves: a reference to the layer. The record of the snapshot says first what it is about to become; the
 layer's own record follows by one rename; the rest (what stands on it names the layer as its parent) is repeated at the
-next look at the snapshot, if it was interrupted.
+next look at the snapshot, if it was interrupted. Where the driver's layers are no directories, the layer is made beside
+the snapshot, which keeps its own: as where the layer is there already.
 Source: sandbox.md 10
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from typing import NamedTuple
 
-from layerstore.disk.locks import Scope
-from layerstore.drivers import Received
+from layerstore._core._apply import Apply
+from layerstore.disk.locks import Scope, surely
+from layerstore.drivers import Received, Stack, Trees
 from layerstore.engine.durability import Syncing
 from layerstore.engine.ground import Ground
 from layerstore.engine.intake import MAX_DEPTH, Registration
@@ -105,8 +108,37 @@ class Promotion:
 
         with Scope(begin, end) as transaction:
             received = self._driver.layers.adopt(id, w.stack_of(id), transaction.open_sidecar)
-            warn_left_out(f"snapshot {id}", received.left_out, stays=True)
-            return self._make_visible(id, recorded, received, transaction, above, level)
+            if received:
+                warn_left_out(f"snapshot {id}", received.left_out, stays=True)
+                return self._make_visible(id, recorded, received, transaction, above, level)
+        return self._register(id, recorded, above, level)
+
+    def _register(self, id: str, recorded: bool, above: Record | None, level: Durability) -> Reference:
+        """Make a layer of the tar of a snapshot, which goes on having its own directory."""
+        stack = self._driver.writables.stack_of(id)
+        self._require_below(id, above)
+        if above:
+            with self._lock:
+                self._references.use_too(above)
+        given = _Frozen(self._driver.trees, id, stack)
+        reference = self._registration.register_on(above, given, Descriptor(), level)
+        try:
+            if recorded:
+                self._note_layer(id, reference.record, above, level)
+                self._driver.writables.disown(id)
+            self._lead(id, reference.record)
+        except BaseException:
+            surely(self._give_back, reference)
+            raise
+        return reference
+
+    def _note_layer(self, id: str, record: Record, above: Record | None, level: Durability) -> None:
+        """Note the layer that is there of a snapshot, whose own directory stays a loose one."""
+        lower = self._driver.writables.lower_text(id)
+        with self._lock, self._metadata.exclusive(), self._loose.changing(id):
+            self._require(id, recorded=True)
+            self._require_below(id, above)
+            self._db.set_committed(id, lower, record.chain_id, sync=level != "none")
 
     def _make_visible(
         self, id: str, recorded: bool, received: Received, transaction: FileMetadataTransaction, above: Record | None,
@@ -138,10 +170,7 @@ class Promotion:
             transaction.kept = reference.record.cache_id == id
             reference.is_new = transaction.kept
         elif recorded:
-            with self._lock, self._metadata.exclusive(), self._loose.changing(id):
-                self._require(id, recorded)
-                self._require_below(id, above)
-                self._db.set_committed(id, lower, made.chain_id, sync=level != "none")
+            self._note_layer(id, reference.record, above, level)
         self._lead(id, reference.record)
         if level == "full":
             self._syncing.ensure(reference.record, level)
@@ -235,3 +264,16 @@ class Promotion:
             text = "%s does not name the layer %s as its parent yet: %s"
             about = {"entry": entry, "chain_id": record.chain_id, "error": err}
             log.warning(text, name, record.chain_id, err, extra=about)
+
+
+class _Frozen(NamedTuple):
+    """What a snapshot holds, as a tar on its way in."""
+
+    trees: Trees
+    id: str
+    stack: Stack
+
+    def pump_into(self, apply: Apply) -> None:
+        with self.trees.diff([self.id], self.stack) as stream:
+            stream.pump_into(apply, None)
+            warn_left_out(f"snapshot {self.id}", stream.left_out(), stays=True)
