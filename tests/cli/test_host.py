@@ -86,10 +86,11 @@ def test_doctor_here(made, cli, root):
     done = cli("doctor", "--json")
     found = answers(done)
     assert done.code == 0, done.out
-    names = ["kernel", "rights", "store", "dockerd", "space", "file system", "overlay mounts", "d_type", "xattrs", "whiteouts", "changes",
+    names = ["kernel", "rights", "store", "dockerd", "space", "file system", "overlay mounts", "EROFS mounts", "d_type", "xattrs", "whiteouts", "changes",
              "mount API", "openat2", "locks", "quota", "snapshots", "reflinks", "libraries", "libarchive", "bubblewrap", "rich", "urllib3", "credentials"]  # fmt: skip
     assert list(found) == names
     assert found["file system"]["found"] == "tmpfs" and found["quota"]["state"] == "note"
+    assert found["EROFS mounts"]["found"].startswith("loop:")            # no file of a tmpfs is mounted itself
     for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks", "snapshots"):
         assert found[name]["state"] == "ok", found[name]
     assert cli("doctor").out.count("->") == sum(1 for check in found.values() if check["todo"])
@@ -178,6 +179,14 @@ def test_doctor_in_a_user_namespace(program, room):
     found = answers(program("doctor", "--json", front=("unshare", "--user", "--map-root-user", "--mount"), cwd=room))
     assert found["rights"]["state"] == "note" and "user namespace" in found["rights"]["found"]
     assert found["overlay mounts"]["found"] == "with userxattr" and found["xattrs"]["found"] == "user.*"
+    assert found["EROFS mounts"]["state"] == "note" and "initial namespace" in found["EROFS mounts"]["found"]
+
+
+def test_doctor_where_files_are_mounted_as_they_are(cli, room):
+    needs("mkfs.ext4")
+    with disk.sized_file_system(room, "ext4", size=64 << 20) as place:
+        found = answers(cli("--root", place / "root", "doctor", "--json"))["EROFS mounts"]
+    assert (found["state"], found["found"][:5]) == ("ok", "file:")
 
 
 @pytest.mark.parametrize(

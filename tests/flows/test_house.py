@@ -139,12 +139,15 @@ def test_no_circle_among_the_modules_of_the_package() -> None:
 
 # ---- drivers: what a stored layer is, they alone know ----
 
+# What the host can mount, and what goes out as one file, is in a format that has a driver's name.
+IMAGE_FORMAT = {"cli/doctor.py"}
 ABOVE = [path for path in sorted(PACKAGE.rglob("*.py")) if PY_FLOORS.index(folder_of(module_name(path))) > PY_FLOORS.index("drivers")]
 
 
 @pytest.mark.parametrize("path", ABOVE, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_room_above_the_drivers_names_one_or_what_it_keeps_beside_a_layer(path: Path) -> None:
-    assert re.findall(r"overlay2|(?<!errno\.)erofs|\btoy\b|tar.?split", path.read_text(), re.I) == []
+    named = re.findall(r"overlay2|(?<!errno\.)erofs|\btoy\b|tar.?split", path.read_text(), re.I)
+    assert [name for name in named if name.lower() != "erofs" or str(path.relative_to(PACKAGE)) not in IMAGE_FORMAT] == []
 
 
 def test_the_table_alone_knows_a_driver() -> None:

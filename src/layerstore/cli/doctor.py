@@ -22,7 +22,7 @@ from layerstore.cli.exits import Exit, sentence
 from layerstore.cli.opening import is_store, nearest, root_of
 from layerstore.cli.parser import Commands
 from layerstore.cli.screen import Cell, Screen
-from layerstore.disk import dockerd, mounts
+from layerstore.disk import dockerd, erofs, mounts
 from layerstore.disk.locks import OpenDirectory
 from layerstore.disk.textfile import remove_directory
 from layerstore.documents.references import HUB
@@ -168,6 +168,17 @@ def _overlay(room: str) -> Check:
     return Check("overlay mounts", OK, "with userxattr" if checks.needs_userxattr(room) else "work")
 
 
+def _erofs(room: str) -> Check:
+    try:
+        mode = erofs.probe(room)
+    except (NotSupportedError, OSError) as err:
+        todo = "layers that are EROFS images can be stored and read here, and not mounted"
+        return Check("EROFS mounts", NOTE, f"none: {sentence(err)}", todo)
+    if mode == "file":
+        return Check("EROFS mounts", OK, "file: images are mounted themselves")
+    return Check("EROFS mounts", OK, "loop: images are mounted by loop devices")
+
+
 def _d_type(room: str) -> Check:
     if checks.has_d_type(room):
         return Check("d_type", OK, "directories tell the types of their entries")
@@ -284,8 +295,8 @@ def _reflinks(room: str) -> Check:
 
 
 _TRIES: tuple[Callable[[str], Check], ...] = (
-    _file_system, _overlay, _d_type, _xattrs, _whiteouts, _native, _mount_api, _openat2, _locks, _quota, _snapshots,
-    _reflinks,
+    _file_system, _overlay, _erofs, _d_type, _xattrs, _whiteouts, _native, _mount_api, _openat2, _locks, _quota,
+    _snapshots, _reflinks,
 )  # fmt: skip
 
 
