@@ -84,7 +84,7 @@ cdef class Apply:
         return self
 
     def __init__(self):
-        raise TypeError("an Apply is made by register, record, disassemble, over_tree or over_mount")
+        raise TypeError("an Apply is made by register, erofs, record, disassemble, over_tree or over_mount")
 
     def __dealloc__(self):
         cdef lay.lay_apply *a = <lay.lay_apply *>self.handle.c
@@ -210,6 +210,15 @@ cdef Apply not_open(unsigned flags, limits, int workers, digest=None):
 def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, limits=None, int workers=-1, digest=None):
     cdef Apply made = not_open(flags, limits, workers, digest)
     return made.opened(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &made.done_err))
+
+
+def erofs(int fd, lowers=(), *, limits=None, int workers=-1, digest=None):
+    cdef Apply made = not_open(0, limits, workers, digest)
+    cdef list kept = []
+    cdef bytes array = lay.shown(lowers, kept)
+    cdef const char *p = array
+    made.lent.append(kept)
+    return made.opened(lay.lay_apply_erofs(<lay.lay_apply **>&made.handle.c, fd, <const lay.lay_shown *>p, len(lowers), &made.options, &made.done_err))
 
 
 def record(int record_fd, *, limits=None, int workers=-1):

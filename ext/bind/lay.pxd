@@ -60,6 +60,7 @@ cdef extern from "lay.h" nogil:
     lay_code lay_apply_disassemble(lay_apply **out, int record_fd, int again_fd, int64_t again_offset, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err) noexcept
+    lay_code lay_apply_erofs(lay_apply **out, int fd, const lay_shown *lowers, size_t n, const lay_apply_options *o, lay_error *err) noexcept
     lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_lend(lay_apply *a, const void *bytes, size_t n, lay_error *err) noexcept
     lay_code lay_apply_pump(lay_apply *a, int fd, int64_t *offset, int64_t max_bytes, int max_ms, int *end, lay_error *err) noexcept

@@ -142,6 +142,11 @@ lay_code lay_apply_record(lay_apply **out, int record_fd, const lay_apply_option
  * mounted overlay; what follows the end of the archive is not asked for. */
 lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err);
 lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err);
+/* An EROFS image over the tar: fd, an empty file open for reading and writing, gets the tar from byte LAY_IMAGE_TAR on, behind it
+ * the metadata, as the tar says it on n lowers, nearest first, and at finish the header; without that it is no image.
+ * Nothing is synced. flags: none. */
+#define LAY_IMAGE_TAR 4096
+lay_code lay_apply_erofs(lay_apply **out, int fd, const lay_shown *lowers, size_t n, const lay_apply_options *o, lay_error *err);
 /* Copies n bytes in; waits while the pipeline is full. */
 lay_code lay_apply_push(lay_apply *a, const void *bytes, size_t n, lay_error *err);
 /* Lends n bytes, which must stay as they are until finish or free. */

@@ -1,6 +1,6 @@
 /* apply.c - a layer tar comes in: its input half, and the face of the pipeline.
  *
- *   push, lend, pump, draw ──► inflate ──► pipeline ──► split, unpack, digest
+ *   push, lend, pump, draw ──► inflate ──► pipeline ──► split, unpack, image, digest
  *
  * A constructor says which sinks there are. Plain input goes into the pipeline as it lies, or is read right into its
  * block. Where names came more than once, the end makes a second pass over the record (exact.c).
@@ -13,6 +13,7 @@
 #include "base/clock.h"
 #include "base/limit.h"
 #include "codec/inflate.h"
+#include "erofs/erofs_store.h"
 
 #include <poll.h>
 #include <string.h>
@@ -23,7 +24,7 @@
 struct lay_apply {
     lay_limits limits;
     lay_pipeline *pipeline;
-    lay_split_sink split; lay_unpack_sink unpack; lay_digest_sink digest;   /* those that the constructor added */
+    lay_split_sink split; lay_unpack_sink unpack; lay_erofs_sink erofs; lay_digest_sink digest;   /* those that the constructor added */
     uint8_t head[GUESS]; size_t head_len; bool guessed;
     lay_inflate *z; uint8_t *input;
     int64_t taken;
@@ -259,10 +260,10 @@ static lay_code finish(lay_apply *a, lay_applied *out, lay_error *err)
     lay_applied done;
     if ((!a->guessed && guess(a, err)) || (a->z && lay_inflate_eof(a->z, err)) || lay_pipeline_end(a->pipeline, &done, err))
         return err->code;
-    bool ended = a->split.split ? lay_split_ended(a->split.split) : lay_unpack_ended(a->unpack.unpack);
+    bool ended = a->split.split ? lay_split_ended(a->split.split) : a->erofs.tar ? lay_tar_ended(a->erofs.tar) : lay_unpack_ended(a->unpack.unpack);
     if (a->z && !ended && lay_inflate_left_over(a->z))
         return lay_fail_at(err, LAY_E_TAR, done.tar_size, "gzip: what follows is no member, and the tar has not come to its end");
-    if (second_pass(a, &done, err))
+    if (second_pass(a, &done, err) || (a->erofs.image && lay_eimage_seal(a->erofs.image, a->erofs.fd, done.diff_id, err)))
         return err->code;
     end_source(a, &done);
     a->finished = true;
@@ -414,6 +415,18 @@ lay_code lay_apply_register(lay_apply **out, int root_fd, int scratch_fd, int re
         return err->code;
     if (!add_split(a, (lay_split_sink){ .record_fd = record_fd, .again_fd = -1 }, true, err))
         add_unpack(a, (lay_unpack_sink){ .options = { .root_fd = root_fd, .scratch_fd = scratch_fd } }, o, err);
+    add_digest(a);
+    return opened(out, a, err);
+}
+
+lay_code lay_apply_erofs(lay_apply **out, int fd, const lay_shown *lowers, size_t n, const lay_apply_options *o, lay_error *err)
+{
+    lay_apply *a = begin(o, err);
+    if (!a)
+        return err->code;
+    a->erofs.fd = fd;
+    lay_sink_erofs(&a->erofs, lowers, n, &a->limits, err);
+    lay_pipeline_add(a->pipeline, &a->erofs.sink);
     add_digest(a);
     return opened(out, a, err);
 }

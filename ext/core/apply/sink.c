@@ -1,7 +1,10 @@
-/* sink.c - digest, split and unpack as sinks: what each does with a span, and what it says at the end. */
+/* sink.c - digest, split, unpack and the image as sinks: what each does with a span, and what it says at the end. */
 #include "apply/sink.h"
 
 #include "base/write_all.h"
+#include "erofs/erofs_format.h"
+#include "erofs/erofs_scan.h"
+#include "erofs/erofs_store.h"
 
 #include <fcntl.h>
 
@@ -112,4 +115,78 @@ lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err)
     static const lay_sink_ops ops = { unpack_open, unpack_take, unpack_end, unpack_sated, unpack_free };
     s->sink.ops = &ops;
     return keep(&s->options.root_fd, &s->options.scratch_fd, err);
+}
+
+/* ---- image ----------------------------------------------------------------------------------------------------- */
+
+/* More than so many bytes of a tar leave no room for the metadata. */
+#define TAR_MOST (LAY_EROFS_MOST_BLOCKS * LAY_EROFS_BLOCK - LAY_EROFS_HEADER)
+
+static lay_code keep_span(const lay_erofs_sink *s, const lay_span *span, lay_error *err)
+{
+    bool fits = span->offset <= TAR_MOST - (int64_t)span->n;
+    int failed = fits ? lay_write_all(s->fd, span->p, span->n, LAY_EROFS_HEADER + span->offset) : EFBIG;
+    return failed ? lay_fail_fd(err, failed, s->fd, fits ? "cannot write the layer's image" : "the tar is too large for an image") : LAY_OK;
+}
+
+static lay_code erofs_take(lay_sink *sink, const lay_span *span, lay_error *err)
+{
+    lay_erofs_sink *s = (lay_erofs_sink *)sink;
+    lay_tar_item item;
+    lay_tar_event event = LAY_TAR_END;
+    s->size = span->offset + (int64_t)span->n;
+    if (!lay_tar_ended(s->tar)) {
+        lay_tar_feed(s->tar, span->p, span->n);
+        while ((event = lay_tar_next(s->tar, &item, err)) > LAY_TAR_NEED && event != LAY_TAR_END)
+            if (event == LAY_TAR_ENTRY && lay_etree_given(s->tree, s->tar, item.entry, err))
+                return err->code;
+    }
+    return event == LAY_TAR_BAD ? err->code : keep_span(s, span, err);
+}
+
+/* What the tree says of itself outlives it. */
+static lay_code keep_words(lay_erofs_sink *s, lay_applied *out, lay_error *err)
+{
+    const char *first = out->first_left_out ? out->first_left_out : "";
+    if (lay_text_set(&s->unsettled, out->unsettled, out->unsettled_len, err) || lay_text_set(&s->left_out, first, strlen(first), err))
+        return err->code;
+    out->unsettled = s->unsettled.p;
+    out->first_left_out = s->left_out.p;
+    return LAY_OK;
+}
+
+static lay_code erofs_end(lay_sink *sink, lay_applied *out, lay_error *err)
+{
+    lay_erofs_sink *s = (lay_erofs_sink *)sink;
+    if ((!lay_tar_ended(s->tar) && lay_tar_eof(s->tar, err)) || lay_etree_end(s->tree, out, err) || keep_words(s, out, err))
+        return err->code;
+    if (lay_etree_settle(s->tree, &s->lowers, err) || lay_eimage_layout(&s->image, s->tree, s->size, err))
+        return err->code;
+    return lay_eimage_store(s->image, s->tree, s->fd, s->size, err);
+}
+
+static void erofs_free(lay_sink *sink)
+{
+    lay_erofs_sink *s = (lay_erofs_sink *)sink;
+    lay_eimage_free(s->image);
+    lay_etree_free(s->tree);
+    lay_tar_free(s->tar);
+    lay_lowers_free(&s->lowers);
+    free(s->unsettled.p);
+    free(s->left_out.p);
+    lay_close_owner(&s->fd);
+}
+
+lay_code lay_sink_erofs(lay_erofs_sink *s, const lay_shown *lowers, size_t n, const lay_limits *limits, lay_error *err)
+{
+    static const lay_sink_ops ops = { .take = erofs_take, .end = erofs_end, .free = erofs_free };
+    int none = -1;
+    s->sink.ops = &ops;
+    if (keep(&s->fd, &none, err) || lay_lowers_open(&s->lowers, lowers, n, false, err) || lay_lowers_keep(&s->lowers, err))
+        return err->code;
+    s->tar = lay_tar_new();
+    if (!s->tar)
+        return lay_fail_nomem(err);
+    lay_tar_limit(s->tar, limits);
+    return lay_etree_new(&s->tree, limits, err);
 }

@@ -9,6 +9,7 @@
 #include "apply/ring.h"
 #include "apply/unpack.h"
 #include "base/digest.h"
+#include "erofs/erofs_write.h"
 #include "tarsplit/split.h"
 
 typedef struct lay_sink lay_sink;
@@ -37,5 +38,20 @@ lay_code lay_sink_split(lay_split_sink *s, bool gzip, const lay_limits *limits, 
 /* A tree. As above; unpack is there once it is open. stops: sated when the archive has ended. */
 typedef struct lay_unpack_sink { lay_sink sink; lay_unpack_options options; bool stops; lay_unpack *unpack; } lay_unpack_sink;
 lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err);
+
+/* An image: the tar goes into fd as it comes, and behind it the metadata of the tree it makes on these lowers. All is
+ * there at the end, but the header, which says the DiffID: for lay_eimage_seal. */
+typedef struct lay_erofs_sink {
+    lay_sink sink;
+    int fd;
+    int64_t size;                            /* of the tar so far */
+    lay_lowers lowers;
+    lay_tar *tar;
+    lay_etree *tree;
+    lay_eimage *image;                       /* at the end */
+    lay_text unsettled, left_out;            /* what out points to then */
+} lay_erofs_sink;
+/* As above: fd becomes a duplicate; the lowers' roots are opened once more. */
+lay_code lay_sink_erofs(lay_erofs_sink *s, const lay_shown *lowers, size_t n, const lay_limits *limits, lay_error *err);
 
 #endif

@@ -67,6 +67,11 @@ lay_code lay_tar_eof(lay_tar *t, lay_error *err);
 /* The payload that is due, a sparse file's too, is not in the stream: go on behind it, without counting it. Only
  * after NEED; false: none is due. Where a sparse map should come first, the ENTRY follows now. */
 bool lay_tar_omit(lay_tar *t);
+/* After an ENTRY: its payload and the padding are passed over, as if they had been fed. Where in the tar it goes on: what is left
+ * of the window is used up to there, and what is fed next comes from there. */
+int64_t lay_tar_pass(lay_tar *t);
+/* The pieces of the present entry, which is sparse: its payload is their bytes, in order. */
+const lay_sparse_run *lay_tar_runs(const lay_tar *t, size_t *count);
 int64_t lay_tar_offset(const lay_tar *t);                    /* bytes consumed */
 bool lay_tar_ended(const lay_tar *t);                        /* END has been given */
 void lay_tar_free(lay_tar *t);

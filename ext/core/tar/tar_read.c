@@ -72,6 +72,25 @@ bool lay_tar_omit(lay_tar *t)
     return true;
 }
 
+int64_t lay_tar_pass(lay_tar *t)
+{
+    int64_t over = t->left + (int64_t)t->pad;
+    size_t here = over < (int64_t)t->n ? (size_t)over : t->n;
+    t->p += here;
+    t->n -= here;
+    t->offset += over;
+    t->left = 0;
+    t->pad = 0;
+    t->state = IN_HEADER;
+    return t->offset;
+}
+
+const lay_sparse_run *lay_tar_runs(const lay_tar *t, size_t *count)
+{
+    *count = t->nruns;
+    return t->runs;
+}
+
 int64_t lay_tar_offset(const lay_tar *t) { return t->offset; }
 bool lay_tar_ended(const lay_tar *t) { return t->ended; }
 

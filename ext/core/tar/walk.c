@@ -49,15 +49,6 @@ size_t lay_walk_wants(const lay_walk *w)
     }
 }
 
-/* The payload and the padding of the present entry are passed over. */
-static void pass(lay_tar *t)
-{
-    t->offset += t->left + (int64_t)t->pad;
-    t->left = 0;
-    t->pad = 0;
-    t->state = IN_HEADER;
-}
-
 lay_code lay_walk_feed(lay_walk *w, const void *p, size_t n, lay_walked *entry, int *found, lay_error *err)
 {
     lay_tar *t = w->tar;
@@ -78,7 +69,7 @@ lay_code lay_walk_feed(lay_walk *w, const void *p, size_t n, lay_walked *entry, 
                 .doubt = item.entry->doubt,
             };
             *found = 1;
-            pass(t);
+            lay_tar_pass(t);
             return LAY_OK;
         case LAY_TAR_NEED:
         case LAY_TAR_END:

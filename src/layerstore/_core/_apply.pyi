@@ -51,6 +51,11 @@ def register(
     digest: str | None = None,
 ) -> Apply:
     """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for replaced files."""
+def erofs(
+    fd: int, lowers: Sequence[object] = (), *, limits: object | None = None, workers: int = -1,
+    digest: str | None = None,
+) -> Apply:
+    """A layer becomes an image in an empty file, open for reading and writing, and stands on lowers, nearest first."""
 def record(record_fd: int, *, limits: object | None = None, workers: int = -1) -> Apply:
     """A record as register() writes it, without files: they lie there already. No name may come twice."""
 def disassemble(

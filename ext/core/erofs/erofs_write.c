@@ -1,0 +1,246 @@
+/* erofs_write.c - a layout becomes bytes, piece by piece in the order in which they lie.
+ *
+ *   inodes (attributes, tail or table behind each) ──► directories ──► long links
+ */
+#include "erofs/erofs_write.h"
+
+#include "base/grow.h"
+#include "erofs/erofs_layout.h"
+
+#include <sys/stat.h>
+
+#define PIECE (256u << 10)                   /* bytes made at once, and those of the last inode beyond */
+
+struct lay_eimage {
+    lay_elayout l;
+    uint8_t *p; size_t n, cap;              /* the bytes being made */
+    int64_t at;                             /* of p[0] in the metadata */
+    size_t inode, dir, link, file;          /* the next ones */
+};
+
+/* Room for n bytes at `at` of the metadata; zero, as is what lies between. */
+static uint8_t *room(lay_eimage *m, int64_t at, size_t n, lay_error *err)
+{
+    size_t to = (size_t)(at - m->at) + n;
+    if (lay_reserve(&m->p, &m->cap, to, 1, err))
+        return NULL;
+    memset(m->p + m->n, 0, to - m->n);
+    m->n = to;
+    return m->p + to - n;
+}
+
+/* ---- directories ------------------------------------------------------------------------------------------------- */
+
+/* The entries of one block; *name: the first of them, then of the next block's. False: it was the last block. */
+static bool put_block(const lay_elayout *l, lay_enames *e, lay_ename *name, uint8_t *to)
+{
+    lay_enames first = *e;
+    lay_ename one = *name;
+    size_t count = 0;
+    bool more = true;
+    for (size_t used = 0; more; count++, more = lay_elayout_next(e, name)) {
+        used += LAY_EROFS_DIRENT + name->len;
+        if (used > LAY_EROFS_BLOCK)
+            break;
+    }
+    size_t at = count * LAY_EROFS_DIRENT;
+    for (size_t i = 0; i < count; i++) {
+        uint8_t *b = to + i * LAY_EROFS_DIRENT;
+        lay_put64(b, l->slots[one.node]);
+        lay_put16(b + 8, (uint16_t)at);
+        b[10] = lay_erofs_file_type(one.mode);
+        memcpy(to + at, one.text, one.len);
+        at += one.len;
+        lay_elayout_next(&first, &one);
+    }
+    return more;
+}
+
+static lay_code put_directory(lay_eimage *m, const lay_edir *d, int64_t at, lay_error *err)
+{
+    uint8_t *to = room(m, at, d->size, err);
+    lay_enames e = lay_elayout_names(m->l.t, d->node, d->parent);
+    lay_ename name;
+    lay_elayout_next(&e, &name);              /* there are two at least */
+    while (to && put_block(&m->l, &e, &name, to))
+        to += LAY_EROFS_BLOCK;
+    return err->code;
+}
+
+/* ---- inodes ------------------------------------------------------------------------------------------------------ */
+
+static void put_chunks(const lay_enode *n, unsigned bits, size_t count, uint8_t *to)
+{
+    const lay_epiece *p = n->pieces, *end = n->pieces + n->npieces;
+    for (size_t i = 0; i < count; i++, to += 8) {
+        int64_t at = (int64_t)i << (bits + LAY_EROFS_BITS);
+        while (p < end && p->file_offset + p->n <= at)
+            p++;
+        bool data = p < end && p->file_offset <= at;
+        lay_put32(to + 4, data ? (uint32_t)((LAY_EROFS_HEADER + p->tar_offset + (at - p->file_offset)) / LAY_EROFS_BLOCK) : LAY_EROFS_NO_BLOCK);
+    }
+}
+
+static uint32_t block_of(const lay_elayout *l, int64_t at) { return (uint32_t)((l->base + at) / LAY_EROFS_BLOCK); }
+
+/* The fields of a directory's inode that say where it lies. */
+static void put_directory_place(const lay_elayout *l, const lay_edir *d, uint8_t *b)
+{
+    bool tail = d->at < 0;
+    lay_put16(b, (uint16_t)(LAY_EROFS_EXTENDED | (tail ? LAY_EROFS_INLINE : LAY_EROFS_FLAT) << 1));
+    lay_put64(b + 8, d->size);
+    lay_put32(b + 16, tail ? LAY_EROFS_NO_BLOCK : block_of(l, d->at));
+    lay_put32(b + 44, 2 + d->dirs);
+}
+
+/* Those of others. */
+static void put_place(lay_eimage *m, const lay_enode *n, lay_eshape shape, unsigned bits, uint8_t *b)
+{
+    static const uint32_t layouts[] = { LAY_EROFS_FLAT, LAY_EROFS_INLINE, LAY_EROFS_CHUNKED, LAY_EROFS_FLAT };
+    uint32_t where = n->rdev;
+    if (shape == LAY_E_TAIL)
+        where = LAY_EROFS_NO_BLOCK;
+    else if (shape == LAY_E_CHUNKS)
+        where = bits | LAY_EROFS_CHUNK_INDEXES;
+    else if (shape == LAY_E_OWN)
+        where = block_of(&m->l, S_ISLNK(n->mode) ? m->l.links.list[m->link++].at : m->l.files.list[m->file++].at);
+    else if (S_ISREG(n->mode))
+        where = n->size ? (uint32_t)((LAY_EROFS_HEADER + n->data) / LAY_EROFS_BLOCK) : 0;
+    lay_put16(b, (uint16_t)(LAY_EROFS_EXTENDED | layouts[shape] << 1));
+    lay_put64(b + 8, (uint64_t)n->size);
+    lay_put32(b + 16, where);
+    lay_put32(b + 44, n->nlink);
+}
+
+static lay_code put_inode(lay_eimage *m, lay_error *err)
+{
+    const lay_elayout *l = &m->l;
+    uint32_t node = l->order[m->inode];
+    lay_enode n;
+    unsigned bits = 0;
+    size_t count = 0;
+    lay_etree_node(l->t, node, &n);
+    const lay_edir *d = S_ISDIR(n.mode) ? &l->dirs[m->dir++] : NULL;
+    lay_eshape shape = d ? LAY_E_PLAIN : lay_elayout_shape(&n, &bits, &count);
+    int64_t at = (int64_t)l->slots[node] * LAY_EROFS_SLOT, end = at + lay_elayout_inode(&n);
+    uint8_t *b = room(m, at, (size_t)(end - at), err);
+    if (!b)
+        return err->code;
+    if (d)
+        put_directory_place(l, d, b);
+    else
+        put_place(m, &n, shape, bits, b);
+    lay_put16(b + 2, n.xattrs_len ? (uint16_t)(1 + n.xattrs_len / 4) : 0);
+    lay_put16(b + 4, (uint16_t)n.mode);
+    lay_put32(b + 20, (uint32_t)++m->inode);
+    lay_put32(b + 24, n.uid);
+    lay_put32(b + 28, n.gid);
+    lay_put64(b + 32, (uint64_t)n.mtime_sec);
+    lay_put32(b + 40, n.mtime_nsec);
+    if (n.xattrs_len)
+        memcpy(b + LAY_EROFS_INODE + LAY_EROFS_XATTR_HEADER, n.xattrs, n.xattrs_len);
+    if (d)
+        return d->at < 0 ? put_directory(m, d, end, err) : LAY_OK;
+    if (shape == LAY_E_TAIL && (b = room(m, end, (size_t)n.size, err)))
+        memcpy(b, n.text, (size_t)n.size);
+    else if (shape == LAY_E_CHUNKS && (b = room(m, (end + 7) & -8, count * 8, err)))
+        put_chunks(&n, bits, count, b);
+    return err->code;
+}
+
+/* ---- in pieces --------------------------------------------------------------------------------------------------- */
+
+/* One more inode, directory or link; none: the end. */
+static lay_code put_next(lay_eimage *m, bool *more, lay_error *err)
+{
+    const lay_elayout *l = &m->l;
+    *more = true;
+    if (m->inode < l->norder) {
+        if (put_inode(m, err))
+            return err->code;
+        if (m->inode == l->norder)                /* of the links and directories, the blocks come now */
+            m->link = m->dir = 0;
+        return LAY_OK;
+    }
+    while (m->dir < l->ndirs && l->dirs[m->dir].at < 0)
+        m->dir++;
+    if (m->dir < l->ndirs) {
+        const lay_edir *d = &l->dirs[m->dir++];
+        return put_directory(m, d, d->at, err);
+    }
+    if (m->link < l->links.count) {
+        const lay_eown *own = &l->links.list[m->link++];
+        lay_enode n;
+        lay_etree_node(l->t, own->node, &n);
+        uint8_t *to = room(m, own->at, (size_t)n.size, err);
+        if (to)
+            memcpy(to, n.text, (size_t)n.size);
+        return err->code;
+    }
+    *more = false;
+    return room(m, l->end, 0, err) ? LAY_OK : err->code;
+}
+
+lay_code lay_eimage_next(lay_eimage *m, const uint8_t **p, size_t *n, int64_t *at, lay_error *err)
+{
+    bool more = true;
+    m->at += (int64_t)m->n;
+    m->n = 0;
+    while (more && m->n < PIECE)
+        if (put_next(m, &more, err))
+            return err->code;
+    *p = m->p;
+    *n = m->n;
+    *at = m->l.base + m->at;
+    return LAY_OK;
+}
+
+void lay_eimage_rewind(lay_eimage *m)
+{
+    m->n = m->inode = m->dir = m->link = m->file = 0;
+    m->at = 0;
+}
+
+/* ---- the face ---------------------------------------------------------------------------------------------------- */
+
+lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, lay_error *err)
+{
+    lay_eimage *m = calloc(1, sizeof *m);
+    if (!m)
+        return lay_fail_nomem(err);
+    if (lay_elayout_make(&m->l, t, tar_size, err))
+        lay_eimage_free(m);
+    else
+        *out = m;
+    return err->code;
+}
+
+void lay_eimage_free(lay_eimage *m)
+{
+    if (!m)
+        return;
+    lay_elayout_free(&m->l);
+    free(m->p);
+    free(m);
+}
+
+int64_t lay_eimage_size(const lay_eimage *m) { return m->l.size; }
+int64_t lay_eimage_base(const lay_eimage *m) { return m->l.base; }
+
+bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t *at)
+{
+    if (i >= m->l.files.count)
+        return false;
+    *node = m->l.files.list[i].node;
+    *at = m->l.base + m->l.files.list[i].at;
+    return true;
+}
+
+void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header)
+{
+    const lay_elayout *l = &m->l;
+    lay_erofs_super s = { .root = l->slots[LAY_ETREE_ROOT], .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
+                          .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->norder, .diff_id = diff_id, .tar_size = l->tar_size,
+                          .incompat = l->chunked ? LAY_EROFS_INCOMPAT_CHUNKED : 0 };
+    lay_erofs_put_super(header, &s);
+}

@@ -1,0 +1,30 @@
+/* erofs_write.h - a tree laid out as an image: where each inode, directory and expanded file lies, and the bytes of that.
+ *
+ * All follows from the tree and the tar's size alone, and the header from these and the DiffID: the same layer gives the
+ * same bytes. Inodes come in the order of a walk, names by bytes; behind them the directories' blocks, the long links, and
+ * the files that no inode can show where the tar has them. The bytes are made as they are asked for, so that an image of
+ * any number of inodes takes a few bytes of memory for each.
+ */
+#ifndef LAY_EROFS_WRITE_H
+#define LAY_EROFS_WRITE_H
+
+#include "erofs/erofs_tree.h"
+
+typedef struct lay_eimage lay_eimage;
+
+/* The tree is borrowed until free. LAY_E_OS with EFBIG: more than the format's 2 TiB. */
+lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, lay_error *err);
+void lay_eimage_free(lay_eimage *m);
+
+/* Bytes of the whole file; and where in it the metadata begins. */
+int64_t lay_eimage_size(const lay_eimage *m);
+int64_t lay_eimage_base(const lay_eimage *m);
+/* The next bytes of the metadata, until the next call; *at: where in the file. *n 0: that was all. They follow each other. */
+lay_code lay_eimage_next(lay_eimage *m, const uint8_t **p, size_t *n, int64_t *at, lay_error *err);
+/* From the first byte again. */
+void lay_eimage_rewind(lay_eimage *m);
+/* Expanded file i: its inode, and where in the file its first byte is. False: there are no more. */
+bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t *at);
+void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header);
+
+#endif
