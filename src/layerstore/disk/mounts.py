@@ -339,6 +339,13 @@ def mount_table(process: str = "self") -> Iterator[MountPoint]:
             yield MountPoint(device, _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(options))
 
 
+def overlay_options() -> str:
+    """Return the options of all overlays that this process sees mounted, as one text. Raises OSError."""
+    path = "/proc/self/mountinfo"
+    with naming(path), open(path, "rb") as table:
+        return os.fsdecode(b"".join(line.partition(b" - overlay ")[2] for line in table))
+
+
 def mounts_below(path: str) -> list[str]:
     """Name the mount points at path and below it, deepest first."""
     top = os.path.realpath(path)

@@ -1,6 +1,8 @@
-"""Mounted: the layers that overlays stand on, each mounted once on this host, at its own directory of files.
+"""Mounted: the layers that overlays stand on, each mounted once in a mount namespace, at its own directory of files.
 
-A mount is found by the kind of file system there, whoever made it. It ends when no overlay stands on it.
+A mount is found by the kind of file system there, whoever made it, and is used by all. It ends when no overlay of this
+mount namespace stands on it: overlays in others, and those that were detached, keep what they show. Who looks at a
+layer's mount, makes it or ends it, holds the layer from that look until the overlay stands or the mount is gone.
 """
 
 from __future__ import annotations
@@ -8,18 +10,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from types import TracebackType
 
+from layerstore._core import _files
 from layerstore.disk import erofs, mounts
-from layerstore.disk.locks import Claim, Scope, claim_directory, in_use
+from layerstore.disk.locks import OpenDirectory, Scope, claim_directory, surely
 from layerstore.drivers import StoreView
 from layerstore.drivers.erofs.directories import IMAGE, ErofsDirectories
 from layerstore.drivers.erofs.options import Options
 from layerstore.drivers.overlay.below import Shown
-from layerstore.errors import LayerStoreError
+from layerstore.errors import ActiveMountError, LayerStoreError
 
 log = logging.getLogger("layerstore")
+
+# How the options of an overlay name a directory of files.
+_SHORT = re.compile(r"\bl/([A-Z0-9]{26})\b")
+_LONG = re.compile(r"\b([0-9a-f]{64}(?:-init)?)/fs\b")
 
 
 class Mounted:
@@ -28,7 +37,7 @@ class Mounted:
     def __init__(
         self, at: ErofsDirectories, stood_on: Callable[[], set[str]], options: Options, view: StoreView
     ) -> None:
-        """stood_on   names the ids that overlays stand on, anywhere"""
+        """stood_on   names the ids that overlays stand on, in any mount namespace"""
         self._at, self._stood_on, self._options, self._view = at, stood_on, options, view
         self._mode: erofs.Mode | None = None
 
@@ -40,46 +49,95 @@ class Mounted:
 
     # ---- below an overlay ----
 
-    @contextlib.contextmanager
-    def standing(self, ids: Sequence[str]) -> Iterator[None]:
-        made: list[str] = []
-        claims: list[Claim] = []
-        try:
-            for id in sorted({id for id in ids if self._at.is_image(id)}):
-                claim = claim_directory(self._at.path(id), timeout=self._view.lock_timeout, late=in_use)
-                if claim:
-                    claims.append(claim)
-                self._mount(id, made)
-            yield
-        except BaseException:
-            for id in made:
-                with contextlib.suppress(OSError):
-                    erofs.unmount(self._at.files_of(id))
-            raise
-        finally:
-            for claim in claims:
-                claim.release()
+    def standing(self, ids: Sequence[str]) -> AbstractContextManager[None]:
+        """Show what Below says. ids are in the order of a stack, which is the order of their locks."""
+        return Standing(self, self._at, ids)
 
-    def _mount(self, id: str, made: list[str]) -> None:
+    def show(self, id: str, made: list[str]) -> None:
+        """Mount id, which is held, if it is not mounted; then it is in made, too. Raises OSError, LayerStoreError."""
         files = self._at.files_of(id)
         if erofs.is_erofs(files):
             return
-        if os.listdir(files):             # a box became this layer: its files lie there while an overlay stands on them
+        if not self._is_empty(id):        # a box became this layer: its files lie there while an overlay stands on them
             if id in self._stood_on():
                 return
             self._at.empty(id, self._at.files)
+        mode = self.mode()
         with self._file(id) as file:
-            erofs.mount_file([file], files, self.mode(), directio=self._options.directio)
-        made.append(id)
+            made.append(id)
+            erofs.mount_file([file], files, mode, directio=self._options.directio)
+
+    def _is_empty(self, id: str) -> bool:
+        with self._at.opened_files(id) as fd:
+            return _files.is_empty(fd)
 
     def _file(self, id: str) -> Scope[erofs.File]:
-        """Open a layer's file."""
+        """Open a layer's file, of which no link is followed."""
         path = self._at.image(id)
 
         def begin() -> erofs.File:
-            return erofs.File(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), path)
+            return erofs.File(_files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), path)
 
-        return Scope(begin, lambda file: os.close(file.fd))
+        return Scope(begin, lambda file: _files.close(file.fd, path))
+
+    # ---- after an overlay ----
+
+    def left(self, ids: Sequence[str]) -> None:
+        try:
+            self._leave([id for id in ids if self._at.is_image(id) and self._shows(id)])
+        except (OSError, LayerStoreError) as err:
+            log.warning("Cannot unmount layers that nothing stands on: %s", err, extra={"error": err})
+
+    def _shows(self, id: str) -> bool:
+        """Return True if a layer is mounted, or still has the files of the box that it was."""
+        try:
+            return erofs.is_erofs(self._at.files_of(id)) or not self._is_empty(id)
+        except FileNotFoundError:
+            return False
+
+    def _leave(self, ids: Sequence[str]) -> None:
+        if not ids:
+            return
+        with contextlib.ExitStack() as held:
+            for id in ids:
+                held.enter_context(self._at.held(id))
+            used = self._stood_on_here(ids)
+            for id in ids:
+                if id not in used:
+                    self._end(id)
+
+    def _end(self, id: str) -> None:
+        """End what a held layer shows, on which no overlay of this mount namespace stands."""
+        try:
+            if not self._unmount(id) and not self._is_empty(id) and id not in self._stood_on():
+                self._at.empty(id, self._at.files)
+        except OSError as err:
+            log.warning("Cannot unmount the layer in %s: %s", id, err, extra={"id": id, "error": err})
+
+    def _unmount(self, id: str) -> bool:
+        """Unmount id, which is held, however often it is mounted. False: it is not mounted. Raises OSError."""
+        files = self._at.files_of(id)
+        found = False
+        while erofs.is_erofs(files):
+            erofs.unmount(files)
+            found = True
+        return found
+
+    def _stood_on_here(self, ids: Iterable[str]) -> set[str]:
+        """Return those of these that an overlay stands on which is mounted in this mount namespace."""
+        text = mounts.overlay_options()
+        links, named = set(_SHORT.findall(text)), set(_LONG.findall(text))
+        return {id for id in ids if id in named or self._link(id) in links}
+
+    def _link(self, id: str) -> str:
+        with contextlib.suppress(OSError, LayerStoreError):
+            return self._at.item_of(id).rpartition("/")[2]
+        return ""
+
+    def undo(self, id: str) -> None:
+        """Unmount id, which is held, after show() did not lead to an overlay."""
+        with contextlib.suppress(OSError):
+            self._unmount(id)
 
     # ---- one layer ----
 
@@ -88,54 +146,104 @@ class Mounted:
 
     def seen(self, id: str) -> AbstractContextManager[int]:
         """Open a directory that shows id's files; a layer that is mounted nowhere gets a mount of its own meanwhile."""
-        if not self._at.is_image(id) or erofs.is_erofs(self._at.files_of(id)):
-            return self._at.opened_files(id)
-        made: list[mounts.Detached] = []
+        left: list[OpenDirectory] = []
 
         def begin() -> int:
-            with self._file(id) as file:
-                made.append(erofs.make_mount([file], self.mode(), directio=self._options.directio))
-            return made[0].fileno()
+            left.append(self._at.opened_files(id))
+            fd = left[0].__enter__()
+            if self._at.is_image(id) and not erofs.is_erofs(f"/proc/self/fd/{fd}") and _files.is_empty(fd):
+                end(fd)
+                left.append(self._seen_alone(id))
+            return left[0].__enter__()
 
-        return Scope(begin, lambda _: made.pop().close())
+        def end(_: int) -> None:
+            while left:
+                left[-1].__exit__(None, None, None)
+                left.pop()
 
-    def left(self, ids: Sequence[str]) -> None:
-        for id in ids:
-            try:
-                self._end(id)
-            except (OSError, LayerStoreError) as err:
-                log.warning("Cannot unmount the layer in %s: %s", id, err, extra={"id": id, "error": err})
+        return Scope(begin, end)
 
-    def _end(self, id: str) -> None:
-        if not self._at.is_image(id) or not erofs.is_erofs(self._at.files_of(id)):
-            return
-        claim = claim_directory(self._at.path(id), wait=False)     # who has it mounts an overlay on it
-        if claim:
-            with claim:
-                if id not in self._stood_on():
-                    erofs.unmount(self._at.files_of(id))
+    def _seen_alone(self, id: str) -> OpenDirectory:
+        """Open the root of a mount of a layer that is attached nowhere, and goes with that."""
+        mode = self.mode()
+        with self._file(id) as file:
+            mount = erofs.make_mount([file], mode, directio=self._options.directio)
+        with contextlib.closing(mount):
+            return OpenDirectory(".", dir_fd=mount.fileno())
 
     def keeps(self, point: str) -> bool:
         id, _, rest = os.path.relpath(point, os.path.realpath(self._at.home)).partition("/")
         return rest == self._at.files and self._at.is_image(id)
 
     def removing(self, id: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            while erofs.is_erofs(self._at.files_of(id)):
-                erofs.unmount(self._at.files_of(id))
+        self._unmount(id)
 
     # ---- the home ----
 
     def orphans(self) -> list[str]:
         """Name the mounts of layers that no overlay stands on, by their paths below the home."""
-        mounted = [id for id in self._ids() if erofs.is_erofs(self._at.files_of(id))]
-        used = self._stood_on() if mounted else set()
-        return [f"{id}/{self._at.files}" for id in mounted if id not in used]
+        mounted = [id for id in self._images() if erofs.is_erofs(self._at.files_of(id))]
+        used = self._stood_on_here(mounted)
+        return [f"{id}/{self._at.files}" for id in mounted if id not in used and self._is_left(id)]
 
-    def _ids(self) -> list[str]:
+    def _is_left(self, id: str) -> bool:
+        """Return True if a mount on which no overlay stood is there still, and nobody is about to stand on it."""
+        with contextlib.suppress(OSError):
+            claim = claim_directory(self._at.path(id), wait=False)
+            if claim:
+                with claim:
+                    return erofs.is_erofs(self._at.files_of(id)) and not self._stood_on_here([id])
+        return False
+
+    def _images(self) -> list[str]:
         with os.scandir(self._at.home) as entries:
             return sorted(entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE)))
 
     def cleanup(self) -> None:
-        """End what orphans() names."""
-        self.left([name.partition("/")[0] for name in self.orphans()])
+        """End what no overlay stands on."""
+        for id in self._images():         # apart: they are no stack, which gives locks their order
+            self.left([id])
+
+
+class Standing:
+    """The layers of a stack, each held and mounted for the length of a `with` block in which an overlay is made."""
+
+    def __init__(self, mounted: Mounted, at: ErofsDirectories, ids: Sequence[str]) -> None:
+        self._mounted, self._at, self._ids = mounted, at, ids
+        self._held: list[Scope[None]] = []
+        self._made: list[str] = []
+        self._directories: list[str] = []
+
+    def __enter__(self) -> None:
+        try:
+            for id in self._ids:
+                self._stand(id)
+        except BaseException:
+            surely(self._end, True)
+            raise
+
+    def _stand(self, id: str) -> None:
+        if not self._at.is_image(id):
+            self._directories.append(id)
+            return
+        self._held.append(self._at.held(id))
+        self._held[-1].__enter__()
+        self._mounted.show(id, self._made)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        became = next((id for id in self._directories if self._at.is_image(id)), "") if kind is None else ""
+        surely(self._end, kind is not None or bool(became))
+        if became:                        # whether its files were there when the overlay was made is not known
+            text = f"{became} became a layer while an overlay on it was mounted: mount it once more"
+            raise ActiveMountError(text, holders=(), name=became)
+
+    def _end(self, failed: bool) -> None:
+        """Give back what is held; of what failed also what was mounted for it. Twice is harmless."""
+        while failed and self._made:
+            self._mounted.undo(self._made[-1])
+            self._made.pop()
+        while self._held:
+            self._held[-1].__exit__(None, None, None)
+            self._held.pop()

@@ -155,9 +155,31 @@ class Directories(Lowers):
             if claim:                     # else a cleanup() took the new directory for an abandoned one
                 return claim
 
-    def claimed(self, id: str) -> contextlib.AbstractContextManager[object]:
-        """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too."""
-        return self._claim(id) or contextlib.nullcontext()
+    def claimed(self, id: str, *, if_possible: bool = False) -> Scope[Claim | None]:
+        """Keep other stores from mounting or unmounting id; cleanup() lets a claimed directory be, too.
+
+        The thread has the lock of id, and may hold id or claim it once more in the block.
+        if_possible   one that cannot be locked is let be
+        """
+
+        def begin() -> Claim | None:
+            claim: Claim | None = None
+            try:
+                claim = self._claim(id)
+                if claim is not None:
+                    self._held[id] = claim
+            except BaseException as err:
+                surely(end, claim)
+                if not (if_possible and isinstance(err, OSError)):
+                    raise
+            return claim
+
+        def end(claim: Claim | None) -> None:
+            if claim is not None:
+                self._held.pop(id, None)
+                claim.release()
+
+        return Scope(begin, end)
 
     def _claim(self, id: str) -> Claim | None:
         """Claim id; None: it is claimed here already, or gone."""
@@ -200,13 +222,6 @@ class Directories(Lowers):
                 return False
             self._claims[id] = claim
         return True
-
-    def claimed_if_possible(self, id: str) -> contextlib.AbstractContextManager[object]:
-        """Do what claimed() does, but for an id that cannot be locked."""
-        try:
-            return self.claimed(id)
-        except OSError:
-            return contextlib.nullcontext()
 
     def settle(self, stack: Sequence[str]) -> None:
         """Note that something stands on this stack: its first directory is no longer mounted for writing."""

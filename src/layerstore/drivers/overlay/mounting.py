@@ -291,7 +291,7 @@ class Mounting:
                 self._counter.decrement(merged)
                 self._holds.release(_use(id))
                 return
-            with self._at.claimed_if_possible(id):       # what cannot be locked is unmounted all the same
+            with self._at.claimed(id, if_possible=True):   # what cannot be locked is unmounted all the same
                 unmount(id, merged)
                 self._counter.decrement(merged)
                 self._holds.release(_use(id))
