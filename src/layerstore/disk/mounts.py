@@ -326,24 +326,23 @@ def _unescaped(field: bytes) -> str:
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))
 
 
-def mount_table(process: str = "self") -> Iterator[MountPoint]:
-    """List the mounts that a process sees, oldest first. Raises OSError."""
+def mount_table(process: str = "self", kind: str = "") -> Iterator[MountPoint]:
+    """List the mounts that a process sees, oldest first. Raises OSError.
+
+    kind   only those of this kind of file system
+    """
+    start = b"%s " % kind.encode() if kind else b""
     path = f"/proc/{process}/mountinfo"
     with naming(path), open(path, "rb") as table:
         for line in table:
             head, _, tail = line.rstrip(b"\n").partition(b" - ")
+            if not tail.startswith(start):
+                continue
             fields = head.split(b" ", 5)
             major, _, minor = fields[2].partition(b":")
             options = tail.split(b" ", 2)[2] if tail.count(b" ") > 1 else b""
             device = int(major), int(minor)
             yield MountPoint(device, _unescaped(fields[3]), _unescaped(fields[4]), _unescaped(options))
-
-
-def overlay_options() -> str:
-    """Return the options of all overlays that this process sees mounted, as one text. Raises OSError."""
-    path = "/proc/self/mountinfo"
-    with naming(path), open(path, "rb") as table:
-        return os.fsdecode(b"".join(line.partition(b" - overlay ")[2] for line in table))
 
 
 def mounts_below(path: str) -> list[str]:

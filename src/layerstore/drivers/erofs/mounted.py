@@ -11,7 +11,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
@@ -83,10 +83,14 @@ class Mounted:
     # ---- after an overlay ----
 
     def left(self, ids: Sequence[str]) -> None:
-        try:
+        with _told():
             self._leave([id for id in ids if self._at.is_image(id) and self._shows(id)])
-        except (OSError, LayerStoreError) as err:
-            log.warning("Cannot unmount layers that nothing stands on: %s", err, extra={"error": err})
+
+    def sweep(self) -> None:
+        with _told():
+            for id in self._left_here():
+                with _told():             # apart: they are no stack, which gives locks their order
+                    self._leave([id])
 
     def _shows(self, id: str) -> bool:
         """Return True if a layer is mounted, or still has the files of the box that it was."""
@@ -96,6 +100,7 @@ class Mounted:
             return False
 
     def _leave(self, ids: Sequence[str]) -> None:
+        """End what is shown of those of these that no overlay of this mount namespace stands on."""
         if not ids:
             return
         with contextlib.ExitStack() as held:
@@ -108,11 +113,9 @@ class Mounted:
 
     def _end(self, id: str) -> None:
         """End what a held layer shows, on which no overlay of this mount namespace stands."""
-        try:
+        with _told():
             if not self._unmount(id) and not self._is_empty(id) and id not in self._stood_on():
                 self._at.empty(id, self._at.files)
-        except OSError as err:
-            log.warning("Cannot unmount the layer in %s: %s", id, err, extra={"id": id, "error": err})
 
     def _unmount(self, id: str) -> bool:
         """Unmount id, which is held, however often it is mounted. False: it is not mounted. Raises OSError."""
@@ -125,9 +128,18 @@ class Mounted:
 
     def _stood_on_here(self, ids: Iterable[str]) -> set[str]:
         """Return those of these that an overlay stands on which is mounted in this mount namespace."""
-        text = mounts.overlay_options()
+        text = "\n".join(mount.options for mount in mounts.mount_table(kind="overlay"))
         links, named = set(_SHORT.findall(text)), set(_LONG.findall(text))
         return {id for id in ids if id in named or self._link(id) in links}
+
+    def _left_here(self) -> list[str]:
+        """Name the layers that are mounted below the home, and that no overlay of this mount namespace stands on."""
+        top = os.path.realpath(self._at.home) + "/"
+        points = (mount.point for mount in mounts.mount_table(kind="erofs"))
+        below = {point.removeprefix(top) for point in points if point.startswith(top)}
+        ids = [id for id, _, files in map(_parted, below) if files == self._at.files]
+        used = self._stood_on_here(ids) if ids else set()
+        return sorted(set(ids) - used)
 
     def _link(self, id: str) -> str:
         with contextlib.suppress(OSError, LayerStoreError):
@@ -172,7 +184,7 @@ class Mounted:
             return OpenDirectory(".", dir_fd=mount.fileno())
 
     def keeps(self, point: str) -> bool:
-        id, _, rest = os.path.relpath(point, os.path.realpath(self._at.home)).partition("/")
+        id, _, rest = _parted(os.path.relpath(point, os.path.realpath(self._at.home)))
         return rest == self._at.files and self._at.is_image(id)
 
     def removing(self, id: str) -> None:
@@ -182,12 +194,10 @@ class Mounted:
 
     def orphans(self) -> list[str]:
         """Name the mounts of layers that no overlay stands on, by their paths below the home."""
-        mounted = [id for id in self._images() if erofs.is_erofs(self._at.files_of(id))]
-        used = self._stood_on_here(mounted)
-        return [f"{id}/{self._at.files}" for id in mounted if id not in used and self._is_left(id)]
+        return [f"{id}/{self._at.files}" for id in self._left_here() if self._is_left(id)]
 
     def _is_left(self, id: str) -> bool:
-        """Return True if a mount on which no overlay stood is there still, and nobody is about to stand on it."""
+        """Return True if a mount on which no overlay stood is there still, and no store is about to stand on it."""
         with contextlib.suppress(OSError):
             claim = claim_directory(self._at.path(id), wait=False)
             if claim:
@@ -195,14 +205,26 @@ class Mounted:
                     return erofs.is_erofs(self._at.files_of(id)) and not self._stood_on_here([id])
         return False
 
-    def _images(self) -> list[str]:
-        with os.scandir(self._at.home) as entries:
-            return sorted(entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE)))
-
     def cleanup(self) -> None:
         """End what no overlay stands on."""
-        for id in self._images():         # apart: they are no stack, which gives locks their order
+        self.sweep()
+        with os.scandir(self._at.home) as entries:
+            ids = [entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE))]
+        for id in ids:                    # files of a box that became a layer
             self.left([id])
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Log what cannot be unmounted: the next cleanup() tries again."""
+    try:
+        yield
+    except (OSError, LayerStoreError) as err:
+        log.warning("Cannot unmount layers that nothing stands on: %s", err, extra={"error": err})
+
+
+def _parted(path: str) -> tuple[str, str, str]:
+    return path.partition("/")
 
 
 class Standing:

@@ -29,6 +29,9 @@ class Below(Protocol):
     def left(self, ids: Sequence[str]) -> None:
         """Unmount those of these that no overlay stands on: an overlay of them has ended. Never raises."""
 
+    def sweep(self) -> None:
+        """Do what left() does for all that is mounted below the home. Never raises."""
+
     def opened(self, id: str) -> AbstractContextManager[Shown]:
         """Open what id shows of itself. Nothing is mounted."""
 
@@ -52,6 +55,8 @@ class Plain:
         return contextlib.nullcontext()
 
     def left(self, ids: Sequence[str]) -> None: ...
+
+    def sweep(self) -> None: ...
 
     def keeps(self, point: str) -> bool:
         return False

@@ -436,6 +436,7 @@ class Mounting:
                 mounts.unmount(point)
             except OSError as err:
                 log.debug("Failed to unmount %s: %s", point, err, extra={"directory": point, "error": err})
+        self._below.left(self._stood_on_by(id))
         if found is not None:
             about = {"mount": self.name(id), "mount_id": id, "holders": found}
             log.warning("%s; it is removed all the same", in_use(self.name(id), found), extra=about)

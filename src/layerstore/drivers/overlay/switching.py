@@ -134,12 +134,12 @@ class Switching:
         try:
             with self._below.standing(ids if writable else [id, *ids]):
                 new = mounts.make_overlay(overlay, f"{id}/merged")
-            try:
-                if writable:
-                    self._mounting.require_writable(new.fileno(), merged)
-                done = made.run(merged, new, lazy=lazy)
-            finally:
-                new.close()
+                try:
+                    if writable:
+                        self._mounting.require_writable(new.fileno(), merged)
+                    done = made.run(merged, new, lazy=lazy)
+                finally:
+                    new.close()
             if not done:
                 found = holders(device, merged, self._mounting.ours)
                 raise in_use(self._mounting.name(id), found)
@@ -149,6 +149,7 @@ class Switching:
                 if lazy:
                     self._mounting.leave(device)
                 self._end(made.old, id, stops=stops and lazy)
+                self._below.sweep()       # the old one may have stood on others
 
     def _end(self, old: mounts.Detached, id: str, *, stops: bool) -> None:
         """Let the old file system end, by the thread: closing it may take long."""
