@@ -11,7 +11,7 @@ from typing import Any
 import layerstore
 
 HERE = Path(__file__).resolve().parent
-ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(layerstore.__file__).parents[1]), str(HERE)])}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(layerstore.__file__).parents[1]), str(HERE)]))}
 
 PEAK = '''
 import sys, layerstore, tarkit

@@ -25,9 +25,16 @@ if importlib.util.find_spec("layerstore") is None:
     sys.path.insert(0, str(HERE.parent / "src"))
 
 import disk  # noqa: E402
+import driven  # noqa: E402
+from driven import DRIVER, FILES, LAYERDB  # noqa: E402
 from soak import budget  # noqa: E402
 
 TIME_LIMIT_SECONDS = 60
+
+
+if "LAYERSTORE_TEST_DRIVER" in os.environ:
+    driven.choose()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "began"), os.environ.get("PYTHONPATH", "")]))
 
 
 def _what_is_missing() -> list[str]:
@@ -77,8 +84,16 @@ def _hear_signals():
 def pytest_configure(config):
     _hear_signals()
     config.addinivalue_line("markers", "time_limit(seconds): how long this test may take")
+    config.addinivalue_line("markers", "only(driver, reason): it is about what this driver alone has")
     config.addinivalue_line("markers", "own_sanitizers: runs a program that is built with them, whatever the door is")
     config.addinivalue_line("markers", "soak(seconds, whole): it may take so long in `make test`, and in `make soak`, where it goes on for longer")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        only = item.get_closest_marker("only")
+        if only and only.args[0] != DRIVER:
+            item.add_marker(pytest.mark.skip(reason=f"of {only.args[0]} alone: {only.args[1]}"))
 
 
 def pytest_report_header(config):
@@ -253,14 +268,14 @@ def diff_of(root):
     """The diff directory of a layer (or of a cache or mount ID)."""
 
     def find(layer):
-        return root / "overlay2" / getattr(layer, "cache_id", layer) / "diff"
+        return root / DRIVER / getattr(layer, "cache_id", layer) / FILES
 
     return find
 
 
 @pytest.fixture
 def layerdb(root):
-    return root / "image/overlay2/layerdb"
+    return root / LAYERDB
 
 
 @pytest.fixture

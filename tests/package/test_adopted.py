@@ -9,6 +9,7 @@ import another
 import pytest
 import tarkit
 from disk import changed, disk_state
+from driven import LAYERDB
 from stored import comes_back, read, tar_of
 from tarkit import dir, end, file
 
@@ -110,7 +111,7 @@ def test_it_is_mended_where_its_record_is_gone(store, root, snapshot):
     """The files are known to have come first by their directory, whatever the record is."""
     layer = snapshot.commit()
     tar = tar_of(layer)
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz").unlink()
+    (root / LAYERDB / "sha256" / layer.chain_id.encoded / "tar-split.json.gz").unlink()
     store.repair(layer.chain_id, io.BytesIO(tar))
     assert store.verify() == []
     assert os.getxattr(upper(layer) / "noted", "user.note") == b"kept"

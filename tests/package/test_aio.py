@@ -24,6 +24,7 @@ import imagekit
 import pytest
 import tarkit
 from disk import changed, disk_state, mounts_below
+from driven import DRIVER
 from soak import budget
 from tarkit import dir, end, file
 
@@ -660,7 +661,7 @@ async def test_a_release_is_carried_through(store, root):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await store.map() == {}
-    assert [e.name for e in os.scandir(root / "overlay2") if e.name != "l"] == []
+    assert [e.name for e in os.scandir(root / DRIVER) if e.name != "l"] == []
 
 
 def test_ctrl_c_in_the_main_thread_stops_the_work(root, room):
@@ -682,7 +683,7 @@ except KeyboardInterrupt:
     (room / "tar").write_bytes(BIG)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("stopped\n", "", 0)
-    assert [e.name for e in os.scandir(root / "overlay2") if e.name != "l"] == []
+    assert [e.name for e in os.scandir(root / DRIVER) if e.name != "l"] == []
     with layerstore.Store(root) as store:
         assert store.map() == {}
         assert store.verify() == []

@@ -10,6 +10,7 @@ import pytest
 import recipes
 import tarkit
 from disk import mount_line, mounts_below
+from driven import DRIVER
 from stored import BoomError, at_once, driver_directories, tar_of
 from tarkit import end, file
 
@@ -28,7 +29,7 @@ def test_threads_that_register_one_tar_get_one_layer(store, root, threads):
         layers = at_once(*[lambda: store.register(tar)] * threads)
         assert len({id(layer) for layer in layers}) == threads
         assert {layer.cache_id for layer in layers} == set(driver_directories(root))
-        assert len(os.listdir(root / "overlay2/l")) == 1
+        assert len(os.listdir(root / DRIVER / "l")) == 1
         assert [len(layer.release()) for layer in layers] == [0] * (threads - 1) + [1]
         assert driver_directories(root) == []
 
@@ -141,7 +142,7 @@ def test_threads_that_register_get_and_release_at_random_leave_nothing(store, ro
     at_once(*[lambda seed=seed: life(seed) for seed in range(4)])
     assert store.map() == {}
     assert driver_directories(root) == []
-    assert os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / DRIVER / "l") == []
     assert store.verify() == []
 
 
@@ -209,7 +210,7 @@ def test_processes_that_register_the_same_layers_on_one_root_do_not_corrupt_each
     assert len(again.map()) == 10
     assert again.verify() == []
     assert len(driver_directories(root)) == 10
-    assert len(os.listdir(root / "overlay2/l")) == 10
+    assert len(os.listdir(root / DRIVER / "l")) == 10
 
 
 def test_a_writable_layer_made_beside_map_and_mounts_holds_its_parent_once(open_store):

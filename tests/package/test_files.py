@@ -16,6 +16,7 @@ import pytest
 import recipes
 import tarkit
 from disk import disk_state
+from driven import LAYERDB
 from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout
 
 import layerstore
@@ -101,7 +102,7 @@ def test_a_record_made_by_dockerd_is_listed_the_same(store):
     layer = store.register(tar)
     ours = list(layer.files())
     lines = _docker_record(tar, {"holes": tarkit.expand(sparse, 8192)})
-    record = Path(store.root, "image/overlay2/layerdb/sha256", layer.chain_id.encoded, "tar-split.json.gz")
+    record = Path(store.root, LAYERDB, "sha256", layer.chain_id.encoded, "tar-split.json.gz")
     record.write_bytes(gzip.compress(lines))
     theirs = list(layer.files())
     assert [e._replace(crc=None, offset=None) for e in theirs] == [e._replace(crc=None, offset=None) for e in ours]
@@ -281,7 +282,7 @@ def test_a_closed_store_gives_nothing_more(root):
 # ---- records that lie ---------------------------------------------------------------------------
 def test_a_damaged_record_is_told_after_what_can_be_read(store):
     layer = store.register(b"".join(file(f"f{i}", b"%d" % i) for i in range(2000)) + end())
-    record = Path(store.root, "image/overlay2/layerdb/sha256", layer.chain_id.encoded, "tar-split.json.gz")
+    record = Path(store.root, LAYERDB, "sha256", layer.chain_id.encoded, "tar-split.json.gz")
     record.write_bytes(record.read_bytes()[:-40])
     found = []
     with pytest.raises(CorruptLayerError):
@@ -313,7 +314,7 @@ def test_a_damaged_record_is_told_after_what_can_be_read(store):
 )
 def test_a_record_of_what_no_layer_can_be_is_corrupt(store, tar):
     layer = store.register(file("good", b"1") + end())
-    record = Path(store.root, "image/overlay2/layerdb/sha256", layer.chain_id.encoded, "tar-split.json.gz")
+    record = Path(store.root, LAYERDB, "sha256", layer.chain_id.encoded, "tar-split.json.gz")
     with record.open("wb") as lie:
         layerstore.disassemble(file("good", b"1") + tar + end(), lie)
     with pytest.raises(CorruptLayerError):

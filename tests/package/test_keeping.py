@@ -7,6 +7,7 @@ import stat
 import disk
 import pytest
 import tarkit
+from driven import DRIVER, LAYERDB
 from tarkit import end, file
 
 import layerstore
@@ -18,7 +19,7 @@ A, B, C = (file(name, name.encode()) + end() for name in ("a", "b", "c"))
 @pytest.fixture
 def mark(root):
     def path(layer):
-        return root / "image/overlay2/layerdb/sha256" / getattr(layer, "chain_id", layer).removeprefix("sha256:") / "released"
+        return root / LAYERDB / "sha256" / getattr(layer, "chain_id", layer).removeprefix("sha256:") / "released"
 
     return path
 
@@ -168,9 +169,9 @@ def test_remove_takes_a_damaged_layer(store, open_store, root, mark, name):
     store.close()
     with open_store() as again:
         assert chains(again.remove(top.chain_id))[0] == top.chain_id
-        assert (root / "overlay2" / base.cache_id / "diff/a").exists() == (base.chain_id in again.map())
+        assert (root / DRIVER / base.cache_id / "diff/a").exists() == (base.chain_id in again.map())
         again.cleanup()
-        assert again.map() == {} and os.listdir(root / "overlay2") == ["l"]
+        assert again.map() == {} and os.listdir(root / DRIVER) == ["l"]
 
 
 # ---- a release that did not come to its end ----------------------------------------------------
@@ -189,7 +190,7 @@ def interrupted(store, open_store):
 def test_cleanup_finishes_a_release(interrupted, root):
     store, _ = interrupted
     store.cleanup()
-    assert store.map() == {} and os.listdir(root / "overlay2") == ["l"]
+    assert store.map() == {} and os.listdir(root / DRIVER) == ["l"]
 
 
 def test_orphans_lists_it_and_reclaim_removes_it(interrupted, root):
@@ -220,7 +221,7 @@ def test_a_stack_of_released_layers_is_one_list(store, open_store, root, mark):
     found = again.orphans()
     assert [orphan.kind for orphan in found] == ["layer"] * 3
     assert again.reclaim(dry_run=False) == found and again.map() == {}
-    assert os.listdir(root / "overlay2") == ["l"]
+    assert os.listdir(root / DRIVER) == ["l"]
 
 
 # ---- what cannot be removed --------------------------------------------------------------------
@@ -246,9 +247,9 @@ def test_the_error_names_the_file_and_nothing_says_that_it_is_gone(store, open_s
 
 def test_a_released_layer_that_cannot_be_removed_is_not_told_as_gone(interrupted, root, stuck):
     store, chain = interrupted
-    (root / "overlay2" / store.map()[chain].cache_id / "diff/a").unlink()
-    (root / "overlay2" / store.map()[chain].cache_id / "diff/a").mkdir()
-    (root / "overlay2" / store.map()[chain].cache_id / "diff/a/f").touch()
+    (root / DRIVER / store.map()[chain].cache_id / "diff/a").unlink()
+    (root / DRIVER / store.map()[chain].cache_id / "diff/a").mkdir()
+    (root / DRIVER / store.map()[chain].cache_id / "diff/a/f").touch()
     loosen = stuck(store.map()[chain])
     assert [orphan.kind for orphan in store.orphans()] == ["layer"]
     assert store.reclaim(dry_run=False) == []
@@ -263,7 +264,7 @@ def test_one_that_cannot_be_removed_hinders_no_other(store, open_store, root, st
     with pytest.raises(OSError):
         layers[2].release()
     store.close()
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     for place in db.iterdir():
         disk.remove_tree(place)
     again = open_store()
@@ -341,7 +342,7 @@ def test_what_cannot_be_read_at_all_keeps_everything(store, root, mark, caplog):
 def test_a_box_whose_other_files_are_damaged_keeps_its_layer(store, open_store, root):
     base = store.register(A)
     store.create_rw_layer("box", base)
-    (root / "image/overlay2/layerdb/mounts/box/mount-id").write_text("")
+    (root / LAYERDB / "mounts/box/mount-id").write_text("")
     store.close()
     again = open_store()
     assert again.mounts() == []
@@ -358,7 +359,7 @@ def test_damaged_layers_that_do_not_say_what_they_stand_on_can_be_removed_one_by
     base = store.register(A)
     torn = [store.register(B, base).chain_id, store.register(C, base).chain_id]
     for chain in torn:
-        empty(root / "image/overlay2/layerdb/sha256" / chain.partition(":")[2])
+        empty(root / LAYERDB / "sha256" / chain.partition(":")[2])
     store.close()
     again = open_store()
     with pytest.raises(StoreInUseError, match="does not say what it stands on"):
@@ -374,7 +375,7 @@ def test_a_box_of_whose_record_the_names_alone_are_left_goes_with_cleanup(store,
     base = store.register(A)
     store.create_rw_layer("box", base)
     store.create_rw_layer("whole", base)
-    empty(root / "image/overlay2/layerdb/mounts/box")
+    empty(root / LAYERDB / "mounts/box")
     store.close()
     again = open_store()
     assert "box" in {problem.subject for problem in again.verify()}

@@ -7,6 +7,7 @@ import tarfile
 import pytest
 import tarkit
 from disk import changed, disk_state, mounts_below
+from driven import DRIVER, LAYERDB
 from stored import tar_of
 from tarkit import end, file
 
@@ -68,7 +69,7 @@ def test_with_releases_the_layer_at_the_end(store, root):
     with store.register(tarkit.T1) as layer:
         assert layer.size == 5
     assert store.map() == {}
-    assert os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / DRIVER / "l") == []
 
 
 def test_with_releases_the_layer_when_the_block_raises(store):
@@ -136,7 +137,7 @@ def test_tar_stream_from_itself_or_a_stranger_is_refused(store, chain):
 def test_a_swapped_record_is_found_at_the_end_of_the_tar(store, root):
     one = store.register(file("f", b"hello") + end())
     two = store.register(file("f", b"hello", mtime=5) + end())
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     records = [db / layer.chain_id.encoded / "tar-split.json.gz" for layer in (one, two)]
     contents = [record.read_bytes() for record in records]
     records[0].write_bytes(contents[1])
@@ -206,7 +207,7 @@ def test_nothing_is_read_through_what_was_planted(store, diff_of, victim, plante
 @pytest.mark.parametrize("record", [None, b"", b"not gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\xffgarbage"])
 def test_a_record_that_cannot_be_read_is_an_error(store, root, record):
     layer = store.register(tarkit.T1)
-    path = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz"
+    path = root / LAYERDB / "sha256" / layer.chain_id.encoded / "tar-split.json.gz"
     path.unlink()
     if record is not None:
         path.write_bytes(record)
@@ -216,7 +217,7 @@ def test_a_record_that_cannot_be_read_is_an_error(store, root, record):
 
 def test_a_cut_record_never_reads_as_a_whole_tar(store, root):
     layer = store.register(tarkit.T1)
-    path = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "tar-split.json.gz"
+    path = root / LAYERDB / "sha256" / layer.chain_id.encoded / "tar-split.json.gz"
     record = path.read_bytes()
     for cut in range(0, len(record), 7):
         path.write_bytes(record[:cut])
@@ -281,11 +282,11 @@ def test_verify_names_the_changed_and_the_missing_file(store, chain, diff_of, un
 
 
 def test_verify_names_missing_records_bad_metadata_and_orphans(store, chain, root):
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     (db / chain[0].chain_id.encoded / "tar-split.json.gz").unlink()
     (db / chain[1].chain_id.encoded / "size").write_text("x")
     stray = "f" * 64
-    (root / "overlay2" / stray / "diff").mkdir(parents=True)
+    (root / DRIVER / stray / "diff").mkdir(parents=True)
     found = {(p.kind, p.subject) for p in store.verify()}
     assert ("missing", chain[0].chain_id) in found
     assert ("metadata", chain[1].chain_id) in found

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tarkit
+from driven import LAYERDB
 from soak import budget
 from stored import at_once, tar_of
 
@@ -240,7 +241,7 @@ def test_who_waits_too_long_is_told_who_has_it(root, open_store, holder):
         images, layer = Images(store), store.register(tarkit.T1)
         images.create(layer, tags="app:1")
         calls = {
-            root / "image/overlay2/layerdb": lambda: store.register(tarkit.T2),
+            root / LAYERDB: lambda: store.register(tarkit.T2),
             root / "image/overlay2": lambda: images.tag("app:1", "app:2"),
         }
         for path, call in calls.items():
@@ -268,7 +269,7 @@ def test_another_thread_of_ours_is_told_too(room, held_by_a_thread):
 
 def test_0_waits_for_ever(room, open_store, root, holder):
     with open_store(options={"lock_timeout": "0"}) as store:
-        process = holder(root / "image/overlay2/layerdb")
+        process = holder(root / LAYERDB)
         threading.Timer(0.5, process.stdin.close).start()
         assert store.register(tarkit.T1).chain_id == tarkit.diff_id(tarkit.T1)
 
@@ -399,10 +400,10 @@ def test_threads_and_processes_in_a_crowd_exclude_each_other(room):
 
 def test_the_layerdbs_lock_is_of_this_kind(root, open_store):
     open_store()
-    metadata = FileMetadataStore(root / "image/overlay2/layerdb", lock_timeout=0.2)
+    metadata = FileMetadataStore(root / LAYERDB, lock_timeout=0.2)
     with metadata.exclusive(), metadata.exclusive():
         with pytest.raises(StoreInUseError) as caught:
-            FileMetadataStore(root / "image/overlay2/layerdb", lock_timeout=0.2).exclusive().__enter__()
+            FileMetadataStore(root / LAYERDB, lock_timeout=0.2).exclusive().__enter__()
         assert re.search(rf"layerdb is locked by this process \({os.getpid()}\)", str(caught.value))
 
 

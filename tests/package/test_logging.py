@@ -9,13 +9,14 @@ import warnings
 import pytest
 import tarkit
 from another import ENVIRONMENT, command
+from driven import LAYERDB
 
 import layerstore
 
 
 def test_it_is_silent_by_default_and_speaks_when_asked(store, root):
     layer = store.register(tarkit.T1)
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "size").write_text("x")
+    (root / LAYERDB / "sha256" / layer.chain_id.encoded / "size").write_text("x")
     script = "import sys, logging, layerstore\n{}\nwith layerstore.Store(sys.argv[1]) as store: store.map()"
 
     def run(setup):
@@ -29,8 +30,8 @@ def test_it_is_silent_by_default_and_speaks_when_asked(store, root):
 def test_records_carry_what_they_are_about(store, open_store, root, caplog):
     layer = store.register(tarkit.T1)
     store.create_rw_layer("c", layer.chain_id)
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "size").write_text("x")
-    (root / "image/overlay2/layerdb/mounts/c/mount-id").write_text("nonsense")
+    (root / LAYERDB / "sha256" / layer.chain_id.encoded / "size").write_text("x")
+    (root / LAYERDB / "mounts/c/mount-id").write_text("nonsense")
     with caplog.at_level(logging.INFO, "layerstore"):
         open_store().map()
     about = {record.getMessage().split(" ")[3]: record for record in caplog.records}

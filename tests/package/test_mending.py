@@ -8,6 +8,7 @@ import os
 import shutil
 
 import pytest
+from driven import DRIVER, LAYERDB
 from tarkit import dir, end, file, whiteout
 
 from layerstore import CorruptLayerError, CreateRWLayerOpts, LayerDoesNotExistError, LayerStoreError
@@ -142,7 +143,7 @@ def test_who_may_only_read_is_told(store, open_store, box):
 @pytest.mark.parametrize("lost", ["parent", "init-id", "mount-id"])
 @pytest.mark.parametrize("harm", [os.unlink, nothing, zeros])
 def test_the_record_of_a_box_follows_from_its_files_where_it_can(store, open_store, box, root, chain, lost, harm):
-    path = root / "image/overlay2/layerdb/mounts/box" / lost
+    path = root / LAYERDB / "mounts/box" / lost
     if not path.exists():
         return                                         # it has no init layer
     before = path.read_bytes()
@@ -187,7 +188,7 @@ FILES = ("cache-id", "diff", "parent", "size", "tar-split.json.gz")
 
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_layer_that_lost_files_of_its_directory_comes_back_by_its_tar(store, open_store, box, root, chain, at):
-    directory = root / "image/overlay2/layerdb/sha256" / chain[at].encoded
+    directory = root / LAYERDB / "sha256" / chain[at].encoded
     there = [name for name in FILES if (directory / name).exists()]
     for count, harm in itertools.product((1, 2, len(there)), (os.unlink, nothing, zeros)):
         for lost in itertools.combinations(there, count):
@@ -206,7 +207,7 @@ def test_a_layer_that_lost_files_of_its_directory_comes_back_by_its_tar(store, o
 
 
 def test_a_diff_id_that_is_anothers_is_put_right(store, open_store, box, root, chain):
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     shutil.copy(db / chain[0].encoded / "diff", db / chain[1].encoded / "diff")
     with open_store() as again:
         assert chain[1] in {p.subject for p in again.verify()}
@@ -220,7 +221,7 @@ def test_a_diff_id_that_is_anothers_is_put_right(store, open_store, box, root, c
 
 
 def test_a_lost_parent_is_never_no_parent(store, open_store, box, root, chain):
-    (root / "image/overlay2/layerdb/sha256" / chain[1].encoded / "parent").unlink()
+    (root / LAYERDB / "sha256" / chain[1].encoded / "parent").unlink()
     with open_store() as again:
         for show in (lambda: again.map()[chain[1]].merged(), lambda: again.get_rw_layer("box").mount()):
             with pytest.raises(CorruptLayerError, match="does not follow"):
@@ -232,7 +233,7 @@ def test_a_lost_parent_is_never_no_parent(store, open_store, box, root, chain):
 
 
 def test_a_layer_on_a_damaged_one_says_which_is_first(store, open_store, root, chain):
-    directory = root / "image/overlay2/layerdb/sha256" / chain[0].encoded
+    directory = root / LAYERDB / "sha256" / chain[0].encoded
     for name in os.listdir(directory):
         os.unlink(directory / name)
     with open_store() as again:
@@ -248,8 +249,8 @@ def test_a_layer_on_a_damaged_one_says_which_is_first(store, open_store, root, c
 @pytest.mark.parametrize("harm", [zeros, nothing, os.unlink])
 def test_a_layers_small_file_is_told_and_mended_and_hides_nothing(store, open_store, root, chain, box, name, harm):
     layers = store.map()
-    harm(root / "overlay2" / layers[chain[1]].cache_id / name)
-    write(root / "overlay2" / layers[chain[2]].cache_id / "diff/c", b"damaged")
+    harm(root / DRIVER / layers[chain[1]].cache_id / name)
+    write(root / DRIVER / layers[chain[2]].cache_id / "diff/c", b"damaged")
     with open_store() as again:
         assert {p.subject for p in again.verify()} >= {chain[1], chain[2]}
         again.repair(chain[1], TARS[1])
@@ -262,8 +263,8 @@ def test_a_layers_small_file_is_told_and_mended_and_hides_nothing(store, open_st
 @pytest.mark.parametrize("name", ["link", "lower"])
 @pytest.mark.parametrize("harm", [zeros, nothing, no_text])
 def test_what_is_made_on_a_layer_with_a_damaged_small_file_shows_all(store, open_store, root, chain, box, name, harm):
-    harm(root / "overlay2" / store.map()[chain[1]].cache_id / name)
-    harm(root / "overlay2" / store.map()[chain[2]].cache_id / name)
+    harm(root / DRIVER / store.map()[chain[1]].cache_id / name)
+    harm(root / DRIVER / store.map()[chain[2]].cache_id / name)
     with open_store() as again:
         committed = again.get_rw_layer("box").commit()
         registered = again.register(file("mine", b"precious") + end(), chain[2])
@@ -276,10 +277,10 @@ def test_donors_that_cannot_be_read_are_passed_over(store, root):
     broken = store.register(file("f", b"needed" * 100) + end())
     for n, junk in enumerate((b"", b"\x1f\x8b", b"no gzip at all", bytes(500))):
         other = store.register(file("f", b"needed" * 100) + file(f"n{n}") + end())
-        (root / "image/overlay2/layerdb/sha256" / other.chain_id.encoded / "tar-split.json.gz").write_bytes(junk)
+        (root / LAYERDB / "sha256" / other.chain_id.encoded / "tar-split.json.gz").write_bytes(junk)
     damaged = store.register(file("x", b"needed" * 100) + end())
-    write(root / "overlay2" / damaged.cache_id / "diff/x", b"worse")
-    write(root / "overlay2" / broken.cache_id / "diff/f", b"damaged")
+    write(root / DRIVER / damaged.cache_id / "diff/x", b"worse")
+    write(root / DRIVER / broken.cache_id / "diff/f", b"damaged")
     with pytest.raises(CorruptLayerError, match="in no other layer"):
         store.repair(broken.chain_id)
     store.register(file("sound", b"needed" * 100) + end())

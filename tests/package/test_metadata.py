@@ -10,6 +10,7 @@ import stat
 import pytest
 import tarkit
 from disk import changed, disk_state, inventory
+from driven import DRIVER, LAYERDB
 
 import layerstore
 from layerstore import CreateRWLayerOpts, Descriptor, FileMetadataStore, InvalidDigestError
@@ -44,7 +45,7 @@ def test_files_and_modes_of_a_layer_are_dockers(open_store, root, umask):
         layer = open_store().register(tarkit.T1)
     finally:
         os.umask(before)
-    db = root / "image/overlay2/layerdb"
+    db = root / LAYERDB
     place = db / "sha256" / layer.chain_id.encoded
     assert sorted(os.listdir(place)) == ["cache-id", "diff", "size", "tar-split.json.gz"]
     assert (place / "diff").read_text() == tarkit.T1_DIFF_ID
@@ -63,7 +64,7 @@ def test_a_child_names_its_parent(store, root):
     base = store.register(tarkit.T1)
     child = store.register(tarkit.T2, base.chain_id)
     assert child.chain_id == tarkit.T2_ON_T1_CHAIN_ID
-    place = root / "image/overlay2/layerdb/sha256" / child.chain_id.encoded
+    place = root / LAYERDB / "sha256" / child.chain_id.encoded
     assert (place / "parent").read_text() == tarkit.T1_DIFF_ID
     assert (place / "size").read_text() == "4"
 
@@ -73,7 +74,7 @@ def test_files_and_modes_of_a_mount_are_dockers(store, root):
     store.create_rw_layer("c1", base.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
     store.create_rw_layer("c2", base.chain_id)
     store.create_rw_layer("c3")
-    mounts = root / "image/overlay2/layerdb/mounts"
+    mounts = root / LAYERDB / "mounts"
     c1, c2, c3 = mounts / "c1", mounts / "c2", mounts / "c3"
     mount_id = (c1 / "mount-id").read_text()
     assert len(mount_id) == 64
@@ -99,7 +100,7 @@ def test_files_and_modes_of_a_mount_are_dockers(store, root):
 def test_a_restart_loads_what_can_be_read_and_touches_nothing(store, open_store, root, name, content, loads):
     layer = store.register(tarkit.T1)
     store.close()
-    place = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded
+    place = root / LAYERDB / "sha256" / layer.chain_id.encoded
     if content is None:
         content = (place / name).read_bytes() + b"\n"
     (place / name).write_bytes(content)
@@ -112,7 +113,7 @@ def test_a_restart_loads_what_can_be_read_and_touches_nothing(store, open_store,
 
 
 def test_sha256_being_a_file_fails_the_commit_and_leaves_no_driver_directory(store, root, unchanged):
-    db = root / "image/overlay2/layerdb"
+    db = root / LAYERDB
     (db / "tmp").mkdir(exist_ok=True)
     (db / "sha256").write_text("in the way")
     with unchanged(), pytest.raises(NotADirectoryError):
@@ -120,7 +121,7 @@ def test_sha256_being_a_file_fails_the_commit_and_leaves_no_driver_directory(sto
 
 
 def test_tmp_being_a_file_fails_register_until_it_is_gone(store, root, unchanged):
-    tmp = root / "image/overlay2/layerdb/tmp"
+    tmp = root / LAYERDB / "tmp"
     if tmp.exists():
         tmp.rmdir()
     tmp.write_text("in the way")
@@ -136,14 +137,14 @@ def test_a_broken_layer_is_replaced_when_it_is_registered_again(store, open_stor
     child = store.register(tarkit.T2, layer.chain_id)
     store.create_rw_layer("c", child.chain_id).apply_diff(tarkit.file("mine", b"m") + tarkit.end())
     store.close()
-    db = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded
+    db = root / LAYERDB / "sha256" / layer.chain_id.encoded
     if damage == "size":
         (db / "size").write_text("x")
     elif damage == "emptied":
         for path in db.iterdir():
             path.unlink()
     else:
-        shutil.rmtree(root / "overlay2" / layer.cache_id)
+        shutil.rmtree(root / DRIVER / layer.cache_id)
     again = open_store()
     assert again.verify() != []
     new = again.register(tarkit.T1)
@@ -159,20 +160,20 @@ def test_a_broken_layer_is_replaced_when_it_is_registered_again(store, open_stor
 def test_strange_directories_beside_the_layers_are_ignored(store, open_store, root):
     layer = store.register(tarkit.T1)
     store.close()
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     (db / "foo").mkdir()
     (db / HEX[:-1]).mkdir()
     (db / HEX.upper()).mkdir()
     (db / HEX).write_text("a plain file")
     (db / HEX.replace("0", "f")).symlink_to(layer.chain_id.encoded)
     assert list(open_store().map()) == [layer.chain_id]
-    assert FileMetadataStore(root / "image/overlay2/layerdb").list() == ([layer.chain_id], [])
+    assert FileMetadataStore(root / LAYERDB).list() == ([layer.chain_id], [])
 
 
 def test_an_interrupted_transaction_is_left_alone_at_start(store, open_store, root, unchanged):
     store.register(tarkit.T1)
     store.close()
-    (root / "image/overlay2/layerdb/tmp/write-set-1").mkdir()
+    (root / LAYERDB / "tmp/write-set-1").mkdir()
     with unchanged():
         assert len(open_store().map()) == 1
 
@@ -384,8 +385,8 @@ def test_remove_mount_takes_one_mount_and_forgives_absence(db):
 
 
 def test_the_layerdb_is_made_closed_to_others(room):
-    FileMetadataStore(room / "image/overlay2/layerdb")
-    assert [mode(room / p) for p in ("image", "image/overlay2", "image/overlay2/layerdb")] == [0o700] * 3
+    FileMetadataStore(room / LAYERDB)
+    assert [mode(room / p) for p in ("image", "image/overlay2", LAYERDB)] == [0o700] * 3
 
 
 def test_a_tar_split_that_is_no_gzip_is_told_at_once(db, room):
@@ -403,7 +404,7 @@ def test_roots_may_be_text_bytes_or_paths(room):
 def test_a_registered_descriptor_is_written_and_read_back(store, open_store, root):
     descriptor = Descriptor("application/vnd.docker.image.rootfs.diff.tar.gzip", ONE, 123)
     layer = store.register_with_descriptor(io.BytesIO(tarkit.T1), "", None, descriptor)
-    place = root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "descriptor.json"
+    place = root / LAYERDB / "sha256" / layer.chain_id.encoded / "descriptor.json"
     assert place.read_text() == (
         '{"mediaType":"application/vnd.docker.image.rootfs.diff.tar.gzip","size":123,"digest":"' + ONE + '"}'
     )
@@ -415,7 +416,7 @@ def test_a_registered_descriptor_is_written_and_read_back(store, open_store, roo
 @pytest.mark.parametrize("descriptor", [None, Descriptor(), Descriptor("type only", "", 5)])
 def test_a_descriptor_without_digest_is_not_written(store, root, descriptor):
     layer = store.register_with_descriptor(tarkit.T1, "", None, descriptor)
-    assert not (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "descriptor.json").exists()
+    assert not (root / LAYERDB / "sha256" / layer.chain_id.encoded / "descriptor.json").exists()
 
 
 def test_the_first_descriptor_of_a_layer_is_kept(store):

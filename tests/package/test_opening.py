@@ -6,6 +6,7 @@ import os
 import pytest
 import tarkit
 from disk import changed, disk_state
+from driven import DRIVER, LAYERDB
 from stored import driver_directories, tar_of
 from tarkit import end, file
 
@@ -92,7 +93,7 @@ def test_cleanup_finishes_an_interrupted_removal(store, open_store, root, layerd
     again.cleanup()
     assert os.listdir(layerdb / "sha256") == [keep.chain_id.encoded]
     assert driver_directories(root) == [keep.cache_id]
-    assert len(os.listdir(root / "overlay2/l")) == 1
+    assert len(os.listdir(root / DRIVER / "l")) == 1
 
 
 def test_cleanup_removes_what_nobody_owns_and_nothing_else(store, root, layerdb):
@@ -100,10 +101,10 @@ def test_cleanup_removes_what_nobody_owns_and_nothing_else(store, root, layerdb)
     store.create_rw_layer("c", keep.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
     before = disk_state(root)
     stray = "f" * 64
-    (root / "overlay2" / stray / "diff").mkdir(parents=True)
-    (root / "overlay2" / stray / "link").write_text("A" * 26)
-    (root / "overlay2/l" / ("A" * 26)).symlink_to(f"../{stray}/diff")
-    (root / "overlay2/l" / ("B" * 26)).symlink_to("../gone/diff")
+    (root / DRIVER / stray / "diff").mkdir(parents=True)
+    (root / DRIVER / stray / "link").write_text("A" * 26)
+    (root / DRIVER / "l" / ("A" * 26)).symlink_to(f"../{stray}/diff")
+    (root / DRIVER / "l" / ("B" * 26)).symlink_to("../gone/diff")
     (layerdb / "tmp/write-set-77").mkdir()
     (layerdb / "tmp/write-set-77/size").write_text("1")
     store.cleanup()
@@ -115,7 +116,7 @@ def test_cleanup_keeps_what_strangers_put_beside_it(store, root):
     store.register(tarkit.T1)
     for path in ("overlay2/lost+found", "image/overlay2/imagedb", "containers"):
         (root / path).mkdir()
-    (root / "image/overlay2/repositories.json").write_text("{}")
+    (root / "image" / DRIVER / "repositories.json").write_text("{}")
     before = disk_state(root)
     store.cleanup()
     assert changed(before, disk_state(root)) == []
@@ -168,7 +169,7 @@ def test_a_layer_that_does_not_load_is_logged_with_its_reason(store, open_store,
     chain = store.register(tarkit.T1).chain_id
     store.close()
     text, reason = DAMAGE[name]
-    (root / "image/overlay2/layerdb/sha256" / chain.encoded / name).write_text(text)
+    (root / LAYERDB / "sha256" / chain.encoded / name).write_text(text)
     with caplog.at_level(logging.DEBUG):
         assert open_store().map() == {}
     found = [r for r in caplog.records if chain in r.getMessage() or chain.encoded in r.getMessage()]
@@ -181,16 +182,16 @@ def test_a_mount_that_does_not_load_is_logged_and_its_name_is_free(store, open_s
     base = store.register(tarkit.T1)
     store.create_rw_layer("c", base.chain_id)
     store.close()
-    (root / "image/overlay2/layerdb/mounts/c/mount-id").write_text("short")
+    (root / LAYERDB / "mounts/c/mount-id").write_text("short")
     with caplog.at_level(logging.DEBUG):
         again = open_store()
         assert again.mounts() == []
     assert any("invalid mount id value" in message for message in caplog.messages), caplog.messages
     rw = again.create_rw_layer("c", base.chain_id)
-    assert (root / "image/overlay2/layerdb/mounts/c/mount-id").read_text() == again.get_mount_id("c")
+    assert (root / LAYERDB / "mounts/c/mount-id").read_text() == again.get_mount_id("c")
     assert len(again.get_mount_id("c")) == 64
     again.release_rw_layer(rw)
-    assert not (root / "image/overlay2/layerdb/mounts/c").exists()
+    assert not (root / LAYERDB / "mounts/c").exists()
 
 
 def test_a_name_freed_by_a_failed_load_takes_no_init_id_of_the_old_mount(store, open_store, root):
@@ -198,7 +199,7 @@ def test_a_name_freed_by_a_failed_load_takes_no_init_id_of_the_old_mount(store, 
     base = store.register(tarkit.T1)
     store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
     store.close()
-    (root / "image/overlay2/layerdb/mounts/c/mount-id").write_text("short")
+    (root / LAYERDB / "mounts/c/mount-id").write_text("short")
     again = open_store()
     again.create_rw_layer("c")
     again.close()
@@ -211,13 +212,13 @@ def test_a_name_freed_by_a_failed_load_takes_no_init_id_of_the_old_mount(store, 
 def test_opening_does_not_ask_for_the_driver_directory(store, open_store, root):
     layer = store.register(tarkit.T1)
     store.close()
-    (root / "overlay2" / layer.cache_id).rename(root / "moved")
+    (root / DRIVER / layer.cache_id).rename(root / "moved")
     again = open_store()
     back = again.get(layer.chain_id)
     assert (back.size, back.diff_id) == (5, tarkit.T1_DIFF_ID)
     with pytest.raises(OSError):
         back.metadata()
-    (root / "moved").rename(root / "overlay2" / layer.cache_id)
+    (root / "moved").rename(root / DRIVER / layer.cache_id)
     assert tar_of(back) == tarkit.T1
 
 
@@ -225,7 +226,7 @@ def test_opening_asks_neither_for_the_record_nor_for_ids_that_fit(store, open_st
     """Chain IDs are names here: that they follow from the parent is verify's business."""
     layer = store.register(tarkit.T1)
     store.close()
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     (db / layer.chain_id.encoded).rename(db / ("2" * 64))
     (db / ("2" * 64) / "tar-split.json.gz").unlink()
     again = open_store()
@@ -249,7 +250,7 @@ def test_references_of_children_and_mounts_are_counted_anew_at_opening(store, op
 
 def test_cleanup_logs_what_it_skips_and_raises_nothing(store, root, caplog):
     keep = store.register(tarkit.T1)
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     for name in ("zz-x-removing", "abc-removing", keep.chain_id.encoded + "-1-removing"):
         (db / name).mkdir()
     (db / (keep.chain_id.encoded + "-1-removing") / "cache-id").mkdir()
@@ -262,7 +263,7 @@ def test_cleanup_logs_what_it_skips_and_raises_nothing(store, root, caplog):
 def test_cleanup_never_removes_a_live_layers_files_by_a_stale_record(store, root):
     """A `-removing` record that names the cache ID of a layer in use must not take it."""
     keep = store.register(tarkit.T1)
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     stale = db / ("4" * 64 + "-1-removing")
     stale.mkdir()
     (stale / "cache-id").write_text(keep.cache_id)

@@ -8,6 +8,7 @@ import pytest
 import recipes
 import tarkit
 from disk import changed, disk_state
+from driven import DRIVER, LAYERDB
 from tarkit import dir, end, file, hardlink, opaque, symlink, whiteout
 
 import layerstore
@@ -37,7 +38,7 @@ def layer(store):
 
 
 def diff_of(root, layer):
-    return os.path.join(root, "overlay2", layer.cache_id, "diff")
+    return os.path.join(root, DRIVER, layer.cache_id, "diff")
 
 
 DAMAGES = {
@@ -117,7 +118,7 @@ def test_files_of_other_layers_mend_what_they_hold_too(store, root, layer):
     ["link", "lower", "work", "short link", "diff", "size", "cache-id", "parent", "no record", "half a record", "another record"],
 )
 def test_the_stores_own_files_are_mended_too(store, root, layer, damage):
-    home, db = root / "overlay2", root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded
+    home, db = root / DRIVER, root / LAYERDB / "sha256" / layer.chain_id.encoded
     own, record = home / layer.cache_id, db / "tar-split.json.gz"
     if damage in ("link", "lower"):
         (own / damage).write_text("l/NONSENSE" if damage == "lower" else "")
@@ -142,7 +143,7 @@ def test_the_stores_own_files_are_mended_too(store, root, layer, damage):
 
 
 def test_a_layer_that_cannot_be_read_is_mended_from_its_tar(store, open_store, root, layer):
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "size").write_text("x")
+    (root / LAYERDB / "sha256" / layer.chain_id.encoded / "size").write_text("x")
     again = open_store()
     with pytest.raises(CorruptLayerError, match="its tar, or another store, is needed"):
         again.repair(layer.chain_id)
@@ -161,12 +162,12 @@ def test_a_layer_that_cannot_be_read_is_mended_from_its_tar(store, open_store, r
 @pytest.mark.parametrize("source", [tarkit.T1, TAR[:-2048], b"", TAR[:600] + b"\xff" + TAR[601:]], ids=["other", "cut", "empty", "broken"])
 def test_a_source_that_is_not_the_layer_leaves_it_as_it_is(store, root, layer, source):
     write(f"{diff_of(root, layer)}/etc/two", b"?" * len(NOISE))
-    before = disk_state(f"{root}/overlay2/{layer.cache_id}", times=True)
-    names = sorted(os.listdir(root / "overlay2"))
+    before = disk_state(f"{root}/{DRIVER}/{layer.cache_id}", times=True)
+    names = sorted(os.listdir(root / DRIVER))
     with pytest.raises(layerstore.LayerStoreError):
         store.repair(layer.chain_id, source)
-    assert changed(before, disk_state(f"{root}/overlay2/{layer.cache_id}", times=True)) == []
-    assert sorted(os.listdir(root / "overlay2")) == names
+    assert changed(before, disk_state(f"{root}/{DRIVER}/{layer.cache_id}", times=True)) == []
+    assert sorted(os.listdir(root / DRIVER)) == names
     with pytest.raises(LayerDoesNotExistError):
         store.repair("sha256:" + "1" * 64, TAR)
 
@@ -204,7 +205,7 @@ def test_verify_tells_its_progress_from_the_calling_thread_and_stops_when_told(s
 # ---- unowned files ----------------------------------------------------------------------------------------
 def test_orphans_are_listed_by_size_and_reclaimed(store, root, layer):
     assert store.orphans() == store.reclaim() == store.reclaim(dry_run=False) == []
-    home, db = root / "overlay2", root / "image/overlay2/layerdb"
+    home, db = root / DRIVER, root / LAYERDB
     big, small = "a" * 64, "b" * 64
     for name, size in ((big, 50_000), (small, 5)):
         (home / name / "diff").mkdir(parents=True)
@@ -229,7 +230,7 @@ def test_orphans_are_listed_by_size_and_reclaimed(store, root, layer):
 
 
 def test_buildkits_directories_and_what_they_stand_on_are_not_orphans(store, root):
-    home = root / "overlay2"
+    home = root / DRIVER
     below, above = "a" * 64, "xk2v9m3q8w7e5r1t6y4u0i2o3"
     for name, link in ((below, "B" * 26), (above, "A" * 26)):
         (home / name / "diff").mkdir(parents=True)
@@ -242,7 +243,7 @@ def test_buildkits_directories_and_what_they_stand_on_are_not_orphans(store, roo
 
 
 def test_reclaim_refuses_while_another_store_has_the_root_open(store, open_store, root):
-    (root / "overlay2" / ("a" * 64) / "diff").mkdir(parents=True)
+    (root / DRIVER / ("a" * 64) / "diff").mkdir(parents=True)
     other = open_store()
     for dry_run in (True, False):
         with pytest.raises(StoreInUseError, match="another store"):

@@ -10,6 +10,7 @@ import pytest
 import refused
 import tarkit
 from disk import mount_line, mounts_below, shape
+from driven import DRIVER, LAYERDB
 from stored import BoomError
 from tarkit import end, file
 
@@ -94,8 +95,8 @@ def test_three_handles_are_released_one_by_one(store, rw, root):
     assert store.release_rw_layer(second) == []
     mount_id = store.get_mount_id("c")
     assert store.release_rw_layer(third) == []
-    assert not (root / "overlay2" / mount_id).exists()
-    assert not (root / "image/overlay2/layerdb/mounts/c").exists()
+    assert not (root / DRIVER / mount_id).exists()
+    assert not (root / LAYERDB / "mounts/c").exists()
     assert store.release_rw_layer(third) == []
     with pytest.raises(MountDoesNotExistError, match="mount does not exist"):
         store.get_rw_layer("c")
@@ -171,10 +172,10 @@ def test_an_init_that_raises_leaves_nothing(store, base, rw, unchanged):
 
 
 def test_metadata_has_the_directories_and_the_name(store, base, rw, root):
-    place = root / "overlay2" / store.get_mount_id("c")
+    place = root / DRIVER / store.get_mount_id("c")
     assert rw.metadata() == {
         "ID": "c", "WorkDir": str(place / "work"), "MergedDir": str(place / "merged"), "UpperDir": str(place / "diff"),
-        "LowerDir": str(root / "overlay2" / base.cache_id / "diff"),
+        "LowerDir": str(root / DRIVER / base.cache_id / "diff"),
     }
 
 
@@ -438,7 +439,7 @@ def test_a_label_the_kernel_does_not_know_is_an_error_and_leaves_no_mount(store,
         with pytest.raises((OSError, LayerStoreError)):
             rw.mount("system_u:object_r:container_file_t:s0")
         assert mounts_below(root) == []
-        assert not (root / "overlay2" / store.get_mount_id("c") / "merged").exists()
+        assert not (root / DRIVER / store.get_mount_id("c") / "merged").exists()
     path = rw.mount()
     assert rw.mount("the label of a later call is ignored") == path
     rw.unmount()
@@ -464,7 +465,7 @@ def test_init_is_given_a_writable_root_and_its_mount_is_gone_when_it_ends(store,
         seen.append((path, mount_line(path)[2], os.access(path, os.W_OK), sorted(os.listdir(path))))
 
     store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=init))
-    init_root = str(root / "overlay2" / (store.get_mount_id("c") + "-init") / "merged")
+    init_root = str(root / DRIVER / (store.get_mount_id("c") + "-init") / "merged")
     assert seen == [(init_root, "overlay", True, ["a"])]
     assert mounts_below(root) == []
 
@@ -472,7 +473,7 @@ def test_init_is_given_a_writable_root_and_its_mount_is_gone_when_it_ends(store,
 def test_an_init_without_parent_is_given_the_diff_directory(store, root):
     seen = []
     rw = store.create_rw_layer("c", "", CreateRWLayerOpts(init_func=lambda path: seen.append(path)))
-    assert seen == [str(root / "overlay2" / (store.get_mount_id("c") + "-init") / "diff")]
+    assert seen == [str(root / DRIVER / (store.get_mount_id("c") + "-init") / "diff")]
     with rw.mounted() as path:
         assert path.endswith("merged")
 

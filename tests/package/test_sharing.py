@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import tarkit
+from driven import DRIVER
 from tarkit import end, file
 
 import layerstore
@@ -27,7 +28,7 @@ def test_the_last_of_all_references_deletes(two, root):
     assert mine.release() == []
     assert theirs.tar_stream().read() == tarkit.T1
     assert [gone.chain_id for gone in theirs.release()] == [mine.chain_id]
-    assert os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / DRIVER / "l") == []
     with pytest.raises(LayerDoesNotExistError):
         one.get(mine.chain_id)
 

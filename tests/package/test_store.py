@@ -10,6 +10,7 @@ import recipes
 import refused
 import tarkit
 from disk import disk_state, mounts_below
+from driven import DRIVER, LAYERDB
 from stored import UNKNOWN, BoomError, Failing, Trickle, driver_directories, tar_of
 from tarkit import end, file
 
@@ -35,7 +36,7 @@ def test_the_same_tar_twice_is_one_layer_with_two_references(store, root, layerd
     assert len(os.listdir(layerdb / "sha256")) == 1
     assert os.listdir(layerdb / "tmp") == []
     assert driver_directories(root) == [first.cache_id]
-    assert len(os.listdir(root / "overlay2/l")) == 1
+    assert len(os.listdir(root / DRIVER / "l")) == 1
 
 
 def test_each_reference_is_released_once(store, root, layerdb):
@@ -107,7 +108,7 @@ def test_a_failure_in_a_fresh_store_leaves_only_its_scaffold(store, root, layerd
         store.register(b"A" * 1024)
     added = set(disk_state(root)) - set(before)
     assert added <= {b"image/overlay2/layerdb/tmp"}
-    assert os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / DRIVER / "l") == []
 
 
 def test_bytes_behind_the_end_are_part_of_the_layer(store):
@@ -274,8 +275,8 @@ def test_a_failure_gives_back_the_reference_to_the_parent(store, root, name):
             FAILURES[name](store, base.chain_id)
     assert [gone.chain_id for gone in base.release()] == [tarkit.T1_DIFF_ID]
     assert (driver_directories(root), store.map(), store.mounts()) == ([], {}, [])
-    assert os.listdir(root / "overlay2/l") == []
-    assert os.listdir(root / "image/overlay2/layerdb/tmp") == []
+    assert os.listdir(root / DRIVER / "l") == []
+    assert os.listdir(root / LAYERDB / "tmp") == []
 
 
 def test_a_layer_that_exists_gives_back_the_second_reference_to_its_parent(store):
@@ -290,7 +291,7 @@ def test_an_init_that_raises_frees_the_name_and_the_parent(store, root):
     base = store.register(tarkit.T1)
     with pytest.raises(BoomError):
         store.create_rw_layer("c", base.chain_id, CreateRWLayerOpts(init_func=lambda path: _raise(BoomError())))
-    assert [name for name in os.listdir(root / "overlay2") if name.endswith("-init")] == []
+    assert [name for name in os.listdir(root / DRIVER) if name.endswith("-init")] == []
     assert mounts_below(root) == []
     rw = store.create_rw_layer("c", base.chain_id)
     assert base.release() == []
@@ -318,14 +319,14 @@ def test_a_layer_that_cannot_be_deleted_is_an_error_and_cleanup_finishes_it(stor
     with pytest.raises(OSError):
         store.release(child)
     assert set(store.map()) == {base.chain_id}, "it is out of the map before it is deleted"
-    names = os.listdir(root / "image/overlay2/layerdb/sha256")
+    names = os.listdir(root / LAYERDB / "sha256")
     removing = [name for name in names if name.endswith("-removing")]
     assert len(removing) == 1
     assert re.fullmatch(child.chain_id.encoded + "-[0-9a-f]{64}-removing", removing[0])
     assert store.release(child) == []
     loosen()
     store.cleanup()
-    assert os.listdir(root / "image/overlay2/layerdb/sha256") == [], "the base was released, and what needed it is gone"
+    assert os.listdir(root / LAYERDB / "sha256") == [], "the base was released, and what needed it is gone"
     assert driver_directories(root) == []
 
 
@@ -366,7 +367,7 @@ def test_what_is_no_ancestor_is_refused_in_mobys_words(store):
 
 def test_a_tar_that_differs_from_its_record_is_told_in_mobys_words(store, root):
     layer = store.register(tarkit.T1)
-    (root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded / "diff").write_text(tarkit.T2_DIFF_ID)
+    (root / LAYERDB / "sha256" / layer.chain_id.encoded / "diff").write_text(tarkit.T2_DIFF_ID)
     store.close()
     with layerstore.Store(root) as again:
         with again.map()[layer.chain_id].tar_stream() as stream, pytest.raises(layerstore.CorruptLayerError) as caught:
@@ -380,7 +381,7 @@ def test_a_tar_that_differs_from_its_record_is_told_in_mobys_words(store, root):
 def test_all_bytes_are_delivered_before_a_tar_is_found_to_differ(store, root):
     one = store.register(file("f", b"hello") + end())
     two = store.register(file("f", b"hello", mtime=5) + end())
-    db = root / "image/overlay2/layerdb/sha256"
+    db = root / LAYERDB / "sha256"
     record = "tar-split.json.gz"
     (db / one.chain_id.encoded / record).write_bytes((db / two.chain_id.encoded / record).read_bytes())
     got = b""

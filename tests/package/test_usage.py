@@ -9,6 +9,7 @@ import another
 import pytest
 import tarkit
 from disk import sized_file_system
+from driven import DRIVER
 from tarkit import end, file
 
 import layerstore
@@ -94,7 +95,7 @@ def test_what_two_have_counts_for_the_first(store, root):
         before = store.usage()
         os.link(f"{upper(layer)}/a", f"{upper(box)}/same")
         assert store.usage() == before
-        orphan = root / "overlay2" / ("b" * 64)
+        orphan = root / DRIVER / ("b" * 64)
         (orphan / "diff").mkdir(parents=True)
         os.link(f"{upper(layer)}/a", orphan / "diff/same")
         found = store.usage()

@@ -12,6 +12,7 @@ import struct
 
 import pytest
 import tarkit
+from driven import DRIVER, LAYERDB
 from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout
 
 from layerstore import BreakoutError, CorruptLayerError, TarFormatError
@@ -291,7 +292,7 @@ def test_every_damage_is_told_and_mended(store, open_store, room, root, many):
     for seed in range(int(os.environ.get("LAYERSTORE_DRAWS", "120"))):
         dice = random.Random(seed * 10 + many)
         layer, made = drawn(store, f"{seed} {many}")
-        tree = os.path.join(root, "overlay2", layer.cache_id, "diff")
+        tree = os.path.join(root, DRIVER, layer.cache_id, "diff")
         before = note(tree, made.recorded)
         names = [facts.get("same") for facts in before.values()]
         for facts in before.values():
@@ -327,7 +328,7 @@ def test_what_needs_no_bytes_of_others_is_mended_without_a_tar(store, root):
     for seed in range(60):
         dice = random.Random(seed)
         layer, made = drawn(store, f"alone {seed}")
-        tree = os.path.join(root, "overlay2", layer.cache_id, "diff")
+        tree = os.path.join(root, DRIVER, layer.cache_id, "diff")
         before = note(tree, made.recorded)
         for facts in before.values():
             facts["shared"] = False
@@ -358,7 +359,7 @@ def test_paths_longer_than_the_kernel_takes_are_looked_at_too(store, root, depth
     assert store.verify() == []
 
     def bottom():
-        fd = os.open(os.path.join(root, "overlay2", layer.cache_id, "diff"), os.O_RDONLY)
+        fd = os.open(os.path.join(root, DRIVER, layer.cache_id, "diff"), os.O_RDONLY)
         for part in parts:
             below = os.open(part, os.O_RDONLY, dir_fd=fd)
             os.close(fd)
@@ -410,7 +411,7 @@ def test_verify_names_a_fault_by_its_kind(store, root, diff_of, unchanged, name)
     layer = store.register(tarkit.T1)
     other = store.register(tarkit.T2)
     harm, (kind, path) = FAULTS[name]
-    harm(diff_of(layer), root / "image/overlay2/layerdb/sha256" / layer.chain_id.encoded)
+    harm(diff_of(layer), root / LAYERDB / "sha256" / layer.chain_id.encoded)
     with unchanged():
         found = store.verify()
     told = [(p.kind, p.path.rstrip("/")) for p in found if p.subject in (layer.chain_id, layer.cache_id)]
@@ -423,16 +424,16 @@ def test_verify_names_a_broken_mount(store, root):
     base = store.register(tarkit.T1)
     store.create_rw_layer("c", base.chain_id)
     assert store.verify() == []
-    (root / "image/overlay2/layerdb/mounts/c/parent").write_text("nonsense")
+    (root / LAYERDB / "mounts/c/parent").write_text("nonsense")
     assert [(p.kind, p.subject) for p in store.verify()] == [("metadata", "c")]
 
 
 def test_verify_names_every_kind_of_orphan(store, root):
     keep = store.register(tarkit.T1)
     store.create_rw_layer("c", keep.chain_id)
-    (root / "overlay2" / ("e" * 64) / "diff").mkdir(parents=True)
-    (root / "overlay2/l" / ("Z" * 26)).symlink_to("../nowhere/diff")
-    removing = root / "image/overlay2/layerdb/sha256" / ("5" * 64 + "-1-removing")
+    (root / DRIVER / ("e" * 64) / "diff").mkdir(parents=True)
+    (root / DRIVER / "l" / ("Z" * 26)).symlink_to("../nowhere/diff")
+    removing = root / LAYERDB / "sha256" / ("5" * 64 + "-1-removing")
     removing.mkdir()
     found = store.verify()
     assert {p.kind for p in found} == {"orphan"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from another import ENVIRONMENT, command
 from disk import shape
+from driven import DRIVER
 
 CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z")
 
@@ -31,10 +32,10 @@ def tar_of(thing) -> bytes:
 
 def lowers(root, id: str) -> list[str]:
     """The driver's ids that a `lower` file names, nearest first."""
-    path = Path(root, "overlay2", id, "lower")
+    path = Path(root, DRIVER, id, "lower")
     if not path.exists():
         return []
-    return [os.readlink(Path(root, "overlay2", item)).split("/")[1] for item in path.read_text().split(":")]
+    return [os.readlink(Path(root, DRIVER, item)).split("/")[1] for item in path.read_text().split(":")]
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from machine import needs
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from boxes import write
+from driven import DRIVER
 
 KINDS = ("tmpfs", "ext4", "xfs", "btrfs")
 BASE = tarkit.dir("etc/") + tarkit.file("etc/hosts", b"127.0.0.1\n" * 500) + tarkit.file("top", b"top") + tarkit.dir("old/") + tarkit.file("old/one", b"1") + tarkit.end()
@@ -51,7 +52,7 @@ def record(layerdb):
 @pytest.fixture
 def home(root):
     """The driver's directory of a snapshot, or of an id."""
-    return lambda thing: root / "overlay2" / getattr(thing, "id", thing)
+    return lambda thing: root / DRIVER / getattr(thing, "id", thing)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def directories(root):
     def listed(count: int | None = None) -> set[str]:
         ends = time.monotonic() + 10
         while True:
-            found = {path.name for path in (root / "overlay2").iterdir() if len(path.name) >= 64}
+            found = {path.name for path in (root / DRIVER).iterdir() if len(path.name) >= 64}
             if count is None or len(found) == count or time.monotonic() > ends:
                 return found
             time.sleep(0.002)

@@ -29,6 +29,7 @@ import faultkit  # noqa: E402
 import ownspace  # noqa: E402
 import tarkit  # noqa: E402
 from cutdisk import CutDisk  # noqa: E402
+from driven import DRIVER  # noqa: E402
 from killwalk import Walk  # noqa: E402
 from plain import make_init  # noqa: E402
 from trees import Tree, difference, lines, read_tree, said  # noqa: E402
@@ -251,7 +252,7 @@ class Walker:
         return wrong
 
     def judge(self, finished: bool) -> list[str]:
-        path = self.root / "overlay2"
+        path = self.root / DRIVER
         alive = [Path(point) for point in disk.mounts_below(path)]
         with Store(self.root, options=self.options) as store:
             lost = []
@@ -303,8 +304,8 @@ class Walker:
                     break
             store.cleanup()
             wrong += [f"orphan {one}" for one in store.orphans()]
-        left = [name for name in os.listdir(self.root / "overlay2") if name not in ("l", "backingFsBlockDev")]
-        links = os.listdir(self.root / "overlay2/l")
+        left = [name for name in os.listdir(self.root / DRIVER) if name not in ("l", "backingFsBlockDev")]
+        links = os.listdir(self.root / DRIVER / "l")
         return wrong + ([f"released everything, and there is {left + links}"] if left or links else [])
 
     def run(self) -> dict[str, Any]:

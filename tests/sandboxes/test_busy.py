@@ -16,6 +16,7 @@ import inside
 import pytest
 from another import at_work
 from boxes import answer, child, is_clone, shown, write
+from driven import FILES
 from inside import INSIDE, READING, using
 from machine import needs
 from soak import budget
@@ -43,13 +44,13 @@ def test_who_can_write_notices_nothing(store, box, base, use, place, home):
         assert process.pid in [one.pid for one in error.value.holders] and store.snapshots() == []
         snap = box.snapshot()
         assert is_clone(box, snap) and box.base.chain_id == base.chain_id and box.metadata() == upper
-        frozen = disk.disk_state(home(snap) / "diff", times=True)
+        frozen = disk.disk_state(home(snap) / FILES, times=True)
         assert inside.write(process) == "None"
         if made:
             with open(f"{path}/{made}") as content:
                 assert "by the child" in content.read(), "written by its use, read at the path"
         write(box, "after", "2")
-        assert disk.disk_state(home(snap) / "diff", times=True) == frozen, "nothing changes what is frozen"
+        assert disk.disk_state(home(snap) / FILES, times=True) == frozen, "nothing changes what is frozen"
         with pytest.raises(ActiveMountError):
             box.rollback(snap)
         assert [str(line) for line in box.changes(since=snap)][-1:] != []
@@ -70,12 +71,12 @@ def test_who_only_reads_goes_on_reading_and_the_upper_itself_is_frozen(store, bo
         before = inside.read(process)
         snap = box.snapshot()
         assert not is_clone(box, snap) and os.stat(snap.metadata()["UpperDir"]).st_ino == inode
-        frozen = disk.disk_state(home(snap) / "diff", times=True)
+        frozen = disk.disk_state(home(snap) / FILES, times=True)
         write(box, "etc/hosts", "changed")
         assert inside.read(process) == before, "what it has open stays what it was"
         with open(f"{path}/etc/hosts") as content:
             assert content.read() == "changed"
-        assert disk.disk_state(home(snap) / "diff", times=True) == frozen
+        assert disk.disk_state(home(snap) / FILES, times=True) == frozen
     box.unmount()
     assert disk.mounts_below(os.path.dirname(path)) == []
 

@@ -6,6 +6,7 @@ import disk
 import pytest
 import tarkit
 from boxes import lowers, shown, tar_of, write
+from driven import DRIVER, FILES
 
 import layerstore
 from layerstore import CreateRWLayerOpts, LayerDoesNotExistError, MaxDepthExceededError
@@ -214,7 +215,7 @@ def test_an_init_layer_is_shared_by_its_snapshots_and_in_no_difference(store, ba
     fork.release()
     for snap in (first, second):
         snap.release()
-    assert sorted(name for name in os.listdir(root / "overlay2") if len(name) >= 64) == [base.cache_id]
+    assert sorted(name for name in os.listdir(root / DRIVER) if len(name) >= 64) == [base.cache_id]
 
 
 def test_what_a_box_changed_in_its_init_layer_is_its_own(store, with_init):
@@ -245,7 +246,7 @@ def test_commit_takes_the_init_layer_out_of_the_layer_alone(store, base, with_in
     with store.create_rw_layer("by id", snap.id) as made:
         assert shown(made) == before
     id = store.get_mount_id("box")
-    assert os.listdir(home(f"{id}-init") / "diff") == [] and lowers(root, f"{id}-init")[0] == snap.id
+    assert os.listdir(home(f"{id}-init") / FILES) == [] and lowers(root, f"{id}-init")[0] == snap.id
     assert store.verify() == [] and store.orphans() == []
 
 

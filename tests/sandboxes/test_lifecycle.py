@@ -8,6 +8,7 @@ import disk
 import pytest
 import tarkit
 from boxes import CREATED, lowers, shown, tar_of, write
+from driven import FILES
 
 import layerstore
 from layerstore import (
@@ -39,8 +40,8 @@ def test_a_snapshot_says_what_it_is(store, base, box, snap, home, record, root):
     assert abs((datetime.datetime.now(datetime.UTC) - snap.created).total_seconds()) < 60
     assert box.base.id == snap.id and box.parent.chain_id == base.chain_id
     data = snap.metadata()
-    assert data["UpperDir"] == str(home(snap) / "diff") and disk.shape(data["UpperDir"]) == {"one": "1"}
-    assert data["LowerDir"] == str(home(base.cache_id) / "diff")
+    assert data["UpperDir"] == str(home(snap) / FILES) and disk.shape(data["UpperDir"]) == {"one": "1"}
+    assert data["LowerDir"] == str(home(base.cache_id) / FILES)
     assert box.metadata()["LowerDir"] == f"{data['UpperDir']}:{data['LowerDir']}"
     with pytest.raises(LayerNotRetainedError):
         layer = snap.layer
@@ -62,7 +63,7 @@ def test_the_record_on_the_disk(store, base, box, snap, home, record, root):
     assert (there / "lower").read_text() == "l/" + (home(base.cache_id) / "link").read_text()
     upper = home(store.get_mount_id("box"))
     assert (upper / "lower").read_text() == "l/" + (there / "link").read_text() + ":" + (there / "lower").read_text()
-    assert stat.S_IMODE((there / "diff").stat().st_mode) == 0o755
+    assert stat.S_IMODE((there / FILES).stat().st_mode) == 0o755
 
 
 def test_the_mount_id_its_link_and_the_record_of_the_box_stay(store, box, layerdb, home):

@@ -11,6 +11,7 @@ import time
 import pytest
 from another import ENVIRONMENT, command
 from boxes import lowers, shown, write
+from driven import DRIVER
 from soak import SEED, budget
 
 import layerstore
@@ -77,7 +78,7 @@ def test_a_stack_of_released_snapshots_does_not_grow(store, box, base, root, mou
     box.squash()
     assert len(lowers(root, store.get_mount_id("box"))) <= 2
     assert {name: text for name, text in shown(box).items() if name in wanted} == wanted
-    assert len([name for name in os.listdir(root / "overlay2") if len(name) >= 64]) <= 3
+    assert len([name for name in os.listdir(root / DRIVER) if len(name) >= 64]) <= 3
 
 
 def test_kept_snapshots_are_not_merged(store, box, root, base):
@@ -232,7 +233,7 @@ def test_processes_and_threads_on_one_box(store, root, box):
             assert "etc/hosts" in shown(fork)
         snap.release()
     box.release()
-    assert [name for name in os.listdir(root / "overlay2") if len(name) >= 64] == [layer.cache_id for layer in store.map().values()]
+    assert [name for name in os.listdir(root / DRIVER) if len(name) >= 64] == [layer.cache_id for layer in store.map().values()]
 
 
 @pytest.mark.soak(60, 900)

@@ -12,6 +12,7 @@ import time
 import disk
 import pytest
 import tarkit
+from driven import DRIVER, LAYERDB
 from hands import Hands
 from keeping import Keeping
 from looks import Looks
@@ -433,7 +434,7 @@ class World(Looks, Keeping):
         """The layer of one below: its record says it; of a loose one that is a layer now, what stands on it does."""
         chain = None
         if frozen.recorded:
-            with open(f"{self.root}/image/overlay2/layerdb/snapshots/{frozen.id}/layer") as text:
+            with open(f"{self.root}/{LAYERDB}/snapshots/{frozen.id}/layer") as text:
                 chain = text.read()
         else:
             for thing in [*self.boxes.values(), *(one for one in self.frozen if one.layer is None)]:
@@ -519,10 +520,10 @@ class World(Looks, Keeping):
         with Store(self.root) as again:
             assert again.orphans() == [] and again.verify() == []
             assert again.snapshots() == [] and again.map() == {} and again.mounts() == []
-        home = os.path.join(self.root, "overlay2")
+        home = os.path.join(self.root, DRIVER)
         left = [name for name in os.listdir(home) if name != "backingFsBlockDev"]
         assert left == ["l"] and os.listdir(f"{home}/l") == []
-        records = os.path.join(self.root, "image/overlay2/layerdb/snapshots")
+        records = os.path.join(self.root, LAYERDB, "snapshots")
         assert not os.path.exists(records) or os.listdir(records) == []
 
 
