@@ -215,7 +215,7 @@ class FileEntry(NamedTuple):
 class Orphan(NamedTuple):
     """One thing on disk that no layer and no writable layer owns.
 
-    kind   "directory" or "link" of the driver; "removal" or "transaction": layerdb's, interrupted;
+    kind   "directory", "link", "file" or "mount" of the driver; "removal" or "transaction": layerdb's, interrupted;
            "layer": it was released, nothing needs it, and its removal did not come to its end
     path   below the store's root
     size   bytes of its files

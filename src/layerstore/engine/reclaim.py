@@ -22,6 +22,15 @@ from layerstore.values import Orphan
 log = logging.getLogger("layerstore")
 
 
+def _kind(path: str) -> str:
+    """Tell of which kind an orphan of the driver is."""
+    if os.path.islink(path):
+        return "link"
+    if os.path.ismount(path):
+        return "mount"
+    return "file" if os.path.isfile(path) else "directory"
+
+
 class Reclaim:
     """Finds and removes what is unowned below one root."""
 
@@ -39,7 +48,7 @@ class Reclaim:
         found = []
         for name in host.orphans(self._records.owned):
             path = os.path.join(root, host.name, name)
-            found.append(Orphan("link" if os.path.islink(path) else "directory", path, host.usage(name)))
+            found.append(Orphan(_kind(path), path, host.usage(name)))
         left = self._leftovers
         for kind, paths in (
             ("removal", left.removals()), ("layer", released), ("transaction", left.transactions(remove=False)),
@@ -65,7 +74,8 @@ class Reclaim:
             """True if it was removed, and not only renamed."""
             if orphan.kind == "layer":
                 return f"sha256:{os.path.basename(orphan.path)}" in swept
-            return not os.path.lexists(os.path.join(self._root, orphan.path))
+            path = os.path.join(self._root, orphan.path)
+            return not (os.path.ismount(path) if orphan.kind == "mount" else os.path.lexists(path))
 
         return [orphan for orphan in found if is_gone(orphan)]
 
