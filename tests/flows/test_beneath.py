@@ -33,7 +33,7 @@ ROOMS = {
     "drivers/overlay2/classes.py": "an attribute of a directory of the store, and one of each directory of a layer: made and deleted is nothing there",
     "disk/mounts.py": "/proc, and mount points", "drivers/holders.py": "/proc and /sys",
     "disk/textfile.py": "what the rooms above use",
-    "drivers/overlay/tidying.py": THE_STORES, "engine/reclaim.py": THE_STORES,
+    "drivers/overlay/tidying.py": THE_STORES, "engine/reclaim.py": THE_STORES, "engine/convert.py": THE_STORES,
     "drivers/erofs/marks.py": THE_STORES, "drivers/erofs/mounted.py": THE_STORES + "; and mount points",
     "layerdb/distribution.py": THE_STORES, "registry/helpers.py": "the caller's own PATH",
     "registry/tls.py": "certificates: the caller's own paths, and those of docker and podman; nothing is written",

@@ -23,7 +23,7 @@ log = logging.getLogger("layerstore")
 
 
 def _kind(path: str) -> str:
-    """Tell of which kind an orphan of the driver is."""
+    """Return the kind of an orphan of the driver."""
     if os.path.islink(path):
         return "link"
     if os.path.ismount(path):
