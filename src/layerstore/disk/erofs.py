@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from layerstore._core._mount import ffi, lib
 from layerstore.disk import mounts
-from layerstore.errors import NotSupportedError
+from layerstore.errors import NotSupportedError, readable
 
 MAGIC: Final = 0xE0F5E1E2
 _DETACH_NOT_FOLLOWING: Final = mounts.MNT_DETACH | 8  # UMOUNT_NOFOLLOW
@@ -90,20 +90,28 @@ def probe(directory: str, *, directio: bool = False) -> Mode:
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(_smallest())
         file.flush()
-        image = File(file.fileno(), directory)
-        try:
-            make_mount([image], "file", directio=directio).close()
-            return "file"
-        except OSError as err:
-            if err.errno != errno.ENOTBLK:
-                raise _refused(err) from None
-            if directio:
-                text = f"directio needs a file system whose files can be mounted, and {directory} is on none"
-                raise NotSupportedError(text) from None
-        try:
-            make_mount([image], "loop").close()
-        except OSError as err:
+        return mode_of(File(file.fileno(), directory), directio=directio)
+
+
+def mode_of(image: File, *, directio: bool = False) -> Mode:
+    """Find out how an image, of which the kernel is known to take the contents, can be mounted where it lies.
+
+    Raises  NotSupportedError   not at all; or not with directio
+            OSError             as the kernel says
+    """
+    try:
+        make_mount([image], "file", directio=directio).close()
+        return "file"
+    except OSError as err:
+        if err.errno != errno.ENOTBLK:
             raise _refused(err) from None
+    if directio:
+        text = f"directio needs a file system whose files can be mounted, and {readable(image.path)} is on none"
+        raise NotSupportedError(text)
+    try:
+        make_mount([image], "loop").close()
+    except OSError as err:
+        raise _refused(err) from None
     return "loop"
 
 

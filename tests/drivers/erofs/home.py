@@ -20,14 +20,14 @@ from layerstore.limits import Limits
 class Home:
     """One store's view of a home."""
 
-    def __init__(self, place: Path, options: Options | None = None) -> None:
+    def __init__(self, place: Path, options: Options | None = None, *, read_only: bool = False) -> None:
         (place / "holds").mkdir(exist_ok=True)
         self.place, self.path = place, place / "home"
         self.holds = Holds(str(place / "holds"))
         self.holds.open()
         layerdb = FileMetadataStore(place / "layerdb", make=False)
         view = StoreView(
-            read_only=False, limits=Limits(), lock_timeout=20, holds=self.holds, boxes=Detached(layerdb), layer_in=layerdb.layer_in
+            read_only=read_only, limits=Limits(), lock_timeout=20, holds=self.holds, boxes=Detached(layerdb), layer_in=layerdb.layer_in
         )
         self.ground = ErofsGround(str(self.path), options or Options(), view)
         self.at, self.mounted, self.mounting = self.ground.at, self.ground.below, self.ground.mounting

@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 from home import loops
 
 from layerstore.disk import erofs, mounts
-from layerstore.errors import StoreInUseError
+from layerstore.drivers.erofs.options import Options
+from layerstore.errors import NotSupportedError, StoreInUseError
 
 
 def test_the_layers_of_a_box_are_mounted_with_it_and_gone_after_it(home, place):
@@ -244,3 +246,53 @@ def test_a_link_in_the_place_of_a_layers_file_is_not_followed(home):
         home.mounting.get(box)
     assert home.mounts() == set()
     assert disk.mounts_below(home.path) == []
+
+
+def test_directio_is_the_mounts_option_and_is_refused_where_files_cannot_be_mounted(open_home, place):
+    plain, home = open_home(), open_home(options=Options(directio=True))
+    stack = home.layers(2)
+    box = home.box(stack[0])
+    if plain.mounted.mode() == "loop":
+        with pytest.raises(NotSupportedError, match="directio needs a file system whose files can be mounted"):
+            home.mounting.get(box)
+        assert home.mounts() == set()
+        return
+    merged = home.mounting.get(box)
+    assert all("directio" in disk.mount_line(home.files(id))[3].split(",") for id in stack)
+    assert (Path(merged) / "of0").read_text() == "0"
+    home.mounting.put(box)
+    plain.mounting.get(box)
+    assert not any("directio" in disk.mount_line(home.files(id))[3] for id in stack)
+    plain.mounting.put(box)
+
+
+def test_a_store_that_only_reads_sees_a_layer_and_writes_nothing(open_home):
+    (id,) = open_home().layers(1)
+    reader = open_home(read_only=True)
+    before = disk.disk_state(reader.path, times=True)
+    with reader.mounted.seen(id) as fd:
+        assert sorted(os.listdir(fd)) == ["of0", "top"]
+    assert disk.disk_state(reader.path, times=True) == before and reader.mounts() == set()
+
+
+IN_A_USER_NAMESPACE = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2].split(":")
+from home import Home
+from layerstore.errors import NotSupportedError
+home = Home(Path(sys.argv[1]))
+stack = home.layers(2)
+box = home.box(stack[0])
+try:
+    home.mounting.get(box)
+except NotSupportedError as err:
+    print(err, home.mounts())
+"""
+
+
+def test_a_user_namespace_makes_layers_and_boxes_and_mounts_none(room):
+    paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    arguments = ["unshare", "-rm", sys.executable, "-c", IN_A_USER_NAMESPACE, str(room), paths]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert run.stdout == "mounting EROFS needs CAP_SYS_ADMIN in the initial namespace set()\n"

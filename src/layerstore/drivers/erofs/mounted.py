@@ -177,9 +177,11 @@ class Mounted:
 
     def _seen_alone(self, id: str) -> OpenDirectory:
         """Open the root of a mount of a layer that is attached nowhere, and goes with that."""
-        mode = self.mode()
+        directio = self._options.directio
         with self._file(id) as file:
-            mount = erofs.make_mount([file], mode, directio=self._options.directio)
+            # a store that only reads makes no file to find it out with
+            mode = erofs.mode_of(file, directio=directio) if self._view.read_only else self.mode()
+            mount = erofs.make_mount([file], mode, directio=directio)
         with contextlib.closing(mount):
             return OpenDirectory(".", dir_fd=mount.fileno())
 
