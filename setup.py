@@ -24,7 +24,10 @@ import probe  # noqa: E402
 
 # A free-threaded interpreter has no stable ABI to build for.
 ABI3 = not sysconfig.get_config_var("Py_GIL_DISABLED")
-BINDINGS = ("_files", "_locks", "_apply", "_tarstream", "_changes", "_listing", "_pack", "_walk", "_clone", "_process")
+BINDINGS = (
+    "_files", "_locks", "_apply", "_tarstream", "_changes", "_listing", "_pack", "_walk", "_clone", "_process",
+    "_erofs",
+)
 CORE_FILES = [*probe.core_sources(), *probe.core_headers()]
 # Rewritten when the findings change, so that objects of another configuration are not reused.
 CONFIG_FILE = "build/core-config.txt"

@@ -24,17 +24,6 @@ Applied = namedtuple("Applied", "diff_id tar_size size entries unsettled left_ou
 
 _DIGESTS = {None: <int>lay.LAY_DIGEST_NONE, "sha256": <int>lay.LAY_DIGEST_SHA256, "sha384": <int>lay.LAY_DIGEST_SHA384, "sha512": <int>lay.LAY_DIGEST_SHA512}
 
-cdef lay.lay_limits limits_of(given):
-    """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
-    cdef lay.lay_limits l = lay.lay_limits_default()[0]
-    cdef const char *option = NULL
-    cdef size_t i = 0
-    while given is not None and lay.lay_limits_at(&l, i, &option) != NULL:
-        lay.lay_limits_at(&l, i, &option)[0] = getattr(given, option.decode())
-        i += 1
-    return l
-
-
 def default_limits():
     """What None means, by the names that Limits has."""
     cdef lay.lay_limits l = lay.lay_limits_default()[0]
@@ -197,7 +186,7 @@ cdef Apply not_open(unsigned flags, limits, int workers, digest=None):
     cdef Apply made = Apply.__new__(Apply)
     made.lent = []
     made.pid = getpid()
-    made.bounds = limits_of(limits)
+    made.bounds = lay.limits_of(limits)
     made.options.workers, made.options.flags, made.options.limits = workers, flags, &made.bounds
     made.digest = digest
     if digest not in _DIGESTS:

@@ -124,6 +124,20 @@ cdef extern from "lay.h" nogil:
     int64_t lay_check_bytes(const lay_check *c) noexcept
     void lay_check_free(lay_check *c) noexcept
 
+    ctypedef struct lay_image_of:
+        int fd
+        int64_t tar_size
+        const uint8_t *diff_id
+        const lay_shown *lowers
+        size_t nlowers
+        const lay_limits *limits
+    lay_code lay_erofs_rebuild(const lay_image_of *image, lay_error *err) noexcept
+    ctypedef struct lay_erofs_check
+    lay_code lay_erofs_check_open(lay_erofs_check **out, const lay_image_of *image, int metadata, lay_error *err) noexcept
+    lay_code lay_erofs_check_next(lay_erofs_check *c, int max_ms, lay_problem *problem, int *end, lay_error *err) noexcept
+    int64_t lay_erofs_check_bytes(const lay_erofs_check *c) noexcept
+    void lay_erofs_check_free(lay_erofs_check *c) noexcept
+
     ctypedef struct lay_listed:
         int kind
         const char *name
@@ -214,6 +228,17 @@ cdef inline bytes descriptors(fds):
     """An array of int for the core."""
     from array import array
     return array("i", fds).tobytes()
+
+
+cdef inline lay_limits limits_of(given):
+    """A layerstore.limits.Limits, or anything with these numbers; None: the core's own."""
+    cdef lay_limits l = lay_limits_default()[0]
+    cdef const char *option = NULL
+    cdef size_t i = 0
+    while given is not None and lay_limits_at(&l, i, &option) != NULL:
+        lay_limits_at(&l, i, &option)[0] = getattr(given, option.decode())
+        i += 1
+    return l
 
 
 cdef inline bytes shown(layers, list kept):

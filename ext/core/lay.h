@@ -298,6 +298,29 @@ lay_code lay_check_next(lay_check *c, int max_ms, lay_problem *problem, int *end
 int64_t lay_check_bytes(const lay_check *c);     /* of files, looked at so far */
 void lay_check_free(lay_check *c);
 
+/* ---- image: is a layer that is an image what its tar makes --------------------------------------- */
+
+/* An image's descriptor, the bytes and DiffID of the tar in it, and what it stands on, nearest first. */
+typedef struct lay_image_of {
+    int fd;
+    int64_t tar_size;
+    const uint8_t *diff_id;               /* 32 bytes */
+    const lay_shown *lowers; size_t nlowers;
+    const lay_limits *limits;             /* of the tar; NULL: what a tar that was accepted once may have */
+} lay_image_of;
+
+/* Metadata and header anew, from the headers of the tar that is in the file. The header is written last. */
+lay_code lay_erofs_rebuild(const lay_image_of *image, lay_error *err);
+
+typedef struct lay_erofs_check lay_erofs_check;
+/* SHA-256 of the tar against its DiffID (CONTENT); if it is right and metadata is asked for, all else in the file against
+ * what lay_apply_erofs would have written (METADATA). What image has is used until free. */
+lay_code lay_erofs_check_open(lay_erofs_check **out, const lay_image_of *image, int metadata, lay_error *err);
+/* As lay_check_next. */
+lay_code lay_erofs_check_next(lay_erofs_check *c, int max_ms, lay_problem *problem, int *end, lay_error *err);
+int64_t lay_erofs_check_bytes(const lay_erofs_check *c);     /* looked at so far */
+void lay_erofs_check_free(lay_erofs_check *c);
+
 /* ---- listing: what a stored layer holds, by its record alone ------------------------------------ */
 
 #define LAY_LISTED_FILE 0

@@ -180,17 +180,50 @@ static visit visit_of(const lay_elayout *l, uint32_t node)
 }
 
 /* The path of the name that each directory gave last. */
+static lay_code path_of(const lay_elayout *l, const visit *stack, size_t depth, lay_text *path, lay_error *err)
+{
+    lay_text_cut(path, 0);
+    for (size_t i = 0; i < depth; i++) {
+        lay_ename name;
+        lay_etree_name(l->t, stack[i].names[stack[i].next - 1], &name);
+        if (lay_text_push(path, name.text, name.len, err))
+            return err->code;
+    }
+    return LAY_OK;
+}
+
 static void name_failure(const lay_elayout *l, const visit *stack, size_t depth, lay_error *err)
 {
     LAY_AUTO_FREE lay_text path = { 0 };
     lay_error ignored;
-    for (size_t i = 0; i < depth; i++) {
+    if (!path_of(l, stack, depth, &path, &ignored))
+        lay_error_path(err, path.p, path.len);
+}
+
+lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, lay_error *err)
+{
+    LAY_AUTO_FREE visit *stack = NULL;
+    size_t depth = 0, cap = 0;
+    if (lay_text_set(path, "", 0, err) || lay_reserve(&stack, &cap, 16, sizeof *stack, err))
+        return err->code;
+    stack[depth++] = visit_of(l, LAY_ETREE_ROOT);
+    while (depth && node != LAY_ETREE_ROOT) {
+        visit *v = &stack[depth - 1];
         lay_ename name;
-        lay_etree_name(l->t, stack[i].names[stack[i].next - 1], &name);
-        if (lay_text_push(&path, name.text, name.len, &ignored))
-            return;
+        if (v->next == v->count) {
+            depth--;
+            continue;
+        }
+        lay_etree_name(l->t, v->names[v->next++], &name);
+        if (name.node == node)
+            return path_of(l, stack, depth, path, err);
+        if (S_ISDIR(name.mode)) {
+            if (lay_grow(&stack, &cap, depth, sizeof *stack, err))
+                return err->code;
+            stack[depth++] = visit_of(l, name.node);
+        }
     }
-    lay_error_path(err, path.p, path.len);
+    return LAY_OK;
 }
 
 static lay_code walk(lay_elayout *l, lay_error *err)

@@ -2,6 +2,7 @@
 #ifndef LAY_EROFS_LAYOUT_H
 #define LAY_EROFS_LAYOUT_H
 
+#include "base/text.h"
 #include "erofs/erofs_format.h"
 #include "erofs/erofs_tree.h"
 
@@ -30,6 +31,8 @@ typedef struct lay_elayout {
 
 lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, lay_error *err);
 void lay_elayout_free(lay_elayout *l);
+/* A path of the inode; of the root, and of none that there is, an empty one. */
+lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, lay_error *err);
 
 /* The names of a directory in order, "." and ".." among them. */
 typedef struct lay_enames {

@@ -236,6 +236,32 @@ bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t 
     return true;
 }
 
+/* The last one that begins at or before `at`. */
+static uint32_t node_at(const lay_elayout *l, int64_t at)
+{
+    if (at < l->inodes_end) {
+        size_t low = 0, high = l->norder;
+        while (high - low > 1) {
+            size_t middle = (low + high) / 2;
+            *((int64_t)l->slots[l->order[middle]] * LAY_EROFS_SLOT <= at ? &low : &high) = middle;
+        }
+        return l->order[low];
+    }
+    uint32_t node = LAY_ETREE_ROOT;
+    for (size_t i = 0; i < l->ndirs && l->dirs[i].at <= at; i++)
+        node = l->dirs[i].at >= 0 ? l->dirs[i].node : node;
+    for (size_t i = 0; i < l->links.count && l->links.list[i].at <= at; i++)
+        node = l->links.list[i].node;
+    return node;
+}
+
+lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay_error *err)
+{
+    return lay_elayout_path(&m->l, node_at(&m->l, at - m->l.base), path, err);
+}
+
+lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err) { return lay_elayout_path(&m->l, node, path, err); }
+
 void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header)
 {
     const lay_elayout *l = &m->l;

@@ -8,6 +8,7 @@
 #ifndef LAY_EROFS_WRITE_H
 #define LAY_EROFS_WRITE_H
 
+#include "base/text.h"
 #include "erofs/erofs_tree.h"
 
 typedef struct lay_eimage lay_eimage;
@@ -25,6 +26,9 @@ lay_code lay_eimage_next(lay_eimage *m, const uint8_t **p, size_t *n, int64_t *a
 void lay_eimage_rewind(lay_eimage *m);
 /* Expanded file i: its inode, and where in the file its first byte is. False: there are no more. */
 bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t *at);
+/* A path of the inode that the byte at `at` of the file is of, which lies in the metadata; of the root an empty one. */
+lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay_error *err);
+lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err);
 void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header);
 
 #endif
