@@ -70,6 +70,11 @@ void lay_estate_free(lay_etree *t)
     free(t->more);
     free(t->names.p);
     free(t->xattrs);
+    free(t->piece_slots);
+    free(t->held);
+    free(t->piece.p);
+    free(t->acls[0].p);
+    free(t->acls[1].p);
     free(t->pieces);
     free(t->slots);
     free(t->order);

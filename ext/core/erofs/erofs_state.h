@@ -44,8 +44,11 @@ typedef struct lay_emore {
     uint32_t npieces;
     uint32_t uid, gid;
     uint32_t names;              /* how many it has */
-    uint32_t xattrs, xattrs_len; /* where they begin in xattrs, in units of 4 bytes; bytes */
+    uint32_t xattrs;             /* where they begin in xattrs, behind their length, in units of 4 bytes; 0: it has none */
 } lay_emore;
+
+/* One extended attribute, while those of an inode are set. row: of its prefix. */
+typedef struct lay_eheld { const char *name; const uint8_t *value; uint32_t len; uint8_t name_len, row; } lay_eheld;
 
 typedef struct lay_eowner { uint32_t uid, gid; } lay_eowner;
 
@@ -56,6 +59,10 @@ struct lay_etree {
     lay_eowner owners[LAY_EREC_OWNERS]; unsigned nowners, owner;
     lay_text names;
     uint8_t *xattrs; size_t xattrs_len, xattrs_cap;
+    uint32_t *piece_slots; size_t piece_mask, npieces_kept;       /* those in xattrs; 0: empty */
+    lay_eheld *held; size_t nheld, held_cap, held_bytes;
+    lay_text piece, acls[2];
+    uint8_t capability[20];
     lay_epiece *pieces; size_t npieces, pieces_cap;
     uint32_t *slots; size_t mask, used;               /* number + 1 of the record that has a name now; 0: empty */
     lay_nameset key;                                  /* only for its hash */

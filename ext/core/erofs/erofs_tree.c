@@ -6,6 +6,7 @@
 
 #include "base/grow.h"
 #include "erofs/erofs_names.h"
+#include "erofs/erofs_xattrs.h"
 #include "tree/place.h"
 #include "tree/whiteout.h"
 
@@ -75,12 +76,12 @@ static void set_time(lay_etree *t, uint32_t number, const lay_meta *m)
 }
 
 /* Of what was made just now, or of a directory that stays. */
-static lay_code set_meta(lay_etree *t, uint32_t number, const lay_meta *m, lay_error *err)
+static lay_code set_meta(lay_etree *t, uint32_t number, const lay_meta *m, lay_exattrs_had had, lay_error *err)
 {
     lay_erec *r = lay_erec_at(t, number);
     r->mode = (uint16_t)((r->mode & S_IFMT) | (S_ISLNK(r->mode) ? 0777 : m->mode));
     set_time(t, number, m);
-    return lay_estate_set_owner(t, number, m->uid, m->gid, err);
+    return lay_estate_set_owner(t, number, m->uid, m->gid, err) || lay_exattrs_set(t, number, m, had, false, err) ? err->code : LAY_OK;
 }
 
 /* ---- by type ---- */
@@ -96,7 +97,7 @@ static lay_code make(lay_etree *t, uint32_t directory, const char *name, size_t 
     lay_erec *r = lay_erec_at(t, *number);
     r->mode = (uint16_t)type;
     r->flags = reborn ? LAY_EREC_OPAQUE : 0;
-    return set_meta(t, *number, m, err);
+    return set_meta(t, *number, m, LAY_EXATTRS_NEW, err);
 }
 
 static lay_code make_file(lay_etree *t, const lay_tar_entry *e, uint32_t number, int64_t payload, lay_error *err)
@@ -147,10 +148,25 @@ static void expect_whiteouts(lay_etree *t, uint32_t directory)
         lay_erec_at(t, directory)->flags |= LAY_EREC_WHITEOUTS;
 }
 
+/* t->resolved: the path of a name in a directory. */
+static lay_code resolve(lay_etree *t, uint32_t directory, const char *name, size_t n, lay_error *err)
+{
+    return lay_estate_path(t, directory, &t->resolved, err) || lay_text_push(&t->resolved, name, n, err) ? err->code : LAY_OK;
+}
+
+/* A file is made when its bytes are there, by then known by where it lies. */
+static lay_code file_failed(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, lay_error *err)
+{
+    lay_error ignored;
+    if (err->code == LAY_E_OS && !e->sparse && !resolve(t, directory, name, n, &ignored))
+        lay_error_path(err, t->resolved.p, t->resolved.len);
+    return err->code;
+}
+
 static lay_code whiteout_failed(lay_etree *t, uint32_t directory, const char *name, size_t n, lay_error *err)
 {
     char what[LAY_ERROR_TEXT];
-    if (lay_estate_path(t, directory, &t->resolved, err) || lay_text_push(&t->resolved, name, n, err))
+    if (resolve(t, directory, name, n, err))
         return err->code;
     snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", t->resolved.p);
     return lay_fail_os(err, EEXIST, NULL, what);
@@ -198,14 +214,17 @@ static lay_code find_target(lay_etree *t, const lay_tar_entry *e, uint32_t *targ
     return LAY_OK;
 }
 
-/* A hard link says of the inode what any entry says. */
+/* A hard link says of the inode what any entry says; the kernel takes a capability away with the owner. */
 static lay_code link_meta(lay_etree *t, uint32_t inode, const lay_meta *m, lay_error *err)
 {
-    const lay_erec *r = lay_erec_at(t, inode);
+    lay_erec *r = lay_erec_at(t, inode);
     lay_eowner owner = lay_estate_owner(t, inode);
-    if ((owner.uid != m->uid || owner.gid != m->gid) && lay_estate_set_owner(t, inode, m->uid, m->gid, err))
-        return err->code;
-    return S_ISLNK(r->mode) ? LAY_OK : set_meta(t, inode, m, err);
+    bool chowned = owner.uid != m->uid || owner.gid != m->gid;
+    if (!S_ISLNK(r->mode)) {
+        r->mode = (uint16_t)((r->mode & S_IFMT) | m->mode);
+        set_time(t, inode, m);
+    }
+    return (chowned && lay_estate_set_owner(t, inode, m->uid, m->gid, err)) || lay_exattrs_set(t, inode, m, LAY_EXATTRS_ADDED, chowned, err) ? err->code : LAY_OK;
 }
 
 static lay_code make_link(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, const lay_meta *m, lay_error *err)
@@ -251,15 +270,17 @@ static lay_code place(lay_etree *t, const lay_tar_entry *e, uint32_t directory, 
     switch (e->type) {
     case '0':
     case 'S':
-        if (add_size(t, e->size, err) || make(t, directory, name, n, S_IFREG, &meta, &number, err))
+        if (add_size(t, e->size, err))
             return err->code;
+        if (make(t, directory, name, n, S_IFREG, &meta, &number, err))
+            return file_failed(t, e, directory, name, n, err);
         return make_file(t, e, number, payload, err);
     case '5':
         there = lay_estate_find(t, directory, name, n);
         if (!there || !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, there))->mode))
             return make(t, directory, name, n, S_IFDIR, &meta, &number, err);
         lay_erec_at(t, there)->flags &= (uint8_t)~LAY_EREC_IMPLIED;
-        return set_meta(t, there, &meta, err);
+        return set_meta(t, there, &meta, LAY_EXATTRS_KEPT, err);
     case '2':
         if (!e->link_len)
             return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");

@@ -71,12 +71,14 @@ lay_attribute lay_attribute_kind(const char *name, bool userxattr)
         return LAY_ATTRIBUTE_ACL;
     if (lay_begins(name, userxattr ? "user.overlay." : "trusted.overlay."))
         return lay_begins(strchr(name, '.') + 1, "overlay.overlay.") ? LAY_ATTRIBUTE_FOREIGN : LAY_ATTRIBUTE_OWN;
-    if (lay_begins(name, "user.overlay.") || lay_begins(name, "trusted.overlay."))
+    if (lay_attribute_is_overlays(name))
         return LAY_ATTRIBUTE_FOREIGN;
     if (!lay_begins(name, "user.") && !lay_begins(name, "trusted.") && !lay_begins(name, "security."))
         return LAY_ATTRIBUTE_OTHER;
     return strchr(name, '=') == NULL ? LAY_ATTRIBUTE_KEPT : LAY_ATTRIBUTE_FOREIGN;
 }
+
+bool lay_attribute_is_overlays(const char *name) { return lay_begins(name, "trusted.overlay.") || lay_begins(name, "user.overlay."); }
 
 lay_code lay_attributes_value(lay_attributes *a, const lay_bearer *thing, const char *name, ssize_t *len, lay_error *err)
 {

@@ -34,6 +34,9 @@ lay_code lay_attributes_list(lay_attributes *a, const lay_bearer *thing, lay_err
 bool lay_attributes_has(const lay_attributes *a, const char *name);
 /* FOREIGN: marks of an overlay of the other kind, and of one inside of this one; and a name that no tar can hold. */
 lay_attribute lay_attribute_kind(const char *name, bool userxattr);
+/* A mark of overlay's, of either kind. Such are made from whiteout entries alone: a tar that could set them could make a
+ * directory show what lies elsewhere in the layers below. */
+bool lay_attribute_is_overlays(const char *name);
 /* One value: its bytes; 0 and errno ENODATA when it is not there; -1 and errno. name NULL: the names of all. */
 ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, size_t size);
 /* One value, to the end of values; *len: its bytes, or -1 when it is not there. */

@@ -65,13 +65,6 @@ static bool mode_needs_setting(const lay_place *p, const lay_meta *m)
     return m->inherits || m->acl || !p->private_umask || m->mode & (S_ISUID | S_ISGID);
 }
 
-/* Overlay's own marks are made from whiteout entries alone: a tar that could set them could make a
- * directory show what lies elsewhere in the layers below. */
-static bool overlay_private(const char *name)
-{
-    return lay_begins(name, "trusted.overlay.") || lay_begins(name, "user.overlay.");
-}
-
 static lay_code chown_failed(const lay_place *p, int e, const lay_meta *m, lay_error *err)
 {
     char what[160];
@@ -100,7 +93,7 @@ static lay_code set_xattrs(const lay_place *p, int fd, const char *path, const l
         return err->code;
     for (size_t i = 0; i < m->nxattrs; i++) {
         const lay_xattr *x = &m->xattrs[i];
-        if (!p->marks && overlay_private(x->name))
+        if (!p->marks && lay_attribute_is_overlays(x->name))
             continue;
         int r = path ? lsetxattr(path, x->name, x->value, x->len, 0) : fsetxattr(fd, x->name, x->value, x->len, 0);
         if (r != 0 && errno != EPERM) {           /* EPERM: user.* on a link or node, trusted.* without the right */
@@ -239,7 +232,7 @@ lay_code lay_place_node(const lay_place *p, int dir_fd, const char *name, mode_t
 /* Xattrs that follow from who made the directory, and where, are not a tar's to take away. */
 static bool stays(const char *name)
 {
-    return overlay_private(name) || (lay_begins(name, "security.") && strcmp(name, LAY_CAPABILITY) != 0);
+    return lay_attribute_is_overlays(name) || (lay_begins(name, "security.") && strcmp(name, LAY_CAPABILITY) != 0);
 }
 
 /* The names of fd's xattrs, one behind the other, each with its NUL; *names NULL: none. */
@@ -298,7 +291,7 @@ lay_code lay_place_as(int to, const lay_lower *lower, lay_lower_dir from, lay_er
     if (n < 0)
         return lay_fail_os(err, errno, NULL, "cannot list xattrs");
     for (const char *name = names; name < names + n; name += strlen(name) + 1) {
-        ssize_t len = overlay_private(name) ? -1 : lower->ops->xattr(lower, from, ".", name, value, XATTR_MOST);
+        ssize_t len = lay_attribute_is_overlays(name) ? -1 : lower->ops->xattr(lower, from, ".", name, value, XATTR_MOST);
         if (len < 0 || (len == 0 && errno != 0))
             continue;
         if (fsetxattr(to, name, value, (size_t)len, 0) != 0 && errno != EPERM && errno != EOPNOTSUPP)
