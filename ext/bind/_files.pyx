@@ -64,6 +64,13 @@ cdef extern from *:
         return (int)syscall(SYS_renameat2, a_fd, a, b_fd, b, 2u);
     }
 
+    static int lay_link(int fd, const char *path)
+    {
+        char from[40];
+        snprintf(from, sizeof from, "/proc/self/fd/%d", fd);
+        return linkat(AT_FDCWD, from, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+    }
+
     static int lay_punch(int fd, long long at, long long n)
     {
         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at, (off_t)n);
@@ -108,6 +115,7 @@ cdef extern from *:
                     unsigned long long *ino) nogil
     int lay_directory_is_empty(int fd) nogil
     int lay_link_leads(int fd, const char *link, const char *directory, const char *name)
+    int lay_link(int fd, const char *path)
     int lay_punch(int fd, long long at, long long n) nogil
     int lay_exchange(int a_fd, const char *a, int b_fd, const char *b)
     int lay_byte_lock(int fd, int type, long long at)
@@ -213,6 +221,13 @@ def rename(source, target):
     cdef bytes a = encoded(source), b = encoded(target)
     if c_rename(a, b) != 0:
         failed(source, target)
+
+
+def link(int fd, path):
+    """Give an open file a name more, or its first (linkat). Raises OSError: ENOENT if it has lost its last."""
+    cdef bytes p = encoded(path)
+    if lay_link(fd, p) != 0:
+        failed(path)
 
 
 def exchange(int a_fd, a, int b_fd, b):

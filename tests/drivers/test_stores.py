@@ -2,9 +2,9 @@
 
 import io
 import os
-import shutil
 from pathlib import Path
 
+import damages
 import imagekit
 import pytest
 import tarkit
@@ -90,27 +90,17 @@ def test_a_failed_register_leaves_nothing(store, layers, unchanged, tar, error):
 
 
 # ---- damage ----
-def place(layer):
-    return Path(layer.metadata()["UpperDir"])
+def damage(layer, kind):
+    damages.damage(kind, layer.metadata())
 
 
-DAMAGES = {
-    "content": lambda top: (top / "a/f").write_bytes(b"HELLO"),
-    "missing": lambda top: (top / "a/f").unlink(),
-    "mode": lambda top: (top / "a/f").chmod(0o4755),
-    "added": lambda top: (top / "a/more").touch(),
-    "a directory gone": lambda top: shutil.rmtree(top / "a"),
-    "all gone": lambda top: shutil.rmtree(top.parent),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", damages.KINDS)
 @pytest.mark.parametrize("source", ["tar", "store", "layer"])
-def test_damage_is_found_and_repaired(store, open_store, room, layers, damage, source):
+def test_damage_is_found_and_repaired(store, open_store, room, layers, kind, source):
     base = layers[0]
     other = open_store(room / "other")
     source = {"tar": T1, "store": other, "layer": other.register(T1)}[source]
-    DAMAGES[damage](place(base))
+    damage(base, kind)
     problems = store.verify(base.chain_id)
     assert problems and {problem.subject for problem in problems} == {base.chain_id}
     assert store.repair(base.chain_id, source) == problems
@@ -120,7 +110,7 @@ def test_damage_is_found_and_repaired(store, open_store, room, layers, damage, s
 
 def test_a_damaged_file_is_taken_from_another_layer(store, layers):
     store.register(file("elsewhere", b"hello") + end())
-    DAMAGES["content"](place(layers[0]))
+    damage(layers[0], "content")
     with pytest.raises(CorruptLayerError):
         read(layers[0].open("a/f"))
     assert [problem.kind for problem in store.repair(layers[0].chain_id) if problem.kind == "content"]
@@ -128,14 +118,14 @@ def test_a_damaged_file_is_taken_from_another_layer(store, layers):
 
 
 def test_another_tar_repairs_nothing(store, layers, unchanged):
-    DAMAGES["content"](place(layers[0]))
+    damage(layers[0], "content")
     with unchanged(), pytest.raises(CorruptLayerError, match="the source is another layer"):
         store.repair(layers[0].chain_id, TOP)
 
 
 def test_a_layer_whose_files_are_gone_is_registered_anew(store, open_store, layers):
     base, _, top = layers
-    shutil.rmtree(place(base).parent)
+    damage(base, "all gone")
     store.register(T1)
     store.reclaim(dry_run=False)
     assert store.verify() == []
@@ -144,8 +134,8 @@ def test_a_layer_whose_files_are_gone_is_registered_anew(store, open_store, laye
 
 
 def test_what_stands_on_it_and_lost_its_files_too_stops_no_registration(store, layers):
-    for tree in [place(layer) for layer in layers[:2]]:
-        shutil.rmtree(tree.parent)
+    for layer in layers[:2]:
+        damage(layer, "all gone")
     assert store.register(T1).chain_id == layers[0].chain_id
     assert store.register(T2, layers[0]).chain_id == layers[1].chain_id
     store.reclaim(dry_run=False)

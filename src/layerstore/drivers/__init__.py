@@ -511,6 +511,8 @@ class StoreView(NamedTuple):
     """Finds the layer of an id; None: no layer has it."""
     durability: Durability = "full"
     """What calls wait for; of "none" nothing that is written in a box is ever synced."""
+    same: Callable[[DiffID], Iterable[str]] = lambda _: ()
+    """Names the ids of the layers that have a DiffID, also those that another process made."""
 
 
 Open = Callable[[str, Mapping[str, str], StoreView], Driver]

@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 
 from layerstore.drivers import Driver, Open, StoreView
+from layerstore.drivers.erofs.driver import open_erofs
 from layerstore.drivers.overlay2.driver import open_overlay2
 from layerstore.errors import LayerStoreError
 
 # In the order in which one is chosen for an empty root.
-DRIVERS: dict[str, Open] = {"overlay2": open_overlay2}
+DRIVERS: dict[str, Open] = {"overlay2": open_overlay2, "erofs": open_erofs}
 # Docker's, of which a root may be full.
 _OTHERS = ("fuse-overlayfs", "btrfs", "zfs")
 _REMOVED = ("aufs", "devicemapper", "overlay")

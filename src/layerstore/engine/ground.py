@@ -22,6 +22,7 @@ from layerstore.engine.records import Records
 from layerstore.errors import InvalidOptionError, LayerStoreError, ReadOnlyStoreError, StoreClosedError, StoreInUseError
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.imagedb import ImageDB
+from layerstore.layerdb.same import Same
 from layerstore.layerdb.snapshots import SnapshotDB
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.limits import Limits
@@ -95,7 +96,7 @@ class Ground:
             m = self.metadata = FileMetadataStore(layerdb, make=False, lock_timeout=lock_timeout)
             self.boxes = Detached(m)
             view = StoreView(
-                bool(self.read_only), self.limits, lock_timeout, self.holds, self.boxes, m.layer_in, durability
+                bool(self.read_only), self.limits, lock_timeout, self.holds, self.boxes, m.layer_in, durability, Same(m)
             )
             self.driver = registry.open_driver(name, root, given, view)
         except (LayerStoreError, OSError) as err:

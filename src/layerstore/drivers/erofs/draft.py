@@ -1,0 +1,103 @@
+"""A layer of erofs in the making: one file without a name, which Host.sync() names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+
+from layerstore._core import _apply, _tarstream
+from layerstore.disk import erofs
+from layerstore.disk.textfile import naming
+from layerstore.drivers import Received, Sidecar, Stack
+from layerstore.drivers.erofs import image
+from layerstore.drivers.erofs.directories import ErofsDirectories
+from layerstore.drivers.erofs.ground import ErofsGround
+from layerstore.drivers.erofs.unnamed import Unnamed
+from layerstore.drivers.overlay.ground import pump
+from layerstore.errors import ActiveMountError
+from layerstore.ids import DiffID
+from layerstore.streams.sources import TarInput
+
+
+class ErofsDraft:
+    """The drivers.Draft of erofs."""
+
+    def __init__(
+        self, ground: ErofsGround, same: Callable[[DiffID], Iterable[str]], id: str, stack: Stack, like: str
+    ) -> None:
+        """same    names the layers that have a DiffID
+        like    mends this one, whose file is not to be had twice
+        """
+        self.id, self._stack, self._like = id, stack, like
+        self._ground, self._at, self._same = ground, ground.at, same
+        self._received: Received | None = None
+        self._unsettled = False
+
+    def receive(self, given: TarInput, sidecar: Sidecar, digest: str | None = None) -> Received:
+        """Make the directory, write the tar and its image into a file of it.
+
+        Raises  ActiveMountError   the layer that is to be mended is mounted
+        """
+        if self._like:
+            refuse_mounted(self._at, self._like)
+        self._at.create(self.id, self._stack[0] if self._stack else "")
+        unnamed = self._at.begin_image(self.id)
+        with naming(self._at.image(self.id)):
+            done = pump(given, _apply.erofs(unnamed.fd, limits=self._ground.limits, digest=digest))
+            unnamed.tar_size = done.tar_size
+        self._unsettled = bool(done.unsettled)
+        self._received = Received.of(done, digest)
+        self._settle()
+        return self._received
+
+    def place_on(self, stack: Stack) -> None:
+        self._stack = stack
+        if stack:
+            self._at.put_on(self.id, stack[0])
+            self._settle()
+
+    def _settle(self) -> None:
+        """Do what the tar leaves open: it follows from what is below."""
+        assert self._received
+        unnamed = self._at.image_in_making(self.id)
+        if self._unsettled and self._stack:
+            again = Unnamed(self._at.image(self.id), self._at.length(self.id))
+            try:
+                image_of(unnamed.fd, unnamed.tar_size, again.fd, self._ground, self._stack)
+                unnamed.fd, again.fd = again.fd, unnamed.fd
+            finally:
+                again.drop()
+        if not self._like:
+            diff_id = self._received.diff_id
+            unnamed.like = lambda: [self._at.image(id) for id in self._same(diff_id) if id != self.id]
+
+    def settle(self) -> None:
+        self._at.settle(self._stack)
+
+    def publish(self) -> None:
+        with contextlib.suppress(OSError):
+            self._at.name_image(self.id)
+        self._at.recorded(self.id)
+
+    def discard(self) -> None:
+        self._at.drop_image(self.id)
+        self._ground.remove(self.id)
+
+
+def image_of(fd: int, tar_size: int, into: int, ground: ErofsGround, stack: Stack) -> _apply.Applied:
+    """Write the image that the tar of another file makes on a stack."""
+    with contextlib.ExitStack() as opened:
+        lowers = [opened.enter_context(ground.below.opened(id)) for id in stack]
+        source = opened.enter_context(contextlib.closing(_tarstream.of_range(fd, image.HEADER, tar_size)))
+        apply = opened.enter_context(contextlib.closing(_apply.erofs(into, lowers, limits=ground.limits)))
+        while not apply.pump_source(source):
+            pass
+        return apply.finish()
+
+
+def refuse_mounted(at: ErofsDirectories, id: str) -> None:
+    """Raise ActiveMountError if the file of a layer is mounted, for this id or for another one that shares it."""
+    for each in at.sharing(id):
+        if erofs.is_erofs(at.files_of(each)):
+            text = "an overlay that is mounted stands on it: the layer can be mended once that is unmounted"
+            raise ActiveMountError(f"{ActiveMountError.text}: {at.files_of(each)}: {text}")
