@@ -222,6 +222,29 @@ def test_a_layer_is_seen_without_a_mount_that_others_see(home, place):
     assert loops(place) == []
 
 
+def test_a_layer_that_is_read_alone_is_its_own_mount_and_stays_while_a_store_uses_it(open_home):
+    one, other = open_home(), open_home()
+    top, base = stack = one.layers(2)
+    box = one.box(top)
+    path = Path(one.mounting.get(base, read_only=True))
+    assert path == one.files(base) and (path / "of0").read_text() == "0" and one.mounts() == {f"{base}/fs"}
+    other.mounting.get(box)
+    other.mounting.put(box)
+    assert one.shown(stack) == [base] and one.mounted.orphans() == [] == other.mounted.orphans()
+    other.mounted.cleanup()
+    with other.mounting.mounted(base, read_only=True) as fd:
+        one.mounting.put(base)
+        assert one.mounts() == {f"{base}/fs"} and "of0" in os.listdir(fd)
+    assert one.mounts() == set()
+
+
+def test_a_layer_on_another_one_is_read_by_an_overlay_of_both(home):
+    top, base = home.layers(2)
+    with home.mounting.mounted(top, read_only=True) as fd:
+        assert sorted(os.listdir(fd)) == ["of0", "of1", "top"] and home.mounts() == {f"{base}/fs", f"{top}/fs", f"{top}/merged"}
+    assert home.mounts() == set()
+
+
 def test_a_deep_stack_is_mounted_and_unmounted_in_one_go(home):
     stack = home.layers(125)
     box = home.box(stack[0])

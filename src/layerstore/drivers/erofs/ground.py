@@ -35,7 +35,7 @@ class ErofsGround(Ground):
         return BoxMarks(self.at, self.at.is_image, userxattr=self.userxattr)
 
     def find_below(self, view: StoreView) -> Mounted:
-        return Mounted(self.at, lambda: self.mounting.stood_on(), self.options, view)
+        return Mounted(self.at, lambda: self.mounting, self.options, view)
 
     def native_works(self) -> bool:
         """Return True if upper directories say what overlays show, or if nothing can be mounted to be asked."""

@@ -1,8 +1,9 @@
 """Mounted: the layers that overlays stand on, each mounted once in a mount namespace, at its own directory of files.
 
 A mount is found by the kind of file system there, whoever made it, and is used by all. It ends when no overlay of this
-mount namespace stands on it: overlays in others, and those that were detached, keep what they show. Who looks at a
-layer's mount, makes it or ends it, holds the layer from that look until the overlay stands or the mount is gone.
+mount namespace stands on it: overlays in others, and those that were detached, keep what they show. A layer that stands
+on nothing may also be used as it is, without an overlay. Who looks at a layer's mount, makes it or ends it, holds the
+layer from that look until the overlay stands or the mount is gone.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from layerstore.drivers import StoreView
 from layerstore.drivers.erofs.directories import IMAGE, ErofsDirectories
 from layerstore.drivers.erofs.options import Options
 from layerstore.drivers.overlay.below import Shown
+from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.errors import ActiveMountError, LayerStoreError
 
 log = logging.getLogger("layerstore")
@@ -35,10 +37,10 @@ class Mounted:
     """The drivers.overlay.below.Below of erofs; the methods are the protocol's."""
 
     def __init__(
-        self, at: ErofsDirectories, stood_on: Callable[[], set[str]], options: Options, view: StoreView
+        self, at: ErofsDirectories, mounting: Callable[[], Mounting], options: Options, view: StoreView
     ) -> None:
-        """stood_on   names the ids that overlays stand on, in any mount namespace"""
-        self._at, self._stood_on, self._options, self._view = at, stood_on, options, view
+        """mounting   of the same home: what overlays of any mount namespace stand on, and what stores use"""
+        self._at, self._mounting, self._options, self._view = at, mounting, options, view
         self._mode: erofs.Mode | None = None
 
     def mode(self) -> erofs.Mode:
@@ -59,7 +61,7 @@ class Mounted:
         if erofs.is_erofs(files):
             return
         if not self._is_empty(id):        # a box became this layer: its files lie there while an overlay stands on them
-            if id in self._stood_on():
+            if id in self._mounting().stood_on():
                 return
             self._at.empty(id, self._at.files)
         mode = self.mode()
@@ -106,7 +108,7 @@ class Mounted:
         with contextlib.ExitStack() as held:
             for id in ids:
                 held.enter_context(self._at.held(id))
-            used = self._stood_on_here(ids)
+            used = self._used_here(ids)
             for id in ids:
                 if id not in used:
                     self._end(id)
@@ -114,7 +116,7 @@ class Mounted:
     def _end(self, id: str) -> None:
         """End what a held layer shows, on which no overlay of this mount namespace stands."""
         with _told():
-            if not self._unmount(id) and not self._is_empty(id) and id not in self._stood_on():
+            if not self._unmount(id) and not self._is_empty(id) and id not in self._mounting().stood_on():
                 self._at.empty(id, self._at.files)
 
     def _unmount(self, id: str) -> bool:
@@ -126,11 +128,11 @@ class Mounted:
             found = True
         return found
 
-    def _stood_on_here(self, ids: Iterable[str]) -> set[str]:
-        """Return those of these that an overlay stands on which is mounted in this mount namespace."""
+    def _used_here(self, ids: Iterable[str]) -> set[str]:
+        """Return those of these that an overlay stands on which is mounted in this mount namespace, or a store uses."""
         text = "\n".join(mount.options for mount in mounts.mount_table(kind="overlay"))
         links, named = set(_SHORT.findall(text)), set(_LONG.findall(text))
-        return {id for id in ids if id in named or self._link(id) in links}
+        return {id for id in ids if id in named or self._link(id) in links or self._mounting().is_used_bare(id)}
 
     def _left_here(self) -> list[str]:
         """Name the layers that are mounted below the home, and that no overlay of this mount namespace stands on."""
@@ -138,7 +140,7 @@ class Mounted:
         points = (mount.point for mount in mounts.mount_table(kind="erofs"))
         below = {point.removeprefix(top) for point in points if point.startswith(top)}
         ids = [id for id, _, files in map(_parted, below) if files == self._at.files]
-        used = self._stood_on_here(ids) if ids else set()
+        used = self._used_here(ids) if ids else set()
         return sorted(set(ids) - used)
 
     def _link(self, id: str) -> str:
@@ -204,7 +206,7 @@ class Mounted:
             claim = claim_directory(self._at.path(id), wait=False)
             if claim:
                 with claim:
-                    return erofs.is_erofs(self._at.files_of(id)) and not self._stood_on_here([id])
+                    return erofs.is_erofs(self._at.files_of(id)) and not self._used_here([id])
         return False
 
     def cleanup(self) -> None:

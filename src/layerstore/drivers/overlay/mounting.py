@@ -99,7 +99,8 @@ class Mounting:
                     return merged
                 with self._at.claimed(id):    # no other store mounts, unmounts or turns it meanwhile
                     if self._at.is_plain(id):
-                        self._counter.increment(self._at.files_of(id))
+                        with self._below.standing([id]):
+                            self._counter.increment(self._at.files_of(id))
                         return self._at.files_of(id)
                     self._mount_or_share(id, merged, mount_label, read_only)
             except BaseException:
@@ -125,6 +126,11 @@ class Mounting:
         """Return True if this store or another one uses id, as their counts say."""
         used = self._counter.users(self._at.files_of(id)) or self._counter.users(self._at.path(id, "merged"))
         return bool(used) or self._holds.held_elsewhere(_use(id))
+
+    def is_used_bare(self, id: str) -> bool:
+        """Return True if this store or another one uses id without an overlay, as their counts say."""
+        used = self._counter.users(self._at.files_of(id))
+        return bool(used) or (self._at.is_plain(id) and self._holds.held_elsewhere(_use(id)))
 
     def _mount_or_share(self, id: str, merged: str, mount_label: str, read_only: bool) -> None:
         """Count the first user of this store, which has claimed id."""
@@ -285,6 +291,7 @@ class Mounting:
                 if self._at.is_plain(id):
                     self._counter.decrement(self._at.files_of(id))
                     self._holds.release(_use(id))
+                    self._below.left([id])
                     return
             merged = self._at.path(id, "merged")
             if self._counter.users(merged) > 1 or self._read_only:
