@@ -447,7 +447,7 @@ lay_code lay_tree_size(int root_fd, int64_t *size, lay_error *err);
 lay_code lay_stack_size(const lay_shown *layers, size_t n, unsigned flags, int64_t *size, lay_error *err);
 /* The regular file that they show at a path, open for reading; no link is followed. LAY_E_OS: ENOENT, EINVAL: it is no file. */
 lay_code lay_stack_open(const lay_shown *layers, size_t n, unsigned flags, const char *path, int *fd, lay_error *err);
-/* What trees take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
+/* What trees and files take of the disk, each inode once over all that were added: blocks, directories too. freed: what removing all
  * of them frees, so a file counts with the last of its names. bytes: of this tree alone. */
 typedef struct lay_blocks lay_blocks;
 lay_code lay_blocks_open(lay_blocks **out, int freed, lay_error *err);

@@ -397,7 +397,8 @@ def blocks_of(*trees: Path, freed: bool = False) -> list[int]:
     blocks, found = door.make("lay_blocks_open", "lay_blocks *", freed), []
     for tree in trees:
         size = door.out("int64_t *")
-        with directory(tree) as fd:
+        with directory(tree) if tree.is_dir() else tree.open("rb") as file:
+            fd = file if isinstance(file, int) else file.fileno()
             door.call("lay_blocks_add", blocks, fd, size)
         found.append(size[0])
     return found
@@ -420,6 +421,12 @@ def test_blocks_are_counted_with_the_first_tree_that_has_the_inode(room: Path) -
     first = taken("a", "a/d", "a/d/big", "a/hole")
     assert blocks_of(room / "a", room / "b") == [first, taken("b", "b/own", "b/link")]
     assert blocks_of(room / "a", room / "a") == [first, taken("a", "a/d", "a/hole")]
+
+
+def test_a_file_is_counted_alone_once_by_any_of_its_names(room: Path) -> None:
+    (room / "layer").write_bytes(b"x" * 50_000)
+    os.link(room / "layer", room / "same")
+    assert blocks_of(room / "layer", room / "same") == [os.lstat(room / "layer").st_blocks * 512, 0]
 
 
 def test_blocks_are_freed_with_the_last_name(room: Path) -> None:

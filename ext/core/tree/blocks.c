@@ -1,4 +1,4 @@
-/* blocks.c - what trees take of the disk: directories enter, bytes leave, each inode once over all of them.
+/* blocks.c - what trees take of the disk: directories and files enter, bytes leave, each inode once over all of them.
  *
  * Or what removing them all would free: a file that has names elsewhere, too, stays.
  */
@@ -73,8 +73,8 @@ lay_code lay_blocks_add(lay_blocks *b, int root_fd, int64_t *bytes, lay_error *e
     b->bytes = 0;
     b->sweep = (lay_sweep){ .trail = LAY_TRAIL_NONE, .one = count_one };
     if (fstat(root_fd, &st) < 0)
-        return lay_fail_fd(err, errno, root_fd, "cannot stat the directory");
-    if (count(b, &st, err) || lay_sweep_over(&b->sweep, root_fd, err))
+        return lay_fail_fd(err, errno, root_fd, "cannot stat it");
+    if (count(b, &st, err) || (S_ISDIR(st.st_mode) && lay_sweep_over(&b->sweep, root_fd, err)))
         return err->code;
     *bytes = b->bytes;
     return LAY_OK;

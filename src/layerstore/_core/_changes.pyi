@@ -50,7 +50,7 @@ class Blocks:
     """
     def __new__(cls, freed: bool = False) -> Blocks: ...
     def add(self, root_fd: int) -> int:
-        """Bytes that root and what is below it add to those of the trees before, by blocks."""
+        """Bytes that root, a file or a directory with all below it, adds to what was counted before, by blocks."""
 
 def remove_tree(parent_fd: int, name: str | bytes) -> None:
     """Remove an entry with all below it; fine if it is gone. OSError(EBUSY, path) at a mount point."""

@@ -96,7 +96,8 @@ class Weighing:
     def _orphans(self) -> list[str]:
         """Return the paths of what is unowned; none while a dockerd runs, whose unfinished layers look like orphans."""
         with contextlib.suppress(StoreInUseError):
-            return [os.path.join(self._ground.root, orphan.path) for orphan in self._reclaim.find()]
+            found = [orphan for orphan in self._reclaim.find() if orphan.kind != "mount"]       # a mount takes nothing
+            return [os.path.join(self._ground.root, orphan.path) for orphan in found]
         return []
 
 
