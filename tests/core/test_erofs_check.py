@@ -123,6 +123,23 @@ def test_metadata_is_not_looked_at_unless_asked(file: int) -> None:
     assert _erofs.compare(file, len(BIG), hashlib.sha256(BIG).digest(), metadata=False) == []
 
 
+def test_implied_directories_follow_from_what_is_below(file: int, tmp_path: Path) -> None:
+    tar = tar_of((entry("a/b/f"), b"x"))
+    below = tmp_path / "below"
+    (below / "a" / "b").mkdir(parents=True)
+    (below / "a" / "b").chmod(0o711)
+    fd = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        image = register(file, tar, [fd])
+        tree = erofsreader.Image(image).tree
+        assert tree["a/b"].mode == 0o40711 and tree["a"].mode == 0o40755
+        assert found(file, tar, [fd]) == [] and [name for _, name, _ in found(file, tar)] == ["a/b"]
+        _erofs.rebuild(file, len(tar), hashlib.sha256(tar).digest())
+        assert erofsreader.Image(os.pread(file, 1 << 20, 0)).tree["a/b"].mode == 0o40755
+    finally:
+        os.close(fd)
+
+
 def test_progress_is_told_and_may_raise(file: int) -> None:
     told: list[int] = []
     tar = tar_of((entry("f"), recipes.noise(3_000_000)))
