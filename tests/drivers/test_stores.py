@@ -111,6 +111,10 @@ def test_damage_is_found_and_repaired(store, open_store, room, layers, kind, sou
 def test_a_damaged_file_is_taken_from_another_layer(store, layers):
     store.register(file("elsewhere", b"hello") + end())
     damage(layers[0], "content")
+    if "Layer" in layers[0].metadata():           # no CRC of a file says which one it is
+        with pytest.raises(CorruptLayerError, match="could not verify layer data"):
+            store.repair(layers[0].chain_id)
+        return
     with pytest.raises(CorruptLayerError):
         read(layers[0].open("a/f"))
     assert [problem.kind for problem in store.repair(layers[0].chain_id) if problem.kind == "content"]

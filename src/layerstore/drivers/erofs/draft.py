@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 
-from layerstore._core import _apply, _tarstream
+from layerstore._core import _apply, _erofs
 from layerstore.disk import erofs
 from layerstore.disk.textfile import naming
 from layerstore.drivers import Received, Sidecar, Stack
-from layerstore.drivers.erofs import image
 from layerstore.drivers.erofs.directories import ErofsDirectories
 from layerstore.drivers.erofs.ground import ErofsGround
-from layerstore.drivers.erofs.unnamed import Unnamed
 from layerstore.drivers.overlay.ground import pump
 from layerstore.errors import ActiveMountError
 from layerstore.ids import DiffID
@@ -61,12 +59,9 @@ class ErofsDraft:
         assert self._received
         unnamed = self._at.image_in_making(self.id)
         if self._unsettled and self._stack:
-            again = Unnamed(self._at.image(self.id), self._at.length(self.id))
-            try:
-                image_of(unnamed.fd, unnamed.tar_size, again.fd, self._ground, self._stack)
-                unnamed.fd, again.fd = again.fd, unnamed.fd
-            finally:
-                again.drop()
+            with contextlib.ExitStack() as opened, naming(self._at.image(self.id)):
+                lowers = [opened.enter_context(self._ground.below.opened(id)) for id in self._stack]
+                _erofs.rebuild(unnamed.fd, unnamed.tar_size, self._received.diff_id.raw, lowers)
         if not self._like:
             diff_id = self._received.diff_id
             unnamed.like = lambda: [self._at.image(id) for id in self._same(diff_id) if id != self.id]
@@ -82,17 +77,6 @@ class ErofsDraft:
     def discard(self) -> None:
         self._at.drop_image(self.id)
         self._ground.remove(self.id)
-
-
-def image_of(fd: int, tar_size: int, into: int, ground: ErofsGround, stack: Stack) -> _apply.Applied:
-    """Write the image that the tar of another file makes on a stack."""
-    with contextlib.ExitStack() as opened:
-        lowers = [opened.enter_context(ground.below.opened(id)) for id in stack]
-        source = opened.enter_context(contextlib.closing(_tarstream.of_range(fd, image.HEADER, tar_size)))
-        apply = opened.enter_context(contextlib.closing(_apply.erofs(into, lowers, limits=ground.limits)))
-        while not apply.pump_source(source):
-            pass
-        return apply.finish()
 
 
 def refuse_mounted(at: ErofsDirectories, id: str) -> None:

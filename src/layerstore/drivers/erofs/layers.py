@@ -7,16 +7,15 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 
-from layerstore._core import _files, _listing, _tarstream
+from layerstore._core import _erofs, _files, _listing, _tarstream
 from layerstore.disk.textfile import replace_small, sync_directory
 from layerstore.drivers import Draft, Finding, Received, Sidecar, Stack, record
 from layerstore.drivers.erofs import image
 from layerstore.drivers.erofs.directories import IMAGE, LENGTH
-from layerstore.drivers.erofs.draft import ErofsDraft, image_of, refuse_mounted
+from layerstore.drivers.erofs.draft import ErofsDraft, refuse_mounted
 from layerstore.drivers.erofs.extents import Extents
 from layerstore.drivers.erofs.ground import ErofsGround
 from layerstore.drivers.erofs.trees import ErofsTrees
-from layerstore.drivers.erofs.unnamed import Unnamed
 from layerstore.drivers.overlay import differences
 from layerstore.drivers.overlay.directories import make
 from layerstore.errors import CorruptLayerError, LayerStoreError, readable
@@ -108,21 +107,16 @@ class ErofsLayer:
         found = []
         if image.noted(self._length) != size:
             found = [Finding("metadata", "", f"the file {self.id}/length does not say that the tar has {size} bytes")]
-        # The same is written anew beside it, and compared.
-        again = Unnamed(self._path, self._length)
         try:
-            done = image_of(fd, size, again.fd, self._ground, self._stack)
-            if report:
-                report(size)
-            if done.diff_id != diff_id.raw:
-                found.append(Finding("content", "", "the tar is not what its DiffID says"))
-            elif metadata and not image.are_equal(again.fd, fd):
-                found.append(Finding("metadata", "", "the image is not the one that the tar makes"))
-        except LayerStoreError as err:
-            found.append(Finding("content", "", f"the tar cannot be read: {err}"))
-        finally:
-            again.drop()
-        return found
+            with contextlib.ExitStack() as opened:
+                lowers = [opened.enter_context(self._ground.below.opened(id)) for id in self._stack] if metadata else []
+                told = _erofs.compare(fd, size, diff_id.raw, lowers, report, metadata=metadata)
+        except (OSError, LayerStoreError) as err:
+            if not metadata or not self._stack:
+                return [*found, Finding("metadata", "", str(err))]
+            # What stands below is damaged, and told of that: what follows from it cannot be said.
+            told = _erofs.compare(fd, size, diff_id.raw, (), report, metadata=False)
+        return found + [Finding(*one) for one in told]
 
     # ---- mending ----
 
