@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from layerstore.disk.locks import LOCK_TIMEOUT
 from layerstore.drivers.erofs.unnamed import Unnamed
 from layerstore.drivers.overlay.directories import Directories, is_there
+from layerstore.ids import is_driver_id
 from layerstore.values import Durability
 
 IMAGE = "layer.erofs"
@@ -47,7 +48,7 @@ class ErofsDirectories(Directories):
             own = os.lstat(self.image(id))
             if own.st_nlink > 1:
                 with os.scandir(self.home) as entries:
-                    others = sorted(entry.name for entry in entries if entry.name != id)
+                    others = sorted(entry.name for entry in entries if entry.name != id and is_driver_id(entry.name))
                 for other in others:
                     with contextlib.suppress(OSError):
                         if os.path.samestat(os.lstat(self.image(other)), own):

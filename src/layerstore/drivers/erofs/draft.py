@@ -72,6 +72,8 @@ class ErofsDraft:
     def publish(self) -> None:
         with contextlib.suppress(OSError):
             self._at.name_image(self.id)
+        if self._received:
+            self._ground.names.add(self._received.diff_id, self._at.image(self.id))
         self._at.recorded(self.id)
 
     def discard(self) -> None:

@@ -6,6 +6,7 @@ Opening a home probes nothing and needs no privilege: what needs no mount works 
 from __future__ import annotations
 
 from layerstore.drivers import StoreView, checks
+from layerstore.drivers.erofs.containerd import Names
 from layerstore.drivers.erofs.directories import ErofsDirectories
 from layerstore.drivers.erofs.marks import BoxMarks
 from layerstore.drivers.erofs.mounted import Mounted
@@ -26,6 +27,7 @@ class ErofsGround(Ground):
     def __init__(self, home: str, options: Options, view: StoreView) -> None:
         """Make the home. Raises NotSupportedError, OSError."""
         self.options = options
+        self.names = Names(home, on=options.containerd_cache)
         super().__init__(home, options.size, view)
 
     def prepare(self) -> None:

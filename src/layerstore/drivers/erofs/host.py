@@ -17,7 +17,7 @@ class ErofsHost(Host):
 
     def __init__(self, ground: ErofsGround) -> None:
         super().__init__(ground)
-        self._images, self._mounted = ground.at, ground.below
+        self._images, self._mounted, self._names = ground.at, ground.below, ground.names
 
     def status(self) -> list[tuple[str, str]]:
         backing, *told = super().status()
@@ -41,12 +41,21 @@ class ErofsHost(Host):
         return 0
 
     def orphans(self, owned: Owned) -> list[str]:
-        return [*super().orphans(owned), *self._mounted.orphans()]
+        return [*super().orphans(owned), *self._mounted.orphans(), *self._names.unneeded()]
+
+    def usage(self, name: str) -> int:
+        path = os.path.join(self._images.home, name)
+        with contextlib.suppress(OSError):
+            if os.path.isfile(path) and not os.path.islink(path):
+                return os.lstat(path).st_size
+        return super().usage(name)
 
     def reclaim(self, owned: Owned) -> None:
         super().reclaim(owned)
         self._mounted.cleanup()
+        self._names.cleanup()
 
     def cleanup(self) -> None:
         super().cleanup()
         self._mounted.cleanup()
+        self._names.cleanup()

@@ -34,6 +34,7 @@ class Layers:
 
     def remove(self, id: str) -> None:
         self._ground.at.drop_image(id)
+        self._ground.names.going(self._ground.at.image(id))
         self._ground.remove(id)
 
     def begin(self, id: str, stack: Stack, *, like: str = "") -> ErofsDraft:
@@ -164,6 +165,7 @@ class ErofsLayer:
             for id in ids:
                 self._replace(id, draft.id)
                 self._note_length(size, id)
+        self._ground.names.renew(self._path)
 
     def _replace(self, id: str, by: str) -> None:
         """Give id's file the file of another id, in one step."""
