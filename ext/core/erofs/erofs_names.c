@@ -7,6 +7,7 @@
  */
 #include "erofs/erofs_names.h"
 
+#include "base/grow.h"
 #include "tree/tree.h"
 #include "tree/whiteout.h"
 
@@ -18,17 +19,42 @@ static size_t component(const char *path, size_t n, size_t at)
     return slash ? (size_t)(slash - path) - at : n - at;
 }
 
+static lay_code add_step(lay_etree *t, size_t end, uint32_t number, lay_error *err)
+{
+    if (lay_grow(&t->steps, &t->steps_cap, t->nsteps, sizeof *t->steps, err))
+        return err->code;
+    t->steps[t->nsteps++] = (lay_estep){ (uint32_t)end, number };
+    return LAY_OK;
+}
+
+/* The steps to the directory entered before that lead to this one, too, are kept; the last of them. */
+static lay_estep last_common(lay_etree *t, const char *path, size_t n)
+{
+    const lay_text *way = &t->way;
+    size_t same = 0;
+    while (same < n && same < way->len && path[same] == way->p[same])
+        same++;
+    while (t->nsteps && (t->steps[t->nsteps - 1].end > same || (t->steps[t->nsteps - 1].end < n && path[t->steps[t->nsteps - 1].end] != '/')))
+        t->nsteps--;
+    return t->nsteps ? t->steps[t->nsteps - 1] : (lay_estep){ 0, LAY_ETREE_ROOT };
+}
+
 /* The directory at a path without links. *linked: a link, or what is no directory, stands in the way. */
 static lay_code enter(lay_etree *t, const char *path, size_t n, uint32_t *directory, bool *linked, lay_error *err)
 {
-    uint32_t here = LAY_ETREE_ROOT;
+    lay_estep from = last_common(t, path, n);
+    uint32_t here = from.number;
     bool made = false;
     *linked = false;
-    for (size_t at = 0; at < n;) {
+    if (lay_text_set(&t->way, path, n, err))
+        return err->code;
+    for (size_t at = from.end + (from.end > 0); at < n;) {
         size_t len = component(path, n, at);
         if (len > NAME_MAX)
             return lay_fail_os(err, ENAMETOOLONG, NULL, made ? NULL : "cannot open the parent directory");
-        uint32_t next = made ? 0 : lay_estate_find(t, here, path + at, len);
+        uint32_t next = 0;
+        if (!made && lay_estate_find(t, here, path + at, len, &next, err))
+            return err->code;
         if (!next) {
             if (lay_estate_imply(t, here, path + at, len, &next, err))
                 return err->code;
@@ -40,36 +66,36 @@ static lay_code enter(lay_etree *t, const char *path, size_t n, uint32_t *direct
             return lay_fail_os(err, S_ISLNK(r->mode) && at + len < n ? ELOOP : ENOTDIR, NULL, "cannot open the parent directory");
         }
         here = next;
+        if (add_step(t, at + len, here, err))
+            return err->code;
         at += len + 1;
     }
     *directory = here;
     return LAY_OK;
 }
 
-/* What is at a path, as lstat finds it; 0: nothing, or the root. */
-static uint32_t look(const lay_etree *t, const char *path, size_t n)
+/* The inode of a name in what `above` is, if that is a directory; 0: there is none. */
+static lay_code look_below(lay_etree *t, uint32_t above, const char *part, size_t len, uint32_t *inode, lay_error *err)
 {
-    uint32_t here = LAY_ETREE_ROOT;
-    for (size_t at = 0; at < n;) {
-        size_t len = component(path, n, at);
-        if (at && !S_ISDIR(lay_erec_at(t, here)->mode))
-            return 0;
-        here = lay_estate_find(t, here, path + at, len);
-        if (!here)
-            return 0;
-        here = lay_estate_inode(t, here);
-        at += len + 1;
-    }
-    return here;
+    *inode = 0;
+    if (!S_ISDIR(lay_erec_at(t, above)->mode))
+        return LAY_OK;
+    if (lay_estate_find(t, above, part, len, inode, err))
+        return err->code;
+    *inode = lay_estate_inode(t, *inode);
+    return LAY_OK;
 }
 
-/* What t->resolved and one more component name; above: what it names now (0: the root, or nothing). */
-static uint32_t look_below(const lay_etree *t, uint32_t above, const char *part, size_t len)
+/* What is at a path, as lstat finds it; 0: nothing, or the root. */
+static lay_code look(lay_etree *t, const char *path, size_t n, uint32_t *inode, lay_error *err)
 {
-    if ((!above && t->resolved.len) || !S_ISDIR(lay_erec_at(t, above)->mode))
-        return 0;
-    uint32_t found = lay_estate_find(t, above, part, len);
-    return found ? lay_estate_inode(t, found) : 0;
+    *inode = LAY_ETREE_ROOT;
+    for (size_t at = 0, len; at < n; at += len + 1) {
+        len = component(path, n, at);
+        if (look_below(t, *inode, path + at, len, inode, err) || !*inode)
+            return err->code;
+    }
+    return LAY_OK;
 }
 
 /* Follow the links of a parent; t->resolved is where it leads. A relative link that climbs out is refused, unless an
@@ -97,10 +123,15 @@ static lay_code walk_links(lay_etree *t, const char *parent, size_t n, size_t *t
                 return lay_fail(err, LAY_E_BREAKOUT, "path escapes from parent");
             size_t cut = lay_path_base(resolved->p, before);
             lay_text_cut(resolved, cut ? cut - 1 : 0);
-            here = here && S_ISDIR(lay_erec_at(t, here)->mode) ? lay_erec_at(t, here)->parent : look(t, resolved->p, resolved->len);
+            if (here && S_ISDIR(lay_erec_at(t, here)->mode))
+                here = lay_erec_at(t, here)->parent;
+            else if (look(t, resolved->p, resolved->len, &here, err))
+                return err->code;
             continue;
         }
-        uint32_t found = look_below(t, here, part, len);
+        uint32_t found = 0;
+        if ((here || !before) && look_below(t, here, part, len, &found, err))
+            return err->code;
         if (!found || !S_ISLNK(lay_erec_at(t, found)->mode)) {
             if (lay_text_push(resolved, part, len, err))
                 return err->code;
@@ -143,7 +174,8 @@ static lay_code enter_by_links(lay_etree *t, const char *parent, size_t n, const
     }
     if (enter(t, to->p, to->len, directory, &linked, err) || lay_text_set(&t->linked, parent, tail ? n - tail - 1 : n, err))
         return err->code;
-    t->linked_at = look(t, to->p, !tail ? to->len : to->len > tail ? to->len - tail - 1 : 0);
+    if (look(t, to->p, !tail ? to->len : to->len > tail ? to->len - tail - 1 : 0, &t->linked_at, err))
+        return err->code;
     t->linked_known = true;
     return LAY_OK;
 }
@@ -187,6 +219,7 @@ lay_code lay_enames_enter(lay_etree *t, const lay_text *clean, uint32_t *directo
         *directory = t->near_at;
         return LAY_OK;
     }
+    t->near_known = false;
     if (find_directory(t, clean->p, n, directory, err) || lay_text_set(&t->near, clean->p, n, err))
         return err->code;
     t->near_at = *directory;

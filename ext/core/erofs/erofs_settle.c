@@ -171,7 +171,9 @@ static lay_code settle_one(settling *s, spot *to, lay_error *err)
 
 static lay_code hide_name(lay_etree *t, const char *name, size_t n, lay_error *err)
 {
-    uint32_t there = lay_estate_find(t, LAY_ETREE_ROOT, name, n);
+    uint32_t there;
+    if (lay_estate_find(t, LAY_ETREE_ROOT, name, n, &there, err))
+        return err->code;
     if (there) {
         lay_erec *r = lay_erec_at(t, there);
         r->flags |= S_ISDIR(r->mode) ? LAY_EREC_OPAQUE : 0;

@@ -1,7 +1,9 @@
-/* erofs_state.c - records of names and inodes, found by a table of hashes.
+/* erofs_state.c - records of names and inodes.
  *
- * No record is ever taken out: what is replaced is marked as gone, and the table has the one that took its place. What lay in
- * a directory that went is not touched before the end: nothing leads to it any more.
+ * No record is ever taken out: what is replaced is marked as gone. What lay in a directory that went is not touched before the
+ * end: nothing leads to it any more.
+ * Most tars have the names of a directory in their order. While they come so, a name that sorts behind the last one is new, and
+ * that is known without looking it up. A table of hashes is filled when another name is asked for.
  */
 #include "erofs/erofs_state.h"
 
@@ -28,9 +30,14 @@ static size_t slot_of(const lay_etree *t, uint32_t directory, const char *name, 
     return i;
 }
 
-static lay_code double_slots(lay_etree *t, lay_error *err)
+/* Room for all records in the table, which is filled anew if it has to grow. */
+static lay_code make_room(lay_etree *t, lay_error *err)
 {
-    size_t count = t->slots ? 2 * (t->mask + 1) : FIRST_SLOTS;
+    size_t need = t->used + (t->nrecs - t->indexed), count = t->slots ? t->mask + 1 : FIRST_SLOTS;
+    if (t->slots && need * 4 <= count * 3)
+        return LAY_OK;
+    while (need * 4 > count * 3)
+        count *= 2;
     uint32_t *slots = calloc(count, sizeof *slots);
     if (!slots)
         return lay_fail_nomem(err);
@@ -38,26 +45,44 @@ static lay_code double_slots(lay_etree *t, lay_error *err)
     t->slots = slots;
     t->mask = count - 1;
     t->used = 0;
-    for (size_t k = 1; k < t->nrecs; k++) {
-        const lay_erec *r = &t->recs[k];
+    t->indexed = 1;
+    return LAY_OK;
+}
+
+static lay_code fill_table(lay_etree *t, lay_error *err)
+{
+    if (t->slots && t->indexed == t->nrecs)
+        return LAY_OK;
+    if (make_room(t, err))
+        return err->code;
+    for (; t->indexed < t->nrecs; t->indexed++) {
+        const lay_erec *r = &t->recs[t->indexed];
+        const char *text = t->names.p + r->text;
         if (r->flags & LAY_EREC_GONE)
             continue;
-        const char *text = t->names.p + r->text;
-        size_t i = (size_t)hash_of(t, r->parent, text + 1, (uint8_t)text[0]) & t->mask;
-        while (slots[i])
-            i = (i + 1) & t->mask;
-        slots[i] = (uint32_t)k + 1;
-        t->used++;
+        uint32_t *slot = &t->slots[slot_of(t, r->parent, text + 1, (uint8_t)text[0])];
+        t->used += !*slot;
+        *slot = (uint32_t)t->indexed + 1;
     }
     return LAY_OK;
+}
+
+/* A name beside that of a record. */
+static int compare(const lay_etree *t, const char *name, size_t n, uint32_t number)
+{
+    const char *text = t->names.p + t->recs[number].text;
+    size_t len = (uint8_t)text[0];
+    int c = memcmp(name, text + 1, n < len ? n : len);
+    return c ? c : (n > len) - (n < len);
 }
 
 lay_code lay_estate_init(lay_etree *t, lay_error *err)
 {
     if (lay_nameset_init(&t->key, err) || lay_reserve(&t->recs, &t->recs_cap, FIRST_SLOTS, sizeof *t->recs, err) || lay_text_add(&t->names, "", 1, err)
-        || lay_grow(&t->more, &t->more_cap, 0, sizeof *t->more, err) || double_slots(t, err))
+        || lay_grow(&t->more, &t->more_cap, 0, sizeof *t->more, err))
         return err->code;
     t->more[t->nmore++] = (lay_emore){ 0 };
+    t->indexed = 1;
     t->owners[t->nowners++] = (lay_eowner){ 0, 0 };
     t->recs[t->nrecs++] = (lay_erec){ .mode = S_IFDIR | 0755, .flags = LAY_EREC_IMPLIED };
     return LAY_OK;
@@ -84,36 +109,44 @@ void lay_estate_free(lay_etree *t)
     free(t->rest.p);
     free(t->next.p);
     free(t->near.p);
+    free(t->way.p);
+    free(t->steps);
     free(t->linked.p);
 }
 
-uint32_t lay_estate_find(const lay_etree *t, uint32_t directory, const char *name, size_t n)
+lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
 {
-    uint32_t slot = n <= NAME_MAX ? t->slots[slot_of(t, directory, name, n)] : 0;
-    return slot && !(t->recs[slot - 1].flags & LAY_EREC_GONE) ? slot - 1 : 0;
+    const lay_erec *d = &t->recs[directory];
+    *number = 0;
+    if (n > NAME_MAX || !d->data)
+        return LAY_OK;
+    int c = compare(t, name, n, d->data);
+    if (c > 0 && !(d->flags & LAY_EREC_MIXED))
+        return LAY_OK;
+    if (c && fill_table(t, err))
+        return err->code;
+    uint32_t found = c ? t->slots[slot_of(t, directory, name, n)] : d->data + 1;
+    if (found && !(t->recs[found - 1].flags & LAY_EREC_GONE))
+        *number = found - 1;
+    return LAY_OK;
 }
 
 lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
 {
-    if (t->nrecs >= UINT32_MAX - 1 || t->names.len > UINT32_MAX - NAME_MAX - 1)
+    const uint8_t len = (uint8_t)n;
+    size_t text = t->names.len;
+    if (t->nrecs >= UINT32_MAX - 1 || text > UINT32_MAX - NAME_MAX - 1)
         return lay_fail(err, LAY_E_LIMIT, "the tar has more names than one image can hold");
-    if (lay_grow(&t->recs, &t->recs_cap, t->nrecs, sizeof *t->recs, err) || (t->used * 4 >= (t->mask + 1) * 3 && double_slots(t, err)))
+    if (lay_grow(&t->recs, &t->recs_cap, t->nrecs, sizeof *t->recs, err) || lay_text_room(&t->names, text + n + 1, err))
         return err->code;
-    size_t slot = slot_of(t, directory, name, n);
-    uint32_t text = (uint32_t)t->names.len;
-    if (t->slots[slot]) {
-        lay_erec *was = &t->recs[t->slots[slot] - 1];
-        text = was->text;
-        was->flags |= LAY_EREC_GONE;
-    } else {
-        uint8_t len = (uint8_t)n;
-        if (lay_text_add(&t->names, &len, 1, err) || lay_text_add(&t->names, name, n, err))
-            return err->code;
-        t->used++;
-    }
-    t->recs[t->nrecs] = (lay_erec){ .text = text, .parent = directory };
-    *number = (uint32_t)t->nrecs++;
-    t->slots[slot] = *number + 1;
+    lay_erec *d = &t->recs[directory];
+    if (d->data && compare(t, name, n, d->data) < 0)
+        d->flags |= LAY_EREC_MIXED;
+    t->names.p[text] = (char)len;
+    memcpy(t->names.p + text + 1, name, n);
+    t->names.len = text + n + 1;
+    *number = d->data = (uint32_t)t->nrecs;
+    t->recs[t->nrecs++] = (lay_erec){ .text = (uint32_t)text, .parent = directory };
     return LAY_OK;
 }
 
@@ -121,6 +154,7 @@ void lay_estate_drop(lay_etree *t, uint32_t number)
 {
     t->recs[number].flags |= LAY_EREC_GONE;
     t->near_known = t->linked_known = false;
+    t->nsteps = 0;
 }
 
 uint32_t lay_estate_inode(const lay_etree *t, uint32_t name)
@@ -161,7 +195,8 @@ lay_code lay_estate_set_owner(lay_etree *t, uint32_t number, uint32_t uid, uint3
             return LAY_OK;
         }
         if (i == t->nowners)
-            t->owners[t->nowners++] = (lay_eowner){ uid, gid };
+            t->indexed = 1;
+    t->owners[t->nowners++] = (lay_eowner){ uid, gid };
         t->owner = i;
     }
     t->recs[number].owner = (uint8_t)t->owner;

@@ -22,6 +22,7 @@
 #define LAY_EREC_WHITEOUTS 16u   /* a directory that has had some */
 #define LAY_EREC_SPARSE 32u
 #define LAY_EREC_WIDE 64u        /* its size stands in the second record */
+#define LAY_EREC_MIXED 128u      /* a directory whose names did not come in their order */
 
 #define LAY_EREC_OWNERS 255u     /* so many owners have a number; that of all others is this, and the second record has theirs */
 
@@ -30,7 +31,8 @@ typedef struct lay_erec {
     uint32_t text;               /* of its name in names: a byte, how long, and so many more */
     uint32_t parent;
     uint32_t data;               /* of a file: the block of its bytes in the tar; of a symbolic link: its text in names; of a
-                                    device: its number; of a directory, once settled: the first of its names in order */
+                                    device: its number; of a directory: the last name that came, and once settled the first
+                                    of its names in order */
     uint32_t size;               /* of a file or a link's text; of a directory, once settled: how many names */
     int64_t mtime;               /* nanoseconds since 1970, as far as moby lets them go */
     uint16_t mode;
@@ -52,6 +54,9 @@ typedef struct lay_eheld { const char *name; const uint8_t *value; uint32_t len;
 
 typedef struct lay_eowner { uint32_t uid, gid; } lay_eowner;
 
+/* A directory on the way to another, and where its name ends in the path. */
+typedef struct lay_estep { uint32_t end, number; } lay_estep;
+
 struct lay_etree {
     lay_limits limits;
     lay_erec *recs; size_t nrecs, recs_cap;
@@ -64,11 +69,12 @@ struct lay_etree {
     lay_text piece, acls[2];
     uint8_t capability[20];
     lay_epiece *pieces; size_t npieces, pieces_cap;
-    uint32_t *slots; size_t mask, used;               /* number + 1 of the record that has a name now; 0: empty */
+    uint32_t *slots; size_t mask, used, indexed;      /* number + 1 of the record that has a name, of the first `indexed`; 0: empty */
     lay_nameset key;                                  /* only for its hash */
     uint32_t *order;                                  /* all names, those of one directory together */
     lay_text clean, target, resolved, rest, next;     /* scratch */
     lay_text near; uint32_t near_at;                  /* the parent of the entry before, and the directory it is */
+    lay_text way; lay_estep *steps; size_t nsteps, steps_cap;     /* a path that was entered, and the steps on it */
     lay_text linked; uint32_t linked_at;              /* a parent that leads through links, and the directory it leads to */
     bool near_known, linked_known;
     uint32_t sparse;                                  /* the present entry, if it takes pieces; 0: it does not */
@@ -81,9 +87,9 @@ static inline lay_erec *lay_erec_at(const lay_etree *t, uint32_t number) { retur
 
 lay_code lay_estate_init(lay_etree *t, lay_error *err);
 void lay_estate_free(lay_etree *t);
-/* A name in a directory; 0: there is none. */
-uint32_t lay_estate_find(const lay_etree *t, uint32_t directory, const char *name, size_t n);
-/* A new record at this name, empty; what had the name is gone. */
+/* A name in a directory; *number 0: there is none. */
+lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
+/* A new record at this name, empty; what had the name was dropped. */
 lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
 /* The number goes, and all below it. */
 void lay_estate_drop(lay_etree *t, uint32_t number);

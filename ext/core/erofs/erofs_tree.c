@@ -86,13 +86,15 @@ static lay_code set_meta(lay_etree *t, uint32_t number, const lay_meta *m, lay_e
 
 /* ---- by type ---- */
 
-static lay_code make(lay_etree *t, uint32_t directory, const char *name, size_t n, mode_t type, const lay_meta *m, uint32_t *number, lay_error *err)
+/* A name of a directory, and what has it; 0: nothing. */
+typedef struct spot { uint32_t directory, there; const char *name; size_t n; } spot;
+
+static lay_code make(lay_etree *t, const spot *at, mode_t type, const lay_meta *m, uint32_t *number, lay_error *err)
 {
-    uint32_t there = lay_estate_find(t, directory, name, n);
-    bool reborn = there && S_ISDIR(type) && !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, there))->mode);
-    if (there)
-        lay_estate_drop(t, there);
-    if (lay_estate_add(t, directory, name, n, number, err))
+    bool reborn = at->there && S_ISDIR(type) && !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, at->there))->mode);
+    if (at->there)
+        lay_estate_drop(t, at->there);
+    if (lay_estate_add(t, at->directory, at->name, at->n, number, err))
         return err->code;
     lay_erec *r = lay_erec_at(t, *number);
     r->mode = (uint16_t)type;
@@ -149,43 +151,43 @@ static void expect_whiteouts(lay_etree *t, uint32_t directory)
 }
 
 /* t->resolved: the path of a name in a directory. */
-static lay_code resolve(lay_etree *t, uint32_t directory, const char *name, size_t n, lay_error *err)
+static lay_code resolve(lay_etree *t, const spot *at, lay_error *err)
 {
-    return lay_estate_path(t, directory, &t->resolved, err) || lay_text_push(&t->resolved, name, n, err) ? err->code : LAY_OK;
+    return lay_estate_path(t, at->directory, &t->resolved, err) || lay_text_push(&t->resolved, at->name, at->n, err) ? err->code : LAY_OK;
 }
 
 /* A file is made when its bytes are there, by then known by where it lies. */
-static lay_code file_failed(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, lay_error *err)
+static lay_code file_failed(lay_etree *t, const lay_tar_entry *e, const spot *at, lay_error *err)
 {
     lay_error ignored;
-    if (err->code == LAY_E_OS && !e->sparse && !resolve(t, directory, name, n, &ignored))
+    if (err->code == LAY_E_OS && !e->sparse && !resolve(t, at, &ignored))
         lay_error_path(err, t->resolved.p, t->resolved.len);
     return err->code;
 }
 
-static lay_code whiteout_failed(lay_etree *t, uint32_t directory, const char *name, size_t n, lay_error *err)
+static lay_code whiteout_failed(lay_etree *t, const spot *at, lay_error *err)
 {
     char what[LAY_ERROR_TEXT];
-    if (resolve(t, directory, name, n, err))
+    if (resolve(t, at, err))
         return err->code;
     snprintf(what, sizeof what, "failed to mknod('%.300s', S_IFCHR, 0)", t->resolved.p);
     return lay_fail_os(err, EEXIST, NULL, what);
 }
 
-static lay_code whiteout(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, lay_error *err)
+static lay_code whiteout(lay_etree *t, const lay_tar_entry *e, const spot *at, lay_error *err)
 {
     lay_meta meta;
     if (lay_meta_of(&meta, e, err))
         return err->code;
-    uint32_t there = lay_estate_find(t, directory, name, n), inode = lay_estate_inode(t, there);
-    if (there && !lay_estate_is_whiteout(t, inode))
-        return whiteout_failed(t, directory, name, n, err);
-    if (!there) {
-        if (lay_estate_add(t, directory, name, n, &inode, err))
+    uint32_t inode = lay_estate_inode(t, at->there);
+    if (at->there && !lay_estate_is_whiteout(t, inode))
+        return whiteout_failed(t, at, err);
+    if (!at->there) {
+        if (lay_estate_add(t, at->directory, at->name, at->n, &inode, err))
             return err->code;
         lay_erec_at(t, inode)->mode = S_IFCHR;
     }
-    expect_whiteouts(t, directory);
+    expect_whiteouts(t, at->directory);
     set_time(t, inode, &meta);
     return meta.uid || meta.gid ? lay_estate_set_owner(t, inode, meta.uid, meta.gid, err) : LAY_OK;
 }
@@ -210,8 +212,7 @@ static lay_code find_target(lay_etree *t, const lay_tar_entry *e, uint32_t *targ
     *target = 0;
     if (lay_enames_enter(t, &t->target, &directory, &base, err))
         return err->code == LAY_E_OS ? link_failed(e, err->sys_errno, err) : err->code;
-    *target = lay_estate_find(t, directory, t->target.p + base, t->target.len - base);
-    return LAY_OK;
+    return lay_estate_find(t, directory, t->target.p + base, t->target.len - base, target, err);
 }
 
 /* A hard link says of the inode what any entry says; the kernel takes a capability away with the owner. */
@@ -227,33 +228,33 @@ static lay_code link_meta(lay_etree *t, uint32_t inode, const lay_meta *m, lay_e
     return (chowned && lay_estate_set_owner(t, inode, m->uid, m->gid, err)) || lay_exattrs_set(t, inode, m, LAY_EXATTRS_ADDED, chowned, err) ? err->code : LAY_OK;
 }
 
-static lay_code make_link(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, const lay_meta *m, lay_error *err)
+static lay_code make_link(lay_etree *t, const lay_tar_entry *e, const spot *at, const lay_meta *m, lay_error *err)
 {
-    uint32_t target, number, there = lay_estate_find(t, directory, name, n);
+    uint32_t target, number;
     lay_emore *more;
     if (lay_path_relative(&t->target, e->link, e->link_len, err))
         return err->code;
     if (lay_path_leaves(&t->target) || (t->target.len == 1 && t->target.p[0] == '.'))
         return lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
-    if (there) {
+    if (at->there) {
         if (find_target(t, e, &target, err))
             return err->code;
-        uint32_t inode = lay_estate_inode(t, there);
-        if (target == there && !S_ISDIR(lay_erec_at(t, inode)->mode) && !lay_estate_is_whiteout(t, inode))
+        uint32_t inode = lay_estate_inode(t, at->there);
+        if (target == at->there && !S_ISDIR(lay_erec_at(t, inode)->mode) && !lay_estate_is_whiteout(t, inode))
             return LAY_OK;                    /* to itself: it stays what it is */
-        lay_estate_drop(t, there);
+        lay_estate_drop(t, at->there);
     }
     if (find_target(t, e, &target, err))
         return err->code;
     if (!target || S_ISDIR(lay_erec_at(t, lay_estate_inode(t, target))->mode))
         return link_failed(e, target ? EPERM : ENOENT, err);
     uint32_t inode = lay_estate_inode(t, target);
-    if (lay_estate_add(t, directory, name, n, &number, err) || lay_estate_more(t, inode, &more, err))
+    if (lay_estate_add(t, at->directory, at->name, at->n, &number, err) || lay_estate_more(t, inode, &more, err))
         return err->code;
     lay_erec_at(t, number)->flags = LAY_EREC_LINK;
     lay_erec_at(t, number)->data = inode;
     if (lay_estate_is_whiteout(t, inode)) {
-        expect_whiteouts(t, directory);
+        expect_whiteouts(t, at->directory);
         return LAY_OK;
     }
     return link_meta(t, inode, m, err);
@@ -261,10 +262,10 @@ static lay_code make_link(lay_etree *t, const lay_tar_entry *e, uint32_t directo
 
 /* ---- entries ---- */
 
-static lay_code place(lay_etree *t, const lay_tar_entry *e, uint32_t directory, const char *name, size_t n, int64_t payload, lay_error *err)
+static lay_code place(lay_etree *t, const lay_tar_entry *e, const spot *at, int64_t payload, lay_error *err)
 {
     lay_meta meta;
-    uint32_t number, there;
+    uint32_t number;
     if (lay_meta_of(&meta, e, err))
         return err->code;
     switch (e->type) {
@@ -272,32 +273,31 @@ static lay_code place(lay_etree *t, const lay_tar_entry *e, uint32_t directory, 
     case 'S':
         if (add_size(t, e->size, err))
             return err->code;
-        if (make(t, directory, name, n, S_IFREG, &meta, &number, err))
-            return file_failed(t, e, directory, name, n, err);
+        if (make(t, at, S_IFREG, &meta, &number, err))
+            return file_failed(t, e, at, err);
         return make_file(t, e, number, payload, err);
     case '5':
-        there = lay_estate_find(t, directory, name, n);
-        if (!there || !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, there))->mode))
-            return make(t, directory, name, n, S_IFDIR, &meta, &number, err);
-        lay_erec_at(t, there)->flags &= (uint8_t)~LAY_EREC_IMPLIED;
-        return set_meta(t, there, &meta, LAY_EXATTRS_KEPT, err);
+        if (!at->there || !S_ISDIR(lay_erec_at(t, lay_estate_inode(t, at->there))->mode))
+            return make(t, at, S_IFDIR, &meta, &number, err);
+        lay_erec_at(t, at->there)->flags &= (uint8_t)~LAY_EREC_IMPLIED;
+        return set_meta(t, at->there, &meta, LAY_EXATTRS_KEPT, err);
     case '2':
         if (!e->link_len)
             return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
-        if (add_size(t, (int64_t)e->link_len, err) || make(t, directory, name, n, S_IFLNK, &meta, &number, err))
+        if (add_size(t, (int64_t)e->link_len, err) || make(t, at, S_IFLNK, &meta, &number, err))
             return err->code;
         return make_symlink(t, e, number, err);
     case '1':
-        return make_link(t, e, directory, name, n, &meta, err);
+        return make_link(t, e, at, &meta, err);
     case '6':
-        return make(t, directory, name, n, S_IFIFO, &meta, &number, err);
+        return make(t, at, S_IFIFO, &meta, &number, err);
     case '3':
     case '4':
-        if (check_device(e, err) || make(t, directory, name, n, e->type == '3' ? S_IFCHR : S_IFBLK, &meta, &number, err))
+        if (check_device(e, err) || make(t, at, e->type == '3' ? S_IFCHR : S_IFBLK, &meta, &number, err))
             return err->code;
         lay_erec_at(t, number)->data = device((uint32_t)e->dev_major, (uint32_t)e->dev_minor);
         if (lay_estate_is_whiteout(t, number))
-            expect_whiteouts(t, directory);
+            expect_whiteouts(t, at->directory);
         return LAY_OK;
     default:
         return lay_fail_at(err, LAY_E_TAR, e->offset, "unhandled tar header type %d", (unsigned char)e->type);
@@ -323,17 +323,19 @@ static lay_code entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay
     lay_wh wh = lay_whiteout_kind(t->clean.p + base, t->clean.len - base);
     if (wh == LAY_WH_BAD)
         return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);
-    uint32_t directory;
-    if (lay_enames_enter(t, &t->clean, &directory, &base, err))
+    spot at;
+    if (lay_enames_enter(t, &t->clean, &at.directory, &base, err))
         return err->code;
-    const char *name = t->clean.p + base;
-    size_t n = t->clean.len - base;
-    if (wh == LAY_WH_NAME)
-        return whiteout(t, e, directory, name + LAY_WH_PREFIX_LEN, n - LAY_WH_PREFIX_LEN, err);
-    if (wh == LAY_WH_PLAIN)
-        return place(t, e, directory, name, n, payload, err);
-    lay_erec_at(t, directory)->flags |= LAY_EREC_OPAQUE;
-    return LAY_OK;
+    if (wh == LAY_WH_OPAQUE_DIR) {
+        lay_erec_at(t, at.directory)->flags |= LAY_EREC_OPAQUE;
+        return LAY_OK;
+    }
+    base += wh == LAY_WH_NAME ? LAY_WH_PREFIX_LEN : 0;
+    at.name = t->clean.p + base;
+    at.n = t->clean.len - base;
+    if (lay_estate_find(t, at.directory, at.name, at.n, &at.there, err))
+        return err->code;
+    return wh == LAY_WH_NAME ? whiteout(t, e, &at, err) : place(t, e, &at, payload, err);
 }
 
 lay_code lay_etree_entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay_error *err)
