@@ -80,7 +80,7 @@ cdef extern from "lay.h" nogil:
     void lay_source_free(lay_source *s) noexcept
     lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err) noexcept
     lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
-    unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS
+    unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS, LAY_EXPORT_WHOLE
     lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err) noexcept
     ctypedef struct lay_directory_options:
         const char *prefix

@@ -198,6 +198,7 @@ lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, 
 #define LAY_EXPORT_USERXATTR 2u /* those marks are user.overlay., not trusted.overlay. */
 #define LAY_EXPORT_KEEP 4u      /* extended attributes, ACLs and nanoseconds go along, in PAX records */
 #define LAY_EXPORT_SKIP_MARKS 8u /* a name that begins with .wh. is left out, with all below it; else LAY_E_BREAKOUT */
+#define LAY_EXPORT_WHOLE 16u    /* nothing is below: no directory is said to hide anything */
 
 /* A fresh tar of everything below root (moby's TarWithOptions). */
 lay_code lay_export_tree_open(lay_source **out, int root_fd, unsigned flags, lay_error *err);

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from layerstore._core import _tarstream
+from layerstore.contents.image import write_image
 from layerstore.contents.merged import MergedTree
 from layerstore.engine.engine import Engine
 from layerstore.engine.record import Record, Reference
 from layerstore.errors import LayerStoreError
 from layerstore.ids import EMPTY_LAYER_DIFF_ID, OS, ChainID, DiffID
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Descriptor, FileEntry, Metadata, StrPath
+from layerstore.values import Descriptor, FileEntry, Metadata, Progress, StrPath
 
 
 class Top:
@@ -136,6 +137,19 @@ class Layer:
         """
         return self._engine.contents.merged(self._record)
 
+    def export_erofs(self, path: StrPath, *, progress: Progress | None = None) -> int:
+        """Write the tree of this layer on top of all below it as one EROFS image, for any kernel from 6.4 on.
+
+        A machine boots from the file, or mounts it, with nothing beside it: all contents are copied into it. Owners,
+        modes, times, extended attributes, hard links and devices are kept.
+        path       the new file; it appears when it is complete, in place of one that is there
+        progress   called with the bytes of contents and headers that were written, at most ten times a second
+
+        Returns  the bytes of the file
+        Raises   CorruptLayerError, NotSupportedError, OSError
+        """
+        return write_image(self._engine.contents.whole_tar(self._record), path, progress)
+
     def metadata(self) -> dict[str, str]:
         """Return the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir if there is a parent.
 
@@ -215,6 +229,10 @@ class EmptyLayer(Layer):
     def merged(self) -> MergedTree:
         """Return an empty tree."""
         return MergedTree([], lambda entry: io.BytesIO())
+
+    def export_erofs(self, path: StrPath, *, progress: Progress | None = None) -> int:
+        """Write an image of an empty directory."""
+        return write_image(self.tar_stream(), path, progress)
 
     def metadata(self) -> dict[str, str]:
         """Return {}: no driver stores it."""

@@ -1,8 +1,10 @@
 """ls, show, register, export, release, diff, and how layers are named."""
 
 import os
+import stat
 import subprocess
 
+import erofsreader
 import pytest
 import tarkit
 from tarkit import dir, end, file, whiteout
@@ -325,3 +327,21 @@ def test_diff_says_what_changed(two, cli, room):
     assert cli("diff", other, third, "--json").json == [{"kind": "C", "path": "/app", "what": ["link"]}]
     timed = {change["path"]: change["what"] for change in cli("diff", other, third, "--times", "--json").json}
     assert timed["/etc/same"] == ["time"]
+
+
+# ---- an image of it -----------------------------------------------------------------------------
+def test_a_layer_goes_out_as_one_image(two, cli, refused, room):
+    path = room / "whole.erofs"
+    done = cli("export", APP_ID, "--erofs", path)
+    assert (done.code, done.out) == (0, "") and done.err.startswith(f"{path}: ")
+    files = {name: node.size for name, node in erofsreader.read(path).tree.items() if stat.S_ISREG(node.mode)}
+    assert files == {"app/main": 6, "etc/motd": 6}
+    facts = cli("export", APP_ID, "--erofs", path, "--json").json
+    assert facts == {"chain_id": APP_ID, "diff_id": tarkit.diff_id(APP), "output": str(path), "bytes": path.stat().st_size}
+    two("image", "create", APP_ID, "--tag", "app:1")
+    assert cli("export", "app:1", "--erofs", room / "app.erofs").code == 0
+    assert (room / "app.erofs").read_bytes() == path.read_bytes()
+    assert "without -o and --from" in refused(2, "export", "app:1", "--erofs", path, "-o", "x.tar")
+    assert "without -o and --from" in refused(2, "export", "app:1", "--erofs", path, "--from", BASE_ID)
+    assert "No such file or directory" in refused(3, "export", "app:1", "--erofs", room / "no/such/file")
+    assert sorted(os.listdir(room)) == ["app.erofs", "app.tar", "base.tar", "docker", "whole.erofs"]

@@ -89,6 +89,9 @@ class ToyTrees:
             self.toy.show(stack, Path(place.name, name))
         return difference(Path(place.name, "new"), Path(place.name, "old"), flags, place.cleanup)
 
+    def whole(self, stack, flags=0):
+        return self.diff(stack, [], flags)
+
     def size(self, above):
         with self.recorded(above, self.below(above)) as (received, _):
             return received.size

@@ -27,12 +27,14 @@ void lay_export_init(lay_export *x, unsigned flags)
     x->userxattr = (flags & LAY_EXPORT_USERXATTR) != 0;
     x->keep = (flags & LAY_EXPORT_KEEP) != 0;
     x->skip_marks = (flags & LAY_EXPORT_SKIP_MARKS) != 0;
+    x->whole = (flags & LAY_EXPORT_WHOLE) != 0;
 }
 
 unsigned lay_export_flags(const lay_export *x)
 {
     return (x->overlay ? LAY_EXPORT_OVERLAY : 0) | (x->userxattr ? LAY_EXPORT_USERXATTR : 0)
-        | (x->keep ? LAY_EXPORT_KEEP : 0) | (x->skip_marks ? LAY_EXPORT_SKIP_MARKS : 0);
+        | (x->keep ? LAY_EXPORT_KEEP : 0) | (x->skip_marks ? LAY_EXPORT_SKIP_MARKS : 0)
+        | (x->whole ? LAY_EXPORT_WHOLE : 0);
 }
 
 lay_code lay_export_head(lay_export *x, const lay_tar_head *head, lay_error *err)
@@ -363,7 +365,7 @@ static lay_code give_entry(lay_export *x, const lay_bearer *thing, const struct 
     lay_code code = lay_export_head(x, h, err);
     if (dir)
         lay_text_cut(&x->name, plain);
-    return !code && dir && x->overlay ? add_opaque(x, thing, h, err) : code;
+    return !code && dir && x->overlay && !x->whole ? add_opaque(x, thing, h, err) : code;
 }
 
 static void apply_options(const lay_plain *p, lay_tar_head *h)

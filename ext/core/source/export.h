@@ -22,6 +22,7 @@ typedef struct lay_export {
     bool userxattr;
     bool keep;                             /* extended attributes, ACLs and nanoseconds too */
     bool skip_marks;                       /* names that begin with .wh. are left out, not refused */
+    bool whole;                            /* no opaque marks */
     lay_plain plain;
     int opaque;                            /* of the directory at hand: it hides what is below, or not; -1: its mark says so */
     /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */

@@ -7,6 +7,7 @@ EXPORT_OVERLAY: int
 EXPORT_USERXATTR: int
 EXPORT_KEEP: int
 EXPORT_SKIP_MARKS: int
+EXPORT_WHOLE: int
 
 @disjoint_base
 class Source:

@@ -58,10 +58,13 @@ def add(commands: Commands) -> None:
         "export", run_export, "write a layer's tar, byte for byte as it was registered", "LAYER",
         more="The tar is verified: a changed file ends the command with an error, and with -o no file is left behind.",
         examples=["export 4e596c87bd09 -o base.tar", "export debian:12 | tar t",
-                  "export app:1 --from debian:12 -o new.tar"])  # fmt: skip
+                  "export app:1 --from debian:12 -o new.tar", "export app:1 --erofs rootfs.erofs"])  # fmt: skip
     export.add_argument("-o", "--output", metavar="FILE", default="-", help='"-" (default) is standard output')
     export.add_argument("--from", dest="below", metavar="LAYER",
                         help="write a new tar of the difference to this ancestor; not verified")  # fmt: skip
+    export.add_argument("--erofs", dest="image", metavar="FILE",
+                        help="write one EROFS image of the layer with all below it, which a virtual machine "
+                             "can boot from")  # fmt: skip
 
     release = commands.command(
         "release", run_release, "remove layers that nothing needs, and print what was removed", "LAYER+",
@@ -285,7 +288,19 @@ def tell_layer(layer: Layer, screen: Screen) -> None:
     }, [layer.chain_id], note)  # fmt: skip
 
 
+def _export_image(args: Any, screen: Screen) -> None:
+    if args.below is not None or args.output != "-":
+        raise Failure("--erofs names the file, and takes all layers: it goes without -o and --from", Exit.USAGE)
+    with reading(args) as opened, opened.kept(args.layer) as layer, screen.progress("export") as progress:
+        written = layer.export_erofs(args.image, progress=progress)
+    facts = {"chain_id": layer.chain_id, "diff_id": layer.diff_id, "output": args.image, "bytes": written}
+    tell_written(facts, screen)
+
+
 def run_export(args: Any, screen: Screen) -> None:
+    if args.image is not None:
+        _export_image(args, screen)
+        return
     if args.output == "-" and screen.as_json:
         raise Failure("--json and a tar cannot both go to standard output: name a file with -o", Exit.USAGE)
     # A tar of a difference may need a mount, which a store for reading only does not make.

@@ -421,6 +421,13 @@ class Trees(Protocol):
                  NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
         """
 
+    def whole(self, stack: Stack, flags: int = 0) -> TarStream:
+        """Return a fresh tar of all that ids show. It has no marks: what they hide is not there.
+
+        flags    as diff() has it
+        Raises   NotSupportedError   as diff() does
+        """
+
     def size(self, above: Stack) -> int:
         """Count the bytes of the files that these ids show, each once."""
 

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
+from layerstore._core import _tarstream
 from layerstore.contents.files import open_bytes
 from layerstore.contents.merged import MergedTree
 from layerstore.drivers import StoredLayer
@@ -87,6 +88,14 @@ class Contents:
             )
         stream = layer.tar_from(above.cache_id if parent and above else "")
         return told_left_out(stream, f"layer {record.chain_id}")
+
+    def whole_tar(self, record: Record) -> TarStream:
+        """Make a tar of a layer with all below it that keeps all there is: attributes, ACLs and parts of a second.
+
+        Raises  CorruptLayerError, NotSupportedError, OSError
+        """
+        stack = self.directories_of(record)
+        return self._ground.driver.trees.whole(stack, _tarstream.EXPORT_KEEP).about(record.chain_id)
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""

@@ -91,12 +91,23 @@ class Trees:
                 changes = _changes.compare_trees(shown, before, attributes=True, touched=True)
                 return looked_over(_tarstream.export_changes(shown, changes, flags))
 
-    def _exported(self, above: Stack, below: Stack, flags: int) -> TarStream:
-        """Make the tar of the directory that merging these makes; of one, its own."""
+    def whole(self, stack: Stack, flags: int = 0) -> TarStream:
+        flags |= _tarstream.EXPORT_WHOLE
+        if len(stack) != 1:
+            return self.diff(stack, [], flags)
+        try:
+            self._require_native(stack)
+            return self._exported(stack, [], flags, merged=True)
+        except NotSupportedError as why:
+            with self._shown(stack, why) as shown:
+                return looked_over(_tarstream.export_tree(shown, flags))
+
+    def _exported(self, above: Stack, below: Stack, flags: int, *, merged: bool = False) -> TarStream:
+        """Make the tar of the directory that merging these makes; of one, its own, or (merged) what it shows alone."""
         flags |= _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
             fds = [stack.enter_context(self._below.seen(id)) for id in above]
-            if len(fds) == 1:
+            if len(fds) == 1 and not merged:
                 return looked_over(_tarstream.export_tree(fds[0], flags))
             lowers = [stack.enter_context(self._below.opened(id)) for id in below]
             return looked_over(_tarstream.export_stack(fds, flags, lowers))
