@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from disk import shape
+from driven import DRIVER
 
 # What no store has.
 UNKNOWN = "sha256:" + "1" * 64
@@ -42,7 +43,7 @@ def shown(store, layer, of=shape):
 
 def driver_directories(root: Path) -> list[str]:
     """The directories of layers, of any store that uses this root."""
-    return sorted(name for name in os.listdir(root / "overlay2") if len(name) >= 64)
+    return sorted(name for name in os.listdir(root / DRIVER) if len(name) >= 64)
 
 
 def at_once(*jobs) -> list:

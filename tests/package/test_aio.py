@@ -219,7 +219,7 @@ async def test_a_store_is_opened_by_hand_too(root):
     with pytest.raises(layerstore.StoreClosedError):
         await store.mounts()
     assert await store.open() is store
-    assert store.driver_name() == "overlay2"
+    assert store.driver_name() == DRIVER
     assert ("Supports d_type", "true") in await store.driver_status()
     await store.cleanup()
     await store.close()

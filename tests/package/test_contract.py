@@ -11,6 +11,7 @@ import typing
 
 import pytest
 import tarkit
+from driven import DRIVER
 
 import layerstore
 from layerstore import Images, Layer, RWLayer, Store
@@ -193,7 +194,7 @@ def test_every_promised_parameter_is_annotated():
 
 
 def test_what_is_printed_of_an_object_says_what_it_is(store):
-    assert repr(store) == f"<Store {store.root} (overlay2)>"
+    assert repr(store) == f"<Store {store.root} ({DRIVER})>"
     assert repr(Images(store)) == f"<Images of {store.root}>"
     with store.register(tarkit.file("f") + tarkit.end()) as layer:
         assert repr(layer) == f"<Layer {layer.chain_id}>"
@@ -204,8 +205,8 @@ def test_what_is_printed_of_an_object_says_what_it_is(store):
         with store.create_rw_layer("box", layer) as box, box.tar_stream() as stream:
             assert (repr(box), repr(stream)) == ("<RWLayer box>", "<TarStream>")
     with Store(store.root, options={"read_only": "true"}) as reader:
-        assert repr(reader) == f"<Store {store.root} (overlay2, read-only)>"
-    assert repr(reader) == f"<Store {store.root} (overlay2, read-only), closed>"
+        assert repr(reader) == f"<Store {store.root} ({DRIVER}, read-only)>"
+    assert repr(reader) == f"<Store {store.root} ({DRIVER}, read-only), closed>"
 
 
 def test_the_package_shows_its_public_names_only():

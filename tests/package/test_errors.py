@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tarkit
-from driven import DRIVER
+from driven import DRIVER, FILES
 from stored import UNKNOWN
 
 import layerstore
@@ -211,9 +211,9 @@ def test_errors_of_a_store_name_their_subject(store, root):
 
 def test_a_damaged_layer_is_named_by_all_that_read_it(store, root):
     layer = store.register(tarkit.T1)
-    path = next(p for p in (root / DRIVER / layer.cache_id / "diff").rglob("*") if p.is_file() and p.stat().st_size)
+    path = next(p for p in (root / DRIVER / layer.cache_id / FILES).rglob("*") if p.is_file() and p.stat().st_size)
     path.write_bytes(bytes(path.stat().st_size))
-    name = str(path.relative_to(root / DRIVER / layer.cache_id / "diff"))
+    name = str(path.relative_to(root / DRIVER / layer.cache_id / FILES))
     for read in (lambda: layer.tar_stream().read(), lambda: layer.open(name).read(), lambda: layer.merged().open(name).read()):
         with pytest.raises(layerstore.CorruptLayerError) as caught:
             read()

@@ -7,7 +7,7 @@ import stat
 import disk
 import pytest
 import tarkit
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from tarkit import end, file
 
 import layerstore
@@ -169,7 +169,7 @@ def test_remove_takes_a_damaged_layer(store, open_store, root, mark, name):
     store.close()
     with open_store() as again:
         assert chains(again.remove(top.chain_id))[0] == top.chain_id
-        assert (root / DRIVER / base.cache_id / "diff/a").exists() == (base.chain_id in again.map())
+        assert (root / DRIVER / base.cache_id / FILES / "a").exists() == (base.chain_id in again.map())
         again.cleanup()
         assert again.map() == {} and os.listdir(root / DRIVER) == ["l"]
 
@@ -196,7 +196,7 @@ def test_cleanup_finishes_a_release(interrupted, root):
 def test_orphans_lists_it_and_reclaim_removes_it(interrupted, root):
     store, chain = interrupted
     found = store.orphans()
-    assert [(orphan.kind, orphan.path) for orphan in found] == [("layer", f"image/overlay2/layerdb/sha256/{chain[7:]}")]
+    assert [(orphan.kind, orphan.path) for orphan in found] == [("layer", f"{LAYERDB}/sha256/{chain[7:]}")]
     assert store.reclaim() == found and set(store.map()) == {chain}
     assert store.reclaim(dry_run=False) == found
     assert store.map() == {} and store.orphans() == []
@@ -247,9 +247,9 @@ def test_the_error_names_the_file_and_nothing_says_that_it_is_gone(store, open_s
 
 def test_a_released_layer_that_cannot_be_removed_is_not_told_as_gone(interrupted, root, stuck):
     store, chain = interrupted
-    (root / DRIVER / store.map()[chain].cache_id / "diff/a").unlink()
-    (root / DRIVER / store.map()[chain].cache_id / "diff/a").mkdir()
-    (root / DRIVER / store.map()[chain].cache_id / "diff/a/f").touch()
+    (root / DRIVER / store.map()[chain].cache_id / FILES / "a").unlink()
+    (root / DRIVER / store.map()[chain].cache_id / FILES / "a").mkdir()
+    (root / DRIVER / store.map()[chain].cache_id / FILES / "a/f").touch()
     loosen = stuck(store.map()[chain])
     assert [orphan.kind for orphan in store.orphans()] == ["layer"]
     assert store.reclaim(dry_run=False) == []

@@ -7,7 +7,7 @@ import tarfile
 import pytest
 import tarkit
 from disk import changed, disk_state, mounts_below
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from stored import tar_of
 from tarkit import end, file
 
@@ -286,7 +286,7 @@ def test_verify_names_missing_records_bad_metadata_and_orphans(store, chain, roo
     (db / chain[0].chain_id.encoded / "tar-split.json.gz").unlink()
     (db / chain[1].chain_id.encoded / "size").write_text("x")
     stray = "f" * 64
-    (root / DRIVER / stray / "diff").mkdir(parents=True)
+    (root / DRIVER / stray / FILES).mkdir(parents=True)
     found = {(p.kind, p.subject) for p in store.verify()}
     assert ("missing", chain[0].chain_id) in found
     assert ("metadata", chain[1].chain_id) in found

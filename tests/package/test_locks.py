@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tarkit
-from driven import LAYERDB
+from driven import DRIVER, LAYERDB
 from soak import budget
 from stored import at_once, tar_of
 
@@ -242,7 +242,7 @@ def test_who_waits_too_long_is_told_who_has_it(root, open_store, holder):
         images.create(layer, tags="app:1")
         calls = {
             root / LAYERDB: lambda: store.register(tarkit.T2),
-            root / "image/overlay2": lambda: images.tag("app:1", "app:2"),
+            root / "image" / DRIVER: lambda: images.tag("app:1", "app:2"),
         }
         for path, call in calls.items():
             process = holder(path)

@@ -250,7 +250,7 @@ def test_a_layer_on_a_damaged_one_says_which_is_first(store, open_store, root, c
 def test_a_layers_small_file_is_told_and_mended_and_hides_nothing(store, open_store, root, chain, box, name, harm):
     layers = store.map()
     harm(root / DRIVER / layers[chain[1]].cache_id / name)
-    write(root / DRIVER / layers[chain[2]].cache_id / "diff/c", b"damaged")
+    write(root / DRIVER / layers[chain[2]].cache_id / "diff" / "c", b"damaged")
     with open_store() as again:
         assert {p.subject for p in again.verify()} >= {chain[1], chain[2]}
         again.repair(chain[1], TARS[1])
@@ -279,8 +279,8 @@ def test_donors_that_cannot_be_read_are_passed_over(store, root):
         other = store.register(file("f", b"needed" * 100) + file(f"n{n}") + end())
         (root / LAYERDB / "sha256" / other.chain_id.encoded / "tar-split.json.gz").write_bytes(junk)
     damaged = store.register(file("x", b"needed" * 100) + end())
-    write(root / DRIVER / damaged.cache_id / "diff/x", b"worse")
-    write(root / DRIVER / broken.cache_id / "diff/f", b"damaged")
+    write(root / DRIVER / damaged.cache_id / "diff" / "x", b"worse")
+    write(root / DRIVER / broken.cache_id / "diff" / "f", b"damaged")
     with pytest.raises(CorruptLayerError, match="in no other layer"):
         store.repair(broken.chain_id)
     store.register(file("sound", b"needed" * 100) + end())

@@ -6,7 +6,7 @@ import os
 import pytest
 import tarkit
 from disk import changed, disk_state
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from stored import driver_directories, tar_of
 from tarkit import end, file
 
@@ -101,10 +101,10 @@ def test_cleanup_removes_what_nobody_owns_and_nothing_else(store, root, layerdb)
     store.create_rw_layer("c", keep.chain_id, CreateRWLayerOpts(init_func=lambda path: None))
     before = disk_state(root)
     stray = "f" * 64
-    (root / DRIVER / stray / "diff").mkdir(parents=True)
+    (root / DRIVER / stray / FILES).mkdir(parents=True)
     (root / DRIVER / stray / "link").write_text("A" * 26)
-    (root / DRIVER / "l" / ("A" * 26)).symlink_to(f"../{stray}/diff")
-    (root / DRIVER / "l" / ("B" * 26)).symlink_to("../gone/diff")
+    (root / DRIVER / "l" / ("A" * 26)).symlink_to(f"../{stray}/{FILES}")
+    (root / DRIVER / "l" / ("B" * 26)).symlink_to(f"../gone/{FILES}")
     (layerdb / "tmp/write-set-77").mkdir()
     (layerdb / "tmp/write-set-77/size").write_text("1")
     store.cleanup()
@@ -114,7 +114,7 @@ def test_cleanup_removes_what_nobody_owns_and_nothing_else(store, root, layerdb)
 def test_cleanup_keeps_what_strangers_put_beside_it(store, root):
     """Not ids of ours, so not ours to take."""
     store.register(tarkit.T1)
-    for path in ("overlay2/lost+found", "image/overlay2/imagedb", "containers"):
+    for path in (f"{DRIVER}/lost+found", f"image/{DRIVER}/imagedb", "containers"):
         (root / path).mkdir()
     (root / "image" / DRIVER / "repositories.json").write_text("{}")
     before = disk_state(root)

@@ -8,7 +8,7 @@ import pytest
 import recipes
 import tarkit
 from disk import changed, disk_state
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from tarkit import dir, end, file, hardlink, opaque, symlink, whiteout
 
 import layerstore
@@ -38,7 +38,7 @@ def layer(store):
 
 
 def diff_of(root, layer):
-    return os.path.join(root, DRIVER, layer.cache_id, "diff")
+    return os.path.join(root, DRIVER, layer.cache_id, FILES)
 
 
 DAMAGES = {
@@ -84,7 +84,7 @@ def test_a_damaged_layer_is_mended_and_only_what_was_damaged_changes(store, open
     assert layer.tar_stream().read() == TAR
     after = disk_state(root, times=True)
     # The layer's tar says no times of these.
-    timeless = ("layerdb", "overlay2 (", "/l (", f"{layer.cache_id} (", f"{layer.cache_id}/work", f"{layer.cache_id}/diff (", "'char'")
+    timeless = ("layerdb", f"{DRIVER} (", "/l (", f"{layer.cache_id} (", f"{layer.cache_id}/work", f"{layer.cache_id}/diff (", "'char'")
     assert [line for line in changed(before, after) if not any(word in line for word in timeless)] == []
     if damage in ("a byte", "cut to nothing", "a file gone"):
         touched = "etc/one" if damage == "cut to nothing" else "etc/two"
@@ -208,17 +208,17 @@ def test_orphans_are_listed_by_size_and_reclaimed(store, root, layer):
     home, db = root / DRIVER, root / LAYERDB
     big, small = "a" * 64, "b" * 64
     for name, size in ((big, 50_000), (small, 5)):
-        (home / name / "diff").mkdir(parents=True)
-        (home / name / "diff/f").write_bytes(b"x" * size)
-    (home / "l/DANGLING").symlink_to("../" + "c" * 64 + "/diff")
+        (home / name / FILES).mkdir(parents=True)
+        (home / name / FILES / "f").write_bytes(b"x" * size)
+    (home / "l/DANGLING").symlink_to(f"../{'c' * 64}/{FILES}")
     (db / "tmp").mkdir(exist_ok=True)
     (db / "tmp/write-set-7").mkdir()
     (db / "tmp/write-set-7/diff").write_text("half")
     (db / "sha256" / f"{'d' * 64}-{'e' * 64}-removing").mkdir()
     expected = [
-        ("directory", f"overlay2/{big}", 50_000), ("directory", f"overlay2/{small}", 5),
-        ("transaction", "image/overlay2/layerdb/tmp/write-set-7", 4),
-        ("removal", f"image/overlay2/layerdb/sha256/{'d' * 64}-{'e' * 64}-removing", 0), ("link", "overlay2/l/DANGLING", 0),
+        ("directory", f"{DRIVER}/{big}", 50_000), ("directory", f"{DRIVER}/{small}", 5),
+        ("transaction", f"{LAYERDB}/tmp/write-set-7", 4),
+        ("removal", f"{LAYERDB}/sha256/{'d' * 64}-{'e' * 64}-removing", 0), ("link", f"{DRIVER}/l/DANGLING", 0),
     ]  # fmt: skip
     assert store.orphans() == expected
     assert store.reclaim(dry_run=True) == store.reclaim() == expected
@@ -233,13 +233,13 @@ def test_buildkits_directories_and_what_they_stand_on_are_not_orphans(store, roo
     home = root / DRIVER
     below, above = "a" * 64, "xk2v9m3q8w7e5r1t6y4u0i2o3"
     for name, link in ((below, "B" * 26), (above, "A" * 26)):
-        (home / name / "diff").mkdir(parents=True)
+        (home / name / FILES).mkdir(parents=True)
         (home / name / "link").write_text(link)
-        (home / "l" / link).symlink_to(f"../{name}/diff")
+        (home / "l" / link).symlink_to(f"../{name}/{FILES}")
     (home / above / "lower").write_text("l/" + "B" * 26)
     assert store.orphans() == []
     store.cleanup()
-    assert (home / below / "diff").is_dir() and (home / above / "diff").is_dir()
+    assert (home / below / FILES).is_dir() and (home / above / FILES).is_dir()
 
 
 def test_reclaim_refuses_while_another_store_has_the_root_open(store, open_store, root):

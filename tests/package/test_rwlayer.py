@@ -10,7 +10,7 @@ import pytest
 import refused
 import tarkit
 from disk import mount_line, mounts_below, shape
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from stored import BoomError
 from tarkit import end, file
 
@@ -174,8 +174,8 @@ def test_an_init_that_raises_leaves_nothing(store, base, rw, unchanged):
 def test_metadata_has_the_directories_and_the_name(store, base, rw, root):
     place = root / DRIVER / store.get_mount_id("c")
     assert rw.metadata() == {
-        "ID": "c", "WorkDir": str(place / "work"), "MergedDir": str(place / "merged"), "UpperDir": str(place / "diff"),
-        "LowerDir": str(root / DRIVER / base.cache_id / "diff"),
+        "ID": "c", "WorkDir": str(place / "work"), "MergedDir": str(place / "merged"), "UpperDir": str(place / FILES),
+        "LowerDir": str(root / DRIVER / base.cache_id / FILES),
     }
 
 
@@ -473,7 +473,7 @@ def test_init_is_given_a_writable_root_and_its_mount_is_gone_when_it_ends(store,
 def test_an_init_without_parent_is_given_the_diff_directory(store, root):
     seen = []
     rw = store.create_rw_layer("c", "", CreateRWLayerOpts(init_func=lambda path: seen.append(path)))
-    assert seen == [str(root / DRIVER / (store.get_mount_id("c") + "-init") / "diff")]
+    assert seen == [str(root / DRIVER / (store.get_mount_id("c") + "-init") / FILES)]
     with rw.mounted() as path:
         assert path.endswith("merged")
 

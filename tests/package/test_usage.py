@@ -9,7 +9,7 @@ import another
 import pytest
 import tarkit
 from disk import sized_file_system
-from driven import DRIVER
+from driven import DRIVER, FILES
 from tarkit import end, file
 
 import layerstore
@@ -77,14 +77,14 @@ def test_each_thing_counts_its_blocks(store_at, place):
             os.link(f"{path}/new", f"{path}/again")
             during = store.usage()
         layers = taken(seen, upper(base), upper(top))
-        boxes = taken(seen, upper(box), Path(upper(box)).parent.with_name(f"{Path(upper(box)).parent.name}-init") / "diff")
+        boxes = taken(seen, upper(box), Path(upper(box)).parent.with_name(f"{Path(upper(box)).parent.name}-init") / FILES)
         found = store.usage()
         assert found == Usage(layers, boxes, 0, 0, 0)
         assert during.layers == layers
         assert boxes > 2 * BIG
-        orphan = place / "root/overlay2" / ("a" * 64)
-        (orphan / "diff").mkdir(parents=True)
-        (orphan / "diff/left").write_bytes(os.urandom(BIG))
+        orphan = place / "root" / DRIVER / ("a" * 64)
+        (orphan / FILES).mkdir(parents=True)
+        (orphan / FILES / "left").write_bytes(os.urandom(BIG))
         left = taken(set(), orphan)
         assert store.usage() == Usage(layers, boxes, 0, left, left)
 
@@ -96,8 +96,8 @@ def test_what_two_have_counts_for_the_first(store, root):
         os.link(f"{upper(layer)}/a", f"{upper(box)}/same")
         assert store.usage() == before
         orphan = root / DRIVER / ("b" * 64)
-        (orphan / "diff").mkdir(parents=True)
-        os.link(f"{upper(layer)}/a", orphan / "diff/same")
+        (orphan / FILES).mkdir(parents=True)
+        os.link(f"{upper(layer)}/a", orphan / FILES / "same")
         found = store.usage()
         assert found.layers == before.layers
         assert found.orphans < 100_000

@@ -12,7 +12,7 @@ import struct
 
 import pytest
 import tarkit
-from driven import DRIVER, LAYERDB
+from driven import DRIVER, FILES, LAYERDB
 from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout
 
 from layerstore import BreakoutError, CorruptLayerError, TarFormatError
@@ -292,7 +292,7 @@ def test_every_damage_is_told_and_mended(store, open_store, room, root, many):
     for seed in range(int(os.environ.get("LAYERSTORE_DRAWS", "120"))):
         dice = random.Random(seed * 10 + many)
         layer, made = drawn(store, f"{seed} {many}")
-        tree = os.path.join(root, DRIVER, layer.cache_id, "diff")
+        tree = os.path.join(root, DRIVER, layer.cache_id, FILES)
         before = note(tree, made.recorded)
         names = [facts.get("same") for facts in before.values()]
         for facts in before.values():
@@ -328,7 +328,7 @@ def test_what_needs_no_bytes_of_others_is_mended_without_a_tar(store, root):
     for seed in range(60):
         dice = random.Random(seed)
         layer, made = drawn(store, f"alone {seed}")
-        tree = os.path.join(root, DRIVER, layer.cache_id, "diff")
+        tree = os.path.join(root, DRIVER, layer.cache_id, FILES)
         before = note(tree, made.recorded)
         for facts in before.values():
             facts["shared"] = False
@@ -359,7 +359,7 @@ def test_paths_longer_than_the_kernel_takes_are_looked_at_too(store, root, depth
     assert store.verify() == []
 
     def bottom():
-        fd = os.open(os.path.join(root, DRIVER, layer.cache_id, "diff"), os.O_RDONLY)
+        fd = os.open(os.path.join(root, DRIVER, layer.cache_id, FILES), os.O_RDONLY)
         for part in parts:
             below = os.open(part, os.O_RDONLY, dir_fd=fd)
             os.close(fd)
@@ -432,7 +432,7 @@ def test_verify_names_every_kind_of_orphan(store, root):
     keep = store.register(tarkit.T1)
     store.create_rw_layer("c", keep.chain_id)
     (root / DRIVER / ("e" * 64) / "diff").mkdir(parents=True)
-    (root / DRIVER / "l" / ("Z" * 26)).symlink_to("../nowhere/diff")
+    (root / DRIVER / "l" / ("Z" * 26)).symlink_to(f"../nowhere/{FILES}")
     removing = root / LAYERDB / "sha256" / ("5" * 64 + "-1-removing")
     removing.mkdir()
     found = store.verify()

@@ -24,7 +24,7 @@ def test_commit_makes_layers_of_the_directories_where_they_lie(store, base, box,
     second = box.snapshot()
     write(box, "three", "3")
     tars = tar_of(first), tar_of(second)
-    inode = os.stat(home(second) / "diff/two").st_ino
+    inode = os.stat(home(second) / FILES / "two").st_ino
     before = shown(box), tar_of(box), lowers(root, store.get_mount_id("box"))
     layer = second.commit()
     low = layer.parent
@@ -32,7 +32,7 @@ def test_commit_makes_layers_of_the_directories_where_they_lie(store, base, box,
     assert (low.diff_id, layer.diff_id) == (tarkit.diff_id(tars[0]), tarkit.diff_id(tars[1]))
     assert (low.diff_size, layer.diff_size) == (10, 20)
     assert (tar_of(low), tar_of(layer)) == tars
-    assert os.stat(home(second) / "diff/two").st_ino == inode
+    assert os.stat(home(second) / FILES / "two").st_ino == inode
     assert (db_of(layer) / "cache-id").read_text() == second.id
     assert lowers(root, second.id) == [first.id, base.cache_id] and lowers(root, first.id) == [base.cache_id]
     assert shown(box) == before[0] and lowers(root, store.get_mount_id("box")) == before[2]
@@ -201,7 +201,7 @@ def test_an_init_layer_is_shared_by_its_snapshots_and_in_no_difference(store, ba
     second = with_init.snapshot()
     assert lowers(root, id) == [second.id, first.id, f"{first.id}-init", base.cache_id]
     assert home(f"{id}-init").exists() and (layerdb / "mounts/box/init-id").read_text() == f"{id}-init"
-    assert os.stat(home(f"{id}-init") / "diff/dev/console").st_ino == os.stat(home(f"{first.id}-init") / "diff/dev/console").st_ino
+    assert os.stat(home(f"{id}-init") / FILES / "dev/console").st_ino == os.stat(home(f"{first.id}-init") / FILES / "dev/console").st_ino
     assert [str(line) for line in with_init.changes()] == ["A /one", "A /two"] and with_init.size() == 2
     assert [str(line) for line in second.changes()] == ["A /two"] and [str(line) for line in first.changes()] == ["A /one"]
     assert b"console" not in tar_of(with_init) + tar_of(first)

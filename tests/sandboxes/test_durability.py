@@ -8,6 +8,7 @@ import disk
 import pytest
 import tarkit
 from boxes import shown, write
+from driven import DRIVER
 
 import layerstore
 from layerstore import Store
@@ -70,7 +71,7 @@ def test_a_work_directory_that_a_kill_left_is_mounted_again(room, kind):
         write(box, "one", "1")
         store.close()
         disk.unmount(path, 0)       # as a restart of the machine does, and nothing of ours sees it
-        work = next(Path(place, "docker/overlay2").glob("*/work")) / "work"
+        work = next(Path(place, "docker", DRIVER).glob("*/work")) / "work"
         assert (work / "incompat/volatile").exists(), "it was volatile"
         for durability in ("full", "none"):
             with Store(place / "docker", options={"durability": durability}) as again:

@@ -12,6 +12,7 @@ import pytest
 import tarkit
 from another import ENVIRONMENT, command
 from boxes import is_clone, shown, tar_of, write
+from driven import DRIVER, FILES
 
 from layerstore import LayerDoesNotExistError, LayerStoreError, Store
 
@@ -19,6 +20,7 @@ COURSE = r"""
 import os, shutil, sys
 from pathlib import Path
 import layerstore, tarkit
+from driven import DRIVER, FILES
 store = layerstore.Store(sys.argv[1])
 base = store.register(tarkit.dir("etc/") + tarkit.file("etc/hosts", b"h") + tarkit.dir("old/") + tarkit.file("old/one", b"1") + tarkit.file("top", b"t") + tarkit.end())
 box = store.create_rw_layer("box", base)
@@ -184,7 +186,7 @@ def test_a_layer_file_that_names_no_layer_is_void(store, open_store, root, box, 
 
 def test_verify_tells_of_a_committed_file_that_was_changed(store, stacked, home):
     layer = stacked[1].commit()
-    (home(stacked[1]) / "diff/two").write_text("X")
+    (home(stacked[1]) / FILES / "two").write_text("X")
     assert [(problem.kind, problem.path) for problem in store.verify(layer.chain_id)] == [("content", "two")]
 
 
@@ -237,11 +239,11 @@ def test_a_clone_that_finds_no_space_leaves_nothing(room):
         path = box.mount()
         with open(f"{path}/big", "wb") as out:
             out.write(os.urandom(10 << 20))
-            before = disk.inventory(place / "docker/overlay2")
+            before = disk.inventory(place / "docker" / DRIVER)
             with pytest.raises(OSError):
                 box.snapshot()
             assert store.snapshots() == [] and box.base.chain_id == box.parent.chain_id
-            assert disk.inventory(place / "docker/overlay2") == before
+            assert disk.inventory(place / "docker" / DRIVER) == before
             out.write(b"on")
         assert not is_clone(box, box.snapshot())
         box.unmount()

@@ -20,6 +20,7 @@ typedef struct lay_overlay {
     size_t n_off;
     int userxattr;
     int is_volatile;              /* what is written is never synced */
+    int is_apart;                 /* its layers lie on several file systems: its files have its own device all the same */
     int follow;                   /* metacopy=on, redirect_dir=follow */
     const char *data;             /* option text of mount(2): if set, it is used and the rest is not */
 } lay_overlay;

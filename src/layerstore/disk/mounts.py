@@ -70,6 +70,8 @@ def _text_of(fields: dict[str, Any]) -> bytes:
         parts.append("userxattr")
     if fields["is_volatile"]:
         parts.append("volatile")
+    if fields["is_apart"]:
+        parts.append("xino=on")
     if fields["follow"]:
         parts.append("metacopy=on,redirect_dir=follow")
     parts.append("lowerdir=" + ":".join(fields["lowers"]))
@@ -119,6 +121,8 @@ class Overlay(NamedTuple):
     """Marks of renamed directories and of files without their data are followed."""
     is_volatile: bool = False
     """Nothing that is written is ever synced."""
+    is_apart: bool = False
+    """Its layers lie on several file systems. Its files have its own device all the same, by which they are found."""
 
     def fields(self, *, relative: bool) -> dict[str, Any]:
         """Return the fields of a lay_overlay."""
@@ -129,7 +133,7 @@ class Overlay(NamedTuple):
             "upper": None if self.upper is None else base + self.upper,
             "work": None if self.work is None else base + self.work,
             "context": self.context, "userxattr": self.userxattr, "follow": self.follow,
-            "is_volatile": self.is_volatile,
+            "is_volatile": self.is_volatile, "is_apart": self.is_apart,
         }  # fmt: skip
 
     def is_awkward(self) -> bool:

@@ -187,6 +187,9 @@ class Mounted:
         with contextlib.closing(mount):
             return OpenDirectory(".", dir_fd=mount.fileno())
 
+    def is_apart(self, ids: Sequence[str]) -> bool:
+        return any(map(self._at.is_image, ids))
+
     def keeps(self, point: str) -> bool:
         id, _, rest = _parted(os.path.relpath(point, os.path.realpath(self._at.home)))
         return rest == self._at.files and self._at.is_image(id)

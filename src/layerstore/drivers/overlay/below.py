@@ -38,6 +38,9 @@ class Below(Protocol):
     def seen(self, id: str) -> AbstractContextManager[int]:
         """Open a directory that shows id's files, and mount them for the block if that is needed."""
 
+    def is_apart(self, ids: Sequence[str]) -> bool:
+        """Return True if one of these shows its files on a file system of its own."""
+
     def keeps(self, point: str) -> bool:
         """Return True if a mount point below the home is one that left() ends."""
 
@@ -57,6 +60,9 @@ class Plain:
     def left(self, ids: Sequence[str]) -> None: ...
 
     def sweep(self) -> None: ...
+
+    def is_apart(self, ids: Sequence[str]) -> bool:
+        return False
 
     def keeps(self, point: str) -> bool:
         return False

@@ -176,12 +176,16 @@ class Mounting:
         userxattr = self._classes.view(id, ids)
         if not writable:
             lowers = [f"{id}/{self._at.files}", *lowers]
-            return mounts.Overlay(self._at.home, lowers, context=mount_label, off=self._off, userxattr=userxattr)
+            apart = self._below.is_apart([id, *ids])
+            return mounts.Overlay(
+                self._at.home, lowers, context=mount_label, off=self._off, userxattr=userxattr, is_apart=apart
+            )  # fmt: skip
         self._classes.set(id, userxattr)
         self._forget_volatile(id)
         return mounts.Overlay(
             self._at.home, lowers, f"{id}/{self._at.files}", f"{id}/work",
             context=mount_label, off=self._off, userxattr=userxattr, is_volatile=self._is_volatile,
+            is_apart=self._below.is_apart(ids),
         )  # fmt: skip
 
     def _forget_volatile(self, id: str) -> None:
