@@ -232,13 +232,15 @@ def over_mount(int root_fd, *, unsigned flags=0, limits=None, int workers=-1):
 
 def stand_on(int root_fd, bytes unsettled not None, lowers, unsigned flags=0):
     cdef lay.lay_error err
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(lowers, kept)
     cdef const char *p = unsettled
     cdef const char *fds = array
     cdef size_t size = len(unsettled), n = len(lowers)
     with nogil:
-        lay.check(lay.lay_stand_on(root_fd, p, size, <const lay.lay_shown *>fds, n, flags, &err), &err)
+        code = lay.lay_stand_on(root_fd, p, size, <const lay.lay_shown *>fds, n, flags, &err)
+    lay.check_shown(code, &err, kept)
 
 
 def guess_format(bytes head not None):

@@ -61,13 +61,15 @@ def compare_overlay(upper_fds, lower_fds, bint userxattr=False, *, bint contents
     cdef lay.lay_error err
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = (lay.LAY_CHANGES_USERXATTR if userxattr else 0) | (lay.LAY_CHANGES_CONTENTS if contents else 0)
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes uppers = lay.shown(upper_fds, kept), lowers = lay.shown(lower_fds, kept)
     cdef const char *upper = uppers
     cdef const char *lower = lowers
     cdef size_t n = len(upper_fds), m = len(lower_fds)
     with nogil:
-        lay.check(lay.lay_changes_overlay(&c, <const lay.lay_shown *>upper, n, <const lay.lay_shown *>lower, m, flags, &err), &err)
+        code = lay.lay_changes_overlay(&c, <const lay.lay_shown *>upper, n, <const lay.lay_shown *>lower, m, flags, &err)
+    lay.check_shown(code, &err, kept)
     return owned(c)
 
 
@@ -76,13 +78,15 @@ def compare_stacks(new_fds, old_fds, *, bint userxattr=False, bint old_userxattr
     cdef lay.lay_changes *c = NULL
     cdef unsigned flags = (lay.LAY_CHANGES_USERXATTR if userxattr else 0) | (lay.LAY_CHANGES_CONTENTS if contents else 0)
     flags |= lay.LAY_CHANGES_OLD_USERXATTR if old_userxattr else 0
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes fresh = lay.shown(new_fds, kept), before = lay.shown(old_fds, kept)
     cdef const char *new = fresh
     cdef const char *old = before
     cdef size_t n = len(new_fds), m = len(old_fds)
     with nogil:
-        lay.check(lay.lay_changes_stacks(&c, <const lay.lay_shown *>new, n, <const lay.lay_shown *>old, m, flags, &err), &err)
+        code = lay.lay_changes_stacks(&c, <const lay.lay_shown *>new, n, <const lay.lay_shown *>old, m, flags, &err)
+    lay.check_shown(code, &err, kept)
     return owned(c)
 
 
@@ -125,13 +129,15 @@ cdef class Blocks:
 def stack_size(fds, bint userxattr=False):
     cdef lay.lay_error err
     cdef int64_t size = 0
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(fds, kept)
     cdef const char *p = array
     cdef size_t n = len(fds)
     cdef unsigned flags = lay.LAY_STACK_USERXATTR if userxattr else 0
     with nogil:
-        lay.check(lay.lay_stack_size(<const lay.lay_shown *>p, n, flags, &size, &err), &err)
+        code = lay.lay_stack_size(<const lay.lay_shown *>p, n, flags, &size, &err)
+    lay.check_shown(code, &err, kept)
     return size
 
 

@@ -43,6 +43,7 @@ def clone_tree(int from_fd, int to_fd, unsigned flags=0, *, int workers=-1):
 def merge_stack(fds, lower_fds, int into_fd, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_merge *m = NULL
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds, kept)
     cdef const char *p = array
@@ -50,7 +51,8 @@ def merge_stack(fds, lower_fds, int into_fd, unsigned flags=0):
     cdef size_t n = len(fds), k = len(lower_fds)
     cdef int end = 0
     with nogil:
-        lay.check(lay.lay_merge_open(&m, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, k, into_fd, flags, &err), &err)
+        code = lay.lay_merge_open(&m, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, k, into_fd, flags, &err)
+    lay.check_shown(code, &err, kept)
     try:
         while not end:
             with nogil:

@@ -108,6 +108,7 @@ def list_tar(int fd, int64_t offset, int64_t size):
 def list_stack(fds, lower_fds=None, unsigned flags=0):
     cdef lay.lay_error err
     cdef lay.lay_listing *l = NULL
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds or (), kept)
     cdef const char *p = array
@@ -117,7 +118,8 @@ def list_stack(fds, lower_fds=None, unsigned flags=0):
     if lower_fds is not None:
         q, m = below, len(lower_fds)
     with nogil:
-        lay.check(lay.lay_listing_stack_open(&l, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err), &err)
+        code = lay.lay_listing_stack_open(&l, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err)
+    lay.check_shown(code, &err, kept)
     listing.handle.c = l
     return listing
 
@@ -125,6 +127,7 @@ def list_stack(fds, lower_fds=None, unsigned flags=0):
 def open_stacked(fds, path, bint userxattr=False):
     cdef lay.lay_error err
     cdef int fd = -1
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(fds, kept), encoded = os.fsencode(path)
     cdef const char *p = array
@@ -134,7 +137,8 @@ def open_stacked(fds, path, bint userxattr=False):
     if b"\0" in encoded:
         raise ValueError("embedded null byte")
     with nogil:
-        lay.check(lay.lay_stack_open(<const lay.lay_shown *>p, n, flags, q, &fd, &err), &err)
+        code = lay.lay_stack_open(<const lay.lay_shown *>p, n, flags, q, &fd, &err)
+    lay.check_shown(code, &err, kept)
     return fd
 
 

@@ -314,6 +314,7 @@ def export_directory(int root_fd, bytes prefix not None, int64_t newest, int64_t
 def export_stack(fds, unsigned flags=0, lower_fds=None):
     cdef lay.lay_error err
     cdef lay.lay_source *s = NULL
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(fds, kept), below = lay.shown(lower_fds or (), kept)
     cdef const char *p = array
@@ -322,7 +323,8 @@ def export_stack(fds, unsigned flags=0, lower_fds=None):
     if lower_fds is not None:
         q, m = below, len(lower_fds)
     with nogil:
-        lay.check(lay.lay_export_stack_open(&s, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err), &err)
+        code = lay.lay_export_stack_open(&s, <const lay.lay_shown *>p, n, <const lay.lay_shown *>q, m, flags, &err)
+    lay.check_shown(code, &err, kept)
     return owned(s)
 
 
@@ -364,6 +366,7 @@ def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), 
     cdef lay.lay_error err
     cdef lay.lay_check *c = NULL
     cdef lay.lay_check_options options
+    cdef lay.lay_code code
     cdef list kept = []
     cdef bytes array = lay.shown(lower_fds, kept)
     cdef const char *fds = array
@@ -371,7 +374,8 @@ def check(int record_fd, int root_fd, bytes diff_id, report=None, lower_fds=(), 
     options.diff_id = diff_id_bytes(diff_id)
     options.lowers, options.nlowers = <const lay.lay_shown *>fds, len(lower_fds)
     with nogil:
-        lay.check(lay.lay_check_open(&c, &options, &err), &err)
+        code = lay.lay_check_open(&c, &options, &err)
+    lay.check_shown(code, &err, kept)
     try:
         return found_by(c, report)
     finally:

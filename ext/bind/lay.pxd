@@ -4,11 +4,13 @@
 # sibling modules in a PyCapsule, as they share no types in the limited API.
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.errno cimport EUCLEAN
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 cdef extern from "lay.h" nogil:
     ctypedef enum lay_code:
         LAY_OK
+        LAY_E_OS
         LAY_E_MISMATCH
     ctypedef struct lay_error:
         lay_code code
@@ -184,6 +186,28 @@ cdef extern from "lay.h" nogil:
     void lay_walk_free(lay_walk *w) noexcept
     int lay_walk_begins(const uint8_t *block) noexcept
 
+    ctypedef struct lay_erofs
+    lay_code lay_erofs_open(lay_erofs **out, int fd, int64_t size, const int *devices, size_t n, lay_error *err) noexcept
+    void lay_erofs_hold(const lay_erofs *e) noexcept
+    void lay_erofs_free(lay_erofs *e) noexcept
+    const lay_lower *lay_erofs_lower(const lay_erofs *e) noexcept
+    const char *lay_erofs_damage(const lay_lower *l) noexcept
+    int64_t lay_erofs_tar_bytes(const lay_erofs *e) noexcept
+    ctypedef struct lay_erofs_thing:
+        uint64_t ino, rdev
+        int64_t size, mtime_sec
+        unsigned mode, uid, gid, nlink, mtime_nsec
+    ctypedef struct lay_erofs_piece:
+        int64_t offset, n, at
+        unsigned device
+    lay_code lay_erofs_find(const lay_erofs *e, const char *path, size_t n, lay_erofs_thing *out, lay_error *err) noexcept
+    lay_code lay_erofs_next_piece(const lay_erofs *e, uint64_t ino, int64_t offset, lay_erofs_piece *out, lay_error *err) noexcept
+    lay_code lay_erofs_read(const lay_erofs *e, uint64_t ino, void *buf, size_t n, int64_t offset, size_t *got, lay_error *err) noexcept
+    lay_code lay_erofs_names(const lay_erofs *e, uint64_t ino, char **text, size_t *count, lay_error *err) noexcept
+    lay_code lay_erofs_attribute(const lay_erofs *e, uint64_t ino, const char *name, void *buf, size_t n, size_t *got, lay_error *err) noexcept
+    lay_code lay_erofs_verify(const lay_erofs *e, lay_error *err) noexcept
+    void lay_erofs_refusal(const lay_erofs *e, const uint8_t *diff_id, int64_t tar_size, char *text) noexcept
+
     ctypedef enum lay_packing:
         LAY_PACK_GZIP, LAY_PACK_ZSTD
     ctypedef struct lay_packer
@@ -256,6 +280,18 @@ cdef inline bytes shown(layers, list kept):
             kept.append(capsule)
             to[i].lower = <const lay_lower *>PyCapsule_GetPointer(capsule, "layerstore.lower")
     return packed
+
+
+cdef inline int check_shown(lay_code code, lay_error *err, list kept) except -1:
+    """check(), where layers were handed in: what is damaged in an image is said."""
+    cdef const char *damage
+    if code == LAY_E_OS and err.sys_errno == EUCLEAN:
+        for capsule in kept:
+            damage = lay_erofs_damage(<const lay_lower *>PyCapsule_GetPointer(capsule, "layerstore.lower"))
+            if damage != NULL:
+                from layerstore.errors import from_core
+                raise from_core(<int>LAY_E_MISMATCH, 0, -1, <bytes>err.path, damage.decode("utf-8", "replace"))
+    return check(code, err)
 
 
 # One user at a time, told by an atomic flag, so that it also holds where there is no GIL.

@@ -31,6 +31,7 @@ typedef enum lay_code {
     LAY_E_UNSUPPORTED, /* the kernel, the file system or this build cannot */
     LAY_E_BUSY,        /* the handle is in use by another thread */
     LAY_E_STATE,       /* the call is not allowed now */
+    LAY_E_IMAGE,       /* not an EROFS image that can be read: the text names the field; path = its file, if known */
     LAY_CODE_COUNT
 } lay_code;
 
@@ -394,6 +395,46 @@ lay_code lay_walk_end(lay_walk *w, lay_error *err);
 void lay_walk_free(lay_walk *w);
 /* Does a tar begin so: are 512 bytes a header with a right checksum, or all zero? */
 int lay_walk_begins(const uint8_t *block);
+
+/* ---- EROFS images: reading one that lies in a file, without a mount --------------------------------- */
+
+typedef struct lay_erofs lay_erofs;     /* any threads may use it at once */
+
+/* Duplicates fd. size: how long the file must be, or -1. devices: descriptors of what other files it has its bytes in, as
+ * many as it has slots; none: they are in the file itself, behind the image. LAY_E_IMAGE: the superblock says what cannot
+ * be; later, of what it leads to, LAY_E_MISMATCH (as a lower: EUCLEAN, and lay_erofs_damage tells it). */
+lay_code lay_erofs_open(lay_erofs **out, int fd, int64_t size, const int *devices, size_t n, lay_error *err);
+/* One more who must free it. */
+void lay_erofs_hold(const lay_erofs *e);
+void lay_erofs_free(lay_erofs *e);
+/* As a layer, as long as it is held. */
+const lay_lower *lay_erofs_lower(const lay_erofs *e);
+/* What is damaged in the image that this layer is; NULL: it is none, or nothing was seen. */
+const char *lay_erofs_damage(const lay_lower *l);
+/* The tar's bytes, as the volume's name has them, or -1. */
+int64_t lay_erofs_tar_bytes(const lay_erofs *e);
+
+typedef struct lay_erofs_thing {
+    uint64_t ino, rdev;                    /* rdev as makedev() has it */
+    int64_t size, mtime_sec;
+    uint32_t mode, uid, gid, nlink, mtime_nsec;
+} lay_erofs_thing;
+/* What is at a path (n bytes; none: the root), through no link. LAY_E_OS: ENOENT, ENOTDIR, ELOOP. */
+lay_code lay_erofs_find(const lay_erofs *e, const char *path, size_t n, lay_erofs_thing *out, lay_error *err);
+/* Of a file, by its ino: the next piece from an offset on that is no hole; out->n 0: there is none. device 0: the image's file. */
+typedef struct lay_erofs_piece { int64_t offset, n, at; unsigned device; } lay_erofs_piece;
+lay_code lay_erofs_next_piece(const lay_erofs *e, uint64_t ino, int64_t offset, lay_erofs_piece *out, lay_error *err);
+/* Bytes of a file, as pread; or a link's text, if offset is -1: n must be 4096. */
+lay_code lay_erofs_read(const lay_erofs *e, uint64_t ino, void *buf, size_t n, int64_t offset, size_t *got, lay_error *err);
+/* A directory's names, sorted, each with its NUL: *text is to be freed. */
+lay_code lay_erofs_names(const lay_erofs *e, uint64_t ino, char **text, size_t *count, lay_error *err);
+/* One extended attribute, as getxattr; name NULL: the names of all. LAY_E_OS: ENODATA, ERANGE. */
+lay_code lay_erofs_attribute(const lay_erofs *e, uint64_t ino, const char *name, void *buf, size_t n, size_t *got, lay_error *err);
+/* Looks at all of it that can be reached. LAY_E_MISMATCH: the first that cannot be so, and the path where it is. */
+lay_code lay_erofs_verify(const lay_erofs *e, lay_error *err);
+/* Why this is not what we would write over a tar of that size with that DiffID, by the superblock alone: into text, which
+ * names the field; empty: it is. */
+void lay_erofs_refusal(const lay_erofs *e, const uint8_t diff_id[32], int64_t tar_size, char text[LAY_ERROR_TEXT]);
 
 /* ---- packing: plain bytes become gzip or zstd --------------------------------------------------- */
 

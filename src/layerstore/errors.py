@@ -269,6 +269,7 @@ CORE_CLASSES: dict[str, type[Exception]] = {
     "LAY_E_UNSUPPORTED": NotSupportedError,
     "LAY_E_BUSY": RuntimeError,
     "LAY_E_STATE": RuntimeError,
+    "LAY_E_IMAGE": InvalidMetadataError,
 }
 
 

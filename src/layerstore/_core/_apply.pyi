@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from typing_extensions import disjoint_base
 
+from layerstore._core._erofs import Image
+
 USERNS: int
 USERXATTR: int
 
@@ -67,7 +69,7 @@ def over_tree(root_fd: int, *, flags: int = 0, limits: object | None = None, wor
 def over_mount(root_fd: int, *, flags: int = 0, limits: object | None = None, workers: int = -1) -> Apply:
     """Files over what a mounted overlay shows. What follows the end of the archive is not asked for."""
 
-def stand_on(root_fd: int, unsettled: bytes, lowers: Sequence[int], flags: int = 0) -> None:
+def stand_on(root_fd: int, unsettled: bytes, lowers: Sequence[int | Image], flags: int = 0) -> None:
     """Let a tree, unpacked alone, stand on directories, nearest first: what its tar does not say follows from these."""
 
 def guess_format(head: bytes) -> str:

@@ -3,6 +3,8 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
+from layerstore._core._erofs import Image
+
 @disjoint_base
 class Changes:
     """A finished comparison, in C memory. Made by the functions below."""
@@ -20,7 +22,8 @@ def compare_trees(
     contents     times do not count: what has the same type, mode, owner, target, device and bytes is the same
     """
 def compare_overlay(
-    upper_fds: Sequence[int], lower_fds: Sequence[int], userxattr: bool = False, *, contents: bool = False
+    upper_fds: Sequence[int | Image], lower_fds: Sequence[int | Image], userxattr: bool = False, *,
+    contents: bool = False
 ) -> Changes:
     """How upper directories that lie upon each other change what their lowers show; each nearest first.
 
@@ -29,7 +32,7 @@ def compare_overlay(
     Raises      NotSupportedError   a mark that only a mount follows; its path is in the error
     """
 def compare_stacks(
-    new_fds: Sequence[int], old_fds: Sequence[int], *,
+    new_fds: Sequence[int | Image], old_fds: Sequence[int | Image], *,
     userxattr: bool = False, old_userxattr: bool = False, contents: bool = False,
 ) -> Changes:
     """How two whole overlays differ, each all of its layers, nearest first; the rest as for compare_overlay.
@@ -37,7 +40,7 @@ def compare_stacks(
     Where the same directories lie at the end of both they are only looked up.
     """
 def tree_size(root_fd: int) -> int: ...
-def stack_size(fds: Sequence[int], userxattr: bool = False) -> int:
+def stack_size(fds: Sequence[int | Image], userxattr: bool = False) -> int:
     """The size of the tree that directories show when they are stacked, the nearest first."""
 def set_project(root_fd: int, project: int) -> None:
     """Let a directory and all below it belong to another project of the file system's quotas."""

@@ -1,5 +1,7 @@
 from collections.abc import Sequence
 
+from layerstore._core._erofs import Image
+
 CLONE_LINK: int        # directories are made, everything else is linked
 CLONE_USERXATTR: int   # overlay's marks are user.*
 
@@ -14,7 +16,7 @@ def clone_tree(from_fd: int, to_fd: int, flags: int = 0, *, workers: int = -1) -
 MERGE_USERXATTR: int   # overlay's marks are user.*
 MERGE_OVER_MARKS: int  # a whiteout also stays if what is below is a whiteout
 
-def merge_stack(fds: Sequence[int], lower_fds: Sequence[int], into_fd: int, flags: int = 0) -> None:
+def merge_stack(fds: Sequence[int], lower_fds: Sequence[int | Image], into_fd: int, flags: int = 0) -> None:
     """Make what directories show when they are stacked, the nearest first, below the empty directory into_fd.
 
     Files are linked; where the kernel refuses that, copied. A whiteout stays if lower_fds have something of its name.

@@ -3,6 +3,8 @@ from typing import Any
 
 from typing_extensions import disjoint_base
 
+from layerstore._core._erofs import Image
+
 EXPORT_OVERLAY: int
 EXPORT_USERXATTR: int
 EXPORT_KEEP: int
@@ -46,7 +48,7 @@ def export_directory(root_fd: int, prefix: bytes, newest: int, uid: int, gid: in
     uid, gid  of all entries; -1: their own
     exclude   patterns as MergedTree.find() takes them, without NUL
     """
-def export_stack(fds: Sequence[int], flags: int = 0, lower_fds: Sequence[int] | None = None) -> Source:
+def export_stack(fds: Sequence[int], flags: int = 0, lower_fds: Sequence[int | Image] | None = None) -> Source:
     """Tar of directories stacked, the nearest first: the one of the directory that merging them would make.
 
     lower_fds   what that directory stands on: a whiteout of nothing is left out. None: none is left out
@@ -61,7 +63,7 @@ CHECK_FIRST: int        # the tar was made of the directory, which may have what
 
 def check(
     record_fd: int, root_fd: int, diff_id: bytes | None, report: Callable[[int], None] | None = None,
-    lower_fds: Sequence[int] = (), flags: int = 0,
+    lower_fds: Sequence[int | Image] = (), flags: int = 0,
 ) -> list[tuple[str, str, str]]:
     """Every difference between a record and its tree: (kind as a Problem's, path, sentence).
 
