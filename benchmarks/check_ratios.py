@@ -22,7 +22,7 @@ from typing import Any
 import disk
 
 import layerstore
-from benchmarks import ROOT, baselines, bench_registry, bench_sandbox, layers, measure, peers
+from benchmarks import ROOT, baselines, bench_registry, bench_sandbox, layers, measure, ours, peers
 from benchmarks.layers import Layer
 from benchmarks.measure import Case
 from benchmarks.ours import register, stored
@@ -32,20 +32,21 @@ from layerstore.limits import Limits
 
 BOUNDS = ROOT / "benchmarks" / "bounds.toml"
 RUNS = 7
+IMAGES = "erofs"
 
 
 def measured(layer: Layer, runs: int) -> dict[str, float]:
     """Each job's time over its baseline's: the ratio of medians."""
     with measure.room() as place:
         into = place / "into"
-        with stored(layer, place) as (store, ours):
-            rw = store.create_rw_layer("edited", ours.chain_id)
+        with stored(layer, place) as (store, below), stored(layer, place, IMAGES) as (images, image):
+            rw = store.create_rw_layer("edited", below.chain_id)
             with rw.mounted() as merged:
-                peers.edit(Path(merged), Path(ours.metadata()["UpperDir"]))
+                peers.edit(Path(merged), Path(below.metadata()["UpperDir"]))
             upper = Path(rw.metadata()["UpperDir"])
 
-            def out() -> None:
-                with ours.tar_stream() as stream, open(os.devnull, "wb") as sink:
+            def out(made: layerstore.Layer = below) -> None:
+                with made.tar_stream() as stream, open(os.devnull, "wb") as sink:
                     assert stream.copy_to(sink) == layer.size_bytes
 
             def record() -> None:
@@ -53,7 +54,7 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
                     layerstore.disassemble(layer.path, sink)
 
             def adopt() -> None:
-                with OpenDirectory(ours.metadata()["UpperDir"]) as root, open(place / "adopted.gz", "w+b") as sink:
+                with OpenDirectory(below.metadata()["UpperDir"]) as root, open(place / "adopted.gz", "w+b") as sink:
                     adopted.record(root, sink.fileno(), userxattr=False, limits=Limits())
 
             def several(job: Callable[[], Any]) -> Callable[[], None]:
@@ -70,6 +71,12 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
                 "adopt": Case("", adopt),
                 "changes": Case("", several(rw.changes)),
                 "os.walk": Case("", several(lambda: baselines.walk(upper))),
+                "register_image": register(layer, place, driver=IMAGES),
+                "tar_stream_image": Case("", lambda: out(image)),
+                "remove": ours.remove(layer, place, ours.DEFAULT),
+                "remove_image": ours.remove(layer, place, IMAGES),
+                "mount": ours.mounting(store, below, "mounted"),
+                "mount_image": ours.mounting(images, image, "mounted"),
             }  # fmt: skip
             figures = dict(zip(cases, measure.interleaved(list(cases.values()), runs, tell=False), strict=True))
     failed = {name: figure.error for name, figure in figures.items() if figure.error}
@@ -77,7 +84,8 @@ def measured(layer: Layer, runs: int) -> dict[str, float]:
         sys.exit(f"check_ratios: {failed}")
     pairs = {
         "register": "tar xf", "tar_stream": "openssl", "disassemble": "openssl", "adopt": "openssl",
-        "changes": "os.walk",
+        "changes": "os.walk", "register_image": "openssl", "tar_stream_image": "openssl", "remove_image": "remove",
+        "mount_image": "mount",
     }  # fmt: skip
     return {
         job: statistics.median(run.seconds for run in figures[job].runs) / figures[base].seconds

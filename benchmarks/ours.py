@@ -148,5 +148,5 @@ def on_cold_read(layer: Layer, _place: Path, _docker: object, runs: int) -> list
 SECTIONS: dict[str, tuple[str, Callable[..., list[Figure]]]] = {
     "remove": ("a layer is released: its files go", on_remove),
     "mount": (f"a writable layer is mounted and unmounted, {MOUNTS} times", on_mount),
-    "cold read": ("every file through a mount, nothing of it in memory, from a disk", on_cold_read),
+    "cold read": ("every file through a mount, none of them in memory, from a disk", on_cold_read),
 }
