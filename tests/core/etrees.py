@@ -7,6 +7,7 @@
 import os
 import stat
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +186,26 @@ def unpacked(tar: bytes, room: Path, lowers: tuple[int, ...] = (), *, limits: An
     finally:
         disk.remove_tree(root)
         scratch.rmdir()
+
+
+@contextmanager
+def layers(room: Path, tars: list[bytes]) -> Iterator[tuple[int, ...]]:
+    """Directories that these tars unpack to, each by itself."""
+    fds, places = [], []
+    try:
+        for i, tar in enumerate(tars):
+            place = room / f"layer{i}"
+            place.mkdir()
+            places.append(place)
+            with sinks.memory() as record_fd, sinks.directory(room) as scratch_fd:
+                fds.append(os.open(place, os.O_RDONLY | os.O_DIRECTORY))
+                sinks.apply(tar, root=fds[-1], scratch=scratch_fd, record_fd=record_fd)
+        yield tuple(fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+        for place in places:
+            disk.remove_tree(place)
 
 
 def _seen(root: Path, size: int, unsettled: bool) -> Tree:

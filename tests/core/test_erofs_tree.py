@@ -1,9 +1,11 @@
 """erofs_tree.h: the tree that a tar makes in memory is the one that unpacking makes on the disk, and so is every error."""
 
+import errno
 import os
 import random
 from pathlib import Path
 
+import door
 import etrees
 import pytest
 import recipes
@@ -31,7 +33,7 @@ ATTRIBUTES = {
     "trusted.b": [b"2", b""],
     "trusted.": [b"2"],
     "security.capability": [
-        tarkit.CAPABILITY, b"", b"short", tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:], tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:] + bytes(4),
+        tarkit.CAPABILITY, b"short", tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:], tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:] + bytes(4),
         tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:] + b"\xe8\3\0\0", tarkit.CAPABILITY[:3] + b"\3" + tarkit.CAPABILITY[4:] + b"\xff" * 4,
         b"\2" + tarkit.CAPABILITY[1:], b"\0" + tarkit.CAPABILITY[1:],
     ],
@@ -134,12 +136,32 @@ class Drawn:
                 tar = longer
         return tar + end()
 
+    def keeping(self) -> bytes:
+        """A tar that is not refused, and that takes no directory away again."""
+        tar, directories = b"", set[bytes]()
+        for _ in range(self.draw.choice((3, 8, 14))):
+            longer = tar + self.entry()
+            made = etrees.outcome(lambda longer=longer: etrees.of(longer + end()))
+            if isinstance(made, etrees.Tree):
+                now = {path for path, facts in made.state.items() if facts[0] == "dir"}
+                if directories <= now:
+                    tar, directories = longer, now
+        return tar + end()
+
 
 @pytest.mark.parametrize("seed", range(40))
 def test_drawn_tars_make_what_they_unpack_to(room: Path, seed: int) -> None:
     for i in range(10):
         tar = Drawn(seed * 1000 + i).tar()
         assert etrees.differences(tar, room) == [], f"seed {seed * 1000 + i}"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_drawn_tars_stand_on_others_as_the_unpacked_ones_do(room: Path, seed: int) -> None:
+    for i in range(5):
+        drawn = Drawn(seed * 1000 + i)
+        with etrees.layers(room, [drawn.keeping() for _ in range(drawn.draw.randrange(4))]) as lowers:
+            assert etrees.differences(drawn.keeping(), room, lowers) == [], f"seed {seed * 1000 + i}"
 
 
 @pytest.mark.parametrize("name", recipes.GOOD)
@@ -152,3 +174,84 @@ def test_what_is_refused_is_refused_with_the_same_error(room: Path, name: str) -
     tar = {**refused.BAD, **refused.UNSUPPORTED}[name]()[0]
     assert isinstance(etrees.outcome(lambda: etrees.of(tar)), etrees.Told)
     assert etrees.differences(tar, room) == []
+
+
+KINDS = {
+    "file": lambda: file("x", b"1", mode=0o640, uid=9),
+    "dir": lambda: dir("x/", mode=0o750),
+    "dir again": lambda: dir("x/", mode=0o705) + tarkit.xattrs({"user.new": b"1"}) + dir("x/", mode=0o2750),
+    "link": lambda: symlink("x", "y"),
+    "fifo": lambda: fifo("x", mode=0o620),
+    "whiteout": lambda: node("x", "c", 0, 0),
+    "hard link": lambda: file("y", uid=1) + tarkit.xattrs({"user.a": b"later"}) + hardlink("x", "y", mode=0o604, uid=2),
+}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_an_attribute_is_set_dropped_or_refused_as_setxattr_does(room: Path, name: str) -> None:
+    for value in ATTRIBUTES[name]:
+        for kind, make in KINDS.items():
+            assert etrees.differences(tarkit.xattrs({name: value}) + make() + end(), room) == [], (kind, value)
+
+
+@pytest.mark.parametrize(("size", "sys_errno"), [(65535, 0), (65536, errno.ENOSPC), (65537, errno.E2BIG)])
+def test_an_attribute_has_as_many_bytes_as_an_image_holds(size: int, sys_errno: int) -> None:
+    made = etrees.outcome(lambda: etrees.of(tarkit.xattrs({"user.a": b"x" * size}) + file("f") + end()))
+    assert sys_errno == (made.sys_errno if isinstance(made, etrees.Told) else 0)
+    four = {f"user.{i}": b"x" * 65500 for i in range(4)}
+    assert isinstance(etrees.outcome(lambda: etrees.of(tarkit.xattrs(four) + file("f") + end())), etrees.Tree)
+    made = etrees.outcome(lambda: etrees.of(tarkit.xattrs(four | {"user.more": b"x" * 300}) + file("f") + end()))
+    assert isinstance(made, etrees.Told) and made.sys_errno == errno.ENOSPC and made.text.startswith("cannot set xattr user.")
+
+
+def test_equal_attributes_are_kept_once() -> None:
+    label = {"security.selinux": b"system_u:object_r:usr_t:s0\0", "user.x": b"y" * 1000}
+    built = etrees.Built(b"".join(tarkit.xattrs(label) + file(f"f{i}") for i in range(300)) + end())
+    assert len({int(door.ffi.cast("intptr_t", built.node(i).xattrs)) for i in range(1, 301)}) == 1
+
+
+# ---- what is below -------------------------------------------------------------------------------------------
+BELOW = [
+    dir("a/", mode=0o700, uid=3) + dir("a/b/", mode=0o2711, gid=4, mtime=77) + dir("x/") + dir("x/y/", mode=0o711) + file("f") + end(),
+    tarkit.xattrs({"user.kept": b"1", "system.posix_acl_access": NAMED_ACL}) + dir("a/", mode=0o750, uid=5) + dir("c/", mode=0o701) + dir("x/") + opaque("x/") + whiteout("g") + end(),
+]
+ABOVE = {
+    "what_the_topmost_shows": (file("a/b/f") + file("c/f"), {"a": "0o750", "a/b": "0o2711", "c": "0o701"}),
+    "nothing_is_below": (file("n/m/f"), {"n": "0o755", "n/m": "0o755"}),
+    "below_a_mark_of_its_own": (dir("a/", mode=0o705) + opaque("a/") + file("a/b/f"), {"a": "0o705", "a/b": "0o755"}),
+    "what_a_mark_is_on_is_not_hidden": (file("a/b/f") + opaque("a/"), {"a": "0o750", "a/b": "0o755"}),
+    "below_a_mark_further_down": (file("x/y/f"), {"x": "0o755", "x/y": "0o755"}),
+    "a_file_is_no_directory": (file("f/f"), {"f": "0o755"}),
+    "an_entry_came_later": (file("a/b/f") + dir("a/", mode=0o707), {"a": "0o707", "a/b": "0o2711"}),
+    "the_root_is_marked": (file("a/f") + opaque(""), {"a": "0o755", "c": "0o0", "f": "0o0", "g": "0o0", "x": "0o0"}),
+}
+
+
+@pytest.mark.parametrize("name", ABOVE)
+def test_a_directory_without_an_entry_is_what_the_layers_below_show(room: Path, name: str) -> None:
+    tar, modes = ABOVE[name][0] + end(), ABOVE[name][1]
+    with etrees.layers(room, BELOW[::-1]) as lowers:
+        assert etrees.differences(tar, room, lowers) == []
+        state = etrees.of(tar, lowers).state
+    assert {path.decode(): facts[1] for path, facts in state.items() if path and facts[0] != "file"} == modes
+    assert state[b""][-1] == 0
+    assert {facts[-1] for path, facts in state.items() if facts[0] == "dir" and facts[1] in ("0o750", "0o2711")} <= {0}
+    if name == "the_root_is_marked":
+        assert dict(state[b"a"][4])["trusted.overlay.opaque"] == dict(state[b""][4])["trusted.overlay.opaque"] == b"y"
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("option", "most", "tar"), [
+    ("entries", 4, file("a") + file("b/c/d") + file("e")),
+    ("size", 9, file("a", b"12345") + symlink("s", "1234") + file("b", b"1")),
+    ("file_size", 4, file("a", b"1234") + file("b", b"12345")),
+    ("depth", 5, dir("d/") + symlink("l", "d/../d/../d") + file("l/f") + file("l/x/f")),
+])
+def test_a_limit_ends_both_at_the_same_entry(room: Path, option: str, most: int, tar: bytes) -> None:
+    limits = door.ffi.new("lay_limits *", door.lib.lay_limits_default()[0])
+    setattr(limits, option, most)
+    assert etrees.differences(tar + end(), room, limits=limits) == []
+    refused = etrees.outcome(lambda: etrees.of(tar + end(), limits=limits))
+    assert isinstance(refused, etrees.Told) and refused.code == "LAY_E_LIMIT" and f"(max_{option})" in refused.text
+    setattr(limits, option, most * 3)
+    assert isinstance(etrees.outcome(lambda: etrees.of(tar + end(), limits=limits)), etrees.Tree)

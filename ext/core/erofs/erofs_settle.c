@@ -1,9 +1,10 @@
 /* erofs_settle.c - the tree comes to stand on others: what its tar left open is settled, and it can be looked at.
  *
- * A directory without an entry takes its owner, extended attributes, mode and time from the one that the layers below show
- * there: an overlay shows the topmost. Going down, the layers that a name is looked for in only grow fewer. An opaque mark at
- * the top, which overlayfs does not look at, becomes marks of each name below.
- * Source: apply/stand.c, whose decisions these are.
+ * A directory without an entry takes its owner, extended attributes and mode from the one that the layers below show there: an
+ * overlay shows the topmost. Its time stays 0, so that an image does not depend on more than it must. Going down, the layers
+ * that a name is looked for in only grow fewer. An opaque mark at the top, which overlayfs does not look at, becomes marks of
+ * each name below.
+ * Source: apply/stand.c, whose decisions these are but for the time.
  */
 #include "erofs/erofs_order.h"
 #include "erofs/erofs_tree.h"
@@ -13,7 +14,6 @@
 #include "tree/attributes.h"
 
 #define XATTR_MOST (64u << 10)    /* the kernel's bound */
-#define NSEC 1000000000
 
 /* A directory of the tree, and the lowers where it is looked for: of `active`, count from `first` on. */
 typedef struct spot { uint32_t number, first, count; } spot;
@@ -123,7 +123,6 @@ static lay_code copy_meta(settling *s, uint32_t number, const lay_lower *l, lay_
         return err->code;
     lay_erec *r = lay_erec_at(s->t, number);
     r->mode = (uint16_t)(S_IFDIR | meta.mode);
-    r->mtime = st.st_mtim.tv_sec < 0 || st.st_mtim.tv_sec > INT64_MAX / NSEC - 1 ? 0 : (int64_t)st.st_mtim.tv_sec * NSEC + st.st_mtim.tv_nsec;
     return lay_estate_set_owner(s->t, number, st.st_uid, st.st_gid, err) || lay_exattrs_set(s->t, number, &meta, LAY_EXATTRS_ADDED, false, err) ? err->code : LAY_OK;
 }
 
