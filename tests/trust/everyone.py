@@ -21,6 +21,7 @@ from typing import Any
 import ownspace
 import tarkit
 from dockerd import image_archive
+from driven import DRIVER
 from stored import at_once
 
 from layerstore import (
@@ -145,7 +146,7 @@ def everyone(plan: dict[str, Any], place: Path) -> dict[str, Any]:
     said = [json.loads(line) for line in (place / "log").read_text().splitlines()]
     with Store(root) as store:
         for what, left in (("layers", store.map()), ("writable layers", store.mounts()), ("images", Images(store).list()),
-                           ("problems", store.verify()), ("orphans", store.orphans()), ("directories", set(os.listdir(f"{root}/overlay2")) - {"l"})):
+                           ("problems", store.verify()), ("orphans", store.orphans()), ("directories", set(os.listdir(f"{root}/{DRIVER}")) - {"l"})):
             problems += [f"{what} are left: {left}"] if left else []
     return {"plan": plan, "steps": sum(text for kind, text in said if kind == "steps"),
             "errors": [text for kind, text in said if kind == "error"], "problems": problems}

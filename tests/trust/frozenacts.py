@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import driven
 from acts import BASE, TOP, Act, all_held, nothing, with_box
 from seeded import chain
 
@@ -11,7 +12,7 @@ from layerstore import Store
 
 LATE = b"late"
 # What lies in a frozen directory and in a snapshot's record.
-FILES = frozenset(["", "diff", "link", "lower", "work", "committed", "l", *(
+FILES = frozenset(["", driven.FILES, "link", "lower", "work", "committed", "l", *(
     f"layerdb{name}" for name in ("", "/box", "/created", "/parent", "/lower", "/layer"))])
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import ownspace
 import tarkit
 from dockerd import image_archive
+from driven import DRIVER
 
 import layerstore
 from layerstore import Images, LayerDoesNotExistError, Store, create_chain_id
@@ -159,7 +160,7 @@ class Model:
 
 def on_disk(root: Path) -> dict[str, Any]:
     """What is there, by nothing but os and json."""
-    images, home = f"{root}/image/overlay2", f"{root}/overlay2"
+    images, home = f"{root}/image/{DRIVER}", f"{root}/{DRIVER}"
     db = f"{images}/layerdb"
 
     def read(path: str) -> str:

@@ -29,6 +29,7 @@ import seeded
 import stackview
 from acts import BASE, NEW, TOP, Act, images_of, nothing, two_layers, with_box
 from cutdisk import CutDisk
+from driven import DRIVER, FILES, LAYERDB
 from seeded import chain
 
 from layerstore import Store
@@ -52,7 +53,7 @@ def copy_of(start: Path, root: Path) -> None:
 # ---- what is there -------------------------------------------------------------------------------
 def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
     """Every path below the root, by owner and with no random name in it; not what is in layers' diff directories."""
-    layerdb = root / "image/overlay2/layerdb"
+    layerdb = root / LAYERDB
     owners = {layer.cache_id: id for id, layer in store.map().items()}
     for name in store.mounts():
         owners[store.get_mount_id(name)] = f"box {name}"
@@ -65,18 +66,18 @@ def shape(root: Path, store: Store) -> dict[str, frozenset[str]]:
     for path in disk.inventory(root):
         parts = path.split("/")
         owner = ""
-        if parts[0] == "overlay2" and len(parts) > 1:
+        if parts[0] == DRIVER and len(parts) > 1:
             if parts[1] == "l" and len(parts) > 2:
                 owner, parts = owners.get(os.readlink(root / path).split("/")[1], "nobody"), ["l"]
             elif parts[1] in owners:
                 owner, parts = owners[parts[1]], parts[2:]
-                if (owner in layers.values() or owner == "what is frozen") and parts[:1] == ["diff"]:
-                    parts = ["diff"]
-        elif parts[:4] == ["image", "overlay2", "layerdb", "sha256"] and parts[4:5] and parts[4] in layers:
+                if (owner in layers.values() or owner == "what is frozen") and parts[:1] == [FILES]:
+                    parts = [FILES]
+        elif parts[:4] == ["image", DRIVER, "layerdb", "sha256"] and parts[4:5] and parts[4] in layers:
             owner, parts = layers[parts[4]], ["layerdb", *parts[5:]]
-        elif parts[:4] == ["image", "overlay2", "layerdb", "snapshots"]:
+        elif parts[:4] == ["image", DRIVER, "layerdb", "snapshots"]:
             owner, parts = "what is frozen", ["layerdb", *parts[5:]]
-        elif parts[:4] == ["image", "overlay2", "layerdb", "mounts"] and parts[4:5] and parts[4] in store.mounts():
+        elif parts[:4] == ["image", DRIVER, "layerdb", "mounts"] and parts[4:5] and parts[4] in store.mounts():
             owner, parts = f"box {parts[4]}", ["layerdb", *parts[5:]]
         found.setdefault(owner, set()).add("/".join(parts))
     return {owner: frozenset(paths) for owner, paths in found.items()}
@@ -199,7 +200,7 @@ class Walker:
                 least = (one or other or frozenset()) & (other or one or frozenset())
                 most = (one or frozenset()) | (other or frozenset())
                 if self.act.shows:          # what boxes hold is looked at by itself
-                    paths, least, most = (frozenset(path for path in some if not path.startswith("diff/")) for some in (paths, least, most))
+                    paths, least, most = (frozenset(path for path in some if not path.startswith(f"{FILES}/")) for some in (paths, least, most))
                 if owner == "what is frozen":
                     least, most = frozenset(), frozenacts.FILES
                 least -= {"committed", "layerdb/released"}       # marks that come when the layer is there

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import disk
 import faultkit
 import tarkit
+from driven import DRIVER, FILES, LAYERDB
 from faultkit import EVERY_KIND, LARGE, Ground
 from stored import read
 from tarkit import end, file
@@ -140,7 +141,7 @@ def committed(g: Ground, layer: Any) -> bool:
 
 
 def changes_between(g: Ground) -> list[str]:
-    one, other = (g.root / "overlay2" / layer.cache_id / "diff" for layer in (g.above, g.base))
+    one, other = (g.root / DRIVER / layer.cache_id / FILES for layer in (g.above, g.base))
     return sorted(str(change) for change in layerstore.changes_between(one, other))
 
 
@@ -168,9 +169,9 @@ def copied(how: str) -> Operation:
 
     def right(g: Ground, into: str) -> bool:
         """Directories, kinds and sizes are those of the box."""
-        diff = g.root / "overlay2"
-        found = disk.shape(diff / into / "diff")
-        wanted = disk.shape(diff / g.store.get_mount_id("upper") / "diff")
+        diff = g.root / DRIVER
+        found = disk.shape(diff / into / FILES)
+        wanted = disk.shape(diff / g.store.get_mount_id("upper") / FILES)
         if how == "merge":                # rw has no a: what upper has there hides what is below, and needs no whiteout
             return found.keys() == wanted.keys() - {"a/f"} | {"new", "c", "sub", "sub/x"}
         return found == wanted
@@ -197,10 +198,10 @@ def extra_box(g: Ground) -> None:
 
 def litter(g: Ground) -> None:
     g.store._engine.metadata.set_aside(g.store.register(EXTRA, g.base.chain_id).chain_id)
-    os.mkdir(g.root / "image/overlay2/layerdb/tmp/write-set-77")
-    (g.root / "image/overlay2/layerdb/tmp/write-set-77/size").write_text("1")
-    os.makedirs(g.root / "overlay2" / ("7" * 64) / "diff/deep/er")
-    os.symlink(f"../{'8' * 64}/diff", g.root / "overlay2/l/EIGHT")
+    os.mkdir(g.root / LAYERDB / "tmp/write-set-77")
+    (g.root / LAYERDB / "tmp/write-set-77/size").write_text("1")
+    os.makedirs(g.root / DRIVER / ("7" * 64) / FILES / "deep/er")
+    os.symlink(f"../{'8' * 64}/{FILES}", g.root / DRIVER / "l/EIGHT")
     g.store.close()
     g.store = g.again()
     g.above, g.base = g.store.get(g.above.chain_id), g.store.get(g.base.chain_id)

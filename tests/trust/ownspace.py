@@ -35,7 +35,8 @@ def python(script: str, *arguments: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths()), "PYTHONDONTWRITEBYTECODE": "1"}
+    began = [str(HERE.parent / "began")] if "LAYERSTORE_TEST_DRIVER" in os.environ else []
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*began, *paths()]), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def call(script: str, plan: dict[str, Any], seconds: float) -> Any:

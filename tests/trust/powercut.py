@@ -35,6 +35,7 @@ import seeded
 import stackview
 import workload
 from cutdisk import CutDisk
+from driven import DRIVER, LAYERDB
 
 from layerstore import CreateRWLayerOpts, Store
 from layerstore.layerdb.transaction import FileMetadataTransaction
@@ -109,14 +110,14 @@ class Judge:
 
     @staticmethod
     def state(layer: Any) -> dict[bytes, tuple]:
-        top = os.fsencode(layer.metadata()["UpperDir"])
-        state = disk.disk_state(top, times=True, content=False)
-        del state[b""]      # the layer's root has no entry in the tar, so no time of its own; nor has a whiteout
-        for name, facts in state.items():
-            if facts[0] == "file":
-                state[name] = *facts, hashlib.sha256(Path(os.fsdecode(top + b"/" + name)).read_bytes()).hexdigest()[:16]
-            elif facts[0] == "char":
-                state[name] = facts[:-1]
+        with stackview.files_of(Path(layer.metadata()["UpperDir"]).parent) as top:
+            state = disk.disk_state(top, times=True, content=False)
+            del state[b""]      # the layer's root has no entry in the tar, so no time of its own; nor has a whiteout
+            for name, facts in state.items():
+                if facts[0] == "file":
+                    state[name] = *facts, hashlib.sha256(Path(top, os.fsdecode(name)).read_bytes()).hexdigest()[:16]
+                elif facts[0] == "char":
+                    state[name] = facts[:-1]
         return state
 
     def faults(self, layer: Any, known: Line | None) -> list[str]:
@@ -150,7 +151,7 @@ class Judge:
 
 def owned_by_nobody(root: Path, store: Store) -> list[str]:
     """Whatever lies in the store's directories and belongs to no layer and no box: by Docker's own layout."""
-    layerdb, driver = root / "image/overlay2/layerdb", root / "overlay2"
+    layerdb, driver = root / LAYERDB, root / DRIVER
     layers, boxes = store.map(), store.mounts()
     ids = {layer.cache_id for layer in layers.values()}
     for name in boxes:
@@ -166,7 +167,7 @@ def owned_by_nobody(root: Path, store: Store) -> list[str]:
     found = [f"sha256/{name}" for name in names(layerdb / "sha256") ^ {chain.split(":")[1] for chain in layers}]
     found += [f"mounts/{name}" for name in names(layerdb / "mounts") ^ set(boxes)]
     found += [f"tmp/{name}" for name in names(layerdb / "tmp")]
-    found += [f"overlay2/{name}" for name in (names(driver) - {"l", "backingFsBlockDev"}) ^ ids]
+    found += [f"{DRIVER}/{name}" for name in (names(driver) - {"l", "backingFsBlockDev"}) ^ ids]
     found += [f"l/{name} -> {to}" for name, to in links.items() if to.split("/")[1] not in ids]
     found += [f"no link for {id}" for id in ids - {to.split("/")[1] for to in links.values()}]
     return sorted(found)

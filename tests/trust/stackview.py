@@ -3,13 +3,17 @@
 None of the library's own code takes part, so that what it says can be held against this.
 """
 
+import contextlib
 import hashlib
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import disk
+from driven import DRIVER, FILES, LAYERDB
 
 READ_ONLY = 1
 Tree = dict[bytes, tuple]
@@ -34,16 +38,16 @@ def _names(path: Path) -> list[str]:
 
 def ids_in(root: Path, lower: str) -> list[str]:
     """The ids that the text of a `lower` names; a link without a target is an error."""
-    return [os.readlink(root / "overlay2" / item).split("/")[1] for item in lower.split(":") if item]
+    return [os.readlink(root / DRIVER / item).split("/")[1] for item in lower.split(":") if item]
 
 
 def stack_of(root: Path, id: str) -> list[str]:
-    return ids_in(root, _text(root / "overlay2" / id / "lower"))
+    return ids_in(root, _text(root / DRIVER / id / "lower"))
 
 
 def records(root: Path) -> dict[str, Path]:
     """The driver's ids of boxes and snapshots, with their records."""
-    layerdb = root / "image/overlay2/layerdb"
+    layerdb = root / LAYERDB
     found = {_text(layerdb / "mounts" / name / "mount-id"): layerdb / "mounts" / name for name in _names(layerdb / "mounts")}
     return found | {id: layerdb / "snapshots" / id for id in _names(layerdb / "snapshots")}
 
@@ -58,7 +62,7 @@ def owned(root: Path) -> set[str]:
         elif init := _text(record / "init-id"):
             found |= {init, *stack_of(root, init)}
         if (rollback := record / "rollback").exists():
-            found |= {id for id in _names(root / "overlay2") if id in rollback.read_text()}
+            found |= {id for id in _names(root / DRIVER) if id in rollback.read_text()}
     return found
 
 
@@ -78,14 +82,26 @@ def timeless(tree: Tree) -> Tree:
 
 def tree(root: Path, id: str, stack: list[str]) -> Tree:
     """What an id shows on a stack."""
-    home = root / "overlay2"
-    if not stack:
-        return shown(home / id / "diff")
-    with tempfile.TemporaryDirectory(prefix="view-", dir=root.parent) as place:
-        lowers = ":".join(str(home / each / "diff") for each in [id, *stack])
-        disk.mount("overlay", place, "overlay", READ_ONLY, f"lowerdir={lowers}")
+    with contextlib.ExitStack() as opened:
+        directories = [opened.enter_context(files_of(root / DRIVER / each)) for each in [id, *stack]]
+        if not stack:
+            return shown(directories[0])
+        place = opened.enter_context(tempfile.TemporaryDirectory(prefix="view-", dir=root.parent))
+        disk.mount("overlay", place, "overlay", READ_ONLY, f"lowerdir={':'.join(map(str, directories))}")
+        opened.callback(disk.unmount, place)
+        return shown(place)
+
+
+@contextlib.contextmanager
+def files_of(at: Path) -> Iterator[Path]:
+    """The directory of what an id, whose directory this is, has itself; an image is mounted by hand for the block."""
+    if not (at / "layer.erofs").exists():
+        yield at / FILES
+        return
+    with tempfile.TemporaryDirectory(prefix="image-", dir=at.parents[2]) as place:
+        subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", at / "layer.erofs", place], check=True)
         try:
-            return shown(place)
+            yield Path(place)
         finally:
             disk.unmount(place)
 
@@ -94,10 +110,10 @@ def views(root: Path) -> Views:
     found, mounted = Views({}, {}, {}), set(disk.mounts_below(root))
     for id, record in records(root).items():
         if record.parent.name == "snapshots":
-            committed = _text(record / "layer") and (root / "image/overlay2/layerdb/sha256" / _text(record / "layer").split(":")[1]).exists()
+            committed = _text(record / "layer") and (root / LAYERDB / "sha256" / _text(record / "layer").split(":")[1]).exists()
             found.snapshots[id] = tree(root, id, ids_in(root, _text(record / "lower")) if committed else stack_of(root, id))
             continue
-        path = root / "overlay2" / id / "merged"
+        path = root / DRIVER / id / "merged"
         if str(path) in mounted:
             found.at_paths[record.name] = shown(path)
         if not (record / "rollback").exists():      # then its next look says what it shows
