@@ -132,7 +132,7 @@ def registered(store, tars):
     return told
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.GOOD if "sparse" not in name])
+@pytest.mark.parametrize("name", [name for name in recipes.GOOD if "eight_tebi" not in name])
 def test_a_layer_of_any_tar_is_told_as_overlay2_tells_it(store, beside, name):
     tar = recipes.GOOD[name]()
     ours, theirs = store.register(tar), beside.register(tar)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from layerstore.drivers.erofs.ground import ErofsGround
 from layerstore.drivers.erofs.trees import ErofsTrees
 from layerstore.drivers.overlay import differences
 from layerstore.drivers.overlay.directories import make
-from layerstore.errors import CorruptLayerError, LayerStoreError, readable
+from layerstore.errors import CorruptLayerError, InvalidMetadataError, LayerStoreError, readable
 from layerstore.ids import ChainID, DiffID
 from layerstore.streams.tarstream import TarStream
 from layerstore.values import FileEntry
@@ -75,11 +76,29 @@ class ErofsLayer:
 
     def open_file(self, entry: FileEntry) -> Extents:
         fd = image.open_regular(self._path)
-        if entry.offset is None:
+        try:
+            return Extents(fd, entry.size, self._pieces(fd, entry))
+        except BaseException:
             _files.close(fd, self._path)
-            text = f'cannot open "{readable(entry.path)}" of the layer: it is stored in pieces'
-            raise CorruptLayerError(text, path=entry.path)
-        return Extents(fd, entry.size, [(0, entry.size, image.HEADER + entry.offset)])
+            raise
+
+    def _pieces(self, fd: int, entry: FileEntry) -> list[tuple[int, int, int]]:
+        try:
+            with _erofs.Image(fd) as opened:
+                size, pieces = opened.extents(entry.path)
+            if size == entry.size:
+                return pieces
+            why = f"it has {size} bytes, not {entry.size}"
+        except (CorruptLayerError, InvalidMetadataError) as err:
+            why = str(err)
+        except OSError as err:
+            if err.errno in (errno.ENOENT, errno.ENOTDIR):
+                why = "it is gone"
+            elif err.errno in (errno.EINVAL, errno.EISDIR, errno.ELOOP):
+                why = "it is not a regular file"
+            else:
+                raise
+        raise CorruptLayerError(f'cannot open "{readable(entry.path)}" of the layer: {why}', path=entry.path)
 
     # ---- is it as it was ----
 
