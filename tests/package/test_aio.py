@@ -220,7 +220,7 @@ async def test_a_store_is_opened_by_hand_too(root):
         await store.mounts()
     assert await store.open() is store
     assert store.driver_name() == DRIVER
-    assert ("Supports d_type", "true") in await store.driver_status()
+    assert ("userxattr", "false") in await store.driver_status()
     await store.cleanup()
     await store.close()
     await store.close()
@@ -341,7 +341,7 @@ async def test_the_life_of_an_image(store, room):
     assert await images.resolve("a:1") == made.id == (await images.inspect("a:1"))["Id"]
     assert [step["layer"] for step in await images.history("a:1")] == [layer.chain_id]
     await images.unpack("a:1", room / "tree")
-    assert sorted(os.listdir(room / "tree")) == sorted(os.listdir((await (await store.get(layer.chain_id)).metadata())["UpperDir"]))
+    assert sorted(os.listdir(room / "tree")) == ["etc", "tool"]
     with pytest.raises(layerstore.ImageError, match="a:1"):
         await images.remove(made.id)
     assert (await images.remove("a:1")).untagged == ("a:1",)

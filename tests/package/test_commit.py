@@ -123,6 +123,7 @@ def edit_acl(path):
 
 
 def edit_default_acl(path):
+    os.chmod(f"{path}/d", stat.S_IMODE(os.stat(f"{path}/d").st_mode))       # the kernel sets none on what is an image's still
     os.setxattr(f"{path}/d", DEFAULT, acl())
 
 

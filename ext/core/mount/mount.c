@@ -25,7 +25,7 @@ static bool configure(int context, const lay_overlay *o)
         return false;
     if (o->is_volatile && !lay_flag(context, "volatile"))
         return false;
-    if (o->is_apart && !lay_option(context, "xino", "on"))
+    if (o->is_apart && !lay_option(context, "xino", "auto"))
         return false;
     if (o->follow && !(lay_option(context, "metacopy", "on") && lay_option(context, "redirect_dir", "follow")))
         return false;

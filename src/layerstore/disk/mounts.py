@@ -71,7 +71,7 @@ def _text_of(fields: dict[str, Any]) -> bytes:
     if fields["is_volatile"]:
         parts.append("volatile")
     if fields["is_apart"]:
-        parts.append("xino=on")
+        parts.append("xino=auto")
     if fields["follow"]:
         parts.append("metacopy=on,redirect_dir=follow")
     parts.append("lowerdir=" + ":".join(fields["lowers"]))
