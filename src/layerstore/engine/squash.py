@@ -8,6 +8,7 @@ Source: sandbox.md 11
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Sequence
@@ -110,11 +111,32 @@ class Squash:
             return self._mergeable_now(mount, place)
 
     def _mergeable_now(self, mount: Mount, place: Place) -> set[str]:
+        """Do what _mergeable() does, under both locks.
+
+        To all that stands on it such a directory must lie above the nearest layer: else it shows a layer there, or a
+        part of one, and there is one directory for each.
+        """
         own = {mount.key, *(id for id in place.stack if self._snapshots.has(id))}
-        return {
-            id for id in place.stack[: place.at]
-            if not is_init(id) and id not in own and own.issuperset(self._loose.standing_on(id))
-        }  # fmt: skip
+        frozen = functools.cache(functools.partial(self._frozen_below, mount))
+        found = set()
+        for id in place.stack[: place.at]:
+            if is_init(id) or id in own or self._loose.is_layer(id):
+                continue
+            standing = self._loose.standing_on(id)
+            if own.issuperset(standing) and all(id in frozen(entry) for entry in standing):
+                found.add(id)
+        return found
+
+    def _frozen_below(self, mount: Mount, entry: str) -> frozenset[str]:
+        """Return what lies between a box or a snapshot and its nearest layer; nothing where that is not sure."""
+        try:
+            if entry == mount.key:
+                return frozenset(self._stacks.of_box(mount).frozen)
+            if self._snapshots.lower(entry) is not None:  # it is a layer, or about to be: its record names the rest
+                return frozenset()
+            return frozenset(self._stacks.of_snapshot(entry).frozen)
+        except (OSError, LayerStoreError):
+            return frozenset()
 
     def _merge(self, mount: Mount, place: Place, level: Durability) -> tuple[Place, list[str]]:
         """Merge each run of neighbours below a held box into one directory."""
@@ -142,11 +164,13 @@ class Squash:
                 return place, []
             self._sync(made, level)
             with self._lock, self._metadata.exclusive():
-                stays = self._stays(mount, place) and self._mergeable_now(mount, place).issuperset(merged)
+                now = self._stacks.of_box(mount)      # other processes made layers of that meanwhile, or forks
+                stays = now.stack == place.stack and self._mergeable_now(mount, now).issuperset(merged)
                 if stays:
                     with self._loose.changing(*entries):
                         for id, below in changes:
-                            self._writables.restand(id, below)
+                            if not self._loose.is_layer(id):      # that stands on what its record says
+                                self._writables.restand(id, below)
                         self._writables.restand(mount.mount_id, done)
         finally:
             # Those that are named by a `lower` already stay; what an error left besides is cleanup()'s.
@@ -156,9 +180,3 @@ class Squash:
             self._loose.drop(made)
             return self._stacks.of_box(mount), []
         return self._stacks.place(done, place.layer), merged
-
-    def _stays(self, mount: Mount, place: Place) -> bool:
-        """Return True if a box still stands where it stood, and no other process made layers of that meanwhile."""
-        now = self._stacks.of_box(mount)
-        frozen = place.stack[: place.at]
-        return (now.stack, now.at) == (place.stack, place.at) and not any(map(self._loose.is_layer, frozen))
