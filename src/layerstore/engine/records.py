@@ -100,6 +100,8 @@ class Records:
             record.cache_id, record.durable = cache_id, False
             with contextlib.suppress(OSError, LayerStoreError):
                 record.descriptor = self._metadata.get_descriptor(record.chain_id)
+            if record.parent:             # it was made anew, so what it stands on may have been, too
+                self.load_current(record.parent.chain_id)
         if record.parent:
             record.parent = self.layers.get(record.parent.chain_id, record.parent)
         return True
