@@ -10,6 +10,10 @@ processes. None is held during tar work, the latter two not while files are dele
 becomes visible by one rename; a removal renames first and cleanup() finishes it.
 Other processes may work on the same root: what they registered is found when it is asked for, what they hold
 (holds.py) is not deleted, and a lock on the layerdb is held for the moment in which a layer becomes visible or goes.
+What stands on what: a box's own `lower` changes while the box is held; that of a frozen directory, and every record,
+under the layerdb's lock, in one section that asks the disk again first. A snapshot stays as long as its directory is
+held, as a commit does. A layer's directory stands on what the layer's record says, or its snapshot's record still
+tells that this is to be done. What is merged lies above the nearest layer of all that stands on it.
 Source: moby, layer/layer_store.go
 """
 

@@ -254,7 +254,7 @@ class Snapshots:
 
     def _take_record(self, id: str) -> tuple[list[str], str, str | None]:
         """Set the record of a held snapshot aside. Returns what it kept, and where the record is now."""
-        self._promotion.finish(id)        # without a record nothing tells that a commit was interrupted
+        self._promotion.settle(id)        # without a record nothing tells that a commit was interrupted
         with self._lock, self._metadata.exclusive():
             if not self._db.has(id):
                 return [], "", None

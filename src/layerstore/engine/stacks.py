@@ -75,6 +75,11 @@ class Place(NamedTuple):
         """The snapshot that it stands on; "": it stands on the layer."""
         return next(iter(self.frozen), "")
 
+    def is_as(self, other: Place) -> bool:
+        """Return True if another place is the same one, on the same layer."""
+        chains = [place.layer.chain_id if place.layer else "" for place in (self, other)]
+        return (self.stack, self.at, chains[0]) == (other.stack, other.at, chains[1])
+
     @property
     def loosenable(self) -> list[str]:
         """The ids that no layer owns: they go when nothing else needs them."""
@@ -109,6 +114,7 @@ class Stacks:
         self._loose: set[str] = set()     # ids that have no record, and get none
         self.snapshots: SnapshotDB = ground.snapshots_db
         self._writables: Writables = ground.driver.writables
+        self.directories_of = contents.directories_of
 
     # ---- places ----
 
@@ -248,11 +254,12 @@ class Stacks:
             gone = f"{LayerDoesNotExistError.text}: the snapshot {snapshot} was released meanwhile"
             raise LayerDoesNotExistError(gone, chain_id=snapshot) from err
 
-    def require(self, target: Target) -> None:
+    def require(self, target: Target, *, led: bool = True) -> None:
         """Make sure that a snapshot stands on what it stood on when it was found; under both locks.
 
-        Raises  LayerDoesNotExistError   it was released
-                InvalidMetadataError     directories below it were merged: find it again
+        led      its nearest layer, too, is the one that was found
+        Raises   LayerDoesNotExistError   it was released
+                 InvalidMetadataError     directories below it were merged, or became layers: find it again
         """
         id = target.snapshot
         if not id:
@@ -260,7 +267,8 @@ class Stacks:
         if not self.snapshots.has(id):
             gone = f"{LayerDoesNotExistError.text}: the snapshot {id} was released meanwhile"
             raise LayerDoesNotExistError(gone, chain_id=id)
-        if self._find(id).place.stack != target.place.stack:
+        now = self._find(id).place
+        if now.stack != target.place.stack or (led and not now.is_as(target.place)):
             raise InvalidMetadataError(f"the snapshot {id} was led to other directories meanwhile", path=id)
 
     def again(self, parent: str, act: Callable[[Target], _T]) -> _T:
@@ -275,7 +283,7 @@ class Stacks:
                         raise
                     with self._lock, self._ground.metadata.exclusive():     # no merge is half written then
                         now = self.find(parent)
-                    if now.place.stack == target.place.stack:
+                    if now.place.is_as(target.place):
                         raise
         raise AssertionError
 

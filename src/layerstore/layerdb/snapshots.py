@@ -5,6 +5,7 @@
     parent   the ChainID of the nearest layer below; absent: none
     layer    once committed: the ChainID
     lower    once committed: what the driver's directory stood on before, as the driver's text
+    unled    only for a while: what stands on it may not name the layer yet
 
 What a snapshot stands on is the driver's to say (`lower` in its directory). A box that is being rolled back has a file
 mounts/<name>/rollback until that is done. The time of the directory snapshots/ is set by each change of what stands on
@@ -204,16 +205,30 @@ class SnapshotDB:
 
     def set_committed(self, id: str, lower: str, chain_id: str, *, sync: bool) -> None:
         """Note what a snapshot stands on, and the layer that it is about to become. Raises OSError."""
+        textfile.write_small(self._file(id, "unled"), b"", sync=False)
         textfile.replace_small(self._file(id, "lower"), os.fsencode(lower), 0o644, sync=sync)
         textfile.replace_small(self._file(id, "layer"), os.fsencode(chain_id), 0o644, sync=sync)
         if sync:
             textfile.sync_directory(self.directory(id))
 
+    def is_committed(self, id: str, lower: str, chain_id: str) -> bool:
+        """Return True if set_committed() noted this, and nothing of it was taken back since."""
+        return self.is_unled(id) and (self.lower(id), self.layer(id)) == (lower, chain_id)
+
     def forget_committed(self, id: str) -> None:
         """Undo set_committed(). Raises OSError."""
-        for name in ("layer", "lower"):
+        for name in ("layer", "lower", "unled"):
             with contextlib.suppress(FileNotFoundError):
                 _files.unlink(self._file(id, name))
+
+    def is_unled(self, id: str) -> bool:
+        """Return True if what follows from a commit may not be done yet."""
+        return os.path.lexists(self._file(id, "unled"))
+
+    def note_led(self, id: str) -> None:
+        """Note that what follows from a commit is done. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            _files.unlink(self._file(id, "unled"))
 
     def set_parent(self, id: str, parent: str) -> None:
         """Note the nearest layer. Raises OSError."""
