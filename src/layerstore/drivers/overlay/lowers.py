@@ -207,6 +207,16 @@ class Lowers:
         except (OSError, LayerStoreError):
             return ""
 
+    def lower_over(self, stack: Sequence[str]) -> str:
+        """Return what `lower` says of something new on layers; "": what the first one's asks for, as Docker has it.
+
+        A commit that was stopped leaves the first one on what it stood on as a snapshot, which may go.
+        """
+        with contextlib.suppress(OSError, LayerStoreError):
+            if stack and self.stack_of(stack[0]) != list(stack[1:]):
+                return ":".join(f"{LINKS}/{self._link_of(id)}" for id in stack)
+        return ""
+
     def led_to(self, link: str) -> str:
         """Return the id that a short link leads to; "" if it does not lead to one."""
         with contextlib.suppress(OSError):

@@ -62,8 +62,7 @@ class Writables:
             if quota and size:
                 quota.limit(path, size)
 
-        # On layers `lower` follows from the nearest one's, as Docker has it.
-        lower = self._at.lower_on(stack) if most > MAX_LOWERS else ""
+        lower = self._at.lower_on(stack) if most > MAX_LOWERS else self._at.lower_over(stack)
         self._at.create(id, parent, prepare, lower=lower, most=most)
         if like:
             self._freezing.follow(id, like)

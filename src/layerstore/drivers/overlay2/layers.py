@@ -84,12 +84,13 @@ class OverlayDraft:
                 f"the marks in {self._like} are attributes trusted.overlay.*, which root alone can write, outside "
                 "of a user namespace"
             )
-        self._at.create(self.id, parent, lambda path: classes.write(path, user))
+        lower = self._at.lower_over(self._stack)
+        self._at.create(self.id, parent, lambda path: classes.write(path, user), lower=lower)
 
     def place_on(self, stack: Stack) -> None:
         self._stack = stack
         if stack:
-            self._at.put_on(self.id, stack[0])
+            self._at.put_on(self.id, stack[0], self._at.lower_over(stack))
             with self._at.opened_files(self.id) as root:
                 self._settle_on(root)
 
