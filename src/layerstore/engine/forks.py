@@ -36,17 +36,19 @@ class Forks:
         self._ground.check_writable()
         check_mount_name(name)
         self._writable.check_free(name)
-        id, _ = self._snapshots.take(mount, "clone", None, level, record=False)
-        try:
-            place = self._stacks.place(self._writables.stack_of(id), mount.parent)
-            target = Target(Place([id, *place.stack], place.layer, place.at + 1), "")
-            made = self._writable.create_on(name, target, CreateRWLayerOpts(), level)
-        except BaseException:
-            self._snapshots.drop_if_unneeded([id])
-            raise
-        finally:
-            with contextlib.suppress(OSError):
-                self._writables.publish(id)
+        # Held until both have a record that names what they stand on: else a squash would merge it in between.
+        with self._writable.entered(mount) as place:
+            id, _ = self._snapshots.take_entered(mount, place, "clone", "", level, record=False)
+            try:
+                place = self._stacks.place(self._writables.stack_of(id), mount.parent)
+                target = Target(Place([id, *place.stack], place.layer, place.at + 1), "")
+                made = self._writable.create_on(name, target, CreateRWLayerOpts(), level)
+            except BaseException:
+                self._snapshots.drop_if_unneeded([id])
+                raise
+            finally:
+                with contextlib.suppress(OSError):
+                    self._writables.publish(id)
         return self.grown(made, level)
 
     def grown(self, made: MountReference, level: Durability) -> MountReference:

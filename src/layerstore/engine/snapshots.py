@@ -24,7 +24,7 @@ from layerstore.engine.promote import Promotion
 from layerstore.engine.record import Mount
 from layerstore.engine.references import References
 from layerstore.engine.squash import Squash
-from layerstore.engine.stacks import MAX_LOWERS, Stacks
+from layerstore.engine.stacks import MAX_LOWERS, Place, Stacks
 from layerstore.engine.writable import WritableLayers
 from layerstore.errors import (
     ActiveMountError,
@@ -55,12 +55,9 @@ class Snapshots:
 
     # ---- taking ----
 
-    def take(
-        self, mount: Mount, busy: str, freeze: StrPath | None, level: Durability, *, record: bool = True
-    ) -> tuple[str, Saved | None]:
+    def take(self, mount: Mount, busy: str, freeze: StrPath | None, level: Durability) -> tuple[str, Saved | None]:
         """Freeze what a box holds, and return the id of the snapshot, and its record.
 
-        record   False: it gets no record, and is loose; the caller publishes it
         Raises   as RWLayer.snapshot() does
         """
         self._ground.check_writable()
@@ -68,33 +65,42 @@ class Snapshots:
         if group:
             cgroup.check(group)
         with self._writable.entered(mount) as place:
-            place, merged = self._squash.grown(mount, place, level)
-            if len(place.stack) + 1 > MAX_LOWERS:
-                why = f"{MaxDepthExceededError.text}: {mount.name} stands on {len(place.stack)} directories"
-                what = f"{why}; release snapshots below it, or commit it"
-                raise MaxDepthExceededError(what, name=mount.name, chain_id=place.base)
-            self._db.make()               # so that others look for what has no record, too
-            id = random_id()
-            inits: list[str] = []
-            how, saved = "", None
-            try:
-                stack = self._own_init(mount, id, place.stack, inits)
-                how = self._freeze(mount, id, stack, busy, group, level)
-                if how == "frozen":
-                    mount.sound = ([id, *stack], mount.parent_state)
-                if record:
-                    saved = self._record(id, mount, place.layer.chain_id if place.layer else "", level)
-                else:
-                    self._note(mount)
-                self._publish([*inits, id] if record else inits)
-            except BaseException:
-                surely(self._end_failed, mount, id, inits)
-                raise
-            if how == "frozen" or not self._writables.is_mounted(mount.mount_id):
-                self._loose.drop(merged)      # no mount uses them now
+            return self.take_entered(mount, place, busy, group, level)
+
+    def take_entered(
+        self, mount: Mount, place: Place, busy: str, group: str, level: Durability, *, record: bool = True
+    ) -> tuple[str, Saved | None]:
+        """Do what take() does, of a box that is held and stands there.
+
+        record   False: it gets no record, and is loose; the caller publishes it
+        """
+        place, merged = self._squash.grown(mount, place, level)
+        if len(place.stack) + 1 > MAX_LOWERS:
+            why = f"{MaxDepthExceededError.text}: {mount.name} stands on {len(place.stack)} directories"
+            what = f"{why}; release snapshots below it, or commit it"
+            raise MaxDepthExceededError(what, name=mount.name, chain_id=place.base)
+        self._db.make()                   # so that others look for what has no record, too
+        id = random_id()
+        inits: list[str] = []
+        how, saved = "", None
+        try:
+            stack = self._own_init(mount, id, place.stack, inits)
+            how = self._freeze(mount, id, stack, busy, group, level)
+            if how == "frozen":
+                mount.sound = ([id, *stack], mount.parent_state)
+            if record:
+                saved = self._record(id, mount, place.layer.chain_id if place.layer else "", level)
             else:
-                self._squash.leave(mount, merged)
-            return id, saved
+                self._note(mount)
+            self._publish([*inits, id] if record else inits)
+        except BaseException:
+            surely(self._end_failed, mount, id, inits)
+            raise
+        if how == "frozen" or not self._writables.is_mounted(mount.mount_id):
+            self._loose.drop(merged)          # no mount uses them now
+        else:
+            self._squash.leave(mount, merged)
+        return id, saved
 
     def _end_failed(self, mount: Mount, id: str, inits: list[str]) -> None:
         """Leave a box whole whose snapshot failed: the disk tells how far that came, also after an interrupt."""
