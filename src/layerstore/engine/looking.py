@@ -127,11 +127,16 @@ class Looking:
 
     def snapshot(self, id: str) -> Shown:
         """Look at a snapshot, recorded or loose. Raises LayerDoesNotExistError: it is gone."""
-        try:
-            return Shown(f"snapshot {id}", id, self._stacks.of_snapshot(id))
-        except FileNotFoundError as err:
-            gone = f"{LayerDoesNotExistError.text}: there is no snapshot {id}"
-            raise LayerDoesNotExistError(gone, chain_id=id) from err
+        while True:
+            recorded = self._db.has(id)
+            try:
+                return Shown(f"snapshot {id}", id, self._stacks.of_snapshot(id))
+            except FileNotFoundError as err:
+                gone = f"{LayerDoesNotExistError.text}: there is no snapshot {id}"
+                raise LayerDoesNotExistError(gone, chain_id=id) from err
+            except CorruptLayerError:     # it was released while it was read: a loose one is found otherwise
+                if not recorded or self._db.has(id):
+                    raise
 
     # ---- what differs ----
 

@@ -53,6 +53,8 @@ class Mending:
             chosen = [r for c, r in records.layers.items() if chain_id in (None, c)]
             found = [Problem("metadata", str(c), "", str(e)) for c, e in records.bad.items() if chain_id in (None, c)]
             bad_mounts, mounts = list(records.bad_mounts.items()), list(records.mounts.values())
+            for mount in mounts:                 # another store may have led it to a layer, or rolled it back
+                records.refresh_mount(mount)
             for record in chosen:                # none is deleted by this store while it is read
                 record.used += 1
         try:
