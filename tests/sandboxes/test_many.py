@@ -258,7 +258,7 @@ import faulthandler, os, random, sys, threading, time, traceback
 from pathlib import Path
 import layerstore
 faulthandler.dump_traceback_later(60, exit=True)
-root, told, seed, seconds = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+root, told, seed, seconds, acts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:]
 store = layerstore.Store(root, options={"durability": "none"})
 base = next(iter(store.map()))
 until, errors, done = time.monotonic() + seconds, [], {}
@@ -279,7 +279,7 @@ def work(n):
     box = store.create_rw_layer(f"box {seed} {n}", base)
     count = 0
     while time.monotonic() < until:
-        act = draw.choice(["take", "take", "fork", "fork", "release", "commit", "back", "create", "squash", "remove"])
+        act = draw.choice(acts)
         try:
             known = [one for one in store.snapshots() if (told / one.id).exists()]
             some = draw.choice(known) if known else None
@@ -345,13 +345,20 @@ sys.exit(bool(errors))
 """
 
 
-@pytest.mark.soak(90, 300)
-def test_what_a_snapshot_shows_whatever_others_do_with_it(store, root, room, base):
+ACTS = {
+    "all": "take take fork fork release commit back create squash remove",
+    "squash beside commit": "take take take fork release release commit commit back squash squash",
+}
+
+
+@pytest.mark.soak(90, 600)
+@pytest.mark.parametrize("acts", ACTS)
+def test_what_a_snapshot_shows_whatever_others_do_with_it(store, root, room, base, acts):
     """Forks, releases, removals, commits and rollbacks of the same snapshots by several processes at once."""
     (room / "told").mkdir()
     seconds = budget(5, 120)
     crowd = [
-        subprocess.Popen(command(SWAP, root, room / "told", SEED * 3 + n, seconds), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+        subprocess.Popen(command(SWAP, root, room / "told", SEED * 3 + n, seconds, *ACTS[acts].split()), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
         for n in range(3)
     ]
     said = [process.communicate() for process in crowd]
