@@ -154,8 +154,8 @@ def test_deeper_than_the_kernel_takes(store, box, root, unchanged):
 CROWD = """
 import faulthandler, random, sys, threading, time
 import layerstore
-faulthandler.dump_traceback_later(40, exit=True)
 root, seed, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+faulthandler.dump_traceback_later(40 + seconds, exit=True)
 store = layerstore.Store(root, options={"durability": "none"})
 box = store.get_rw_layer("box")
 until, errors, done = time.monotonic() + seconds, [], [0]
@@ -257,8 +257,8 @@ SWAP = """
 import faulthandler, os, random, sys, threading, time, traceback
 from pathlib import Path
 import layerstore
-faulthandler.dump_traceback_later(60, exit=True)
 root, told, seed, seconds, acts = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:]
+faulthandler.dump_traceback_later(60 + seconds, exit=True)
 store = layerstore.Store(root, options={"durability": "none"})
 base = next(iter(store.map()))
 until, errors, done = time.monotonic() + seconds, [], {}
