@@ -54,7 +54,7 @@ lay_code lay_erofs_next_piece(const lay_erofs *e, uint64_t ino, int64_t offset, 
         return fail(e, "", 0, "cannot tell where a file's bytes are", err);
     if (none > 0)
         return LAY_OK;
-    *out = (lay_erofs_piece){ .offset = x.at, .n = x.n, .at = x.from, .device = (unsigned)(x.device - e->devices) };
+    *out = (lay_erofs_piece){ .offset = x.at, .n = x.n, .at = x.from, .device = x.device->fd == e->fd ? 0 : (unsigned)(x.device - e->devices) };
     while (out->offset + out->n < i.size) {                 /* as far as the next ones follow on the disk */
         if (lay_erofs_extent(e, &i, out->offset + out->n, &more) < 0)
             return fail(e, "", 0, "cannot tell where a file's bytes are", err);
