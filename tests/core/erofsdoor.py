@@ -18,6 +18,9 @@ class Reader:
         fds = door.ffi.new("int[]", list(devices)) if devices else door.ffi.NULL
         self.e = door.make("lay_erofs_open", "lay_erofs *", fd, size, fds, len(devices))
 
+    def close(self) -> None:
+        door.ffi.release(self.e)
+
     def find(self, path: str) -> Any:
         thing, name = door.out("lay_erofs_thing *"), os.fsencode(path)
         door.call("lay_erofs_find", self.e, name, len(name), thing)
@@ -88,6 +91,10 @@ def opened(data: bytes, **how: Any) -> Iterator[Reader]:
     try:
         with os.fdopen(fd, "wb", closefd=False) as file:
             file.write(data)
-        yield Reader(fd, **how)
+        reader = Reader(fd, **how)
     finally:
         os.close(fd)
+    try:
+        yield reader
+    finally:
+        reader.close()

@@ -115,7 +115,7 @@ def differing(upper: Path, reader: Reader, flags: int) -> list[str]:
 
 
 @pytest.mark.parametrize("options", [(), ("-Eforce-inode-compact",), ("--chunksize=4096",)], ids=str)
-def test_an_image_that_mkfs_made_of_a_directory_does_not_differ_from_it(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_an_image_that_mkfs_made_of_a_directory_does_not_differ_from_it(tmp_path: Path, request: pytest.FixtureRequest, options: tuple[str, ...]) -> None:
     place = tmp_path / "d"
     place.mkdir()
     (place / "sub").mkdir()
@@ -129,6 +129,7 @@ def test_an_image_that_mkfs_made_of_a_directory_does_not_differ_from_it(tmp_path
     subprocess.run(["mkfs.erofs", "--quiet", *options, image, place], check=True)
     with open(image, "rb") as file:
         reader = Reader(file.fileno())
+    request.addfinalizer(reader.close)
     reader.verify()
     flags = int(door.lib.LAY_CHANGES_CONTENTS)
     assert differing(place, reader, flags) == []
