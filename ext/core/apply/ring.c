@@ -14,7 +14,7 @@ typedef struct slot {
     const uint8_t *p; size_t n;   /* what is published */
     int64_t offset;
     unsigned holds;               /* readers' claims beyond their turn */
-    uint8_t *block;               /* writer only: its own memory, made at first use, freed with the ring */
+    uint8_t *block;               /* the writer's own until it closes the ring: memory, made at first use */
 } slot;
 
 typedef struct reader {
@@ -122,6 +122,19 @@ void lay_ring_close(lay_ring *r)
     pthread_mutex_unlock(&r->lock);
 }
 
+/* With the lock held: nothing more is written. Blocks that all have passed go now: what readers do at the end takes memory, too. */
+static void free_passed(lay_ring *r)
+{
+    for (unsigned i = 0; i < r->nreaders; i++)
+        if (!r->readers[i].done && r->readers[i].left < r->published)
+            return;
+    for (slot *s = r->slots; s < r->slots + LAY_RING_SLOTS; s++)
+        if (!s->holds) {
+            free(s->block);
+            s->block = NULL;
+        }
+}
+
 bool lay_ring_take(lay_ring *r, unsigned reader_number, lay_span *span)
 {
     reader *me = &r->readers[reader_number];
@@ -143,6 +156,8 @@ bool lay_ring_take(lay_ring *r, unsigned reader_number, lay_span *span)
             given = true;
         }
     }
+    if (!given && r->closed)
+        free_passed(r);
     pthread_mutex_unlock(&r->lock);
     return given;
 }
