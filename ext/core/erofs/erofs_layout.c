@@ -121,7 +121,7 @@ static lay_code take_slot(lay_elayout *l, uint32_t node, int64_t inode, int64_t 
         at = align(at + (LAY_EROFS_BLOCK - into), LAY_EROFS_SLOT);
     if (at / LAY_EROFS_SLOT > UINT32_MAX)
         return too_large(err);
-    l->slots[node] = (uint32_t)(at / LAY_EROFS_SLOT);
+    lay_etree_set_note(l->t, node, (uint32_t)(at / LAY_EROFS_SLOT));
     l->order[l->norder++] = node;
     l->inodes_end = at + (table ? align(inode, 8) + table : inode + tail);
     return LAY_OK;
@@ -140,7 +140,7 @@ static lay_code place_other(lay_elayout *l, uint32_t node, lay_error *err)
     lay_enode n;
     unsigned bits;
     size_t count = 0;
-    if (l->slots[node])                       /* another name of it came before */
+    if (lay_etree_note(l->t, node))                      /* another name of it came before */
         return LAY_OK;
     lay_etree_node(l->t, node, &n);
     lay_eshape shape = lay_elayout_shape(&n, &bits, &count);
@@ -283,8 +283,7 @@ lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, 
         return too_large(err);
     l->base = align(LAY_EROFS_HEADER + tar_size, LAY_EROFS_BLOCK);
     l->order = malloc(nodes * sizeof *l->order);
-    l->slots = calloc(nodes, sizeof *l->slots);
-    if (!l->order || !l->slots)
+    if (!l->order)
         return lay_fail_nomem(err);
     return walk(l, err) ? err->code : place_blocks(l, err);
 }
@@ -292,7 +291,6 @@ lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, 
 void lay_elayout_free(lay_elayout *l)
 {
     free(l->order);
-    free(l->slots);
     free(l->dirs);
     free(l->links.list);
     free(l->files.list);

@@ -21,7 +21,6 @@ typedef struct lay_elayout {
     const lay_etree *t;
     int64_t tar_size, base;                 /* base: of the metadata, in the file */
     uint32_t *order; size_t norder;         /* inodes as they lie */
-    uint32_t *slots;                        /* of each inode of the tree; 0: it has none */
     lay_edir *dirs; size_t ndirs, dirs_cap; /* in the order of their inodes, as are the two below */
     lay_eowns links, files;
     int64_t inodes_end, files_size;         /* of the inodes; of the files so far */

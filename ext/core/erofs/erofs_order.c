@@ -125,6 +125,8 @@ lay_code lay_eorder_set(lay_etree *t, lay_error *err)
     for (size_t i = 0; i < t->nrecs; i++)
         if (S_ISDIR(t->recs[i].mode))
             sort(t, t->order + t->recs[i].data, t->recs[i].size, spare);
+    for (size_t i = 0; i < t->nrecs; i++)
+        t->recs[i].parent = 0;                /* a note from now on */
     return LAY_OK;
 }
 
@@ -137,6 +139,9 @@ const uint32_t *lay_etree_children(const lay_etree *t, uint32_t directory, uint3
     *count = t->recs[directory].size;
     return t->order + t->recs[directory].data;
 }
+
+uint32_t lay_etree_note(const lay_etree *t, uint32_t number) { return t->recs[number].parent; }
+void lay_etree_set_note(const lay_etree *t, uint32_t number, uint32_t note) { t->recs[number].parent = note; }
 
 static uint32_t directories_in(const lay_etree *t, uint32_t directory)
 {

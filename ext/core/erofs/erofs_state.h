@@ -29,7 +29,7 @@
 /* A name and, unless it is a LINK, its inode. */
 typedef struct lay_erec {
     uint32_t text;               /* of its name in names: a byte, how long, and so many more */
-    uint32_t parent;
+    uint32_t parent;             /* once settled: the writer's note */
     uint32_t data;               /* of a file: the block of its bytes in the tar; of a symbolic link: its text in names; of a
                                     device: its number; of a directory: the last name that came, and once settled the first
                                     of its names in order */

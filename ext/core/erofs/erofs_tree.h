@@ -31,6 +31,9 @@ void lay_etree_free(lay_etree *t);
 uint32_t lay_etree_count(const lay_etree *t);
 /* False: there is no inode of this number (an entry that is gone, or one more name of another). */
 bool lay_etree_node(const lay_etree *t, uint32_t number, lay_enode *out);
+/* A number of the writer's own for an inode, kept where the record of its directory was; 0 until it is set. */
+uint32_t lay_etree_note(const lay_etree *t, uint32_t number);
+void lay_etree_set_note(const lay_etree *t, uint32_t number, uint32_t note);
 /* What a directory has, by name in byte order: numbers of names; "." and ".." are not among them. */
 const uint32_t *lay_etree_children(const lay_etree *t, uint32_t directory, uint32_t *count);
 /* The name, whose bytes are not NUL-terminated. */

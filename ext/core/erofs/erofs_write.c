@@ -46,7 +46,7 @@ static bool put_block(const lay_elayout *l, lay_enames *e, lay_ename *name, uint
     size_t at = count * LAY_EROFS_DIRENT;
     for (size_t i = 0; i < count; i++) {
         uint8_t *b = to + i * LAY_EROFS_DIRENT;
-        lay_put64(b, l->slots[one.node]);
+        lay_put64(b, lay_etree_note(l->t, one.node));
         lay_put16(b + 8, (uint16_t)at);
         b[10] = lay_erofs_file_type(one.mode);
         memcpy(to + at, one.text, one.len);
@@ -122,7 +122,7 @@ static lay_code put_inode(lay_eimage *m, lay_error *err)
     lay_etree_node(l->t, node, &n);
     const lay_edir *d = S_ISDIR(n.mode) ? &l->dirs[m->dir++] : NULL;
     lay_eshape shape = d ? LAY_E_PLAIN : lay_elayout_shape(&n, &bits, &count);
-    int64_t at = (int64_t)l->slots[node] * LAY_EROFS_SLOT, end = at + lay_elayout_inode(&n);
+    int64_t at = (int64_t)lay_etree_note(l->t, node) * LAY_EROFS_SLOT, end = at + lay_elayout_inode(&n);
     uint8_t *b = room(m, at, (size_t)(end - at), err);
     if (!b)
         return err->code;
@@ -243,7 +243,7 @@ static uint32_t node_at(const lay_elayout *l, int64_t at)
         size_t low = 0, high = l->norder;
         while (high - low > 1) {
             size_t middle = (low + high) / 2;
-            *((int64_t)l->slots[l->order[middle]] * LAY_EROFS_SLOT <= at ? &low : &high) = middle;
+            *((int64_t)lay_etree_note(l->t, l->order[middle]) * LAY_EROFS_SLOT <= at ? &low : &high) = middle;
         }
         return l->order[low];
     }
@@ -265,7 +265,7 @@ lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay
 void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header)
 {
     const lay_elayout *l = &m->l;
-    lay_erofs_super s = { .root = l->slots[LAY_ETREE_ROOT], .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
+    lay_erofs_super s = { .root = lay_etree_note(l->t, LAY_ETREE_ROOT), .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
                           .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->norder, .diff_id = diff_id, .tar_size = l->tar_size,
                           .incompat = l->chunked ? LAY_EROFS_INCOMPAT_CHUNKED : 0 };
     lay_erofs_put_super(header, &s);
