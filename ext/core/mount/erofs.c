@@ -69,7 +69,9 @@ static lay_code tell(const lay_erofs_file *file, int loop, told *out, lay_error 
     struct stat s;
     unsigned number;
     out->device = -1;
-    if (fstat(file->fd, &s) < 0 || !S_ISREG(s.st_mode))
+    if (fstat(file->fd, &s) < 0)
+        return lay_fail_os(err, errno, file->path, NULL);
+    if (!S_ISREG(s.st_mode))
         return lay_fail_os(err, S_ISDIR(s.st_mode) ? EISDIR : ENOTBLK, file->path, NULL);
     if (loop) {
         if (lay_loop_attach(file, &out->device, &number, err))

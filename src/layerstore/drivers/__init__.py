@@ -520,6 +520,8 @@ class StoreView(NamedTuple):
     """What calls wait for; of "none" nothing that is written in a box is ever synced."""
     same: Callable[[DiffID], Iterable[str]] = lambda _: ()
     """Names the ids of the layers that have a DiffID, also those that another process made."""
+    diff_id_of: Callable[[str], DiffID | None] = lambda _: None
+    """Finds the DiffID of an id; None: no layer has it."""
 
 
 Open = Callable[[str, Mapping[str, str], StoreView], Driver]

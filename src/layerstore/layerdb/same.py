@@ -1,4 +1,4 @@
-"""Layers of the same tar: which layers have a DiffID, whatever they stand on."""
+"""Layers of the same tar: which layers have a DiffID, whatever they stand on; and which DiffID an id has."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ class Same:
         self._metadata, self._lock = metadata, Mutex()
         self._known: dict[str, set[str]] = {}     # of DiffIDs: names of layers
         self._read: set[str] = set()
+        self._of: dict[str, str] = {}             # of ids: their layers
 
     def __call__(self, diff_id: DiffID) -> list[str]:
         """Name the driver's ids of the layers that have a DiffID, as the disk has them now."""
         with self._lock:
-            there: set[str] = set()
-            with contextlib.suppress(FileNotFoundError):
-                there.update(os.listdir(os.path.join(self._metadata.root, _ALGORITHM)))
+            there = self._names()
             for name in there - self._read:
                 with contextlib.suppress(OSError, LayerStoreError):      # damaged, or no layer
                     self._known.setdefault(self._metadata.get_diff_id(f"{_ALGORITHM}:{name}"), set()).add(name)
@@ -37,3 +36,27 @@ class Same:
             with contextlib.suppress(OSError, LayerStoreError):
                 ids.append(self._metadata.get_cache_id(f"{_ALGORITHM}:{name}"))
         return ids
+
+    def diff_id_of(self, id: str) -> DiffID | None:
+        """Return the DiffID of the layer whose driver's id this is; None: no layer has it, as far as can be read."""
+        with self._lock, contextlib.suppress(OSError, LayerStoreError):
+            if id not in self._of:
+                there, known = self._names(), set(self._of.values())
+                if not self._learn(there - known, id):
+                    self._learn(there & known, id)            # a layer that was repaired may have another id
+            if id in self._of:
+                return self._metadata.get_diff_id(f"{_ALGORITHM}:{self._of[id]}")
+        return None
+
+    def _learn(self, names: set[str], id: str) -> bool:
+        """Read which ids these layers have. Return True if one of them has this one."""
+        for name in names:
+            with contextlib.suppress(OSError, LayerStoreError):          # damaged, or no layer
+                self._of[self._metadata.get_cache_id(f"{_ALGORITHM}:{name}")] = name
+        return id in self._of
+
+    def _names(self) -> set[str]:
+        """Name what is there of layers, and perhaps is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return set(os.listdir(os.path.join(self._metadata.root, _ALGORITHM)))
+        return set()

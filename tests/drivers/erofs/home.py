@@ -1,17 +1,20 @@
 """A home of erofs with layers of a few files and boxes on them: what overlays stand on, without the rest of a driver."""
 
+import hashlib
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import disk
-import erofsimage
 
+from layerstore._core import _erofs
 from layerstore.disk import erofs
 from layerstore.disk.holds import Holds
 from layerstore.drivers import StoreView
 from layerstore.drivers.erofs.ground import ErofsGround
 from layerstore.drivers.erofs.options import Options
-from layerstore.ids import random_id
+from layerstore.ids import DiffID, random_id
 from layerstore.layerdb.detached import Detached
 from layerstore.layerdb.store import FileMetadataStore
 from layerstore.limits import Limits
@@ -25,10 +28,12 @@ class Home:
         self.place, self.path = place, place / "home"
         self.holds = Holds(str(place / "holds"))
         self.holds.open()
+        self.diff_ids: dict[str, DiffID] = {}
         layerdb = FileMetadataStore(place / "layerdb", make=False)
         view = StoreView(
-            read_only=read_only, limits=Limits(), lock_timeout=20, holds=self.holds, boxes=Detached(layerdb), layer_in=layerdb.layer_in
-        )
+            read_only=read_only, limits=Limits(), lock_timeout=20, holds=self.holds, boxes=Detached(layerdb), layer_in=layerdb.layer_in,
+            diff_id_of=self.diff_ids.get,
+        )  # fmt: skip
         self.ground = ErofsGround(str(self.path), options or Options(), view)
         self.at, self.mounted, self.mounting = self.ground.at, self.ground.below, self.ground.mounting
 
@@ -40,10 +45,27 @@ class Home:
         """Make a layer with these files."""
         id = random_id()
         self.at.create(id, parent)
-        (self.path / id / "layer.erofs").write_bytes(erofsimage.image({name: text.encode() for name, text in files.items()}))
+        self.become(id, **files)
         self.at.settle([id])
         self.at.recorded(id)
         return id
+
+    def become(self, id: str, **files: str) -> None:
+        """Let what id is be a layer with these files."""
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as out:
+            for name, text in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                out.addfile(entry, io.BytesIO(text.encode()))
+        data = tar.getvalue()
+        digest = hashlib.sha256(data)
+        with open(self.path / id / "layer.erofs", "w+b") as file:
+            file.write(bytes(4096) + data)
+            file.flush()
+            _erofs.rebuild(file.fileno(), len(data), digest.digest())
+        (self.path / id / "length").write_text(str(len(data)))
+        self.diff_ids[id] = DiffID(f"sha256:{digest.hexdigest()}")
 
     def layers(self, n: int) -> list[str]:
         """Make a stack, the nearest first."""

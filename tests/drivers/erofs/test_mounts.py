@@ -13,7 +13,7 @@ from home import loops
 
 from layerstore.disk import erofs, mounts
 from layerstore.drivers.erofs.options import Options
-from layerstore.errors import NotSupportedError, StoreInUseError
+from layerstore.errors import CorruptLayerError, InvalidMetadataError, NotSupportedError, StoreInUseError
 
 
 def test_the_layers_of_a_box_are_mounted_with_it_and_gone_after_it(home, place):
@@ -69,7 +69,7 @@ def test_what_was_mounted_for_an_overlay_that_failed_is_unmounted_again(home, pl
     other = home.box(stack[2])
     home.mounting.get(other)
     (home.path / stack[1] / "layer.erofs").write_bytes(b"no image")     # the second of three
-    with pytest.raises(OSError):
+    with pytest.raises(InvalidMetadataError):
         home.mounting.get(box)
     assert home.shown(stack) == [stack[2]]                              # the other box stands on it
     home.mounting.put(other)
@@ -189,15 +189,13 @@ def test_cleanup_ends_what_was_left_alone_and_nothing_else(home):
 
 
 def test_a_box_that_became_a_layer_keeps_its_files_while_an_overlay_stands_on_them(home, caplog):
-    import erofsimage
-
     base = home.layer(hello="world")
     frozen = home.box(base)
     (home.files(frozen) / "new").write_text("of the box")
     home.at.settle([frozen])
     box, second = home.box(frozen), home.box(frozen)
     merged = home.mounting.get(box)
-    (home.path / frozen / "layer.erofs").write_bytes(erofsimage.image({"new": b"of the layer"}))
+    home.become(frozen, new="of the layer")
     other = home.mounting.get(second)
     home.mounting.put(second)
     assert (Path(merged) / "new").read_text() == "of the box" and (home.files(frozen) / "new").exists()
@@ -260,12 +258,12 @@ def test_a_link_in_the_place_of_a_layers_file_is_not_followed(home):
     image = Path(home.at.image(stack[1]))
     image.rename(image.with_name("elsewhere"))
     image.symlink_to("elsewhere")
-    with pytest.raises(OSError) as refused:
+    with pytest.raises(CorruptLayerError) as refused:
         home.mounting.get(box)
-    assert refused.value.filename == str(image) and home.mounts() == set()
+    assert refused.value.path == str(image) and home.mounts() == set()
     image.unlink()
     os.mkfifo(image)
-    with pytest.raises(OSError):
+    with pytest.raises(CorruptLayerError):
         home.mounting.get(box)
     assert home.mounts() == set()
     assert disk.mounts_below(home.path) == []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from home import Home, loops
+from kernellog import complaints, kernel_log
 
 from layerstore.disk import mounts
 
@@ -35,25 +36,6 @@ while True:
         assert (merged / f"of{layer}").read_text() == str(layer), (box, layer)
     home.mounting.put(box)
 """
-
-
-def kernel_log():
-    """Read the kernel's log from its end."""
-    fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
-    os.lseek(fd, 0, os.SEEK_END)
-    return fd
-
-
-def complaints(fd):
-    """What the kernel said of EROFS since, but that it mounted something."""
-    found = []
-    while True:
-        try:
-            line = os.read(fd, 8192).decode(errors="replace")
-        except BlockingIOError:
-            return found
-        if "erofs" in line and "mounted with root inode" not in line:
-            found.append(line)
 
 
 def stood_on(home):

@@ -21,9 +21,10 @@ from layerstore.disk import erofs, mounts
 from layerstore.disk.locks import OpenDirectory, Scope, claim_directory, surely
 from layerstore.drivers import StoreView
 from layerstore.drivers.erofs.directories import IMAGE, ErofsDirectories
+from layerstore.drivers.erofs.mountable import Mountable
 from layerstore.drivers.erofs.options import Options
-from layerstore.drivers.overlay.below import Shown
 from layerstore.drivers.overlay.mounting import Mounting
+from layerstore.drivers.shown import Shown
 from layerstore.errors import ActiveMountError, LayerStoreError
 
 log = logging.getLogger("layerstore")
@@ -41,6 +42,7 @@ class Mounted:
     ) -> None:
         """mounting   of the same home: what overlays of any mount namespace stand on, and what stores use"""
         self._at, self._mounting, self._options, self._view = at, mounting, options, view
+        self._files = Mountable(at, view.diff_id_of)
         self._mode: erofs.Mode | None = None
 
     def mode(self) -> erofs.Mode:
@@ -65,22 +67,13 @@ class Mounted:
                 return
             self._at.empty(id, self._at.files)
         mode = self.mode()
-        with self._file(id) as file:
+        with self._files.opened(id) as file:
             made.append(id)
             erofs.mount_file([file], files, mode, directio=self._options.directio)
 
     def _is_empty(self, id: str) -> bool:
         with self._at.opened_files(id) as fd:
             return _files.is_empty(fd)
-
-    def _file(self, id: str) -> Scope[erofs.File]:
-        """Open a layer's file, of which no link is followed."""
-        path = self._at.image(id)
-
-        def begin() -> erofs.File:
-            return erofs.File(_files.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), path)
-
-        return Scope(begin, lambda file: _files.close(file.fd, path))
 
     # ---- after an overlay ----
 
@@ -156,7 +149,7 @@ class Mounted:
     # ---- one layer ----
 
     def opened(self, id: str) -> AbstractContextManager[Shown]:
-        return self.seen(id)
+        return self._files.image(id) if self._at.is_image(id) else self._at.opened_files(id)
 
     def seen(self, id: str) -> AbstractContextManager[int]:
         """Open a directory that shows id's files; a layer that is mounted nowhere gets a mount of its own meanwhile."""
@@ -180,7 +173,7 @@ class Mounted:
     def _seen_alone(self, id: str) -> OpenDirectory:
         """Open the root of a mount of a layer that is attached nowhere, and goes with that."""
         directio = self._options.directio
-        with self._file(id) as file:
+        with self._files.opened(id) as file:
             # a store that only reads makes no file to find it out with
             mode = erofs.mode_of(file, directio=directio) if self._view.read_only else self.mode()
             mount = erofs.make_mount([file], mode, directio=directio)

@@ -12,9 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from layerstore.drivers.overlay.directories import Directories
-
-Shown = int
-"""What an id shows of itself: a descriptor of its directory."""
+from layerstore.drivers.shown import Shown
 
 
 class Below(Protocol):

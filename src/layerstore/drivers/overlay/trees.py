@@ -129,13 +129,13 @@ class Trees:
     def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
         flags = _tarstream.EXPORT_KEEP | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._below.opened(id)) for id in above]
+            fds = [stack.enter_context(self._below.seen(id)) for id in above]
             lowers = [stack.enter_context(self._below.opened(id)) for id in below] if len(fds) > 1 else None
             return listed(_listing.list_stack(fds, lowers, flags), cast(ChainID, ""))
 
     def open_file(self, above: Stack, path: str) -> int:
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._below.opened(id)) for id in above]
+            fds = [stack.enter_context(self._below.seen(id)) for id in above]
             return _listing.open_stacked(fds, path, self._view(above))
 
     # ---- what a mount shows ----
