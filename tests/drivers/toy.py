@@ -28,6 +28,8 @@ class Toy:
     name, in_memory, status = "toy", False, staticmethod(list)
     cleanup = close = staticmethod(lambda: None)
 
+    implied_ns = None
+
     def __init__(self, home, options, view):
         self.home, self.limits, self.claims = Path(home), view.limits, {}
         if not view.read_only:

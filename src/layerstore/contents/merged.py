@@ -250,8 +250,11 @@ def _bare(top: _Directory) -> _Directory:
     return top
 
 
-def _lay_over(below: _Directory, above: _Directory) -> None:
-    """Change below into what an overlay of both shows."""
+def _lay_over(below: _Directory, above: _Directory, implied_ns: int | None) -> None:
+    """Change below into what an overlay of both shows.
+
+    implied_ns   the time of a directory that above has no entry for; None: that of the one below
+    """
     below.entry = above.entry
     if above.opaque:
         below.children = _bare(above).children
@@ -264,6 +267,8 @@ def _lay_over(below: _Directory, above: _Directory) -> None:
                 there = lower.children.get(name)
                 if isinstance(there, _Directory) and node.implied:
                     node.entry = there.entry._replace(chain_id=node.entry.chain_id)
+                    if implied_ns is not None:
+                        node.entry = node.entry._replace(mtime_ns=implied_ns)
                 if isinstance(there, _Directory) and not node.opaque:
                     there.entry = node.entry
                     todo.append((there, node))
@@ -283,10 +288,12 @@ class MergedTree:
     """
 
     def __init__(
-        self, layers: Iterable[tuple[ChainID, Iterable[FileEntry]]], opener: Callable[[FileEntry], BinaryIO]
-    ) -> None:
+        self, layers: Iterable[tuple[ChainID, Iterable[FileEntry]]], opener: Callable[[FileEntry], BinaryIO], *,
+        implied_ns: int | None = None,
+    ) -> None:  # fmt: skip
         """Lay the layers over one another, base first; opener gives a file's bytes.
 
+        implied_ns   the time of a directory that a layer has no entry for; None: that of the one below
         Raises  CorruptLayerError, OSError   a record cannot be read
         """
         self._opener = opener
@@ -296,7 +303,7 @@ class MergedTree:
             add = tree.add
             for entry in entries:
                 add(entry)
-            _lay_over(self._root, tree.root)
+            _lay_over(self._root, tree.root, implied_ns)
 
     def __repr__(self) -> str:
         count = len(self)

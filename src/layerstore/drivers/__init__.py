@@ -175,6 +175,9 @@ class StoredLayer(Protocol):
 class Layers(Protocol):
     """The stored layers of one home."""
 
+    implied_ns: int | None
+    """The time of a directory that a layer's tar has no entry for, in nanoseconds; None: that of the one below."""
+
     def begin(self, id: str, stack: Stack, *, like: str = "") -> Draft:
         """Begin a layer. Nothing is on disk until receive().
 

@@ -125,4 +125,5 @@ class Contents:
             self._check_open(entry.chain_id)
             return open_bytes(functools.partial(layers[entry.chain_id].open_file, entry), entry)
 
-        return MergedTree(((chain_id, layer.entries(chain_id)) for chain_id, layer in layers.items()), opener)
+        entries = ((chain_id, layer.entries(chain_id)) for chain_id, layer in layers.items())
+        return MergedTree(entries, opener, implied_ns=self._ground.driver.layers.implied_ns)

@@ -245,7 +245,7 @@ class Looking:
                 yield chain_id, iter(each.entries(chain_id))
             yield cast(ChainID, ""), self._trees.entries(above, below)
 
-        return MergedTree(layers(), opener)
+        return MergedTree(layers(), opener, implied_ns=self._ground.driver.layers.implied_ns)
 
 
     def open(self, shown: Shown, path: StrPath) -> BinaryIO:

@@ -28,6 +28,8 @@ from layerstore.values import FileEntry
 class Layers:
     """The drivers.Layers of erofs; the methods are the protocol's."""
 
+    implied_ns: int | None = 0
+
     def __init__(self, ground: ErofsGround, same: Callable[[DiffID], Iterable[str]]) -> None:
         """same   names the layers that have a DiffID"""
         self._ground, self._same = ground, same

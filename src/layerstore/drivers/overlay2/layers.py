@@ -25,6 +25,8 @@ from layerstore.values import FileEntry
 class Layers:
     """The drivers.Layers of overlay2; the methods are the protocol's."""
 
+    implied_ns: int | None = None
+
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self.exists, self.remove = ground.at.exists, ground.remove
