@@ -201,8 +201,8 @@ def register(int root_fd, int scratch_fd, int record_fd, *, unsigned flags=0, li
     return made.opened(lay.lay_apply_register(<lay.lay_apply **>&made.handle.c, root_fd, scratch_fd, record_fd, &made.options, &made.done_err))
 
 
-def erofs(int fd, lowers=(), *, limits=None, int workers=-1, digest=None):
-    cdef Apply made = not_open(0, limits, workers, digest)
+def erofs(int fd, lowers=(), *, limits=None, int workers=-1, digest=None, bint present=False):
+    cdef Apply made = not_open(lay.LAY_APPLY_PRESENT if present else 0, limits, workers, digest)
     cdef list kept = []
     cdef bytes array = lay.shown(lowers, kept)
     cdef const char *p = array

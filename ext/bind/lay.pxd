@@ -35,7 +35,7 @@ cdef extern from "lay.h" nogil:
     const lay_limits *lay_limits_default() noexcept
     int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option) noexcept
 
-    unsigned LAY_APPLY_USERNS, LAY_APPLY_USERXATTR
+    unsigned LAY_APPLY_USERNS, LAY_APPLY_USERXATTR, LAY_APPLY_PRESENT
     ctypedef enum lay_digest_kind:
         LAY_DIGEST_NONE, LAY_DIGEST_SHA256, LAY_DIGEST_SHA384, LAY_DIGEST_SHA512
     ctypedef struct lay_apply_options:

@@ -100,6 +100,7 @@ int64_t *lay_limits_at(lay_limits *l, size_t i, const char **option);
 
 #define LAY_APPLY_USERNS 1u      /* in a user namespace: user.overlay marks, devices cannot be made */
 #define LAY_APPLY_USERXATTR 2u   /* user.overlay marks, as the layers below have them */
+#define LAY_APPLY_PRESENT 4u     /* erofs: the bytes that come are where the image has them already */
 
 /* Of the bytes that come in, as they come: compressed, if they are. */
 typedef enum lay_digest_kind { LAY_DIGEST_NONE, LAY_DIGEST_SHA256, LAY_DIGEST_SHA384, LAY_DIGEST_SHA512 } lay_digest_kind;
@@ -145,7 +146,7 @@ lay_code lay_apply_over_tree(lay_apply **out, int root_fd, const lay_apply_optio
 lay_code lay_apply_over_mount(lay_apply **out, int root_fd, const lay_apply_options *o, lay_error *err);
 /* An EROFS image over the tar: fd, an empty file open for reading and writing, gets the tar from byte LAY_IMAGE_TAR on, behind it
  * the metadata, as the tar says it on n lowers, nearest first, and at finish the header; without that it is no image.
- * Nothing is synced. flags: none. */
+ * Nothing is synced. flags: LAY_APPLY_PRESENT, with which fd is not empty: what comes is read out of it, say, as it was cloned. */
 #define LAY_IMAGE_TAR 4096
 lay_code lay_apply_erofs(lay_apply **out, int fd, const lay_shown *lowers, size_t n, const lay_apply_options *o, lay_error *err);
 /* Copies n bytes in; waits while the pipeline is full. */

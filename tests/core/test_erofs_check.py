@@ -140,6 +140,21 @@ def test_implied_directories_follow_from_what_is_below(file: int, tmp_path: Path
         os.close(fd)
 
 
+def test_a_tar_that_is_in_the_file_already_is_not_written(file: int) -> None:
+    image = register(file, BIG)
+    os.ftruncate(file, 0)
+    os.pwrite(file, BIG, 4096)
+    apply = _apply.erofs(file, present=True)
+    try:
+        end, at = False, 4096
+        while not end:
+            end, at = apply.pump(file, at)
+        apply.finish()
+    finally:
+        apply.close()
+    assert os.pread(file, 2 * len(image), 0) == image
+
+
 def test_progress_is_told_and_may_raise(file: int) -> None:
     told: list[int] = []
     tar = tar_of((entry("f"), recipes.noise(3_000_000)))

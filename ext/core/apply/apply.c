@@ -425,6 +425,7 @@ lay_code lay_apply_erofs(lay_apply **out, int fd, const lay_shown *lowers, size_
     if (!a)
         return err->code;
     a->erofs.fd = fd;
+    a->erofs.present = o->flags & LAY_APPLY_PRESENT;
     lay_sink_erofs(&a->erofs, lowers, n, &a->limits, err);
     lay_pipeline_add(a->pipeline, &a->erofs.sink);
     add_digest(a);

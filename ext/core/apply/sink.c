@@ -125,7 +125,7 @@ lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err)
 static lay_code keep_span(const lay_erofs_sink *s, const lay_span *span, lay_error *err)
 {
     bool fits = span->offset <= TAR_MOST - (int64_t)span->n;
-    int failed = fits ? lay_write_all(s->fd, span->p, span->n, LAY_EROFS_HEADER + span->offset) : EFBIG;
+    int failed = !fits ? EFBIG : s->present ? 0 : lay_write_all(s->fd, span->p, span->n, LAY_EROFS_HEADER + span->offset);
     return failed ? lay_fail_fd(err, failed, s->fd, fits ? "cannot write the layer's image" : "the tar is too large for an image") : LAY_OK;
 }
 

@@ -44,6 +44,7 @@ lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err);
 typedef struct lay_erofs_sink {
     lay_sink sink;
     int fd;
+    bool present;                            /* the tar is in fd already */
     int64_t size;                            /* of the tar so far */
     lay_lowers lowers;
     lay_tar *tar;
@@ -51,7 +52,7 @@ typedef struct lay_erofs_sink {
     lay_eimage *image;                       /* at the end */
     lay_text unsettled, left_out;            /* what out points to then */
 } lay_erofs_sink;
-/* As above: fd becomes a duplicate; the lowers' roots are opened once more. */
+/* As above, with fd and present: fd becomes a duplicate; the lowers' roots are opened once more. */
 lay_code lay_sink_erofs(lay_erofs_sink *s, const lay_shown *lowers, size_t n, const lay_limits *limits, lay_error *err);
 
 #endif

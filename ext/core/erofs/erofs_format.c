@@ -23,7 +23,7 @@ void lay_erofs_volume_name(int64_t tar_size, uint8_t name[LAY_EROFS_NAME_SIZE])
     char text[32];
     int n = snprintf(text, sizeof text, "tar:%" PRId64, tar_size);
     memset(name, 0, LAY_EROFS_NAME_SIZE);
-    if (n < LAY_EROFS_NAME_SIZE)                  /* its last byte stays 0 */
+    if (tar_size >= 0 && n < LAY_EROFS_NAME_SIZE)  /* its last byte stays 0 */
         memcpy(name, text, (size_t)n);
 }
 

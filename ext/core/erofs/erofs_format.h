@@ -71,14 +71,14 @@ typedef struct lay_erofs_super {
     uint32_t root, blocks, meta, incompat;      /* the root's number; blocks of the image; where slot 0 is */
     uint64_t inodes;
     uint16_t devices, device_slot;
-    const uint8_t *diff_id;                     /* 32 bytes, of which the uuid is made */
-    int64_t tar_size;                           /* for the volume's name */
+    const uint8_t *diff_id;                     /* 32 bytes, whose beginning is the uuid */
+    int64_t tar_size;                           /* for the volume's name; -1: there is no tar */
 } lay_erofs_super;
 /* The header of an image, LAY_EROFS_HEADER bytes, as we write it. */
 void lay_erofs_put_super(uint8_t *header, const lay_erofs_super *s);
 /* The uuid of the image of a layer: the beginning of its DiffID. */
 void lay_erofs_uuid(const uint8_t diff_id[32], uint8_t uuid[16]);
-/* "tar:<bytes>", NUL-padded; empty where there is no room for it. */
+/* "tar:<bytes>", NUL-padded; empty where there is no room for it, and of no tar (-1). */
 void lay_erofs_volume_name(int64_t tar_size, uint8_t name[LAY_EROFS_NAME_SIZE]);
 /* What such a name says, or -1. */
 int64_t lay_erofs_tar_size(const uint8_t name[LAY_EROFS_NAME_SIZE]);

@@ -84,7 +84,8 @@ static unsigned log2_above(int64_t n)
 static bool in_chunks(const lay_enode *n, unsigned *bits, size_t *count)
 {
     uint64_t all = 0;
-    for (const lay_epiece *p = n->pieces; p < n->pieces + n->npieces; p++) {
+    for (uint32_t i = 0; i < n->npieces; i++) {
+        const lay_epiece *p = &n->pieces[i];
         all |= (uint64_t)p->file_offset | (uint64_t)(p->tar_offset % LAY_EROFS_BLOCK);
         if (p->file_offset + p->n < n->size)
             all |= (uint64_t)(p->file_offset + p->n);
@@ -262,12 +263,14 @@ static lay_code place_blocks(lay_elayout *l, lay_error *err)
             d->at = at;
             at += align(d->size, LAY_EROFS_BLOCK);
         }
-    for (lay_eown *k = l->links.list; k < l->links.list + l->links.count; k++) {
+    for (size_t i = 0; i < l->links.count; i++) {
+        lay_eown *k = &l->links.list[i];
         k->at = at;
         at += align(k->size, LAY_EROFS_BLOCK);
     }
     l->end = at;
-    for (lay_eown *k = l->files.list; k < l->files.list + l->files.count; k++) {
+    for (size_t i = 0; i < l->files.count; i++) {
+        lay_eown *k = &l->files.list[i];
         k->at = align(l->base + at, EXPANDED_ALIGN) - l->base;
         at = k->at + align(k->size, LAY_EROFS_BLOCK);
     }
@@ -278,7 +281,7 @@ static lay_code place_blocks(lay_elayout *l, lay_error *err)
 lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, lay_error *err)
 {
     size_t nodes = (size_t)lay_etree_count(t) + 1;
-    *l = (lay_elayout){ .t = t, .tar_size = tar_size, .inodes_end = LAY_EROFS_SLOT };      /* number 0 is none's */
+    *l = (lay_elayout){ .t = t, .tar_size = tar_size, .inodes_end = LAY_EROFS_SLOT, .data = LAY_EROFS_HEADER };      /* number 0 is none's */
     if (tar_size > IMAGE_MOST - LAY_EROFS_HEADER)
         return too_large(err);
     l->base = align(LAY_EROFS_HEADER + tar_size, LAY_EROFS_BLOCK);

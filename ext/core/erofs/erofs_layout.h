@@ -25,6 +25,7 @@ typedef struct lay_elayout {
     lay_eowns links, files;
     int64_t inodes_end, files_size;         /* of the inodes; of the files so far */
     int64_t end, size;                      /* of the metadata; of the whole file */
+    int64_t data;                           /* where in the image, or in what its blocks count, the tar begins */
     bool chunked;
 } lay_elayout;
 

@@ -69,15 +69,16 @@ static lay_code put_directory(lay_eimage *m, const lay_edir *d, int64_t at, lay_
 
 /* ---- inodes ------------------------------------------------------------------------------------------------------ */
 
-static void put_chunks(const lay_enode *n, unsigned bits, size_t count, uint8_t *to)
+static void put_chunks(const lay_enode *n, int64_t begin, unsigned bits, size_t count, uint8_t *to)
 {
-    const lay_epiece *p = n->pieces, *end = n->pieces + n->npieces;
+    uint32_t piece = 0;
     for (size_t i = 0; i < count; i++, to += 8) {
         int64_t at = (int64_t)i << (bits + LAY_EROFS_BITS);
-        while (p < end && p->file_offset + p->n <= at)
-            p++;
-        bool data = p < end && p->file_offset <= at;
-        lay_put32(to + 4, data ? (uint32_t)((LAY_EROFS_HEADER + p->tar_offset + (at - p->file_offset)) / LAY_EROFS_BLOCK) : LAY_EROFS_NO_BLOCK);
+        while (piece < n->npieces && n->pieces[piece].file_offset + n->pieces[piece].n <= at)
+            piece++;
+        const lay_epiece *p = piece < n->npieces ? &n->pieces[piece] : NULL;
+        bool data = p && p->file_offset <= at;
+        lay_put32(to + 4, data ? (uint32_t)((begin + p->tar_offset + (at - p->file_offset)) / LAY_EROFS_BLOCK) : LAY_EROFS_NO_BLOCK);
     }
 }
 
@@ -105,7 +106,7 @@ static void put_place(lay_eimage *m, const lay_enode *n, lay_eshape shape, unsig
     else if (shape == LAY_E_OWN)
         where = block_of(&m->l, S_ISLNK(n->mode) ? m->l.links.list[m->link++].at : m->l.files.list[m->file++].at);
     else if (S_ISREG(n->mode))
-        where = n->size ? (uint32_t)((LAY_EROFS_HEADER + n->data) / LAY_EROFS_BLOCK) : 0;
+        where = n->size ? (uint32_t)((m->l.data + n->data) / LAY_EROFS_BLOCK) : 0;
     lay_put16(b, (uint16_t)(LAY_EROFS_EXTENDED | layouts[shape] << 1));
     lay_put64(b + 8, (uint64_t)n->size);
     lay_put32(b + 16, where);
@@ -144,7 +145,7 @@ static lay_code put_inode(lay_eimage *m, lay_error *err)
     if (shape == LAY_E_TAIL && (b = room(m, end, (size_t)n.size, err)))
         memcpy(b, n.text, (size_t)n.size);
     else if (shape == LAY_E_CHUNKS && (b = room(m, (end + 7) & -8, count * 8, err)))
-        put_chunks(&n, bits, count, b);
+        put_chunks(&n, l->data, bits, count, b);
     return err->code;
 }
 
@@ -262,11 +263,20 @@ lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay
 
 lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err) { return lay_elayout_path(&m->l, node, path, err); }
 
-void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header)
+void lay_eimage_move_data(lay_eimage *m, int64_t at) { m->l.data = at; }
+
+void lay_eimage_super(const lay_eimage *m, lay_erofs_super *s)
 {
     const lay_elayout *l = &m->l;
-    lay_erofs_super s = { .root = lay_etree_note(l->t, LAY_ETREE_ROOT), .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
-                          .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->norder, .diff_id = diff_id, .tar_size = l->tar_size,
-                          .incompat = l->chunked ? LAY_EROFS_INCOMPAT_CHUNKED : 0 };
+    *s = (lay_erofs_super){ .root = lay_etree_note(l->t, LAY_ETREE_ROOT), .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
+                            .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->norder, .tar_size = l->tar_size,
+                            .incompat = l->chunked ? LAY_EROFS_INCOMPAT_CHUNKED : 0 };
+}
+
+void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header)
+{
+    lay_erofs_super s;
+    lay_eimage_super(m, &s);
+    s.diff_id = diff_id;
     lay_erofs_put_super(header, &s);
 }

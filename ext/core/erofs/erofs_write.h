@@ -9,6 +9,7 @@
 #define LAY_EROFS_WRITE_H
 
 #include "base/text.h"
+#include "erofs/erofs_format.h"
 #include "erofs/erofs_tree.h"
 
 typedef struct lay_eimage lay_eimage;
@@ -29,6 +30,10 @@ bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t 
 /* A path of the inode that the byte at `at` of the file is of, which lies in the metadata; of the root an empty one. */
 lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay_error *err);
 lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err);
+/* The tar that the inodes point into begins there, in what blocks count. */
+void lay_eimage_move_data(lay_eimage *m, int64_t at);
+/* All but the DiffID. */
+void lay_eimage_super(const lay_eimage *m, lay_erofs_super *s);
 void lay_eimage_header(const lay_eimage *m, const uint8_t diff_id[32], uint8_t *header);
 
 #endif

@@ -55,9 +55,12 @@ def register(
     """A layer becomes files in an empty root and a record; scratch_fd: a directory beside root, for replaced files."""
 def erofs(
     fd: int, lowers: Sequence[object] = (), *, limits: object | None = None, workers: int = -1,
-    digest: str | None = None,
+    digest: str | None = None, present: bool = False,
 ) -> Apply:
-    """A layer becomes an image in an empty file, open for reading and writing, and stands on lowers, nearest first."""
+    """A layer becomes an image in an empty file, open for reading and writing, and stands on lowers, nearest first.
+
+    present: the plain tar is in the file already, from _erofs.HEADER on, and what comes is read out of it.
+    """
 def record(record_fd: int, *, limits: object | None = None, workers: int = -1) -> Apply:
     """A record as register() writes it, without files: they lie there already. No name may come twice."""
 def disassemble(

@@ -1,0 +1,64 @@
+/* fuzz_image.c - any tar becomes the same image at any cut; the image is what the tar's headers make, and can be read. */
+#include "fuzz.h"
+
+#include <sys/stat.h>
+
+typedef struct outcome { lay_code code; int64_t offset, size; int fd; uint8_t diff_id[32]; } outcome;
+
+static outcome write_image(const uint8_t *data, size_t size, fuzz_dice *dice)
+{
+    outcome o = { .fd = fuzz_file(NULL, 0) };
+    lay_error err = { .code = LAY_OK, .offset = -1 };
+    lay_apply_options options = { 0 };
+    lay_applied done = { 0 };
+    lay_apply *a;
+    PROMISE(!lay_apply_erofs(&a, o.fd, NULL, 0, &options, &err), "a writer of images opens");
+    for (size_t at = 0; at < size && !o.code;) {
+        size_t n = dice ? fuzz_piece(dice, size - at) : size;
+        uint8_t *window = fuzz_copy(data + at, n);
+        o.code = lay_apply_push(a, window, n, &err);
+        free(window);
+        at += n;
+    }
+    if (!o.code)
+        o.code = lay_apply_finish(a, &done, &err);
+    if (o.code)
+        fuzz_error_is_whole(&err, o.code);
+    o.offset = err.offset;
+    o.size = done.size;
+    memcpy(o.diff_id, done.diff_id, sizeof o.diff_id);
+    lay_apply_free(a);
+    return o;
+}
+
+static void check_image(const outcome *o, size_t size)
+{
+    lay_error err = { .code = LAY_OK, .offset = -1 };
+    lay_image_of of = { .fd = o->fd, .tar_size = (int64_t)size, .diff_id = o->diff_id };
+    lay_erofs_check *c;
+    lay_problem problem;
+    int end = 0;
+    PROMISE(!lay_erofs_check_open(&c, &of, 1, &err), "a check opens");
+    while (!end) {
+        PROMISE(!lay_erofs_check_next(c, 1000, &problem, &end, &err), "a check goes on");
+        PROMISE(problem.kind == LAY_PROBLEM_NONE, "an image is what its tar makes");
+    }
+    lay_erofs_check_free(c);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    fuzz_dice dice = fuzz_dice_of(data, size);
+    if (!fuzz_is_plain(data, size))
+        return 0;
+    outcome whole = write_image(data, size, NULL), cut = write_image(data, size, &dice);
+    PROMISE(whole.code == cut.code && whole.offset == cut.offset, "cuts do not change the error");
+    PROMISE(whole.code || whole.size == cut.size, "cuts do not change the outcome");
+    if (!whole.code) {
+        check_image(&whole, size);
+        check_image(&cut, size);
+    }
+    close(whole.fd);
+    close(cut.fd);
+    return 0;
+}
