@@ -171,7 +171,7 @@ bool lay_etree_node(const lay_etree *t, uint32_t number, lay_enode *out)
         out->data = (int64_t)r->data * LAY_TAR_BLOCK;
     if (S_ISLNK(r->mode))
         out->text = t->names.p + r->data;
-    if (holes)
+    if (out->npieces)
         out->pieces = t->pieces + more->pieces;
     return true;
 }
