@@ -7,9 +7,9 @@ cimport lay
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetContext, PyCapsule_New, PyCapsule_SetContext, PyCapsule_SetDestructor
-from libc.errno cimport EINVAL, ERANGE, EXDEV
+from libc.errno cimport EINTR, EINVAL, ERANGE, EXDEV, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport free
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, strlen
 
 import os
@@ -319,3 +319,68 @@ def compare(int fd, int64_t tar_size, bytes diff_id not None, lowers=(), report=
     finally:
         with nogil:
             lay.lay_erofs_check_free(c)
+
+
+# ---- stacked as one ----
+
+cdef lay.lay_erofs_flat *flat_of(list images, bint whole) except NULL:
+    cdef lay.lay_error err
+    cdef lay.lay_erofs_flat *f = NULL
+    cdef size_t i, n = 0, count = len(images)
+    cdef lay.lay_erofs **held = <lay.lay_erofs **>calloc(count + 1, sizeof(void *))
+    if held == NULL:
+        raise MemoryError
+    try:
+        for image in images:
+            held[n] = (<Image?>image).hold()
+            n += 1
+        with nogil:
+            lay.check(lay.lay_erofs_flat_open(&f, held, count, whole, &err), &err)
+    finally:
+        for i in range(n):
+            lay.lay_erofs_free(held[i])
+        free(held)
+    return f
+
+
+cdef put(int fd, const char *p, size_t n):
+    """All of it, into a slow descriptor too."""
+    cdef int64_t put
+    cdef int failed
+    while n:
+        with nogil:
+            put = lay.lay_write_some(fd, p, n, MAX_MS)
+            failed = errno
+        if put < 0 and failed != EINTR:
+            raise OSError(failed, os.strerror(failed))
+        PyErr_CheckSignals()
+        if put > 0:
+            p += put
+            n -= <size_t>put
+
+
+cdef stack(list images, int fd, report, bint whole):
+    cdef lay.lay_error err
+    cdef const void *p = NULL
+    cdef size_t n = 0
+    cdef int end = 0
+    cdef lay.lay_erofs_flat *f = flat_of(images, whole)
+    try:
+        while not end:
+            with nogil:
+                lay.check(lay.lay_erofs_flat_next(f, MAX_MS, &p, &n, &end, &err), &err)
+            put(fd, <const char *>p, n)
+            if report is not None:
+                report(n)
+            PyErr_CheckSignals()
+    finally:
+        with nogil:
+            lay.lay_erofs_flat_free(f)
+
+
+def flatten(images, int fd):
+    stack(list(images), fd, None, False)
+
+
+def export(images, int fd, report=None):
+    stack(list(images), fd, report, True)

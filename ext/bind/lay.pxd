@@ -207,6 +207,10 @@ cdef extern from "lay.h" nogil:
     lay_code lay_erofs_attribute(const lay_erofs *e, uint64_t ino, const char *name, void *buf, size_t n, size_t *got, lay_error *err) noexcept
     lay_code lay_erofs_verify(const lay_erofs *e, lay_error *err) noexcept
     void lay_erofs_refusal(const lay_erofs *e, const uint8_t *diff_id, int64_t tar_size, char *text) noexcept
+    ctypedef struct lay_erofs_flat
+    lay_code lay_erofs_flat_open(lay_erofs_flat **out, lay_erofs *const *images, size_t n, int whole, lay_error *err) noexcept
+    lay_code lay_erofs_flat_next(lay_erofs_flat *f, int max_ms, const void **p, size_t *n, int *end, lay_error *err) noexcept
+    void lay_erofs_flat_free(lay_erofs_flat *f) noexcept
 
     ctypedef enum lay_packing:
         LAY_PACK_GZIP, LAY_PACK_ZSTD

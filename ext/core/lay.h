@@ -437,6 +437,17 @@ lay_code lay_erofs_verify(const lay_erofs *e, lay_error *err);
  * names the field; empty: it is. */
 void lay_erofs_refusal(const lay_erofs *e, const uint8_t diff_id[32], int64_t tar_size, char text[LAY_ERROR_TEXT]);
 
+/* ---- layers that are images, stacked as one image ----------------------------------------------------- */
+
+typedef struct lay_erofs_flat lay_erofs_flat;
+/* What n images show together, the nearest first, without marks of deletion. whole 0: an index, whose devices are the files
+ * of these images, the lowest first; 1: all bytes are copied into it. LAY_E_UNSUPPORTED: an image whose files do not lie in
+ * blocks of 512 bytes of its own file. Holds the images. */
+lay_code lay_erofs_flat_open(lay_erofs_flat **out, lay_erofs *const *images, size_t n, int whole, lay_error *err);
+/* Works for about max_ms, or to the next bytes of the new image, which live until the next call. *end 1: they are the last. */
+lay_code lay_erofs_flat_next(lay_erofs_flat *f, int max_ms, const void **p, size_t *n, int *end, lay_error *err);
+void lay_erofs_flat_free(lay_erofs_flat *f);
+
 /* ---- packing: plain bytes become gzip or zstd --------------------------------------------------- */
 
 typedef enum lay_packing { LAY_PACK_GZIP, LAY_PACK_ZSTD } lay_packing;

@@ -46,6 +46,24 @@ static void check_image(const outcome *o, size_t size)
     lay_erofs_check_free(c);
 }
 
+/* What is written is what the reader takes, and can be copied into an image of its own. */
+static void read_image(const outcome *o)
+{
+    lay_error err = { .code = LAY_OK, .offset = -1 };
+    lay_erofs *e;
+    lay_erofs_flat *f;
+    const void *p;
+    size_t n;
+    int end = 0;
+    PROMISE(!lay_erofs_open(&e, o->fd, -1, NULL, 0, &err), "an image opens");
+    PROMISE(!lay_erofs_verify(e, &err), "an image is sound");
+    PROMISE(!lay_erofs_flat_open(&f, &e, 1, 0, &err), "an index opens");
+    while (!end)
+        PROMISE(!lay_erofs_flat_next(f, 1000, &p, &n, &end, &err), "an index is made");
+    lay_erofs_flat_free(f);
+    lay_erofs_free(e);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_dice dice = fuzz_dice_of(data, size);
@@ -57,6 +75,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (!whole.code) {
         check_image(&whole, size);
         check_image(&cut, size);
+        read_image(&whole);
     }
     close(whole.fd);
     close(cut.fd);

@@ -78,3 +78,14 @@ def compare(
     kind: "content": the tar has another DiffID, and no more is looked at; "metadata": all else. report(bytes) is
     called at least every 100 ms.
     """
+
+def flatten(images: Sequence[Image], fd: int) -> None:
+    """Write an index of images of layers, nearest first, to a descriptor: an image of what they show together.
+
+    It has the files of these images as its devices, the lowest first. NotSupportedError: an image is not of this form.
+    """
+def export(images: Sequence[Image], fd: int, report: Callable[[int], object] | None = None) -> None:
+    """Write what images of layers show together, nearest first, as one image without devices; also into a pipe.
+
+    report(bytes) is called at least every 100 ms.
+    """
