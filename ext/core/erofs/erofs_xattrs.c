@@ -177,7 +177,7 @@ static bool stays(const lay_eheld *x, lay_exattrs_had had, bool chowned)
 static lay_code read_held(lay_etree *t, uint32_t number, lay_exattrs_had had, bool chowned, lay_error *err)
 {
     uint32_t len;
-    const uint8_t *p = lay_exattrs_at(t, number, &len), *end = p + len;
+    const uint8_t *p = lay_exattrs_at(t, number, &len), *end = len ? p + len : p;
     t->nheld = t->held_bytes = 0;
     while (p < end) {
         lay_eheld x = { .name = (const char *)p + ENTRY_HEADER, .name_len = p[0], .len = p[2] | (uint32_t)p[3] << 8 };
