@@ -55,7 +55,8 @@ def run_bench(args: Any, screen: Screen) -> None:
         if tar is None:
             tar = os.path.join(place, "layer.tar")
             _make_tar(tar, args.mb * 10**6, args.files)
-        with Store(os.path.join(place, "store"), options={"durability": args.durability or "full"}) as store:
+        options = {"durability": args.durability or "full"}
+        with Store(os.path.join(place, "store"), driver=args.driver, options=options) as store:
             results = _measure(store, tar, args.rounds, screen)
     facts = {"at": at, "results": [{**r._asdict(), "per_second": r.amount / r.seconds} for r in results]}
     rows: list[list[Cell]] = [

@@ -256,7 +256,7 @@ def run_show(args: Any, screen: Screen) -> None:
     pairs += [("writable", name) for name in facts["writable"]] + [("image", name) for name in facts["images"]]
     if found:
         pairs.append(("blob", f"{found.digest}, {screen.size(found.size)}, {found.media_type}"))
-    pairs += [(key, value) for key, value in facts["directories"].items() if key in ("UpperDir", "MergedDir")]
+    pairs += [(key, value) for key, value in facts["directories"].items() if key in ("Layer", "UpperDir", "MergedDir")]
     screen.pairs(pairs)
 
 
