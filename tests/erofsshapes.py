@@ -111,13 +111,14 @@ def entry(name: str, value: bytes, infixes: Sequence[str] = ()) -> bytes:
 
 def build(
     tree: Mapping[str, Thing], *, bits: int = 9, compact: bool = False, chunk: int = 0, wide: bool = True, device: bool = False, uni: bool = False,
-    share: Sequence[str] = (), infixes: Sequence[str] = (), links: Mapping[str, str] = {},
+    share: Sequence[str] = (), infixes: Sequence[str] = (), links: Mapping[str, str] = {}, unified: int = 1 << 16,
 ) -> Shape:  # fmt: skip
     """An image of a tree. links: one more name, and which it is of.
 
     chunk    files are in chunks of so many bytes, zero ones are holes; 0: they lie flat
     wide     an index of 8 bytes for a chunk, else 4
     device   files lie in another device: named by each index, or, with uni or flat, by their place in the space of all
+    unified  where that device is in it
     """  # fmt: skip
     b = _Build({**tree, **{name: tree[to] for name, to in links.items()}}, bits)
     shared: dict[str, int] = {}
@@ -130,7 +131,6 @@ def build(
     shared_block = b.put(area) if area else 0
     table = b"".join(prefix_of(infix) for infix in infixes)
     table_block = b.put(table) if table else 0
-    unified = 1 << 16
     arrays, starts = {}, {}
     for path, thing in tree.items():
         starts[path], arrays[path] = 0, b""
@@ -221,8 +221,16 @@ SHAPES: dict[str, dict[str, object]] = {
 }  # fmt: skip
 
 
-def shape(name: str) -> tuple[Shape, dict[str, Thing], dict[str, str]]:
+def shape(name: str, **more: int) -> tuple[Shape, dict[str, Thing], dict[str, str]]:
     """The sample in this shape."""
-    how = SHAPES[name]
+    how = {**SHAPES[name], **more}
     tree, links = sample(compact=bool(how.get("compact")))
     return build(tree, links=links, **how), tree, links  # type: ignore[arg-type]
+
+
+def flattened(name: str) -> bytes:
+    """In one file: its device, if it has one, lies behind the image."""
+    made = shape(name, unified=256)[0]
+    at = made.unified << int(SHAPES[name].get("bits", 9))  # type: ignore[call-overload]
+    assert len(made.image) <= at or not made.device
+    return made.image.ljust(at, b"\0") + made.device if made.device else made.image

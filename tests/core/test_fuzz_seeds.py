@@ -37,5 +37,5 @@ def test_seeds_keep_every_promise(place: Path, room: Path, target: str) -> None:
 
 
 def test_seeds_are_of_every_kind(place: Path) -> None:
-    counts = {kind: len(os.listdir(place / "seeds" / kind)) for kind in ("tars", "records", "packed")}
+    counts = {kind: len(os.listdir(place / "seeds" / kind)) for kind in ("tars", "records", "packed", "images")}
     assert all(count > 50 for count in counts.values()), counts

@@ -13,17 +13,19 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "core"), str(HERE.parent / "hostile")]
 import door  # noqa: E402
+import erofsshapes  # noqa: E402
 import probe  # noqa: E402
 import recipes  # noqa: E402
 import refused  # noqa: E402
 import sinks  # noqa: E402
+from test_erofs_write import TOO_LARGE, written  # noqa: E402
 
 TARGETS = sorted(path.stem for path in HERE.glob("fuzz_*.c"))
 # What each target is fed with; tars for all others.
 SEEDS = {"fuzz_assemble": ("records",), "fuzz_split": ("tars", "records"), "fuzz_listing": ("tars", "records"), "fuzz_inflate": ("packed", "tars"),
-         "fuzz_gzip": ("packed",), "fuzz_seek": ("records",)}
+         "fuzz_gzip": ("packed",), "fuzz_seek": ("records",), "fuzz_erofs_read": ("images",)}
 # Of these the input is no tar, so blocks and checksums mean nothing.
-NO_TARS = {"fuzz_inflate", "fuzz_assemble", "fuzz_gzip", "fuzz_seek"}
+NO_TARS = {"fuzz_inflate", "fuzz_assemble", "fuzz_gzip", "fuzz_seek", "fuzz_erofs_read"}
 # Hostile records.
 ODD_RECORDS = {
     "no-digits": b'{"type":1,"name":"' + b"\\u" * 300 + b'","size":5,"payload":"AAAAAAAAAAA="}\n',
@@ -77,14 +79,17 @@ def tars() -> dict[str, bytes]:
 
 
 def write_seeds(place: Path) -> None:
-    """place/tars, place/records and place/packed."""
-    kinds: dict[str, dict[str, bytes]] = {"tars": tars(), "records": {}, "packed": {}}
+    """place/tars, place/records, place/packed and place/images."""
+    kinds: dict[str, dict[str, bytes]] = {"tars": tars(), "records": {}, "packed": {}, "images": {}}
     for name in recipes.GOOD:
         if name in kinds["tars"]:
             kinds["records"][name] = sinks.record(kinds["tars"][name])
             kinds["records"][f"{name}.gz"] = sinks.record(kinds["tars"][name], gzip=True)
             kinds["packed"][f"{name}.gz"] = gzip.compress(kinds["tars"][name], 6, mtime=0)
     kinds["records"] |= ODD_RECORDS
+    kinds["images"] |= {name: written(kinds["tars"][name]) for name in recipes.GOOD if name in kinds["tars"] and name != TOO_LARGE}
+    kinds["images"] |= {f"shape-{name}": erofsshapes.flattened(name) for name in erofsshapes.SHAPES}
+    kinds["images"] = {name: image for name, image in kinds["images"].items() if len(image) <= LONGEST}
     plain = kinds["tars"]["good_t1"]
     kinds["packed"]["members.gz"] = gzip.compress(plain, 0, mtime=0) + gzip.compress(b"") + b"garbage"
     kinds["packed"]["t1.zst"] = subprocess.run(["zstd", "-qc"], input=plain, capture_output=True, check=True).stdout
