@@ -18,5 +18,5 @@ def complaints(fd):
             line = os.read(fd, 8192).decode(errors="replace")
         except BlockingIOError:
             return found
-        if "erofs" in line and "mounted with root inode" not in line:
+        if line.partition(";")[2].startswith("erofs") and "mounted with root inode" not in line:
             found.append(line)
