@@ -39,7 +39,7 @@ ROOMS = {
     "layerdb/distribution.py": THE_STORES, "registry/helpers.py": "the caller's own PATH",
     "registry/tls.py": "certificates: the caller's own paths, and those of docker and podman; nothing is written",
     "layerdb/snapshots.py": THE_STORES, "engine/snapshots.py": THE_STORES, "drivers/overlay2/adopted.py": THE_STORES,
-    "drivers/erofs/mountable.py": THE_STORES, "drivers/overlay/writables.py": THE_STORES, "drivers/overlay/freezing.py": THE_STORES + ", and the root of a box, through no link",
+    "drivers/erofs/mountable.py": THE_STORES, "drivers/erofs/flat.py": THE_STORES, "drivers/overlay/writables.py": THE_STORES, "drivers/overlay/freezing.py": THE_STORES + ", and the root of a box, through no link",
     "drivers/overlay/switching.py": "mount points, /proc and /sys", "disk/cgroup.py": "a cgroup that the caller names, and /proc",
     "running/bubblewrap.py": "the caller's own PATH, and /proc", "running/command.py": "the caller's own paths, outside of the layer",
     "cli/doctor.py": "a directory of its own that only this user may enter", "cli/opening.py": "looks at the root",

@@ -21,8 +21,10 @@ from layerstore.disk import erofs, mounts
 from layerstore.disk.locks import OpenDirectory, Scope, claim_directory, surely
 from layerstore.drivers import StoreView
 from layerstore.drivers.erofs.directories import IMAGE, ErofsDirectories
+from layerstore.drivers.erofs.flat import PLACE, Flat
 from layerstore.drivers.erofs.mountable import Mountable
 from layerstore.drivers.erofs.options import Options
+from layerstore.drivers.overlay.below import Given
 from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.drivers.shown import Shown
 from layerstore.errors import ActiveMountError, LayerStoreError
@@ -31,7 +33,7 @@ log = logging.getLogger("layerstore")
 
 # How the options of an overlay name a directory of files.
 _SHORT = re.compile(r"\bl/([A-Z0-9]{26})\b")
-_LONG = re.compile(r"\b([0-9a-f]{64}(?:-init)?)/fs\b")
+_LONG = re.compile(rf"\b([0-9a-f]{{64}}(?:-init)?/(?:fs|{PLACE}))\b")
 
 
 class Mounted:
@@ -43,6 +45,7 @@ class Mounted:
         """mounting   of the same home: what overlays of any mount namespace stand on, and what stores use"""
         self._at, self._mounting, self._options, self._view = at, mounting, options, view
         self._files = Mountable(at, view.diff_id_of)
+        self._flat = Flat(at, self._files, durable=view.durability != "none")
         self._mode: erofs.Mode | None = None
 
     def mode(self) -> erofs.Mode:
@@ -53,12 +56,12 @@ class Mounted:
 
     # ---- below an overlay ----
 
-    def standing(self, ids: Sequence[str]) -> AbstractContextManager[None]:
+    def standing(self, ids: Sequence[str]) -> AbstractContextManager[Given]:
         """Show what Below says. ids are in the order of a stack, which is the order of their locks."""
         return Standing(self, self._at, ids)
 
     def show(self, id: str, made: list[str]) -> None:
-        """Mount id, which is held, if it is not mounted; then it is in made, too. Raises OSError, LayerStoreError."""
+        """Mount id, which is held, if it is not mounted; then its place is in made. Raises OSError, LayerStoreError."""
         files = self._at.files_of(id)
         if erofs.is_erofs(files):
             return
@@ -68,8 +71,31 @@ class Mounted:
             self._at.empty(id, self._at.files)
         mode = self.mode()
         with self._files.opened(id) as file:
-            made.append(id)
+            made.append(files)
             erofs.mount_file([file], files, mode, directio=self._options.directio)
+
+    def flattened(self, ids: Sequence[str]) -> list[str]:
+        """Return those of a stack that are mounted as one: all layers at its end, if they are as many as asked for."""
+        least, at = max(self._options.flatten, 2), len(ids)
+        while self._options.flatten and at and self._at.is_image(ids[at - 1]):
+            at -= 1
+        return list(ids[at:]) if self._options.flatten and len(ids) - at >= least else []
+
+    def show_flat(self, ids: Sequence[str], made: list[str]) -> str:
+        """Mount these layers, of which the nearest is held, as one, if they are not mounted so; return its item.
+
+        ""   they cannot be: each is to be mounted
+        """
+        place, mode = self._flat.place(ids[0]), self.mode()
+        try:
+            if not erofs.is_erofs(place):
+                made.append(place)
+                self._flat.mount(ids, mode, directio=self._options.directio)
+        except (OSError, LayerStoreError) as err:
+            self.undo(made.pop())
+            log.warning("%d layers are mounted apart: %s", len(ids), err, extra={"id": ids[0], "error": err})
+            return ""
+        return f"{ids[0]}/{PLACE}"
 
     def _is_empty(self, id: str) -> bool:
         with self._at.opened_files(id) as fd:
@@ -83,16 +109,20 @@ class Mounted:
 
     def sweep(self) -> None:
         with _told():
-            for id in self._left_here():
+            for name in self._left_here():
                 with _told():             # apart: they are no stack, which gives locks their order
-                    self._leave([id])
+                    self._leave([_parted(name)[0]])
 
     def _shows(self, id: str) -> bool:
         """Return True if a layer is mounted, or still has the files of the box that it was."""
         try:
-            return erofs.is_erofs(self._at.files_of(id)) or not self._is_empty(id)
+            return any(map(erofs.is_erofs, self._places(id))) or not self._is_empty(id)
         except FileNotFoundError:
             return False
+
+    def _places(self, id: str) -> tuple[str, str]:
+        """Return where a layer may be mounted: alone, and with all below it."""
+        return self._at.files_of(id), self._flat.place(id)
 
     def _leave(self, ids: Sequence[str]) -> None:
         """End what is shown of those of these that no overlay of this mount namespace stands on."""
@@ -103,48 +133,44 @@ class Mounted:
                 held.enter_context(self._at.held(id))
             used = self._used_here(ids)
             for id in ids:
-                if id not in used:
-                    self._end(id)
+                for place in self._places(id):
+                    if place not in used:
+                        self._end(id, place)
 
-    def _end(self, id: str) -> None:
-        """End what a held layer shows, on which no overlay of this mount namespace stands."""
+    def _end(self, id: str, place: str) -> None:
+        """End what a held layer shows at a place, on which no overlay of this mount namespace stands."""
         with _told():
-            if not self._unmount(id) and not self._is_empty(id) and id not in self._mounting().stood_on():
+            if _unmounted(place) or place != self._at.files_of(id):
+                return
+            if not self._is_empty(id) and id not in self._mounting().stood_on():
                 self._at.empty(id, self._at.files)
 
-    def _unmount(self, id: str) -> bool:
-        """Unmount id, which is held, however often it is mounted. False: it is not mounted. Raises OSError."""
-        files = self._at.files_of(id)
-        found = False
-        while erofs.is_erofs(files):
-            erofs.unmount(files)
-            found = True
-        return found
-
     def _used_here(self, ids: Iterable[str]) -> set[str]:
-        """Return those of these that an overlay stands on which is mounted in this mount namespace, or a store uses."""
+        """Return the places of these that an overlay of this mount namespace stands on, or that a store uses alone."""
         text = "\n".join(mount.options for mount in mounts.mount_table(kind="overlay"))
         links, named = set(_SHORT.findall(text)), set(_LONG.findall(text))
-        return {id for id in ids if id in named or self._link(id) in links or self._mounting().is_used_bare(id)}
+        used = {f"{self._at.home}/{name}" for name in named}
+        bare = self._mounting().is_used_bare
+        return used | {self._at.files_of(id) for id in ids if self._link(id) in links or bare(id)}
 
     def _left_here(self) -> list[str]:
-        """Name the layers that are mounted below the home, and that no overlay of this mount namespace stands on."""
+        """Name the places below the home where a layer is mounted that no overlay of this mount namespace stands on."""
         top = os.path.realpath(self._at.home) + "/"
         points = (mount.point for mount in mounts.mount_table(kind="erofs"))
         below = {point.removeprefix(top) for point in points if point.startswith(top)}
-        ids = [id for id, _, files in map(_parted, below) if files == self._at.files]
-        used = self._used_here(ids) if ids else set()
-        return sorted(set(ids) - used)
+        found = {name for name in below if _parted(name)[2] in (self._at.files, PLACE)}
+        used = self._used_here({_parted(name)[0] for name in found}) if found else set()
+        return sorted(name for name in found if f"{self._at.home}/{name}" not in used)
 
     def _link(self, id: str) -> str:
         with contextlib.suppress(OSError, LayerStoreError):
             return self._at.item_of(id).rpartition("/")[2]
         return ""
 
-    def undo(self, id: str) -> None:
-        """Unmount id, which is held, after show() did not lead to an overlay."""
+    def undo(self, place: str) -> None:
+        """Unmount a place of a layer that is held, after show() did not lead to an overlay."""
         with contextlib.suppress(OSError):
-            self._unmount(id)
+            _unmounted(place)
 
     # ---- one layer ----
 
@@ -185,24 +211,26 @@ class Mounted:
 
     def keeps(self, point: str) -> bool:
         id, _, rest = _parted(os.path.relpath(point, os.path.realpath(self._at.home)))
-        return rest == self._at.files and self._at.is_image(id)
+        return rest in (self._at.files, PLACE) and self._at.is_image(id)
 
     def removing(self, id: str) -> None:
-        self._unmount(id)
+        for place in self._places(id):
+            _unmounted(place)
 
     # ---- the home ----
 
     def orphans(self) -> list[str]:
         """Name the mounts of layers that no overlay stands on, by their paths below the home."""
-        return [f"{id}/{self._at.files}" for id in self._left_here() if self._is_left(id)]
+        return [name for name in self._left_here() if self._is_left(*_parted(name)[::2])]
 
-    def _is_left(self, id: str) -> bool:
+    def _is_left(self, id: str, name: str) -> bool:
         """Return True if a mount on which no overlay stood is there still, and no store is about to stand on it."""
         with contextlib.suppress(OSError):
             claim = claim_directory(self._at.path(id), wait=False)
             if claim:
                 with claim:
-                    return erofs.is_erofs(self._at.files_of(id)) and not self._used_here([id])
+                    place = self._at.path(id, name)
+                    return erofs.is_erofs(place) and place not in self._used_here([id])
         return False
 
     def cleanup(self) -> None:
@@ -223,6 +251,18 @@ def _told() -> Iterator[None]:
         log.warning("Cannot unmount layers that nothing stands on: %s", err, extra={"error": err})
 
 
+def _unmounted(place: str) -> bool:
+    """Unmount a place of a layer, however often it is mounted. False: it is not mounted. Raises OSError."""
+    found = False
+    while erofs.is_erofs(place):
+        erofs.unmount(place)
+        found = True
+    if os.path.basename(place) == PLACE:
+        with contextlib.suppress(OSError):
+            os.rmdir(place)
+    return found
+
+
 def _parted(path: str) -> tuple[str, str, str]:
     return path.partition("/")
 
@@ -235,21 +275,37 @@ class Standing:
         self._held: list[Scope[None]] = []
         self._made: list[str] = []
         self._directories: list[str] = []
+        self._item, self._apart = "", len(ids)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Given:
         try:
-            for id in self._ids:
+            flat = self._mounted.flattened(self._ids)
+            apart = len(self._ids) - len(flat)
+            for id in self._ids[:apart]:
+                self._stand(id)
+            if flat:
+                self._hold(flat[0])
+                self._item = self._mounted.show_flat(flat, self._made)
+                self._apart = apart if self._item else self._apart
+            for id in self._ids[apart : self._apart]:
                 self._stand(id)
         except BaseException:
             surely(self._end, True)
             raise
+        return self._given
+
+    def _given(self, items: Sequence[str]) -> Sequence[str]:
+        return [*items[: self._apart], *([self._item] if self._item else [])]
+
+    def _hold(self, id: str) -> None:
+        self._held.append(self._at.held(id))
+        self._held[-1].__enter__()
 
     def _stand(self, id: str) -> None:
         if not self._at.is_image(id):
             self._directories.append(id)
             return
-        self._held.append(self._at.held(id))
-        self._held[-1].__enter__()
+        self._hold(id)
         self._mounted.show(id, self._made)
 
     def __exit__(

@@ -7,20 +7,24 @@ mounts them first, and ends those mounts when no overlay stands on them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from layerstore.drivers.overlay.directories import Directories
 from layerstore.drivers.shown import Shown
 
+Given = Callable[[Sequence[str]], Sequence[str]]
+
 
 class Below(Protocol):
     """What stands below the overlays of one home. Ids of other kinds than the driver's layers need nothing."""
 
-    def standing(self, ids: Sequence[str]) -> AbstractContextManager[None]:
+    def standing(self, ids: Sequence[str]) -> AbstractContextManager[Given]:
         """Let each of these show its files in its directory until the block ends; an overlay on them keeps that so.
 
+        ids      nearest first
+        Returns  what makes of their items those that the overlay is given: some may be shown together, as one
         What it mounted is unmounted again if the block raises. Raises OSError, LayerStoreError.
         """
 
@@ -52,8 +56,8 @@ class Plain:
     def __init__(self, at: Directories) -> None:
         self.opened, self.seen = at.opened_files, at.opened_files
 
-    def standing(self, ids: Sequence[str]) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    def standing(self, ids: Sequence[str]) -> AbstractContextManager[Given]:
+        return contextlib.nullcontext(list)
 
     def left(self, ids: Sequence[str]) -> None: ...
 

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from layerstore.disk import mounts
 from layerstore.disk.holds import Holds, read_key
@@ -151,9 +151,9 @@ class Mounting:
                 self._require_free(id, merged)
             ids = self._at.lower_ids(lowers)
             overlay = self.overlay(id, lowers, ids, mount_label, writable=writable)
-            with self._below.standing(ids if writable else [id, *ids]):
+            with self.standing(overlay, id, ids) as ready:
                 make(merged, 0o700)
-                mounts.mount_overlay(overlay, f"{id}/merged")
+                mounts.mount_overlay(ready, f"{id}/merged")
                 if writable:
                     self.require_writable(merged, merged)
                     self.note_first(id, merged)
@@ -187,6 +187,14 @@ class Mounting:
             context=mount_label, off=self._off, userxattr=userxattr, is_volatile=self._is_volatile,
             is_apart=self._below.is_apart(ids),
         )  # fmt: skip
+
+    @contextlib.contextmanager
+    def standing(self, overlay: mounts.Overlay, id: str, ids: Sequence[str]) -> Iterator[mounts.Overlay]:
+        """Let what an overlay of id, on ids, stands on be there until the block ends; return it as it is to be made."""
+        own = [] if overlay.upper else [id]
+        at = len(own)
+        with self._below.standing(own), self._below.standing(ids) as given:
+            yield overlay._replace(lowers=[*overlay.lowers[:at], *given(overlay.lowers[at:])])
 
     def _forget_volatile(self, id: str) -> None:
         """Remove the mark of a mount that never synced, as the kernel mounts nothing on it; not while one uses id."""

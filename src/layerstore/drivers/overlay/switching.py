@@ -132,8 +132,8 @@ class Switching:
         ids = self._at.lower_ids(lowers)
         overlay = self._mounting.overlay(id, lowers, ids, _label_of(merged), writable=writable)
         try:
-            with self._below.standing(ids if writable else [id, *ids]):
-                new = mounts.make_overlay(overlay, f"{id}/merged")
+            with self._mounting.standing(overlay, id, ids) as ready:
+                new = mounts.make_overlay(ready, f"{id}/merged")
                 try:
                     if writable:
                         self._mounting.require_writable(new.fileno(), merged)

@@ -167,14 +167,15 @@ class Trees:
         if self._ground.read_only:
             text = f"{ReadOnlyStoreError.text}: nothing is mounted in it"
             raise ReadOnlyStoreError(text, path=self._at.path(ids[0])) from why
-        made = checks.shown(self._at.home, [self._item(id) for id in ids], why)
+        made: list[Scope[int]] = []
 
         def begin() -> int:
-            with self._below.standing(ids):
-                return made.__enter__()
+            with self._below.standing(ids) as given:
+                made.append(checks.shown(self._at.home, given([self._item(id) for id in ids]), why))
+                return made[0].__enter__()
 
         def end(_: int) -> None:
-            made.__exit__(None, None, None)
+            made[0].__exit__(None, None, None)
             self._below.left(ids)
 
         return Scope(begin, end)
