@@ -12,6 +12,7 @@ from typing import BinaryIO
 from layerstore._core import _tarstream
 from layerstore.contents.image import write_image
 from layerstore.contents.merged import MergedTree
+from layerstore.disk.textfile import new_file
 from layerstore.engine.engine import Engine
 from layerstore.engine.record import Record, Reference
 from layerstore.errors import LayerStoreError
@@ -143,12 +144,12 @@ class Layer:
         A machine boots from the file, or mounts it, with nothing beside it: all contents are copied into it. Owners,
         modes, times, extended attributes, hard links and devices are kept.
         path       the new file; it appears when it is complete, in place of one that is there
-        progress   called with the bytes of contents and headers that were written, at most ten times a second
+        progress   called with the bytes that were written, at most ten times a second
 
         Returns  the bytes of the file
         Raises   CorruptLayerError, NotSupportedError, OSError
         """
-        return write_image(self._engine.contents.whole_tar(self._record), path, progress)
+        return self._engine.contents.write_image(self._record, os.fsdecode(path), progress)
 
     def metadata(self) -> dict[str, str]:
         """Return the driver's directories: UpperDir, WorkDir, MergedDir, and LowerDir if there is a parent.
@@ -232,7 +233,9 @@ class EmptyLayer(Layer):
 
     def export_erofs(self, path: StrPath, *, progress: Progress | None = None) -> int:
         """Write an image of an empty directory."""
-        return write_image(self.tar_stream(), path, progress)
+        with self.tar_stream() as tar, new_file(os.fsdecode(path)) as fd:
+            write_image(tar, fd, progress)
+            return os.fstat(fd).st_size
 
     def metadata(self) -> dict[str, str]:
         """Return {}: no driver stores it."""

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from layerstore._core import _apply, _changes, _tarstream
+from layerstore.contents.image import write_image
 from layerstore.disk.locks import OpenDirectory
 from layerstore.drivers import record
 from layerstore.errors import NotSupportedError
@@ -89,8 +90,9 @@ class ToyTrees:
             self.toy.show(stack, Path(place.name, name))
         return difference(Path(place.name, "new"), Path(place.name, "old"), flags, place.cleanup)
 
-    def whole(self, stack, flags=0):
-        return self.diff(stack, [], flags)
+    def write_image(self, stack, fd, progress=None):
+        with self.diff(stack, [], _tarstream.EXPORT_KEEP) as tar:
+            write_image(tar, fd, progress)
 
     def size(self, above):
         with self.recorded(above, self.below(above)) as (received, _):

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import disk
@@ -70,16 +71,28 @@ def test_the_kernel_shows_of_an_image_what_a_box_shows(store, room, which):
             assert shown(at) == shown(merged)
     finally:
         erofs.unmount(str(at))
-    image = erofsreader.read(path)
+    image = erofsreader.read(path, own=False)
     assert {name for name in image.tree if name} == {entry.path for entry in layer.merged() if entry.path != "."}
     assert not [name for name, node in image.tree.items() if node.is_whiteout or "trusted.overlay.opaque" in node.xattrs]
 
 
-def test_both_drivers_make_the_same_image(open_store, room):
-    made = [open_store(room / name, driver=name) for name in ("overlay2", "erofs")]
-    for number, store in enumerate(made):
-        registered(store, STACKS["three"]).export_erofs(room / f"{number}.erofs")
+def test_the_same_layer_makes_the_same_image(store, open_store, room):
+    again = open_store(room / "again", driver=store.driver_name())
+    for number, each in enumerate((store, again)):
+        registered(each, STACKS["three"]).export_erofs(room / f"{number}.erofs")
     assert (room / "0.erofs").read_bytes() == (room / "1.erofs").read_bytes()
+
+
+def test_an_image_of_images_needs_no_mount_and_keeps_holes(open_store, room):
+    store = open_store(driver="erofs")
+    chain = registered(store, STACKS["three"]).chain_id
+    program = "import sys, layerstore\nwith layerstore.Store(sys.argv[1], driver='erofs') as store: store.find(sys.argv[2]).export_erofs(sys.argv[3])"
+    command = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(Path(layerstore.__file__).parents[1])}
+    subprocess.run([*command, store.root, chain, room / "whole.erofs"], check=True, env=environment)
+    store.find(chain).export_erofs(room / "other.erofs")
+    assert (room / "whole.erofs").read_bytes() == (room / "other.erofs").read_bytes()
+    assert (room / "whole.erofs").stat().st_size < 1 << 20
 
 
 def test_fsck_finds_nothing(store, room):

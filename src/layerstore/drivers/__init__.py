@@ -27,7 +27,7 @@ from layerstore.layerdb.detached import Detached
 from layerstore.limits import Limits
 from layerstore.streams.sources import TarInput
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, Durability, FileEntry
+from layerstore.values import Change, Durability, FileEntry, Progress
 
 Stack = Sequence[str]
 
@@ -424,11 +424,12 @@ class Trees(Protocol):
                  NotSupportedError   a mark says what only a mount can tell, and this host's mount cannot
         """
 
-    def whole(self, stack: Stack, flags: int = 0) -> TarStream:
-        """Return a fresh tar of all that ids show. It has no marks: what they hide is not there.
+    def write_image(self, stack: Stack, fd: int, progress: Progress | None = None) -> None:
+        """Write all that ids show into an empty file, as an EROFS image with all bytes in it and no marks.
 
-        flags    as diff() has it
-        Raises   NotSupportedError   as diff() does
+        fd        for reading and writing
+        progress  called with the bytes written
+        Raises    NotSupportedError   as diff() does
         """
 
     def size(self, above: Stack) -> int:

@@ -7,12 +7,13 @@ directory, with the same content; so each call looks first where the layer lies 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
-from layerstore._core import _tarstream
 from layerstore.contents.files import open_bytes
 from layerstore.contents.merged import MergedTree
+from layerstore.disk.textfile import new_file
 from layerstore.drivers import StoredLayer
 from layerstore.engine.ground import Ground
 from layerstore.engine.record import Mount, Record
@@ -20,7 +21,7 @@ from layerstore.errors import LayerStoreError
 from layerstore.ids import ChainID
 from layerstore.streams.leftout import told_left_out
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import FileEntry
+from layerstore.values import FileEntry, Progress
 
 
 class Contents:
@@ -89,13 +90,15 @@ class Contents:
         stream = layer.tar_from(above.cache_id if parent and above else "")
         return told_left_out(stream, f"layer {record.chain_id}")
 
-    def whole_tar(self, record: Record) -> TarStream:
-        """Make a tar of a layer with all below it that keeps all there is: attributes, ACLs and parts of a second.
+    def write_image(self, record: Record, path: str, progress: Progress | None) -> int:
+        """Write a layer with all below it as one image into a new file, whole or not at all. Return its bytes.
 
         Raises  CorruptLayerError, NotSupportedError, OSError
         """
-        stack = self.directories_of(record)
-        return self._ground.driver.trees.whole(stack, _tarstream.EXPORT_KEEP).about(record.chain_id)
+        self._check_open(record.chain_id)
+        with new_file(path) as fd:
+            self._ground.driver.trees.write_image(self.directories_of(record), fd, progress)
+            return os.fstat(fd).st_size
 
     def files(self, record: Record) -> Iterator[FileEntry]:
         """Return the entries of one layer, in the order of its tar. Raises OSError, CorruptLayerError."""

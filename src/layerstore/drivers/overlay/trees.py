@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from layerstore._core import _changes, _files, _listing, _tarstream
+from layerstore.contents.image import write_image
 from layerstore.disk.locks import Scope
 from layerstore.disk.textfile import read_text
 from layerstore.drivers import Stack, checks
@@ -21,7 +22,7 @@ from layerstore.drivers.record import listed
 from layerstore.errors import LayerStoreError, NotSupportedError, ReadOnlyStoreError
 from layerstore.ids import ChainID
 from layerstore.streams.tarstream import TarStream
-from layerstore.values import Change, ChangeKind, FileEntry
+from layerstore.values import Change, ChangeKind, FileEntry, Progress
 
 _KINDS = list(ChangeKind)
 
@@ -91,8 +92,12 @@ class Trees:
                 changes = _changes.compare_trees(shown, before, attributes=True, touched=True)
                 return looked_over(_tarstream.export_changes(shown, changes, flags))
 
-    def whole(self, stack: Stack, flags: int = 0) -> TarStream:
-        flags |= _tarstream.EXPORT_WHOLE
+    def write_image(self, stack: Stack, fd: int, progress: Progress | None = None) -> None:
+        with self._whole(stack, _tarstream.EXPORT_KEEP | _tarstream.EXPORT_WHOLE) as tar:
+            write_image(tar, fd, progress)
+
+    def _whole(self, stack: Stack, flags: int) -> TarStream:
+        """Make a tar of all that ids show, without marks."""
         if len(stack) != 1:
             return self.diff(stack, [], flags)
         try:
