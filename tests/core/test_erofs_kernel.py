@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import recipes
 import sinks
 from test_erofs_write import TOO_LARGE, entry, sparse, tar_of, written
 
+from layerstore._core import _erofs
 from layerstore.disk import erofs
 
 ORIGIN = "trusted.overlay.origin"
@@ -111,6 +113,32 @@ def test_a_superblock_with_another_bit_is_refused(room: Path) -> None:
     with pytest.raises(OSError) as caught, mounted(bytes(image), room):
         pass
     assert caught.value.errno in (errno.EBADMSG, errno.EUCLEAN)
+
+
+def test_a_file_far_behind_four_gibibytes_is_read(room: Path) -> None:
+    """All but the last bytes of a tar of 1.9 TiB are holes: only the headers are read."""
+    size = 1_900 << 30
+    head, tail = entry("big"), tar_of((entry("behind"), b"behind"))
+    head.size = size + 7
+    start = head.tobuf(tarfile.PAX_FORMAT)
+    total = len(start) + size + 512 + len(tail)
+    fd = os.open(room / "image", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(fd, start, 4096)
+        os.pwrite(fd, b"the end", 4096 + len(start) + size)
+        os.pwrite(fd, tail, 4096 + total - len(tail))
+        _erofs.rebuild(fd, total, bytes(32))
+        (room / "at").mkdir()
+        erofs.mount_file([erofs.File(fd, "image")], str(room / "at"), "loop")
+        try:
+            assert os.stat(room / "at/big").st_size == size + 7
+            with open(room / "at/big", "rb") as file:
+                assert os.pread(file.fileno(), 100, size - 1) == b"\0the end"
+            assert (room / "at/behind").read_bytes() == b"behind"
+        finally:
+            erofs.unmount(str(room / "at"))
+    finally:
+        os.close(fd)
 
 
 @pytest.fixture(scope="session")
