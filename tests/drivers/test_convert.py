@@ -1,5 +1,6 @@
 """convert(): a layer and all below it, in the other half of the root: the same ids, sizes and tars, standing on their own."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -24,6 +25,7 @@ from layerstore import (
     LayerStoreError,
     NotSupportedError,
     ReadOnlyStoreError,
+    aio,
 )
 from layerstore.drivers import registry
 
@@ -287,3 +289,39 @@ def test_without_a_name_a_root_has_the_driver_that_is_there(open_store, room):
     with pytest.raises(LayerStoreError, match="driver not supported: nonsense"):
         open_store(room / "nonsense", driver="nonsense")
     assert not (room / "nonsense").exists()
+
+
+# ---- in coroutines --------------------------------------------------------------------------------
+def test_convert_and_an_image_are_awaited(root, room):
+    async def work():
+        told: list[int] = []
+        async with aio.Store(root, driver="overlay2") as store, await store.register(T1) as layer:
+            assert await store.convert(layer.chain_id, "erofs", progress=told.append) == [layer.chain_id]
+            assert await store.convert(layer.chain_id, "erofs") == []
+            with pytest.raises(NotSupportedError):
+                await store.convert(layer.chain_id, "none")
+            assert await layer.export_erofs(room / "image") == (room / "image").stat().st_size
+        async with aio.Store(root, driver="erofs") as store:
+            assert await store.verify() == [] and [*await store.map()] == [layer.chain_id]
+        await asyncio.sleep(0)
+        assert told[-1] == len(T1)
+
+    asyncio.run(work())
+
+
+def test_a_convert_that_is_cancelled_leaves_whole_layers(root):
+    tars = [b"".join(file(f"{n}/{m}", b"x" * 20_000) for m in range(200)) + end() for n in range(20)]
+
+    async def work():
+        async with aio.Store(root, driver="overlay2", options={"durability": "none"}) as store:
+            layer = ""
+            for tar in tars:
+                layer = (await store.register(tar, layer)).chain_id
+            task = asyncio.create_task(store.convert(layer, "erofs", progress=lambda done: done > len(tars[0]) and task.cancel()))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        async with aio.Store(root, driver="erofs") as store:
+            assert await store.verify() == []
+            assert len(await store.map()) < len(tars)
+
+    asyncio.run(work())
