@@ -74,7 +74,7 @@ def with_loose(store: Store) -> None:
     start(store)
     box = store.get_rw_layer("box")
     for number in range(4):
-        write(box, **{f"loose{number}": "l", "same": str(number)})
+        write(box, **{f"loose{number}": "l", "same": "s" * (number + 1)})
         box.snapshot().release()
     write(box, last="l")
 

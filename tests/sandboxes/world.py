@@ -420,7 +420,13 @@ class World(Looks, Keeping):
         frozen.layer = self.layers[chain]
         if chain in known:
             return
-        frozen.in_place = True
+        frozen.in_place = DRIVER == "overlay2"
+        if not frozen.in_place:           # the layer is made of the tar, which does not say all
+            for new in reversed(chains):
+                self.seen_new(self.layers[new], None, None, loose=True)
+            for new in chains[1:]:
+                self.layers[new].marked = True
+            return
         assert made.metadata()["UpperDir"] == upper
         assert {name: os.lstat(f"{upper}/{name}").st_ino for name in os.listdir(upper)} == files
         # On a layer that was there already it shows what that one shows.
@@ -446,7 +452,7 @@ class World(Looks, Keeping):
             if chain in (None, under.chain if under else None):
                 return      # merged into others; or there was such a layer, and it is a loose directory as before
         frozen.layer = self.layers[chain]
-        frozen.in_place = chain not in known
+        frozen.in_place = chain not in known and DRIVER == "overlay2"
         if frozen.in_place:
             self.same(f"layer of {frozen.id}", frozen.tree, frozen.layer.tree, root=False, loose=any(one.layer and not one.in_place for one in below_it))
 
