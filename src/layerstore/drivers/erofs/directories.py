@@ -34,8 +34,8 @@ class ErofsDirectories(Directories):
         return self.path(id, IMAGE)
 
     def is_image(self, id: str) -> bool:
-        """Return True if an id is a layer: what it shows is in its file."""
-        return is_there(self.image(id))
+        """Return True if an id is a layer: what it shows is in its file, even where that is gone."""
+        return is_there(self.image(id)) or is_there(self.length(id))
 
     def length(self, id: str) -> str:
         """Return the path of the file that says how long the tar is."""
