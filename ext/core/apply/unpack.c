@@ -20,26 +20,6 @@
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 
-static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
-{
-    if (err->offset < 0)
-        err->offset = e->offset;
-    if (!err->path[0])
-        lay_error_path(err, e->name, e->name_len);
-    return err->code;
-}
-
-/* A file of this size comes, or a link's text. */
-static lay_code add_size(lay_unpack *u, int64_t size, lay_error *err)
-{
-    const lay_limits *l = u->limits;
-    if (__builtin_add_overflow(u->size, size, &u->size))
-        return lay_fail(err, LAY_E_LIMIT, "the total file size exceeds 2^63 bytes");
-    if (lay_is_over(size, l->file_size))
-        return lay_fail_limit(err, -1, "max_file_size", l->file_size, "bytes", "a file is too large");
-    return lay_is_over(u->size, l->size) ? lay_fail_limit(err, -1, "max_size", l->size, "bytes", "the layer is too large") : LAY_OK;
-}
-
 /* ---- open and close ------------------------------------------------------------------------------ */
 
 static lay_code is_empty(int root_fd, bool *empty, lay_error *err)
@@ -67,7 +47,7 @@ lay_code lay_unpack_open(lay_unpack **out, const lay_unpack_options *o, lay_erro
     u->own_links = o->own_links;
     u->userxattr = o->flags & (LAY_APPLY_USERNS | LAY_APPLY_USERXATTR);
     u->ring = o->ring;
-    u->limits = o->limits ? o->limits : lay_limits_default();
+    u->limits = u->taken.limits = o->limits ? o->limits : lay_limits_default();
     lay_place_init(&u->place, o->flags & LAY_APPLY_USERNS);
     if (o->threads > 0)
         u->place.private_umask = lay_place_private_umask();
@@ -132,25 +112,10 @@ static lay_code make_directory(lay_unpack *u, bool again, bool kept, lay_error *
     return lay_unpack_add_times(u, u->path.p, u->path.len, u->meta.times, err);
 }
 
-static lay_code link_failed(const lay_tar_entry *e, lay_error *err)
-{
-    char what[LAY_ERROR_TEXT], target[sizeof err->target];
-    int failed = errno;
-    snprintf(what, sizeof what, "cannot make the hard link to \"%.300s\"%s", e->link, failed == ENOENT ? ", which is not there" : "");
-    snprintf(target, sizeof target, "%s", e->link);
-    lay_fail_os(err, failed, NULL, what);
-    memcpy(err->target, target, sizeof target);
-    return err->code;
-}
-
 static lay_code find_target(lay_unpack *u, const lay_tar_entry *e, const lay_text *target, lay_error *err)
 {
     bool aliased;
-    if (lay_unpack_find(u, target, &aliased, err) && err->code == LAY_E_OS) {
-        errno = err->sys_errno;
-        link_failed(e, err);
-    }
-    return err->code;
+    return lay_unpack_find(u, target, &aliased, err) && err->code == LAY_E_OS ? lay_entry_link_failed(e, err->sys_errno, err) : err->code;
 }
 
 /* The entry's parent, base and path; u->dir and u->base are others while its target is looked for. */
@@ -182,19 +147,18 @@ static lay_code link_at(lay_unpack *u, const link_place *at, const lay_tar_entry
         return err->code;
     if (linkat(u->dir->fd, u->base, at->dir->fd, at->base, 0) == 0)
         return lay_place_link_meta(&u->place, at->dir->fd, at->base, &u->meta, hides, err);
-    if (errno == ENOENT && lay_unpack_is_hidden(u, u->path.p, u->path.len))
+    int failed = errno;
+    if (failed == ENOENT && lay_unpack_is_hidden(u, u->path.p, u->path.len))
         return lay_unpack_hide(u, at->path.p, at->path.len, err);      /* a whiteout by another name */
-    return link_failed(e, err);
+    return lay_entry_link_failed(e, failed, err);
 }
 
 static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay_error *err)
 {
     LAY_AUTO_FREE lay_text target = { 0 };
     bool hides = false;
-    if (lay_path_relative(&target, e->link, e->link_len, err))
+    if (lay_entry_target(e, &target, err))
         return err->code;
-    if (lay_path_leaves(&target) || (target.len == 1 && target.p[0] == '.'))
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
     link_place at = { .dir = lay_dir_retain(u->dir) };
     memcpy(at.base, u->base, sizeof at.base);
     if (!lay_text_set(&at.path, u->path.p, u->path.len, err) && !lay_unpack_drain(u, err))
@@ -210,13 +174,11 @@ static lay_code make_link(lay_unpack *u, const lay_tar_entry *e, bool again, lay
 static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 {
     bool made;
+    dev_t dev;
     if (e->type == '6')
         return lay_place_node(&u->place, u->dir->fd, u->base, S_IFIFO, 0, &u->meta, &made, err);
-    /* mknod takes 12 bits of major and 20 of minor and drops the rest without a word. */
-    if (e->dev_major < 0 || e->dev_minor < 0 || e->dev_major > 0xfff || e->dev_minor > 0xfffff)
-        return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
-                        (long long)e->dev_major, (long long)e->dev_minor, e->name);
-    dev_t dev = makedev((unsigned)e->dev_major, (unsigned)e->dev_minor);
+    if (lay_entry_device(e, &dev, err))
+        return err->code;
     if (lay_stat_is_whiteout(e->type == '3' ? S_IFCHR : S_IFBLK, dev)) {      /* to overlayfs it is a whiteout */
         if (u->merged)
             return lay_unpack_hide(u, u->path.p, u->path.len, err);
@@ -231,24 +193,12 @@ static lay_code make_node(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
 {
     u->payload = PAYLOAD_NONE;
-    u->entries++;
-    if (lay_unpack_count(u, err))
-        return err->code;
-    if (__builtin_add_overflow(u->header_sizes, e->size > 0 ? e->size : 0, &u->header_sizes))
-        return lay_fail(err, LAY_E_LIMIT, "the total size of the entries exceeds 2^63 bytes");
-    if (e->type == 'g')
-        return LAY_OK;
     bool seen = false, aliased, kept;
-    if (lay_path_relative(&u->clean, e->name, e->name_len, err))
+    lay_wh wh;
+    if (lay_taken_entry(&u->taken, e, err) || e->type == 'g')
         return err->code;
-    if (u->clean.len == 1 && u->clean.p[0] == '.')
-        return LAY_OK;
-    if (lay_path_leaves(&u->clean))
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
-    size_t base = lay_path_base(u->clean.p, u->clean.len);
-    lay_wh wh = lay_whiteout_kind(u->clean.p + base, u->clean.len - base);
-    if (wh == LAY_WH_BAD)
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);
+    if (lay_entry_name(e, &u->clean, &wh, err) || lay_entry_is_root(&u->clean))
+        return err->code;
     if (wh == LAY_WH_PLAIN && lay_unpack_seen(u, u->clean.p, u->clean.len, &seen, err))
         return err->code;
     if (lay_unpack_find(u, &u->clean, &aliased, err))
@@ -273,15 +223,13 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     case '0':
     case 'S':
         u->payload = PAYLOAD_FILE;
-        if (add_size(u, e->size, err))
+        if (lay_taken_size(&u->taken, e->size, err))
             return err->code;
         return aliased && e->stored ? lay_unpack_note_alias(u, e->ordinal, err) : LAY_OK;
     case '5':
         return make_directory(u, again, kept, err);
     case '2':
-        if (!e->link_len)
-            return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
-        if (add_size(u, (int64_t)e->link_len, err))
+        if (lay_entry_text(e, err) || lay_taken_size(&u->taken, (int64_t)e->link_len, err))
             return err->code;
         return lay_place_symlink(&u->place, u->dir->fd, u->base, e->link, &u->meta, err);
     case '1':
@@ -291,7 +239,7 @@ static lay_code entry(lay_unpack *u, const lay_tar_entry *e, lay_error *err)
     case '6':
         return make_node(u, e, err);
     default:
-        return lay_fail_at(err, LAY_E_TAR, e->offset, "unhandled tar header type %d", (unsigned char)e->type);
+        return lay_entry_unhandled(e, err);
     }
 }
 
@@ -414,7 +362,7 @@ lay_code lay_unpack_add(lay_unpack *u, const lay_span *span, lay_error *err)
             : event == LAY_TAR_DATA ? data(u, &item, span, err)
             : event == LAY_TAR_DONE ? done(u, item.entry, span, err) : LAY_OK;
         if (code) {
-            at_entry(item.entry, err);
+            lay_entry_failed(item.entry, err);
             return earliest(u, err);
         }
         if (event == LAY_TAR_END)
@@ -457,13 +405,13 @@ lay_code lay_unpack_end(lay_unpack *u, lay_applied *out, lay_error *err)
     lay_dirs_forget(&u->dirs);
     if (set_directory_times(u, err) || lay_unpack_implied_left(u, err))
         return err->code;
-    out->size = u->merged ? u->header_sizes : u->size;
+    out->size = u->merged ? u->taken.header_sizes : u->taken.size;
     out->left_out = (int64_t)u->left_out;
     out->first_left_out = u->left_out ? u->first_left_out.p : "";
     out->unsettled = u->unsettled.p;
     out->unsettled_len = u->unsettled.len;
     if (u->scratch_fd < 0)                    /* else the record's writer counts them */
-        out->entries = (int64_t)u->entries;
+        out->entries = (int64_t)u->taken.entries;
     return u->merged || (u->fresh && !u->replaced) ? LAY_OK : lay_tree_size(u->root_fd, &out->size, err);
 }
 

@@ -127,10 +127,9 @@ static lay_code make_missing(lay_unpack *u, const char *path, size_t n, lay_erro
         if (lay_unpack_seen(u, path, to, &seen, err))
             return err->code;
         int made = mkdirat(fd, name, 0755) == 0 ? 0 : errno;
-        u->implied += made == 0;
         if (made == 0 && at < from)
             from = at;
-        if (made == 0 && (lay_unpack_count(u, err) || lay_place_directory(&u->place, fd, name, true, &plain, err)))
+        if (made == 0 && (lay_taken_implied(&u->taken, err) || lay_place_directory(&u->place, fd, name, true, &plain, err)))
             return err->code;
         int next = openat(fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
         int e = errno == ENOENT && made ? made : errno;    /* why it is not there */
@@ -236,12 +235,11 @@ static lay_code enter_as_before(lay_unpack *u, const char *parent, size_t n, boo
 
 lay_code lay_unpack_find(lay_unpack *u, const lay_text *clean, bool *aliased, lay_error *err)
 {
-    size_t base = lay_path_base(clean->p, clean->len), parent = base ? base - 1 : 0;
-    size_t len = clean->len - base;
+    size_t base;
     bool linked;
-    bool hides = lay_whiteout_kind(clean->p + base, len) == LAY_WH_NAME;
-    if (len > NAME_MAX + (hides ? LAY_WH_PREFIX_LEN : 0))
-        return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
+    if (lay_entry_base(clean, &base, err))
+        return err->code;
+    size_t parent = base ? base - 1 : 0, len = clean->len - base;
     memcpy(u->base, clean->p + base, len + 1);
     if (enter_as_before(u, clean->p, parent, aliased, err))
         return err->code;

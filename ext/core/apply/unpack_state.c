@@ -1,4 +1,4 @@
-/* unpack_state.c - what every part of the unpacker asks of its state: is a name known, is the pool done, is it too much? */
+/* unpack_state.c - what every part of the unpacker asks of its state: is a name known, is the pool done */
 #include "apply/unpack_state.h"
 
 #include "base/grow.h"
@@ -22,13 +22,6 @@ lay_code lay_unpack_note(lay_unpack *u, const char *path, size_t n, uint64_t wha
 {
     bool ignored;
     return lay_nameset_add(&u->seen, lay_nameset_hash(&u->seen, path, n) ^ what, &ignored, err);
-}
-
-lay_code lay_unpack_count(lay_unpack *u, lay_error *err)
-{
-    int64_t most = u->limits->entries;
-    return lay_is_over((int64_t)(u->entries + u->implied), most)
-        ? lay_fail_limit(err, -1, "max_entries", most, "with the directories they imply", "the tar has too many entries") : LAY_OK;
 }
 
 lay_code lay_unpack_add_times(lay_unpack *u, const char *path, size_t n, const struct timespec times[2], lay_error *err)

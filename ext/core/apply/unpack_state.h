@@ -6,14 +6,13 @@
 #define LAY_UNPACK_STATE_H
 
 #include "tree/dirs.h"
-#include "base/limit.h"
 #include "base/nameset.h"
 #include "apply/paths.h"
+#include "tree/entry.h"
 #include "tree/place.h"
 #include "apply/pool.h"
 #include "base/text.h"
 #include "tar/tar.h"
-#include "tree/whiteout.h"
 
 #include <limits.h>
 
@@ -57,13 +56,10 @@ struct lay_unpack {
     lay_text unsettled;                      /* those that still have none at the end */
     uint64_t left_out;                       /* devices that a user namespace cannot make */
     lay_text first_left_out;
-    int64_t size, header_sizes;
+    lay_taken taken;
     const lay_limits *limits;
-    uint64_t entries, implied;               /* implied: directories made for want of an entry */
 };
 
-/* LAY_E_LIMIT when there are more entries and implied directories than may be. */
-lay_code lay_unpack_count(lay_unpack *u, lay_error *err);
 /* Waits for the pool. */
 lay_code lay_unpack_drain(lay_unpack *u, lay_error *err);
 /* What is true of a resolved path, in the same set as the names seen. */

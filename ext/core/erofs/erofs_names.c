@@ -9,7 +9,6 @@
 
 #include "base/grow.h"
 #include "tree/tree.h"
-#include "tree/whiteout.h"
 
 #define LINKS_MAX 255
 
@@ -210,11 +209,9 @@ static lay_code find_directory(lay_etree *t, const char *parent, size_t n, uint3
 
 lay_code lay_enames_enter(lay_etree *t, const lay_text *clean, uint32_t *directory, size_t *base, lay_error *err)
 {
-    *base = lay_path_base(clean->p, clean->len);
-    size_t n = *base ? *base - 1 : 0, len = clean->len - *base;
-    bool hides = lay_whiteout_kind(clean->p + *base, len) == LAY_WH_NAME;
-    if (len > NAME_MAX + (hides ? LAY_WH_PREFIX_LEN : 0))
-        return lay_fail_os(err, ENAMETOOLONG, NULL, NULL);
+    if (lay_entry_base(clean, base, err))
+        return err->code;
+    size_t n = *base ? *base - 1 : 0;
     if (t->near_known && t->near.len == n && !memcmp(t->near.p, clean->p, n)) {
         *directory = t->near_at;
         return LAY_OK;

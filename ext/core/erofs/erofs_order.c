@@ -53,7 +53,7 @@ lay_code lay_etree_end(lay_etree *t, lay_applied *out, lay_error *err)
         if (names_of(t, i))
             out->size += size_of(t, i);
     }
-    out->entries = (int64_t)t->entries;
+    out->entries = (int64_t)t->taken.entries;
     out->left_out = 0;
     out->first_left_out = "";
     out->unsettled = open ? "below" : NULL;

@@ -218,19 +218,11 @@ bool lay_estate_is_whiteout(const lay_etree *t, uint32_t number)
 
 lay_code lay_estate_imply(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
 {
-    t->implied++;
-    if (lay_estate_count(t, err) || lay_estate_add(t, directory, name, n, number, err))
+    if (lay_taken_implied(&t->taken, err) || lay_estate_add(t, directory, name, n, number, err))
         return err->code;
     t->recs[*number].mode = S_IFDIR | 0755;
     t->recs[*number].flags = LAY_EREC_IMPLIED;
     return LAY_OK;
-}
-
-lay_code lay_estate_count(const lay_etree *t, lay_error *err)
-{
-    int64_t most = t->limits.entries;
-    return lay_is_over((int64_t)(t->entries + t->implied), most)
-        ? lay_fail_limit(err, -1, "max_entries", most, "with the directories they imply", "the tar has too many entries") : LAY_OK;
 }
 
 lay_code lay_estate_path(const lay_etree *t, uint32_t directory, lay_text *path, lay_error *err)

@@ -6,10 +6,9 @@
 #ifndef LAY_EROFS_STATE_H
 #define LAY_EROFS_STATE_H
 
-#include "base/limit.h"
 #include "base/nameset.h"
-#include "base/text.h"
 #include "erofs/erofs_node.h"
+#include "tree/entry.h"
 
 #include <limits.h>
 #include <string.h>
@@ -78,9 +77,7 @@ struct lay_etree {
     lay_text linked; uint32_t linked_at;              /* a parent that leads through links, and the directory it leads to */
     bool near_known, linked_known;
     uint32_t sparse;                                  /* the present entry, if it takes pieces; 0: it does not */
-    uint64_t entries, implied;
-    int64_t size, header_sizes;
-    bool settled;
+    lay_taken taken;
 };
 
 static inline lay_erec *lay_erec_at(const lay_etree *t, uint32_t number) { return &t->recs[number]; }
@@ -102,8 +99,6 @@ lay_eowner lay_estate_owner(const lay_etree *t, uint32_t number);
 bool lay_estate_is_whiteout(const lay_etree *t, uint32_t number);
 /* Directories that have no entry: counted, and made. */
 lay_code lay_estate_imply(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
-/* LAY_E_LIMIT when there are more entries and implied directories than may be. */
-lay_code lay_estate_count(const lay_etree *t, lay_error *err);
 /* The path of a directory. */
 lay_code lay_estate_path(const lay_etree *t, uint32_t directory, lay_text *path, lay_error *err);
 

@@ -11,6 +11,7 @@
 #include "tree/whiteout.h"
 
 #include <stdio.h>
+#include <sys/sysmacros.h>
 
 #define NSEC 1000000000
 
@@ -20,6 +21,7 @@ lay_code lay_etree_new(lay_etree **out, const lay_limits *limits, lay_error *err
     if (!t)
         return lay_fail_nomem(err);
     t->limits = limits ? *limits : *lay_limits_default();
+    t->taken.limits = &t->limits;
     if (lay_estate_init(t, err)) {
         lay_etree_free(t);
         return err->code;
@@ -34,24 +36,6 @@ void lay_etree_free(lay_etree *t)
         return;
     lay_estate_free(t);
     free(t);
-}
-
-static lay_code at_entry(const lay_tar_entry *e, lay_error *err)
-{
-    if (err->offset < 0)
-        err->offset = e->offset;
-    return lay_error_path(err, e->name, e->name_len);
-}
-
-/* A file of this size comes, or a link's text. */
-static lay_code add_size(lay_etree *t, int64_t size, lay_error *err)
-{
-    const lay_limits *l = &t->limits;
-    if (__builtin_add_overflow(t->size, size, &t->size))
-        return lay_fail(err, LAY_E_LIMIT, "the total file size exceeds 2^63 bytes");
-    if (lay_is_over(size, l->file_size))
-        return lay_fail_limit(err, -1, "max_file_size", l->file_size, "bytes", "a file is too large");
-    return lay_is_over(t->size, l->size) ? lay_fail_limit(err, -1, "max_size", l->size, "bytes", "the layer is too large") : LAY_OK;
 }
 
 /* ---- what an entry says of an inode ---- */
@@ -132,16 +116,8 @@ static lay_code make_symlink(lay_etree *t, const lay_tar_entry *e, uint32_t numb
     return lay_text_add(&t->names, e->link, e->link_len, err);
 }
 
-static uint32_t device(uint32_t major, uint32_t minor) { return (minor & 0xff) | major << 8 | (minor & ~UINT32_C(0xff)) << 12; }
-
-static lay_code check_device(const lay_tar_entry *e, lay_error *err)
-{
-    /* As the kernel takes them: 12 bits of major and 20 of minor. */
-    if (e->dev_major < 0 || e->dev_minor < 0 || e->dev_major > 0xfff || e->dev_minor > 0xfffff)
-        return lay_fail(err, LAY_E_TAR, "device number %lld:%lld for \"%.300s\" out of range: invalid archive",
-                        (long long)e->dev_major, (long long)e->dev_minor, e->name);
-    return LAY_OK;
-}
+/* As the format has it. */
+static uint32_t number_of(dev_t dev) { return (minor(dev) & 0xff) | major(dev) << 8 | (minor(dev) & ~0xffu) << 12; }
 
 /* There is a whiteout in this directory: where no other layer has it, overlayfs would list that. */
 static void expect_whiteouts(lay_etree *t, uint32_t directory)
@@ -194,16 +170,6 @@ static lay_code whiteout(lay_etree *t, const lay_tar_entry *e, const spot *at, l
 
 /* ---- hard links ---- */
 
-static lay_code link_failed(const lay_tar_entry *e, int failed, lay_error *err)
-{
-    char what[LAY_ERROR_TEXT], target[sizeof err->target];
-    snprintf(what, sizeof what, "cannot make the hard link to \"%.300s\"%s", e->link, failed == ENOENT ? ", which is not there" : "");
-    snprintf(target, sizeof target, "%s", e->link);
-    lay_fail_os(err, failed, NULL, what);
-    memcpy(err->target, target, sizeof target);
-    return err->code;
-}
-
 /* The name that the link is to; 0: it is not there. */
 static lay_code find_target(lay_etree *t, const lay_tar_entry *e, uint32_t *target, lay_error *err)
 {
@@ -211,7 +177,7 @@ static lay_code find_target(lay_etree *t, const lay_tar_entry *e, uint32_t *targ
     size_t base;
     *target = 0;
     if (lay_enames_enter(t, &t->target, &directory, &base, err))
-        return err->code == LAY_E_OS ? link_failed(e, err->sys_errno, err) : err->code;
+        return err->code == LAY_E_OS ? lay_entry_link_failed(e, err->sys_errno, err) : err->code;
     return lay_estate_find(t, directory, t->target.p + base, t->target.len - base, target, err);
 }
 
@@ -232,10 +198,8 @@ static lay_code make_link(lay_etree *t, const lay_tar_entry *e, const spot *at, 
 {
     uint32_t target, number;
     lay_emore *more;
-    if (lay_path_relative(&t->target, e->link, e->link_len, err))
+    if (lay_entry_target(e, &t->target, err))
         return err->code;
-    if (lay_path_leaves(&t->target) || (t->target.len == 1 && t->target.p[0] == '.'))
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid hardlink target \"%.400s\"", e->link);
     if (at->there) {
         if (find_target(t, e, &target, err))
             return err->code;
@@ -247,7 +211,7 @@ static lay_code make_link(lay_etree *t, const lay_tar_entry *e, const spot *at, 
     if (find_target(t, e, &target, err))
         return err->code;
     if (!target || S_ISDIR(lay_erec_at(t, lay_estate_inode(t, target))->mode))
-        return link_failed(e, target ? EPERM : ENOENT, err);
+        return lay_entry_link_failed(e, target ? EPERM : ENOENT, err);
     uint32_t inode = lay_estate_inode(t, target);
     if (lay_estate_add(t, at->directory, at->name, at->n, &number, err) || lay_estate_more(t, inode, &more, err))
         return err->code;
@@ -266,12 +230,13 @@ static lay_code place(lay_etree *t, const lay_tar_entry *e, const spot *at, int6
 {
     lay_meta meta;
     uint32_t number;
+    dev_t dev;
     if (lay_meta_of(&meta, e, err))
         return err->code;
     switch (e->type) {
     case '0':
     case 'S':
-        if (add_size(t, e->size, err))
+        if (lay_taken_size(&t->taken, e->size, err))
             return err->code;
         if (make(t, at, S_IFREG, &meta, &number, err))
             return file_failed(t, e, at, err);
@@ -282,9 +247,7 @@ static lay_code place(lay_etree *t, const lay_tar_entry *e, const spot *at, int6
         lay_erec_at(t, at->there)->flags &= (uint8_t)~LAY_EREC_IMPLIED;
         return set_meta(t, at->there, &meta, LAY_EXATTRS_KEPT, err);
     case '2':
-        if (!e->link_len)
-            return lay_fail_at(err, LAY_E_TAR, e->offset, "archive/tar: invalid tar header: a symbolic link without a target");
-        if (add_size(t, (int64_t)e->link_len, err) || make(t, at, S_IFLNK, &meta, &number, err))
+        if (lay_entry_text(e, err) || lay_taken_size(&t->taken, (int64_t)e->link_len, err) || make(t, at, S_IFLNK, &meta, &number, err))
             return err->code;
         return make_symlink(t, e, number, err);
     case '1':
@@ -293,37 +256,26 @@ static lay_code place(lay_etree *t, const lay_tar_entry *e, const spot *at, int6
         return make(t, at, S_IFIFO, &meta, &number, err);
     case '3':
     case '4':
-        if (check_device(e, err) || make(t, at, e->type == '3' ? S_IFCHR : S_IFBLK, &meta, &number, err))
+        if (lay_entry_device(e, &dev, err) || make(t, at, e->type == '3' ? S_IFCHR : S_IFBLK, &meta, &number, err))
             return err->code;
-        lay_erec_at(t, number)->data = device((uint32_t)e->dev_major, (uint32_t)e->dev_minor);
+        lay_erec_at(t, number)->data = number_of(dev);
         if (lay_estate_is_whiteout(t, number))
             expect_whiteouts(t, at->directory);
         return LAY_OK;
     default:
-        return lay_fail_at(err, LAY_E_TAR, e->offset, "unhandled tar header type %d", (unsigned char)e->type);
+        return lay_entry_unhandled(e, err);
     }
 }
 
 static lay_code entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay_error *err)
 {
-    t->entries++;
-    if (lay_estate_count(t, err))
-        return err->code;
-    if (__builtin_add_overflow(t->header_sizes, e->size > 0 ? e->size : 0, &t->header_sizes))
-        return lay_fail(err, LAY_E_LIMIT, "the total size of the entries exceeds 2^63 bytes");
-    if (e->type == 'g')
-        return LAY_OK;
-    if (lay_path_relative(&t->clean, e->name, e->name_len, err))
-        return err->code;
-    if (t->clean.len == 1 && t->clean.p[0] == '.')
-        return LAY_OK;
-    if (lay_path_leaves(&t->clean))
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid entry name \"%.400s\"", e->name);
-    size_t base = lay_path_base(t->clean.p, t->clean.len);
-    lay_wh wh = lay_whiteout_kind(t->clean.p + base, t->clean.len - base);
-    if (wh == LAY_WH_BAD)
-        return lay_fail(err, LAY_E_BREAKOUT, "invalid whiteout entry \"%.400s\"", e->name);
+    lay_wh wh;
     spot at;
+    size_t base;
+    if (lay_taken_entry(&t->taken, e, err) || e->type == 'g')
+        return err->code;
+    if (lay_entry_name(e, &t->clean, &wh, err) || lay_entry_is_root(&t->clean))
+        return err->code;
     if (lay_enames_enter(t, &t->clean, &at.directory, &base, err))
         return err->code;
     if (wh == LAY_WH_OPAQUE_DIR) {
@@ -341,7 +293,7 @@ static lay_code entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay
 lay_code lay_etree_entry(lay_etree *t, const lay_tar_entry *e, int64_t payload, lay_error *err)
 {
     t->sparse = 0;
-    return entry(t, e, payload, err) ? at_entry(e, err) : LAY_OK;
+    return entry(t, e, payload, err) ? lay_entry_failed(e, err) : LAY_OK;
 }
 
 lay_code lay_etree_piece(lay_etree *t, int64_t file_offset, int64_t tar_offset, int64_t n, lay_error *err)
