@@ -235,6 +235,17 @@ cdef class Source:
             lay.give(&self.handle)
         return found
 
+    def lies(self):
+        cdef int fd = -1
+        cdef int64_t offset = 0, left = 0
+        cdef const uint8_t *diff_id = NULL
+        lay.enter(&self.handle)
+        ahead = <int64_t>(self.ahead_len - self.ahead_at)
+        cdef bint lies = lay.lay_range_lies(<lay.lay_source *>self.handle.c, &fd, &offset, &left, &diff_id) != 0
+        expected = PyBytes_FromStringAndSize(<const char *>diff_id, 32) if diff_id != NULL and ahead == 0 else None
+        lay.give(&self.handle)
+        return (fd, offset - ahead, left + ahead, expected) if lies else None
+
     def seek(self, int64_t offset):
         cdef lay.lay_error err
         cdef lay.lay_code code = lay.LAY_OK

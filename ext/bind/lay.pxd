@@ -80,6 +80,7 @@ cdef extern from "lay.h" nogil:
     lay_code lay_source_seek(lay_source *s, int64_t offset, lay_error *err) noexcept
     int64_t lay_source_tell(const lay_source *s) noexcept
     void lay_source_free(lay_source *s) noexcept
+    int lay_range_lies(const lay_source *s, int *fd, int64_t *offset, int64_t *left, const uint8_t **diff_id) noexcept
     lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err) noexcept
     lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err) noexcept
     unsigned LAY_EXPORT_OVERLAY, LAY_EXPORT_USERXATTR, LAY_EXPORT_KEEP, LAY_EXPORT_SKIP_MARKS, LAY_EXPORT_WHOLE

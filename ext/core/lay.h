@@ -194,6 +194,8 @@ void lay_source_free(lay_source *s);
 lay_code lay_assemble_open(lay_source **out, int record_fd, int root_fd, const uint8_t *diff_id, lay_error *err);
 
 /* The tar of size bytes that lies at an offset of fd, a regular file. diff_id: as above. */
+/* Where the next byte of a range lies, how many follow, and, of a whole one that is checked, the DiffID; 0: it is no range. */
+int lay_range_lies(const lay_source *s, int *fd, int64_t *offset, int64_t *left, const uint8_t **diff_id);
 lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err);
 
 #define LAY_EXPORT_OVERLAY 1u   /* root is an upper directory: 0:0 devices and opaque marks become .wh. */

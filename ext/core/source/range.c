@@ -96,6 +96,18 @@ static void range_free(lay_source *s)
 static const lay_source_ops ops = { .read = range_read, .size = range_size, .seek = range_seek, .free = range_free,
                                     .pass = range_pass, .end = range_end };
 
+int lay_range_lies(const lay_source *s, int *fd, int64_t *offset, int64_t *left, const uint8_t **diff_id)
+{
+    if (s->ops != &ops)
+        return 0;
+    const range *r = (const range *)s;
+    *fd = r->fd;
+    *offset = r->begin + s->position;
+    *left = r->size > s->position ? r->size - s->position : 0;
+    *diff_id = r->proof.wanted && s->position == 0 ? r->proof.diff_id : NULL;
+    return 1;
+}
+
 lay_code lay_range_open(lay_source **out, int fd, int64_t offset, int64_t size, const uint8_t *diff_id, lay_error *err)
 {
     lay_error_clear(err);

@@ -196,6 +196,18 @@ class TarStream(_BinaryFile):
         """Raise io.UnsupportedOperation."""
         raise io.UnsupportedOperation("not writable")
 
+    @contextlib.contextmanager
+    def lying(self) -> Iterator[tuple[int, int, int, bytes | None] | None]:
+        """Say for the block where the next byte lies, as the core's Source.lies() does; no thread reads meanwhile."""
+        with self._lock:
+            yield self._open().lies()
+
+    def pass_over(self) -> None:
+        """Stand at the end, as if all had been read."""
+        with self._lock:
+            source = self._open()
+            source.seek(source.size())
+
     def pump_into(self, apply: _apply.Apply, progress: Progress | None = None) -> None:
         """Push what is left into apply, block by block in the core."""
         end = False

@@ -9,12 +9,15 @@ from layerstore._core import _apply, _erofs
 from layerstore.disk import erofs
 from layerstore.disk.textfile import naming
 from layerstore.drivers import Received, Sidecar, Stack
+from layerstore.drivers.erofs import image
 from layerstore.drivers.erofs.directories import ErofsDirectories
 from layerstore.drivers.erofs.ground import ErofsGround
+from layerstore.drivers.erofs.unnamed import Unnamed
 from layerstore.drivers.overlay.ground import pump
 from layerstore.errors import ActiveMountError
 from layerstore.ids import DiffID
-from layerstore.streams.sources import TarInput
+from layerstore.streams.lying import lying
+from layerstore.streams.sources import Section, SourceInput, TarInput
 
 
 class ErofsDraft:
@@ -41,12 +44,30 @@ class ErofsDraft:
         self._at.create(self.id, self._stack[0] if self._stack else "")
         unnamed = self._at.begin_image(self.id)
         with naming(self._at.image(self.id)):
-            done = pump(given, _apply.erofs(unnamed.fd, limits=self._ground.limits, digest=digest))
+            done = self._shared(given, unnamed, digest) or pump(given, self._writer(unnamed, digest))
             unnamed.tar_size = done.tar_size
         self._unsettled = bool(done.unsettled)
         self._received = Received.of(done, digest)
         self._settle()
         return self._received
+
+    def _writer(self, unnamed: Unnamed, digest: str | None, *, present: bool = False) -> _apply.Apply:
+        return _apply.erofs(unnamed.fd, limits=self._ground.limits, digest=digest, present=present)
+
+    def _shared(self, given: TarInput, unnamed: Unnamed, digest: str | None) -> _apply.Applied | None:
+        """Take the tar in by sharing its blocks, and hash what is stored then; None: it is to be read."""
+        if not self._ground.shares_blocks:
+            return None
+        with lying(given) as there:
+            if there is None or not unnamed.share(*there.section):
+                return None
+            own = Section(unnamed.fd, image.HEADER, there.section.size)
+            done = pump(SourceInput(own, there.progress), self._writer(unnamed, digest, present=True))
+            if there.diff_id in (None, done.diff_id):
+                there.take()
+                return done
+            unnamed.empty()                       # it is damaged, which reading it tells
+            return None
 
     def place_on(self, stack: Stack) -> None:
         self._stack = stack

@@ -5,6 +5,8 @@ Opening a home probes nothing and needs no privilege: what needs no mount works 
 
 from __future__ import annotations
 
+import os
+
 from layerstore.drivers import StoreView, checks
 from layerstore.drivers.erofs.containerd import Names
 from layerstore.drivers.erofs.directories import ErofsDirectories
@@ -29,6 +31,8 @@ class ErofsGround(Ground):
         self.options = options
         self.names = Names(home, on=options.containerd_cache)
         super().__init__(home, options.size, view)
+        self.shares_blocks = os.path.isdir(home) and checks.fs_name(home) in ("xfs", "btrfs")
+        """Files there can have blocks of one another."""
 
     def prepare(self) -> None:
         self.at.prepare()

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Callable, Iterable
 
 from layerstore._core import _files
-from layerstore.disk.textfile import write_small
+from layerstore.disk.textfile import naming, write_small
 from layerstore.drivers.erofs import image
 from layerstore.errors import LayerStoreError
 from layerstore.values import Durability
+
+_BLOCK = 4096
+_FICLONERANGE = 0x4020940D
 
 
 class Unnamed:
@@ -44,6 +49,27 @@ class Unnamed:
             self._is_named = True
         _files.fchmod(fd, 0o600)
         return fd
+
+    def share(self, fd: int, offset: int, size: int) -> bool:
+        """Let this file, still empty, have the bytes of another one as its tar, without a copy; False: it cannot."""
+        whole = size // _BLOCK * _BLOCK
+        if not whole or offset % _BLOCK:
+            return False
+        try:
+            fcntl.ioctl(self.fd, _FICLONERANGE, struct.pack("=qQQQ", fd, offset, whole, image.HEADER))
+        except OSError:
+            return False
+        rest = os.pread(fd, size - whole, offset + whole)
+        os.pwrite(self.fd, rest, image.HEADER + whole)
+        if len(rest) == size - whole:
+            return True
+        self.empty()
+        return False
+
+    def empty(self) -> None:
+        """Forget what was written."""
+        with naming(self._path):
+            os.ftruncate(self.fd, 0)
 
     def give_name(self, durability: Durability) -> None:
         """Name it, on the disk as far as durability says; once it is named, do nothing. Raises OSError."""
