@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from layerstore._core import _erofs
@@ -103,17 +103,26 @@ def mode_of(image: File, *, directio: bool = False) -> Mode:
     Raises  NotSupportedError   not at all; or not with directio
             OSError             as the kernel says
     """
+    return _first_mode(lambda mode: make_mount([image], mode, directio=directio).close(), image.path, directio)
+
+
+def mount_first(files: Sequence[File], at: str, *, directio: bool = False) -> Mode:
+    """Do what mount_file() does, and find out how that can be done; raise as mode_of() does."""
+    return _first_mode(lambda mode: mount_file(files, at, mode, directio=directio), files[0].path, directio)
+
+
+def _first_mode(mount: Callable[[Mode], None], path: str, directio: bool) -> Mode:
     try:
-        make_mount([image], "file", directio=directio).close()
+        mount("file")
         return "file"
     except OSError as err:
         if err.errno != errno.ENOTBLK:
             raise _refused(err) from None
     if directio:
-        text = f"directio needs a file system whose files can be mounted, and {readable(image.path)} is on none"
+        text = f"directio needs a file system whose files can be mounted, and {readable(path)} is on none"
         raise NotSupportedError(text)
     try:
-        make_mount([image], "loop").close()
+        mount("loop")
     except OSError as err:
         raise _refused(err) from None
     return "loop"

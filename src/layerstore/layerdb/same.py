@@ -6,6 +6,7 @@ import contextlib
 import os
 
 from layerstore.disk.locks import Mutex
+from layerstore.disk.textfile import read_text
 from layerstore.errors import LayerStoreError
 from layerstore.ids import DiffID
 from layerstore.layerdb.store import FileMetadataStore
@@ -50,9 +51,10 @@ class Same:
 
     def _learn(self, names: set[str], id: str) -> bool:
         """Read which ids these layers have. Return True if one of them has this one."""
+        top = os.path.join(self._metadata.root, _ALGORITHM)
         for name in names:
             with contextlib.suppress(OSError, LayerStoreError):          # damaged, or no layer
-                self._of[self._metadata.get_cache_id(f"{_ALGORITHM}:{name}")] = name
+                self._of[read_text(f"{top}/{name}/cache-id")] = name
         return id in self._of
 
     def _names(self) -> set[str]:

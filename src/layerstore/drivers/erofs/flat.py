@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from layerstore._core import _erofs, _files
 from layerstore.disk import erofs
@@ -34,9 +34,10 @@ class Flat:
         """Return where the index of a layer with all below it is mounted."""
         return self._at.path(id, PLACE)
 
-    def mount(self, ids: Sequence[str], mode: erofs.Mode, *, directio: bool) -> None:
+    def mount(self, ids: Sequence[str], mount: Callable[[Sequence[erofs.File], str], None]) -> None:
         """Mount the index of these layers, nearest first; the nearest is held.
 
+        mount   mounts images at a place
         Raises  NotSupportedError   they cannot be shown by one index
                 OSError, LayerStoreError
         """
@@ -45,7 +46,7 @@ class Flat:
             layers = [opened.enter_context(self._files.opened(id)) for id in reversed(ids)]
             index = opened.enter_context(self._index(self._at.path(ids[0], INDEX), layers))
             make(place, 0o700)
-            erofs.mount_file([index, *layers], place, mode, directio=directio)
+            mount([index, *layers], place)
 
     def _index(self, path: str, layers: Sequence[erofs.File]) -> Scope[erofs.File]:
         """Open the index of these layers, the lowest first. One that is missing, damaged or older than one is made."""

@@ -49,7 +49,7 @@ class Mounted:
         self._mode: erofs.Mode | None = None
 
     def mode(self) -> erofs.Mode:
-        """Return how images are mounted here, found out at the first call. Raises NotSupportedError, OSError."""
+        """Return how images are mounted here. Raises NotSupportedError, OSError."""
         if self._mode is None:
             self._mode = erofs.probe(self._at.home, directio=self._options.directio)
         return self._mode
@@ -69,10 +69,16 @@ class Mounted:
             if id in self._mounting().stood_on():
                 return
             self._at.empty(id, self._at.files)
-        mode = self.mode()
         with self._files.opened(id) as file:
             made.append(files)
-            erofs.mount_file([file], files, mode, directio=self._options.directio)
+            self._mount([file], files)
+
+    def _mount(self, files: Sequence[erofs.File], place: str) -> None:
+        """Mount images that were looked at; the first mount finds out how that is done here."""
+        if self._mode is None:
+            self._mode = erofs.mount_first(files, place, directio=self._options.directio)
+        else:
+            erofs.mount_file(files, place, self._mode, directio=self._options.directio)
 
     def flattened(self, ids: Sequence[str]) -> list[str]:
         """Return those of a stack that are mounted as one: all layers at its end, if they are as many as asked for."""
@@ -86,11 +92,11 @@ class Mounted:
 
         ""   they cannot be: each is to be mounted
         """
-        place, mode = self._flat.place(ids[0]), self.mode()
+        place = self._flat.place(ids[0])
         try:
             if not erofs.is_erofs(place):
                 made.append(place)
-                self._flat.mount(ids, mode, directio=self._options.directio)
+                self._flat.mount(ids, self._mount)
         except (OSError, LayerStoreError) as err:
             self.undo(made.pop())
             log.warning("%d layers are mounted apart: %s", len(ids), err, extra={"id": ids[0], "error": err})
