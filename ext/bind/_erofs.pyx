@@ -1,7 +1,7 @@
 """Layers that are EROFS images over their tars. Binding of the core's erofs.
 
-See _erofs.pyi for what is promised. An Image never changes, so any number of threads may ask it; who asks holds it until
-the answer is there, so that it may be closed meanwhile.
+See _erofs.pyi for what is promised. An Image never changes, so any number of threads may ask it; a call holds it until
+its answer is there, so that it may be closed meanwhile.
 """
 cimport lay
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
