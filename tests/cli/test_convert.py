@@ -103,3 +103,16 @@ def test_one_half_is_mended_by_the_other(cli, two, root, diff_of, room):
     assert cli("--driver", OTHER, "repair", two[0], "--store", root).code == 0
     assert cli("--driver", OTHER, "verify").code == 0
     assert image.read_bytes() == data
+
+
+def test_diff_of_layers_without_checksums_compares_bytes(cli, room):
+    """Of the same size, and (kept) the same bytes once more."""
+    (room / "0.tar").write_bytes(file("same", b"1234") + file("kept", b"k") + file("grown", b"1") + file("again", b"x" * 700) + end())
+    (room / "1.tar").write_bytes(file("same", b"1239") + file("grown", b"12") + file("again", b"x" * 700, mtime=7) + end())
+    told = []
+    for driver in ("overlay2", OTHER):
+        assert cli("--driver", driver, "init", "-q").code == 0
+        base = cli("--driver", driver, "register", room / "0.tar", "-q").out.strip()
+        top = cli("--driver", driver, "register", room / "1.tar", "--parent", base, "-q").out.strip()
+        told.append(cli("--driver", driver, "diff", base, top, "--json").json)
+    assert told[0] == told[1] == [{"kind": "C", "path": path, "what": ["content"]} for path in ("/grown", "/same")]

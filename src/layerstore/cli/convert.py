@@ -48,7 +48,8 @@ def run_convert(args: Any, screen: Screen) -> int:
                 damaged[chain] = sentence(err)
         came_from = opened.store.driver_name()
     facts = {"from": came_from, "to": args.to, "made": made, "damaged": damaged}
-    screen.result(facts, made, f"{len(made)} layers made" if made else "all are there already")
+    counted = f"{len(made)} layer{'' if len(made) == 1 else 's'} made"
+    screen.result(facts, made, counted if made else "all are there already")
     for chain, why in damaged.items():
         screen.warn(f"{short_id(chain)} is not converted: {why}")
     return Exit.FAILED if damaged else Exit.OK
