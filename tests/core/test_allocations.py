@@ -80,6 +80,30 @@ def applied(tar: bytes, **how: Any) -> Callable[[Path], Job]:
     return lambda room: Job(lambda: apply(room, tar, **how)[0], lambda: emptied(room))
 
 
+def image(tar: bytes, *, workers: int = 0) -> Callable[[Path], Job]:
+    """A tar becomes an image that stands on a directory."""
+
+    def job(room: Path) -> Job:
+        apply(room, KINDS)
+
+        def run() -> bytes:
+            ffi = door.ffi
+            handle, done = ffi.new("lay_apply **"), ffi.new("lay_applied *")
+            with sinks.directory(room / "root") as root, sinks.memory() as fd:
+                try:
+                    door.call("lay_apply_erofs", handle, fd, door.shown([root]), 1, ffi.new("lay_apply_options *", [workers]))
+                    for window, n in sinks.windows(tar):
+                        door.call("lay_apply_push", handle[0], window, n)
+                    door.call("lay_apply_finish", handle[0], done)
+                    return hashlib.sha256(sinks.content(fd)).digest()
+                finally:
+                    door.lib.lay_apply_free(handle[0])
+
+        return Job(run)
+
+    return job
+
+
 def read(name: str, *arguments: Any) -> bytes:
     ffi = door.ffi
     source = ffi.new("lay_source **")
@@ -419,9 +443,18 @@ def weighed(room: Path) -> Job:
     return Job(run)
 
 
+# Names out of their order, through links and in directories without an entry; attributes of every kind; sparse files of two shapes.
+IMAGE = (
+    tarkit.symlink("z", "d/../d") + file("z/late", b"l") + file("d/early", b"e") + KINDS[:-1024]
+    + tarkit.xattrs({"system.posix_acl_access": bytes.fromhex("02000000 01000700ffffffff 02000500e8030000 04000500ffffffff 10000500ffffffff 20000500ffffffff")})
+    + file("acl", b"a") + tarkit.xattrs({"user.b": b"3"}) + tarkit.hardlink("acl2", "acl", uid=7) + tarkit.pax_sparse_1_0("odd", [(5, b"x")], 90_000)
+    + tarkit.symlink("long", "t" * 90 + "/" + "u" * 9) + tarkit.opaque("") + end()
+)  # fmt: skip
+
 JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in line": applied(KINDS),
     "apply in threads": applied(THREADED, workers=2),
+    "image": image(IMAGE), "image in threads": image(THREADED, workers=2),
     "apply gzip": applied(gzip.compress(THREADED), workers=2),
     "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
