@@ -95,7 +95,7 @@ class Ground:
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), root)
             m = self.metadata = FileMetadataStore(layerdb, make=False, lock_timeout=lock_timeout)
             self.boxes = Detached(m)
-            same = Same(m)
+            same = self.same = Same(m)
             view = StoreView(
                 bool(self.read_only), self.limits, lock_timeout, self.holds, self.boxes, m.layer_in, durability, same,
                 same.diff_id_of,

@@ -250,6 +250,7 @@ class Registration:
                     raise
                 before = existing.cache_id if existing else ""
                 existing = records.replace(existing, made)
+                self._ground.same.note(chain, made.diff_id)
                 if before and self._ground.snapshots_db.any():
                     self._references.relead(before, made.cache_id)
             reference = self._references.reference(existing)

@@ -8,7 +8,7 @@ import os
 from layerstore.disk.locks import Mutex
 from layerstore.disk.textfile import read_text
 from layerstore.errors import LayerStoreError
-from layerstore.ids import DiffID
+from layerstore.ids import ChainID, DiffID
 from layerstore.layerdb.store import FileMetadataStore
 
 _ALGORITHM = "sha256"
@@ -22,6 +22,9 @@ class Same:
         self._known: dict[str, set[str]] = {}     # of DiffIDs: names of layers
         self._read: set[str] = set()
         self._of: dict[str, str] = {}             # of ids: their layers
+        self._directory = os.path.join(metadata.root, _ALGORITHM)
+        self._listed: set[str] = set()
+        self._state: tuple[int, int] | None = None    # of the directory, while it holds what was listed
 
     def __call__(self, diff_id: DiffID) -> list[str]:
         """Name the driver's ids of the layers that have a DiffID, as the disk has them now."""
@@ -57,8 +60,29 @@ class Same:
                 self._of[read_text(f"{top}/{name}/cache-id")] = name
         return id in self._of
 
+    def note(self, chain_id: ChainID, diff_id: DiffID) -> None:
+        """Take up a layer that this store has just made: if no other is new, the directory is not listed for it."""
+        name = chain_id.encoded
+        with self._lock:
+            self._known.setdefault(diff_id, set()).add(name)
+            self._read.add(name)
+            self._listed.add(name)
+            links, when = self._look()
+            # A directory in it is one link more, but on file systems that do not count them.
+            self._state = (links, when) if links == len(self._listed) + 2 else None
+
     def _names(self) -> set[str]:
         """Name what is there of layers, and perhaps is none."""
+        if self._state is None or self._look() != self._state:
+            self._state = None                    # what comes in the same moment has the same time
+            self._listed = set()
+            with contextlib.suppress(FileNotFoundError):
+                self._listed.update(os.listdir(self._directory))
+        return self._listed
+
+    def _look(self) -> tuple[int, int]:
+        """Return what changes with each layer that comes or goes: links, and nanoseconds since 1970."""
         with contextlib.suppress(FileNotFoundError):
-            return set(os.listdir(os.path.join(self._metadata.root, _ALGORITHM)))
-        return set()
+            st = os.stat(self._directory)
+            return st.st_nlink, st.st_mtime_ns
+        return 0, 0
