@@ -24,6 +24,9 @@ ORIGIN = "trusted.overlay.origin"
 ODD = {
     "links": lambda: tar_of(*[entry(f"{n:04}", b"2", linkname="y" * n, mtime=n) for n in range(1, 512)]),
     "chunks": lambda: sparse([(512, b"a" * 512), (1536, b"b" * 100)], 1636),
+    "many chunks": lambda: sparse([(512, b"a" * 512), (1 << 25, b"b" * 512)], (1 << 25) + 512),
+    "a hole": lambda: sparse([], 12_345_678),
+    "deep": lambda: tar_of((entry("/".join(["d"] * 900)), b"x")),
     "odd pieces": lambda: sparse([(100, b"a" * 100), (70_000, b"b" * 100)], 100_000),
     "sizes": lambda: tar_of(*[(entry(str(n)), recipes.noise(n) if n else b"") for n in (0, 1, 511, 512, 513, 4095, 4096, 4097)]),
     "owners": lambda: tar_of(entry("a", b"5", uid=70_000, gid=1 << 31, mode=0o3770), (entry("a/f", mode=0o6711, mtime=2.5), b"x")),
