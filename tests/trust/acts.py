@@ -9,9 +9,12 @@ import imagekit
 import seeded
 import tarkit
 import workload
+from driven import DRIVER
 from seeded import chain
 
 from layerstore import CreateRWLayerOpts, Images, Store
+from layerstore.disk.mounts import sync_filesystem
+from layerstore.drivers import registry
 
 INIT = CreateRWLayerOpts(init_func=workload.init)
 
@@ -36,6 +39,26 @@ def with_box(store: Store) -> None:
 
 def nothing(store: Store) -> None:
     pass
+
+
+def other_half(store: Store) -> Store:
+    """The store of another driver on the same root; what opening it tried out is gone from the disk."""
+    other = Store(store.root, driver=next(name for name in registry.DRIVERS if name != DRIVER), options={"durability": "full"})
+    sync_filesystem(store.root)
+    return other
+
+
+def two_layers_there(store: Store) -> None:
+    with other_half(store) as other:
+        two_layers(other)
+
+
+def convert_again(store: Store) -> None:
+    with other_half(store) as other:
+        assert other.verify() == []
+        other.convert(chain(BASE, TOP), DRIVER)
+        assert other.convert(chain(BASE, TOP), DRIVER) == []
+    assert {chain(BASE), chain(BASE, TOP)} <= store.map().keys()
 
 
 def all_held(store: Store) -> dict[str, Any]:
@@ -149,5 +172,6 @@ ACTS = {
     "tag": Act(with_image, nothing, lambda store, _: Images(store).tag("keep:1", "t:1"), tag_again),
     "cleanup": Act(with_box, nothing, lambda store, _: store.cleanup(), nothing, leaves=
                    ("mount", "register on", "create", "release box and all")),
+    "convert": Act(two_layers_there, other_half, lambda _, other: other.convert(chain(BASE, TOP), DRIVER), convert_again),
     "open": Act(nothing, nothing, lambda root, _: Store(root, options={"durability": "full"}).close(), new_again()),
 }
