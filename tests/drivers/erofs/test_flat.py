@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from home import loops
 
+from layerstore.drivers.erofs.draft import refuse_mounted
 from layerstore.drivers.erofs.options import Options
+from layerstore.errors import ActiveMountError
 
 
 @pytest.fixture
@@ -126,6 +128,19 @@ def test_what_was_left_alone_is_an_orphan_and_ends(flat, place):
     with pytest.raises(ZeroDivisionError), flat.mounted.standing(stack[1:]):
         raise ZeroDivisionError
     assert flat.mounts() == set()
+
+
+def test_a_layer_below_is_mounted_with_the_one_above(flat):
+    stack, other = flat.layers(4), flat.layers(1)
+    box = flat.box(stack[0])
+    assert not any(map(flat.mounted.is_mounted, stack))
+    flat.mounting.get(box)
+    assert all(map(flat.mounted.is_mounted, stack)) and not flat.mounted.is_mounted(other[0])
+    for id in stack:
+        with pytest.raises(ActiveMountError):
+            refuse_mounted(flat.ground, id)
+    flat.mounting.put(box)
+    assert not any(map(flat.mounted.is_mounted, stack))
 
 
 def test_look_ups_no_longer_grow_with_depth(open_home):

@@ -167,6 +167,38 @@ def test_overlays_of_another_mount_namespace_keep_what_they_show(home):
     assert inside.communicate("go\n")[0] == "0"
 
 
+def test_each_mount_namespace_has_its_own_mounts_and_ends_them(home, place):
+    stack = home.layers(2)
+    box, other = home.box(stack[0]), home.box(stack[0])
+    paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    arguments = ["unshare", "-m", "--propagation", "private", sys.executable, "-c", IN_ANOTHER_NAMESPACE, str(place), other, paths]
+    inside = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert inside.stdout.readline() == "3 0\n"
+    home.mounting.get(box)
+    assert len(home.mounts()) == 3
+    home.mounting.put(box)
+    assert home.mounts() == set() and home.mounted.orphans() == []
+    home.mounted.cleanup()
+    assert inside.communicate("\n")[0] == "0\n"
+    assert loops(place) == []
+
+
+IN_ANOTHER_NAMESPACE = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3].split(":")
+from home import Home
+home = Home(Path(sys.argv[1]))
+merged = home.mounting.get(sys.argv[2])
+print(len(home.mounts()), (Path(merged) / "of0").read_text(), flush=True)
+sys.stdin.readline()
+assert (Path(merged) / "of0").read_text() == "0"
+home.mounting.put(sys.argv[2])
+print(len(home.mounts()))
+home.close()
+"""
+
+
 def test_a_layer_that_is_removed_is_unmounted_first(home, place):
     stack = home.layers(1)
     with home.mounted.standing(stack):

@@ -6,11 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterable
 
 from layerstore._core import _apply, _erofs
-from layerstore.disk import erofs
 from layerstore.disk.textfile import naming
 from layerstore.drivers import Received, Sidecar, Stack
 from layerstore.drivers.erofs import image
-from layerstore.drivers.erofs.directories import ErofsDirectories
 from layerstore.drivers.erofs.ground import ErofsGround
 from layerstore.drivers.erofs.unnamed import Unnamed
 from layerstore.drivers.overlay.ground import pump
@@ -40,7 +38,7 @@ class ErofsDraft:
         Raises  ActiveMountError   the layer that is to be mended is mounted
         """
         if self._like:
-            refuse_mounted(self._at, self._like)
+            refuse_mounted(self._ground, self._like)
         self._at.create(self.id, self._stack[0] if self._stack else "")
         unnamed = self._at.begin_image(self.id)
         with naming(self._at.image(self.id)):
@@ -102,9 +100,9 @@ class ErofsDraft:
         self._ground.remove(self.id)
 
 
-def refuse_mounted(at: ErofsDirectories, id: str) -> None:
+def refuse_mounted(ground: ErofsGround, id: str) -> None:
     """Raise ActiveMountError if the file of a layer is mounted, for this id or for another one that shares it."""
-    for each in at.sharing(id):
-        if erofs.is_erofs(at.files_of(each)):
+    for each in ground.at.sharing(id):
+        if ground.below.is_mounted(each):
             text = "an overlay that is mounted stands on it: the layer can be mended once that is unmounted"
-            raise ActiveMountError(f"{ActiveMountError.text}: {at.files_of(each)}: {text}")
+            raise ActiveMountError(f"{ActiveMountError.text}: {ground.at.files_of(each)}: {text}")

@@ -182,7 +182,7 @@ class ErofsLayer:
             ids = self._at.sharing(self.id)
             for id in sorted(ids):
                 claims.enter_context(self._at.claimed(id))
-            refuse_mounted(self._at, self.id)
+            refuse_mounted(self._ground, self.id)
             for id in ids:
                 self._replace(id, draft.id)
                 self._note_length(size, id)

@@ -134,14 +134,18 @@ class Mounted:
         """End what is shown of those of these that no overlay of this mount namespace stands on."""
         if not ids:
             return
-        with contextlib.ExitStack() as held:
+        held: list[Scope[None]] = []
+        try:
             for id in ids:
-                held.enter_context(self._at.held(id))
+                held.append(self._at.held(id))
+                held[-1].__enter__()
             used = self._used_here(ids)
             for id in ids:
                 for place in self._places(id):
                     if place not in used:
                         self._end(id, place)
+        finally:
+            surely(_release, held)
 
     def _end(self, id: str, place: str) -> None:
         """End what a held layer shows at a place, on which no overlay of this mount namespace stands."""
@@ -159,14 +163,25 @@ class Mounted:
         bare = self._mounting().is_used_bare
         return used | {self._at.files_of(id) for id in ids if self._link(id) in links or bare(id)}
 
-    def _left_here(self) -> list[str]:
-        """Name the places below the home where a layer is mounted that no overlay of this mount namespace stands on."""
+    def _mounted_here(self) -> set[str]:
+        """Name the places below the home where this mount namespace has layers mounted."""
         top = os.path.realpath(self._at.home) + "/"
         points = (mount.point for mount in mounts.mount_table(kind="erofs"))
         below = {point.removeprefix(top) for point in points if point.startswith(top)}
-        found = {name for name in below if _parted(name)[2] in (self._at.files, PLACE)}
+        return {name for name in below if _parted(name)[2] in (self._at.files, PLACE)}
+
+    def _left_here(self) -> list[str]:
+        """Name those of these places that no overlay of this mount namespace stands on."""
+        found = self._mounted_here()
         used = self._used_here({_parted(name)[0] for name in found}) if found else set()
         return sorted(name for name in found if f"{self._at.home}/{name}" not in used)
+
+    def is_mounted(self, id: str) -> bool:
+        """Return True if this mount namespace has a layer mounted, alone or together with those above it."""
+        if erofs.is_erofs(self._at.files_of(id)):
+            return True
+        tops = [top for top, _, name in map(_parted, self._mounted_here()) if name == PLACE]
+        return any(id in (top, *self._at.stack_of(top)) for top in tops)
 
     def _link(self, id: str) -> str:
         with contextlib.suppress(OSError, LayerStoreError):
@@ -257,6 +272,13 @@ def _told() -> Iterator[None]:
         log.warning("Cannot unmount layers that nothing stands on: %s", err, extra={"error": err})
 
 
+def _release(held: list[Scope[None]]) -> None:
+    """Release what is held, also what is only about to be. Twice is harmless."""
+    while held:
+        held[-1].__exit__(None, None, None)
+        held.pop()
+
+
 def _unmounted(place: str) -> bool:
     """Unmount a place of a layer, however often it is mounted. False: it is not mounted. Raises OSError."""
     found = False
@@ -328,6 +350,4 @@ class Standing:
         while failed and self._made:
             self._mounted.undo(self._made[-1])
             self._made.pop()
-        while self._held:
-            self._held[-1].__exit__(None, None, None)
-            self._held.pop()
+        _release(self._held)
