@@ -192,7 +192,7 @@ cdef extern from "lay.h" nogil:
     void lay_erofs_hold(const lay_erofs *e) noexcept
     void lay_erofs_free(lay_erofs *e) noexcept
     const lay_lower *lay_erofs_lower(const lay_erofs *e) noexcept
-    const char *lay_erofs_damage(const lay_lower *l) noexcept
+    const char *lay_lower_damage(const lay_lower *l) noexcept
     int64_t lay_erofs_tar_bytes(const lay_erofs *e) noexcept
     ctypedef struct lay_erofs_thing:
         uint64_t ino, rdev
@@ -292,7 +292,7 @@ cdef inline int check_shown(lay_code code, lay_error *err, list kept) except -1:
     cdef const char *damage
     if code == LAY_E_OS and err.sys_errno == EUCLEAN:
         for capsule in kept:
-            damage = lay_erofs_damage(<const lay_lower *>PyCapsule_GetPointer(capsule, "layerstore.lower"))
+            damage = lay_lower_damage(<const lay_lower *>PyCapsule_GetPointer(capsule, "layerstore.lower"))
             if damage != NULL:
                 from layerstore.errors import from_core
                 raise from_core(<int>LAY_E_MISMATCH, 0, -1, <bytes>err.path, damage.decode("utf-8", "replace"))

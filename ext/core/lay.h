@@ -62,6 +62,8 @@ typedef struct lay_lower lay_lower;
 /* A layer that is a directory, by its descriptor; or, where lower is not NULL, a layer that is kept otherwise, and fd is
  * not looked at. Where a function says that layers must be directories, another one is LAY_E_UNSUPPORTED. */
 typedef struct lay_shown { int fd; const lay_lower *lower; } lay_shown;
+/* What was seen to be damaged in such a layer, which it told as EUCLEAN; NULL: nothing was. */
+const char *lay_lower_damage(const lay_lower *l);
 
 /* ---- limits: what a hostile tar may ask for --------------------------------------------------- */
 
@@ -405,15 +407,13 @@ typedef struct lay_erofs lay_erofs;     /* any threads may use it at once */
 
 /* Duplicates fd. size: how long the file must be, or -1. devices: descriptors of what other files it has its bytes in, as
  * many as it has slots; none: they are in the file itself, behind the image. LAY_E_IMAGE: the superblock says what cannot
- * be; later, of what it leads to, LAY_E_MISMATCH (as a lower: EUCLEAN, and lay_erofs_damage tells it). */
+ * be; later, of what it leads to, LAY_E_MISMATCH (as a lower: EUCLEAN, and lay_lower_damage tells it). */
 lay_code lay_erofs_open(lay_erofs **out, int fd, int64_t size, const int *devices, size_t n, lay_error *err);
 /* One more who must free it. */
 void lay_erofs_hold(const lay_erofs *e);
 void lay_erofs_free(lay_erofs *e);
 /* As a layer, as long as it is held. */
 const lay_lower *lay_erofs_lower(const lay_erofs *e);
-/* What is damaged in the image that this layer is; NULL: it is none, or nothing was seen. */
-const char *lay_erofs_damage(const lay_lower *l);
 /* The tar's bytes, as the volume's name has them, or -1. */
 int64_t lay_erofs_tar_bytes(const lay_erofs *e);
 

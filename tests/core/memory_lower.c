@@ -227,7 +227,7 @@ static lay_lower_dir memory_file(const lay_lower *l, lay_lower_dir in, const cha
     return -1;
 }
 
-static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr, memory_file, NULL };
+static const lay_lower_ops ops = { memory_open, memory_close, memory_stat, memory_list, memory_xattr, memory_file, NULL, NULL };
 
 /* ---- for the tests ---- */
 

@@ -14,6 +14,8 @@ from typing import Any
 
 import disk
 import door
+import erofsdoor
+import erofsshapes
 import imagekit
 import pytest
 import recipes
@@ -451,6 +453,21 @@ IMAGE = (
     + tarkit.symlink("long", "t" * 90 + "/" + "u" * 9) + tarkit.opaque("") + end()
 )  # fmt: skip
 
+
+def image_read(room: Path) -> Job:
+    """Opened with long prefixes, verified, and compared with itself as a layer of another."""
+    data = erofsshapes.shape("all attributes")[0].image
+
+    def run() -> Any:
+        with erofsdoor.opened(data) as reader, erofsdoor.opened(data) as other:
+            reader.verify()
+            shown = door.ffi.new("lay_shown[]", [(-1, door.lib.lay_erofs_lower(each.e)) for each in (reader, other)])
+            return changed("lay_changes_stacks", shown, 1, shown + 1, 1, door.lib.LAY_CHANGES_CONTENTS), reader.xattrs("d/f")
+
+    return Job(run)
+
+
+
 JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in line": applied(KINDS),
     "apply in threads": applied(THREADED, workers=2),
@@ -461,7 +478,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,
     "union": union_of_two, "clone": cloned(0), "clone in threads": cloned(2), "merge": merged, "stack": told_as_a_stack,
-    "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "blocks": weighed, "size and remove": tree,
+    "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "blocks": weighed, "image read": image_read, "size and remove": tree,
 }
 
 

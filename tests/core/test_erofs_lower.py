@@ -154,11 +154,11 @@ def test_damage_below_is_an_error_of_the_comparison(room: Path) -> None:
     os.write(fd, data)
     reader = Reader(fd)
     os.close(fd)
-    assert door.lib.lay_erofs_damage(door.lib.lay_erofs_lower(reader.e)) == door.ffi.NULL
+    assert door.lib.lay_lower_damage(door.lib.lay_erofs_lower(reader.e)) == door.ffi.NULL
     with door.fails("LAY_E_OS") as errors:
         stacks([place], [reader])
     assert errors[0].sys_errno == 117             # EUCLEAN
-    assert b"out of order" in door.ffi.string(door.lib.lay_erofs_damage(door.lib.lay_erofs_lower(reader.e)))
+    assert b"out of order" in door.ffi.string(door.lib.lay_lower_damage(door.lib.lay_erofs_lower(reader.e)))
     with door.fails("LAY_E_MISMATCH") as errors:
         reader.verify()
     assert "out of order" in errors[0].text and "at byte" in errors[0].text

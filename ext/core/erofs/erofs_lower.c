@@ -92,14 +92,12 @@ static ssize_t image_read(const lay_lower *l, lay_lower_dir file, mode_t mode, v
     return len < 0 || (size_t)len < n ? len : (ssize_t)n;
 }
 
-const lay_lower_ops lay_erofs_lower_ops = { image_open, image_close, image_stat, image_list, image_xattr, image_file, image_read };
-
-const lay_lower *lay_erofs_lower(const lay_erofs *e) { return &e->as; }
-
-const char *lay_erofs_damage(const lay_lower *l)
+static const char *image_damage(const lay_lower *l)
 {
-    if (l->ops != &lay_erofs_lower_ops)
-        return NULL;
     const lay_erofs *e = l->layer;
     return atomic_load(&e->damaged) == 2 ? e->damage : NULL;
 }
+
+const lay_lower_ops lay_erofs_lower_ops = { image_open, image_close, image_stat, image_list, image_xattr, image_file, image_read, image_damage };
+
+const lay_lower *lay_erofs_lower(const lay_erofs *e) { return &e->as; }

@@ -7,7 +7,7 @@ static lay_code fail(const lay_erofs *e, const char *path, size_t n, const char 
 {
     if (errno == ENOMEM)
         return lay_fail_nomem(err);
-    const char *damage = errno == EUCLEAN ? lay_erofs_damage(&e->as) : NULL;
+    const char *damage = errno == EUCLEAN ? lay_lower_damage(&e->as) : NULL;
     lay_fail_os(err, errno, NULL, what);
     if (damage != NULL)
         lay_fail(err, LAY_E_MISMATCH, "%s", damage);

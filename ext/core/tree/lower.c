@@ -90,13 +90,15 @@ static ssize_t directory_read(const lay_lower *l, lay_lower_dir file, mode_t mod
     return S_ISLNK(mode) ? readlinkat((int)file, "", buf, n) : pread((int)file, buf, n, offset);
 }
 
-static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr, directory_file, directory_read };
-static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr, directory_file, directory_read };
-static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr, directory_file, directory_read };
+static const lay_lower_ops directory = { directory_open, directory_close, directory_stat, directory_list, directory_xattr, directory_file, directory_read, NULL };
+static const lay_lower_ops listed = { listed_open, directory_close, directory_stat, listed_list, listed_xattr, directory_file, directory_read, NULL };
+static const lay_lower_ops lent = { listed_open, directory_close, directory_stat, lent_list, listed_xattr, directory_file, directory_read, NULL };
 
 lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .root = fd }; }
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }
 lay_lower lay_lower_lent(int fd) { return (lay_lower){ .ops = &lent, .root = fd }; }
+
+const char *lay_lower_damage(const lay_lower *l) { return l->ops->damage != NULL ? l->ops->damage(l) : NULL; }
 
 lay_lower lay_lower_of(const lay_shown *shown)
 {

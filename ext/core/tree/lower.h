@@ -26,6 +26,8 @@ typedef struct lay_lower_ops {
     lay_lower_dir (*file)(const lay_lower *l, lay_lower_dir in, const char *name, mode_t mode, const lay_lower **of);
     /* Bytes of a file from an offset on, as pread gives them, or a link's text from its start; -1 and errno. */
     ssize_t (*read)(const lay_lower *l, lay_lower_dir file, mode_t mode, void *buf, size_t n, int64_t offset);
+    /* As lay_lower_damage; NULL: it has none to tell. */
+    const char *(*damage)(const lay_lower *l);
 } lay_lower_ops;
 
 struct lay_lower {

@@ -272,6 +272,6 @@ static lay_lower_dir union_file(const lay_lower *l, lay_lower_dir in, const char
 
 lay_lower lay_union_lower(const lay_union *u)
 {
-    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr, union_file, NULL };
+    static const lay_lower_ops ops = { union_open, union_close, union_stat, union_list, union_xattr, union_file, NULL, NULL };
     return (lay_lower){ .ops = &ops, .layer = u, .root = place_of(u->root) };
 }
