@@ -19,6 +19,7 @@ from tarkit import end, file
 import layerstore
 from layerstore import CreateRWLayerOpts
 from layerstore.disk.textfile import naming
+from layerstore.drivers import registry
 from layerstore.ids import random_id
 
 
@@ -207,6 +208,25 @@ def litter(g: Ground) -> None:
     g.above, g.base = g.store.get(g.above.chain_id), g.store.get(g.base.chain_id)
 
 
+# ---- the other half of the root ----
+OTHER = next(name for name in registry.DRIVERS if name != DRIVER)
+
+
+def other_layers(g: Ground) -> None:
+    with layerstore.Store(g.root, driver=OTHER, options=g.options) as other:
+        g.extra = other.register(EXTRA, other.register(Ground.BASE).chain_id)
+
+
+def convert(g: Ground) -> Any:
+    """From the other half: what comes is looked at as what is registered here is."""
+    with layerstore.Store(g.root, driver=OTHER, options=g.options) as other:
+        return other.convert(g.extra.chain_id, DRIVER)
+
+
+def converted(g: Ground, made: Any) -> bool:
+    return made == [g.extra.chain_id] and faultkit.tar_of(g.store.find(made[0]).tar_stream) == hashlib.sha256(EXTRA).hexdigest()
+
+
 # ---- directories and snapshots ----
 def tree_to_pack(g: Ground) -> Path:
     place = g.root.parent / "to pack"
@@ -270,5 +290,6 @@ OPERATIONS = {
     "Release": Operation(lambda g: g.extra.release(), lambda g, value: [item.chain_id for item in value] == [g.extra.chain_id],
                          prepare=extra_layer, leaves="litter", deletes=True),
     "ReleaseRWLayer": Operation(lambda g: g.extra.release(), lambda g, value: value == [], prepare=extra_box, leaves="litter", deletes=True),
+    "Convert": Operation(convert, converted, lambda g, made: g.store.remove(made[0]), other_layers),
     "Cleanup": Operation(lambda g: g.store.cleanup(), prepare=litter, leaves="litter", deletes=True),
 }  # fmt: skip
