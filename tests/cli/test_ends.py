@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tarkit
 from commandline import command, every_command
+from driven import DRIVER, LAYERDB
 from tarkit import dir, end, file
 
 import layerstore
@@ -179,14 +180,14 @@ def test_ctrl_c_in_a_register_leaves_nothing(made, root, numbers, code, said, op
     process.stdin.write(file("big", b"x" * 100_000, size=10**6)[:100_000])
     process.stdin.flush()
     until = time.monotonic() + 20
-    while time.monotonic() < until and len(os.listdir(root / "overlay2")) < 2:      # it has begun
+    while time.monotonic() < until and len(os.listdir(root / DRIVER)) < 2:      # it has begun
         time.sleep(0.01)
     for at, number in enumerate(numbers):
         process.send_signal(number)
         time.sleep(0.001 * at)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err.decode()) == (code, b"", f"layerstore: {said}\n")
-    assert os.listdir(root / "overlay2") == ["l"] and os.listdir(root / "overlay2/l") == []
+    assert os.listdir(root / DRIVER) == ["l"] and os.listdir(root / DRIVER / "l") == []
     assert open_store().map() == {}
 
 
@@ -323,7 +324,7 @@ def test_without_rich_all_works(base, program, cli):
 
 
 def test_what_the_library_logs_is_one_line_each(base, cli, root):
-    (root / "image/overlay2/layerdb/sha256" / ID[7:] / "size").write_text("x")
+    (root / LAYERDB / "sha256" / ID[7:] / "size").write_text("x")
     done = cli("ls")
     assert done.code == 0 and done.err.splitlines()[0].startswith("layerstore: warning: Failed to load layer")
     assert "warning" not in cli("ls", "-q").err

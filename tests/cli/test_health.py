@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tarkit
+from driven import DRIVER, LAYERDB
 from tarkit import dir, end, file
 
 import layerstore
@@ -87,7 +88,7 @@ def test_repair_that_cannot_be(layer, refused, room):
 
 
 def test_a_layer_that_cannot_be_read_is_told(layer, cli, root):
-    (root / "image/overlay2/layerdb/sha256" / ID[7:] / "cache-id").write_text("")
+    (root / LAYERDB / "sha256" / ID[7:] / "cache-id").write_text("")
     done = cli("verify", "--json")
     assert done.code == 1 and done.json["problems"][0]["kind"] == "metadata"
     done = cli("show", ID)
@@ -98,8 +99,8 @@ def test_a_layer_that_cannot_be_read_is_told(layer, cli, root):
 def test_what_is_damaged_is_still_listed_and_shown(layer, cli, ok, root):
     ok("rw", "create", "box", ID)
     shutil.rmtree(layer.parent)
-    mount_id = (root / "image/overlay2/layerdb/mounts/box/mount-id").read_text()
-    shutil.rmtree(root / "overlay2" / mount_id)
+    mount_id = (root / LAYERDB / "mounts/box/mount-id").read_text()
+    shutil.rmtree(root / DRIVER / mount_id)
     done = cli("show", ID, "--json")
     assert done.code == 0 and done.json["tar_size"] is None and done.json["directories"] == {}
     assert "?" in next(line for line in ok("show", ID) if line.startswith("tar "))
@@ -111,7 +112,7 @@ def test_what_is_damaged_is_still_listed_and_shown(layer, cli, ok, root):
 
 
 def nobody(root) -> Path:
-    left = root / "overlay2" / ("0123456789abcdef" * 4) / "diff"
+    left = root / DRIVER / ("0123456789abcdef" * 4) / "diff"
     left.mkdir(parents=True)
     (left / "big").write_bytes(bytes(3000))
     return left.parent
@@ -120,9 +121,9 @@ def nobody(root) -> Path:
 def test_orphans_and_gc(layer, cli, ok, root):
     left = nobody(root)
     done = cli("orphans")
-    assert done.out.splitlines()[1].split() == ["directory", "3.0", "kB", f"overlay2/{left.name}"]
+    assert done.out.splitlines()[1].split() == ["directory", "3.0", "kB", f"{DRIVER}/{left.name}"]
     assert done.err == "left over: 3.0 kB in 1\n"
-    assert cli("orphans", "--json").json == [{"kind": "directory", "path": f"overlay2/{left.name}", "size": 3000}]
+    assert cli("orphans", "--json").json == [{"kind": "directory", "path": f"{DRIVER}/{left.name}", "size": 3000}]
     assert cli("gc", "--dry-run", "--json").json == cli("orphans", "--json").json
     assert left.exists()
     done = cli("gc")

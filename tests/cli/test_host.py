@@ -11,6 +11,7 @@ from pathlib import Path
 import disk
 import pytest
 import tarkit
+from driven import DRIVER
 from machine import needs
 
 import layerstore
@@ -20,14 +21,14 @@ from layerstore.cli import doctor, opening
 # ---- the root -----------------------------------------------------------------------------------
 def test_init_makes_a_store_and_is_harmless_where_there_is_one(ok, cli, root):
     first, again = cli("init", "--json"), cli("init", "--json")
-    assert first.json == {"root": str(root), "driver": "overlay2", "new": True}
+    assert first.json == {"root": str(root), "driver": DRIVER, "new": True}
     assert again.json == {**first.json, "new": False}
     assert ok("init") == [str(root)]
 
 
 def test_init_makes_the_directories_above(cli, room):
     assert cli("--root", room / "a/b/c", "init").code == 0
-    assert (room / "a/b/c/overlay2").is_dir()
+    assert (room / "a/b/c" / DRIVER).is_dir()
 
 
 def test_the_root_before_and_behind_the_command(ok, cli, room):
@@ -63,7 +64,7 @@ def test_where_the_store_is_when_nobody_says(monkeypatch):
 
 def test_info(made, cli, root):
     found = cli("info", "--json").json
-    assert (found["root"], found["driver"], found["layers"], found["size"], found["images"]) == (str(root), "overlay2", 0, 0, 0)
+    assert (found["root"], found["driver"], found["layers"], found["size"], found["images"]) == (str(root), DRIVER, 0, 0, 0)
     assert found["driver_status"]["Backing Filesystem"] == "tmpfs" and found["dockerd"] is None
     assert found["libraries"] == layerstore.build_info() and found["version"] == layerstore.__version__
     shown = {line[:20].strip(): line[21:].strip() for line in made("info")}
@@ -94,7 +95,7 @@ def test_doctor_here(made, cli, root):
     for name in ("overlay mounts", "d_type", "xattrs", "whiteouts", "changes", "openat2", "locks", "snapshots"):
         assert found[name]["state"] == "ok", found[name]
     assert cli("doctor").out.count("->") == sum(1 for check in found.values() if check["todo"])
-    assert os.listdir(root) == ["image", "overlay2"] or sorted(os.listdir(root)) == ["image", "overlay2"]
+    assert os.listdir(root) == ["image", DRIVER] or sorted(os.listdir(root)) == sorted(["image", DRIVER])
 
 
 CREDENTIALS = {

@@ -6,6 +6,7 @@ import tarfile
 import pytest
 import tarkit
 from dockerd import image_archive
+from driven import DRIVER
 from tarkit import dir, end, file, whiteout
 
 from layerstore.cli import texts
@@ -182,7 +183,7 @@ def test_rm_of_what_is_not_there_touches_nothing(two, cli, refused):
 @pytest.mark.parametrize("by", ["name", "id", "short id"])
 def test_rm_of_a_damaged_image(two, cli, root, how, by):
     id = next(image["id"] for image in cli("image", "ls", "--json").json if image["references"] == ["app:latest"])
-    path = root / "image/overlay2/imagedb/content/sha256" / id[7:]
+    path = root / "image" / DRIVER / "imagedb/content/sha256" / id[7:]
     path.unlink()
     if how == "a directory":
         path.mkdir()

@@ -7,6 +7,7 @@ import subprocess
 import erofsreader
 import pytest
 import tarkit
+from driven import LAYERDB
 from tarkit import dir, end, file, whiteout
 
 import layerstore
@@ -267,7 +268,7 @@ def test_what_only_looks_at_a_layer_leaves_it_released(two, cli, root, open_stor
     released_under_app(open_store)
     (room / "TAR").write_bytes(tarkit.T1)
     assert cli(*(room / word if word == "TAR" else word for word in words)).code == 0
-    assert (root / "image/overlay2/layerdb/sha256" / BASE_ID[7:] / "released").exists()
+    assert (root / LAYERDB / "sha256" / BASE_ID[7:] / "released").exists()
 
 
 def test_release_of_one_alone(two, root, open_store):

@@ -8,6 +8,7 @@ import warnings
 import pytest
 import tarkit
 from dockerd import image_archive
+from driven import DRIVER, LAYERDB
 
 import layerstore
 from layerstore import Images
@@ -30,8 +31,8 @@ def evil(root):
                                       "history": [{"created": "2020-01-01T00:00:00Z", "created_by": TEXT, "comment": TEXT}]}, tags="app:1")
         store.create_rw_layer(EVIL, layer.chain_id)
         cache = damaged.cache_id
-    os.unlink(root / "overlay2" / cache / "diff/lost")
-    database = root / "image/overlay2/layerdb"
+    os.unlink(root / DRIVER / cache / "diff/lost")
+    database = root / LAYERDB
     bad = os.fsencode(database) + b"/mounts/" + b"bad" + TRICKS
     os.mkdir(bad)
     with open(bad + b"/mount-id", "wb") as out:
@@ -39,8 +40,8 @@ def evil(root):
     os.mkdir(database / "sha256" / ("a" * 64))
     (database / "sha256" / ("a" * 64) / "size").write_bytes(b"1" + TRICKS)
     (database / "sha256" / ("a" * 64) / "diff").write_bytes(b"sha256:" + b"b" * 64)
-    os.mkdir(os.fsencode(root) + b"/overlay2/" + b"left" + TRICKS)
-    names = root / "image/overlay2/repositories.json"
+    os.mkdir(os.fsencode(root) + f"/{DRIVER}/".encode() + b"left" + TRICKS)
+    names = root / "image" / DRIVER / "repositories.json"
     found = json.loads(names.read_bytes())
     found["Repositories"][f"x{EVIL}"] = {f"x{EVIL}:1": image.id}
     names.write_text(json.dumps(found))

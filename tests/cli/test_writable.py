@@ -9,6 +9,7 @@ import disk
 import pytest
 import tarkit
 from commandline import command
+from driven import DRIVER
 from tarkit import dir, end, file
 
 from layerstore.drivers import checks
@@ -196,7 +197,7 @@ def test_rm_deletes_it_and_leaves_the_layer_below(box, cli, root):
     assert box("rw", "rm", "box") == []
     assert cli("rw", "ls", "--json").json == []
     assert cli("show", BASE_ID).code == 0
-    assert len(os.listdir(root / "overlay2")) == 2         # l and the layer
+    assert len(os.listdir(root / DRIVER)) == 2         # l and the layer
 
 
 def test_rm_with_the_layers_below(box, cli):

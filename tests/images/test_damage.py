@@ -5,6 +5,7 @@ import shutil
 
 import imagekit
 import pytest
+from driven import DRIVER
 from imagekit import BASE, MIDDLE, TOP, image_id, tar_of
 
 LAYERS = [BASE, MIDDLE, TOP]
@@ -49,7 +50,7 @@ DAMAGES = {
 def test_each_damage_of_an_image_is_told_with_its_names(store, loaded, root, how):
     assert store.verify() == []
     harm, subject, kind = DAMAGES[how]
-    harm(root / "image/overlay2", loaded)
+    harm(root / "image" / DRIVER, loaded)
     told = [p for p in store.verify() if p.kind != "orphan" and p.subject not in store.map()]
     mine = [p for p in told if p.subject == subject]
     assert {p.kind for p in mine} == {kind}, told
@@ -60,7 +61,7 @@ def test_each_damage_of_an_image_is_told_with_its_names(store, loaded, root, how
 
 
 def test_what_is_called_by_odd_names_reaches_no_terminal_raw(store, loaded, root):
-    names = root / "image/overlay2/repositories.json"
+    names = root / "image" / DRIVER / "repositories.json"
     names.write_bytes(b'{"Repositories":{"a":{"a\\u001b[31m:1":"%s"}}}' % ID.encode())
-    config(root / "image/overlay2").write_bytes(b"{}")
+    config(root / "image" / DRIVER).write_bytes(b"{}")
     assert not [p for p in store.verify() if "\x1b" in p.detail]

@@ -11,6 +11,7 @@ import disk
 import imagekit
 import pytest
 import tarkit
+from driven import DRIVER
 from imagekit import BASE, MIDDLE, TOP, image_id, tar_of
 from stored import at_once
 
@@ -28,12 +29,12 @@ def loaded(images):
 
 
 def names_on_disk(root) -> dict:
-    return json.loads((root / "image/overlay2/repositories.json").read_bytes())
+    return json.loads((root / "image" / DRIVER / "repositories.json").read_bytes())
 
 
 # ---- files -------------------------------------------------------------------------------------
 def test_the_files_are_docker_s(loaded, root):
-    place = root / "image/overlay2"
+    place = root / "image" / DRIVER
     id = image_id(LAYERS)
     assert (place / "imagedb/content/sha256" / id[7:]).read_bytes() == imagekit.config(LAYERS)
     base = image_id([BASE])
@@ -58,7 +59,7 @@ def test_opening_and_looking_makes_nothing(images, root):
 
 
 def test_what_a_crash_left_half_written_goes_with_the_next_load(loaded, root):
-    junk = [root / "image/overlay2/imagedb/content/sha256/.tmp-abc1", root / "image/overlay2/.tmp-repositories.json7"]
+    junk = [root / "image" / DRIVER / "imagedb/content/sha256/.tmp-abc1", root / "image" / DRIVER / ".tmp-repositories.json7"]
     for path in junk:
         path.write_text("half")
     assert len(loaded.list()) == 2
@@ -67,7 +68,7 @@ def test_what_a_crash_left_half_written_goes_with_the_next_load(loaded, root):
 
 
 def test_a_load_that_cannot_write_the_names_takes_its_images_back(images, root, nothing_left):
-    (root / "image/overlay2/repositories.json").mkdir(parents=True)
+    (root / "image" / DRIVER / "repositories.json").mkdir(parents=True)
     with nothing_left(), pytest.raises((OSError, layerstore.InvalidMetadataError)):
         images.load(tar_of(imagekit.docker([(LAYERS, ["x"])])))
     assert images.store.map() == {}
@@ -89,7 +90,7 @@ def test_a_directory_in_the_way_of_the_names_only_at_the_end(images, root, monke
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"Repositories": 1}', b'{"Repositories": {"a": {"a:1": 1}}}', b"\xff"])
 def test_damaged_names_are_an_error_and_stay_as_they_are(loaded, root, damage):
-    path = root / "image/overlay2/repositories.json"
+    path = root / "image" / DRIVER / "repositories.json"
     path.write_bytes(damage)
     with pytest.raises(layerstore.InvalidMetadataError):
         loaded.list()
@@ -99,7 +100,7 @@ def test_damaged_names_are_an_error_and_stay_as_they_are(loaded, root, damage):
 
 
 def test_a_damaged_config_hides_only_its_image(loaded, root, caplog):
-    path = root / "image/overlay2/imagedb/content/sha256" / image_id(LAYERS)[7:]
+    path = root / "image" / DRIVER / "imagedb/content/sha256" / image_id(LAYERS)[7:]
     path.write_bytes(b"{}")
     assert [image.id for image in loaded.list()] == [image_id([BASE])]
     assert "failed to verify" in caplog.text
@@ -182,7 +183,7 @@ def test_names_by_digest_are_kept_and_found(loaded, root):
     digest = "sha256:" + "12" * 32
     names = names_on_disk(root)
     names["Repositories"]["c"][f"c@{digest}"] = image_id(LAYERS)
-    (root / "image/overlay2/repositories.json").write_text(json.dumps(names))
+    (root / "image" / DRIVER / "repositories.json").write_text(json.dumps(names))
     image = loaded.get(f"c@{digest}")
     assert image.digests == (f"c@{digest}",)
     assert f"c@{digest}" not in image.references
@@ -215,7 +216,7 @@ def called(root, *names):
     found = names_on_disk(root)
     for name in names:
         found["Repositories"].setdefault(name.partition("@")[0], {})[name] = image_id(LAYERS)
-    (root / "image/overlay2/repositories.json").write_text(json.dumps(found))
+    (root / "image" / DRIVER / "repositories.json").write_text(json.dumps(found))
 
 
 D1, D2 = (f"@sha256:{n * 32}" for n in ("12", "34"))

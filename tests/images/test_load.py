@@ -14,6 +14,7 @@ import disk
 import imagekit
 import pytest
 import tarkit
+from driven import DRIVER, LAYERDB
 from imagekit import BASE, MIDDLE, TOP, Once, image_id, write_to
 from imagekit import tar_of as archive_of
 from stored import BoomError, Failing, at_once, tar_of
@@ -201,21 +202,21 @@ def test_a_parent_that_cannot_be_one_is_not_noted(images, of):
 def test_what_is_there_is_not_unpacked_again(store, images, room, root, archive, way):
     data = archive_of(imagekit.documents_first(ARCHIVES[archive]()))
     [image] = WAYS[way](images, data, room)
-    stamps = {path: os.stat(root / "overlay2" / path).st_ctime_ns for path in os.listdir(root / "overlay2")}
+    stamps = {path: os.stat(root / DRIVER / path).st_ctime_ns for path in os.listdir(root / DRIVER)}
     assert WAYS[way](images, data, room) == [image]
-    home = os.stat(root / "overlay2").st_mtime_ns
+    home = os.stat(root / DRIVER).st_mtime_ns
     assert WAYS[way](images, data, room) == [image]
-    assert os.stat(root / "overlay2").st_mtime_ns == home       # no directory was even begun
-    assert {path: os.stat(root / "overlay2" / path).st_ctime_ns for path in os.listdir(root / "overlay2")} == stamps
+    assert os.stat(root / DRIVER).st_mtime_ns == home       # no directory was even begun
+    assert {path: os.stat(root / DRIVER / path).st_ctime_ns for path in os.listdir(root / DRIVER)} == stamps
 
 
 def test_a_stream_with_its_documents_last_does_not_unpack_what_a_name_says_is_there(store, images, room, root):
     """skopeo's docker-archive and docker 25 name a layer by its digest."""
     files = imagekit.documents_last(imagekit.oci(LAYERS, "plain", "a/b:1"))
     images.load(Once(archive_of(files)))
-    home = os.stat(root / "overlay2").st_mtime_ns
+    home = os.stat(root / DRIVER).st_mtime_ns
     images.load(Once(archive_of(files)))
-    assert os.stat(root / "overlay2").st_mtime_ns == home
+    assert os.stat(root / DRIVER).st_mtime_ns == home
 
 
 def test_a_layer_known_by_its_name_goes_on_another_parent(store, images):
@@ -229,7 +230,7 @@ def test_a_broken_layer_is_mended_by_loading_its_image_again(store, images, root
     data = archive_of(ARCHIVES["docker"]())
     images.load(data)
     layer = store.map()[CHAINS[0]]
-    subprocess.run(["rm", "-r", root / "overlay2" / layer.cache_id], check=True)
+    subprocess.run(["rm", "-r", root / DRIVER / layer.cache_id], check=True)
     assert store.verify() != []
     images.load(data)
     store.cleanup()                                            # the short name that led to what is gone
@@ -255,7 +256,7 @@ def test_no_copy_of_a_stream_is_made(store, images, room, root):
         def read(self, n):
             found = super().read(n)
             if self._at > len(data) - 1024 and not seen:
-                for place in (root / "overlay2", root / "image"):
+                for place in (root / DRIVER, root / "image"):
                     size = subprocess.run(["du", "-s", "-B1", "--apparent-size", place], capture_output=True, text=True, check=True).stdout
                     seen.append(int(size.split()[0]))
             return found
@@ -550,6 +551,6 @@ def test_a_load_that_is_interrupted_or_killed(store, images, root, room, by):
     if by == signal.SIGKILL:
         assert store.orphans() != []
         store.cleanup()
-    empty = {"image/overlay2/layerdb/tmp"}
+    empty = {f"{LAYERDB}/tmp"}
     assert disk.inventory(root) - empty == before - empty
     check(store, images.load(archive_of(ARCHIVES["docker"]()))[0])

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import tarkit
+from driven import DRIVER
 
 import layerstore
 from layerstore import Images, Removed
@@ -35,7 +36,7 @@ def draw(seed, store, images, root):
         if names:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S.5Z", time.gmtime(now - age))
             images._db.note(image.id, "lastUpdated", stamp)
-        os.utime(root / "image/overlay2/imagedb/content/sha256" / image.id[7:], (now - age, now - age))
+        os.utime(root / "image" / DRIVER / "imagedb/content/sha256" / image.id[7:], (now - age, now - age))
         made[image.id] = (names, digests, parent, age, top.chain_id)
     boxes = {dice.choice(layers).chain_id for _ in range(dice.randrange(3))}
     for number, chain in enumerate(boxes):
@@ -93,7 +94,7 @@ def test_layers_of_a_pruned_image_that_somebody_holds_stay(store, images):
 def test_a_damaged_image_is_not_pruned(store, images, root):
     with store.register(TARS[0]) as layer:
         image = images.create(layer, {})
-    (root / "image/overlay2/imagedb/content/sha256" / image.id[7:]).write_bytes(b"{}")
+    (root / "image" / DRIVER / "imagedb/content/sha256" / image.id[7:]).write_bytes(b"{}")
     assert images.prune(dangling=False) == Removed((), (), [])
     assert images.remove(image.id).deleted == (image.id,)
 

@@ -6,6 +6,7 @@ import os
 
 import tarkit
 from dockerd import image_config
+from driven import DRIVER
 
 TARS = [tarkit.dir("a/") + tarkit.file("a/f", b"1") + tarkit.end(), tarkit.file("b", b"2") + tarkit.end()]
 
@@ -14,7 +15,7 @@ def write_image(root, tars=TARS, *, name: str | None = None) -> str:
     """What dockerd writes of an image, and no more; its id."""
     config = image_config([tarkit.diff_id(tar) for tar in tars])
     id = hashlib.sha256(config).hexdigest()
-    place = root / "image/overlay2/imagedb/content/sha256"
+    place = root / "image" / DRIVER / "imagedb/content/sha256"
     place.mkdir(parents=True, exist_ok=True)
     (place / (name or id)).write_bytes(config)
     return id
@@ -32,7 +33,7 @@ def test_a_layer_that_an_image_names_outlives_its_last_reference(store, root):
     assert top.release() == []
     assert base.release() == []
     assert set(store.map()) == {base.chain_id, top.chain_id}
-    os.unlink(root / "image/overlay2/imagedb/content/sha256" / id)
+    os.unlink(root / "image" / DRIVER / "imagedb/content/sha256" / id)
     assert [gone.chain_id for gone in store.get(top.chain_id).release()] == [top.chain_id, base.chain_id]
 
 
@@ -51,7 +52,7 @@ def test_an_image_that_cannot_be_read_keeps_everything(store, root, caplog):
         assert top.release() == []
     assert "0000" in caplog.text
     assert "Nothing is deleted" in caplog.text
-    os.unlink(root / "image/overlay2/imagedb/content/sha256" / ("00" * 32))
+    os.unlink(root / "image" / DRIVER / "imagedb/content/sha256" / ("00" * 32))
     base.release()
     assert len(store.get(top.chain_id).release()) == 2
 

@@ -12,6 +12,7 @@ import disk
 import imagekit
 import pytest
 import tarkit
+from driven import DRIVER
 from imagekit import BASE, MIDDLE, TOP, tar_of
 from stored import shown
 
@@ -193,7 +194,7 @@ def test_nothing_outside_is_touched_while_names_are_exchanged(images, room, plac
 def test_what_was_made_goes_and_what_was_there_stays_after_an_error(images, store, room):
     images.load(tar_of(imagekit.docker([([LOWER, UPPER], ["x"])])))
     cache = store.map()[images.get("x").top].cache_id
-    os.unlink(os.path.join(store.root, "overlay2", cache, "diff/etc/c"))
+    os.unlink(os.path.join(store.root, DRIVER, cache, "diff/etc/c"))
     (room / "there").mkdir(mode=0o750)
     os.symlink("there", room / "link")
     for name in ("made", "there", "link"):
