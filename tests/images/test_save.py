@@ -140,6 +140,7 @@ def test_gzip_is_of_the_layer_and_its_digest_of_that(loaded, room):
         assert layer["mediaType"].endswith("tar+gzip")
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_file_is_replaced_when_the_new_one_is_whole(loaded, store, room):
     path = room / "out.tar"
     path.write_text("the old one")
@@ -281,6 +282,7 @@ def test_the_archive_takes_no_more_room_than_it_has_bytes(noisy, room, mounted, 
         assert path.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_file_that_was_given_is_as_it_was_after_an_error(noisy, store, room):
     damaged = store.map()[noisy.get("noisy").layers[2]]
     with open(os.path.join(damaged.metadata()["UpperDir"], "2"), "r+b") as file:

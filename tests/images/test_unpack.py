@@ -91,6 +91,7 @@ def test_only_into_what_is_empty(images, room):
     assert sorted(os.listdir(room / "empty")) == ["etc", "tool"]
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("how", ["damaged", "stopped"])
 def test_a_failure_leaves_nothing(images, unpacking, store, room, how):
     images.load(tar_of(imagekit.docker([([BASE, MIDDLE, TOP], ["x"])])))
@@ -191,6 +192,7 @@ def test_nothing_outside_is_touched_while_names_are_exchanged(images, room, plac
     assert swapped > 100
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_what_was_made_goes_and_what_was_there_stays_after_an_error(images, store, room):
     images.load(tar_of(imagekit.docker([([LOWER, UPPER], ["x"])])))
     cache = store.map()[images.get("x").top].cache_id

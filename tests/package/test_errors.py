@@ -209,6 +209,7 @@ def test_errors_of_a_store_name_their_subject(store, root):
     assert caught.value.path == str(root)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_damaged_layer_is_named_by_all_that_read_it(store, root):
     layer = store.register(tarkit.T1)
     path = next(p for p in (root / DRIVER / layer.cache_id / FILES).rglob("*") if p.is_file() and p.stat().st_size)

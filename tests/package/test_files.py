@@ -26,6 +26,13 @@ from layerstore import CorruptLayerError, FileEntry, FileType, LayerStoreError, 
 BOUND = 9223372036 * 10**9
 
 
+# An image may have up to 2 TiB.
+GOOD = [
+    pytest.param(name, marks=pytest.mark.only("overlay2", "no image has 8 TiB")) if name == "good_sparse_of_eight_tebibytes" else name
+    for name in recipes.GOOD
+]
+
+
 @pytest.fixture
 def mixed(store):
     """One layer with something of every kind."""
@@ -41,6 +48,7 @@ def mixed(store):
 
 
 # ---- one layer ----------------------------------------------------------------------------------
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_entries_come_in_the_tars_order_with_all_that_the_header_says(mixed):
     found = list(mixed.files())
     assert [(e.path, e.type) for e in found] == [
@@ -78,7 +86,7 @@ def test_times_are_nanoseconds(store):
     assert second.mtime_ns == 99_999_999_999 * 10**9
 
 
-@pytest.mark.parametrize("name", recipes.GOOD)
+@pytest.mark.parametrize("name", GOOD)
 def test_every_layer_that_is_accepted_is_listed_as_tarfile_reads_it(store, name):
     tar = recipes.GOOD[name]()
     layer = store.register(tar)
@@ -95,6 +103,7 @@ def test_every_layer_that_is_accepted_is_listed_as_tarfile_reads_it(store, name)
         assert [entry.name.rstrip("/") for entry in found] == wanted
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_a_record_made_by_dockerd_is_listed_the_same(store):
     """One gzip member, and sparse files as their whole content without the map."""
     sparse = [(4096, b"data")]
@@ -190,6 +199,7 @@ def _on_disk(layer, path):
     return Path(layer.metadata()["UpperDir"], path)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_changed_byte_is_found_by_who_reads_all_of_it(store):
     layer = store.register(file("f", b"a" * 200_000) + end())
     with _on_disk(layer, "f").open("r+b") as damaged:
@@ -221,6 +231,7 @@ def test_a_changed_byte_is_found_by_who_reads_all_of_it(store):
             f.read()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("plant", ["longer", "shorter", "gone", "link", "parent", "fifo", "directory"])
 def test_what_was_planted_in_the_directory_is_not_read(store, room, plant):
     layer = store.register(file("d/f", b"right") + end())
@@ -243,6 +254,7 @@ def test_what_was_planted_in_the_directory_is_not_read(store, room, plant):
     assert caught.value.path == "d/f"
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_file_cut_behind_the_open_is_found(store):
     layer = store.register(file("f", b"a" * 200_000) + end())
     with layer.open("f") as f:
@@ -280,6 +292,7 @@ def test_a_closed_store_gives_nothing_more(root):
 
 
 # ---- records that lie ---------------------------------------------------------------------------
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_a_damaged_record_is_told_after_what_can_be_read(store):
     layer = store.register(b"".join(file(f"f{i}", b"%d" % i) for i in range(2000)) + end())
     record = Path(store.root, LAYERDB, "sha256", layer.chain_id.encoded, "tar-split.json.gz")
@@ -297,6 +310,7 @@ def test_a_damaged_record_is_told_after_what_can_be_read(store):
         layer.files()
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 @pytest.mark.parametrize(
     "tar",
     [
@@ -468,7 +482,7 @@ def test_a_random_chain_is_what_a_mount_shows(store, seed):
             assert_agrees(layer.merged(), mounted)
 
 
-@pytest.mark.parametrize("name", recipes.GOOD)
+@pytest.mark.parametrize("name", GOOD)
 def test_every_layer_that_is_accepted_is_what_a_mount_shows(store, name):
     base = store.register(dir("a") + file("a/old", b"1") + file("f", b"2") + dir("d") + file("d/x", b"3") + end())
     layer = store.register(recipes.GOOD[name](), base.chain_id)

@@ -229,6 +229,7 @@ def in_a(data=b"x"):
     return tarkit.dir("a/") + file("a/f", data) + end()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_the_error_names_the_file_and_nothing_says_that_it_is_gone(store, open_store, root, stuck, diff_of, caplog):
     layer, other = store.register(in_a()), store.register(in_a(b"y"))
     stuck(layer), stuck(other)
@@ -245,6 +246,7 @@ def test_the_error_names_the_file_and_nothing_says_that_it_is_gone(store, open_s
         assert str(diff_of(which) / "a/f") in caplog.text
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_released_layer_that_cannot_be_removed_is_not_told_as_gone(interrupted, root, stuck):
     store, chain = interrupted
     (root / DRIVER / store.map()[chain].cache_id / FILES / "a").unlink()
@@ -258,6 +260,7 @@ def test_a_released_layer_that_cannot_be_removed_is_not_told_as_gone(interrupted
     assert len(store.reclaim(dry_run=False)) == 2 and store.orphans() == []
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_one_that_cannot_be_removed_hinders_no_other(store, open_store, root, stuck):
     layers = [store.register(in_a(bytes([n]))) for n in range(5)]
     loosen = stuck(layers[2])

@@ -134,6 +134,7 @@ def test_tar_stream_from_itself_or_a_stranger_is_refused(store, chain):
             chain[1].tar_stream_from(wrong)
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_a_swapped_record_is_found_at_the_end_of_the_tar(store, root):
     one = store.register(file("f", b"hello") + end())
     two = store.register(file("f", b"hello", mtime=5) + end())
@@ -146,6 +147,7 @@ def test_a_swapped_record_is_found_at_the_end_of_the_tar(store, root):
         stream.read()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_changed_file_is_found_by_its_name(store, diff_of):
     layer = store.register(tarkit.T1)
     (diff_of(layer) / "a/f").write_bytes(b"jello")
@@ -155,6 +157,7 @@ def test_a_changed_file_is_found_by_its_name(store, diff_of):
     assert 'file integrity checksum failed for "a/f"' in str(caught.value)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("content", [b"hell", b"hello!", b""])
 def test_a_file_of_another_length_is_found_by_its_name(store, diff_of, content):
     layer = store.register(tarkit.T1)
@@ -164,6 +167,7 @@ def test_a_file_of_another_length_is_found_by_its_name(store, diff_of, content):
     assert caught.value.path == "a/f"
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_random_read_of_a_changed_file_finds_it_too(store, diff_of):
     layer = store.register(tarkit.T1)
     (diff_of(layer) / "a/f").write_bytes(b"jello")
@@ -173,6 +177,7 @@ def test_a_random_read_of_a_changed_file_finds_it_too(store, diff_of):
             stream.read(512)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_missing_file_is_an_error_with_its_name(store, diff_of):
     layer = store.register(tarkit.T1)
     (diff_of(layer) / "a/f").unlink()
@@ -181,6 +186,7 @@ def test_a_missing_file_is_an_error_with_its_name(store, diff_of):
     assert "a/f" in str(caught.value)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.time_limit(20)
 @pytest.mark.parametrize("planted", ["symlink", "absolute", "fifo", "dir", "parent link"])
 def test_nothing_is_read_through_what_was_planted(store, diff_of, victim, planted):
@@ -204,6 +210,7 @@ def test_nothing_is_read_through_what_was_planted(store, diff_of, victim, plante
         stream.read()
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 @pytest.mark.parametrize("record", [None, b"", b"not gzip", b"\x1f\x8b\x08\0\0\0\0\0\0\xffgarbage"])
 def test_a_record_that_cannot_be_read_is_an_error(store, root, record):
     layer = store.register(tarkit.T1)
@@ -215,6 +222,7 @@ def test_a_record_that_cannot_be_read_is_an_error(store, root, record):
         stream.read()
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_a_cut_record_never_reads_as_a_whole_tar(store, root):
     layer = store.register(tarkit.T1)
     path = root / LAYERDB / "sha256" / layer.chain_id.encoded / "tar-split.json.gz"
@@ -225,6 +233,7 @@ def test_a_cut_record_never_reads_as_a_whole_tar(store, root):
             stream.read()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_stream_closed_early_verifies_nothing_and_is_closed(store, diff_of):
     layer = store.register(tarkit.T1)
     (diff_of(layer) / "a/f").write_bytes(b"jello")
@@ -270,6 +279,7 @@ def test_verify_finds_nothing_in_a_good_store(store, chain):
     assert store.verify(chain[1].chain_id) == []
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_verify_names_the_changed_and_the_missing_file(store, chain, diff_of, unchanged):
     (diff_of(chain[0]) / "a/f").write_bytes(b"jello")
     (diff_of(chain[1]) / "b").unlink()
@@ -281,6 +291,7 @@ def test_verify_names_the_changed_and_the_missing_file(store, chain, diff_of, un
     assert store.verify(chain[2].chain_id) == []
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_verify_names_missing_records_bad_metadata_and_orphans(store, chain, root):
     db = root / LAYERDB / "sha256"
     (db / chain[0].chain_id.encoded / "tar-split.json.gz").unlink()
@@ -298,6 +309,7 @@ def test_verify_of_an_unknown_layer_is_an_error(store):
         store.verify("sha256:" + "0" * 64)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_verify_finds_a_missing_link_directory_and_whiteout(store, diff_of):
     base = store.register(tarkit.T1)
     tar = tarkit.symlink("s", "a") + tarkit.dir("empty/") + tarkit.whiteout("a/f") + end()
@@ -308,6 +320,7 @@ def test_verify_finds_a_missing_link_directory_and_whiteout(store, diff_of):
     assert {p.path.rstrip("/") for p in store.verify(layer.chain_id) if p.kind == "missing"} >= {"s", "empty"}
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_problems_are_told_in_one_sentence(store, chain, diff_of):
     (diff_of(chain[0]) / "a/f").write_bytes(b"jello")
     (problem,) = [p for p in store.verify() if p.path == "a/f"]

@@ -85,6 +85,7 @@ def test_the_size_of_the_tar_is_bounded_with_what_follows_its_end(limited, uncha
         assert (caught.value.option, caught.value.offset) == ("max_tar_size", 4096)
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_the_size_of_the_record_is_bounded(limited, unchanged):
     store = limited(max_record="2K")
     store.register(file("a", bytes(100_000)) + end()).release()

@@ -469,6 +469,7 @@ print(*ended)
 """
 
 
+@pytest.mark.only("overlay2", "the package is imported before it then")
 @pytest.mark.soak(60, 300)
 def test_an_interrupt_while_the_package_is_imported_is_an_interrupt():
     step = budget(40, 3)

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 
+import driven
 import pytest
 from driven import DRIVER, LAYERDB
 from tarkit import dir, end, file, whiteout
@@ -167,12 +168,12 @@ def test_the_record_of_a_box_follows_from_its_files_where_it_can(store, open_sto
 
 def test_what_was_written_is_not_made_up(store, open_store, box):
     own = os.path.dirname(box.metadata()["UpperDir"])
-    shutil.rmtree(f"{own}/diff")
+    shutil.rmtree(f"{own}/{driven.FILES}")
     again = open_store()
     for call in (lambda: again.get_rw_layer("box").mount(), lambda: again.repair("box")):
-        with pytest.raises(LayerStoreError, match="diff is gone"):
+        with pytest.raises(LayerStoreError, match=f"{driven.FILES} is gone"):
             call()
-    assert not os.path.exists(f"{own}/diff")
+    assert not os.path.exists(f"{own}/{driven.FILES}")
     again.close()
 
 
@@ -245,6 +246,7 @@ def test_a_layer_on_a_damaged_one_says_which_is_first(store, open_store, root, c
         assert again.verify() == []
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("name", ["link", "lower"])
 @pytest.mark.parametrize("harm", [zeros, nothing, os.unlink])
 def test_a_layers_small_file_is_told_and_mended_and_hides_nothing(store, open_store, root, chain, box, name, harm):
@@ -273,6 +275,7 @@ def test_what_is_made_on_a_layer_with_a_damaged_small_file_shows_all(store, open
                 assert shown(path) == RIGHT
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_donors_that_cannot_be_read_are_passed_over(store, root):
     broken = store.register(file("f", b"needed" * 100) + end())
     for n, junk in enumerate((b"", b"\x1f\x8b", b"no gzip at all", bytes(500))):

@@ -38,6 +38,7 @@ def mode(path):
     return stat.S_IMODE(os.lstat(path).st_mode)
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0])
 def test_files_and_modes_of_a_layer_are_dockers(open_store, root, umask):
     before = os.umask(umask)

@@ -222,6 +222,7 @@ def test_opening_does_not_ask_for_the_driver_directory(store, open_store, root):
     assert tar_of(back) == tarkit.T1
 
 
+@pytest.mark.only("overlay2", "of the tar-split record")
 def test_opening_asks_neither_for_the_record_nor_for_ids_that_fit(store, open_store, root):
     """Chain IDs are names here: that they follow from the parent is verify's business."""
     layer = store.register(tarkit.T1)

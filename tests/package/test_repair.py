@@ -68,6 +68,7 @@ def write(path, data):
         out.write(data)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("source", ["tar", "store", "layer"])
 def test_a_damaged_layer_is_mended_and_only_what_was_damaged_changes(store, open_store, room, root, layer, damage, source):
@@ -99,6 +100,7 @@ def everything(at):
     return [os.path.join(where, name) for where, dirs, files in os.walk(at) for name in dirs + files]
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_files_of_other_layers_mend_what_they_hold_too(store, root, layer):
     with pytest.raises(CorruptLayerError, match="in no other layer"):
         write(f"{diff_of(root, layer)}/etc/two", b"?" * len(NOISE))
@@ -115,7 +117,10 @@ def test_files_of_other_layers_mend_what_they_hold_too(store, root, layer):
 
 @pytest.mark.parametrize(
     "damage",
-    ["link", "lower", "work", "short link", "diff", "size", "cache-id", "parent", "no record", "half a record", "another record"],
+    [
+        "link", "lower", "work", "short link", "diff", "size", "cache-id", "parent",
+        *(pytest.param(damage, marks=pytest.mark.only("overlay2", "of the tar-split record")) for damage in ("no record", "half a record", "another record")),
+    ],
 )
 def test_the_stores_own_files_are_mended_too(store, root, layer, damage):
     home, db = root / DRIVER, root / LAYERDB / "sha256" / layer.chain_id.encoded
@@ -159,6 +164,7 @@ def test_a_layer_that_cannot_be_read_is_mended_from_its_tar(store, open_store, r
     assert again.get(layer.chain_id).tar_stream().read() == TAR
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("source", [tarkit.T1, TAR[:-2048], b"", TAR[:600] + b"\xff" + TAR[601:]], ids=["other", "cut", "empty", "broken"])
 def test_a_source_that_is_not_the_layer_leaves_it_as_it_is(store, root, layer, source):
     write(f"{diff_of(root, layer)}/etc/two", b"?" * len(NOISE))
@@ -172,6 +178,7 @@ def test_a_source_that_is_not_the_layer_leaves_it_as_it_is(store, root, layer, s
         store.repair("sha256:" + "1" * 64, TAR)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_mended_file_is_seen_through_a_mount_made_afterwards(store, root, layer):
     write(f"{diff_of(root, layer)}/etc/one", b"ONE")
     store.repair(layer.chain_id, TAR)
@@ -218,7 +225,7 @@ def test_orphans_are_listed_by_size_and_reclaimed(store, root, layer):
     expected = [
         ("directory", f"{DRIVER}/{big}", 50_000), ("directory", f"{DRIVER}/{small}", 5),
         ("transaction", f"{LAYERDB}/tmp/write-set-7", 4),
-        ("removal", f"{LAYERDB}/sha256/{'d' * 64}-{'e' * 64}-removing", 0), ("link", f"{DRIVER}/l/DANGLING", 0),
+        *sorted([("removal", f"{LAYERDB}/sha256/{'d' * 64}-{'e' * 64}-removing", 0), ("link", f"{DRIVER}/l/DANGLING", 0)], key=lambda one: one[1]),
     ]  # fmt: skip
     assert store.orphans() == expected
     assert store.reclaim(dry_run=True) == store.reclaim() == expected
@@ -266,7 +273,7 @@ def test_a_store_for_reading_only_reads_and_writes_nothing(store, open_store, ro
     assert [str(change) for change in mine.changes()] == ["A /mine"]
     assert mine.size() == 1 and file("mine", b"m")[:512][:4] == mine.tar_stream().read()[:4]
     assert reader.verify() == [] and reader.orphans() == [] and reader.mounts() == ["c"]
-    assert dict(reader.driver_status())["Supports d_type"] == "true"
+    assert dict(reader.driver_status())["userxattr"] == "false"
     for attempt in (
         lambda: reader.register(tarkit.T1), lambda: reader.create_rw_layer("d"), lambda: mine.mount(), lambda: mine.commit(),
         lambda: mine.apply_diff(tarkit.T1), lambda: reader.repair(layer.chain_id, TAR), lambda: reader.cleanup(),

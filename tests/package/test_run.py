@@ -562,6 +562,7 @@ with layerstore.Store(sys.argv[1]) as store:
 """
 
 
+@pytest.mark.only("overlay2", "no image is mounted in a user namespace")
 def test_a_user_namespace_runs_commands_too(root):
     machine.needs("unshare")
     done = subprocess.run(command(ROOTLESS, root, front=("unshare", "-Urm")), capture_output=True, check=True, text=True, env=ENVIRONMENT).stdout

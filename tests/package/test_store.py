@@ -311,6 +311,7 @@ def test_an_exception_that_is_no_error_passes_through_init_and_leaves_nothing(st
 
 
 # ---- releasing what will not go --------------------------------------------------------------------------
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_layer_that_cannot_be_deleted_is_an_error_and_cleanup_finishes_it(store, root, stuck):
     base = store.register(tarkit.T1)
     child = store.register(tarkit.dir("a/") + file("a/x", b"x") + end(), base.chain_id)
@@ -330,6 +331,7 @@ def test_a_layer_that_cannot_be_deleted_is_an_error_and_cleanup_finishes_it(stor
     assert driver_directories(root) == []
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_layer_that_cannot_be_deleted_is_logged_by_release_and_log(store, stuck, caplog):
     layer = store.register(tarkit.T1)
     loosen = stuck(layer)
@@ -378,6 +380,7 @@ def test_a_tar_that_differs_from_its_record_is_told_in_mobys_words(store, root):
     )
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_all_bytes_are_delivered_before_a_tar_is_found_to_differ(store, root):
     one = store.register(file("f", b"hello") + end())
     two = store.register(file("f", b"hello", mtime=5) + end())

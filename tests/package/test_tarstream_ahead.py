@@ -121,6 +121,7 @@ def test_what_was_read_ahead_does_not_wait_in_a_full_pipe_where_no_signal_would_
         assert head + stream.read() == TAR
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_a_changed_file_is_an_error_in_the_read_that_meets_it_and_not_before(layer, diff_of):
     path = diff_of(layer) / "f060"
     data = path.read_bytes()
@@ -136,6 +137,7 @@ def test_a_changed_file_is_an_error_in_the_read_that_meets_it_and_not_before(lay
         assert bad - 200_000 < got < bad
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_blocks_are_the_tar_and_the_end_is_checked(layer):
     with layer.tar_stream() as stream:
         blocks = list(iter(lambda: stream.read_block(MIB), b""))

@@ -285,6 +285,7 @@ def choose(dice, before, taken, rather=()):
     return None
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.time_limit(600)
 @pytest.mark.parametrize("many", [1, 2])
 def test_every_damage_is_told_and_mended(store, open_store, room, root, many):
@@ -323,6 +324,7 @@ def test_every_damage_is_told_and_mended(store, open_store, room, root, many):
     assert seen == set(DAMAGES)
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_what_needs_no_bytes_of_others_is_mended_without_a_tar(store, root):
     """Links, marks, modes, added names, and bytes that the record has itself."""
     for seed in range(60):
@@ -349,6 +351,7 @@ def test_what_needs_no_bytes_of_others_is_mended_without_a_tar(store, root):
         layer.release()
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.time_limit(120)
 @pytest.mark.parametrize("depth", [30, 240])
 def test_paths_longer_than_the_kernel_takes_are_looked_at_too(store, root, depth):
@@ -406,6 +409,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 @pytest.mark.parametrize("name", FAULTS)
 def test_verify_names_a_fault_by_its_kind(store, root, diff_of, unchanged, name):
     layer = store.register(tarkit.T1)

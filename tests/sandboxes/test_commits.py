@@ -17,6 +17,7 @@ def chains(removed):
 
 
 # ---- commit --------------------------------------------------------------------------------------
+@pytest.mark.only("overlay2", "a layer is made of the snapshot's directory where it lies")
 def test_commit_makes_layers_of_the_directories_where_they_lie(store, base, box, root, home, db_of, record, layerdb):
     write(box, "one", "1" * 10)
     first = box.snapshot()
@@ -154,6 +155,7 @@ def test_loose_ones_below_are_committed_too(store, base, box):
     assert store.verify() == []
 
 
+@pytest.mark.only("overlay2", "a layer is made of the snapshot's directory where it lies")
 def test_a_committed_directory_shows_what_its_tar_does_not_say(store, box):
     with box.mounted() as path:
         with open(f"{path}/f", "w") as out:
@@ -228,6 +230,7 @@ def test_what_a_box_changed_in_its_init_layer_is_its_own(store, with_init):
     assert with_init.size() == len("console more")
 
 
+@pytest.mark.only("overlay2", "a layer is made of the snapshot's directory where it lies")
 def test_commit_takes_the_init_layer_out_of_the_layer_alone(store, base, with_init, root, home):
     write(with_init, "one", "1")
     snap = with_init.snapshot()

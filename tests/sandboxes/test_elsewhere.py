@@ -65,6 +65,7 @@ print("well")
 """
 
 
+@pytest.mark.only("overlay2", "no image is mounted in a user namespace")
 def test_in_a_user_namespace(room):
     (room / "docker").mkdir()
     done = subprocess.run(command(COURSE, room / "docker", front=("unshare", "--user", "--map-root-user", "--mount")), capture_output=True,
@@ -184,6 +185,7 @@ def test_a_layer_file_that_names_no_layer_is_void(store, open_store, root, box, 
     assert again.get(snap.id).chain_id == layer.chain_id and again.verify() == []
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_verify_tells_of_a_committed_file_that_was_changed(store, stacked, home):
     layer = stacked[1].commit()
     (home(stacked[1]) / FILES / "two").write_text("X")

@@ -59,7 +59,7 @@ def test_the_record_on_the_disk(store, base, box, snap, home, record, root):
     assert snap.created == datetime.datetime.fromisoformat(created[:26] + "+00:00")
     there = home(snap)
     assert stat.S_IMODE(there.stat().st_mode) == 0o710
-    assert {"diff", "link", "lower", "work", "committed"} <= set(os.listdir(there))
+    assert {FILES, "link", "lower", "work", "committed"} <= set(os.listdir(there))
     assert (there / "lower").read_text() == "l/" + (home(base.cache_id) / "link").read_text()
     upper = home(store.get_mount_id("box"))
     assert (upper / "lower").read_text() == "l/" + (there / "link").read_text() + ":" + (there / "lower").read_text()
