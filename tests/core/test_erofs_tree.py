@@ -10,6 +10,7 @@ import etrees
 import pytest
 import recipes
 import refused
+import sinks
 import tarkit
 from tarkit import dir, end, fifo, file, hardlink, node, opaque, symlink, whiteout
 
@@ -255,3 +256,32 @@ def test_a_limit_ends_both_at_the_same_entry(room: Path, option: str, most: int,
     assert isinstance(refused, etrees.Told) and refused.code == "LAY_E_LIMIT" and f"(max_{option})" in refused.text
     setattr(limits, option, most * 3)
     assert isinstance(etrees.outcome(lambda: etrees.of(tar + end(), limits=limits)), etrees.Tree)
+
+
+def test_many_different_attributes_do_not_fill_the_memory() -> None:
+    """A tar of them packs to little."""
+    ffi = door.ffi
+    tree = door.make("lay_etree_new", "lay_etree *", ffi.NULL)
+    value, name, text = ffi.new("uint8_t[]", 60_000), ffi.new("char[]", b"f"), ffi.new("char[]", b"user.a")
+    one = ffi.new("lay_xattr *", [text, value, 60_000])
+    entry = ffi.new("lay_tar_entry *", {"name": name, "name_len": 1, "type": b"0", "xattrs": one, "nxattrs": 1, "offset": 7})
+    with door.fails("LAY_E_LIMIT") as errors:
+        for i in range(5000):
+            ffi.memmove(value, i.to_bytes(4, "little"), 4)
+            door.call("lay_etree_entry", tree, entry, 512)
+    assert 4000 < i < 5000 and errors[0].path == b"f" and errors[0].offset == 7
+
+
+def test_many_pieces_of_sparse_files_do_not_fill_the_memory() -> None:
+    extents = [(2 * i, b"x") for i in range(90_000)]
+    one = tarkit.pax_sparse_1_0("s", extents, 200_000)
+    handle = door.ffi.new("lay_apply **")
+    with sinks.memory() as fd:
+        door.call("lay_apply_erofs", handle, fd, door.shown([]), 0, door.ffi.new("lay_apply_options *"))
+        try:
+            with door.fails("LAY_E_LIMIT") as errors:
+                for _ in range(50):
+                    door.call("lay_apply_push", handle[0], one, len(one))
+        finally:
+            door.lib.lay_apply_free(handle[0])
+    assert errors[0].path == b"s" and errors[0].offset // len(one) == (4 << 20) // 90_000

@@ -2,6 +2,7 @@
 #include "erofs/erofs_scan.h"
 
 #include "base/clock.h"
+#include "tree/entry.h"
 
 #define WINDOW (64u << 10)
 #define NEAR 4096u                           /* behind a payload that was passed over; all of it only where headers lie close */
@@ -25,7 +26,7 @@ lay_code lay_etree_given(lay_etree *t, const lay_tar *tar, const lay_tar_entry *
     const lay_sparse_run *runs = e->sparse ? lay_tar_runs(tar, &count) : NULL;
     for (size_t i = 0; i < count; i++) {
         if (runs[i].length && lay_etree_piece(t, runs[i].offset, at, runs[i].length, err))
-            return err->code;
+            return lay_entry_failed(e, err);
         at += runs[i].length;
     }
     return LAY_OK;

@@ -14,6 +14,7 @@
 #include <sys/sysmacros.h>
 
 #define NSEC 1000000000
+#define PIECES_MOST (4u << 20)     /* of all sparse files, in memory */
 
 lay_code lay_etree_new(lay_etree **out, const lay_limits *limits, lay_error *err)
 {
@@ -306,6 +307,8 @@ lay_code lay_etree_piece(lay_etree *t, int64_t file_offset, int64_t tar_offset, 
         last->n += n;
         return LAY_OK;
     }
+    if (t->npieces == PIECES_MOST)
+        return lay_fail(err, LAY_E_LIMIT, "the sparse files of the tar have too many pieces for an image: more than %u", PIECES_MOST);
     if (lay_grow(&t->pieces, &t->pieces_cap, t->npieces, sizeof *t->pieces, err))
         return err->code;
     t->pieces[t->npieces++] = (lay_epiece){ file_offset, tar_offset, n };

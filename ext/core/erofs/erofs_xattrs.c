@@ -16,6 +16,7 @@
 #define VALUE_MOST 65536u           /* setxattr's own bound; */
 #define VALUE_STORED 65535u         /* what the format holds of one */
 #define ALL_STORED 262136u          /* and of one inode, without the header */
+#define ALL_KEPT (256u << 20)       /* of different ones in one tree, in memory; real layers have some KiB */
 #define ENTRY_HEADER 4u
 
 enum { USER = 1, ACL_ACCESS = 2, ACL_DEFAULT = 3, TRUSTED = 4, SECURITY = 6 };
@@ -91,8 +92,8 @@ static lay_code keep_piece(lay_etree *t, uint32_t *at, lay_error *err)
     if (!*slot) {
         uint32_t len = (uint32_t)piece->len;
         size_t end = t->xattrs_len + 4 + len;
-        if (end / 4 > UINT32_MAX - 1)
-            return lay_fail(err, LAY_E_LIMIT, "the tar has more extended attributes than one image can hold");
+        if (end > ALL_KEPT)
+            return lay_fail(err, LAY_E_LIMIT, "the tar has too many different extended attributes for an image: more than %u bytes", ALL_KEPT);
         if (lay_reserve(&t->xattrs, &t->xattrs_cap, end, 1, err))
             return err->code;
         memcpy(t->xattrs + t->xattrs_len, &len, 4);
