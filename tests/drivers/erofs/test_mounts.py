@@ -9,7 +9,7 @@ from pathlib import Path
 
 import disk
 import pytest
-from home import loops
+from home import Home, loops
 
 from layerstore.disk import erofs, mounts
 from layerstore.drivers.erofs.options import Options
@@ -273,6 +273,21 @@ def test_a_layer_on_another_one_is_read_by_an_overlay_of_both(home):
     with home.mounting.mounted(top, read_only=True) as fd:
         assert sorted(os.listdir(fd)) == ["of0", "of1", "top"] and home.mounts() == {f"{base}/fs", f"{top}/fs", f"{top}/merged"}
     assert home.mounts() == set()
+
+
+@pytest.mark.parametrize(("kind", "size"), [("xfs", 320 << 20), ("btrfs", 128 << 20), ("tmpfs", 64 << 20)])
+def test_a_box_on_each_kind_of_file_system(room, kind, size):
+    with disk.sized_file_system(room, kind, size=size) as place:
+        home = Home(place)
+        stack = home.layers(3)
+        box = home.box(stack[0])
+        merged = Path(home.mounting.get(box))
+        (merged / "of0").write_text("changed")
+        assert home.shown(stack) == stack and (merged / "of1").read_text() == "1"
+        assert home.mounted.mode() == ("loop" if kind == "tmpfs" else "file") == erofs.probe(str(place))
+        home.mounting.put(box)
+        assert home.mounts() == set() and loops(place) == []
+        home.close()
 
 
 def test_a_deep_stack_is_mounted_and_unmounted_in_one_go(home):

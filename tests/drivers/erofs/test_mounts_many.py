@@ -16,6 +16,7 @@ from home import Home, loops
 from kernellog import complaints, kernel_log
 
 from layerstore.disk import mounts
+from layerstore.drivers.erofs.options import Options
 
 SECONDS = 2.0
 
@@ -107,7 +108,8 @@ from pathlib import Path
 sys.path[:0] = sys.argv[3].split(":")
 from home import Home
 from layerstore.disk import erofs, mounts
-home, at = Home(Path(sys.argv[1])), int(sys.argv[4])
+from layerstore.drivers.erofs.options import Options
+home, at = Home(Path(sys.argv[1]), Options(flatten=int(sys.argv[5]))), int(sys.argv[4])
 calls = 0
 def counted(function):
     def call(*arguments, **options):
@@ -120,7 +122,7 @@ def counted(function):
                 os.kill(os.getpid(), signal.SIGKILL)
         return result
     return call
-for module, name in (erofs, "mount_file"), (mounts, "mount_overlay"), (mounts, "unmount"), (os, "rmdir"):
+for module, name in (erofs, "mount_file"), (mounts, "mount_overlay"), (mounts, "unmount"), (os, "rmdir"), (erofs, "mount_first"):
     setattr(module, name, counted(getattr(module, name)))
 home.mounting.get(sys.argv[2])
 home.mounting.put(sys.argv[2])
@@ -128,30 +130,33 @@ print(calls)
 """
 
 
-def test_killed_at_every_call_of_a_mount_and_an_unmount_the_next_one_finds_all(open_home, place):
-    home = open_home()
-    stack = home.layers(3)
+@pytest.mark.parametrize("flatten", [0, 2])
+def test_killed_at_every_call_of_a_mount_and_an_unmount_the_next_one_finds_all(open_home, place, flatten):
+    home = open_home(options=Options(flatten=flatten))
+    stack = home.layers(2)
     box = home.box(stack[0])
     paths = ":".join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     at, ended = 0, False
     while not ended:
         at += 1
-        arguments = [sys.executable, "-c", KILLED, str(place), box, paths, str(at)]
+        arguments = [sys.executable, "-c", KILLED, str(place), box, paths, str(at), str(flatten)]
         run = subprocess.run(arguments, capture_output=True, text=True, check=False)
         ended = run.returncode == 0
         assert ended or run.returncode == -signal.SIGKILL, run.stderr
         if at % 2:                                   # the next user of the box ends all of it
             assert (Path(home.mounting.get(box)) / "of0").read_text() == "0"
-            assert home.shown(stack) == stack
+            assert home.shown(stack) == ([] if flatten else stack)
             home.mounting.put(box)
             if home.mounts():                        # a mount that was found belongs to somebody, until cleanup()
-                assert set(home.shown(stack)) == stood_on(home)
+                assert flatten or set(home.shown(stack)) == stood_on(home)
                 home.mounting.cleanup()
         else:
             home.mounting.cleanup()
             home.mounted.cleanup()
         assert home.mounts() == set() and home.mounted.orphans() == [] and loops(place) == []
-    assert int(run.stdout) == at - 1 > 12
+        home.mounted.cleanup()
+        assert not (home.path / stack[0] / "flat").exists()
+    assert int(run.stdout) == at - 1 > 8
 
 
 def test_a_mount_of_a_layer_and_of_a_stack_of_20_is_quick(open_home):

@@ -255,12 +255,20 @@ class Mounted:
         return False
 
     def cleanup(self) -> None:
-        """End what no overlay stands on."""
+        """End what no overlay stands on, and what a process that was killed left beside it."""
         self.sweep()
         with os.scandir(self._at.home) as entries:
             ids = [entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE))]
         for id in ids:                    # files of a box that became a layer
             self.left([id])
+            if os.path.lexists(self._flat.place(id)):
+                with _told(), self._at.held(id):
+                    self._end_empty(id)
+
+    def _end_empty(self, id: str) -> None:
+        """Remove the place of a mount that was never made."""
+        if not erofs.is_erofs(self._flat.place(id)):
+            _unmounted(self._flat.place(id))
 
 
 @contextlib.contextmanager
