@@ -13,6 +13,7 @@ import erofsreader
 import pytest
 import recipes
 from erofsdoor import opened
+from erofsshapes import build, directory, file
 from test_erofs_write import TOO_LARGE, written
 
 GOOD = [name for name in recipes.GOOD if name != TOO_LARGE]
@@ -173,6 +174,40 @@ def walked(reader: Any) -> None:
                 reader.pieces(path) if it.size < 1 << 30 else None
         except door.CoreError as error:
             assert error.code in ("LAY_E_MISMATCH", "LAY_E_OS"), error
+
+
+def nested() -> tuple[bytes, dict[str, int]]:
+    """A directory in each other, two in the last, and where the entry of each is."""
+    tree = {"": directory(), "a": directory(), "a/b": directory(), "a/c": directory(), "a/f": file(b"x")}
+    image = build(tree).image
+    entries = [at for at in range(4096, len(image), 4) if image[at + 10 : at + 12] in (b"\1\0", b"\2\0")]
+    return image, {path: at for path in tree for at in entries if path and named(image, at) == path[-1:].encode()}
+
+
+def named(image: bytes, at: int) -> bytes:
+    """The one byte of a name that an entry of a directory has."""
+    block, (nameoff,) = at // 512 * 512, struct.unpack("<H", image[at + 8 : at + 10])
+    return image[block + nameoff : block + nameoff + 1] if nameoff < 512 else b""
+
+
+def test_no_way_leads_around_and_no_directory_has_two_names() -> None:
+    image, at = nested()
+    with opened(image) as reader:
+        reader.verify()
+        nids = {path: reader.find(path).ino for path in at}
+    assert at.keys() == {"a", "a/b", "a/c", "a/f"}
+    for path, to, kind, why in (
+        ("a/b", nids["a"], 2, "does not lead back"), ("a/c", nids["a/b"], 2, "two names for one directory"),
+        ("a/f", nids["a/b"], 1, "another type than its name"), ("a/b", nids["a/f"], 2, "another type than its name"),
+    ):  # fmt: skip
+        changed = bytearray(image)
+        changed[at[path] : at[path] + 8], changed[at[path] + 10] = struct.pack("<Q", to), kind
+        with opened(bytes(changed)) as reader:
+            with door.fails("LAY_E_MISMATCH") as errors:
+                reader.tree()
+            assert why in errors[0].text
+            with door.fails("LAY_E_MISMATCH"):
+                reader.verify()
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -153,6 +153,34 @@ static int list_block(const lay_erofs *e, const lay_eblock *b, listing *l, lay_e
     return 0;
 }
 
+static int by_number(const void *a, const void *b)
+{
+    ino_t x = *(const ino_t *)a, y = *(const ino_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* A directory has one name: else a walk of a small image could be without an end that anyone lives to see. */
+static int check_once(const lay_erofs *e, const lay_einode *dir, const lay_names *names)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < names->count; i++)
+        count += names->list[i].type == DT_DIR;
+    if (count < 2)
+        return 0;
+    LAY_AUTO_FREE ino_t *all = calloc(count, sizeof *all);
+    if (all == NULL)
+        return -1;
+    count = 0;
+    for (size_t i = 0; i < names->count; i++)
+        if (names->list[i].type == DT_DIR)
+            all[count++] = names->list[i].ino;
+    qsort(all, count, sizeof *all, by_number);
+    for (size_t i = 1; i < count; i++)
+        if (all[i] == all[i - 1])
+            return lay_erofs_bad(e, dir->at, "a directory has two names for one directory");
+    return 0;
+}
+
 lay_code lay_erofs_list(const lay_erofs *e, const lay_einode *dir, lay_names *names, lay_error *err)
 {
     *names = (lay_names){ 0 };
@@ -170,6 +198,8 @@ lay_code lay_erofs_list(const lay_erofs *e, const lay_einode *dir, lay_names *na
         if (failed == 0)
             failed = list_block(e, &b, &l, &last);
     }
+    if (failed == 0)
+        failed = check_once(e, dir, names);
     if (failed == 0)
         return LAY_OK;
     int why = errno;
@@ -207,6 +237,8 @@ int lay_erofs_walk(const lay_erofs *e, uint64_t from, const char *path, size_t n
         }
         if (lay_erofs_look(e, out, at, len, &d) < 0 || lay_erofs_inode(e, d.nid, out) < 0)
             return -1;
+        if (d.type != lay_erofs_file_type(out->mode))
+            return lay_erofs_bad(e, out->at, "it is of another type than its name");
         if (S_ISDIR(out->mode) && is_child(e, out, parent) < 0)
             return -1;
         at += len + (slash != NULL);
