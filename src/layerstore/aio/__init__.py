@@ -27,7 +27,10 @@ __all__ = [
 
 @mirrors(
     layerstore.TarStream,
-    left=("about", "copy_some", "left_out", "pump_into", "pump_once", "read_block", "readable", "readall", "write"),
+    left=(
+        "about", "copy_some", "left_out", "lying", "pass_over", "pump_into", "pump_once", "read_block", "readable",
+        "readall", "write",
+    ),
 )
 class TarStream(File):
     """A layer's tar, byte for byte: what layerstore.TarStream is."""
