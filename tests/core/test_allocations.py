@@ -116,6 +116,25 @@ def read(name: str, *arguments: Any) -> bytes:
         door.lib.lay_source_free(source[0])
 
 
+def lying(room: Path) -> Job:
+    """A tar in a file is listed, and goes out."""
+
+    def run() -> tuple[bytes, int]:
+        ffi, seen = door.ffi, 0
+        listing, count, stop = ffi.new("lay_listing **"), ffi.new("size_t *"), ffi.new("int *")
+        with sinks.memory(bytes(512) + KINDS) as fd:
+            try:
+                door.call("lay_listing_tar_open", listing, fd, 512, len(KINDS))
+                while not stop[0]:
+                    door.call("lay_listing_next", listing[0], 5, 1000, count, stop)
+                    seen += count[0]
+            finally:
+                door.lib.lay_listing_free(listing[0])
+            return read("lay_range_open", fd, 512, len(KINDS), ffi.new("uint8_t[32]", hashlib.sha256(KINDS).digest())), seen
+
+    return Job(run)
+
+
 def assembled(room: Path) -> Job:
     digest, record = apply(room, KINDS)
 
@@ -473,7 +492,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "apply in threads": applied(THREADED, workers=2),
     "image": image(IMAGE), "image in threads": image(THREADED, workers=2),
     "apply gzip": applied(gzip.compress(THREADED), workers=2),
-    "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled,
+    "apply zstd": applied(imagekit.zstd(KINDS)), "disassemble": applied(KINDS, tree=False), "assemble": assembled, "range": lying,
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,

@@ -1,4 +1,4 @@
-"""layerdb/same.py: which layers have a DiffID, whoever made them, however often the directory was listed."""
+"""layerdb/same.py: which layers have a DiffID, those that other processes made, too."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Where a tar lies: plain, in a regular file, so that its bytes can be shared instead of copied.
 
-A source comes in, before it is read; a place comes out. Whoever has the bytes from there says so, and then the source
-stands at its end, as if it had been read.
+A source comes in, before it is read; a place comes out. The caller that has the bytes from there says so, and then the
+source stands at its end, as if it had been read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Unnamed files: images of layers in the making. Each gets its name once it is as far on the disk as is asked for.
 
-A kill leaves nothing of them, as the kernel drops what has no name.
+After a kill none is left behind, as the kernel drops what has no name.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Unnamed:
         """
         self._path, self._length = path, length
         self._is_named = False
+        self.fd = -1
         self.fd = self._made()
         self.tar_size = 0
         self.like: Callable[[], Iterable[str]] = tuple
@@ -101,6 +102,9 @@ class Unnamed:
                     self._name(fd, durability)
                     return True
         return False
+
+    def __del__(self) -> None:
+        self.drop()                               # an interrupt may come before anybody has it
 
     def drop(self) -> None:
         """Close it; what has no name is gone then. Twice is harmless."""
