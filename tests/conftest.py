@@ -224,7 +224,7 @@ def images(store):
 @pytest.fixture
 def nothing_left(store, root):
     """`with nothing_left():` the store has afterwards the paths it had before, and no process holds anything new."""
-    made_once = {"image/overlay2/layerdb/tmp", "image/overlay2/layerdb/sha256"}
+    made_once = {f"{LAYERDB}/tmp", f"{LAYERDB}/sha256"}
 
     @contextlib.contextmanager
     def watched():

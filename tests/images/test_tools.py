@@ -178,6 +178,7 @@ def test_an_image_that_umoci_made_of_changes(room, images):
 
 
 # ---- one root for both -------------------------------------------------------------------------
+@pytest.mark.only("overlay2", "dockerd reads no other driver's layers")
 def test_docker_shows_what_was_loaded_here_and_here_what_docker_loaded(root, room):
     with layerstore.Store(root) as store:
         Images(store).load(tar_of(imagekit.docker([(LAYERS, ["ours:1", "localhost:5000/c:2"]), ([BASE], [])])))
