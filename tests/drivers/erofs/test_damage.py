@@ -189,6 +189,15 @@ def test_a_damaged_tar_is_had_from_the_source(layers, name):
     layers.mended()
 
 
+def test_a_file_that_was_cut_is_told_by_its_size_and_gives_what_it_has(layers):
+    (problem,) = layers.damaged(cut(TAR_AT + 700), {"content"})
+    assert f"layer.erofs was cut: it has {TAR_AT + 700} bytes, and its tar alone needs {TAR_AT + len(TAR)}" in problem.detail
+    with layers.layer.tar_stream() as stream:
+        assert stream.size == len(TAR) and stream.read(700) == TAR[:700]
+        with pytest.raises(CorruptLayerError):
+            stream.read(1)
+
+
 def test_the_bytes_of_a_damaged_tar_come_before_the_error(layers):
     OF_CONTENT["a byte of a file"](layers.image)
     with layers.layer.tar_stream() as stream:

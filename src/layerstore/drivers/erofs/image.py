@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from typing import Final
 
 from layerstore._core import _files
@@ -85,24 +84,27 @@ def _number(digits: bytes) -> int | None:
 def tar_size(fd: int, length: str) -> int:
     """Return how many bytes the tar has, as the file `length` says, else as the volume's name does.
 
-    What leads to the metadata is preferred. Raises CorruptLayerError: neither can be right.
+    What leads to the metadata is preferred. Where neither fits, but both say the same, the file was cut.
+    Raises CorruptLayerError: neither can be right.
     """
-    fitting = list(_fitting(fd, length))
+    room = file_size(fd) - HEADER
+    told = [size for size in (noted(length), named(fd)) if size is not None]
+    fitting = [size for size in told if size <= room]
     for size in fitting:
         if _metadata_behind(size) == _metadata_at(fd):
             return size
     if fitting:
         return fitting[0]
+    if len(told) == 2 and told[0] == told[1]:
+        return told[0]
     text = f"how long the tar is cannot be told: {readable(length)} is no number that fits, nor the volume's name"
     raise CorruptLayerError(text, path=length)
 
 
-def _fitting(fd: int, length: str) -> Iterator[int]:
+def file_size(fd: int) -> int:
+    """Return how many bytes the whole file has."""
     with naming_file(fd):
-        room = os.fstat(fd).st_size - HEADER
-    for size in (noted(length), named(fd)):
-        if size is not None and size <= room:
-            yield size
+        return os.fstat(fd).st_size
 
 
 def _metadata_behind(size: int) -> int:

@@ -129,6 +129,10 @@ class ErofsLayer:
         found = []
         if image.noted(self._length) != size:
             found = [Finding("metadata", "", f"the file {self.id}/length does not say that the tar has {size} bytes")]
+        there = image.file_size(fd)
+        if there < image.HEADER + size:
+            text = f"{self.id}/{IMAGE} was cut: it has {there} bytes, and its tar alone needs {image.HEADER + size}"
+            return [*found, Finding("content", "", text)]
         try:
             with contextlib.ExitStack() as opened:
                 lowers = [opened.enter_context(self._ground.below.opened(id)) for id in self._stack] if metadata else []
