@@ -1,4 +1,4 @@
-"""disk/erofs.py: files and loop devices as mounts, what the kernel refuses, and that nothing of them stays."""
+"""disk/erofs.py: files and loop devices as mounts, what the kernel refuses, and that all of them end."""
 
 import errno
 import os

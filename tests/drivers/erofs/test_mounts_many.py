@@ -147,7 +147,7 @@ def test_killed_at_every_call_of_a_mount_and_an_unmount_the_next_one_finds_all(o
             assert (Path(home.mounting.get(box)) / "of0").read_text() == "0"
             assert home.shown(stack) == ([] if flatten else stack)
             home.mounting.put(box)
-            if home.mounts():                        # a mount that was found belongs to somebody, until cleanup()
+            if home.mounts():                        # a mount that was found may be another program's, until cleanup()
                 assert flatten or set(home.shown(stack)) == stood_on(home)
                 home.mounting.cleanup()
         else:

@@ -1,9 +1,9 @@
 """Mounted: the layers that overlays stand on, each mounted once in a mount namespace, at its own directory of files.
 
-A mount is found by the kind of file system there, whoever made it, and is used by all. It ends when no overlay of this
-mount namespace stands on it: overlays in others, and those that were detached, keep what they show. A layer that stands
-on nothing may also be used as it is, without an overlay. Who looks at a layer's mount, makes it or ends it, holds the
-layer from that look until the overlay stands or the mount is gone.
+A mount is found by the kind of file system there; every store uses it, not only the one that made it. It ends when no
+overlay of this mount namespace stands on it: overlays in others, and those that were detached, keep what they show. A
+layer that stands on nothing may also be used as it is, without an overlay. Who looks at a layer's mount, makes it or
+ends it, holds the layer from that look until the overlay stands or the mount is gone.
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ class Standing:
             raise ActiveMountError(text, holders=(), name=became)
 
     def _end(self, failed: bool) -> None:
-        """Give back what is held; of what failed also what was mounted for it. Twice is harmless."""
+        """Release what is held; of what failed, unmount what was mounted for it. Twice is harmless."""
         while failed and self._made:
             self._mounted.undo(self._made[-1])
             self._made.pop()

@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from layerstore._core import _files
 from layerstore.disk import mounts
@@ -213,6 +213,16 @@ class Directories(Lowers):
                 left.pop().__exit__(None, None, None)
 
         return Scope(begin, end)
+
+    def known(self, claims: Mapping[str, Claim | None]) -> Scope[None]:
+        """Hold ids by claims of the caller's for the length of a `with` block, so that no call waits for them here."""
+        mine = {id: claim for id, claim in claims.items() if claim and id not in self._held}
+
+        def end(_: None) -> None:
+            for id in mine:
+                self._held.pop(id, None)
+
+        return Scope(lambda: self._held.update(mine), end)
 
     def keep(self, id: str) -> bool:
         """Claim an unowned id, until recorded(). Return False if another one has it, or it is gone."""

@@ -90,7 +90,8 @@ class Host:
                 left = set(self._directories(owned()))
                 # A squash below a box in use leaves directories that its mount alone stands on.
                 left -= self.ground.mounting.stood_on() if left else set()
-                yield from (id for id, claim in claims.items() if claim and id in left and not self._is_used(id))
+                with self._at.known(claims):      # the removal of one may end mounts of the others
+                    yield from (id for id, claim in claims.items() if claim and id in left and not self._is_used(id))
             finally:
                 for claim in claims.values():
                     if claim:
