@@ -46,6 +46,18 @@ static void check_image(const outcome *o, size_t size)
     lay_erofs_check_free(c);
 }
 
+/* By its headers alone a tar is the same, or refused for the same reason. */
+static void scan_headers(const uint8_t *data, size_t size, const outcome *o)
+{
+    lay_error err = { .code = LAY_OK, .offset = -1 };
+    int fd = fuzz_file(NULL, 0);
+    lay_image_of of = { .fd = fd, .tar_size = (int64_t)size, .diff_id = o->diff_id, .limits = lay_limits_default() };
+    PROMISE(size == 0 || pwrite(fd, data, size, LAY_IMAGE_TAR) == (ssize_t)size, "the fuzzer itself can write");
+    PROMISE(lay_erofs_rebuild(&of, &err) == o->code, "a tar's headers tell what the tar tells");
+    PROMISE(o->code == LAY_OK || err.offset == o->offset, "and where it is wrong");
+    close(fd);
+}
+
 /* What is written is what the reader takes, and can be copied into an image of its own. */
 static void read_image(const outcome *o)
 {
@@ -72,6 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     outcome whole = write_image(data, size, NULL), cut = write_image(data, size, &dice);
     PROMISE(whole.code == cut.code && whole.offset == cut.offset, "cuts do not change the error");
     PROMISE(whole.code || whole.size == cut.size, "cuts do not change the outcome");
+    scan_headers(data, size, &whole);
     if (!whole.code) {
         check_image(&whole, size);
         check_image(&cut, size);
