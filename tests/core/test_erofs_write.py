@@ -152,18 +152,20 @@ def test_sparse_files(pieces: list[tuple[int, bytes]], size: int, own: bool) -> 
     assert (image.sb["incompat"] == 4) == (not own)
 
 
-def test_holes_of_an_expanded_file_take_no_room(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    path.write_bytes(b"")
-    tar = sparse([(700_000_001, b"x")], 1 << 30)
-    fd = os.open(path, os.O_RDWR)
+@pytest.mark.parametrize(
+    "pieces", [[(700_000_001, b"x")], [(0, b"a" * 512), ((1 << 30) - 512, b"b" * 512)]], ids=["odd", "a table of more than a mebibyte"]
+)
+def test_holes_of_an_expanded_file_take_no_room(tmp_path: Path, pieces: list[tuple[int, bytes]]) -> None:
+    tar = sparse(pieces, 1 << 30)
+    fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         handle, options = door.ffi.new("lay_apply **"), door.ffi.new("lay_apply_options *", [0, 0, door.ffi.NULL, 0])
         door.call("lay_apply_erofs", handle, fd, door.ffi.NULL, 0, options)
         door.call("lay_apply_push", handle[0], tar, len(tar))
         sinks.finish(handle[0])
         door.lib.lay_apply_free(handle[0])
-        assert os.fstat(fd).st_size > 1 << 30 and os.fstat(fd).st_blocks * 512 < 100_000
+        assert os.fstat(fd).st_blocks * 512 < 100_000 and (1 << 30) < os.fstat(fd).st_size < (1 << 30) + 20_000
+        assert os.pread(fd, len(pieces[-1][1]), os.fstat(fd).st_size - (1 << 30) + pieces[-1][0]) == pieces[-1][1]
     finally:
         os.close(fd)
 

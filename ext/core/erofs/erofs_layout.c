@@ -90,6 +90,7 @@ static bool in_chunks(const lay_enode *n, unsigned *bits, size_t *count)
         if (p->file_offset + p->n < n->size)
             all |= (uint64_t)(p->file_offset + p->n);
     }
+    *count = 0;
     if (all % LAY_EROFS_BLOCK)
         return false;
     int64_t blocks = n->size / LAY_EROFS_BLOCK + (n->size % LAY_EROFS_BLOCK != 0);
@@ -97,8 +98,9 @@ static bool in_chunks(const lay_enode *n, unsigned *bits, size_t *count)
     *bits = even < most ? even : most;
     *bits = *bits < LAY_EROFS_CHUNK_BITS ? *bits : LAY_EROFS_CHUNK_BITS;
     int64_t chunks = ((blocks - 1) >> *bits) + 1;
-    *count = (size_t)chunks;
-    return chunks <= CHUNK_TABLE_MOST / 8;
+    bool fits = chunks <= CHUNK_TABLE_MOST / 8;
+    *count = fits ? (size_t)chunks : 0;
+    return fits;
 }
 
 lay_eshape lay_elayout_shape(const lay_enode *n, unsigned *bits, size_t *count)

@@ -48,7 +48,7 @@ bool lay_elayout_next(lay_enames *e, lay_ename *name);
 
 /* How the bytes of a thing are found. */
 typedef enum lay_eshape { LAY_E_PLAIN, LAY_E_TAIL, LAY_E_CHUNKS, LAY_E_OWN } lay_eshape;
-/* Of what is no directory. bits: of LAY_E_CHUNKS, log2 of the blocks of a chunk; count: how many chunks. */
+/* Of what is no directory. bits: of LAY_E_CHUNKS, log2 of the blocks of a chunk; count: how many chunks, else 0. */
 lay_eshape lay_elayout_shape(const lay_enode *n, unsigned *bits, size_t *count);
 /* Bytes of an inode with its extended attributes. */
 static inline int64_t lay_elayout_inode(const lay_enode *n)
