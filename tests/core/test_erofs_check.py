@@ -1,5 +1,6 @@
 """An image against its tar: every byte that is another is found, and all but the tar is made again from it."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 import erofsreader
 import pytest
 import recipes
-from test_erofs_write import TOO_LARGE, entry, sparse, tar_of, written
+from test_erofs_write import TOO_LARGE, entry, sparse, sparse_entry, tar_of, written
 
 from layerstore._core import _apply, _erofs
 
@@ -153,6 +154,24 @@ def test_a_tar_that_is_in_the_file_already_is_not_written(file: int) -> None:
     finally:
         apply.close()
     assert os.pread(file, 2 * len(image), 0) == image
+
+
+def test_tables_of_sparse_files_are_not_many_times_the_tar(file: int) -> None:
+    """One of a mebibyte each; the holes of those that get none take no room."""
+    pieces = [(0, b"a" * 512), ((1 << 26) - 512, b"b" * 512)]
+    tar = tar_of(*[sparse_entry(f"f{i}", pieces, 1 << 26) for i in range(100)])
+    apply = _apply.erofs(file)
+    try:
+        apply.push(tar)
+        apply.finish()
+    finally:
+        apply.close()
+    assert os.fstat(file).st_blocks * 512 < 20_000_000 and os.fstat(file).st_size > 84 << 26
+    assert found(file, tar) == []
+    with contextlib.closing(_erofs.Image(file)) as image:
+        assert image.verify() == []
+        for name in ("f0", "f99"):
+            assert image.read(name, 2, 511) == b"a\0" and image.read(name, 513, (1 << 26) - 513) == b"\0" + b"b" * 512
 
 
 def test_progress_is_told_and_may_raise(file: int) -> None:

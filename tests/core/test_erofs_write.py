@@ -118,12 +118,17 @@ def test_sizes(size: int) -> None:
     assert image.bytes_of("f") == content and image.bytes_of("g") == b"behind"
 
 
-def sparse(pieces: list[tuple[int, bytes]], size: int) -> bytes:
-    """A PAX 0.1 sparse file f, and one behind it."""
-    stored = b"".join(content for _, content in pieces)
+def sparse_entry(name: str, pieces: list[tuple[int, bytes]], size: int) -> tuple[tarfile.TarInfo, bytes]:
+    """A PAX 0.1 sparse file."""
     numbers = ",".join(f"{offset},{len(content)}" for offset, content in pieces)
-    headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(size), "GNU.sparse.numblocks": str(len(pieces)), "GNU.sparse.map": numbers, "GNU.sparse.name": "f"}
-    return tar_of((entry("GNUSparseFile.0/f", pax_headers=headers), stored), (entry("g"), b"behind"))
+    version = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": name, "GNU.sparse.size": str(size)}
+    headers = version | {"GNU.sparse.numblocks": str(len(pieces)), "GNU.sparse.map": numbers}
+    return entry(f"GNUSparseFile.0/{name}", pax_headers=headers), b"".join(content for _, content in pieces)
+
+
+def sparse(pieces: list[tuple[int, bytes]], size: int) -> bytes:
+    """A tar of a sparse file f, and one behind it."""
+    return tar_of(sparse_entry("f", pieces, size), (entry("g"), b"behind"))
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ static lay_code erofs_end(lay_sink *sink, lay_applied *out, lay_error *err)
     lay_erofs_sink *s = (lay_erofs_sink *)sink;
     if ((!lay_tar_ended(s->tar) && lay_tar_eof(s->tar, err)) || lay_etree_end(s->tree, out, err) || keep_words(s, out, err))
         return err->code;
-    if (lay_etree_settle(s->tree, &s->lowers, err) || lay_eimage_layout(&s->image, s->tree, s->size, err))
+    if (lay_etree_settle(s->tree, &s->lowers, err) || lay_eimage_layout(&s->image, s->tree, s->size, LAY_EIMAGE_TABLES(s->size), err))
         return err->code;
     return lay_eimage_store(s->image, s->tree, s->fd, s->size, err);
 }

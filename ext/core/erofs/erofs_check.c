@@ -147,7 +147,7 @@ static lay_code scan_headers(lay_erofs_check *c, int max_ms, lay_error *err)
 
 static lay_code lay_out(lay_erofs_check *c, lay_error *err)
 {
-    if (lay_etree_settle(c->tree, &c->lowers, err) || lay_eimage_layout(&c->image, c->tree, c->of.tar_size, err))
+    if (lay_etree_settle(c->tree, &c->lowers, err) || lay_eimage_layout(&c->image, c->tree, c->of.tar_size, LAY_EIMAGE_TABLES(c->of.tar_size), err))
         return err->code;
     lay_eimage_header(c->image, c->diff_id, c->header);
     c->stage = SUPERBLOCK;

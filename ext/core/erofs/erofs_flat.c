@@ -201,14 +201,14 @@ static lay_code walk(lay_erofs_flat *f, lay_error *err)
 
 /* ---- the new image ------------------------------------------------------------------------------------------------- */
 
-static int64_t table_size(const lay_erofs_flat *f) { return f->whole ? 0 : (int64_t)f->count * LAY_EROFS_DEVICE; }
+static int64_t slots_size(const lay_erofs_flat *f) { return f->whole ? 0 : (int64_t)f->count * LAY_EROFS_DEVICE; }
 
 static lay_code lay_out(lay_erofs_flat *f, lay_error *err)
 {
     lay_applied ignored;
     uint32_t node;
     int64_t at;
-    if (lay_etree_end(f->tree, &ignored, err) || lay_etree_settle(f->tree, NULL, err) || lay_eimage_layout(&f->image, f->tree, table_size(f), err))
+    if (lay_etree_end(f->tree, &ignored, err) || lay_etree_settle(f->tree, NULL, err) || lay_eimage_layout(&f->image, f->tree, slots_size(f), INT64_MAX, err))
         return err->code;
     if (lay_eimage_expanded(f->image, 0, &node, &at))
         return not_blocks(err);

@@ -90,7 +90,6 @@ static bool in_chunks(const lay_enode *n, unsigned *bits, size_t *count)
         if (p->file_offset + p->n < n->size)
             all |= (uint64_t)(p->file_offset + p->n);
     }
-    *count = 0;
     if (all % LAY_EROFS_BLOCK)
         return false;
     int64_t blocks = n->size / LAY_EROFS_BLOCK + (n->size % LAY_EROFS_BLOCK != 0);
@@ -98,18 +97,23 @@ static bool in_chunks(const lay_enode *n, unsigned *bits, size_t *count)
     *bits = even < most ? even : most;
     *bits = *bits < LAY_EROFS_CHUNK_BITS ? *bits : LAY_EROFS_CHUNK_BITS;
     int64_t chunks = ((blocks - 1) >> *bits) + 1;
-    bool fits = chunks <= CHUNK_TABLE_MOST / 8;
-    *count = fits ? (size_t)chunks : 0;
-    return fits;
+    *count = (size_t)chunks;
+    return chunks <= CHUNK_TABLE_MOST / 8;
 }
 
-lay_eshape lay_elayout_shape(const lay_enode *n, unsigned *bits, size_t *count)
+lay_eshape lay_elayout_shape(const lay_enode *n, int64_t *tables, unsigned *bits, size_t *count)
 {
+    *count = 0;
     if (S_ISLNK(n->mode))
         return n->size < LAY_EROFS_BLOCK && n->size <= LAY_EROFS_BLOCK - lay_elayout_inode(n) % LAY_EROFS_SLOT ? LAY_E_TAIL : LAY_E_OWN;
     if (!S_ISREG(n->mode) || n->data >= 0 || !n->size)
         return LAY_E_PLAIN;
-    return in_chunks(n, bits, count) ? LAY_E_CHUNKS : LAY_E_OWN;
+    if (!in_chunks(n, bits, count) || (int64_t)*count * 8 > *tables) {
+        *count = 0;
+        return LAY_E_OWN;
+    }
+    *tables -= (int64_t)*count * 8;
+    return LAY_E_CHUNKS;
 }
 
 /* ---- places ------------------------------------------------------------------------------------------------------ */
@@ -138,7 +142,7 @@ static lay_code own(lay_eowns *to, uint32_t node, int64_t size, lay_error *err)
     return LAY_OK;
 }
 
-static lay_code place_other(lay_elayout *l, uint32_t node, lay_error *err)
+static lay_code place_other(lay_elayout *l, uint32_t node, int64_t *tables, lay_error *err)
 {
     lay_enode n;
     unsigned bits;
@@ -146,7 +150,7 @@ static lay_code place_other(lay_elayout *l, uint32_t node, lay_error *err)
     if (lay_etree_note(l->t, node))                      /* another name of it came before */
         return LAY_OK;
     lay_etree_node(l->t, node, &n);
-    lay_eshape shape = lay_elayout_shape(&n, &bits, &count);
+    lay_eshape shape = lay_elayout_shape(&n, tables, &bits, &count);
     l->chunked |= shape == LAY_E_CHUNKS;
     if (take_slot(l, node, lay_elayout_inode(&n), shape == LAY_E_TAIL ? n.size : 0, (int64_t)count * 8, err) || shape != LAY_E_OWN)
         return err->code;
@@ -229,7 +233,7 @@ lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, l
     return LAY_OK;
 }
 
-static lay_code walk(lay_elayout *l, lay_error *err)
+static lay_code walk(lay_elayout *l, int64_t tables, lay_error *err)
 {
     LAY_AUTO_FREE visit *stack = NULL;
     size_t depth = 0, cap = 0;
@@ -248,7 +252,7 @@ static lay_code walk(lay_elayout *l, lay_error *err)
             if (place_directory(l, name.node, v->node, err) || lay_grow(&stack, &cap, depth, sizeof *stack, err))
                 return err->code;
             stack[depth++] = visit_of(l, name.node);
-        } else if (place_other(l, name.node, err)) {
+        } else if (place_other(l, name.node, &tables, err)) {
             name_failure(l, stack, depth, err);
             return err->code;
         }
@@ -280,7 +284,7 @@ static lay_code place_blocks(lay_elayout *l, lay_error *err)
     return l->size > IMAGE_MOST ? too_large(err) : LAY_OK;
 }
 
-lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, lay_error *err)
+lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err)
 {
     size_t nodes = (size_t)lay_etree_count(t) + 1;
     *l = (lay_elayout){ .t = t, .tar_size = tar_size, .inodes_end = LAY_EROFS_SLOT, .data = LAY_EROFS_HEADER };      /* number 0 is none's */
@@ -290,7 +294,7 @@ lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, 
     l->order = malloc(nodes * sizeof *l->order);
     if (!l->order)
         return lay_fail_nomem(err);
-    return walk(l, err) ? err->code : place_blocks(l, err);
+    return walk(l, tables, err) ? err->code : place_blocks(l, err);
 }
 
 void lay_elayout_free(lay_elayout *l)

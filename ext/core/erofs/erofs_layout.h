@@ -29,7 +29,7 @@ typedef struct lay_elayout {
     bool chunked;
 } lay_elayout;
 
-lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, lay_error *err);
+lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err);
 void lay_elayout_free(lay_elayout *l);
 /* A path of the inode; of the root, and of none that there is, an empty one. */
 lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, lay_error *err);
@@ -48,8 +48,8 @@ bool lay_elayout_next(lay_enames *e, lay_ename *name);
 
 /* How the bytes of a thing are found. */
 typedef enum lay_eshape { LAY_E_PLAIN, LAY_E_TAIL, LAY_E_CHUNKS, LAY_E_OWN } lay_eshape;
-/* Of what is no directory. bits: of LAY_E_CHUNKS, log2 of the blocks of a chunk; count: how many chunks, else 0. */
-lay_eshape lay_elayout_shape(const lay_enode *n, unsigned *bits, size_t *count);
+/* Of what is no directory; asked of each once, in the order of the inodes. tables: what is left of these bytes. bits: of LAY_E_CHUNKS, log2 of the blocks of a chunk; count: how many chunks, else 0. */
+lay_eshape lay_elayout_shape(const lay_enode *n, int64_t *tables, unsigned *bits, size_t *count);
 /* Bytes of an inode with its extended attributes. */
 static inline int64_t lay_elayout_inode(const lay_enode *n)
 {

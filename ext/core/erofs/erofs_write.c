@@ -16,6 +16,7 @@ struct lay_eimage {
     uint8_t *p; size_t n, cap;              /* the bytes being made */
     int64_t at;                             /* of p[0] in the metadata */
     size_t inode, dir, link, file;          /* the next ones */
+    int64_t tables, tables_left;            /* bytes for tables, as the layout was given them */
 };
 
 /* Room for n bytes at `at` of the metadata; zero, as is what lies between. */
@@ -122,7 +123,7 @@ static lay_code put_inode(lay_eimage *m, lay_error *err)
     size_t count = 0;
     lay_etree_node(l->t, node, &n);
     const lay_edir *d = S_ISDIR(n.mode) ? &l->dirs[m->dir++] : NULL;
-    lay_eshape shape = d ? LAY_E_PLAIN : lay_elayout_shape(&n, &bits, &count);
+    lay_eshape shape = d ? LAY_E_PLAIN : lay_elayout_shape(&n, &m->tables_left, &bits, &count);
     int64_t at = (int64_t)lay_etree_note(l->t, node) * LAY_EROFS_SLOT, end = at + lay_elayout_inode(&n);
     uint8_t *b = room(m, at, (size_t)(end - at), err);
     if (!b)
@@ -200,20 +201,24 @@ void lay_eimage_rewind(lay_eimage *m)
 {
     m->n = m->inode = m->dir = m->link = m->file = 0;
     m->at = 0;
+    m->tables_left = m->tables;
 }
 
 /* ---- the face ---------------------------------------------------------------------------------------------------- */
 
-lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, lay_error *err)
+lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err)
 {
     lay_eimage *m = calloc(1, sizeof *m);
     if (!m)
         return lay_fail_nomem(err);
-    if (lay_elayout_make(&m->l, t, tar_size, err))
+    if (lay_elayout_make(&m->l, t, tar_size, tables, err)) {
         lay_eimage_free(m);
-    else
-        *out = m;
-    return err->code;
+        return err->code;
+    }
+    m->tables = tables;
+    lay_eimage_rewind(m);
+    *out = m;
+    return LAY_OK;
 }
 
 void lay_eimage_free(lay_eimage *m)

@@ -14,8 +14,11 @@
 
 typedef struct lay_eimage lay_eimage;
 
-/* The tree is borrowed until free. LAY_E_OS with EFBIG: more than the format's 2 TiB. */
-lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, lay_error *err);
+/* The tree is borrowed until free. LAY_E_OS with EFBIG: more than the format's 2 TiB. tables: bytes that the tables of
+ * sparse files may have together; the files beyond are expanded. */
+lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err);
+/* Of a layer: a small tar makes no large image. */
+#define LAY_EIMAGE_TABLES(tar_size) ((INT64_C(16) << 20) + (tar_size))
 void lay_eimage_free(lay_eimage *m);
 
 /* Bytes of the whole file; and where in it the metadata begins. */
