@@ -2,8 +2,9 @@
  *
  * Entries in order enter; inodes and names leave. Every decision and every error is that of the unpacker (apply/unpack.h)
  * on a directory of its own, outside of any user namespace.
- * Memory: 32 bytes an entry, its last name once, and a slot of a table while entries come. What is rare (extended
- * attributes, more names than one, sizes from 4 GiB on, holes) costs a second record.
+ * Memory: 32 bytes an entry and the last component of its name; where the names of a directory are not in their order, a slot
+ * of a table until the end. What is rare (extended attributes, more names than one, sizes from 4 GiB on, holes) costs a second
+ * record.
  */
 #ifndef LAY_EROFS_TREE_H
 #define LAY_EROFS_TREE_H
