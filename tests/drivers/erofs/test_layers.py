@@ -4,12 +4,14 @@ import hashlib
 import os
 import random
 import stat
+import time
 from pathlib import Path
 
 import erofsreader
 import ocimodel
 import pytest
 import recipes
+import tarkit
 from stored import tar_of
 from tarkit import T1, T2, dir, end, file
 
@@ -199,6 +201,17 @@ def test_a_tar_that_is_there_costs_nothing_on_another_layer(store, open_store):
     assert store.verify() == []
     store.release(one)
     assert tar_of(twin) == T2 and tar_of(third) == T2
+
+
+def test_a_sparse_file_larger_than_the_disk_is_had_once(store):
+    tar = tarkit.pax_sparse_1_0("s", [(0, b"begin"), ((1 << 40) + 512, b"x" * 1000)], (1 << 40) + 1512) + end()
+    one = store.register(tar)
+    began = time.monotonic()
+    twin = store.register(tar, store.register(T1))
+    assert inode(one) == inode(twin) and store.verify() == [] and time.monotonic() - began < 5
+    with twin.open("s") as opened:
+        opened.seek((1 << 40) + 512)
+        assert opened.read() == b"x" * 1000 and opened.seek(1 << 39) and opened.read(10) == bytes(10)
 
 
 def test_what_is_damaged_is_not_linked(store):

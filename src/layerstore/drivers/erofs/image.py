@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from typing import Final
 
 from layerstore._core import _files
@@ -133,10 +134,21 @@ def are_equal(fd: int, other: int) -> bool:
 
 
 def _same(fd: int, other: int, at: int, end: int) -> bool:
-    while at < end:
+    """Compare a part of both, but for holes that both have: a sparse file in an image may be larger than the disk."""
+    while (at := min(_next_data(fd, at), _next_data(other, at))) < end:
         n = min(_COMPARED, end - at)
         data = os.pread(fd, n, at)
         if not data or data != os.pread(other, n, at):
             return False
         at += len(data)
     return True
+
+
+def _next_data(fd: int, at: int) -> int:
+    """Return where the next bytes begin that are in no hole."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as err:
+        if err.errno != errno.ENXIO:
+            raise
+        return sys.maxsize                        # a hole up to the end
