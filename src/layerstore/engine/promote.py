@@ -117,7 +117,7 @@ class Promotion:
         with Scope(begin, end) as transaction:
             received = self._driver.layers.adopt(id, step.below, transaction.open_sidecar)
             if received:
-                warn_left_out(f"snapshot {id}", received.left_out, stays=True)
+                warn_left_out(f"snapshot {id}", received.left_out, stays="layer")
                 made = self._registration.describe(id, received, transaction, above, Descriptor())
                 return self._led(step, self._where_it_lies(step, made, transaction, level), level)
         return self._led(step, self._registered(step, level), level)
@@ -341,4 +341,4 @@ class _Frozen(NamedTuple):
     def pump_into(self, apply: Apply) -> None:
         with self.trees.diff([self.id], self.stack) as stream:
             stream.pump_into(apply, None)
-            warn_left_out(f"snapshot {self.id}", stream.left_out(), stays=True)
+            warn_left_out(f"snapshot {self.id}", stream.left_out(), stays="snapshot")

@@ -61,11 +61,11 @@ def export_flags(keep: str, marks: str) -> int:
     return flags | (_tarstream.EXPORT_SKIP_MARKS if marks == "skip" else 0)
 
 
-def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]], *, stays: bool = False) -> None:
+def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]], *, stays: str = "") -> None:
     """Warn once of all that a tar leaves out, if it leaves out anything, by a warning and in the log.
 
     whose   "writable layer web", "layer sha256:..."
-    stays   it is left out of the tar alone: the layer's files have it
+    stays   "layer" or "snapshot": whose files have it, as it is left out of the tar alone
     """
     left = [LeftOut(*one) for one in found]
     if not left:
@@ -76,7 +76,7 @@ def warn_left_out(whose: str, found: Sequence[tuple[str, int, list[str]]], *, st
         more = ", ..." if number > len(paths) else ""
         parts.append(f"{words} ({', '.join(map(readable, paths))}{more})")
     keepable = '; keep="all" keeps them' if any(one.kind in ("xattr", "acl") for one in left) else ""
-    hint = "; the layer's own files keep them" if stays else keepable
+    hint = f"; the {stays}'s own files keep them" if stays else keepable
     text = f"The tar of {whose} leaves out {'; '.join(parts)}{hint}"
     log.warning("%s", text, extra={"left_out": left})
     warnings.warn(LeftOutWarning(text, left), stacklevel=4)
