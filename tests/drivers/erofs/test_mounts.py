@@ -340,6 +340,7 @@ def test_a_store_that_only_reads_sees_a_layer_and_writes_nothing(open_home):
     before = disk.disk_state(reader.path, times=True)
     with reader.mounted.seen(id) as fd:
         assert sorted(os.listdir(fd)) == ["of0", "top"]
+    assert reader.mounted.mode() == open_home().mounted.mode()
     assert disk.disk_state(reader.path, times=True) == before and reader.mounts() == set()
 
 

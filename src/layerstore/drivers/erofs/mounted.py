@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
@@ -27,7 +28,7 @@ from layerstore.drivers.erofs.options import Options
 from layerstore.drivers.overlay.below import Given
 from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.drivers.shown import Shown
-from layerstore.errors import ActiveMountError, LayerStoreError
+from layerstore.errors import ActiveMountError, CorruptLayerError, InvalidMetadataError, LayerStoreError
 
 log = logging.getLogger("layerstore")
 
@@ -51,8 +52,22 @@ class Mounted:
     def mode(self) -> erofs.Mode:
         """Return how images are mounted here. Raises NotSupportedError, OSError."""
         if self._mode is None:
-            self._mode = erofs.probe(self._at.home, directio=self._options.directio)
+            self._mode = self._looked_up() if self._view.read_only else self._probed(self._at.home)
         return self._mode
+
+    def _probed(self, directory: str) -> erofs.Mode:
+        return erofs.probe(directory, directio=self._options.directio)
+
+    def _looked_up(self) -> erofs.Mode:
+        """Find out by a layer that is there how images are mounted, as a store that only reads makes no file here."""
+        for id in self._images():
+            with contextlib.suppress(CorruptLayerError, InvalidMetadataError), self._files.opened(id) as file:
+                return erofs.mode_of(file, directio=self._options.directio)
+        return self._probed(tempfile.gettempdir())
+
+    def _images(self) -> list[str]:
+        with os.scandir(self._at.home) as entries:
+            return [entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE))]
 
     # ---- below an overlay ----
 
@@ -219,11 +234,9 @@ class Mounted:
 
     def _seen_alone(self, id: str) -> OpenDirectory:
         """Open the root of a mount of a layer that is attached nowhere, and goes with that."""
-        directio = self._options.directio
+        mode = self.mode()
         with self._files.opened(id) as file:
-            # a store that only reads makes no file to find it out with
-            mode = erofs.mode_of(file, directio=directio) if self._view.read_only else self.mode()
-            mount = erofs.make_mount([file], mode, directio=directio)
+            mount = erofs.make_mount([file], mode, directio=self._options.directio)
         with contextlib.closing(mount):
             return OpenDirectory(".", dir_fd=mount.fileno())
 
@@ -257,9 +270,7 @@ class Mounted:
     def cleanup(self) -> None:
         """End what no overlay stands on, and what a process that was killed left beside it."""
         self.sweep()
-        with os.scandir(self._at.home) as entries:
-            ids = [entry.name for entry in entries if os.path.lexists(os.path.join(entry.path, IMAGE))]
-        for id in ids:                    # files of a box that became a layer
+        for id in self._images():         # files of a box that became a layer
             self.left([id])
             if os.path.lexists(self._flat.place(id)):
                 with _told(), self._at.held(id):
