@@ -200,6 +200,7 @@ lay_code lay_erofs_list(const lay_erofs *e, const lay_einode *dir, lay_names *na
     }
     if (failed == 0)
         failed = check_once(e, dir, names);
+    lay_erofs_let_go(e, dir->size + (int64_t)names->count * LAY_EROFS_INODE);      /* who lists mostly looks at what is there, too */
     if (failed == 0)
         return LAY_OK;
     int why = errno;

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <sys/sysmacros.h>
 
+#define MAPPED_MOST (8 << 20)                   /* bytes of an image that stay mapped to memory, about */
 #define FORMAT_BITS 0x0Fu                       /* of an inode's format: what is known of it */
 
 void lay_erofs_hold(const lay_erofs *e) { atomic_fetch_add(&((lay_erofs *)(uintptr_t)e)->held, 1); }
@@ -55,6 +56,15 @@ const uint8_t *lay_erofs_at(const lay_erofs *e, int64_t at, uint64_t n, const ch
         return e->map + at;
     lay_erofs_bad(e, at, "%s is not in it", what);
     return NULL;
+}
+
+void lay_erofs_let_go(const lay_erofs *image, int64_t n)
+{
+    lay_erofs *e = (lay_erofs *)(uintptr_t)image;
+    if (atomic_fetch_add(&e->seen, n) + n < MAPPED_MOST)
+        return;
+    atomic_store(&e->seen, 0);
+    madvise((void *)(uintptr_t)e->map, (size_t)e->limit, MADV_DONTNEED);
 }
 
 static void read_compact(const lay_erofs *e, const uint8_t *p, lay_einode *i)

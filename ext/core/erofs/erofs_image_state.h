@@ -38,6 +38,7 @@ struct lay_erofs {
     lay_erofs_device *devices; size_t ndevices; /* the primary one is the first */
     lay_erofs_infix *infixes; size_t ninfixes;  /* long prefixes; their text is in infix_text */
     uint8_t *infix_text;
+    atomic_llong seen;                          /* bytes of the mapping, since it was let go last */
     atomic_int damaged;                         /* 0: not; 1: being written; 2: the sentence is there */
     char damage[LAY_ERROR_TEXT];
 };
@@ -55,6 +56,9 @@ typedef struct lay_einode {
 int lay_erofs_bad(const lay_erofs *e, int64_t at, const char *format, ...) __attribute__((format(printf, 3, 4)));
 /* n bytes of the primary device, or NULL. */
 const uint8_t *lay_erofs_at(const lay_erofs *e, int64_t at, uint64_t n, const char *what);
+/* So many bytes of it were read, or will be at once: what was read is let go now and then, so that a walk of a large image
+ * takes little memory. It stays in the kernel's cache. */
+void lay_erofs_let_go(const lay_erofs *e, int64_t n);
 int lay_erofs_inode(const lay_erofs *e, uint64_t nid, lay_einode *out);
 void lay_erofs_stat(const lay_erofs *e, const lay_einode *i, struct stat *st);
 

@@ -230,6 +230,7 @@ lay_code lay_erofs_open(lay_erofs **out, int fd, int64_t size, const int *device
     e->fd = -1;
     atomic_init(&e->held, 1);
     atomic_init(&e->damaged, 0);
+    atomic_init(&e->seen, 0);
     if (open_image(e, fd, size, devices, n, err)) {
         lay_erofs_free(e);
         return err->code;

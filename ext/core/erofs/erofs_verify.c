@@ -118,6 +118,7 @@ static lay_code enter(verify *v, const lay_einode *dir, uint64_t parent, int *fa
     if (lay_grow(&v->levels, &v->cap, v->depth, sizeof *v->levels, err))
         return err->code;
     *failed = spend(v, dir, dir->size);
+    lay_erofs_let_go(v->e, 4 * dir->size);                  /* with the inodes */
     v->levels[v->depth++] = (level){ .dir = *dir, .parent = parent, .path_len = v->path.len, .last_at = v->names.len };
     return LAY_OK;
 }
@@ -243,8 +244,9 @@ static lay_code walk(verify *v, int *failed, lay_error *err)
 lay_code lay_erofs_verify(const lay_erofs *image, lay_error *err)
 {
     lay_erofs own;                              /* what others have said of it is not told here */
-    memcpy(&own, image, offsetof(lay_erofs, damaged));
+    memcpy(&own, image, offsetof(lay_erofs, seen));
     atomic_init(&own.damaged, 0);
+    atomic_init(&own.seen, 0);
     const lay_erofs *e = &own;
     int64_t tar = lay_erofs_tar_size(e->map + LAY_EROFS_SUPER + LAY_EROFS_AT_NAME);
     verify v = { .e = e };
