@@ -116,3 +116,13 @@ def test_diff_of_layers_without_checksums_compares_bytes(cli, room):
         top = cli("--driver", driver, "register", room / "1.tar", "--parent", base, "-q").out.strip()
         told.append(cli("--driver", driver, "diff", base, top, "--json").json)
     assert told[0] == told[1] == [{"kind": "C", "path": path, "what": ["content"]} for path in ("/grown", "/same")]
+
+
+def test_an_image_comes_after_its_layers(cli, ok, two, room, root):
+    ok("image", "create", two[1], "--tag", "app:1")
+    cli("convert", "app:1", "--to", OTHER)
+    before = {layer["cache_id"] for layer in cli("--driver", OTHER, "ls", "--json").json["layers"]}
+    assert cli("-q", "image", "save", "app:1", "-o", room / "app.tar").code == 0
+    assert cli("--driver", OTHER, "image", "load", room / "app.tar").code == 0
+    assert cli("--driver", OTHER, "ls-files", "--own", "app:1").code == 0
+    assert {layer["cache_id"] for layer in cli("--driver", OTHER, "ls", "--json").json["layers"]} == before
