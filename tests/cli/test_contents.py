@@ -92,6 +92,7 @@ def test_cat(two, program, cli):
     assert cli("cat", APP_ID, "app/main", "--json").code == 2
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_cat_of_a_changed_file_fails(two, cli):
     upper = cli("show", BASE_ID, "--json").json["directories"]["UpperDir"]
     with open(f"{upper}/etc/motd", "r+b") as changed:

@@ -11,6 +11,9 @@ OTHER = "erofs"
 SAYS = "has several drivers: overlay2, erofs. This is the half of overlay2; --driver names another one"
 
 
+pytestmark = pytest.mark.only("overlay2", "the other half is another driver's then")
+
+
 @pytest.fixture
 def two(register):
     """A store with two layers, one on the other; their ChainIDs."""

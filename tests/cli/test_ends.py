@@ -373,6 +373,7 @@ def test_on_a_file_system_for_reading_only(cli, room, mounted):
     assert done.code in (1, 4) and "read-only" in done.said.lower() and str(place) in done.said
 
 
+@pytest.mark.only("overlay2", "another driver's store opens there")
 def test_a_store_on_the_root_of_a_container(program, mounted, room):
     """An overlay cannot hold another one: the error says what to do."""
     for name in ("lower", "upper", "work"):

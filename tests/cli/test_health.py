@@ -33,6 +33,7 @@ def test_a_sound_store(layer, cli):
     assert cli("verify", ID[:20], ID).code == 0
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_problems_are_listed_and_the_exit_code_says_so(layer, cli):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     for words in (["verify"], ["verify", ID]):
@@ -57,6 +58,7 @@ def test_a_writable_layer_is_told_and_mended_by_its_name(layer, cli, made):
     assert cli("repair", "nobody").code == 3
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_repair_from_a_tar(layer, cli, ok, room):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     done = cli("repair", ID, room / "layer.tar", "--json")
@@ -67,6 +69,7 @@ def test_repair_from_a_tar(layer, cli, ok, room):
     assert (done.code, done.out, done.err) == (0, "", "nothing to mend\n")
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_repair_from_standard_input_and_from_another_store(layer, cli, program, room):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     assert program("repair", ID, "-", input=TAR).code == 0
@@ -78,6 +81,7 @@ def test_repair_from_standard_input_and_from_another_store(layer, cli, program, 
     assert cli("verify").code == 0
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_repair_that_cannot_be(layer, refused, room):
     (layer / "bin/tool").write_text("#!/bin/no\n")
     (room / "wrong.tar").write_bytes(file("x", b"") + end())

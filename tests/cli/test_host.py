@@ -68,7 +68,7 @@ def test_info(made, cli, root):
     assert found["driver_status"]["Backing Filesystem"] == "tmpfs" and found["dockerd"] is None
     assert found["libraries"] == layerstore.build_info() and found["version"] == layerstore.__version__
     shown = {line[:20].strip(): line[21:].strip() for line in made("info")}
-    assert (shown["root"], shown["layers"], shown["Supports d_type"]) == (str(root), "0", "true")
+    assert (shown["root"], shown["layers"], shown["userxattr"]) == (str(root), "0", "false")
 
 
 def test_what_reads_writes_nothing(made, cli, root):

@@ -198,6 +198,7 @@ def test_export_gives_the_same_bytes(two, program, room):
     assert (room / "out.tar").read_bytes() == APP
 
 
+@pytest.mark.only("overlay2", "of the files in a layer's directory")
 def test_export_replaces_a_file_when_it_is_whole(two, cli, refused, room, root):
     (room / "out.tar").write_bytes(b"old")
     (room / "link.tar").symlink_to("out.tar")

@@ -31,7 +31,7 @@ def evil(root):
                                       "history": [{"created": "2020-01-01T00:00:00Z", "created_by": TEXT, "comment": TEXT}]}, tags="app:1")
         store.create_rw_layer(EVIL, layer.chain_id)
         cache = damaged.cache_id
-    os.unlink(root / DRIVER / cache / "diff/lost")
+    os.unlink(root / DRIVER / cache / ("layer.erofs" if DRIVER == "erofs" else "diff/lost"))
     database = root / LAYERDB
     bad = os.fsencode(database) + b"/mounts/" + b"bad" + TRICKS
     os.mkdir(bad)
