@@ -48,6 +48,7 @@ class Mounted:
         self._files = Mountable(at, view.diff_id_of)
         self._flat = Flat(at, self._files, durable=view.durability != "none")
         self._mode: erofs.Mode | None = None
+        self._bare: set[str] = set()      # layers that were seen without files of a box: they get none any more
 
     def mode(self) -> erofs.Mode:
         """Return how images are mounted here. Raises NotSupportedError, OSError."""
@@ -80,10 +81,12 @@ class Mounted:
         files = self._at.files_of(id)
         if erofs.is_erofs(files):
             return
-        if not self._is_empty(id):        # a box became this layer: its files lie there while an overlay stands on them
-            if id in self._mounting().stood_on():
-                return
-            self._at.empty(id, self._at.files)
+        if id not in self._bare:
+            if not self._is_empty(id):    # a box became this layer: its files lie there while an overlay stands on them
+                if id in self._mounting().stood_on():
+                    return
+                self._at.empty(id, self._at.files)
+            self._bare.add(id)
         with self._files.opened(id) as file:
             made.append(files)
             self._mount([file], files)
@@ -119,7 +122,7 @@ class Mounted:
         return f"{ids[0]}/{PLACE}"
 
     def _is_empty(self, id: str) -> bool:
-        with self._at.opened_files(id) as fd:
+        with OpenDirectory(self._at.files_of(id)) as fd:
             return _files.is_empty(fd)
 
     # ---- after an overlay ----
