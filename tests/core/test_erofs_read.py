@@ -152,7 +152,7 @@ def test_a_cut_image_is_refused_and_a_file_that_is_none(tmp_path: Path) -> None:
 
 
 def walked(reader: Any) -> None:
-    """All that there is to ask, whatever comes; nothing of it may take long."""
+    """Ask all that there is to ask, whatever comes: it ends soon."""
     try:
         reader.verify()
     except door.CoreError as error:
