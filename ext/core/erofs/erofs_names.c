@@ -52,7 +52,7 @@ static lay_code enter(lay_etree *t, const char *path, size_t n, uint32_t *direct
         if (len > NAME_MAX)
             return lay_fail_os(err, ENAMETOOLONG, NULL, made ? NULL : "cannot open the parent directory");
         uint32_t next = 0;
-        if (!made && lay_estate_find(t, here, path + at, len, &next, err))
+        if (!made && lay_estate_find_directory(t, here, path + at, len, &next, err))
             return err->code;
         if (!next) {
             if (lay_estate_imply(t, here, path + at, len, &next, err))

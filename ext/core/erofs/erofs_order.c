@@ -94,8 +94,9 @@ lay_code lay_eorder_set(lay_etree *t, lay_error *err)
 {
     uint32_t most = 0, next = 0;
     count_names(t);
-    free(t->slots);
-    t->slots = NULL;
+    free(t->all.slots);
+    free(t->directories.slots);
+    t->all = t->directories = (lay_etable){ 0 };
     t->order = malloc(t->nrecs * sizeof *t->order);
     if (!t->order)
         return lay_fail_nomem(err);

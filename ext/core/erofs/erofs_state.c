@@ -3,7 +3,8 @@
  * No record is ever taken out: what is replaced is marked as gone. What lay in a directory that went is not touched before the
  * end: nothing leads to it any more.
  * Most tars have the names of a directory in their order. While they come so, a name that sorts behind the last one is new, and
- * that is known without looking it up. A table of hashes is filled when another name is asked for.
+ * that is known without looking it up. A table of hashes is filled when another name is asked for: of directories alone, as most
+ * are asked for as parents, and of all names when that does not tell.
  */
 #include "erofs/erofs_state.h"
 
@@ -18,52 +19,58 @@ static uint64_t hash_of(const lay_etree *t, uint32_t directory, const char *name
 }
 
 /* The slot of a name, or the empty one where it belongs. */
-static size_t slot_of(const lay_etree *t, uint32_t directory, const char *name, size_t n)
+static uint32_t *slot_of(const lay_etree *t, const lay_etable *table, uint32_t directory, const char *name, size_t n)
 {
-    size_t i = (size_t)hash_of(t, directory, name, n) & t->mask;
-    for (; t->slots[i]; i = (i + 1) & t->mask) {
-        const lay_erec *r = &t->recs[t->slots[i] - 1];
+    size_t i = (size_t)hash_of(t, directory, name, n) & table->mask;
+    for (; table->slots[i]; i = (i + 1) & table->mask) {
+        const lay_erec *r = &t->recs[table->slots[i] - 1];
         const char *text = t->names.p + r->text;
         if (r->parent == directory && (uint8_t)text[0] == n && !memcmp(text + 1, name, n))
             break;
     }
-    return i;
+    return &table->slots[i];
 }
 
-/* Room for all records in the table, which is filled anew if it has to grow. */
-static lay_code make_room(lay_etree *t, lay_error *err)
+/* Twice the room; it is filled anew. */
+static lay_code make_room(lay_etable *table, lay_error *err)
 {
-    size_t need = t->used + (t->nrecs - t->indexed), count = t->slots ? t->mask + 1 : FIRST_SLOTS;
-    if (t->slots && need * 4 <= count * 3)
-        return LAY_OK;
-    while (need * 4 > count * 3)
-        count *= 2;
+    size_t count = table->slots ? 2 * (table->mask + 1) : FIRST_SLOTS;
     uint32_t *slots = calloc(count, sizeof *slots);
     if (!slots)
         return lay_fail_nomem(err);
-    free(t->slots);
-    t->slots = slots;
-    t->mask = count - 1;
-    t->used = 0;
-    t->indexed = 1;
+    free(table->slots);
+    *table = (lay_etable){ .slots = slots, .mask = count - 1, .indexed = 1 };
     return LAY_OK;
 }
 
-static lay_code fill_table(lay_etree *t, lay_error *err)
+static lay_code fill(const lay_etree *t, lay_etable *table, lay_error *err)
 {
-    if (t->slots && t->indexed == t->nrecs)
-        return LAY_OK;
-    if (make_room(t, err))
+    if (!table->slots && make_room(table, err))
         return err->code;
-    for (; t->indexed < t->nrecs; t->indexed++) {
-        const lay_erec *r = &t->recs[t->indexed];
+    while (table->indexed < t->nrecs) {
+        const lay_erec *r = &t->recs[table->indexed];
         const char *text = t->names.p + r->text;
-        if (r->flags & LAY_EREC_GONE)
-            continue;
-        uint32_t *slot = &t->slots[slot_of(t, r->parent, text + 1, (uint8_t)text[0])];
-        t->used += !*slot;
-        *slot = (uint32_t)t->indexed + 1;
+        if (r->flags & LAY_EREC_GONE || (table == &t->directories && !S_ISDIR(r->mode))) {
+            table->indexed++;
+        } else if (table->used * 4 >= (table->mask + 1) * 3) {
+            if (make_room(table, err))
+                return err->code;
+        } else {
+            uint32_t *slot = slot_of(t, table, r->parent, text + 1, (uint8_t)text[0]);
+            table->used += !*slot;
+            *slot = (uint32_t)++table->indexed;
+        }
     }
+    return LAY_OK;
+}
+
+/* What has a name of a directory, as far as the table tells; 0: nothing. */
+static lay_code look_up(const lay_etree *t, lay_etable *table, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+{
+    if (fill(t, table, err))
+        return err->code;
+    uint32_t found = *slot_of(t, table, directory, name, n);
+    *number = found && !(t->recs[found - 1].flags & LAY_EREC_GONE) ? found - 1 : 0;
     return LAY_OK;
 }
 
@@ -82,7 +89,6 @@ lay_code lay_estate_init(lay_etree *t, lay_error *err)
         || lay_grow(&t->more, &t->more_cap, 0, sizeof *t->more, err))
         return err->code;
     t->more[t->nmore++] = (lay_emore){ 0 };
-    t->indexed = 1;
     t->owners[t->nowners++] = (lay_eowner){ 0, 0 };
     t->recs[t->nrecs++] = (lay_erec){ .mode = S_IFDIR | 0755, .flags = LAY_EREC_IMPLIED };
     return LAY_OK;
@@ -101,7 +107,8 @@ void lay_estate_free(lay_etree *t)
     free(t->acls[0].p);
     free(t->acls[1].p);
     free(t->pieces);
-    free(t->slots);
+    free(t->all.slots);
+    free(t->directories.slots);
     free(t->order);
     free(t->clean.p);
     free(t->target.p);
@@ -114,21 +121,29 @@ void lay_estate_free(lay_etree *t)
     free(t->linked.p);
 }
 
-lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+/* Without a table, if that is possible. */
+static bool find_last(const lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number)
 {
     const lay_erec *d = &t->recs[directory];
     *number = 0;
     if (n > NAME_MAX || !d->data)
-        return LAY_OK;
+        return true;
     int c = compare(t, name, n, d->data);
-    if (c > 0 && !(d->flags & LAY_EREC_MIXED))
-        return LAY_OK;
-    if (c && fill_table(t, err))
+    if (!c && !(t->recs[d->data].flags & LAY_EREC_GONE))
+        *number = d->data;
+    return !c || (c > 0 && !(d->flags & LAY_EREC_MIXED));
+}
+
+lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+{
+    return find_last(t, directory, name, n, number) ? LAY_OK : look_up(t, &t->all, directory, name, n, number, err);
+}
+
+lay_code lay_estate_find_directory(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
+{
+    if (find_last(t, directory, name, n, number) || look_up(t, &t->directories, directory, name, n, number, err) || *number)
         return err->code;
-    uint32_t found = c ? t->slots[slot_of(t, directory, name, n)] : d->data + 1;
-    if (found && !(t->recs[found - 1].flags & LAY_EREC_GONE))
-        *number = found - 1;
-    return LAY_OK;
+    return look_up(t, &t->all, directory, name, n, number, err);
 }
 
 lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
@@ -195,8 +210,7 @@ lay_code lay_estate_set_owner(lay_etree *t, uint32_t number, uint32_t uid, uint3
             return LAY_OK;
         }
         if (i == t->nowners)
-            t->indexed = 1;
-    t->owners[t->nowners++] = (lay_eowner){ uid, gid };
+            t->owners[t->nowners++] = (lay_eowner){ uid, gid };
         t->owner = i;
     }
     t->recs[number].owner = (uint8_t)t->owner;

@@ -56,6 +56,9 @@ typedef struct lay_eowner { uint32_t uid, gid; } lay_eowner;
 /* A directory on the way to another, and where its name ends in the path. */
 typedef struct lay_estep { uint32_t end, number; } lay_estep;
 
+/* Of the first `indexed` records, number + 1 of the one that has a name; 0: empty. */
+typedef struct lay_etable { uint32_t *slots; size_t mask, used, indexed; } lay_etable;
+
 struct lay_etree {
     lay_limits limits;
     lay_erec *recs; size_t nrecs, recs_cap;
@@ -68,7 +71,7 @@ struct lay_etree {
     lay_text piece, acls[2];
     uint8_t capability[20];
     lay_epiece *pieces; size_t npieces, pieces_cap;
-    uint32_t *slots; size_t mask, used, indexed;      /* number + 1 of the record that has a name, of the first `indexed`; 0: empty */
+    lay_etable all, directories;                      /* of all names; of those of directories alone */
     lay_nameset key;                                  /* only for its hash */
     uint32_t *order;                                  /* all names, those of one directory together */
     lay_text clean, target, resolved, rest, next;     /* scratch */
@@ -86,6 +89,8 @@ lay_code lay_estate_init(lay_etree *t, lay_error *err);
 void lay_estate_free(lay_etree *t);
 /* A name in a directory; *number 0: there is none. */
 lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
+/* The same where a directory is expected. */
+lay_code lay_estate_find_directory(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
 /* A new record at this name, empty; what had the name was dropped. */
 lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
 /* The number goes, and all below it. */
