@@ -29,6 +29,8 @@ import driven  # noqa: E402
 from driven import DRIVER, FILES, LAYERDB  # noqa: E402
 from soak import budget  # noqa: E402
 
+from layerstore.disk import erofs  # noqa: E402
+
 TIME_LIMIT_SECONDS = 60
 
 
@@ -264,13 +266,21 @@ def unchanged(root):
 
 
 @pytest.fixture
-def diff_of(root):
-    """The diff directory of a layer (or of a cache or mount ID)."""
+def diff_of(root, room):
+    """The directory of the files of a layer (or of a cache or mount ID); of an image, a mount of it beside the store."""
+    with contextlib.ExitStack() as stack:
 
-    def find(layer):
-        return root / DRIVER / getattr(layer, "cache_id", layer) / FILES
+        def find(layer):
+            home = root / DRIVER / getattr(layer, "cache_id", layer)
+            if not (home / "layer.erofs").exists():
+                return home / FILES
+            place = Path(tempfile.mkdtemp(prefix="shown-", dir=room))
+            with (home / "layer.erofs").open("rb") as file:
+                erofs.mount_file([erofs.File(file.fileno(), file.name)], str(place), "loop")
+            stack.callback(disk.unmount, place)
+            return place
 
-    return find
+        yield find
 
 
 @pytest.fixture
