@@ -48,7 +48,7 @@ class Mounted:
         self._files = Mountable(at, view.diff_id_of)
         self._flat = Flat(at, self._files, durable=view.durability != "none")
         self._mode: erofs.Mode | None = None
-        self._bare: set[str] = set()      # layers that were seen without files of a box: they get none any more
+        self._bare: set[str] = set()      # layers that were seen without files of a box: they get none later
 
     def mode(self) -> erofs.Mode:
         """Return how images are mounted here. Raises NotSupportedError, OSError."""
