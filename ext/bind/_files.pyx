@@ -224,7 +224,7 @@ def rename(source, target):
 
 
 def link(int fd, path):
-    """Give an open file a name more, or its first (linkat). Raises OSError: ENOENT if it has lost its last."""
+    """Link an open file under one more name, or its first (linkat). Raises OSError: ENOENT if it has lost its last."""
     cdef bytes p = encoded(path)
     if lay_link(fd, p) != 0:
         failed(path)

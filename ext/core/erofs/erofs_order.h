@@ -4,7 +4,7 @@
 
 #include "erofs/erofs_state.h"
 
-/* Nothing is looked up in the tree any more. */
+/* The tree is no longer looked up. */
 lay_code lay_eorder_set(lay_etree *t, lay_error *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* erofs_state.c - records of names and inodes.
  *
  * No record is ever taken out: what is replaced is marked as gone. What lay in a directory that went is not touched before the
- * end: nothing leads to it any more.
+ * end: no name leads to it.
  * Most tars have the names of a directory in their order. While they come so, a name that sorts behind the last one is new, and
  * that is known without looking it up. A table of hashes is filled when another name is asked for: of directories alone, as most
  * are asked for as parents, and of all names when that does not tell.

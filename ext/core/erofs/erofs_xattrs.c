@@ -283,7 +283,7 @@ static bool is_valid_acl(const lay_xattr *x, bool *says_more)
     return state == OTHER;
 }
 
-/* As the kernel gives it back: only who has a name has an id. */
+/* As the kernel tells it: only who has a name has an id. */
 static lay_code normal_acl(lay_text *acl, const lay_xattr *x, lay_error *err)
 {
     if (lay_text_set(acl, x->value, x->len, err))
@@ -354,7 +354,7 @@ static lay_code fit_acl(lay_etree *t, mode_t mode, lay_error *err)
 #define CAPABILITY_2 20u
 #define CAPABILITY_3 24u            /* with the user who is root where it counts */
 
-/* One for root of the host is what it is without saying so, and the kernel gives it back without: so it is kept. */
+/* One for root of the host is what it is without saying so, and the kernel tells it without: so it is kept. */
 static int put_capability(lay_etree *t, uint8_t row, const lay_xattr *x, lay_error *err)
 {
     lay_eheld held = { .name = LAY_CAPABILITY + strlen("security."), .name_len = 10, .row = row, .value = x->value, .len = (uint32_t)x->len };

@@ -212,7 +212,7 @@ class SnapshotDB:
             textfile.sync_directory(self.directory(id))
 
     def is_committed(self, id: str, lower: str, chain_id: str) -> bool:
-        """Return True if set_committed() noted this, and nothing of it was taken back since."""
+        """Return True if set_committed() noted this, and it was not taken back since."""
         return self.is_unled(id) and (self.lower(id), self.layer(id)) == (lower, chain_id)
 
     def forget_committed(self, id: str) -> None:

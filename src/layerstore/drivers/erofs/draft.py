@@ -25,7 +25,7 @@ class ErofsDraft:
         self, ground: ErofsGround, same: Callable[[DiffID], Iterable[str]], id: str, stack: Stack, like: str
     ) -> None:
         """same    names the layers that have a DiffID
-        like    mends this one, whose file is not to be had twice
+        like    mends this one, whose file the draft must not share
         """
         self.id, self._stack, self._like = id, stack, like
         self._ground, self._at, self._same = ground, ground.at, same

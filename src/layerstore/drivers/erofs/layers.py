@@ -193,7 +193,7 @@ class ErofsLayer:
         self._ground.names.renew(self._path)
 
     def _replace(self, id: str, by: str) -> None:
-        """Give id's file the file of another id, in one step."""
+        """Replace id's file by the file of another id, in one step."""
         path = self._at.image(id)
         beside = f"{self._at.image(by)}.{id}"             # among what cleanup() removes after a kill
         self._clear(IMAGE, stat.S_ISREG, id)
