@@ -186,3 +186,18 @@ def test_threads_at_random_lose_nothing_and_race_nowhere(tmp_path: Path, sanitiz
         [program, str(budget(40, 1000))], env=environment, capture_output=True, check=False, text=True, timeout=budget(50, 500)
     )
     assert (done.returncode, done.stderr) == (0, ""), f"after {time.monotonic() - started:.1f} s"
+
+
+def test_a_narrow_ring_holds_no_more_blocks_than_it_is_wide() -> None:
+    ffi, lib = door.ffi, door.lib
+    ring, span, err = door.make("lay_ring_new", "lay_ring *", 1), ffi.new("lay_span *"), door.new_error()
+    lib.lay_ring_narrow(ring, 3)
+    seen = set()
+    for i in range(20):
+        block = lib.lay_ring_block(ring, err)
+        seen.add(int(ffi.cast("intptr_t", block)))
+        block[0] = i
+        lib.lay_ring_push(ring, 1)
+        if i >= 1:      # the reader is one behind, and leaves a span with the next
+            assert lib.lay_ring_take(ring, 0, span) and span.p[0] == i - 1
+    assert len(seen) == 3

@@ -30,6 +30,7 @@ struct lay_ring {
     slot slots[LAY_RING_SLOTS];
     reader readers[LAY_RING_READERS];
     unsigned nreaders;      /* never changes */
+    unsigned width;         /* so many slots are in use at once */
     uint64_t published;     /* spans */
     int64_t length;         /* bytes in them: offset of the next */
     int64_t stop_at;        /* NEVER_STOPPED, or the lowest offset any thread stopped at */
@@ -44,6 +45,7 @@ lay_code lay_ring_new(lay_ring **out, unsigned readers, lay_error *err)
     if (!r)
         return lay_fail_nomem(err);
     r->nreaders = readers;
+    r->width = LAY_RING_SLOTS;
     r->stop_at = NEVER_STOPPED;
     pthread_mutex_init(&r->lock, NULL);       /* without attributes these do not fail */
     pthread_cond_init(&r->room, NULL);
@@ -56,7 +58,7 @@ lay_code lay_ring_new(lay_ring **out, unsigned readers, lay_error *err)
 static bool slot_is_free(const lay_ring *r)
 {
     for (unsigned i = 0; i < r->nreaders; i++)
-        if (!r->readers[i].done && r->published - r->readers[i].left >= LAY_RING_SLOTS)
+        if (!r->readers[i].done && r->published - r->readers[i].left >= r->width)
             return false;
     return r->slots[r->published % LAY_RING_SLOTS].holds == 0;
 }
@@ -80,10 +82,30 @@ static void publish(lay_ring *r, slot *s, const uint8_t *p, size_t n)
     pthread_cond_broadcast(&r->more);
 }
 
+void lay_ring_narrow(lay_ring *r, unsigned width)
+{
+    pthread_mutex_lock(&r->lock);
+    r->width = width;
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* With the lock held: the block of a slot that all have passed, for one that has none. */
+static void reuse_block(lay_ring *r, slot *s)
+{
+    slot *passed = r->published < r->width ? s : &r->slots[(r->published - r->width) % LAY_RING_SLOTS];
+    if (s->block || passed->holds)
+        return;
+    s->block = passed->block;
+    if (passed != s)
+        passed->block = NULL;
+}
+
 uint8_t *lay_ring_block(lay_ring *r, lay_error *err)
 {
     pthread_mutex_lock(&r->lock);
     slot *s = next_slot(r);
+    if (s)
+        reuse_block(r, s);
     pthread_mutex_unlock(&r->lock);
     if (!s)
         return NULL;

@@ -37,6 +37,8 @@ void lay_ring_close(lay_ring *r);                            /* writer: no more 
 /* Reader: the next span, waiting; false at the end (closed, or stopped at or before its offset). The
  * previous span is left behind by asking for the next. */
 bool lay_ring_take(lay_ring *r, unsigned reader, lay_span *span);
+/* Any thread: no more than so many slots are to be in use, to save memory; 1 to LAY_RING_SLOTS. */
+void lay_ring_narrow(lay_ring *r, unsigned width);
 /* Reader: I will take no more. */
 void lay_ring_done(lay_ring *r, unsigned reader);
 void lay_ring_hold(lay_ring *r, unsigned slot);              /* by a reader that has the span */

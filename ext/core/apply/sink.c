@@ -122,6 +122,18 @@ lay_code lay_sink_unpack(lay_unpack_sink *s, lay_error *err)
 /* More than so many bytes of a tar leave no room for the metadata. */
 #define TAR_MOST (LAY_EROFS_MOST_BLOCKS * LAY_EROFS_BLOCK - LAY_EROFS_HEADER)
 
+/* The tree of a large layer takes memory; what the ring holds more helps only a sink that waits for files. */
+#define RING_WIDTH 4u
+
+static lay_code erofs_open(lay_sink *s, lay_ring *ring, lay_error *err)
+{
+    (void)s;
+    (void)err;
+    if (ring)
+        lay_ring_narrow(ring, RING_WIDTH);
+    return LAY_OK;
+}
+
 static lay_code keep_span(const lay_erofs_sink *s, const lay_span *span, lay_error *err)
 {
     bool fits = span->offset <= TAR_MOST - (int64_t)span->n;
@@ -179,7 +191,7 @@ static void erofs_free(lay_sink *sink)
 
 lay_code lay_sink_erofs(lay_erofs_sink *s, const lay_shown *lowers, size_t n, const lay_limits *limits, lay_error *err)
 {
-    static const lay_sink_ops ops = { .take = erofs_take, .end = erofs_end, .free = erofs_free };
+    static const lay_sink_ops ops = { .open = erofs_open, .take = erofs_take, .end = erofs_end, .free = erofs_free };
     int none = -1;
     s->sink.ops = &ops;
     if (keep(&s->fd, &none, err) || lay_lowers_open(&s->lowers, lowers, n, false, err) || lay_lowers_keep(&s->lowers, err))
