@@ -235,3 +235,47 @@ def test_a_damaged_layer_is_not_linked_to(store, layer):
     other = store.register(TAR, base.chain_id)
     assert kinds(store, other) == []
     assert struct.unpack_from("<I", kit.file_of(other).read_bytes(), 1024)[0] == 0xE0F5E1E2
+
+
+ODD_LENGTHS = {
+    "fifo": os.mkfifo, "link out": lambda path: path.symlink_to("/etc/passwd"), "directory": os.mkdir, "link to itself": lambda path: path.symlink_to(path.name),
+    "long": lambda path: path.write_bytes(b"1" * (8 << 20)),
+}  # fmt: skip
+
+
+@pytest.mark.time_limit(20)
+@pytest.mark.parametrize("odd", ODD_LENGTHS)
+def test_an_odd_thing_in_the_place_of_length(store, layer, odd):
+    path = kit.cache_of(layer) / "length"
+    path.unlink()
+    ODD_LENGTHS[odd](path)
+    assert kinds(store, layer) == ["metadata"]
+    with layer.tar_stream() as stream:
+        assert stream.read() == TAR
+    assert store.repair(layer.chain_id) and store.verify() == []
+    assert path.read_text() == str(len(TAR)) and not path.is_symlink()
+
+
+def test_a_link_in_the_place_of_fs_is_not_mounted_on(store, layer, victim):
+    path = kit.cache_of(layer) / "fs"
+    path.rmdir()
+    path.symlink_to(victim)
+    box = store.create_rw_layer("box", layer.chain_id)
+    with pytest.raises((OSError, layerstore.LayerStoreError)):
+        box.mount()
+    assert disk.mounts_below(victim) == [] and disk.mounts_below(store.root) == []
+    assert kinds(store, layer) and store.repair(layer.chain_id) and store.verify() == []
+    with box.mounted() as place:
+        assert sorted(os.listdir(place)) == ["d", "h", "odd", "s", "x"]
+
+
+def test_the_other_half_of_a_root_is_a_source(open_store, store, layer):
+    other = open_store(driver="overlay2")
+    there = other.register(TAR)
+    for source in (there, other):
+        write(kit.file_of(layer), 4096 + 1100, b"\1")
+        assert [problem.kind for problem in store.repair(layer.chain_id, source)] == ["content"]
+        assert store.verify() == []
+    with open(os.path.join(there.metadata()["UpperDir"], "d/two"), "wb") as file:
+        file.write(b"other")
+    assert other.repair(there.chain_id, layer) and other.verify() == []

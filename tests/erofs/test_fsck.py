@@ -8,7 +8,6 @@ import kit
 import pytest
 import recipes
 import tarkit
-from machine import needs
 
 # What fsck.erofs cannot extract: a path longer than any call takes, and files of more bytes than the disk has.
 LEFT_OUT = ("good_sparse_of_eight_tebibytes", "good_pax_path_over_4096")
@@ -18,7 +17,8 @@ NAMES = [name for name in recipes.GOOD if name not in LEFT_OUT]
 @pytest.fixture(scope="module")
 def fsck():
     path, why = kit.fsck()
-    needs(f"fsck.erofs that knows blocks of 512 bytes ({why})", there=path)
+    if not path:
+        pytest.skip(f"NOT TESTED: {why}")
     return path
 
 

@@ -293,6 +293,19 @@ def test_a_mount_that_fails_takes_back_its_layers(store, monkeypatch):
         assert len(disk.mounts_below(store.root)) == 5
 
 
+def test_a_store_that_only_reads(open_store, store):
+    layer = stack(store, 2)[-1]
+    reading = open_store(read_only="true")
+    same = next(found for found in reading.map().values() if found.chain_id == layer.chain_id)
+    before = disk.inventory(store.root)
+    assert same.tar_stream().read() == layer.tar_stream().read() and [entry.name for entry in same.files()] == ["n1", "top"]
+    assert reading.verify() == [] and dict(reading.driver_status())["EROFS mode"] in ("file", "loop")
+    for write in (lambda: reading.register(T1), lambda: reading.create_rw_layer("x", layer.chain_id), lambda: reading.convert(layer.chain_id, "overlay2")):
+        with pytest.raises(layerstore.ReadOnlyStoreError):
+            write()
+    assert disk.inventory(store.root) == before and disk.mounts_below(store.root) == []
+
+
 def test_status_tells_the_mode(store, request):
     status = dict(store.driver_status())
     on_ext4 = "ext4" in request.node.name
