@@ -95,11 +95,11 @@ def fsck() -> tuple[str, str]:
         path = os.path.join(directory, "fsck.erofs")
         if not os.access(path, os.X_OK):
             continue
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+        said = subprocess.run([path, "-V"], capture_output=True, text=True, check=False)
         version = re.search(r"(\d+)\.(\d+)", said.stdout + said.stderr)
         if version and tuple(map(int, version.groups())) >= (1, 6):
             return path, ""
-        return "", f"{path} is of version {version and version.group()}, and blocks of 512 bytes need 1.6"
+        return "", f"{path} is of version {version.group() if version else said.stdout!r}, and blocks of 512 bytes need 1.6"
     return "", "no fsck.erofs in PATH"
 
 
