@@ -16,7 +16,10 @@ from tarkit import dir, end, file
 import layerstore
 from layerstore import BreakoutError, CorruptLayerError, Images
 
-pytestmark = pytest.mark.filterwarnings("ignore::layerstore.LeftOutWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::layerstore.LeftOutWarning"),
+    pytest.mark.only("overlay2", "of layers whose directory came before their tar"),
+]
 
 BASE = dir("d/") + file("d/kept", b"kept") + file("d/gone", b"gone") + dir("old/") + file("old/x", b"x") + end()
 
@@ -154,7 +157,6 @@ def test_another_process_verifies_it(snapshot, root):
     assert said == "[] True\n"
 
 
-@pytest.mark.only("overlay2", "of layers whose directory came before their tar")
 def test_the_mark_is_told_nowhere(snapshot):
     """Docker does not look at it, and what metadata() names is the same."""
     layer = snapshot.commit()

@@ -18,7 +18,7 @@ from machine import needs
 import layerstore
 from layerstore import CreateRWLayerOpts, ReadOnlyStoreError, Store
 
-pytestmark = pytest.mark.time_limit(240)
+pytestmark = [pytest.mark.time_limit(240), pytest.mark.only("overlay2", "dockerd reads no images")]
 
 
 @pytest.fixture(scope="module", autouse=True)

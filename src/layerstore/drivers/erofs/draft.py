@@ -105,4 +105,4 @@ def refuse_mounted(ground: ErofsGround, id: str) -> None:
     for each in ground.at.sharing(id):
         if ground.below.is_mounted(each):
             text = "an overlay that is mounted stands on it: the layer can be mended once that is unmounted"
-            raise ActiveMountError(f"{ActiveMountError.text}: {ground.at.files_of(each)}: {text}")
+            raise ActiveMountError(f"{ActiveMountError.text}: {ground.at.files_of(each)}: {text}", name=each)
