@@ -221,7 +221,8 @@ typedef struct lay_directory_options {
 lay_code lay_export_directory_open(lay_source **out, int root_fd, const lay_directory_options *o, lay_error *err);
 
 /* A fresh tar of layers stacked, the nearest first: lay_export_tree_open's of the one directory that merging them makes, which stands on below.
- * A whiteout of what is not there is left out; below NULL: none is. OVERLAY goes without saying. */
+ * A whiteout of what is not there is left out; below NULL: none is. OVERLAY goes without saying. Layers that are no directories
+ * are read as they are. What is damaged in one is LAY_E_MISMATCH. */
 lay_code lay_export_stack_open(lay_source **out, const lay_shown *layers, size_t n, const lay_shown *below, size_t nbelow, unsigned flags, lay_error *err);
 
 #define LAY_LEFT_XATTR 0        /* things whose extended attributes are left out, or some of them */

@@ -135,8 +135,6 @@ def test_what_must_read_directories_says_that_an_image_is_none(room: Path) -> No
     with images_of([room / "d"]) as images, shown(list(images)) as above:
         fd = door.out("int *")
         with door.fails("LAY_E_UNSUPPORTED"):
-            source("lay_export_stack_open", above, 1, door.ffi.NULL, 0, 0)
-        with door.fails("LAY_E_UNSUPPORTED"):
             door.call("lay_stack_open", above, 1, 0, b"f", fd)
         with door.fails("LAY_E_UNSUPPORTED"), sinks.directory(room / "d") as to:
             door.make("lay_merge_open", "lay_merge *", above, 1, door.ffi.NULL, 0, to, 0)

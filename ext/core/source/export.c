@@ -191,7 +191,9 @@ void lay_near_free(lay_near *n)
 typedef enum look { LOOK_FAILED, LOOK_GONE, LOOK_AGAIN, LOOK_DONE } look;
 
 typedef struct found {
-    lay_bearer thing;
+    lay_bearer thing;               /* first */
+    const lay_lower *of;            /* as lay_export has it; then what follows is the place, and dir_fd is none */
+    lay_lower_dir in;
     struct stat *st;
     char target[PATH_MAX]; size_t target_len;
     uint8_t capability[CAPABILITY_MAX]; size_t capability_len;
@@ -205,6 +207,36 @@ lay_code lay_export_changed(const lay_export *x, lay_error *err, const char *wha
     lay_fail(err, LAY_E_MISMATCH, "%s", what);
     return lay_error_path(err, x->name.p, x->name.len);
 }
+
+lay_code lay_export_damaged(const lay_lower *l, lay_error *err)
+{
+    const char *damage = err->code == LAY_E_OS && err->sys_errno == EUCLEAN ? lay_lower_damage(l) : NULL;
+    char path[LAY_ERROR_PATH];
+    if (damage == NULL)
+        return err->code;
+    memcpy(path, err->path, sizeof path);
+    lay_fail(err, LAY_E_MISMATCH, "%s", damage);
+    return lay_error_path(err, path, strlen(path));
+}
+
+/* ---- as a layer that is no directory shows it ---- */
+
+static ssize_t ask_layer(const lay_bearer *thing, const char *xattr, void *buf, size_t size)
+{
+    const found *f = (const found *)thing;
+    return f->of->ops->xattr(f->of, f->in, thing->name, xattr, buf, size);
+}
+
+static ssize_t read_layers_link(const found *f, char *to, size_t n)
+{
+    const lay_lower *of = f->of;
+    lay_lower_dir file = f->of->ops->file(f->of, f->in, f->thing.name, S_IFLNK, &of);
+    ssize_t got = file < 0 ? -1 : of->ops->read(of, file, S_IFLNK, to, n, 0);
+    lay_lower_leave(of, file);
+    return got;
+}
+
+/* ---- as it lies in a directory ---- */
 
 static look look_fail(lay_export *x, const char *what, lay_error *err)
 {
@@ -234,7 +266,8 @@ static look hold(lay_export *x, found *f, lay_error *err)
 static look read_target(lay_export *x, found *f, lay_error *err)
 {
     bool held = f->thing.fd >= 0;
-    ssize_t n = readlinkat(held ? f->thing.fd : f->thing.dir_fd, held ? "" : f->thing.name, f->target, sizeof f->target);
+    ssize_t n = f->of != NULL ? read_layers_link(f, f->target, sizeof f->target)
+        : readlinkat(held ? f->thing.fd : f->thing.dir_fd, held ? "" : f->thing.name, f->target, sizeof f->target);
     if (n < 0)
         return errno == ENOENT && !held ? LOOK_GONE : errno == EINVAL ? LOOK_AGAIN : look_fail(x, "cannot read the link", err);
     f->target_len = (size_t)n;
@@ -287,7 +320,8 @@ static lay_code read_attributes(lay_export *x, found *f, lay_error *err)
 static look look_once(lay_export *x, found *f, lay_error *err)
 {
     look seen = LOOK_DONE;
-    if (fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
+    if (f->of != NULL ? f->of->ops->stat(f->of, f->in, f->thing.name, f->st) < 0
+                      : fstatat(f->thing.dir_fd, f->thing.name, f->st, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT) < 0)
         return errno == ENOENT ? LOOK_GONE : look_fail(x, "cannot stat it", err);
     if (S_ISSOCK(f->st->st_mode) || lay_whiteout_kind(f->thing.name, strlen(f->thing.name)) != LAY_WH_PLAIN)
         return LOOK_DONE;
@@ -295,7 +329,7 @@ static look look_once(lay_export *x, found *f, lay_error *err)
         x->attributes.len = x->attributes.count = 0;
         return LOOK_DONE;
     }
-    if (!x->dry)
+    if (!x->dry && f->of == NULL)
         seen = hold(x, f, err);
     if (seen == LOOK_DONE && S_ISLNK(f->st->st_mode))
         seen = read_target(x, f, err);
@@ -328,6 +362,8 @@ static lay_code note_left_out(lay_export *x, const found *f, lay_error *err)
     const lay_attributes *a = &x->attributes;
     bool xattr = false, acl = false;
     for (const char *at = a->list; at < a->list + a->len; at += strlen(at) + 1) {
+        if (f->of != NULL && (strcmp(at, LAY_OPAQUE_TRUSTED) == 0 || strcmp(at, LAY_OPAQUE_USER) == 0))
+            continue;               /* such a layer tells its one mark by the names of both classes */
         lay_attribute kind = lay_attribute_kind(at, x->userxattr);
         acl |= !x->keep && kind == LAY_ATTRIBUTE_ACL;
         /* a label is what the host's policy says, wherever the tar is unpacked */
@@ -375,9 +411,24 @@ static void apply_options(const lay_plain *p, lay_tar_head *h)
     h->gid = p->gid >= 0 ? p->gid : h->gid;
 }
 
-lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err)
+/* The payload that the header promised, from the file that it was made of. */
+static lay_code begin_payload(lay_export *x, const found *f, int *fd, int64_t size, lay_error *err)
 {
-    found f = { .thing = { .fd = -1, .dir_fd = dir_fd, .name = base }, .st = st };
+    x->file_left = size;
+    x->padding = lay_tar_padding(size);
+    x->file_fd = lay_steal_fd(fd);
+    x->file_of = NULL;
+    if (f->of == NULL || x->dry)
+        return LAY_OK;
+    x->file_at = 0;
+    x->file = f->of->ops->file(f->of, f->in, f->thing.name, S_IFREG, &x->file_of);
+    return x->file < 0 ? lay_fail_os(err, errno, x->name.p, "cannot open it") : LAY_OK;
+}
+
+lay_code lay_export_entry(lay_export *x, lay_lower_dir in, const char *base, struct stat *st, lay_error *err)
+{
+    found f = { .thing = { .fd = -1, .dir_fd = x->of != NULL ? -1 : (int)in, .name = base, .ask = x->of != NULL ? ask_layer : NULL },
+                .of = x->of, .in = in, .st = st };
     look seen = look_at(x, &f, err);
     LAY_AUTO_FD int fd = f.thing.fd;
     if (seen != LOOK_DONE) {
@@ -416,12 +467,7 @@ lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct st
     if ((x->overlay && (S_ISREG(st->st_mode) || S_ISDIR(st->st_mode)) && refuse_marks(x, st->st_mode, err))
         || (!whiteout && note_left_out(x, &f, err)) || give_entry(x, &f.thing, st, &h, err))
         return err->code;
-    if (h.type != '0' || h.size == 0)
-        return LAY_OK;
-    x->file_left = h.size;
-    x->padding = lay_tar_padding(h.size);
-    x->file_fd = lay_steal_fd(&fd);
-    return LAY_OK;
+    return h.type != '0' || h.size == 0 ? LAY_OK : begin_payload(x, &f, &fd, h.size, err);
 }
 
 lay_code lay_export_unchanged(lay_export *x, int dir_fd, const char *base, lay_error *err)

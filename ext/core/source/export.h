@@ -6,6 +6,7 @@
 #include "base/leftout.h"
 #include "source/source.h"
 #include "tar/tar.h"
+#include "tree/lower.h"
 #include "tree/trail.h"
 
 /* What a tar of a plain directory is asked for besides. */
@@ -24,6 +25,7 @@ typedef struct lay_export {
     bool skip_marks;                       /* names that begin with .wh. are left out, not refused */
     bool whole;                            /* no opaque marks */
     lay_plain plain;
+    const lay_lower *of;                   /* the layer that the thing at hand lies in; NULL: in a directory */
     int opaque;                            /* of the directory at hand: it hides what is below, or not; -1: its mark says so */
     /* Makes the next entry by lay_export_entry or lay_export_head; *end: there is none. */
     lay_code (*next)(struct lay_export *x, bool *end, lay_error *err);
@@ -34,6 +36,7 @@ typedef struct lay_export {
     uint8_t *head; size_t head_at, head_len, head_cap;     /* blocks still to give */
     uint8_t *block; size_t block_cap;                      /* where one header is formatted */
     int file_fd; int64_t file_left; size_t padding;        /* payload still to give */
+    const lay_lower *file_of; lay_lower_dir file; int64_t file_at;    /* where it is, if it is a layer's; NULL: in file_fd */
     lay_text name;                                         /* of the entry at hand, as in the tar */
     lay_text shown;                                        /* .wh. name */
     lay_inodes inodes; char *names; size_t names_len, names_cap;   /* first name of every inode with links */
@@ -57,9 +60,11 @@ lay_code lay_export_whiteout_name(lay_export *x, lay_error *err);
 lay_code lay_export_mark(lay_export *x, lay_error *err);
 /* x->name is gone: add its whiteout, as moby does for a deletion. */
 lay_code lay_export_deletion(lay_export *x, int64_t mtime, lay_error *err);
-/* The thing base in dir_fd, whose path in the tar is x->name; *st is what it is. Nothing is made of
- * what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
-lay_code lay_export_entry(lay_export *x, int dir_fd, const char *base, struct stat *st, lay_error *err);
+/* The thing base in a directory's descriptor, or in that place of x->of; its path in the tar is x->name; *st is what it is.
+ * Nothing is made of what has vanished, of sockets, and of marks that are left out: then st_mode is 0. */
+lay_code lay_export_entry(lay_export *x, lay_lower_dir in, const char *base, struct stat *st, lay_error *err);
+/* Where an error says that a layer is damaged, it becomes LAY_E_MISMATCH, and says what is. Returns its code. */
+lay_code lay_export_damaged(const lay_lower *l, lay_error *err);
 /* What was told of x->name holds no longer: of a layer that is damage; elsewhere another process writes. */
 lay_code lay_export_changed(const lay_export *x, lay_error *err, const char *what);
 /* The same thing is no change but for what has no place in the tar: that is noted. */

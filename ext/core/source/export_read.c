@@ -10,16 +10,36 @@
 #include <stdio.h>
 #include <string.h>
 
+static ssize_t read_file(lay_export *x, uint8_t *to, size_t n)
+{
+    if (x->file_of == NULL)
+        return read(x->file_fd, to, n);
+    ssize_t r = x->file_of->ops->read(x->file_of, x->file, S_IFREG, to, n, x->file_at);
+    x->file_at += r > 0 ? r : 0;
+    return r;
+}
+
+static void close_file(lay_export *x)
+{
+    if (x->file_of != NULL)
+        lay_lower_leave(x->file_of, x->file);
+    x->file_of = NULL;
+    lay_close_owner(&x->file_fd);
+    x->file_fd = -1;
+}
+
 static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, lay_error *err)
 {
     if ((uint64_t)x->file_left < n)
         n = (size_t)x->file_left;
     ssize_t r;
     do
-        r = read(x->file_fd, to, n);
+        r = read_file(x, to, n);
     while (r < 0 && errno == EINTR);
-    if (r < 0)
-        return lay_fail_os(err, errno, x->name.p + x->plain.prefix, "cannot read it");
+    if (r < 0) {
+        lay_fail_os(err, errno, x->name.p + x->plain.prefix, "cannot read it");
+        return x->file_of != NULL ? lay_export_damaged(x->file_of, err) : err->code;
+    }
     if (r == 0) {
         char what[80];
         snprintf(what, sizeof what, "the file became %lld bytes shorter while it was read", (long long)x->file_left);
@@ -27,10 +47,8 @@ static lay_code read_payload(lay_export *x, uint8_t *to, size_t n, size_t *got, 
     }
     *got = (size_t)r;
     x->file_left -= r;
-    if (x->file_left == 0) {
-        lay_close_owner(&x->file_fd);
-        x->file_fd = -1;
-    }
+    if (x->file_left == 0)
+        close_file(x);
     return LAY_OK;
 }
 
@@ -119,8 +137,8 @@ static lay_code export_size(lay_source *s, int64_t *size, lay_error *err)
 static void export_free(lay_source *s)
 {
     lay_export *x = (lay_export *)s;
+    close_file(x);
     x->done(x);
-    lay_close_owner(&x->file_fd);
     free(x->head);
     free(x->block);
     free(x->names);

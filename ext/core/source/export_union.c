@@ -1,9 +1,11 @@
 /* export_union.c - layers stacked as a tar: what the export of the one directory would give that merging them makes.
  *
- * The union says which layer shows a name, and whether a directory hides what is below; the rest is export.c's.
+ * The union says which layer shows a name, and whether a directory hides what is below; the rest is export.c's. A layer
+ * may be no directory.
  */
 #include "source/export.h"
 #include "union/union.h"
+#include "union/union_state.h"
 
 #include <string.h>
 
@@ -14,21 +16,35 @@ typedef struct union_export {
     lay_union_walk *walk;
 } union_export;
 
+/* What failed may be that one of the layers is damaged. */
+static lay_code fail(const union_export *t, lay_error *err)
+{
+    const lay_lowers *below = t->stacked->below;
+    for (size_t i = 0; i < t->stacked->count; i++)
+        lay_export_damaged(&t->stacked->layers[i], err);
+    for (size_t i = 0; below != NULL && i < below->count; i++)
+        lay_export_damaged(&below->list[i], err);
+    return err->code;
+}
+
 static lay_code union_next(lay_export *x, bool *end, lay_error *err)
 {
     union_export *t = (union_export *)x;
     lay_union_found found;
     for (;;) {
         if (lay_union_walk_next(t->walk, &found, err))
-            return err->code;
+            return fail(t, err);
         *end = found.path == NULL;
         if (*end)
             return LAY_OK;
         struct stat st;
         lay_text_cut(&x->name, 0);
         x->opaque = found.opaque;
-        if (lay_text_add(&x->name, found.path, found.path_len, err) || lay_export_entry(x, (int)found.in, found.name, &st, err))
-            return err->code;
+        x->of = &t->stacked->layers[found.layer];
+        if (lay_lower_is_directory(x->of))
+            x->of = NULL;
+        if (lay_text_add(&x->name, found.path, found.path_len, err) || lay_export_entry(x, found.in, found.name, &st, err))
+            return fail(t, err);
         if (!S_ISDIR(st.st_mode))
             lay_union_walk_pass(t->walk);       /* gone, left out, or another thing by now */
         if (st.st_mode != 0 || x->head_len > 0)
@@ -80,9 +96,7 @@ lay_code lay_export_stack_open(lay_source **out, const lay_shown *layers, size_t
     lay_export *x = NULL;
     flags |= LAY_EXPORT_OVERLAY;
     lay_error_clear(err);
-    if (lay_lower_require_directories(layers, n, "export", err))
-        return err->code;
-    if (n == 1 && below == NULL)
+    if (n == 1 && below == NULL && layers->lower == NULL)
         return lay_export_tree_open(out, layers->fd, flags, err);
     unsigned marks = flags & LAY_EXPORT_USERXATTR ? LAY_UNION_USERXATTR : 0;
     if (lay_union_open_at(&stacked, layers, n, below, nbelow, marks | LAY_UNION_KEEP, err))

@@ -28,6 +28,8 @@ ssize_t lay_attribute_get(const lay_bearer *thing, const char *name, void *buf, 
 {
     char own[FD_PATH_SIZE];
     ssize_t n;
+    if (thing->ask != NULL)
+        return thing->ask(thing, name, buf, size);
     if (thing->fd < 0)
         return lay_tree_getxattr(thing->dir_fd, thing->name, name, buf, size);
     if (thing->by_path)

@@ -19,8 +19,12 @@
 typedef enum lay_attribute { LAY_ATTRIBUTE_OWN, LAY_ATTRIBUTE_ACL, LAY_ATTRIBUTE_KEPT, LAY_ATTRIBUTE_FOREIGN, LAY_ATTRIBUTE_OTHER } lay_attribute;
 
 /* What is asked: fd, if it is not negative, else name in dir_fd; no link is followed. by_path: fd is O_PATH, and is
- * asked by way of /proc; where there is none, by its name. */
-typedef struct lay_bearer { int fd, dir_fd; const char *name; bool by_path; } lay_bearer;
+ * asked by way of /proc; where there is none, by its name. ask, if it is not NULL: what lies in no directory answers
+ * itself, as lay_attribute_get does. */
+typedef struct lay_bearer {
+    int fd, dir_fd; const char *name; bool by_path;
+    ssize_t (*ask)(const struct lay_bearer *thing, const char *xattr, void *buf, size_t size);
+} lay_bearer;
 
 /* Names of one thing's attributes, each with its NUL; and values that were read. */
 typedef struct lay_attributes {

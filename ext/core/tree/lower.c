@@ -98,6 +98,8 @@ lay_lower lay_lower_directory(int fd) { return (lay_lower){ .ops = &directory, .
 lay_lower lay_lower_listed(int fd) { return (lay_lower){ .ops = &listed, .root = fd }; }
 lay_lower lay_lower_lent(int fd) { return (lay_lower){ .ops = &lent, .root = fd }; }
 
+bool lay_lower_is_directory(const lay_lower *l) { return l->ops->close == directory_close; }
+
 const char *lay_lower_damage(const lay_lower *l) { return l->ops->damage != NULL ? l->ops->damage(l) : NULL; }
 
 lay_lower lay_lower_of(const lay_shown *shown)

@@ -40,6 +40,8 @@ struct lay_lower {
 lay_lower lay_lower_of(const lay_shown *shown);
 /* Its directory's descriptor; -1, if it is none. */
 int lay_lower_fd(const lay_shown *shown);
+/* Are its places descriptors of directories? */
+bool lay_lower_is_directory(const lay_lower *l);
 /* LAY_E_UNSUPPORTED, if one of n layers is no directory. */
 lay_code lay_lower_require_directories(const lay_shown *layers, size_t n, const char *what, lay_error *err);
 /* A layer that is the directory fd, which is borrowed. */

@@ -17,7 +17,7 @@ class Listing:
 def list_tar(fd: int, offset: int, size: int) -> Listing:
     """List the tar of size bytes at an offset of a file, which is duplicated: by its headers, so no entry has a CRC."""
 
-def list_stack(fds: Sequence[int], lower_fds: Sequence[int | Image] | None = None, flags: int = 0) -> Listing:
+def list_stack(fds: Sequence[int | Image], lower_fds: Sequence[int | Image] | None = None, flags: int = 0) -> Listing:
     """List what _tarstream.export_stack() packs, with EXPORT_SKIP_MARKS; no entry has a CRC or an offset."""
 
 def open_stacked(fds: Sequence[int], path: str, userxattr: bool = False) -> int:

@@ -50,8 +50,8 @@ def export_directory(root_fd: int, prefix: bytes, newest: int, uid: int, gid: in
     uid, gid  of all entries; -1: their own
     exclude   patterns as MergedTree.find() takes them, without NUL
     """
-def export_stack(fds: Sequence[int], flags: int = 0, lower_fds: Sequence[int | Image] | None = None) -> Source:
-    """Tar of directories stacked, the nearest first: the one of the directory that merging them would make.
+def export_stack(fds: Sequence[int | Image], flags: int = 0, lower_fds: Sequence[int | Image] | None = None) -> Source:
+    """Tar of layers stacked, the nearest first: the one of the directory that merging them would make.
 
     lower_fds   what that directory stands on: a whiteout of nothing is left out. None: none is left out
     """
