@@ -22,7 +22,7 @@ def inside(code: str, *arguments: object, root: bool = True) -> dict:
 
 
 PROGRAM = """
-    import json, os, sys
+    import json, os, sys, tarfile
     sys.path.insert(0, sys.argv[2])
     import layerstore, tarkit
     found = {}
@@ -40,6 +40,9 @@ PROGRAM = """
         found["verify"] = [str(problem) for problem in store.verify()]
         found["orphans"] = len(store.orphans())
         found["size"] = base.diff_size
+        for name, layer, parent in (("fresh", base, ""), ("fresh top", top, base.chain_id)):
+            with layer.tar_stream_from(parent) as stream, tarfile.open(fileobj=stream, mode="r|") as out:
+                found[name] = [[one.name, one.linkname, one.mode, one.uid, out.extractfile(one).read().decode() if one.isreg() else ""] for one in out]
         store.cleanup()
         box = store.create_rw_layer("box", top.chain_id)
         found["changes"] = [str(change) for change in box.changes()]
@@ -71,6 +74,8 @@ def test_all_but_a_mount_works(room, root):
     assert found["verify"] == [] and found["orphans"] == 0 and found["map"] == 0 and found["changes"] == []
     assert "null" in found["merged"], "a device is no node here, but an entry of an image"
     assert "A /b" in found["diff"]
+    assert ["d/f", "", 0o644, 0, "hello"] in found["fresh"] and ["h", "d/f", 0o644, 0, ""] in found["fresh"] and len(found["fresh"]) == 6
+    assert [name for name, *_ in found["fresh top"]] == ["a", "a/.wh.f", "b", "d", "d/.wh..wh..opq", "gone"]
     kind, text = found["mount"]
     assert kind == "NotSupportedError" and "mounting EROFS needs CAP_SYS_ADMIN in the initial namespace" in text
     assert found["status"]["EROFS mode"] == "none"

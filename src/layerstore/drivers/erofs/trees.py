@@ -1,6 +1,6 @@
-"""Trees of erofs: layers are looked at in their files, without a mount.
+"""Trees of erofs: layers are looked at in their files, and go into fresh tars from there, without a mount.
 
-A layer is mounted, for the length of a call, where its own files go into a fresh tar or are opened.
+A layer is mounted, for the length of a call, where one of its own files is opened.
 """
 
 from __future__ import annotations

@@ -37,8 +37,11 @@ class Below(Protocol):
     def opened(self, id: str) -> AbstractContextManager[Shown]:
         """Open what id shows of itself. Nothing is mounted."""
 
+    def shown(self, id: str) -> AbstractContextManager[Shown]:
+        """Open what an overlay on id shows of it. Nothing is mounted."""
+
     def seen(self, id: str) -> AbstractContextManager[int]:
-        """Open a directory that shows id's files, and mount them for the block if that is needed."""
+        """Open a directory that shows id's files, to open one of them; mount them for the block if that is needed."""
 
     def is_apart(self, ids: Sequence[str]) -> bool:
         """Return True if one of these shows its files on a file system of its own."""
@@ -54,7 +57,7 @@ class Plain:
     """The Below of layers that are directories."""
 
     def __init__(self, at: Directories) -> None:
-        self.opened, self.seen = at.opened_files, at.opened_files
+        self.opened = self.shown = self.seen = at.opened_files
 
     def standing(self, ids: Sequence[str]) -> AbstractContextManager[Given]:
         return contextlib.nullcontext(list)
