@@ -1,6 +1,5 @@
 """drivers/erofs/mounted.py: a layer is mounted once, for every overlay on it, and no longer than one stands there."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -218,25 +217,6 @@ def test_cleanup_ends_what_was_left_alone_and_nothing_else(home):
     home.mounted.cleanup()
     assert home.shown([*stack, *others]) == stack and home.mounted.orphans() == []
     home.mounting.put(box)
-
-
-def test_a_box_that_became_a_layer_keeps_its_files_while_an_overlay_stands_on_them(home, caplog):
-    base = home.layer(hello="world")
-    frozen = home.box(base)
-    (home.files(frozen) / "new").write_text("of the box")
-    home.at.settle([frozen])
-    box, second = home.box(frozen), home.box(frozen)
-    merged = home.mounting.get(box)
-    home.become(frozen, new="of the layer")
-    other = home.mounting.get(second)
-    home.mounting.put(second)
-    assert (Path(merged) / "new").read_text() == "of the box" and (home.files(frozen) / "new").exists()
-    home.mounting.put(box)
-    assert list(home.files(frozen).iterdir()) == []
-    home.mounting.get(second)
-    assert home.shown([frozen]) == [frozen] and (Path(other) / "new").read_text() == "of the layer"
-    home.mounting.put(second)
-    assert home.mounts() == set() and not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_a_layer_is_seen_without_a_mount_that_others_see(home, place):

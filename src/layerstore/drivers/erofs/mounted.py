@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from layerstore._core import _files
 from layerstore.disk import erofs, mounts
 from layerstore.disk.locks import OpenDirectory, Scope, claim_directory, surely
 from layerstore.drivers import StoreView
@@ -28,7 +27,7 @@ from layerstore.drivers.erofs.options import Options
 from layerstore.drivers.overlay.below import Given
 from layerstore.drivers.overlay.mounting import Mounting
 from layerstore.drivers.shown import Shown
-from layerstore.errors import ActiveMountError, CorruptLayerError, InvalidMetadataError, LayerStoreError
+from layerstore.errors import CorruptLayerError, InvalidMetadataError, LayerStoreError
 
 log = logging.getLogger("layerstore")
 
@@ -48,7 +47,6 @@ class Mounted:
         self._files = Mountable(at, view.diff_id_of)
         self._flat = Flat(at, self._files, durable=view.durability != "none")
         self._mode: erofs.Mode | None = None
-        self._bare: set[str] = set()      # layers that were seen without files of a box: they get none later
 
     def mode(self) -> erofs.Mode:
         """Return how images are mounted here. Raises NotSupportedError, OSError."""
@@ -81,12 +79,6 @@ class Mounted:
         files = self._at.files_of(id)
         if erofs.is_erofs(files):
             return
-        if id not in self._bare:
-            if not self._is_empty(id):    # a box became this layer: its files lie there while an overlay stands on them
-                if id in self._mounting().stood_on():
-                    return
-                self._at.empty(id, self._at.files)
-            self._bare.add(id)
         with self._files.opened(id) as file:
             made.append(files)
             self._mount([file], files)
@@ -121,28 +113,17 @@ class Mounted:
             return ""
         return f"{ids[0]}/{PLACE}"
 
-    def _is_empty(self, id: str) -> bool:
-        with OpenDirectory(self._at.files_of(id)) as fd:
-            return _files.is_empty(fd)
-
     # ---- after an overlay ----
 
     def left(self, ids: Sequence[str]) -> None:
         with _told():
-            self._leave([id for id in ids if self._at.is_image(id) and self._shows(id)])
+            self._leave([id for id in ids if any(map(erofs.is_erofs, self._places(id)))])
 
     def sweep(self) -> None:
         with _told():
             for name in self._left_here():
                 with _told():             # apart: they are no stack, which gives locks their order
                     self._leave([_parted(name)[0]])
-
-    def _shows(self, id: str) -> bool:
-        """Return True if a layer is mounted, or still has the files of the box that it was."""
-        try:
-            return any(map(erofs.is_erofs, self._places(id))) or not self._is_empty(id)
-        except FileNotFoundError:
-            return False
 
     def _places(self, id: str) -> tuple[str, str]:
         """Return where a layer may be mounted: alone, and with all below it."""
@@ -161,17 +142,10 @@ class Mounted:
             for id in ids:
                 for place in self._places(id):
                     if place not in used:
-                        self._end(id, place)
+                        with _told():
+                            _unmount(place)
         finally:
             surely(_release, held)
-
-    def _end(self, id: str, place: str) -> None:
-        """End what a held layer shows at a place, on which no overlay of this mount namespace stands."""
-        with _told():
-            if _unmounted(place) or place != self._at.files_of(id):
-                return
-            if not self._is_empty(id) and id not in self._mounting().stood_on():
-                self._at.empty(id, self._at.files)
 
     def _used_here(self, ids: Iterable[str]) -> set[str]:
         """Return the places of these that an overlay of this mount namespace stands on, or that a store uses alone."""
@@ -209,7 +183,7 @@ class Mounted:
     def undo(self, place: str) -> None:
         """Unmount a place of a layer that is held, after show() did not lead to an overlay."""
         with contextlib.suppress(OSError):
-            _unmounted(place)
+            _unmount(place)
 
     # ---- one layer ----
 
@@ -233,7 +207,7 @@ class Mounted:
         def begin() -> int:
             left.append(self._at.opened_files(id))
             fd = left[0].__enter__()
-            if self._at.is_image(id) and not erofs.is_erofs(f"/proc/self/fd/{fd}") and _files.is_empty(fd):
+            if self._at.is_image(id) and not erofs.is_erofs(f"/proc/self/fd/{fd}"):
                 end(fd)
                 left.append(self._seen_alone(id))
             return left[0].__enter__()
@@ -262,7 +236,7 @@ class Mounted:
 
     def removing(self, id: str) -> None:
         for place in self._places(id):
-            _unmounted(place)
+            _unmount(place)
 
     # ---- the home ----
 
@@ -283,8 +257,7 @@ class Mounted:
     def cleanup(self) -> None:
         """End what no overlay stands on, and what a process that was killed left beside it."""
         self.sweep()
-        for id in self._images():         # files of a box that became a layer
-            self.left([id])
+        for id in self._images():
             if os.path.lexists(self._flat.place(id)):
                 with _told(), self._at.held(id):
                     self._end_empty(id)
@@ -292,7 +265,7 @@ class Mounted:
     def _end_empty(self, id: str) -> None:
         """Remove the place of a mount that was never made."""
         if not erofs.is_erofs(self._flat.place(id)):
-            _unmounted(self._flat.place(id))
+            _unmount(self._flat.place(id))
 
 
 @contextlib.contextmanager
@@ -311,16 +284,13 @@ def _release(held: list[Scope[None]]) -> None:
         held.pop()
 
 
-def _unmounted(place: str) -> bool:
-    """Unmount a place of a layer, however often it is mounted. False: it is not mounted. Raises OSError."""
-    found = False
+def _unmount(place: str) -> None:
+    """Unmount a place of a layer, however often it is mounted. Raises OSError."""
     while erofs.is_erofs(place):
         erofs.unmount(place)
-        found = True
     if os.path.basename(place) == PLACE:
         with contextlib.suppress(OSError):
             os.rmdir(place)
-    return found
 
 
 def _parted(path: str) -> tuple[str, str, str]:
@@ -334,7 +304,6 @@ class Standing:
         self._mounted, self._at, self._ids = mounted, at, ids
         self._held: list[Scope[None]] = []
         self._made: list[str] = []
-        self._directories: list[str] = []
         self._item, self._apart = "", len(ids)
 
     def __enter__(self) -> Given:
@@ -362,20 +331,14 @@ class Standing:
         self._held[-1].__enter__()
 
     def _stand(self, id: str) -> None:
-        if not self._at.is_image(id):
-            self._directories.append(id)
-            return
-        self._hold(id)
-        self._mounted.show(id, self._made)
+        if self._at.is_image(id):
+            self._hold(id)
+            self._mounted.show(id, self._made)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        became = next((id for id in self._directories if self._at.is_image(id)), "") if kind is None else ""
-        surely(self._end, kind is not None or bool(became))
-        if became:                        # whether its files were there when the overlay was made is not known
-            text = f"{became} became a layer while an overlay on it was mounted: mount it once more"
-            raise ActiveMountError(text, holders=(), name=became)
+        surely(self._end, kind is not None)
 
     def _end(self, failed: bool) -> None:
         """Release what is held; of what failed, unmount what was mounted for it. Twice is harmless."""
