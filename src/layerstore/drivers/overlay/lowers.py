@@ -213,7 +213,7 @@ class Lowers:
         A commit that was stopped leaves the first one on what it stood on as a snapshot, which may go.
         """
         with contextlib.suppress(OSError, LayerStoreError):
-            if stack and self.stack_of(stack[0]) != list(stack[1:]):
+            if stack and not set(stack).issuperset(self.stack_of(stack[0])):
                 return ":".join(f"{LINKS}/{self._link_of(id)}" for id in stack)
         return ""
 
