@@ -1,6 +1,7 @@
 /* erofs_order.c - the tree is complete: what is gone leaves, names are counted, put in order and given out. */
 #include "erofs/erofs_order.h"
 
+#include "base/large.h"
 #include "erofs/erofs_tree.h"
 #include "erofs/erofs_xattrs.h"
 
@@ -94,10 +95,9 @@ lay_code lay_eorder_set(lay_etree *t, lay_error *err)
 {
     uint32_t most = 0, next = 0;
     count_names(t);
-    free(t->all.slots);
-    free(t->directories.slots);
-    t->all = t->directories = (lay_etable){ 0 };
-    t->order = malloc(t->nrecs * sizeof *t->order);
+    lay_estate_free_table(&t->all);
+    lay_estate_free_table(&t->directories);
+    t->order = lay_large_zeros(t->nrecs, sizeof *t->order);
     if (!t->order)
         return lay_fail_nomem(err);
     for (size_t i = 0; i < t->nrecs; i++)
@@ -120,12 +120,13 @@ lay_code lay_eorder_set(lay_etree *t, lay_error *err)
         if (!(t->recs[i].flags & LAY_EREC_GONE))
             t->order[above->data + above->size++] = i;
     }
-    LAY_AUTO_FREE uint32_t *spare = malloc((most + 1u) * sizeof *spare);
+    uint32_t *spare = lay_large_zeros(most + 1u, sizeof *spare);
     if (!spare)
         return lay_fail_nomem(err);
     for (size_t i = 0; i < t->nrecs; i++)
         if (S_ISDIR(t->recs[i].mode))
             sort(t, t->order + t->recs[i].data, t->recs[i].size, spare);
+    lay_large_free(spare, most + 1u, sizeof *spare);
     for (size_t i = 0; i < t->nrecs; i++)
         t->recs[i].parent = 0;                /* a note from now on */
     return LAY_OK;

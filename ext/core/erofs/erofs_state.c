@@ -8,7 +8,7 @@
  */
 #include "erofs/erofs_state.h"
 
-#include "base/grow.h"
+#include "base/large.h"
 #include "tree/whiteout.h"
 
 #define FIRST_SLOTS 256u
@@ -31,14 +31,20 @@ static uint32_t *slot_of(const lay_etree *t, const lay_etable *table, uint32_t d
     return &table->slots[i];
 }
 
+void lay_estate_free_table(lay_etable *table)
+{
+    lay_large_free(table->slots, table->mask + 1, sizeof *table->slots);
+    *table = (lay_etable){ 0 };
+}
+
 /* Twice the room; it is filled anew. */
 static lay_code make_room(lay_etable *table, lay_error *err)
 {
     size_t count = table->slots ? 2 * (table->mask + 1) : FIRST_SLOTS;
-    uint32_t *slots = calloc(count, sizeof *slots);
+    uint32_t *slots = lay_large_zeros(count, sizeof *slots);
     if (!slots)
         return lay_fail_nomem(err);
-    free(table->slots);
+    lay_estate_free_table(table);
     *table = (lay_etable){ .slots = slots, .mask = count - 1, .indexed = 1 };
     return LAY_OK;
 }
@@ -85,8 +91,8 @@ static int compare(const lay_etree *t, const char *name, size_t n, uint32_t numb
 
 lay_code lay_estate_init(lay_etree *t, lay_error *err)
 {
-    if (lay_nameset_init(&t->key, err) || lay_reserve(&t->recs, &t->recs_cap, FIRST_SLOTS, sizeof *t->recs, err) || lay_text_add(&t->names, "", 1, err)
-        || lay_grow(&t->more, &t->more_cap, 0, sizeof *t->more, err))
+    if (lay_nameset_init(&t->key, err) || lay_large_reserve(&t->recs, &t->recs_cap, FIRST_SLOTS, sizeof *t->recs, err) || lay_estate_text(t, "", 1, err)
+        || lay_large_reserve(&t->more, &t->more_cap, 1, sizeof *t->more, err))
         return err->code;
     t->more[t->nmore++] = (lay_emore){ 0 };
     t->owners[t->nowners++] = (lay_eowner){ 0, 0 };
@@ -97,19 +103,19 @@ lay_code lay_estate_init(lay_etree *t, lay_error *err)
 void lay_estate_free(lay_etree *t)
 {
     lay_nameset_free(&t->key);
-    free(t->recs);
-    free(t->more);
-    free(t->names.p);
-    free(t->xattrs);
+    lay_large_free(t->recs, t->recs_cap, sizeof *t->recs);
+    lay_large_free(t->more, t->more_cap, sizeof *t->more);
+    lay_large_free(t->names.p, t->names.cap, 1);
+    lay_large_free(t->xattrs, t->xattrs_cap, 1);
     free(t->piece_slots);
     free(t->held);
     free(t->piece.p);
     free(t->acls[0].p);
     free(t->acls[1].p);
-    free(t->pieces);
-    free(t->all.slots);
-    free(t->directories.slots);
-    free(t->order);
+    lay_large_free(t->pieces, t->pieces_cap, sizeof *t->pieces);
+    lay_estate_free_table(&t->all);
+    lay_estate_free_table(&t->directories);
+    lay_large_free(t->order, t->nrecs, sizeof *t->order);
     free(t->clean.p);
     free(t->target.p);
     free(t->resolved.p);
@@ -146,20 +152,26 @@ lay_code lay_estate_find_directory(lay_etree *t, uint32_t directory, const char 
     return look_up(t, &t->all, directory, name, n, number, err);
 }
 
+lay_code lay_estate_text(lay_etree *t, const void *p, size_t n, lay_error *err)
+{
+    if (lay_large_reserve(&t->names.p, &t->names.cap, t->names.len + n, 1, err))
+        return err->code;
+    memcpy(t->names.p + t->names.len, p, n);
+    t->names.len += n;
+    return LAY_OK;
+}
+
 lay_code lay_estate_add(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err)
 {
     const uint8_t len = (uint8_t)n;
     size_t text = t->names.len;
     if (t->nrecs >= UINT32_MAX - 1 || text > UINT32_MAX - NAME_MAX - 1)
         return lay_fail(err, LAY_E_LIMIT, "the tar has more names than one image can hold");
-    if (lay_grow(&t->recs, &t->recs_cap, t->nrecs, sizeof *t->recs, err) || lay_text_room(&t->names, text + n + 1, err))
+    if (lay_large_reserve(&t->recs, &t->recs_cap, t->nrecs + 1, sizeof *t->recs, err) || lay_estate_text(t, &len, 1, err) || lay_estate_text(t, name, n, err))
         return err->code;
     lay_erec *d = &t->recs[directory];
     if (d->data && compare(t, name, n, d->data) < 0)
         d->flags |= LAY_EREC_MIXED;
-    t->names.p[text] = (char)len;
-    memcpy(t->names.p + text + 1, name, n);
-    t->names.len = text + n + 1;
     *number = d->data = (uint32_t)t->nrecs;
     t->recs[t->nrecs++] = (lay_erec){ .text = (uint32_t)text, .parent = directory };
     return LAY_OK;
@@ -184,7 +196,7 @@ lay_code lay_estate_more(lay_etree *t, uint32_t number, lay_emore **more, lay_er
     if (!r->more) {
         if (t->nmore >= UINT32_MAX)
             return lay_fail(err, LAY_E_LIMIT, "the tar has more entries than one image can hold");
-        if (lay_grow(&t->more, &t->more_cap, t->nmore, sizeof *t->more, err))
+        if (lay_large_reserve(&t->more, &t->more_cap, t->nmore + 1, sizeof *t->more, err))
             return err->code;
         t->more[t->nmore] = (lay_emore){ 0 };
         r->more = (uint32_t)t->nmore++;

@@ -59,12 +59,13 @@ typedef struct lay_estep { uint32_t end, number; } lay_estep;
 /* Of the first `indexed` records, number + 1 of the one that has a name; 0: empty. */
 typedef struct lay_etable { uint32_t *slots; size_t mask, used, indexed; } lay_etable;
 
+/* What grows with the entries is of base/large. */
 struct lay_etree {
     lay_limits limits;
     lay_erec *recs; size_t nrecs, recs_cap;
     lay_emore *more; size_t nmore, more_cap;          /* the first is none */
     lay_eowner owners[LAY_EREC_OWNERS]; unsigned nowners, owner;
-    lay_text names;
+    struct { char *p; size_t len, cap; } names;
     uint8_t *xattrs; size_t xattrs_len, xattrs_cap;
     uint32_t *piece_slots; size_t piece_mask, npieces_kept;       /* those in xattrs; 0: empty */
     lay_eheld *held; size_t nheld, held_cap, held_bytes;
@@ -87,6 +88,9 @@ static inline lay_erec *lay_erec_at(const lay_etree *t, uint32_t number) { retur
 
 lay_code lay_estate_init(lay_etree *t, lay_error *err);
 void lay_estate_free(lay_etree *t);
+void lay_estate_free_table(lay_etable *table);
+/* Bytes behind those in names. */
+lay_code lay_estate_text(lay_etree *t, const void *p, size_t n, lay_error *err);
 /* A name in a directory; *number 0: there is none. */
 lay_code lay_estate_find(lay_etree *t, uint32_t directory, const char *name, size_t n, uint32_t *number, lay_error *err);
 /* The same where a directory is expected. */

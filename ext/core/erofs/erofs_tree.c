@@ -4,7 +4,7 @@
  */
 #include "erofs/erofs_tree.h"
 
-#include "base/grow.h"
+#include "base/large.h"
 #include "erofs/erofs_names.h"
 #include "erofs/erofs_xattrs.h"
 #include "tree/place.h"
@@ -114,7 +114,7 @@ static lay_code make_symlink(lay_etree *t, const lay_tar_entry *e, uint32_t numb
         return lay_fail(err, LAY_E_LIMIT, "the tar has more names than one image can hold");
     lay_erec_at(t, number)->data = (uint32_t)text;
     lay_erec_at(t, number)->size = (uint32_t)e->link_len;
-    return lay_text_add(&t->names, e->link, e->link_len, err);
+    return lay_estate_text(t, e->link, e->link_len, err);
 }
 
 /* As the format has it. */
@@ -309,7 +309,7 @@ lay_code lay_etree_piece(lay_etree *t, int64_t file_offset, int64_t tar_offset, 
     }
     if (t->npieces == PIECES_MOST)
         return lay_fail(err, LAY_E_LIMIT, "the sparse files of the tar have too many pieces for an image: more than %u", PIECES_MOST);
-    if (lay_grow(&t->pieces, &t->pieces_cap, t->npieces, sizeof *t->pieces, err))
+    if (lay_large_reserve(&t->pieces, &t->pieces_cap, t->npieces + 1, sizeof *t->pieces, err))
         return err->code;
     t->pieces[t->npieces++] = (lay_epiece){ file_offset, tar_offset, n };
     more->npieces++;

@@ -7,6 +7,7 @@
 #include "erofs/erofs_xattrs.h"
 
 #include "base/grow.h"
+#include "base/large.h"
 #include "tree/attributes.h"
 #include "tree/whiteout.h"
 
@@ -94,7 +95,7 @@ static lay_code keep_piece(lay_etree *t, uint32_t *at, lay_error *err)
         size_t end = t->xattrs_len + 4 + len;
         if (end > ALL_KEPT)
             return lay_fail(err, LAY_E_LIMIT, "the tar has too many different extended attributes for an image: more than %u bytes", ALL_KEPT);
-        if (lay_reserve(&t->xattrs, &t->xattrs_cap, end, 1, err))
+        if (lay_large_reserve(&t->xattrs, &t->xattrs_cap, end, 1, err))
             return err->code;
         memcpy(t->xattrs + t->xattrs_len, &len, 4);
         memcpy(t->xattrs + t->xattrs_len + 4, piece->p, len);
