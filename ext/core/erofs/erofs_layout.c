@@ -2,7 +2,7 @@
 #include "erofs/erofs_layout.h"
 
 #include "base/grow.h"
-#include "base/text.h"
+#include "erofs/erofs_walk.h"
 
 #include <sys/stat.h>
 
@@ -129,7 +129,7 @@ static lay_code take_slot(lay_elayout *l, uint32_t node, int64_t inode, int64_t 
     if (at / LAY_EROFS_SLOT > UINT32_MAX)
         return too_large(err);
     lay_etree_set_note(l->t, node, (uint32_t)(at / LAY_EROFS_SLOT));
-    l->order[l->norder++] = node;
+    l->inodes++;
     l->inodes_end = at + (table ? align(inode, 8) + table : inode + tail);
     return LAY_OK;
 }
@@ -177,87 +177,27 @@ static lay_code place_directory(lay_elayout *l, uint32_t node, uint32_t parent, 
 
 /* ---- the walk ---------------------------------------------------------------------------------------------------- */
 
-typedef struct visit { const uint32_t *names; uint32_t count, next, node; } visit;
-
-static visit visit_of(const lay_elayout *l, uint32_t node)
-{
-    visit v = { .node = node };
-    v.names = lay_etree_children(l->t, node, &v.count);
-    return v;
-}
-
-/* The path of the name that each directory gave last. */
-static lay_code path_of(const lay_elayout *l, const visit *stack, size_t depth, lay_text *path, lay_error *err)
-{
-    lay_text_cut(path, 0);
-    for (size_t i = 0; i < depth; i++) {
-        lay_ename name;
-        lay_etree_name(l->t, stack[i].names[stack[i].next - 1], &name);
-        if (lay_text_push(path, name.text, name.len, err))
-            return err->code;
-    }
-    return LAY_OK;
-}
-
-static void name_failure(const lay_elayout *l, const visit *stack, size_t depth, lay_error *err)
+static void name_failure(const lay_ewalk *w, lay_error *err)
 {
     LAY_AUTO_FREE lay_text path = { 0 };
     lay_error ignored;
-    if (!path_of(l, stack, depth, &path, &ignored))
+    if (!lay_ewalk_path(w, &path, &ignored))
         lay_error_path(err, path.p, path.len);
 }
 
-lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, lay_error *err)
+static lay_code walk(lay_elayout *l, lay_ewalk *w, int64_t tables, lay_error *err)
 {
-    LAY_AUTO_FREE visit *stack = NULL;
-    size_t depth = 0, cap = 0;
-    if (lay_text_set(path, "", 0, err) || lay_reserve(&stack, &cap, 16, sizeof *stack, err))
+    lay_ename name;
+    uint32_t parent;
+    bool more;
+    if (place_directory(l, LAY_ETREE_ROOT, LAY_ETREE_ROOT, err) || lay_ewalk_begin(w, err))
         return err->code;
-    stack[depth++] = visit_of(l, LAY_ETREE_ROOT);
-    while (depth && node != LAY_ETREE_ROOT) {
-        visit *v = &stack[depth - 1];
-        lay_ename name;
-        if (v->next == v->count) {
-            depth--;
-            continue;
-        }
-        lay_etree_name(l->t, v->names[v->next++], &name);
-        if (name.node == node)
-            return path_of(l, stack, depth, path, err);
-        if (S_ISDIR(name.mode)) {
-            if (lay_grow(&stack, &cap, depth, sizeof *stack, err))
-                return err->code;
-            stack[depth++] = visit_of(l, name.node);
-        }
-    }
-    return LAY_OK;
-}
-
-static lay_code walk(lay_elayout *l, int64_t tables, lay_error *err)
-{
-    LAY_AUTO_FREE visit *stack = NULL;
-    size_t depth = 0, cap = 0;
-    if (lay_reserve(&stack, &cap, 16, sizeof *stack, err) || place_directory(l, LAY_ETREE_ROOT, LAY_ETREE_ROOT, err))
-        return err->code;
-    stack[depth++] = visit_of(l, LAY_ETREE_ROOT);
-    while (depth) {
-        visit *v = &stack[depth - 1];
-        lay_ename name;
-        if (v->next == v->count) {
-            depth--;
-            continue;
-        }
-        lay_etree_name(l->t, v->names[v->next++], &name);
-        if (S_ISDIR(name.mode)) {
-            if (place_directory(l, name.node, v->node, err) || lay_grow(&stack, &cap, depth, sizeof *stack, err))
-                return err->code;
-            stack[depth++] = visit_of(l, name.node);
-        } else if (place_other(l, name.node, &tables, err)) {
-            name_failure(l, stack, depth, err);
+    while (!lay_ewalk_next(w, &name, &parent, &more, err) && more)
+        if (S_ISDIR(name.mode) ? place_directory(l, name.node, parent, err) : place_other(l, name.node, &tables, err)) {
+            name_failure(w, err);
             return err->code;
         }
-    }
-    return LAY_OK;
+    return err->code;
 }
 
 /* Behind the inodes: directories, links, files. */
@@ -286,20 +226,18 @@ static lay_code place_blocks(lay_elayout *l, lay_error *err)
 
 lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err)
 {
-    size_t nodes = (size_t)lay_etree_count(t) + 1;
+    lay_ewalk w = { .t = t };
     *l = (lay_elayout){ .t = t, .tar_size = tar_size, .inodes_end = LAY_EROFS_SLOT, .data = LAY_EROFS_HEADER };      /* number 0 is none's */
     if (tar_size > IMAGE_MOST - LAY_EROFS_HEADER)
         return too_large(err);
     l->base = align(LAY_EROFS_HEADER + tar_size, LAY_EROFS_BLOCK);
-    l->order = malloc(nodes * sizeof *l->order);
-    if (!l->order)
-        return lay_fail_nomem(err);
-    return walk(l, tables, err) ? err->code : place_blocks(l, err);
+    walk(l, &w, tables, err);
+    free(w.stack);
+    return err->code ? err->code : place_blocks(l, err);
 }
 
 void lay_elayout_free(lay_elayout *l)
 {
-    free(l->order);
     free(l->dirs);
     free(l->links.list);
     free(l->files.list);

@@ -2,7 +2,6 @@
 #ifndef LAY_EROFS_LAYOUT_H
 #define LAY_EROFS_LAYOUT_H
 
-#include "base/text.h"
 #include "erofs/erofs_format.h"
 #include "erofs/erofs_tree.h"
 
@@ -20,7 +19,7 @@ typedef struct lay_eowns { lay_eown *list; size_t count, cap; } lay_eowns;
 typedef struct lay_elayout {
     const lay_etree *t;
     int64_t tar_size, base;                 /* base: of the metadata, in the file */
-    uint32_t *order; size_t norder;         /* inodes as they lie */
+    size_t inodes;                          /* how many; they lie as a walk comes to them first */
     lay_edir *dirs; size_t ndirs, dirs_cap; /* in the order of their inodes, as are the two below */
     lay_eowns links, files;
     int64_t inodes_end, files_size;         /* of the inodes; of the files so far */
@@ -31,8 +30,6 @@ typedef struct lay_elayout {
 
 lay_code lay_elayout_make(lay_elayout *l, const lay_etree *t, int64_t tar_size, int64_t tables, lay_error *err);
 void lay_elayout_free(lay_elayout *l);
-/* A path of the inode; of the root, and of none that there is, an empty one. */
-lay_code lay_elayout_path(const lay_elayout *l, uint32_t node, lay_text *path, lay_error *err);
 
 /* The names of a directory in order, "." and ".." among them. */
 typedef struct lay_enames {

@@ -6,6 +6,7 @@
 
 #include "base/grow.h"
 #include "erofs/erofs_layout.h"
+#include "erofs/erofs_walk.h"
 
 #include <sys/stat.h>
 
@@ -16,6 +17,9 @@ struct lay_eimage {
     uint8_t *p; size_t n, cap;              /* the bytes being made */
     int64_t at;                             /* of p[0] in the metadata */
     size_t inode, dir, link, file;          /* the next ones */
+    lay_ewalk walk; int64_t last;           /* to the next inode; where the one before is */
+    lay_enames names; lay_ename name;       /* of the directory being made: those that come behind this one */
+    int64_t block, end;                     /* where its next block is, and where the last one ends */
     int64_t tables, tables_left;            /* bytes for tables, as the layout was given them */
 };
 
@@ -32,8 +36,8 @@ static uint8_t *room(lay_eimage *m, int64_t at, size_t n, lay_error *err)
 
 /* ---- directories ------------------------------------------------------------------------------------------------- */
 
-/* The entries of one block; *name: the first of them, then of the next block's. False: it was the last block. */
-static bool put_block(const lay_elayout *l, lay_enames *e, lay_ename *name, uint8_t *to)
+/* The entries of one block; *name: the first of them, then of the next block's. */
+static void put_block(const lay_elayout *l, lay_enames *e, lay_ename *name, uint8_t *to)
 {
     lay_enames first = *e;
     lay_ename one = *name;
@@ -54,17 +58,23 @@ static bool put_block(const lay_elayout *l, lay_enames *e, lay_ename *name, uint
         at += one.len;
         lay_elayout_next(&first, &one);
     }
-    return more;
 }
 
-static lay_code put_directory(lay_eimage *m, const lay_edir *d, int64_t at, lay_error *err)
+static void begin_directory(lay_eimage *m, const lay_edir *d, int64_t at)
 {
-    uint8_t *to = room(m, at, d->size, err);
-    lay_enames e = lay_elayout_names(m->l.t, d->node, d->parent);
-    lay_ename name;
-    lay_elayout_next(&e, &name);              /* there are two at least */
-    while (to && put_block(&m->l, &e, &name, to))
-        to += LAY_EROFS_BLOCK;
+    m->names = lay_elayout_names(m->l.t, d->node, d->parent);
+    lay_elayout_next(&m->names, &m->name);    /* there are two at least */
+    m->block = at;
+    m->end = at + d->size;
+}
+
+static lay_code put_part(lay_eimage *m, lay_error *err)
+{
+    int64_t left = m->end - m->block, n = left < LAY_EROFS_BLOCK ? left : LAY_EROFS_BLOCK;
+    uint8_t *to = room(m, m->block, (size_t)n, err);
+    if (to)
+        put_block(&m->l, &m->names, &m->name, to);
+    m->block += n;
     return err->code;
 }
 
@@ -114,17 +124,37 @@ static void put_place(lay_eimage *m, const lay_enode *n, lay_eshape shape, unsig
     lay_put32(b + 44, n->nlink);
 }
 
+static int64_t place_of(const lay_elayout *l, uint32_t node) { return (int64_t)lay_etree_note(l->t, node) * LAY_EROFS_SLOT; }
+
+/* One more name of an inode leads back to where that lies. */
+static lay_code find_inode(lay_eimage *m, uint32_t *node, lay_error *err)
+{
+    lay_ename name = { .node = LAY_ETREE_ROOT };
+    uint32_t parent;
+    bool more = true;
+    if (!m->inode)
+        lay_ewalk_begin(&m->walk, err);
+    else
+        while (!lay_ewalk_next(&m->walk, &name, &parent, &more, err) && more && place_of(&m->l, name.node) <= m->last)
+            ;
+    m->last = place_of(&m->l, name.node);
+    *node = name.node;
+    return err->code;
+}
+
 static lay_code put_inode(lay_eimage *m, lay_error *err)
 {
     const lay_elayout *l = &m->l;
-    uint32_t node = l->order[m->inode];
+    uint32_t node;
     lay_enode n;
     unsigned bits = 0;
     size_t count = 0;
+    if (find_inode(m, &node, err))
+        return err->code;
     lay_etree_node(l->t, node, &n);
     const lay_edir *d = S_ISDIR(n.mode) ? &l->dirs[m->dir++] : NULL;
     lay_eshape shape = d ? LAY_E_PLAIN : lay_elayout_shape(&n, &m->tables_left, &bits, &count);
-    int64_t at = (int64_t)lay_etree_note(l->t, node) * LAY_EROFS_SLOT, end = at + lay_elayout_inode(&n);
+    int64_t at = m->last, end = at + lay_elayout_inode(&n);
     uint8_t *b = room(m, at, (size_t)(end - at), err);
     if (!b)
         return err->code;
@@ -141,8 +171,10 @@ static lay_code put_inode(lay_eimage *m, lay_error *err)
     lay_put32(b + 40, n.mtime_nsec);
     if (n.xattrs_len)
         memcpy(b + LAY_EROFS_INODE + LAY_EROFS_XATTR_HEADER, n.xattrs, n.xattrs_len);
+    if (d && d->at < 0)
+        begin_directory(m, d, end);
     if (d)
-        return d->at < 0 ? put_directory(m, d, end, err) : LAY_OK;
+        return LAY_OK;
     if (shape == LAY_E_TAIL && (b = room(m, end, (size_t)n.size, err)))
         memcpy(b, n.text, (size_t)n.size);
     else if (shape == LAY_E_CHUNKS && (b = room(m, (end + 7) & -8, count * 8, err)))
@@ -152,15 +184,17 @@ static lay_code put_inode(lay_eimage *m, lay_error *err)
 
 /* ---- in pieces --------------------------------------------------------------------------------------------------- */
 
-/* One more inode, directory or link; none: the end. */
+/* One more inode, block of a directory, or link; none: the end. */
 static lay_code put_next(lay_eimage *m, bool *more, lay_error *err)
 {
     const lay_elayout *l = &m->l;
     *more = true;
-    if (m->inode < l->norder) {
+    if (m->block < m->end)
+        return put_part(m, err);
+    if (m->inode < l->inodes) {
         if (put_inode(m, err))
             return err->code;
-        if (m->inode == l->norder)                /* of the links and directories, the blocks come now */
+        if (m->inode == l->inodes)                /* of the links and directories, the blocks come now */
             m->link = m->dir = 0;
         return LAY_OK;
     }
@@ -168,7 +202,8 @@ static lay_code put_next(lay_eimage *m, bool *more, lay_error *err)
         m->dir++;
     if (m->dir < l->ndirs) {
         const lay_edir *d = &l->dirs[m->dir++];
-        return put_directory(m, d, d->at, err);
+        begin_directory(m, d, d->at);
+        return put_part(m, err);
     }
     if (m->link < l->links.count) {
         const lay_eown *own = &l->links.list[m->link++];
@@ -200,7 +235,7 @@ lay_code lay_eimage_next(lay_eimage *m, const uint8_t **p, size_t *n, int64_t *a
 void lay_eimage_rewind(lay_eimage *m)
 {
     m->n = m->inode = m->dir = m->link = m->file = 0;
-    m->at = 0;
+    m->at = m->block = m->end = 0;
     m->tables_left = m->tables;
 }
 
@@ -216,6 +251,7 @@ lay_code lay_eimage_layout(lay_eimage **out, const lay_etree *t, int64_t tar_siz
         return err->code;
     }
     m->tables = tables;
+    m->walk.t = t;
     lay_eimage_rewind(m);
     *out = m;
     return LAY_OK;
@@ -226,6 +262,7 @@ void lay_eimage_free(lay_eimage *m)
     if (!m)
         return;
     lay_elayout_free(&m->l);
+    free(m->walk.stack);
     free(m->p);
     free(m);
 }
@@ -242,17 +279,24 @@ bool lay_eimage_expanded(const lay_eimage *m, size_t i, uint32_t *node, int64_t 
     return true;
 }
 
-/* The last one that begins at or before `at`. */
-static uint32_t node_at(const lay_elayout *l, int64_t at)
+/* The last inode that begins at or before `at`. */
+static lay_code inode_at(lay_ewalk *w, const lay_elayout *l, int64_t at, uint32_t *node, lay_error *err)
 {
-    if (at < l->inodes_end) {
-        size_t low = 0, high = l->norder;
-        while (high - low > 1) {
-            size_t middle = (low + high) / 2;
-            *((int64_t)lay_etree_note(l->t, l->order[middle]) * LAY_EROFS_SLOT <= at ? &low : &high) = middle;
-        }
-        return l->order[low];
-    }
+    lay_ename name;
+    uint32_t parent;
+    bool more;
+    int64_t last = place_of(l, *node = LAY_ETREE_ROOT);
+    if (lay_ewalk_begin(w, err))
+        return err->code;
+    while (!lay_ewalk_next(w, &name, &parent, &more, err) && more && place_of(l, name.node) <= at)
+        if (place_of(l, name.node) > last)
+            last = place_of(l, *node = name.node);
+    return err->code;
+}
+
+/* What has the last blocks that begin at or before `at`. */
+static uint32_t blocks_at(const lay_elayout *l, int64_t at)
+{
     uint32_t node = LAY_ETREE_ROOT;
     for (size_t i = 0; i < l->ndirs && l->dirs[i].at <= at; i++)
         node = l->dirs[i].at >= 0 ? l->dirs[i].node : node;
@@ -261,12 +305,37 @@ static uint32_t node_at(const lay_elayout *l, int64_t at)
     return node;
 }
 
-lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay_error *err)
+static lay_code path_of(lay_ewalk *w, uint32_t node, lay_text *path, lay_error *err)
 {
-    return lay_elayout_path(&m->l, node_at(&m->l, at - m->l.base), path, err);
+    lay_ename name;
+    uint32_t parent;
+    bool more = node != LAY_ETREE_ROOT;
+    if (lay_text_set(path, "", 0, err) || lay_ewalk_begin(w, err))
+        return err->code;
+    while (more && !lay_ewalk_next(w, &name, &parent, &more, err) && more)
+        if (name.node == node)
+            return lay_ewalk_path(w, path, err);
+    return err->code;
 }
 
-lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err) { return lay_elayout_path(&m->l, node, path, err); }
+lay_code lay_eimage_path_at(const lay_eimage *m, int64_t at, lay_text *path, lay_error *err)
+{
+    const lay_elayout *l = &m->l;
+    lay_ewalk w = { .t = l->t };
+    uint32_t node = blocks_at(l, at - l->base);
+    if (at - l->base >= l->inodes_end || !inode_at(&w, l, at - l->base, &node, err))
+        path_of(&w, node, path, err);
+    free(w.stack);
+    return err->code;
+}
+
+lay_code lay_eimage_path(const lay_eimage *m, uint32_t node, lay_text *path, lay_error *err)
+{
+    lay_ewalk w = { .t = m->l.t };
+    path_of(&w, node, path, err);
+    free(w.stack);
+    return err->code;
+}
 
 void lay_eimage_move_data(lay_eimage *m, int64_t at) { m->l.data = at; }
 
@@ -274,7 +343,7 @@ void lay_eimage_super(const lay_eimage *m, lay_erofs_super *s)
 {
     const lay_elayout *l = &m->l;
     *s = (lay_erofs_super){ .root = lay_etree_note(l->t, LAY_ETREE_ROOT), .blocks = (uint32_t)(l->size / LAY_EROFS_BLOCK),
-                            .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->norder, .tar_size = l->tar_size,
+                            .meta = (uint32_t)(l->base / LAY_EROFS_BLOCK), .inodes = l->inodes, .tar_size = l->tar_size,
                             .incompat = l->chunked ? LAY_EROFS_INCOMPAT_CHUNKED : 0 };
 }
 

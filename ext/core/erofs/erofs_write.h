@@ -2,8 +2,8 @@
  *
  * All follows from the tree and the tar's size alone, and the header from these and the DiffID: the same layer gives the
  * same bytes. Inodes come in the order of a walk, names by bytes; behind them the directories' blocks, the long links, and
- * the files that no inode can show where the tar has them. The bytes are made as they are asked for, so that an image of
- * any number of inodes takes a few bytes of memory for each.
+ * the files that no inode can show where the tar has them. The bytes are made as they are asked for, block by block, so that
+ * an image takes memory for its directories alone, and not for what is in them.
  */
 #ifndef LAY_EROFS_WRITE_H
 #define LAY_EROFS_WRITE_H
