@@ -24,6 +24,7 @@ import tarkit
 import variant
 from soak import budget
 from tarkit import dir, end, file
+from test_erofs_write import written
 
 # Places of a job that are walked.
 MOST = budget(20, 1 << 40)
@@ -361,6 +362,19 @@ def told_as_a_stack(room: Path) -> Job:
     return Job(run)
 
 
+def told_as_an_image(room: Path) -> Job:
+    """The tar of a layer that is an image, alone and on another one."""
+    images = [written(KINDS), written(tarkit.T1)]
+
+    def run() -> Any:
+        with erofsdoor.opened(images[0]) as upper, erofsdoor.opened(images[1]) as lower:
+            layers = door.ffi.new("lay_shown[]", [(-1, door.lib.lay_erofs_lower(one.e)) for one in (upper, lower)])
+            alone = read("lay_export_stack_open", layers, 1, door.ffi.NULL, 0, door.lib.LAY_EXPORT_KEEP)
+            return alone, read("lay_export_stack_open", layers, 1, layers + 1, 1, 0)
+
+    return Job(run)
+
+
 def exported(room: Path) -> Job:
     two_trees(room)
 
@@ -496,7 +510,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "copy": copied, "check": checked, "changes of trees": changes_of_trees,
     "changes of an overlay": changes_of_an_overlay,
     "changes of stacks": changes_of_stacks,
-    "union": union_of_two, "clone": cloned(0), "clone in threads": cloned(2), "merge": merged, "stack": told_as_a_stack,
+    "union": union_of_two, "clone": cloned(0), "clone in threads": cloned(2), "merge": merged, "stack": told_as_a_stack, "stack of images": told_as_an_image,
     "export": exported, "export changes": exported_changes, "export a directory": exported_directory, "record": recorded, "blocks": weighed, "image read": image_read, "size and remove": tree,
 }
 

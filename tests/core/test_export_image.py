@@ -29,6 +29,7 @@ THIRD = bytes.fromhex("010000030020000000000000000000000000000000000000")
 TARS = {name: recipe for name, recipe in (recipes.GOOD | ODD).items() if name != TOO_LARGE} | {
     "capabilities": lambda: tar_with(
         (entry("f", pax_headers={"SCHILY.xattr.security.capability": CAPABILITY.decode("latin-1")}), b"x"),
+        *[(entry(f"t{owner}", pax_headers={"SCHILY.xattr.security.capability": (THIRD[:20] + bytes([owner, 0, 0, 0])).decode("latin-1")}), b"x") for owner in (0, 100)],
         (entry("g", pax_headers={"SCHILY.xattr.trusted.t": "v", "SCHILY.xattr.user.u": ""}), b"x"),
     ),
     "opaque and deleted": lambda: tar_with(

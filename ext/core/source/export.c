@@ -17,6 +17,7 @@
 
 #define CAPABILITY_MAX 64      /* the kernel knows at most 24 bytes */
 #define CAPABILITY_V2_SIZE 20
+#define CAPABILITY_V3_SIZE 24
 #define MAX_LOOKS 1000         /* at a name that is another thing each time */
 
 void lay_export_init(lay_export *x, unsigned flags)
@@ -221,10 +222,13 @@ lay_code lay_export_damaged(const lay_lower *l, lay_error *err)
 
 /* ---- as a layer that is no directory shows it ---- */
 
+/* What lies on a disk tells a capability of revision 3 as one of revision 2, where it is root's of the whole host. */
 static ssize_t ask_layer(const lay_bearer *thing, const char *xattr, void *buf, size_t size)
 {
     const found *f = (const found *)thing;
-    return f->of->ops->xattr(f->of, f->in, thing->name, xattr, buf, size);
+    ssize_t n = f->of->ops->xattr(f->of, f->in, thing->name, xattr, buf, size);
+    bool third = n == CAPABILITY_V3_SIZE && size > 0 && xattr != NULL && strcmp(xattr, LAY_CAPABILITY) == 0;
+    return third && memcmp((const uint8_t *)buf + CAPABILITY_V2_SIZE, "\0\0\0", 4) == 0 ? (ssize_t)as_second_revision(buf, (size_t)n) : n;
 }
 
 static ssize_t read_layers_link(const found *f, char *to, size_t n)
