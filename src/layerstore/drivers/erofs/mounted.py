@@ -190,16 +190,6 @@ class Mounted:
     def opened(self, id: str) -> AbstractContextManager[Shown]:
         return self._files.image(id) if self._at.is_image(id) else self._at.opened_files(id)
 
-    def shown(self, id: str) -> AbstractContextManager[Shown]:
-        """Open the image, or what a box that became this layer has written, as long as an overlay stands on that."""
-        return self._files.image(id) if self._at.is_image(id) and self._is_bare(id) else self._at.opened_files(id)
-
-    def _is_bare(self, id: str) -> bool:
-        try:
-            return erofs.is_erofs(self._at.files_of(id)) or self._is_empty(id)
-        except FileNotFoundError:
-            return True
-
     def seen(self, id: str) -> AbstractContextManager[int]:
         """Open a directory that shows id's files; a layer that is mounted nowhere gets a mount of its own meanwhile."""
         left: list[OpenDirectory] = []

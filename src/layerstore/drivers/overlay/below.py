@@ -37,9 +37,6 @@ class Below(Protocol):
     def opened(self, id: str) -> AbstractContextManager[Shown]:
         """Open what id shows of itself. Nothing is mounted."""
 
-    def shown(self, id: str) -> AbstractContextManager[Shown]:
-        """Open what an overlay on id shows of it. Nothing is mounted."""
-
     def seen(self, id: str) -> AbstractContextManager[int]:
         """Open a directory that shows id's files, to open one of them; mount them for the block if that is needed."""
 
@@ -57,7 +54,7 @@ class Plain:
     """The Below of layers that are directories."""
 
     def __init__(self, at: Directories) -> None:
-        self.opened = self.shown = self.seen = at.opened_files
+        self.opened, self.seen = at.opened_files, at.opened_files
 
     def standing(self, ids: Sequence[str]) -> AbstractContextManager[Given]:
         return contextlib.nullcontext(list)

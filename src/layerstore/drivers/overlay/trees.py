@@ -111,7 +111,7 @@ class Trees:
         """Make the tar of the directory that merging these makes; of one, its own, or (merged) what it shows alone."""
         flags |= _tarstream.EXPORT_OVERLAY | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._below.shown(id)) for id in above]
+            fds = [stack.enter_context(self._below.opened(id)) for id in above]
             if len(fds) == 1 and not merged:
                 return looked_over(_tarstream.export_stack(fds, flags))
             lowers = [stack.enter_context(self._below.opened(id)) for id in below]
@@ -134,7 +134,7 @@ class Trees:
     def entries(self, above: Stack, below: Stack) -> Iterator[FileEntry]:
         flags = _tarstream.EXPORT_KEEP | (_tarstream.EXPORT_USERXATTR if self._view(above) else 0)
         with contextlib.ExitStack() as stack:
-            fds = [stack.enter_context(self._below.shown(id)) for id in above]
+            fds = [stack.enter_context(self._below.opened(id)) for id in above]
             lowers = [stack.enter_context(self._below.opened(id)) for id in below] if len(fds) > 1 else None
             return listed(_listing.list_stack(fds, lowers, flags), cast(ChainID, ""))
 
