@@ -176,8 +176,9 @@ lay_code lay_stand_on(int root_fd, const void *unsettled, size_t size, const lay
 
 /* ---- source: a tar goes out ------------------------------------------------------------------ */
 
-/* Fills buf with n bytes unless the tar ends before; *got == 0 with n > 0 is the end, and then what
- * was promised about the whole has been checked. An error comes after all good bytes were given. */
+/* Fills buf with n bytes unless the tar ends before, or a copy stopped before it: then what that had read ahead comes
+ * first. *got == 0 with n > 0 is the end, and then what was promised about the whole has been checked. An error comes
+ * after all good bytes were given. */
 lay_code lay_source_read(lay_source *s, void *buf, size_t n, size_t *got, lay_error *err);
 /* Writes to fd from the present position, at most max_bytes or about max_ms; *end as in pump. */
 lay_code lay_source_copy(lay_source *s, int fd, int64_t max_bytes, int max_ms, int64_t *written, int *end, lay_error *err);

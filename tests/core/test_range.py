@@ -82,7 +82,11 @@ def test_reading_copying_and_seeking_by_turns_is_a_files(steps):
             at = n
         elif what == "r":
             want = TAR[at : at + n]
-            assert read(source, n) == want if n else True
+            came = read(source, n) if n else b""
+            # What a copy that stopped had read ahead comes alone.
+            while len(came) < len(want) and (more := read(source, n - len(came))):
+                came += more
+            assert came == want
             at += len(want)
         else:
             with sinks.memory() as fd:
