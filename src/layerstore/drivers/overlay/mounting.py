@@ -92,9 +92,11 @@ class Mounting:
                 if self._at.is_plain(id):
                     return self._at.files_of(id)
                 raise ReadOnlyStoreError(f"{ReadOnlyStoreError.text}: nothing is mounted in it", path=merged)
+            # No other store ends what this one holds. A user of a killed process is counted here, but holds nothing.
+            held = self._holds.holds(_use(id))
             self._holds.retain(_use(id))
             try:
-                if self._counter.users(merged) and mounts.is_mounted(merged):
+                if held and self._counter.users(merged) and mounts.is_mounted(merged):
                     self._counter.increment(merged)
                     return merged
                 with self._at.claimed(id):    # no other store mounts, unmounts or turns it meanwhile
