@@ -10,23 +10,12 @@ from pathlib import Path
 import disk
 import erofsimage
 import pytest
+from home import loops
 
 from layerstore.disk import erofs, mounts
 from layerstore.errors import NotSupportedError
 
 SIZES = {"ext4": 64 << 20, "xfs": 320 << 20, "btrfs": 128 << 20}
-
-
-def loops(where):
-    """The loop devices on files below a directory."""
-    found = []
-    for device in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            if device.read_text().strip().startswith(os.fspath(where)):
-                found.append(device.parts[3])
-        except OSError:
-            pass
-    return found
 
 
 def made(place, **files):
